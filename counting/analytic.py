@@ -1,0 +1,218 @@
+"""Parameters and forward FLOPs in closed form: one formula per spec type, from the spec alone.
+
+Torch-free and blind to the modules: these are the other witness, held against what is measured. One multiply-add is
+2 FLOPs; only matrix multiplications count; attention counts the full S x S square.
+
+Legend: B batch, S sequence length, T = B * S tokens, D hidden_size, F intermediate_size, V vocab_size, E experts,
+K experts per token, H query heads, G key/value heads.
+"""
+
+from functools import singledispatch
+
+from counting.counts import Counts
+from torch_models.spec import (
+    AttentionSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    MultiHeadLatentAttentionSpec,
+    Spec,
+)
+
+
+@singledispatch
+def parameters(spec: Spec) -> Counts:
+    """Trainable parameters of what `spec` describes, by component."""
+    raise AssertionError(f"no parameter formula for {type(spec).__name__}")
+
+
+@singledispatch
+def forward_flops(spec: Spec, sequence_length: int, batch_size: int) -> Counts:
+    """FLOPs of one forward pass over `batch_size` sequences of `sequence_length` tokens, by component."""
+    raise AssertionError(f"no FLOP formula for {type(spec).__name__}")
+
+
+@singledispatch
+def attention_core_flops(spec: AttentionSpec, sequence_length: int, batch_size: int) -> int:
+    """The part of attention that grows with S squared: scores and weighted values, over the full square.
+
+    A causal kernel needs half of it (the convention of Dao 2023, arXiv 2307.08691, §4.1: half, not (S + 1) / 2S).
+    """
+    raise AssertionError(f"no attention formula for {type(spec).__name__}")
+
+
+# --- Attention -------------------------------------------------------------------------------------------------
+
+
+@parameters.register
+def _(spec: GroupedQueryAttentionSpec) -> Counts:
+    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245)."""
+    query_width = spec.num_attention_heads * spec.head_dim
+    key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
+    weights = spec.hidden_size * (query_width + key_value_width) + query_width * spec.hidden_size
+    biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
+    return Counts(attention=weights + biases)
+
+
+@attention_core_flops.register
+def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> int:
+    """2 S S head_dim for the scores and as much for the values, in each of H heads."""
+    return 2 * 2 * batch_size * spec.num_attention_heads * sequence_length**2 * spec.head_dim
+
+
+@forward_flops.register
+def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Each projection's weight once per token, then the core; Kaplan et al. 2020 (arXiv 2001.08361), table 1."""
+    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
+    projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
+    return Counts(attention=projections + attention_core_flops(spec, sequence_length, batch_size))
+
+
+def _latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple[int, int]]:
+    """(in, out) of each projection; DeepSeek-V2, arXiv 2405.04434, eq. 9-13 with the joint W_DKV and W_KR."""
+    heads = spec.num_attention_heads
+    queries = heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
+    if spec.q_lora_rank is None:
+        query_matrices = [(spec.hidden_size, queries)]
+    else:
+        query_matrices = [(spec.hidden_size, spec.q_lora_rank), (spec.q_lora_rank, queries)]
+    return [
+        *query_matrices,
+        (spec.hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim),
+        (spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim)),
+        (heads * spec.v_head_dim, spec.hidden_size),
+    ]
+
+
+@parameters.register
+def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
+    """The projections, and the norms of the two latents."""
+    weights = sum(rows * columns for rows, columns in _latent_attention_matrices(spec))
+    biases = 0
+    if spec.bias:  # on what reads or writes the residual stream, but not on a direct query projection
+        biases = (spec.q_lora_rank or 0) + spec.kv_lora_rank + spec.qk_rope_head_dim + spec.hidden_size
+    return Counts(attention=weights + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
+
+
+@attention_core_flops.register
+def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> int:
+    """Keys have nope + rope channels, values v_head_dim: the two products differ in size."""
+    channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
+    return 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
+
+
+@forward_flops.register
+def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Training expands the latents to full keys and values; the weight absorption of inference is not used."""
+    tokens = batch_size * sequence_length
+    projections = sum(2 * tokens * rows * columns for rows, columns in _latent_attention_matrices(spec))
+    return Counts(attention=projections + attention_core_flops(spec, sequence_length, batch_size))
+
+
+# --- Feed-forward ----------------------------------------------------------------------------------------------
+
+
+@parameters.register
+def _(spec: GatedMLPSpec) -> Counts:
+    """gate, up and down: three D x F matrices (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    biases = spec.bias * (2 * spec.intermediate_size + spec.hidden_size)
+    return Counts(mlp=3 * spec.hidden_size * spec.intermediate_size + biases)
+
+
+@forward_flops.register
+def _(spec: GatedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Three products of D x F per token."""
+    return Counts(mlp=3 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
+
+
+@parameters.register
+def _(spec: MixtureOfExpertsSpec) -> Counts:
+    """E experts, the shared ones, and D x E for the router (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
+
+    The correction bias of eq. 16 is a buffer: no gradient updates it.
+    """
+    router = spec.router
+    return Counts(
+        router=router.hidden_size * router.num_experts,
+        routed_experts=router.num_experts * parameters(spec.expert).total,
+        shared_experts=parameters(spec.shared_experts).total if spec.shared_experts else 0,
+    )
+
+
+@forward_flops.register
+def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Every token is routed, and runs through K experts and the shared ones, however it is routed."""
+    router, run = spec.router, (sequence_length, batch_size)
+    return Counts(
+        router=2 * batch_size * sequence_length * router.hidden_size * router.num_experts,
+        routed_experts=router.top_k * forward_flops(spec.expert, *run).total,
+        shared_experts=forward_flops(spec.shared_experts, *run).total if spec.shared_experts else 0,
+    )
+
+
+def inactive_parameters(spec: LayerSpec) -> int:
+    """Parameters of the routed experts that one token does not visit."""
+    if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):
+        return 0
+    router = spec.feed_forward.router
+    return (router.num_experts - router.top_k) * parameters(spec.feed_forward.expert).total
+
+
+# --- Layers and models -----------------------------------------------------------------------------------------
+
+
+@parameters.register
+def _(spec: LayerSpec) -> Counts:
+    """Attention, feed-forward and the norm before each."""
+    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=2 * spec.hidden_size)
+
+
+@forward_flops.register
+def _(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Attention and feed-forward; norms and residual sums multiply no matrices."""
+    run = (sequence_length, batch_size)
+    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run)
+
+
+@parameters.register
+def _(spec: ModelSpec) -> Counts:
+    """Embedding, layers, final norm and head; a tied head is the embedding and counts once."""
+    matrix = spec.vocab_size * spec.hidden_size
+    layers = sum((parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
+    head = 0 if spec.tie_word_embeddings else matrix
+    return layers + Counts(word_embedding=matrix, norm=spec.hidden_size, lm_head=head)
+
+
+@forward_flops.register
+def _(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
+    """The layers, and the head on every position; looking an embedding up is no product."""
+    run = (sequence_length, batch_size)
+    layers = sum((forward_flops(layer, *run) * count for layer, count in spec.layer_groups()), Counts())
+    return layers + Counts(lm_head=2 * batch_size * sequence_length * spec.hidden_size * spec.vocab_size)
+
+
+def model_attention_core_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> int:
+    """The S-squared part of a whole model's forward pass; a causal kernel needs half of it."""
+    run = (sequence_length, batch_size)
+    return sum(attention_core_flops(layer.attention, *run) * count for layer, count in spec.layer_groups())
+
+
+def active_parameters(spec: ModelSpec) -> int:
+    """Parameters that one token uses: all but the routed experts it does not visit."""
+    inactive = sum(inactive_parameters(layer) * count for layer, count in spec.layer_groups())
+    return parameters(spec).total - inactive
+
+
+def mtp_parameters(spec: ModelSpec) -> Counts:
+    """Of the multi-token-prediction modules, without the embedding and head they share with the main model.
+
+    Each is a decoder layer, a 2D x D projection of [hidden state; next embedding], a norm for each of these two,
+    and one before the head (DeepSeek-V3, arXiv 2412.19437, eq. 21-23). The projection stands under `mlp`.
+    """
+    total = Counts()
+    for layer in spec.mtp_layers:
+        projection = 2 * spec.hidden_size * spec.hidden_size
+        total += parameters(layer) + Counts(mlp=projection, norm=3 * spec.hidden_size)
+    return total

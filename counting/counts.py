@@ -1,0 +1,44 @@
+"""Counts: integers by component, that add, subtract and scale.
+
+The components are the rows of every table, the keys of the JSON and the ids of the tests. Multi-token prediction
+(`mtp`) is counted in the same components but never added to the main model's.
+"""
+
+import msgspec
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters, FLOPs or bytes of each component; exact integers."""
+
+    word_embedding: int = 0
+    positional_embedding: int = 0
+    attention: int = 0
+    mlp: int = 0
+    router: int = 0
+    routed_experts: int = 0
+    shared_experts: int = 0
+    norm: int = 0
+    lm_head: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum over all components."""
+        return sum(self.by_component().values())
+
+    def by_component(self) -> dict[str, int]:
+        """Component name -> count, zeros included, in the order of the tables."""
+        return {component: getattr(self, component) for component in COMPONENTS}
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{c: getattr(self, c) + getattr(other, c) for c in COMPONENTS})
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(**{c: getattr(self, c) - getattr(other, c) for c in COMPONENTS})
+
+    def __mul__(self, factor: int) -> "Counts":
+        return Counts(**{c: getattr(self, c) * factor for c in COMPONENTS})
+
+    __rmul__ = __mul__
+
+
+COMPONENTS: tuple[str, ...] = Counts.__struct_fields__

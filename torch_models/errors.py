@@ -1,0 +1,34 @@
+"""What a user can get wrong, said in one line that helps."""
+
+LONGEST_SHOWN_VALUE = 60
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a file, a field, a flag. The command prints it as one line and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A field whose value breaks a rule.
+
+    Reads as ``file: field = value: rule``; the file is filled in by whoever knows it (`in_file`).
+    """
+
+    def __init__(self, field: str, value: object, rule: str, file: str | None = None) -> None:
+        self.field = field
+        self.value = value
+        self.rule = rule
+        self.file = file
+        where = f"{file}: " if file else ""
+        super().__init__(f"{where}{field} = {show_value(value)}: {rule}")
+
+    def in_file(self, file: str) -> "ConfigError":
+        """The same error, naming the file that the field stands in."""
+        return ConfigError(self.field, self.value, self.rule, file)
+
+
+def show_value(value: object) -> str:
+    """A value as a user would recognise it, on one line, cut to a length that fits there."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN_VALUE else text[: LONGEST_SHOWN_VALUE - 1] + "…"

@@ -1,0 +1,255 @@
+"""What a model is, as plain frozen data: every size that a parameter, a FLOP or a byte depends on.
+
+Torch-free. A family (llama.py, deepseek_v3.py) reads a config.json into a `ModelSpec`; the modules are built from
+it, and the closed-form formulas read nothing else. All sizes are element counts. A spec that could not be built is
+refused where it is made, with a `ConfigError` that names the field as Hugging Face's config.json does.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from torch_models.errors import ConfigError
+
+# Beyond these no transformer exists, and a 64-bit byte count of one layer could overflow.
+MAX_WIDTH = 2**20  # hidden_size, intermediate_size, a projection's output
+MAX_HEADS = 2**12
+MAX_EXPERTS = 2**16
+MAX_LAYERS = 100_000
+MAX_VOCABULARY = 2**24
+MAX_SEQUENCE_LENGTH = 2**24
+
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all specs: immutable, keyword-only, hashable, equal when all fields are."""
+
+
+class LinearRopeScaling(Spec, tag_field="rope_type", tag="linear"):
+    """Position interpolation (Chen et al. 2023): every frequency divided by `factor`."""
+
+    factor: float
+
+
+class Llama3RopeScaling(Spec, tag_field="rope_type", tag="llama3"):
+    """Llama-3.1's scaling: low frequencies divided by `factor`, high ones kept, a linear blend between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                "high_freq_factor",
+                self.high_freq_factor,
+                f"must be greater than low_freq_factor ({self.low_freq_factor})",
+            )
+
+
+class YarnRopeScaling(Spec, tag_field="rope_type", tag="yarn"):
+    """YaRN (Peng et al. 2023, arXiv 2309.00071), with the two `mscale` fields that DeepSeek adds."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+
+
+RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
+
+
+class RotarySpec(Spec):
+    """Rotary position embedding over the `dim` rotated channels of each head; it has no parameters."""
+
+    dim: int
+    theta: float
+    scaling: RopeScaling | None = None
+    interleaved: bool = False  # pairs (0, 1), (2, 3), … as DeepSeek stores them, instead of (0, dim/2), …
+
+    def __post_init__(self) -> None:
+        if self.dim % 2:
+            raise ConfigError("head_dim", self.dim, "the rotated channels of a head must be even in number")
+
+
+class GroupedQueryAttentionSpec(Spec, tag="grouped_query_attention"):
+    """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023)."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary: RotarySpec
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                "num_attention_heads",
+                self.num_attention_heads,
+                f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
+                f"num_key_value_heads ({self.num_key_value_heads})",
+            )
+        check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
+
+
+class MultiHeadLatentAttentionSpec(Spec, tag="multi_head_latent_attention"):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1).
+
+    Keys and values are expanded from one latent of `kv_lora_rank` per token; queries from one of `q_lora_rank`,
+    or directly from the hidden state where that is None. A key is `qk_nope_head_dim` channels of its own and
+    `qk_rope_head_dim` rotated channels that all heads share.
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    rotary: RotarySpec
+    bias: bool = False  # of the projections from and to the hidden state
+
+    def __post_init__(self) -> None:
+        check_width("num_attention_heads * (qk_nope_head_dim + qk_rope_head_dim)", self.num_attention_heads * self.qk_head_dim)
+        check_width(
+            "num_attention_heads * (qk_nope_head_dim + v_head_dim)",
+            self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim),
+        )
+        assert self.rotary.dim == self.qk_rope_head_dim
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Channels of one query or key head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+AttentionSpec = GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
+
+
+class GatedMLPSpec(Spec, tag="gated_mlp"):
+    """down(activation(gate(x)) * up(x)); SwiGLU where the activation is silu (Shazeer 2020)."""
+
+    hidden_size: int
+    intermediate_size: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+class RouterSpec(Spec):
+    """Which `top_k` of `num_experts` a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
+
+    With `n_group` groups, only the `topk_group` groups whose two best experts score highest are eligible. The
+    `correction_bias` shifts the choice and not the weights; the optimiser does not update it.
+    """
+
+    hidden_size: int
+    num_experts: int
+    top_k: int
+    n_group: int
+    topk_group: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    correction_bias: bool
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, value: int, rule: str) -> None:
+            if not holds:
+                raise ConfigError(field, value, rule)
+
+        experts, groups = self.num_experts, self.n_group
+        require(self.top_k <= experts, "num_experts_per_tok", self.top_k, f"must be at most n_routed_experts ({experts})")
+        require(experts % groups == 0, "n_group", groups, f"must divide n_routed_experts ({experts})")
+        require(self.topk_group <= groups, "topk_group", self.topk_group, f"must be at most n_group ({groups})")
+        require(
+            groups == 1 or experts // groups >= 2,
+            "n_group",
+            groups,
+            f"a group is ranked by its two best experts, but n_routed_experts / n_group is {experts // groups}",
+        )
+        eligible = self.topk_group * (experts // groups)
+        require(
+            self.top_k <= eligible,
+            "num_experts_per_tok",
+            self.top_k,
+            f"must be at most the {eligible} experts of topk_group ({self.topk_group}) groups",
+        )
+
+
+class MixtureOfExpertsSpec(Spec, tag="mixture_of_experts"):
+    """Routed experts, of which each token uses `router.top_k`, beside shared experts that every token uses."""
+
+    router: RouterSpec
+    expert: GatedMLPSpec
+    shared_experts: GatedMLPSpec | None  # all shared experts as the one wide MLP that they are computed as
+
+
+FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
+
+
+class LayerSpec(Spec):
+    """One decoder layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    attention: AttentionSpec
+    feed_forward: FeedForwardSpec
+    norm_eps: float
+
+    @property
+    def kind(self) -> str:
+        """``dense`` or ``moe``."""
+        return "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self.attention.hidden_size
+
+
+class ModelSpec(Spec):
+    """A decoder-only language model: embedding, layers, final norm, head.
+
+    `mtp_layers` are the multi-token-prediction modules beside it (DeepSeek-V3, §2.2): each joins the hidden state
+    with the next token's embedding and runs one more decoder layer; embedding and head are the main model's.
+    """
+
+    name: str
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerSpec, ...]
+    norm_eps: float
+    tie_word_embeddings: bool
+    sequence_length: int | None  # what the config says the model is trained at, and which field said so
+    sequence_length_source: str | None
+    mtp_layers: tuple[LayerSpec, ...] = ()
+    defaulted_fields: tuple[str, ...] = ()  # "field = value" for what the config left to the family's default
+
+    def __post_init__(self) -> None:
+        assert self.layers and all(layer.hidden_size == self.hidden_size for layer in self.layers)
+
+    def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
+        """The distinct layers with how often each occurs, in order of first appearance."""
+        counts: dict[LayerSpec, int] = {}
+        previous, run = self.layers[0], 0
+        for layer in self.layers:  # runs of one object are counted without hashing it each time
+            if layer is previous:
+                run += 1
+            else:
+                counts[previous] = counts.get(previous, 0) + run
+                previous, run = layer, 1
+        counts[previous] = counts.get(previous, 0) + run
+        return tuple(counts.items())
+
+
+def check_width(field: str, value: int) -> None:
+    """Refuse a width beyond `MAX_WIDTH`: a product of two fields that are each in range."""
+    if value > MAX_WIDTH:
+        raise ConfigError(field, value, f"must be at most {MAX_WIDTH}")
