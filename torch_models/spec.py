@@ -191,6 +191,16 @@ class MixtureOfExpertsSpec(Spec, tag="mixture_of_experts"):
     expert: GatedMLPSpec
     shared_experts: GatedMLPSpec | None  # all shared experts as the one wide MLP that they are computed as
 
+    def __post_init__(self) -> None:
+        for field, width in (
+            ("hidden_size", self.expert.hidden_size),
+            ("moe_intermediate_size", self.expert.intermediate_size),
+        ):
+            if width % 8:
+                raise ConfigError(field, width, "must be a multiple of 8: grouped matrix products need 16-byte rows")
+        if self.expert.bias:
+            raise ConfigError("mlp_bias", True, "routed experts have no biases")
+
 
 FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
 

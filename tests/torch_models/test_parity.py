@@ -1,0 +1,195 @@
+"""The native modules against transformers: names, shapes, logits and gradients, with the same weights, in fp32."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_layers import MtpLayer
+
+from torch_models import build
+from torch_models.build import build_mtp_layers
+from torch_models.config import spec_from_fields
+from torch_models.layers import rotary_tables
+
+SEQUENCE_LENGTH = 48
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 64,
+}
+
+DEEPSEEK_V3: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 16,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+    "max_position_embeddings": 64,
+}
+
+YARN = {
+    "type": "yarn",
+    "factor": 4,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "llama-grouped-queries": LLAMA | {"num_key_value_heads": 2},
+    "llama-tied": LLAMA | {"tie_word_embeddings": True},
+    "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
+    "llama-wide-heads": LLAMA | {"head_dim": 16, "num_key_value_heads": 2},
+    "llama-gelu": LLAMA | {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-3},
+    "llama-rope-llama3": LLAMA
+    | {
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "llama-rope-linear": LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "llama-rope-yarn": LLAMA
+    | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama-rope-parameters": LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
+    "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v3-yarn": DEEPSEEK_V3 | {"rope_scaling": YARN},
+    "deepseek_v3-yarn-unequal-mscale": DEEPSEEK_V3 | {"rope_scaling": YARN | {"mscale": 0.7}},
+    "deepseek_v3-direct-queries": DEEPSEEK_V3 | {"q_lora_rank": None},
+    "deepseek_v3-biases": DEEPSEEK_V3 | {"attention_bias": True},
+    "deepseek_v3-one-group": DEEPSEEK_V3 | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+    "deepseek_v3-all-experts": DEEPSEEK_V3 | {"num_experts_per_tok": 16, "topk_group": 4},
+    "deepseek_v3-halves-rotated": DEEPSEEK_V3 | {"rope_interleave": False},
+    "deepseek_v3-all-dense": DEEPSEEK_V3 | {"first_k_dense_replace": 4},
+}
+
+
+def reference_model(fields: dict[str, Any]) -> Any:
+    """transformers' model of the same config, with weights large enough that every part matters."""
+    config = transformers.AutoConfig.for_model(**fields)
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.3)
+    return model
+
+
+def token_ids() -> torch.Tensor:
+    return torch.randint(0, 96, (2, SEQUENCE_LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("kernels", ["fused", "eager"])
+@pytest.mark.parametrize("fields", CASES.values(), ids=CASES.keys())
+def test_logits_and_gradients_equal_transformers(fields: dict[str, Any], kernels: Any) -> None:
+    reference = reference_model(fields)
+    model = build(spec_from_fields(fields, "shrunken"), kernels=kernels)
+    model.load_state_dict(reference.state_dict())  # strict: every name and every shape
+
+    ids = token_ids()
+    expected, logits = reference(input_ids=ids).logits, model(ids)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+    loss_of(expected, ids).backward()
+    loss_of(logits, ids).backward()
+    expected_gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert gradients.keys() == expected_gradients.keys()
+    for name, expected_gradient in expected_gradients.items():
+        scale = float(expected_gradient.abs().max()) or 1.0
+        torch.testing.assert_close(gradients[name] / scale, expected_gradient / scale, rtol=0, atol=2e-4, msg=name)
+
+
+def test_multi_token_prediction_layer_equals_transformers() -> None:
+    reference_main = reference_model(DEEPSEEK_V3)
+    reference = MtpLayer(
+        reference_main.config, type(reference_main.model.layers[-1]), type(reference_main.model.norm), layer_idx=3
+    )
+    with torch.no_grad():
+        for tensor in reference.state_dict().values():
+            tensor.normal_(std=0.3)
+    spec = spec_from_fields(DEEPSEEK_V3, "shrunken")
+    (layer,) = build_mtp_layers(spec)
+    # transformers nests the layer and renames the last norm; the published checkpoint does neither.
+    renamed = {
+        name.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm"): tensor
+        for name, tensor in reference.state_dict().items()
+    }
+    layer.load_state_dict(renamed)
+
+    generator = torch.Generator().manual_seed(2)
+    hidden, embedding = (torch.randn(2, SEQUENCE_LENGTH, 64, generator=generator) for _ in range(2))
+    positions = torch.arange(SEQUENCE_LENGTH).unsqueeze(0)
+    future = torch.full((SEQUENCE_LENGTH, SEQUENCE_LENGTH), float("-inf")).triu(1)[None, None]
+    expected = reference(
+        embedding, hidden, reference_main.model.rotary_emb(hidden, positions), future, positions, None
+    )
+    tables = rotary_tables(spec.mtp_layers[0].attention.rotary, SEQUENCE_LENGTH, hidden.device, hidden.dtype)
+    torch.testing.assert_close(layer(hidden, embedding, tables), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3], ids=["llama", "deepseek_v3"])
+def test_models_train_in_bf16(fields: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build(spec_from_fields(fields, "shrunken"), dtype=torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    ids = token_ids()
+    losses = []
+    for _ in range(30):
+        loss = loss_of(model(ids).float(), ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3], ids=["llama", "deepseek_v3"])
+def test_no_position_sees_a_later_one(fields: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = build(spec_from_fields(fields, "shrunken"))
+    ids = token_ids()
+    changed = ids.clone()
+    changed[:, 30] = (changed[:, 30] + 1) % 96
+    with torch.no_grad():
+        before, after = model(ids), model(changed)
+    torch.testing.assert_close(before[:, :30], after[:, :30], rtol=0, atol=1e-6)
+    assert not torch.allclose(before[:, 30:], after[:, 30:])

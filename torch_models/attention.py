@@ -1,0 +1,117 @@
+"""Attention: grouped-query (Llama) and multi-head latent (DeepSeek). Causal, over whole sequences, as in training.
+
+The legend of dimension letters is in layers.py; R is kv_lora_rank.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_models.layers import Kernels, Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
+from torch_models.spec import GroupedQueryAttentionSpec, MultiHeadLatentAttentionSpec
+
+LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this, whatever the config's rms_norm_eps
+
+
+def causal_attention(query_BSHC: Tensor, key_BSGC: Tensor, value_BSGC: Tensor, scale: float, kernels: Kernels) -> Tensor:
+    """softmax(query key^T * scale) value with each position seeing itself and those before it -> (B, S, H, C of value)."""
+    query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
+    groups = query.shape[1] // key.shape[1]
+    if kernels == "fused":
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=groups > 1)
+    else:
+        out = _eager_attention(query, key, value, scale, groups)
+    return out.transpose(1, 2)
+
+
+def _eager_attention(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, scale: float, groups: int) -> Tensor:
+    """The plain arithmetic: scores, mask and probabilities are S x S tensors of every head, the softmax in fp32."""
+    if groups > 1:
+        key_BGSC, value_BGSC = (x.repeat_interleave(groups, dim=1) for x in (key_BGSC, value_BGSC))
+    length = query_BHSC.shape[2]
+    scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
+    future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
+    scores = scores.masked_fill(future, float("-inf"))
+    return torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype), value_BGSC)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Query heads in equal groups, each group sharing one key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
+
+    component = "attention"
+
+    def __init__(self, spec: GroupedQueryAttentionSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.head_dim = spec.head_dim
+        self.interleaved = spec.rotary.interleaved
+        self.scale = softmax_scale(spec.rotary, spec.head_dim)
+        query_width = spec.num_attention_heads * spec.head_dim
+        key_value_width = spec.num_key_value_heads * spec.head_dim
+        self.q_proj = Linear(spec.hidden_size, query_width, bias=spec.qkv_bias)
+        self.k_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        self.v_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        self.o_proj = Linear(query_width, spec.hidden_size, bias=spec.output_bias)
+
+    def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        query = apply_rotary(self._heads(self.q_proj(x_BSD)), rotary, self.interleaved)
+        key = apply_rotary(self._heads(self.k_proj(x_BSD)), rotary, self.interleaved)
+        value = self._heads(self.v_proj(x_BSD))
+        attended_BSHC = causal_attention(query, key, value, self.scale, self.kernels)
+        out: Tensor = self.o_proj(attended_BSHC.flatten(2))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """Keys and values expanded from one latent per token (DeepSeek-V2, arXiv 2405.04434, eq. 9-19)."""
+
+    component = "attention"
+
+    def __init__(self, spec: MultiHeadLatentAttentionSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.spec = spec
+        self.kernels: Kernels = kernels
+        self.scale = softmax_scale(spec.rotary, spec.qk_head_dim)
+        heads, width = spec.num_attention_heads, spec.hidden_size
+        if spec.q_lora_rank is None:
+            self.q_proj = Linear(width, heads * spec.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = Linear(width, spec.q_lora_rank, bias=spec.bias)
+            self.q_a_layernorm = RMSNorm(spec.q_lora_rank, LATENT_NORM_EPS, kernels)
+            self.q_b_proj = Linear(spec.q_lora_rank, heads * spec.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = Linear(width, spec.kv_lora_rank + spec.qk_rope_head_dim, bias=spec.bias)
+        self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, LATENT_NORM_EPS, kernels)
+        self.kv_b_proj = Linear(spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False)
+        self.o_proj = Linear(heads * spec.v_head_dim, width, bias=spec.bias)
+
+    def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        query = self._query(x_BSD, rotary)
+        key, value = self._key_value(x_BSD, rotary)
+        attended_BSHC = causal_attention(query, key, value, self.scale, self.kernels)
+        out: Tensor = self.o_proj(attended_BSHC.flatten(2))
+        return out
+
+    def _query(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        spec = self.spec
+        if spec.q_lora_rank is None:
+            query = self.q_proj(x_BSD)
+        else:
+            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
+        query_BSHC = query.unflatten(-1, (spec.num_attention_heads, spec.qk_head_dim))
+        own, rotated = query_BSHC.split([spec.qk_nope_head_dim, spec.qk_rope_head_dim], dim=-1)
+        return torch.cat((own, apply_rotary(rotated, rotary, spec.rotary.interleaved)), dim=-1)
+
+    def _key_value(self, x_BSD: Tensor, rotary: RotaryTables) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        latent_BSR, shared = self.kv_a_proj_with_mqa(x_BSD).split([spec.kv_lora_rank, spec.qk_rope_head_dim], dim=-1)
+        expanded = self.kv_b_proj(self.kv_a_layernorm(latent_BSR))
+        expanded_BSHC = expanded.unflatten(-1, (spec.num_attention_heads, spec.qk_nope_head_dim + spec.v_head_dim))
+        own, value = expanded_BSHC.split([spec.qk_nope_head_dim, spec.v_head_dim], dim=-1)
+        rotated = apply_rotary(shared.unsqueeze(2), rotary, spec.rotary.interleaved)  # one head that all heads share
+        key = torch.cat((own, rotated.expand(-1, -1, spec.num_attention_heads, -1)), dim=-1)
+        return key, value

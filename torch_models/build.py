@@ -1,0 +1,68 @@
+"""Specs into modules: the one place where device, dtype and first values are decided."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from torch_models.decoder import CausalLM, MultiTokenPredictionLayer
+from torch_models.layers import Kernels, RMSNorm
+from torch_models.spec import ModelSpec
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+    initializer_range: float = 0.02,
+) -> CausalLM:
+    """The main model of `spec`; on the meta device it has shapes and no memory."""
+    with _creation(device, dtype or torch.float32):
+        model = CausalLM(spec, kernels)
+    initialize(model, initializer_range)
+    return model
+
+
+def build_mtp_layers(
+    spec: ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+    initializer_range: float = 0.02,
+) -> nn.ModuleList:
+    """The multi-token-prediction layers of `spec`, as many as its config has; they are no part of the main model."""
+    with _creation(device, dtype or torch.float32):
+        layers = nn.ModuleList(MultiTokenPredictionLayer(layer, kernels) for layer in spec.mtp_layers)
+    initialize(layers, initializer_range)
+    return layers
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, initializer_range: float) -> None:
+    """Draw every weight matrix from N(0, initializer_range²); norms start at one, biases at zero."""
+    for owner in module.modules():
+        if isinstance(owner, RMSNorm):
+            continue
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter.is_meta:
+                return
+            if name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=initializer_range)
+
+
+@contextlib.contextmanager
+def _creation(device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
+    """New tensors go to `device` as `dtype`; the default dtype is restored afterwards."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(previous)

@@ -1,0 +1,326 @@
+"""config.json in Hugging Face's format -> ModelSpec: strict JSON, checked fields, nothing unknown passed over.
+
+A family module has a `Config`, the fields that it understands with their rules, and `model_spec(config, name)`.
+Fields that change nothing here are listed with the reason; any other field is refused, because a field that this
+program does not understand may change the architecture.
+"""
+
+import difflib
+import importlib
+import importlib.resources
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, cast
+
+import msgspec
+from msgspec import Meta
+
+from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.spec import (
+    MAX_EXPERTS,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_SEQUENCE_LENGTH,
+    MAX_VOCABULARY,
+    MAX_WIDTH,
+    ModelSpec,
+)
+
+# model_type -> the module in this package that reads it. A new family is one file and one line here.
+FAMILIES = {"llama": "llama", "deepseek_v3": "deepseek_v3"}
+
+# What `architectures` says where `model_type` is missing.
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "DeepseekV3ForCausalLM": "deepseek_v3"}
+
+# Names that course and tool configs use -> Hugging Face's.
+ALIASES = {
+    "num_layers": "num_hidden_layers",
+    "dtype": "torch_dtype",
+    "num_mtp_layers": "num_nextn_predict_layers",
+}
+
+MAX_CONFIG_BYTES = 4_000_000
+
+Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
+Heads = Annotated[int, Meta(ge=1, le=MAX_HEADS)]
+Layers = Annotated[int, Meta(ge=1, le=MAX_LAYERS)]
+Experts = Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
+SequenceLength = Annotated[int, Meta(ge=1, le=MAX_SEQUENCE_LENGTH)]
+Epsilon = Annotated[float, Meta(gt=0, le=1)]
+Positive = Annotated[float, Meta(gt=0, le=1e12)]
+Theta = Annotated[float, Meta(gt=1, le=1e12)]
+
+_TOKENS = "names a token, not a size"
+_GENERATION = "steers generation, not training"
+_BOOKKEEPING = "says who wrote the file"
+
+# Fields that change no parameter, FLOP or byte that is counted here, with the reason.
+IRRELEVANT_FIELDS: dict[str, str] = {
+    "_name_or_path": _BOOKKEEPING,
+    "architectures": "repeats the family",
+    "auto_map": "points to remote code, which is never run",
+    "transformers_version": _BOOKKEEPING,
+    "torch_dtype": "counts are for 16-bit numbers, whatever the checkpoint is stored in",
+    "quantization_config": "says how the checkpoint is stored; the trained model is the same",
+    "initializer_range": "sets first values, not shapes",
+    "use_cache": _GENERATION,
+    "bos_token_id": _TOKENS,
+    "eos_token_id": _TOKENS,
+    "pad_token_id": _TOKENS,
+    "sep_token_id": _TOKENS,
+    "decoder_start_token_id": _TOKENS,
+    "forced_bos_token_id": _TOKENS,
+    "forced_eos_token_id": _TOKENS,
+    "begin_suppress_tokens": _TOKENS,
+    "suppress_tokens": _TOKENS,
+    "bad_words_ids": _GENERATION,
+    "pretraining_tp": "splits products without changing their sum",
+    "ep_size": "says how experts were spread over devices",
+    "aux_loss_alpha": "weighs a balance loss, which multiplies no matrices",
+    "seq_aux": "chooses the balance loss, which multiplies no matrices",
+    "output_attentions": "asks for outputs",
+    "output_hidden_states": "asks for outputs",
+    "output_router_logits": "asks for outputs",
+    "return_dict": "asks for outputs",
+    "return_dict_in_generate": "asks for outputs",
+    "output_scores": "asks for outputs",
+    "gradient_checkpointing": "the analysis states its own",
+    "id2label": "labels of a classifier",
+    "label2id": "labels of a classifier",
+    "problem_type": "labels of a classifier",
+    "num_labels": "labels of a classifier",
+    "finetuning_task": "labels of a classifier",
+    "task_specific_params": _GENERATION,
+    "tokenizer_class": "the tokenizer is not part of the model",
+    "prefix": _GENERATION,
+    "torchscript": "asks for another execution, not another model",
+    "chunk_size_feed_forward": "splits products without changing their sum",
+    "do_sample": _GENERATION,
+    "early_stopping": _GENERATION,
+    "temperature": _GENERATION,
+    "top_p": _GENERATION,
+    "typical_p": _GENERATION,
+    "max_length": _GENERATION,
+    "min_length": _GENERATION,
+    "num_beams": _GENERATION,
+    "num_beam_groups": _GENERATION,
+    "num_return_sequences": _GENERATION,
+    "diversity_penalty": _GENERATION,
+    "length_penalty": _GENERATION,
+    "repetition_penalty": _GENERATION,
+    "encoder_no_repeat_ngram_size": _GENERATION,
+    "no_repeat_ngram_size": _GENERATION,
+    "exponential_decay_length_penalty": _GENERATION,
+    "remove_invalid_values": _GENERATION,
+    "tf_legacy_loss": "of another framework",
+    "use_bfloat16": "of another framework",
+}
+
+# Architecture switches of the common base class: only the value that leaves a decoder as it is.
+FIXED_FIELDS: dict[str, object] = {
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "tie_encoder_decoder": False,
+    "pruned_heads": {},
+}
+
+
+class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields that every family has; a subclass adds its own. Rules are in the types, defaults are the family's."""
+
+    model_type: str
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads | None = None
+    max_sequence_length: SequenceLength | None = None
+    max_position_embeddings: SequenceLength | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    attention_dropout: float | None = 0.0
+    rope_theta: Theta | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention_dropout:
+            raise ConfigError("attention_dropout", self.attention_dropout, "must be 0: dropout is not modelled")
+
+    def training_length(self) -> tuple[int | None, str | None]:
+        """The sequence length that the config is for, and the field that says so."""
+        if self.max_sequence_length is not None:
+            return self.max_sequence_length, "max_sequence_length"
+        if self.max_position_embeddings is not None:
+            return self.max_position_embeddings, "max_position_embeddings"
+        return None, None
+
+
+class Family(Protocol):
+    """What a family module offers."""
+
+    Config: type[FamilyConfig]
+
+    def model_spec(self, config: Any, name: str) -> ModelSpec:
+        """The spec of a checked config."""
+
+
+def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
+    """The model that a config describes; `path_or_name` is a path, or a file's name in `configs/`.
+
+    Raises `UserError` (a `ValueError`) naming file, field, value and rule.
+    """
+    file, fields = read_config(path_or_name)
+    try:
+        return spec_from_fields(fields, name=Path(file).stem.removesuffix("_config"))
+    except ConfigError as error:
+        raise error.in_file(file) from None
+
+
+def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
+    """The model that the fields of a config.json describe."""
+    fields = _with_standard_names(fields)
+    family = cast(Family, importlib.import_module(f"torch_models.{FAMILIES[_model_type(fields)]}"))
+    known = family.Config.__struct_fields__
+    for field, value in fields.items():
+        if field in FIXED_FIELDS:
+            if value != FIXED_FIELDS[field]:
+                raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are modelled")
+        elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
+            raise ConfigError(field, value, _unknown_field_rule(field, known))
+    config = convert({field: fields[field] for field in known if field in fields}, family.Config)
+    defaulted = tuple(
+        f"{field} = {show_value(getattr(config, field))}"
+        for field in known
+        if field not in fields and getattr(config, field) is not None
+    )
+    return msgspec.structs.replace(family.model_spec(config, name), defaulted_fields=defaulted)
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def convert(fields: dict[str, Any], struct: type[S], prefix: str = "") -> S:
+    """`fields` as a `struct`, or a `ConfigError` that names the field, with `prefix` before it, and the rule."""
+    try:
+        return msgspec.convert(fields, struct)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):  # raised by a struct's own check
+            raise error.__cause__ from None
+        raise _as_config_error(str(error), fields, prefix) from None
+
+
+def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """The path as the user knows it, and the fields of the JSON object in it."""
+    shown = os.fspath(path_or_name)
+    content = _read_bytes(shown)
+    try:
+        fields = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_nan)
+    except UserError as error:
+        raise UserError(f"{shown}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{shown}: not valid JSON: {reason}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{shown}: must be a JSON object of config fields, but is {show_value(fields)}")
+    return shown, fields
+
+
+def _read_bytes(shown: str) -> bytes:
+    bundled = importlib.resources.files("configs")
+    try:
+        info = os.stat(shown)
+    except (OSError, ValueError) as error:
+        if Path(shown).name == shown:
+            for name in (shown, f"{shown}.json", f"{shown}_config.json"):
+                resource = bundled / name
+                if name.endswith("_config.json") and resource.is_file():
+                    return resource.read_bytes()
+        if isinstance(error, FileNotFoundError):
+            names = sorted(entry.name for entry in bundled.iterdir() if entry.name.endswith("_config.json"))
+            raise UserError(f"{shown}: no such file, and configs/ has only {', '.join(names)}") from None
+        raise UserError(f"{shown}: cannot be read: {_reason(error)}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise UserError(f"{shown}: must be a file of JSON, but is {_kind(info.st_mode)}")
+    if info.st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"{shown}: {info.st_size} bytes; a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        return Path(shown).read_bytes()
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for field, value in pairs:
+        if field in fields:
+            raise ConfigError(field, value, f"the field stands twice; its first value is {show_value(fields[field])}")
+        fields[field] = value
+    return fields
+
+
+def _refuse_nan(constant: str) -> float:
+    raise UserError(f"{constant} is no JSON number; every number must be finite")
+
+
+def _with_standard_names(fields: dict[str, Any]) -> dict[str, Any]:
+    renamed = dict(fields)
+    for alias, standard in ALIASES.items():
+        if alias not in renamed:
+            continue
+        value = renamed.pop(alias)
+        if standard in renamed and renamed[standard] != value:
+            raise ConfigError(alias, value, f"is another name of {standard}, which is {show_value(renamed[standard])}")
+        renamed[standard] = value
+    return renamed
+
+
+def _model_type(fields: dict[str, Any]) -> str:
+    """The family's name, set in `fields` from `architectures` where the field is missing."""
+    model_type = fields.get("model_type")
+    if model_type is None:
+        architectures = fields.get("architectures")
+        named = architectures if isinstance(architectures, list) else []
+        families = {ARCHITECTURES[name] for name in named if isinstance(name, str) and name in ARCHITECTURES}
+        if len(families) != 1:
+            raise ConfigError("model_type", model_type, f"is missing; must be one of {', '.join(FAMILIES)}")
+        model_type = families.pop()
+        fields["model_type"] = model_type
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError("model_type", model_type, f"is not known; must be one of {', '.join(FAMILIES)}")
+    return model_type
+
+
+def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
+    hint = f"; did you mean {close[0]}?" if close else "; if it does not change the architecture, remove it"
+    return f"this field is not understood{hint}"
+
+
+def _as_config_error(message: str, fields: dict[str, Any], prefix: str) -> ConfigError:
+    """msgspec's "<rule> - at `$.<path>`" as field, value and rule."""
+    rule, _, path = message.partition(" - at `$.")
+    if rule.startswith("Object missing required field"):
+        return ConfigError(prefix + rule.split("`")[1], None, "is missing and has no default")
+    keys = path.rstrip("`").split(".")
+    value: Any = fields
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    rule = rule.replace("`", "").replace("Expected ", "must be ").replace(", got", ", is")
+    return ConfigError(prefix + ".".join(keys), value, rule)

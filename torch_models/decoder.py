@@ -1,0 +1,139 @@
+"""The decoder-only language model that every spec describes, with Hugging Face's parameter names.
+
+`CausalLM` is the main model; `MultiTokenPredictionLayer` is what DeepSeek-V3 trains beside it. The legend of
+dimension letters is in layers.py; V is vocab_size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from torch_models.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from torch_models.layers import GatedMLP, Kernels, Linear, RMSNorm, RotaryTables, rotary_tables
+from torch_models.moe import MixtureOfExperts
+from torch_models.spec import (
+    AttentionSpec,
+    FeedForwardSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    ModelSpec,
+    RotarySpec,
+)
+
+
+def attention_module(spec: AttentionSpec, kernels: Kernels) -> nn.Module:
+    """The module that `spec` describes."""
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        return GroupedQueryAttention(spec, kernels)
+    return MultiHeadLatentAttention(spec, kernels)
+
+
+def feed_forward_module(spec: FeedForwardSpec) -> nn.Module:
+    """The module that `spec` describes."""
+    return GatedMLP(spec) if isinstance(spec, GatedMLPSpec) else MixtureOfExperts(spec)
+
+
+class _Block(nn.Module):
+    """The parts of a decoder layer, under the names that checkpoints give them."""
+
+    def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.spec = spec
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.self_attn = attention_module(spec.attention, kernels)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.mlp = feed_forward_module(spec.feed_forward)
+
+    def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary)
+        return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+
+
+class DecoderLayer(_Block):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """(B, S, D) -> (B, S, D); `rotary` are the tables of this layer's `spec.attention.rotary`."""
+        return self._transform(x_BSD, rotary)
+
+
+class MultiTokenPredictionLayer(_Block):
+    """One decoder layer that predicts one token further (DeepSeek-V3, arXiv 2412.19437, §2.2).
+
+    Parameter names are those of the published checkpoint below ``model.layers.<num_hidden_layers + k>.``, whose
+    copies of the embedding and the head are the main model's. The checkpoint joins [embedding; hidden state] in
+    this order, although eq. 21 prints the other.
+    """
+
+    component = "mlp"  # of eh_proj, which stands in no layer of the main model
+
+    def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
+        super().__init__(spec, kernels)
+        self.enorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.hnorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.eh_proj = Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(spec.hidden_size, spec.norm_eps, kernels)})
+
+    def forward(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """What the shared head turns into logits, (B, S, D).
+
+        `hidden_BSD` is the hidden state of the previous depth at each position, `next_embedding_BSD` the embedding
+        of the token that it should have predicted.
+        """
+        joined = torch.cat((self.enorm(next_embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
+        out: Tensor = self.shared_head["norm"](self._transform(self.eh_proj(joined), rotary))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: token ids (B, S) -> hidden states (B, S, D)."""
+
+    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+
+    def forward(self, token_ids_BS: Tensor) -> Tensor:
+        """(B, S) -> (B, S, D)."""
+        x_BSD = self.embed_tokens(token_ids_BS)
+        tables: dict[RotarySpec, RotaryTables] = {}
+        for layer in self.layers:
+            rotary = layer.spec.attention.rotary
+            if rotary not in tables:
+                tables[rotary] = rotary_tables(rotary, x_BSD.shape[1], x_BSD.device, x_BSD.dtype)
+            x_BSD = layer(x_BSD, tables[rotary])
+        out: Tensor = self.norm(x_BSD)
+        return out
+
+
+class TokenEmbedding(nn.Embedding):
+    """`nn.Embedding` that leaves its weight uninitialised, as `Linear` does."""
+
+    component = "word_embedding"
+
+    def reset_parameters(self) -> None:
+        """Do nothing; see `torch_models.build.initialize`."""
+
+
+class LanguageModelHead(Linear):
+    """Hidden states (B, S, D) -> logits (B, S, V)."""
+
+    component = "lm_head"
+
+
+class CausalLM(nn.Module):
+    """A decoder and its head; token ids (B, S) -> logits (B, S, V)."""
+
+    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Decoder(spec, kernels)
+        self.lm_head = LanguageModelHead(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, token_ids_BS: Tensor) -> Tensor:
+        """(B, S) -> (B, S, V)."""
+        logits: Tensor = self.lm_head(self.model(token_ids_BS))
+        return logits

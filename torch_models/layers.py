@@ -1,0 +1,164 @@
+"""What every family shares: RMSNorm, rotary position embedding, the gated MLP.
+
+Legend of the dimension letters, here and in the other modules: B batch, S sequence, T = B * S tokens,
+D hidden_size, F intermediate_size, H query heads, G key/value heads, C channels of a head, E experts,
+K experts per token. A tensor's name ends in its shape: ``x_BSD``.
+
+Every module says in `component` under which row of the tables its own parameters and FLOPs stand; a module without
+one belongs to the nearest module above that has it.
+
+Two kernel profiles, chosen when a model is built: ``fused`` calls torch's fused norm and attention; ``eager`` is the
+plain arithmetic, every intermediate a tensor in memory.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_models.spec import Activation, GatedMLPSpec, Llama3RopeScaling, RotarySpec, YarnRopeScaling
+
+Kernels = Literal["fused", "eager"]
+RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated channels / 2)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that leaves its weight uninitialised: the model initialises, or a checkpoint is loaded."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing; see `torch_models.build.initialize`."""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+
+    component = "norm"
+
+    def __init__(self, width: int, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        if self.kernels == "fused":
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        x_fp32 = x.float()
+        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x_fp32 * inverse_rms).to(x.dtype)
+
+
+def activation_function(name: Activation, x: Tensor) -> Tensor:
+    """The activation that Hugging Face configs call `name`."""
+    if name == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_pytorch_tanh" else "none")
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)); SwiGLU where the activation is silu (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, spec: GatedMLPSpec, component: str = "mlp") -> None:
+        super().__init__()
+        self.component = component
+        self.activation = spec.activation
+        self.gate_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        hidden: Tensor = activation_function(self.activation, self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(hidden)
+        return out
+
+
+# --- Rotary position embedding (Su et al. 2021, arXiv 2104.09864): no parameters, only angles ------------------
+
+
+def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, dtype: torch.dtype) -> RotaryTables:
+    """cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each."""
+    positions = torch.arange(sequence_length, device=device, dtype=torch.float32)
+    angles = positions.unsqueeze(1) * _frequencies(spec, device)
+    factor = _table_factor(spec)
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Tensor:
+    """Rotate channel pairs of every head by the angle of their position.
+
+    A pair is (c, c + C/2), or (2c, 2c + 1) where `interleaved`; the result holds the pairs' first members, then the
+    second ones, in either case.
+    """
+    cos, sin = (table.unsqueeze(1) for table in tables)
+    if interleaved:
+        first, second = x_BSHC[..., 0::2], x_BSHC[..., 1::2]
+    else:
+        first, second = x_BSHC.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """YaRN's attention temperature, 0.1 m ln(s) + 1 (arXiv 2309.00071, eq. 22, with DeepSeek's weight m)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def softmax_scale(spec: RotarySpec, head_dim: int) -> float:
+    """1 / sqrt(head_dim), times YaRN's squared temperature where the config puts it on the scores.
+
+    DeepSeek's `mscale_all_dim` scales queries and keys alike, hence the square, and the tables only by the ratio.
+    """
+    scale: float = head_dim**-0.5
+    if isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
+        scale *= yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim) ** 2
+    return scale
+
+
+def _table_factor(spec: RotarySpec) -> float:
+    scaling = spec.scaling
+    if not isinstance(scaling, YarnRopeScaling):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return yarn_mscale(scaling.factor, scaling.mscale) / yarn_mscale(scaling.factor, scaling.mscale_all_dim)
+    return yarn_mscale(scaling.factor, 1.0)
+
+
+def _frequencies(spec: RotarySpec, device: torch.device) -> Tensor:
+    """Radians per position of each channel pair, fp32, (dim / 2,)."""
+    exponents = torch.arange(0, spec.dim, 2, device=device, dtype=torch.float32) / spec.dim
+    frequencies = 1.0 / spec.theta**exponents
+    scaling = spec.scaling
+    if scaling is None:
+        return frequencies
+    slowed = frequencies / scaling.factor
+    if isinstance(scaling, Llama3RopeScaling):
+        # Turns over the original context: below low_freq_factor slowed, above high_freq_factor kept, linear between.
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+    elif isinstance(scaling, YarnRopeScaling):
+        low, high = _yarn_range(spec, scaling)
+        pairs = torch.arange(spec.dim // 2, device=device, dtype=torch.float32)
+        kept = 1 - ((pairs - low) / (high - low)).clamp(0, 1)
+    else:
+        return slowed
+    return slowed * (1 - kept) + frequencies * kept
+
+
+def _yarn_range(spec: RotarySpec, scaling: YarnRopeScaling) -> tuple[float, float]:
+    """The channel pairs between which YaRN blends: those that turn beta_fast and beta_slow times (eq. 17-18)."""
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (times * 2 * math.pi)
+        return spec.dim * math.log(wavelength) / (2 * math.log(spec.theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, spec.dim - 1)
+    return low, high if high != low else low + 0.001  # a blend of no width would divide by zero

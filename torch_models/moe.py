@@ -1,0 +1,92 @@
+"""Mixture of experts: the router, the routed experts as one stacked parameter per projection, the shared experts.
+
+Every shape is static: tokens are sorted by expert and each projection is one grouped matrix product, so the same
+forward trains on real tensors and is traced on the meta device, with any number of experts and no loop over them.
+The legend of dimension letters is in layers.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_models.layers import GatedMLP, activation_function
+from torch_models.spec import GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+
+
+class Router(nn.Module):
+    """Chooses top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16)."""
+
+    component = "router"
+    e_score_correction_bias: Tensor
+
+    def __init__(self, spec: RouterSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
+        if spec.correction_bias:  # a buffer: the load, not the gradient, moves it
+            self.register_buffer("e_score_correction_bias", torch.zeros(spec.num_experts, dtype=torch.float32))
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> weights (T, K) in fp32 and expert indices (T, K)."""
+        scores_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+        experts_TK = self._choose(scores_TE)
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if self.spec.norm_topk_prob:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return weights_TK * self.spec.routed_scaling_factor, experts_TK
+
+    @torch.no_grad()
+    def _choose(self, scores_TE: Tensor) -> Tensor:
+        """The top_k experts of the eligible groups by corrected score; a group's rank is its two best experts' sum."""
+        spec = self.spec
+        if spec.correction_bias:
+            scores_TE = scores_TE + self.e_score_correction_bias
+        if spec.n_group > 1:
+            groups = scores_TE.unflatten(1, (spec.n_group, -1))
+            rank = groups.topk(2, dim=-1).values.sum(-1)
+            eligible = rank.topk(spec.topk_group, dim=-1, sorted=False).indices
+            excluded = torch.ones_like(rank, dtype=torch.bool).scatter(1, eligible, False)
+            scores_TE = groups.masked_fill(excluded.unsqueeze(-1), float("-inf")).flatten(1)
+        return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
+
+
+class RoutedExperts(nn.Module):
+    """E gated MLPs without bias; `gate_up_proj` stacks gate above up, (E, 2F, D), and `down_proj` is (E, D, F)."""
+
+    component = "routed_experts"
+
+    def __init__(self, spec: GatedMLPSpec, num_experts: int) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * spec.intermediate_size, spec.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, spec.hidden_size, spec.intermediate_size))
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, (T, D). Rows are (token, choice) pairs, sorted by expert."""
+        experts, order = experts_TK.flatten().sort(stable=True)
+        all_experts = torch.arange(len(self.gate_up_proj), device=x_TD.device)
+        ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # where each expert's rows end
+        token = order // experts_TK.shape[1]
+        rows = x_TD.index_select(0, token)
+        gate, up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
+        rows = activation_function(self.activation, gate) * up
+        rows = F.grouped_mm(rows, self.down_proj.transpose(1, 2), offs=ends_E)
+        rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
+        return torch.zeros_like(x_TD).index_add_(0, token, rows)
+
+
+class MixtureOfExperts(nn.Module):
+    """The routed experts' output plus the shared experts', which every token uses."""
+
+    def __init__(self, spec: MixtureOfExpertsSpec) -> None:
+        super().__init__()
+        self.gate = Router(spec.router)
+        self.experts = RoutedExperts(spec.expert, spec.router.num_experts)
+        self.shared_experts = GatedMLP(spec.shared_experts, "shared_experts") if spec.shared_experts else None
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        x_TD = x_BSD.flatten(0, 1)
+        routed_BSD = self.experts(x_TD, *self.gate(x_TD)).view_as(x_BSD)
+        out: Tensor = routed_BSD if self.shared_experts is None else routed_BSD + self.shared_experts(x_BSD)
+        return out
