@@ -152,6 +152,13 @@ def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Coun
     )
 
 
+def router_correction_bias(spec: LayerSpec) -> int:
+    """Numbers in the layer's correction bias, one per expert; fp32, and updated by no optimiser."""
+    if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):
+        return 0
+    return spec.feed_forward.router.correction_bias * spec.feed_forward.router.num_experts
+
+
 def inactive_parameters(spec: LayerSpec) -> int:
     """Parameters of the routed experts that one token does not visit."""
     if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):

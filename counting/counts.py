@@ -4,7 +4,11 @@ The components are the rows of every table, the keys of the JSON and the ids of 
 (`mtp`) is counted in the same components but never added to the main model's.
 """
 
+from typing import Literal
+
 import msgspec
+
+Kernels = Literal["fused", "eager"]
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,3 +46,21 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 COMPONENTS: tuple[str, ...] = Counts.__struct_fields__
+
+
+class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes alive at the worst moment of one layer's forward pass.
+
+    `boundary` is the layer's input, which checkpointing keeps; `saved` is what stays alive for backward once the
+    pass is over (the shared rotary tables included); `transients` is everything else alive at that moment.
+    """
+
+    weights: int
+    boundary: int
+    saved: int
+    transients: int
+
+    @property
+    def peak(self) -> int:
+        """All of it together."""
+        return self.weights + self.boundary + self.saved + self.transients

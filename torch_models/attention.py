@@ -13,21 +13,23 @@ from torch_models.spec import GroupedQueryAttentionSpec, MultiHeadLatentAttentio
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this, whatever the config's rms_norm_eps
 
 
-def causal_attention(query_BSHC: Tensor, key_BSGC: Tensor, value_BSGC: Tensor, scale: float, kernels: Kernels) -> Tensor:
-    """softmax(query key^T * scale) value with each position seeing itself and those before it -> (B, S, H, C of value)."""
+def causal_attention(
+    query_BSHC: Tensor, key_BSGC: Tensor, value_BSGC: Tensor, *, scale: float, heads_per_group: int, kernels: Kernels
+) -> Tensor:
+    """softmax(query key^T * scale) value, each position seeing itself and those before it -> (B, S, H, C of value)."""
     query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
-    groups = query.shape[1] // key.shape[1]
     if kernels == "fused":
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=groups > 1)
+        grouped = heads_per_group > 1
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     else:
-        out = _eager_attention(query, key, value, scale, groups)
+        out = _eager_attention(query, key, value, scale, heads_per_group)
     return out.transpose(1, 2)
 
 
-def _eager_attention(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, scale: float, groups: int) -> Tensor:
+def _eager_attention(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, scale: float, heads_per_group: int) -> Tensor:
     """The plain arithmetic: scores, mask and probabilities are S x S tensors of every head, the softmax in fp32."""
-    if groups > 1:
-        key_BGSC, value_BGSC = (x.repeat_interleave(groups, dim=1) for x in (key_BGSC, value_BGSC))
+    if heads_per_group > 1:
+        key_BGSC, value_BGSC = (x.repeat_interleave(heads_per_group, dim=1) for x in (key_BGSC, value_BGSC))
     length = query_BHSC.shape[2]
     scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
     future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
@@ -42,8 +44,9 @@ class GroupedQueryAttention(nn.Module):
 
     def __init__(self, spec: GroupedQueryAttentionSpec, kernels: Kernels) -> None:
         super().__init__()
-        self.kernels = kernels
+        self.kernels: Kernels = kernels
         self.head_dim = spec.head_dim
+        self.heads_per_group = spec.num_attention_heads // spec.num_key_value_heads
         self.interleaved = spec.rotary.interleaved
         self.scale = softmax_scale(spec.rotary, spec.head_dim)
         query_width = spec.num_attention_heads * spec.head_dim
@@ -58,7 +61,9 @@ class GroupedQueryAttention(nn.Module):
         query = apply_rotary(self._heads(self.q_proj(x_BSD)), rotary, self.interleaved)
         key = apply_rotary(self._heads(self.k_proj(x_BSD)), rotary, self.interleaved)
         value = self._heads(self.v_proj(x_BSD))
-        attended_BSHC = causal_attention(query, key, value, self.scale, self.kernels)
+        attended_BSHC = causal_attention(
+            query, key, value, scale=self.scale, heads_per_group=self.heads_per_group, kernels=self.kernels
+        )
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 
@@ -92,7 +97,9 @@ class MultiHeadLatentAttention(nn.Module):
         """(B, S, D) -> (B, S, D)."""
         query = self._query(x_BSD, rotary)
         key, value = self._key_value(x_BSD, rotary)
-        attended_BSHC = causal_attention(query, key, value, self.scale, self.kernels)
+        attended_BSHC = causal_attention(
+            query, key, value, scale=self.scale, heads_per_group=1, kernels=self.kernels
+        )
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 

@@ -45,7 +45,7 @@ class Router(nn.Module):
             groups = scores_TE.unflatten(1, (spec.n_group, -1))
             rank = groups.topk(2, dim=-1).values.sum(-1)
             eligible = rank.topk(spec.topk_group, dim=-1, sorted=False).indices
-            excluded = torch.ones_like(rank, dtype=torch.bool).scatter(1, eligible, False)
+            excluded = torch.ones_like(rank, dtype=torch.bool).scatter(1, eligible, 0)
             scores_TE = groups.masked_fill(excluded.unsqueeze(-1), float("-inf")).flatten(1)
         return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
 
@@ -55,8 +55,10 @@ class RoutedExperts(nn.Module):
 
     component = "routed_experts"
 
-    def __init__(self, spec: GatedMLPSpec, num_experts: int) -> None:
+    def __init__(self, spec: GatedMLPSpec, num_experts: int, top_k: int) -> None:
         super().__init__()
+        self.num_experts = num_experts
+        self.top_k = top_k
         self.activation = spec.activation
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * spec.intermediate_size, spec.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, spec.hidden_size, spec.intermediate_size))
@@ -64,15 +66,16 @@ class RoutedExperts(nn.Module):
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """The weighted sum of each token's experts, (T, D). Rows are (token, choice) pairs, sorted by expert."""
         experts, order = experts_TK.flatten().sort(stable=True)
-        all_experts = torch.arange(len(self.gate_up_proj), device=x_TD.device)
+        all_experts = torch.arange(self.num_experts, device=x_TD.device)
         ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # where each expert's rows end
-        token = order // experts_TK.shape[1]
+        token = order // self.top_k
         rows = x_TD.index_select(0, token)
         gate, up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
         rows = activation_function(self.activation, gate) * up
         rows = F.grouped_mm(rows, self.down_proj.transpose(1, 2), offs=ends_E)
         rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
-        return torch.zeros_like(x_TD).index_add_(0, token, rows)
+        # Not index_add_, which would keep all its rows for backward.
+        return torch.zeros_like(x_TD).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
 
 
 class MixtureOfExperts(nn.Module):
@@ -81,7 +84,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, spec: MixtureOfExpertsSpec) -> None:
         super().__init__()
         self.gate = Router(spec.router)
-        self.experts = RoutedExperts(spec.expert, spec.router.num_experts)
+        self.experts = RoutedExperts(spec.expert, spec.router.num_experts, spec.router.top_k)
         self.shared_experts = GatedMLP(spec.shared_experts, "shared_experts") if spec.shared_experts else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""Measured memory of one layer's forward pass: the bytes of live storages, followed op by op on the meta device."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from counting.counts import LayerMemory
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows every storage that ops within it create, from birth to release; views share their storage.
+
+    What kernels take and give back inside one op (workspaces) is not seen; storages are counted at their exact size,
+    where an allocator would round up.
+    """
+
+    def __init__(self, existing: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._serials: dict[int, int] = {}  # id of a live storage -> its serial number, which is never reused
+        self._bytes: dict[int, int] = {}  # serial number of a live storage -> bytes
+        self._born = 0
+        self.live = 0
+        self.peak = 0
+        self.at_peak: dict[int, int] = {}
+        for tensor in existing:
+            self._follow(tensor)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf)
+        if self.live > self.peak:
+            self.peak = self.live
+            self.at_peak = dict(self._bytes)
+        return out
+
+    def serial(self, tensor: Tensor) -> int:
+        """The number of the live storage that `tensor` views."""
+        return self._serials[id(tensor.untyped_storage())]
+
+    def serials(self) -> set[int]:
+        """The numbers of all live storages."""
+        return set(self._bytes)
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._serials:
+            return
+        serial, size = self._born, storage.nbytes()
+        self._born += 1
+        self._serials[key], self._bytes[serial] = serial, size
+        self.live += size
+        weakref.finalize(storage, self._release, key, serial)
+
+    def _release(self, key: int, serial: int) -> None:
+        self.live -= self._bytes.pop(serial)
+        del self._serials[key]
+
+
+def layer_memory(layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *, grad: bool) -> LayerMemory:
+    """The peak of `layer(x_BSD, shared)`: with `grad` as rematerialisation runs it, without as the first pass does.
+
+    `shared` are inputs that all layers share (rotary tables). The layer's weights stay alive throughout.
+    """
+    weights = [*layer.parameters(), *layer.buffers()]
+    boundary = x_BSD.detach().requires_grad_(grad)
+    with torch.set_grad_enabled(grad), LiveBytes([*weights, boundary, *shared]) as tracker:
+        out = layer(boundary, shared)
+    weight_serials = {tracker.serial(weight) for weight in weights}
+    boundary_serial = tracker.serial(boundary)
+    saved_serials = tracker.serials() - weight_serials - {boundary_serial, tracker.serial(out)}
+    groups = {"weights": 0, "boundary": 0, "saved": 0, "transients": 0}
+    for serial, size in tracker.at_peak.items():
+        if serial in weight_serials:
+            group = "weights"
+        elif serial == boundary_serial:
+            group = "boundary"
+        else:
+            group = "saved" if serial in saved_serials else "transients"
+        groups[group] += size
+    return LayerMemory(**groups)

@@ -1,0 +1,107 @@
+"""Makes the meta device behave as a CUDA device would, op by op, and quickly.
+
+On meta tensors torch takes the CPU's paths: attention falls back to arithmetic that materialises S x S scores in
+fp32, and the fused norm to eight separate operations. Training runs neither. Inside `cuda_kernels_on_meta` the same
+calls, made by the same modules, go to the kernels that torch picks on CUDA, whose meta versions say what they
+allocate.
+"""
+
+import contextlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+
+@contextlib.contextmanager
+def cuda_kernels_on_meta() -> Iterator[None]:
+    """Within it, `F.scaled_dot_product_attention` and `F.rms_norm` of meta tensors are CUDA's fused kernels."""
+    with _without_compiler(), _CudaKernels():
+        yield
+
+
+class _CudaKernels(TorchFunctionMode):
+    """Swaps the two functions whose meta version is not what CUDA runs; everything else passes."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            if function is F.scaled_dot_product_attention:
+                return _attention(*args, **kwargs)
+            if function is F.rms_norm:
+                return _FusedRMSNorm.apply(args[0], kwargs["weight"], kwargs["eps"])
+        return function(*args, **kwargs)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool) -> Tensor:
+    """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes."""
+    if query.shape[-1] == value.shape[-1]:
+        out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
+        return out
+    assert not enable_gqa, "the memory-efficient kernel has no grouped queries"
+    keep_logsumexp = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    out = aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, keep_logsumexp, 0.0, is_causal, scale=scale
+    )[0]
+    return out
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """What CUDA's fused RMSNorm allocates: the output, and 1 / rms per row in fp32, which backward reads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse_rms = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return torch.empty_like(x.contiguous())  # the kernel reads rows without gaps
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x.contiguous()), torch.empty_like(weight), None
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Spare the import of torch's compiler, which takes as long as importing torch.
+
+    torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
+    first use to say so. Where it is not loaded there is nothing to leave them alone; a stand-in answers, and hands
+    over to the real one should it be loaded later.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(name)
+
+    def disable(function: Callable[..., Any], recursive: bool = True, **options: Any) -> Callable[..., Any]:
+        disabled = None
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal disabled
+            loaded = sys.modules.get(name)
+            if loaded is None or loaded is stand_in:
+                return function(*args, **kwargs)
+            if disabled is None:
+                disabled = loaded.disable(function, recursive, **options)
+            return disabled(*args, **kwargs)
+
+        return call
+
+    stand_in.disable = disable  # type: ignore[attr-defined]
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]

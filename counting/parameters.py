@@ -1,0 +1,23 @@
+"""Measured parameters: `numel` of every parameter, by the module that owns it."""
+
+from torch import nn
+
+from counting.components import component_of
+from counting.counts import COMPONENTS, Counts
+from torch_models.moe import Router
+
+
+def parameter_counts(module: nn.Module) -> Counts:
+    """Trainable parameters by component; a parameter shared by two modules counts once, where it stands first."""
+    counts = dict.fromkeys(COMPONENTS, 0)
+    for name, parameter in module.named_parameters():
+        component = component_of(module, name.rpartition(".")[0])
+        assert component in counts, f"parameter {name} belongs to no component"
+        counts[component] += parameter.numel()
+    return Counts(**counts)
+
+
+def router_correction_bias(module: nn.Module) -> int:
+    """Numbers in the routers' correction biases: part of the model, but no optimiser updates them."""
+    routers = (router for router in module.modules() if isinstance(router, Router))
+    return sum(buffer.numel() for router in routers for buffer in router.buffers(recurse=False))
