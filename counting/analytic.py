@@ -223,3 +223,14 @@ def mtp_parameters(spec: ModelSpec) -> Counts:
         projection = 2 * spec.hidden_size * spec.hidden_size
         total += parameters(layer) + Counts(mlp=projection, norm=3 * spec.hidden_size)
     return total
+
+
+def mtp_forward_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Of the multi-token-prediction modules: projection, layer, and the shared head run once more for each."""
+    tokens = batch_size * sequence_length
+    total = Counts()
+    for layer in spec.mtp_layers:
+        projection = 2 * tokens * 2 * spec.hidden_size * spec.hidden_size
+        head = 2 * tokens * spec.hidden_size * spec.vocab_size
+        total += forward_flops(layer, sequence_length, batch_size) + Counts(mlp=projection, lm_head=head)
+    return total

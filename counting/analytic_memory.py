@@ -109,7 +109,7 @@ def layer_memory(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, gra
 def _norm(
     memory: Lifetimes, out: str, tokens: int, width: int, kernels: Kernels, *, kept: bool = True, gaps: bool = False
 ) -> None:
-    """RMSNorm of rows of `width`; `kept` says whether backward needs the output, `gaps` whether rows lie apart."""
+    """RMSNorm of rows of `width`; `kept`: backward needs the output; `gaps`: the rows are a part of longer ones."""
     rows = tokens * width
     born = memory.keep if kept else memory.new
     if kernels == "fused":  # keeps its input, which is born elsewhere, and 1 / rms
@@ -151,11 +151,11 @@ def _attention(memory: Lifetimes, spec: AttentionSpec, tokens: int, kernels: Ker
         query_channels, value_channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim
     heads = spec.num_attention_heads
     if kernels == "fused":
-        _fused_core(memory, tokens, heads, query_channels, value_channels)
+        names += _fused_core(memory, tokens, heads, query_channels, value_channels)
     else:
-        _eager_core(memory, tokens, heads, query_channels, value_channels, heads_per_group)
+        names += _eager_core(memory, tokens, heads, query_channels, value_channels, heads_per_group)
     memory.new(attention_out=HALF * tokens * spec.hidden_size)
-    memory.free("attended", *names)
+    memory.free(*names)
 
 
 def _rotate(memory: Lifetimes, out: str, channels: int, *, kept: bool) -> None:
@@ -204,7 +204,7 @@ def _latent_projections(
     memory.free("rotated", "projected")
 
     latent(latent=HALF * tokens * (spec.kv_lora_rank + rope))
-    _norm(memory, "normed_latent", tokens, spec.kv_lora_rank, kernels, gaps=True)
+    _norm(memory, "normed_latent", tokens, spec.kv_lora_rank, kernels, gaps=tokens > 1)
     memory.keep(expanded=HALF * tokens * heads * (spec.qk_nope_head_dim + spec.v_head_dim))
     memory.free("normed_latent")
     _rotate(memory, "rotated", tokens * rope, kept=False)
@@ -213,7 +213,9 @@ def _latent_projections(
     return "query", "key", "expanded"
 
 
-def _fused_core(memory: Lifetimes, tokens: int, heads: int, query_channels: int, value_channels: int) -> None:
+def _fused_core(
+    memory: Lifetimes, tokens: int, heads: int, query_channels: int, value_channels: int
+) -> tuple[str, ...]:
     """Flash attention, or the memory-efficient kernel for unequal head sizes: the output and a log-sum-exp per row."""
     if query_channels == value_channels:
         logsumexp, state = SINGLE * heads * tokens, FLASH_RANDOM_STATE
@@ -222,11 +224,12 @@ def _fused_core(memory: Lifetimes, tokens: int, heads: int, query_channels: int,
         logsumexp, state = (SINGLE * heads * padded if memory.grad else 0), EFFICIENT_RANDOM_STATE
     memory.keep(attended=HALF * tokens * heads * value_channels, logsumexp=logsumexp, state=state)
     memory.free("logsumexp", "state")
+    return ("attended",)
 
 
 def _eager_core(
     memory: Lifetimes, tokens: int, heads: int, query_channels: int, value_channels: int, heads_per_group: int
-) -> None:
+) -> tuple[str, ...]:
     """Scores, mask and probabilities in memory, each T x T in every head."""
     square = tokens * tokens
     if heads_per_group > 1:
@@ -245,19 +248,16 @@ def _eager_core(
     memory.free("fp32_scores")
     memory.keep(probabilities=HALF * heads * square)
     memory.free("fp32_probabilities")
-    attended = HALF * tokens * heads * value_channels
-    if heads > 1 and tokens > 1:  # heads lie one after the other; the projection needs a token's heads together
-        memory.new(by_head=attended)
-        memory.free("probabilities", "masked_scores", "future")
-        if heads_per_group > 1:
-            memory.free("repeated_key", "repeated_value")
-        memory.keep(attended=attended)
-        memory.free("by_head")
-    else:
-        memory.keep(attended=attended)
-        memory.free("probabilities", "masked_scores", "future")
-        if heads_per_group > 1:
-            memory.free("repeated_key", "repeated_value")
+    # Heads come one after the other; the projection reads a token's heads together, and keeps that copy.
+    copied = heads > 1 and tokens > 1
+    (memory.new if copied else memory.keep)(attended_by_head=HALF * tokens * heads * value_channels)
+    memory.free("probabilities", "masked_scores", "future")
+    if heads_per_group > 1:
+        memory.free("repeated_key", "repeated_value")
+    if not copied:
+        return ("attended_by_head",)
+    memory.keep(attended=HALF * tokens * heads * value_channels)
+    return "attended_by_head", "attended"
 
 
 # --- Feed-forward ----------------------------------------------------------------------------------------------

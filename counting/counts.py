@@ -1,7 +1,10 @@
-"""Counts: integers by component, that add, subtract and scale.
+"""Counts: integers by component, that add, subtract and scale; and what both witnesses say of a model.
 
 The components are the rows of every table, the keys of the JSON and the ids of the tests. Multi-token prediction
 (`mtp`) is counted in the same components but never added to the main model's.
+
+`ModelCounts` is made twice, by `counting.measured` from the modules and by `counting.derived` from the spec, and
+`counting.reconcile` holds one against the other.
 """
 
 from typing import Literal
@@ -64,3 +67,60 @@ class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
     def peak(self) -> int:
         """All of it together."""
         return self.weights + self.boundary + self.saved + self.transients
+
+
+class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """One distinct decoder layer; FLOPs and bytes are of one forward pass over one sequence."""
+
+    kind: str  # "dense" or "moe"
+    count: int  # how many layers of the model are like this one
+    parameters: Counts
+    inactive_parameters: int  # of the routed experts that one token does not visit
+    router_correction_bias: int
+    forward_flops: Counts  # by fvcore's trace
+    dispatched_flops: Counts  # by torch's dispatch counter
+    attention_core_flops: int  # the part of attention that grows with the square of the sequence length
+    memory: LayerMemory  # with gradients wanted: the pass that rematerialisation runs
+    memory_no_grad: LayerMemory  # the first pass of a checkpointed layer
+
+
+class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """All multi-token-prediction modules together, without the embedding and head they share."""
+
+    parameters: Counts
+    router_correction_bias: int
+    forward_flops: Counts  # each module runs the shared head once more
+
+
+class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole model: its distinct layers, what stands outside them, and multi-token prediction beside it."""
+
+    layers: tuple[LayerCounts, ...]
+    outside_parameters: Counts  # embedding, final norm, head
+    outside_flops: Counts
+    mtp: MtpCounts
+
+    @property
+    def parameters(self) -> Counts:
+        """Of the main model."""
+        return sum((layer.parameters * layer.count for layer in self.layers), self.outside_parameters)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that one token uses."""
+        return self.parameters.total - sum(layer.inactive_parameters * layer.count for layer in self.layers)
+
+    @property
+    def router_correction_bias(self) -> int:
+        """Numbers in the main model's correction biases, which are no parameters."""
+        return sum(layer.router_correction_bias * layer.count for layer in self.layers)
+
+    @property
+    def forward_flops(self) -> Counts:
+        """Of the main model's forward pass."""
+        return sum((layer.forward_flops * layer.count for layer in self.layers), self.outside_flops)
+
+    @property
+    def attention_core_flops(self) -> int:
+        """The part of the forward pass that a causal kernel halves."""
+        return sum(layer.attention_core_flops * layer.count for layer in self.layers)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from fvcore.nn.jit_analysis import JitModelAnalysis
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.components import counts_of_modules
@@ -29,13 +29,14 @@ HANDLES: dict[str, Callable[[Any, Any], Counter[str]]] = {}
 ZERO_FLOP_OPS = (
     "aten::add",
     "aten::add_",
+    "aten::div",
     "aten::empty_like",
+    "aten::expand_as",
     "aten::gelu",
     "aten::scatter_add_",
     "aten::index_select",
     "aten::mean",
     "aten::mul",
-    "aten::div",
     "aten::ones_like",
     "aten::repeat_interleave",
     "aten::rms_norm",
@@ -137,7 +138,3 @@ def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: S
     del weights
     return 2 * prod(out_shape) * rows[-1]
 
-
-def activations(tokens_shape: tuple[int, ...], width: int, dtype: torch.dtype) -> Tensor:
-    """A meta tensor of hidden states, (*tokens_shape, width)."""
-    return torch.empty(*tokens_shape, width, device="meta", dtype=dtype)

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 @contextlib.contextmanager
 def cuda_kernels_on_meta() -> Iterator[None]:
     """Within it, `F.scaled_dot_product_attention` and `F.rms_norm` of meta tensors are CUDA's fused kernels."""
-    with _without_compiler(), _CudaKernels():
+    with without_compiler(), _CudaKernels():
         yield
 
 
@@ -70,38 +70,42 @@ class _FusedRMSNorm(torch.autograd.Function):
         return torch.empty_like(x.contiguous()), torch.empty_like(weight), None
 
 
-@contextlib.contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Spare the import of torch's compiler, which takes as long as importing torch.
+class _CompilerStandIn(types.ModuleType):
+    """Answers for torch's compiler while that is not loaded, and hands over to it should it be loaded later."""
 
-    torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
-    first use to say so. Where it is not loaded there is nothing to leave them alone; a stand-in answers, and hands
-    over to the real one should it be loaded later.
-    """
-    name = "torch._dynamo"
-    if name in sys.modules:
-        yield
-        return
-    stand_in = types.ModuleType(name)
-
-    def disable(function: Callable[..., Any], recursive: bool = True, **options: Any) -> Callable[..., Any]:
+    def disable(self, function: Callable[..., Any], recursive: bool = True, **options: Any) -> Callable[..., Any]:
+        """`function`, hidden from the compiler if there is one by the time it is called."""
         disabled = None
 
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal disabled
-            loaded = sys.modules.get(name)
-            if loaded is None or loaded is stand_in:
+            compiler = sys.modules.get(COMPILER)
+            if compiler in (None, _STAND_IN):
                 return function(*args, **kwargs)
             if disabled is None:
-                disabled = loaded.disable(function, recursive, **options)
+                disabled = compiler.disable(function, recursive, **options)
             return disabled(*args, **kwargs)
 
         return call
 
-    stand_in.disable = disable  # type: ignore[attr-defined]
-    sys.modules[name] = stand_in
+
+COMPILER = "torch._dynamo"
+_STAND_IN = _CompilerStandIn(COMPILER)
+
+
+@contextlib.contextmanager
+def without_compiler() -> Iterator[None]:
+    """Spare the import of torch's compiler, which takes as long as importing torch.
+
+    torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
+    first use to say so. Where it is not loaded there is nothing to be left alone by.
+    """
+    if COMPILER in sys.modules:
+        yield
+        return
+    sys.modules[COMPILER] = _STAND_IN
     try:
         yield
     finally:
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
+        if sys.modules.get(COMPILER) is _STAND_IN:
+            del sys.modules[COMPILER]

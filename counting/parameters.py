@@ -4,7 +4,7 @@ from torch import nn
 
 from counting.components import component_of
 from counting.counts import COMPONENTS, Counts
-from torch_models.moe import Router
+from torch_models.moe import RoutedExperts, Router
 
 
 def parameter_counts(module: nn.Module) -> Counts:
@@ -21,3 +21,13 @@ def router_correction_bias(module: nn.Module) -> int:
     """Numbers in the routers' correction biases: part of the model, but no optimiser updates them."""
     routers = (router for router in module.modules() if isinstance(router, Router))
     return sum(buffer.numel() for router in routers for buffer in router.buffers(recurse=False))
+
+
+def inactive_parameters(module: nn.Module) -> int:
+    """Parameters of the routed experts that one token does not visit."""
+    inactive = 0
+    for experts in module.modules():
+        if isinstance(experts, RoutedExperts):
+            of_one = sum(parameter[0].numel() for parameter in experts.parameters())
+            inactive += (experts.num_experts - experts.top_k) * of_one
+    return inactive

@@ -1,0 +1,178 @@
+"""What one model costs: measured, reconciled with the formulas, and put into words that need no knowledge of torch.
+
+    from counting.analysis import analyze
+    print(analyze("deepseek_v3_config.json", sequence_length=4096).forward_flops)
+
+Torch is imported when a model is measured, not with this module.
+"""
+
+import os
+from typing import get_args
+
+import msgspec
+
+from counting.counts import Kernels, LayerCounts, LayerMemory, ModelCounts
+from counting.derived import BATCH_SIZE, derive
+from counting.reconcile import Agreement, reconcile
+from torch_models.config import read_spec
+from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.spec import MAX_SEQUENCE_LENGTH, ModelSpec
+
+# Printed beside the numbers they govern.
+NOTES = (
+    "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only; attention counts the full S x S square, and "
+    "the causal figure half of it.",
+    "Parameters: what the optimiser updates, by numel. Router correction biases are buffers, and multi-token "
+    "prediction (mtp) stands beside the main model: both are reported, neither is added.",
+    "Norms inside attention count as norm. The rotary position embedding has no parameters.",
+    "Peak memory: one layer's forward pass in training mode with 16-bit numbers, activations checkpointed at layer "
+    "boundaries: weights, input, what is saved for backward, and transients at the worst moment. No gradients, no "
+    "optimiser state. GB = 10^9 bytes.",
+    "Measured in bfloat16, which has float16's bytes: grouped products have no float16 meta kernel.",
+)
+
+
+class Conventions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the numbers rest on."""
+
+    sequence_length: int
+    sequence_length_source: str
+    batch_size: int
+    dtype: str
+    kernels: Kernels
+    notes: tuple[str, ...] = NOTES
+
+
+class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of the main model; `mtp` and the correction biases are not in `total`."""
+
+    total: int
+    active: int  # those one token uses
+    active_without_embedding: int  # input embedding left out; of a tied model the head is left out with it
+    active_without_vocabulary: int  # input embedding and head left out
+    mtp: int
+    router_correction_bias: int
+    mtp_router_correction_bias: int
+    by_component: dict[str, int]
+
+
+class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
+    """One distinct layer; FLOPs and bytes are of one forward pass over one sequence."""
+
+    kind: str
+    count: int
+    parameters: int
+    parameters_by_component: dict[str, int]
+    forward_flops: int
+    forward_flops_causal: int
+    forward_flops_by_component: dict[str, int]
+    attention_core_flops: int
+    peak_memory_bytes: int
+    peak_memory_parts: LayerMemory
+    peak_memory_no_grad_bytes: int
+    peak_memory_no_grad_parts: LayerMemory
+
+
+class Analysis(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything measured of one model, each number equal to its formula; lossless to JSON and back."""
+
+    name: str
+    model_type: str
+    conventions: Conventions
+    parameters: ParameterTotals
+    layers: tuple[LayerAnalysis, ...]
+    forward_flops: int
+    forward_flops_causal: int
+    forward_flops_by_component: dict[str, int]
+    mtp_forward_flops: int
+    defaulted_fields: tuple[str, ...]
+    agreement: Agreement
+
+    @property
+    def main_layer(self) -> LayerAnalysis:
+        """The layer that the model has most of; of equals, the later one."""
+        return max(reversed(self.layers), key=lambda layer: layer.count)
+
+
+def analyze(
+    config: str | os.PathLike[str] | ModelSpec, *, sequence_length: int | None = None, kernels: Kernels = "fused"
+) -> Analysis:
+    """Measure the model of `config` (a path, a name in configs/, or a spec) and reconcile it with the formulas.
+
+    Raises `UserError` for what the user can mend, `DisagreementError` where module and formula differ.
+    """
+    if kernels not in get_args(Kernels):
+        raise UserError(f"kernels = {show_value(kernels)}: must be one of {', '.join(get_args(Kernels))}")
+    spec = config if isinstance(config, ModelSpec) else read_spec(config)
+    conventions = _conventions(spec, sequence_length, kernels)
+
+    from counting.measured import measure
+
+    run = (spec, conventions.sequence_length, kernels)
+    counts = measure(*run)
+    agreement = reconcile(spec.name, counts, derive(*run))
+    return Analysis(
+        name=spec.name,
+        model_type=spec.model_type,
+        conventions=conventions,
+        parameters=_parameter_totals(counts),
+        layers=tuple(_layer_analysis(layer) for layer in counts.layers),
+        forward_flops=counts.forward_flops.total,
+        forward_flops_causal=counts.forward_flops.total - counts.attention_core_flops // 2,
+        forward_flops_by_component=counts.forward_flops.by_component(),
+        mtp_forward_flops=counts.mtp.forward_flops.total,
+        defaulted_fields=spec.defaulted_fields,
+        agreement=agreement,
+    )
+
+
+def _conventions(spec: ModelSpec, sequence_length: int | None, kernels: Kernels) -> Conventions:
+    length, source = spec.sequence_length, spec.sequence_length_source
+    if sequence_length is not None:
+        length, source = sequence_length, "seq_len"
+        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
+            raise UserError(
+                f"seq_len = {show_value(length)}: must be a whole number of tokens from 1 to {MAX_SEQUENCE_LENGTH}"
+            )
+    if length is None or source is None:
+        raise ConfigError(
+            "max_position_embeddings", None, "is missing, and so is max_sequence_length; give seq_len", spec.name
+        )
+    return Conventions(
+        sequence_length=length,
+        sequence_length_source=source,
+        batch_size=BATCH_SIZE,
+        dtype="float16",
+        kernels=kernels,
+    )
+
+
+def _parameter_totals(counts: ModelCounts) -> ParameterTotals:
+    parameters, active = counts.parameters, counts.active_parameters
+    return ParameterTotals(
+        total=parameters.total,
+        active=active,
+        active_without_embedding=active - parameters.word_embedding,
+        active_without_vocabulary=active - parameters.word_embedding - parameters.lm_head,
+        mtp=counts.mtp.parameters.total,
+        router_correction_bias=counts.router_correction_bias,
+        mtp_router_correction_bias=counts.mtp.router_correction_bias,
+        by_component=parameters.by_component(),
+    )
+
+
+def _layer_analysis(layer: LayerCounts) -> LayerAnalysis:
+    return LayerAnalysis(
+        kind=layer.kind,
+        count=layer.count,
+        parameters=layer.parameters.total,
+        parameters_by_component=layer.parameters.by_component(),
+        forward_flops=layer.forward_flops.total,
+        forward_flops_causal=layer.forward_flops.total - layer.attention_core_flops // 2,
+        forward_flops_by_component=layer.forward_flops.by_component(),
+        attention_core_flops=layer.attention_core_flops,
+        peak_memory_bytes=layer.memory.peak,
+        peak_memory_parts=layer.memory,
+        peak_memory_no_grad_bytes=layer.memory_no_grad.peak,
+        peak_memory_no_grad_parts=layer.memory_no_grad,
+    )

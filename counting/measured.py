@@ -1,0 +1,88 @@
+"""The modules' word on a whole model: one layer of each distinct kind is built on the meta device and measured."""
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from counting.counts import Counts, Kernels, LayerCounts, ModelCounts, MtpCounts
+from counting.flops import dispatched_flops, traced_flops
+from counting.memory import layer_memory
+from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
+from counting.parameters import inactive_parameters, parameter_counts, router_correction_bias
+from torch_models.build import build_model, build_mtp_layers
+from torch_models.decoder import CausalLM
+from torch_models.layers import RotaryTables, rotary_tables
+from torch_models.spec import ModelSpec, RotarySpec
+
+# Grouped products have a 16-bit meta kernel for bfloat16 alone; float16 has the same bytes and the same FLOPs.
+MEASURED_DTYPE = torch.bfloat16
+
+
+def measure(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCounts:
+    """Parameters, FLOPs and bytes of the modules that `spec` builds, for one sequence.
+
+    The time it takes depends on the number of distinct layers, not on the number of layers.
+    """
+    with without_compiler():
+        return _Measurement(spec, sequence_length, kernels).model()
+
+
+class _Measurement:
+    """A model with one layer of each kind, and the inputs that its parts take."""
+
+    def __init__(self, spec: ModelSpec, sequence_length: int, kernels: Kernels) -> None:
+        self.spec = spec
+        self.sequence_length = sequence_length
+        self.groups = spec.layer_groups()
+        one_of_each = msgspec.structs.replace(spec, layers=tuple(layer for layer, _ in self.groups))
+        self.module: CausalLM = build_model(one_of_each, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
+        self.mtp_layers = build_mtp_layers(spec, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
+
+    def model(self) -> ModelCounts:
+        layers = self.module.model.layers
+        in_layers = sum((parameter_counts(layer) for layer in layers), Counts())
+        head_flops, _ = traced_flops(self.module.lm_head, (self._stream(),))
+        return ModelCounts(
+            layers=tuple(
+                self._layer(layer, spec.kind, count, self._rotary(spec.attention.rotary))
+                for layer, (spec, count) in zip(layers, self.groups, strict=True)
+            ),
+            outside_parameters=parameter_counts(self.module) - in_layers,
+            outside_flops=head_flops,
+            mtp=self._mtp(head_flops),
+        )
+
+    def _layer(self, layer: nn.Module, kind: str, count: int, rotary: RotaryTables) -> LayerCounts:
+        inputs = (self._stream(), rotary)
+        flops, core = traced_flops(layer, inputs)
+        with cuda_kernels_on_meta():
+            return LayerCounts(
+                kind=kind,
+                count=count,
+                parameters=parameter_counts(layer),
+                inactive_parameters=inactive_parameters(layer),
+                router_correction_bias=router_correction_bias(layer),
+                forward_flops=flops,
+                dispatched_flops=dispatched_flops(layer, inputs),
+                attention_core_flops=core,
+                memory=layer_memory(layer, *inputs, grad=True),
+                memory_no_grad=layer_memory(layer, *inputs, grad=False),
+            )
+
+    def _mtp(self, head_flops: Counts) -> MtpCounts:
+        flops = Counts()
+        for spec, layer in zip(self.spec.mtp_layers, self.mtp_layers, strict=True):
+            inputs = (self._stream(), self._stream(), self._rotary(spec.attention.rotary))
+            flops += traced_flops(layer, inputs)[0] + head_flops
+        return MtpCounts(
+            parameters=parameter_counts(self.mtp_layers),
+            router_correction_bias=router_correction_bias(self.mtp_layers),
+            forward_flops=flops,
+        )
+
+    def _stream(self) -> Tensor:
+        """Hidden states of one sequence, (1, S, D)."""
+        return torch.empty(1, self.sequence_length, self.spec.hidden_size, device="meta", dtype=MEASURED_DTYPE)
+
+    def _rotary(self, spec: RotarySpec) -> RotaryTables:
+        return rotary_tables(spec, self.sequence_length, torch.device("meta"), MEASURED_DTYPE)

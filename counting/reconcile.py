@@ -1,0 +1,107 @@
+"""The measurement held against the formulas: equal to the integer, or an error that names the component."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from counting.counts import Counts, LayerCounts, LayerMemory, ModelCounts
+
+WHOLE = "total"  # the component of a number that is not divided into components
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One number of which the module and the formula speak independently."""
+
+    quantity: str
+    scope: str
+    component: str
+    measured: int
+    analytic: int
+
+    @property
+    def ok(self) -> bool:
+        """Equal; there is no tolerance."""
+        return self.measured == self.analytic
+
+    def __str__(self) -> str:
+        relation = "=" if self.ok else "differs from"
+        text = f"{self.quantity}, {self.scope}, {self.component}: measured {self.measured:,} {relation} "
+        text += f"formula {self.analytic:,}"
+        return text if self.ok else f"{text}, by {self.measured - self.analytic:+,}"
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """All checks of one analysis."""
+
+    ok: bool
+    checks: tuple[Check, ...]
+
+
+class DisagreementError(Exception):
+    """Module and formula differ: one of them is wrong, and no number of this analysis can be trusted."""
+
+    def __init__(self, name: str, checks: list[Check]) -> None:
+        self.checks = checks
+        super().__init__("\n".join(f"{name}: {check}" for check in checks))
+
+
+def reconcile(name: str, measured: ModelCounts, analytic: ModelCounts) -> Agreement:
+    """Every number of `measured` beside its formula; raises `DisagreementError` if any two differ."""
+    checks = tuple(_checks(measured, analytic))
+    different = [check for check in checks if not check.ok]
+    if different:
+        raise DisagreementError(name, different)
+    return Agreement(ok=True, checks=checks)
+
+
+def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
+    for one, other in zip(measured.layers, analytic.layers, strict=True):
+        yield from _layer_checks(one, other)
+    yield from _by_component("parameters", "model", measured.parameters, analytic.parameters)
+    yield from _by_component("forward_flops", "model", measured.forward_flops, analytic.forward_flops)
+    for quantity in ("active_parameters", "router_correction_bias", "attention_core_flops"):
+        yield _whole(quantity, "model", getattr(measured, quantity), getattr(analytic, quantity))
+    yield from _by_component("parameters", "mtp", measured.mtp.parameters, analytic.mtp.parameters)
+    yield from _by_component("forward_flops", "mtp", measured.mtp.forward_flops, analytic.mtp.forward_flops)
+    biases = (measured.mtp.router_correction_bias, analytic.mtp.router_correction_bias)
+    yield _whole("router_correction_bias", "mtp", *biases)
+
+
+def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Check]:
+    scope = f"{measured.kind} layer"
+    for quantity in ("parameters", "forward_flops", "dispatched_flops"):
+        yield from _by_component(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
+    for quantity in ("attention_core_flops", "inactive_parameters", "router_correction_bias"):
+        yield _whole(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
+    for quantity, one, other in (
+        ("peak_memory_bytes", measured.memory, analytic.memory),
+        ("peak_memory_no_grad_bytes", measured.memory_no_grad, analytic.memory_no_grad),
+    ):
+        for part in LayerMemory.__struct_fields__:
+            yield Check(
+                quantity=quantity,
+                scope=scope,
+                component=part,
+                measured=getattr(one, part),
+                analytic=getattr(other, part),
+            )
+        yield _whole(quantity, scope, one.peak, other.peak)
+
+
+def _by_component(quantity: str, scope: str, measured: Counts, analytic: Counts) -> Iterator[Check]:
+    """A check for each component that either side counts, and one for the sum."""
+    formulas = analytic.by_component()
+    for component, count in measured.by_component().items():
+        if count or formulas[component]:
+            yield Check(
+                quantity=quantity,
+                scope=scope,
+                component=component,
+                measured=count,
+                analytic=formulas[component],
+            )
+    yield _whole(quantity, scope, measured.total, analytic.total)
+
+
+def _whole(quantity: str, scope: str, measured: int, analytic: int) -> Check:
+    return Check(quantity=quantity, scope=scope, component=WHOLE, measured=measured, analytic=analytic)
