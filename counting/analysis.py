@@ -72,6 +72,16 @@ class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_no_grad_bytes: int
     peak_memory_no_grad_parts: LayerMemory
 
+    @property
+    def forward_tflops(self) -> float:
+        """Forward FLOPs in units of 10^12."""
+        return self.forward_flops / 10**12
+
+    @property
+    def peak_memory_gb(self) -> float:
+        """Peak memory in units of 10^9 bytes."""
+        return self.peak_memory_bytes / 10**9
+
 
 class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     """Everything measured of one model, each number equal to its formula; lossless to JSON and back."""
@@ -90,8 +100,8 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def main_layer(self) -> LayerAnalysis:
-        """The layer that the model has most of; of equals, the later one."""
-        return max(reversed(self.layers), key=lambda layer: layer.count)
+        """The layer that the short report speaks of: the mixture of experts where there is one."""
+        return next((layer for layer in self.layers if layer.kind == "moe"), self.layers[0])
 
 
 def analyze(

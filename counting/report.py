@@ -1,0 +1,262 @@
+"""Results as text: the only place where numbers and units are formatted.
+
+Plain lines that scripts read come first, tables that people read after them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from counting.analysis import Analysis, LayerAnalysis
+from counting.counts import LayerMemory
+from counting.design import Design
+from counting.scaling_law import find_law
+from counting.training_cost import BudgetPlan
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+NARROWEST_TABLE = 110  # columns; a pipe has no width of its own
+
+
+def json_document(analyses: Sequence[Analysis], plan: BudgetPlan | None, design: Design | None) -> str:
+    """Everything as one JSON document; parameters, FLOPs and bytes are integers."""
+    budget = None if plan is None else msgspec.to_builtins(plan) | {"design": msgspec.to_builtins(design)}
+    document = {"schema_version": SCHEMA_VERSION, "analyses": analyses, "budget": budget}
+    return msgspec.json.encode(document).decode()
+
+
+# --- A model ---------------------------------------------------------------------------------------------------
+
+
+def analysis_lines(analysis: Analysis) -> list[str]:
+    """The plain lines of one model; FLOPs and memory are of its main layer's forward pass."""
+    layer = analysis.main_layer
+    return [
+        f"Number of parameters: {analysis.parameters.total}",
+        f"Number of TFLOPs: {shifted(layer.forward_flops, 12)}",
+        f"Peak memory cost: {shifted(layer.peak_memory_bytes, 9)} GBs",
+    ]
+
+
+def print_analysis(analysis: Analysis) -> None:
+    """The plain lines, then the tables: parameters, FLOPs, memory, conventions, and each number's proof."""
+    print("\n".join(analysis_lines(analysis)))
+    conventions, total = analysis.conventions, sum(layer.count for layer in analysis.layers)
+    console = _console()
+    main = analysis.main_layer
+    console.print(
+        f"\n[bold]{analysis.name}[/bold] ({analysis.model_type}), {total} layers; the lines above are of one "
+        f"{main.kind} layer ({main.count} of {total}), batch {conventions.batch_size}, sequence length "
+        f"{conventions.sequence_length:,} (from {conventions.sequence_length_source}), {conventions.kernels} kernels."
+    )
+    console.print(_parameter_table(analysis))
+    console.print(_flop_table(analysis))
+    console.print(_memory_table(analysis))
+    console.print(_agreement_table(analysis))
+    for note in conventions.notes:
+        console.print(f"• {note}", style="dim")
+    if analysis.defaulted_fields:
+        console.print(f"• Not in the config, so the family's default: {', '.join(analysis.defaulted_fields)}.", style="dim")
+
+
+def _parameter_table(analysis: Analysis) -> "Table":
+    parameters = analysis.parameters
+    table = _component_table("Parameters", analysis.layers, "model")
+    for component, count in parameters.by_component.items():
+        row = [layer.parameters_by_component[component] for layer in analysis.layers]
+        table.add_row(component, *map(integer, row), integer(count), share(count, parameters.total))
+    table.add_section()
+    per_layer = [integer(layer.parameters) for layer in analysis.layers]
+    table.add_row("total", *per_layer, integer(parameters.total), share(parameters.total, parameters.total), style="bold")
+    blank = [""] * len(analysis.layers)
+    for label, count in (
+        ("active for one token", parameters.active),
+        ("… without the embedding", parameters.active_without_embedding),
+        ("… without embedding and head", parameters.active_without_vocabulary),
+        ("beside it: mtp", parameters.mtp),
+        ("beside it: router correction biases", parameters.router_correction_bias),
+    ):
+        if count not in (0, parameters.total):
+            table.add_row(label, *blank, integer(count), share(count, parameters.total))
+    return table
+
+
+def _flop_table(analysis: Analysis) -> "Table":
+    table = _component_table("Forward FLOPs of one sequence", analysis.layers, "model")
+    for component, count in analysis.forward_flops_by_component.items():
+        row = [layer.forward_flops_by_component[component] for layer in analysis.layers]
+        if count:
+            table.add_row(component, *map(integer, row), integer(count), share(count, analysis.forward_flops))
+    table.add_section()
+    for label, per_layer, count, style in (
+        ("total, full attention", [x.forward_flops for x in analysis.layers], analysis.forward_flops, "bold"),
+        ("causal half of it", [x.forward_flops_causal for x in analysis.layers], analysis.forward_flops_causal, None),
+    ):
+        table.add_row(label, *map(integer, per_layer), integer(count), share(count, analysis.forward_flops), style=style)
+    if analysis.mtp_forward_flops:
+        blank = [""] * len(analysis.layers)
+        flops = analysis.mtp_forward_flops
+        table.add_row("beside it: mtp", *blank, integer(flops), share(flops, analysis.forward_flops))
+    return table
+
+
+def _memory_table(analysis: Analysis) -> "Table":
+    table = _component_table("Peak memory of one layer's forward pass, bytes", analysis.layers, None)
+    for part in LayerMemory.__struct_fields__:
+        row = [getattr(layer.peak_memory_parts, part) for layer in analysis.layers]
+        table.add_row({"saved": "saved activations"}.get(part, part), *map(integer, row))
+    table.add_section()
+    peaks = [layer.peak_memory_bytes for layer in analysis.layers]
+    table.add_row("peak", *map(integer, peaks), style="bold")
+    table.add_row("peak in GB", *(f"{shifted(peak, 9, places=3)}" for peak in peaks))
+    table.add_row("first pass, without gradients", *(integer(x.peak_memory_no_grad_bytes) for x in analysis.layers))
+    return table
+
+
+def _agreement_table(analysis: Analysis) -> "Table":
+    from rich.table import Table
+
+    checks = analysis.agreement.checks
+    table = Table(title=f"{len(checks)} numbers, each measured = formula", title_justify="left", box=None, header_style="dim")
+    for heading in ("scope", "quantity", "component"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("measured", "", "formula"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for check in checks:
+        relation = "=" if check.ok else "≠"
+        numbers = (integer(check.measured), relation, integer(check.analytic))
+        table.add_row(check.scope, check.quantity, check.component, *numbers, style="dim")
+    return table
+
+
+def _component_table(title: str, layers: Iterable[LayerAnalysis], whole: str | None) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", min_width=40)
+    table.add_column("component", no_wrap=True)
+    for layer in layers:
+        table.add_column(f"{layer.kind} layer × {layer.count}", justify="right", no_wrap=True)
+    if whole:
+        table.add_column(whole, justify="right", no_wrap=True)
+        table.add_column("share", justify="right", no_wrap=True)
+    return table
+
+
+# --- A budget --------------------------------------------------------------------------------------------------
+
+
+def budget_lines(plan: BudgetPlan) -> list[str]:
+    """The plain lines of a budget."""
+    return [
+        f"best_gpu: {plan.best_gpu}",
+        f"training_budget_flops: {plan.training_flops!r}",
+        f"Optimal N: {plan.optimal_parameters}",
+        f"Optimal D: {plan.optimal_tokens}",
+    ]
+
+
+def print_budget(plan: BudgetPlan) -> None:
+    """The plain lines, then what each GPU would buy and what the best one is spent on."""
+    from rich.table import Table
+
+    print("\n".join(budget_lines(plan)))
+    console = _console()
+    table = Table(title=f"\nWhat ${plan.budget_usd:,.2f} buys at {plan.mfu:.0%} MFU", title_justify="left")
+    table.add_column("GPU", no_wrap=True)
+    for heading in ("$/hour", "dense peak TFLOP/s", "of", "GPU-hours", "training FLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for option in plan.options:
+        best = option.gpu == plan.best_gpu
+        table.add_row(
+            f"{option.gpu} (best)" if best else option.gpu,
+            f"{option.price_usd_per_hour:,.2f}",
+            f"{option.peak_dense_tflop_per_s:,g}",
+            option.training_dtype,
+            f"{option.gpu_hours:,.0f}",
+            f"{option.training_flops:.4g}",
+            style="bold" if best else None,
+        )
+    console.print(table)
+    law = find_law(plan.scaling_law)
+    facts = [
+        ("Scaling law", f"{law.name}: {law.citation}"),
+        ("Model", f"{plan.optimal_parameters:,} parameters ({plan.optimal_parameters / 1e9:.4g} billion)"),
+        ("Tokens", f"{plan.optimal_tokens:,} ({plan.optimal_tokens / 1e9:.4g} billion)"),
+        ("Tokens per parameter", f"{plan.tokens_per_parameter:.2f}"),
+        ("GPU-hours", f"{plan.gpu_hours:,.0f} on {plan.best_gpu}"),
+        ("Predicted loss", f"{plan.predicted_loss:.5f} nats per token"),
+    ]
+    console.print(_facts("The compute-optimal model, C = 6 N D", facts))
+    if plan.extrapolated:
+        console.print(
+            "• The law is extrapolated: it was fitted to models of "
+            f"{law.fitted_parameters[0] / 1e6:g} million to {law.fitted_parameters[1] / 1e9:g} billion parameters on "
+            f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens.",
+            style="dim",
+        )
+
+
+def print_design(design: Design, path: str) -> None:
+    """The designed model, the rules that shaped it, and the tokens that the budget really pays for."""
+    console = _console()
+    config = design.config
+    facts = [
+        ("Layers × width", f"{config['num_hidden_layers']} × {config['hidden_size']}"),
+        ("Heads", f"{config['num_attention_heads']} queries on {config['num_key_value_heads']} keys and values"),
+        ("SwiGLU width", f"{config['intermediate_size']}"),
+        ("Parameters, measured", f"{design.parameters:,} ({design.relative_error:+.3%} from N)"),
+        ("Training FLOPs per token", f"{design.training_flops_per_token:,} (3 × the measured forward pass)"),
+        ("Tokens", f"{design.tokens:,} ({design.tokens_per_parameter:.2f} per parameter)"),
+        ("Training FLOPs", f"{design.training_flops:.6g}, all that the budget pays for"),
+        ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
+    ]
+    console.print(_facts(f"A model designed for the budget, written to {path}", facts))
+    for rule in design.rules:
+        console.print(f"• {rule}", style="dim")
+
+
+def _facts(title: str, facts: Iterable[tuple[str, str]]) -> "RenderableType":
+    from rich.table import Table
+
+    table = Table(title=f"\n{title}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+# --- Numbers ---------------------------------------------------------------------------------------------------
+
+
+def integer(value: int) -> str:
+    """1234567 -> 1,234,567."""
+    return f"{value:,}"
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage; what is there but rounds to nothing is not called 0 %."""
+    percent = 100 * part / whole
+    return "< 0.01 %" if part and percent < 0.01 else f"{percent:.2f} %"
+
+
+def shifted(value: int, decimals: int, *, places: int | None = None) -> str:
+    """`value` / 10^decimals in decimal digits: all of them, or rounded to `places`."""
+    if places is not None:
+        return f"{value / 10**decimals:,.{places}f}"
+    whole, rest = divmod(value, 10**decimals)
+    return f"{whole}.{rest:0{decimals}d}".rstrip("0").rstrip(".")
+
+
+def _console() -> "Console":
+    """A console as wide as the terminal, or as the tables need where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=True, width=max(console.width, NARROWEST_TABLE))
+    return console

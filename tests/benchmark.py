@@ -1,0 +1,155 @@
+"""Time and peak memory of the command, each as a ratio to `python3 -c "import torch"` in the same run.
+
+    make bench        or        python tests/benchmark.py --rounds 7
+
+Each round runs every command once, so that whatever else the machine does falls on all of them alike; a ratio is taken
+within a round, and the median over the rounds is held against its limit. Exit status 1 if a limit is broken. On a busy
+machine equal commands differ by several percent: leave it idle, or raise the number of rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = [sys.executable, str(ROOT / "model_training_cost_analysis.py")]
+
+BASELINE = "import torch"
+BUDGET = "--training_budget 5000000"
+CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]
+DEEPER_CONFIG = "deepseek_v3_config.json"  # of 61 layers, and analysed with ten times as many
+
+BUDGET_LIMIT = 0.15
+CONFIG_LIMIT = 1.6
+DEEPER_LIMIT = 1.05
+MEMORY_LIMIT = 1.3
+
+
+class Cost(NamedTuple):
+    """What one run of a command took."""
+
+    seconds: float
+    peak_memory: int  # in the unit of getrusage, which is the same for all
+
+
+class Check(NamedTuple):
+    """A ratio of two commands' costs that must not exceed a limit."""
+
+    quantity: str
+    command: str
+    reference: str
+    cost: Callable[[Cost], float]
+    limit: float
+
+
+def run(argv: Sequence[str]) -> Cost:
+    """Runs a command to its end; its output is dropped, its failure ends the benchmark."""
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=errors, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            errors.seek(0)
+            sys.exit(f"{' '.join(argv)}\nended with status {process.returncode}:\n{errors.read().decode()}")
+    return Cost(seconds, usage.ru_maxrss)
+
+
+def modules_imported(argv: Sequence[str]) -> set[str]:
+    """The names of all modules that a Python command imports."""
+    process = subprocess.run(
+        [argv[0], "-X", "importtime", *argv[1:]], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
+    assert lines, "no import was reported"
+    return {line.rsplit("|", 1)[1].strip() for line in lines}
+
+
+def write_deeper_config(folder: Path) -> Path:
+    """The same model with ten times the layers."""
+    config = json.loads((ROOT / "configs" / DEEPER_CONFIG).read_text(encoding="utf-8"))
+    config["num_hidden_layers"] *= 10
+    path = folder / f"{config['num_hidden_layers']}_layers.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def measure(commands: dict[str, list[str]], rounds: int) -> dict[str, list[Cost]]:
+    """Every command once per round, forwards and backwards in turn, after a round that only warms the caches."""
+    costs: dict[str, list[Cost]] = {name: [] for name in commands}
+    for round_number in range(rounds + 1):
+        names = list(commands) if round_number % 2 else list(reversed(commands))
+        for name in names:
+            cost = run(commands[name])
+            if round_number > 0:
+                costs[name].append(cost)
+        if sys.stderr.isatty():
+            print(f"\rround {round_number} of {rounds}", end="\n" if round_number == rounds else "", file=sys.stderr)
+    return costs
+
+
+def all_checks(deeper: str) -> list[Check]:
+    """What is promised about time and memory."""
+
+    def seconds(cost: Cost) -> float:
+        return cost.seconds
+
+    def peak_memory(cost: Cost) -> float:
+        return cost.peak_memory
+
+    analyses = [f"--model_config {config}" for config in CONFIGS]
+    return [
+        Check("time", BUDGET, BASELINE, seconds, BUDGET_LIMIT),
+        *(Check("time", analysis, BASELINE, seconds, CONFIG_LIMIT) for analysis in analyses),
+        Check("time", deeper, f"--model_config {DEEPER_CONFIG}", seconds, DEEPER_LIMIT),
+        *(Check("memory", name, BASELINE, peak_memory, MEMORY_LIMIT) for name in [BUDGET, *analyses, deeper]),
+    ]
+
+
+def main() -> int:
+    """Measures, prints the table, and says by its status whether every limit holds."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each command (default: 7)")
+    rounds: int = parser.parse_args().rounds
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: must be at least 1")
+
+    with tempfile.TemporaryDirectory() as folder:
+        deeper_config = write_deeper_config(Path(folder))
+        deeper = f"--model_config {deeper_config.name}"
+        commands = {
+            BASELINE: [sys.executable, "-c", "import torch"],
+            BUDGET: [*COMMAND, *BUDGET.split()],
+            **{f"--model_config {config}": [*COMMAND, "--model_config", config] for config in CONFIGS},
+            # Last, beside the analysis that it is compared with.
+            deeper: [*COMMAND, "--model_config", str(deeper_config)],
+        }
+        imports_torch = "torch" in modules_imported(commands[BUDGET])
+        costs = measure(commands, rounds)
+
+    baseline = statistics.median(cost.seconds for cost in costs[BASELINE])
+    print(f'python3 -c "import torch": {baseline:.2f} s, the median of {rounds} runs\n')
+    print(f"{'':8}{'command':42}{'compared with':42}{'ratio':>7}{'limit':>7}")
+    broken = int(imports_torch)
+    for check in all_checks(deeper):
+        pairs = zip(costs[check.command], costs[check.reference], strict=True)
+        ratio = statistics.median(check.cost(cost) / check.cost(reference) for cost, reference in pairs)
+        verdict = "ok" if ratio <= check.limit else "BROKEN"
+        broken += verdict == "BROKEN"
+        print(f"{check.quantity:8}{check.command:42}{check.reference:42}{ratio:7.3f}{check.limit:7.2f}  {verdict}")
+    verdict = "BROKEN: it imports torch" if imports_torch else "ok"
+    print(f"{'imports':8}{BUDGET:42}{'no torch':56}  {verdict}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
