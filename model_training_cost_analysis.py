@@ -52,7 +52,7 @@ def model_training_cost_analysis_deepseek(model_config_path: str) -> tuple[int, 
     return _short_analysis(model_config_path, "deepseek_v3")
 
 
-def get_optimal_N_D_from_cost(cost_budget: float) -> tuple[int, int, float, str]:  # noqa: N802
+def get_optimal_N_D_from_cost(cost_budget: float) -> tuple[int, int, float, str]:
     """Optimal parameters N, optimal tokens D, training FLOPs and best GPU for a budget in US dollars."""
     plan = plan_budget(cost_budget)
     return plan.optimal_parameters, plan.optimal_tokens, plan.training_flops, plan.best_gpu
@@ -139,6 +139,7 @@ def _print(
     if options.json:
         print(report.json_document(analyses, plan, design))
         return
+    print("\n".join(report.plain_lines(analyses, plan)))
     for analysis in analyses:
         report.print_analysis(analysis)
     if plan is not None:

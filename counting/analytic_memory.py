@@ -159,7 +159,7 @@ def _attention(memory: Lifetimes, spec: AttentionSpec, tokens: int, kernels: Ker
 
 
 def _rotate(memory: Lifetimes, out: str, channels: int, *, kept: bool) -> None:
-    """Rotary embedding of `channels` numbers: two halves, each a sum of two products, joined. Angles need no gradient."""
+    """Rotary embedding of `channels` numbers: two halves, each a sum of two products with the angles, joined."""
     half = HALF * channels // 2
     for member in ("first", "second"):
         memory.new(by_cos=half)
@@ -371,4 +371,3 @@ def _routed_experts(memory: Lifetimes, spec: MixtureOfExpertsSpec, tokens: int) 
 def _feed_forward_keeps_input(spec: FeedForwardSpec) -> bool:
     """Any linear layer keeps its input; a router keeps an fp32 copy, and a gather of rows their indices."""
     return isinstance(spec, GatedMLPSpec) or spec.shared_experts is not None
-

@@ -18,11 +18,18 @@ def component_of(root: nn.Module, name: str) -> str | None:
 
 
 def counts_of_modules(root: nn.Module, totals: Mapping[str, int]) -> Counts:
-    """Counts by component, from each module's total (its children's included), keyed by its name within `root`."""
+    """Counts by component, from each module's total (its children's included), keyed by its name within `root`.
+
+    Modules that are only containers may be missing.
+    """
     own = dict(totals)
     for name, total in totals.items():
-        if name:
-            own[name.rpartition(".")[0]] -= total
+        parent = name
+        while parent:
+            parent = parent.rpartition(".")[0]
+            if parent in own:
+                own[parent] -= total
+                break
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, count in own.items():
         if not count:

@@ -29,22 +29,27 @@ HANDLES: dict[str, Callable[[Any, Any], Counter[str]]] = {}
 ZERO_FLOP_OPS = (
     "aten::add",
     "aten::add_",
+    "aten::cos",
     "aten::div",
+    "aten::embedding",
     "aten::empty_like",
     "aten::expand_as",
     "aten::gelu",
-    "aten::scatter_add_",
     "aten::index_select",
     "aten::mean",
     "aten::mul",
     "aten::ones_like",
+    "aten::pow",
+    "aten::reciprocal",
     "aten::repeat_interleave",
     "aten::rms_norm",
     "aten::rsqrt",
     "aten::scatter",
+    "aten::scatter_add_",
     "aten::searchsorted",
     "aten::sigmoid",
     "aten::silu",
+    "aten::sin",
     "aten::softmax",
     "aten::sort",
     "aten::square",
@@ -137,4 +142,3 @@ def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
 def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
     del weights
     return 2 * prod(out_shape) * rows[-1]
-

@@ -9,7 +9,7 @@ from counting.flops import dispatched_flops, traced_flops
 from counting.memory import layer_memory
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
 from counting.parameters import inactive_parameters, parameter_counts, router_correction_bias
-from torch_models.build import build_model, build_mtp_layers
+from torch_models.builder import build_model, build_mtp_layers
 from torch_models.decoder import CausalLM
 from torch_models.layers import RotaryTables, rotary_tables
 from torch_models.spec import ModelSpec, RotarySpec

@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._serials: dict[int, int] = {}  # id of a live storage -> its serial number, which is never reused
         self._bytes: dict[int, int] = {}  # serial number of a live storage -> bytes
         self._born = 0

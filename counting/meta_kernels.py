@@ -38,7 +38,7 @@ class _CudaKernels(TorchFunctionMode):
             if function is F.scaled_dot_product_attention:
                 return _attention(*args, **kwargs)
             if function is F.rms_norm:
-                return _FusedRMSNorm.apply(args[0], kwargs["weight"], kwargs["eps"])
+                return _FusedRMSNorm.apply(args[0], kwargs["weight"], kwargs["eps"])  # type: ignore[no-untyped-call]
         return function(*args, **kwargs)
 
 
@@ -65,7 +65,7 @@ class _FusedRMSNorm(torch.autograd.Function):
         return torch.empty_like(x.contiguous())  # the kernel reads rows without gaps
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x.contiguous()), torch.empty_like(weight), None
 

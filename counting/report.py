@@ -29,6 +29,16 @@ def json_document(analyses: Sequence[Analysis], plan: BudgetPlan | None, design:
     return msgspec.json.encode(document).decode()
 
 
+def plain_lines(analyses: Sequence[Analysis], plan: BudgetPlan | None) -> list[str]:
+    """What scripts read, before any table; with several models, each block names its model."""
+    blocks = [
+        ([f"Model: {analysis.name}"] if len(analyses) > 1 else []) + analysis_lines(analysis) for analysis in analyses
+    ]
+    if plan is not None:
+        blocks.append(budget_lines(plan))
+    return [line for block in blocks for line in (*block, "")]
+
+
 # --- A model ---------------------------------------------------------------------------------------------------
 
 
@@ -43,13 +53,14 @@ def analysis_lines(analysis: Analysis) -> list[str]:
 
 
 def print_analysis(analysis: Analysis) -> None:
-    """The plain lines, then the tables: parameters, FLOPs, memory, conventions, and each number's proof."""
-    print("\n".join(analysis_lines(analysis)))
+    """The tables of one model: parameters, FLOPs, memory, each number's proof, and the conventions."""
+    from rich.markup import escape
+
     conventions, total = analysis.conventions, sum(layer.count for layer in analysis.layers)
     console = _console()
     main = analysis.main_layer
     console.print(
-        f"\n[bold]{analysis.name}[/bold] ({analysis.model_type}), {total} layers; the lines above are of one "
+        f"[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
         f"{main.kind} layer ({main.count} of {total}), batch {conventions.batch_size}, sequence length "
         f"{conventions.sequence_length:,} (from {conventions.sequence_length_source}), {conventions.kernels} kernels."
     )
@@ -60,7 +71,9 @@ def print_analysis(analysis: Analysis) -> None:
     for note in conventions.notes:
         console.print(f"• {note}", style="dim")
     if analysis.defaulted_fields:
-        console.print(f"• Not in the config, so the family's default: {', '.join(analysis.defaulted_fields)}.", style="dim")
+        console.print(
+            f"• Not in the config, so the family's default: {', '.join(analysis.defaulted_fields)}.", style="dim"
+        )
 
 
 def _parameter_table(analysis: Analysis) -> "Table":
@@ -71,17 +84,23 @@ def _parameter_table(analysis: Analysis) -> "Table":
         table.add_row(component, *map(integer, row), integer(count), share(count, parameters.total))
     table.add_section()
     per_layer = [integer(layer.parameters) for layer in analysis.layers]
-    table.add_row("total", *per_layer, integer(parameters.total), share(parameters.total, parameters.total), style="bold")
+    table.add_row(
+        "total", *per_layer, integer(parameters.total), share(parameters.total, parameters.total), style="bold"
+    )
     blank = [""] * len(analysis.layers)
-    for label, count in (
-        ("active for one token", parameters.active),
-        ("… without the embedding", parameters.active_without_embedding),
-        ("… without embedding and head", parameters.active_without_vocabulary),
-        ("beside it: mtp", parameters.mtp),
-        ("beside it: router correction biases", parameters.router_correction_bias),
-    ):
-        if count not in (0, parameters.total):
-            table.add_row(label, *blank, integer(count), share(count, parameters.total))
+
+    def add(label: str, count: int) -> None:
+        table.add_row(label, *blank, integer(count), share(count, parameters.total))
+
+    add("active for one token", parameters.active)
+    add("… without the embedding", parameters.active_without_embedding)
+    add("… without embedding and head", parameters.active_without_vocabulary)
+    if parameters.mtp:
+        add("beside it: multi-token prediction", parameters.mtp)
+    if parameters.router_correction_bias:
+        add("beside it: router correction biases", parameters.router_correction_bias)
+    if parameters.mtp_router_correction_bias:
+        add("… of multi-token prediction", parameters.mtp_router_correction_bias)
     return table
 
 
@@ -94,13 +113,15 @@ def _flop_table(analysis: Analysis) -> "Table":
     table.add_section()
     for label, per_layer, count, style in (
         ("total, full attention", [x.forward_flops for x in analysis.layers], analysis.forward_flops, "bold"),
-        ("causal half of it", [x.forward_flops_causal for x in analysis.layers], analysis.forward_flops_causal, None),
+        ("total, causal half of the square", [x.forward_flops_causal for x in analysis.layers], analysis.forward_flops_causal, None),
     ):
-        table.add_row(label, *map(integer, per_layer), integer(count), share(count, analysis.forward_flops), style=style)
+        table.add_row(
+            label, *map(integer, per_layer), integer(count), share(count, analysis.forward_flops), style=style
+        )
     if analysis.mtp_forward_flops:
         blank = [""] * len(analysis.layers)
         flops = analysis.mtp_forward_flops
-        table.add_row("beside it: mtp", *blank, integer(flops), share(flops, analysis.forward_flops))
+        table.add_row("beside it: multi-token prediction", *blank, integer(flops), share(flops, analysis.forward_flops))
     return table
 
 
@@ -121,7 +142,9 @@ def _agreement_table(analysis: Analysis) -> "Table":
     from rich.table import Table
 
     checks = analysis.agreement.checks
-    table = Table(title=f"{len(checks)} numbers, each measured = formula", title_justify="left", box=None, header_style="dim")
+    table = Table(
+        title=f"{len(checks)} numbers, each measured = formula", title_justify="left", box=None, header_style="dim"
+    )
     for heading in ("scope", "quantity", "component"):
         table.add_column(heading, no_wrap=True)
     for heading in ("measured", "", "formula"):
@@ -153,19 +176,18 @@ def budget_lines(plan: BudgetPlan) -> list[str]:
     """The plain lines of a budget."""
     return [
         f"best_gpu: {plan.best_gpu}",
-        f"training_budget_flops: {plan.training_flops!r}",
+        f"training_budget_flops: {plan.training_flops:.12g}",
         f"Optimal N: {plan.optimal_parameters}",
         f"Optimal D: {plan.optimal_tokens}",
     ]
 
 
 def print_budget(plan: BudgetPlan) -> None:
-    """The plain lines, then what each GPU would buy and what the best one is spent on."""
+    """The tables of a budget: what each GPU would buy, and what the best one is spent on."""
     from rich.table import Table
 
-    print("\n".join(budget_lines(plan)))
     console = _console()
-    table = Table(title=f"\nWhat ${plan.budget_usd:,.2f} buys at {plan.mfu:.0%} MFU", title_justify="left")
+    table = Table(title=f"What ${plan.budget_usd:,.2f} buys at {plan.mfu:.0%} MFU", title_justify="left")
     table.add_column("GPU", no_wrap=True)
     for heading in ("$/hour", "dense peak TFLOP/s", "of", "GPU-hours", "training FLOPs"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -222,7 +244,7 @@ def print_design(design: Design, path: str) -> None:
 def _facts(title: str, facts: Iterable[tuple[str, str]]) -> "RenderableType":
     from rich.table import Table
 
-    table = Table(title=f"\n{title}", title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
     for name, value in facts:

@@ -35,7 +35,7 @@ def build(
     `dtype` is fp32 unless given. Parameter names and shapes are Hugging Face's, experts stacked as in
     transformers 5. On the meta device the model takes no memory, whatever its size.
     """
-    from torch_models.build import build_model
+    from torch_models.builder import build_model
 
     return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
 
@@ -48,7 +48,7 @@ def build_mtp(
     kernels: "Kernels" = "fused",
 ) -> "nn.ModuleList":
     """The multi-token-prediction layers of `config`, which stand beside the main model; empty where it has none."""
-    from torch_models.build import build_mtp_layers
+    from torch_models.builder import build_mtp_layers
 
     return build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
 

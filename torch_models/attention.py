@@ -26,7 +26,9 @@ def causal_attention(
     return out.transpose(1, 2)
 
 
-def _eager_attention(query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, scale: float, heads_per_group: int) -> Tensor:
+def _eager_attention(
+    query_BHSC: Tensor, key_BGSC: Tensor, value_BGSC: Tensor, scale: float, heads_per_group: int
+) -> Tensor:
     """The plain arithmetic: scores, mask and probabilities are S x S tensors of every head, the softmax in fp32."""
     if heads_per_group > 1:
         key_BGSC, value_BGSC = (x.repeat_interleave(heads_per_group, dim=1) for x in (key_BGSC, value_BGSC))
@@ -68,7 +70,8 @@ class GroupedQueryAttention(nn.Module):
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -97,9 +100,7 @@ class MultiHeadLatentAttention(nn.Module):
         """(B, S, D) -> (B, S, D)."""
         query = self._query(x_BSD, rotary)
         key, value = self._key_value(x_BSD, rotary)
-        attended_BSHC = causal_attention(
-            query, key, value, scale=self.scale, heads_per_group=1, kernels=self.kernels
-        )
+        attended_BSHC = causal_attention(query, key, value, scale=self.scale, heads_per_group=1, kernels=self.kernels)
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 

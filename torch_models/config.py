@@ -193,7 +193,9 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     for field, value in fields.items():
         if field in FIXED_FIELDS:
             if value != FIXED_FIELDS[field]:
-                raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are modelled")
+                raise ConfigError(
+                    field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are modelled"
+                )
         elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
             raise ConfigError(field, value, _unknown_field_rule(field, known))
     config = convert({field: fields[field] for field in known if field in fields}, family.Config)
@@ -223,7 +225,9 @@ def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, An
     shown = os.fspath(path_or_name)
     content = _read_bytes(shown)
     try:
-        fields = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_nan)
+        fields = json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_nan
+        )
     except UserError as error:
         raise UserError(f"{shown}: {error}") from None
     except (ValueError, RecursionError) as error:

@@ -46,7 +46,8 @@ class _Block(nn.Module):
 
     def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary)
-        return x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        out: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
+        return out
 
 
 class DecoderLayer(_Block):
@@ -99,6 +100,7 @@ class Decoder(nn.Module):
         x_BSD = self.embed_tokens(token_ids_BS)
         tables: dict[RotarySpec, RotaryTables] = {}
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             rotary = layer.spec.attention.rotary
             if rotary not in tables:
                 tables[rotary] = rotary_tables(rotary, x_BSD.shape[1], x_BSD.device, x_BSD.dtype)
@@ -113,7 +115,7 @@ class TokenEmbedding(nn.Embedding):
     component = "word_embedding"
 
     def reset_parameters(self) -> None:
-        """Do nothing; see `torch_models.build.initialize`."""
+        """Do nothing; see `torch_models.builder.initialize`."""
 
 
 class LanguageModelHead(Linear):

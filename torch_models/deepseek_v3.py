@@ -1,5 +1,8 @@
-"""DeepSeek-V3: multi-head latent attention, dense first layers, then shared and routed experts behind a
-sigmoid router with groups and a correction bias; multi-token prediction beside it (arXiv 2412.19437, §2)."""
+"""DeepSeek-V3 (arXiv 2412.19437, §2).
+
+Multi-head latent attention, dense first layers, then shared and routed experts behind a sigmoid router with groups
+and a correction bias; multi-token prediction beside it.
+"""
 
 from typing import Annotated, Literal
 

@@ -28,7 +28,7 @@ class Linear(nn.Linear):
     """`nn.Linear` that leaves its weight uninitialised: the model initialises, or a checkpoint is loaded."""
 
     def reset_parameters(self) -> None:
-        """Do nothing; see `torch_models.build.initialize`."""
+        """Do nothing; see `torch_models.builder.initialize`."""
 
 
 class RMSNorm(nn.Module):

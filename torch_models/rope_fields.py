@@ -48,7 +48,9 @@ def rotary_spec(config: FamilyConfig, dim: int, interleaved: bool = False) -> Ro
     if rope_type == "default" and fields:
         unknown = next(iter(fields))
         raise ConfigError(f"{field}.{unknown}", fields[unknown], "is not understood beside the default rope_type")
-    return RotarySpec(dim=dim, theta=theta, scaling=_scaling(str(rope_type), fields, f"{field}."), interleaved=interleaved)
+    return RotarySpec(
+        dim=dim, theta=theta, scaling=_scaling(str(rope_type), fields, f"{field}."), interleaved=interleaved
+    )
 
 
 def _scaling(rope_type: str, fields: dict[str, Any], prefix: str) -> RopeScaling | None:

@@ -26,13 +26,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of all specs: immutable, keyword-only, hashable, equal when all fields are."""
 
 
-class LinearRopeScaling(Spec, tag_field="rope_type", tag="linear"):
+class LinearRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="linear"):
     """Position interpolation (Chen et al. 2023): every frequency divided by `factor`."""
 
     factor: float
 
 
-class Llama3RopeScaling(Spec, tag_field="rope_type", tag="llama3"):
+class Llama3RopeScaling(Spec, frozen=True, tag_field="rope_type", tag="llama3"):
     """Llama-3.1's scaling: low frequencies divided by `factor`, high ones kept, a linear blend between."""
 
     factor: float
@@ -49,7 +49,7 @@ class Llama3RopeScaling(Spec, tag_field="rope_type", tag="llama3"):
             )
 
 
-class YarnRopeScaling(Spec, tag_field="rope_type", tag="yarn"):
+class YarnRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="yarn"):
     """YaRN (Peng et al. 2023, arXiv 2309.00071), with the two `mscale` fields that DeepSeek adds."""
 
     factor: float
@@ -65,7 +65,7 @@ class YarnRopeScaling(Spec, tag_field="rope_type", tag="yarn"):
 RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
 
 
-class RotarySpec(Spec):
+class RotarySpec(Spec, frozen=True):
     """Rotary position embedding over the `dim` rotated channels of each head; it has no parameters."""
 
     dim: int
@@ -78,7 +78,7 @@ class RotarySpec(Spec):
             raise ConfigError("head_dim", self.dim, "the rotated channels of a head must be even in number")
 
 
-class GroupedQueryAttentionSpec(Spec, tag="grouped_query_attention"):
+class GroupedQueryAttentionSpec(Spec, frozen=True, tag="grouped_query_attention"):
     """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023)."""
 
     hidden_size: int
@@ -100,7 +100,7 @@ class GroupedQueryAttentionSpec(Spec, tag="grouped_query_attention"):
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
 
 
-class MultiHeadLatentAttentionSpec(Spec, tag="multi_head_latent_attention"):
+class MultiHeadLatentAttentionSpec(Spec, frozen=True, tag="multi_head_latent_attention"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1).
 
     Keys and values are expanded from one latent of `kv_lora_rank` per token; queries from one of `q_lora_rank`,
@@ -119,7 +119,9 @@ class MultiHeadLatentAttentionSpec(Spec, tag="multi_head_latent_attention"):
     bias: bool = False  # of the projections from and to the hidden state
 
     def __post_init__(self) -> None:
-        check_width("num_attention_heads * (qk_nope_head_dim + qk_rope_head_dim)", self.num_attention_heads * self.qk_head_dim)
+        check_width(
+            "num_attention_heads * (qk_nope_head_dim + qk_rope_head_dim)", self.num_attention_heads * self.qk_head_dim
+        )
         check_width(
             "num_attention_heads * (qk_nope_head_dim + v_head_dim)",
             self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim),
@@ -135,7 +137,7 @@ class MultiHeadLatentAttentionSpec(Spec, tag="multi_head_latent_attention"):
 AttentionSpec = GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
 
 
-class GatedMLPSpec(Spec, tag="gated_mlp"):
+class GatedMLPSpec(Spec, frozen=True, tag="gated_mlp"):
     """down(activation(gate(x)) * up(x)); SwiGLU where the activation is silu (Shazeer 2020)."""
 
     hidden_size: int
@@ -144,7 +146,7 @@ class GatedMLPSpec(Spec, tag="gated_mlp"):
     bias: bool = False
 
 
-class RouterSpec(Spec):
+class RouterSpec(Spec, frozen=True):
     """Which `top_k` of `num_experts` a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
 
     With `n_group` groups, only the `topk_group` groups whose two best experts score highest are eligible. The
@@ -166,7 +168,9 @@ class RouterSpec(Spec):
                 raise ConfigError(field, value, rule)
 
         experts, groups = self.num_experts, self.n_group
-        require(self.top_k <= experts, "num_experts_per_tok", self.top_k, f"must be at most n_routed_experts ({experts})")
+        require(
+            self.top_k <= experts, "num_experts_per_tok", self.top_k, f"must be at most n_routed_experts ({experts})"
+        )
         require(experts % groups == 0, "n_group", groups, f"must divide n_routed_experts ({experts})")
         require(self.topk_group <= groups, "topk_group", self.topk_group, f"must be at most n_group ({groups})")
         require(
@@ -184,7 +188,7 @@ class RouterSpec(Spec):
         )
 
 
-class MixtureOfExpertsSpec(Spec, tag="mixture_of_experts"):
+class MixtureOfExpertsSpec(Spec, frozen=True, tag="mixture_of_experts"):
     """Routed experts, of which each token uses `router.top_k`, beside shared experts that every token uses."""
 
     router: RouterSpec
@@ -205,7 +209,7 @@ class MixtureOfExpertsSpec(Spec, tag="mixture_of_experts"):
 FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
 
 
-class LayerSpec(Spec):
+class LayerSpec(Spec, frozen=True):
     """One decoder layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     attention: AttentionSpec
@@ -223,7 +227,7 @@ class LayerSpec(Spec):
         return self.attention.hidden_size
 
 
-class ModelSpec(Spec):
+class ModelSpec(Spec, frozen=True):
     """A decoder-only language model: embedding, layers, final norm, head.
 
     `mtp_layers` are the multi-token-prediction modules beside it (DeepSeek-V3, §2.2): each joins the hidden state

@@ -8,47 +8,13 @@ import transformers
 from torch import nn
 from transformers.modeling_layers import MtpLayer
 
+from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build
-from torch_models.build import build_mtp_layers
+from torch_models.builder import build_mtp_layers
 from torch_models.config import spec_from_fields
 from torch_models.layers import rotary_tables
 
 SEQUENCE_LENGTH = 48
-
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 64,
-}
-
-DEEPSEEK_V3: dict[str, Any] = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "model_type": "deepseek_v3",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "moe_intermediate_size": 24,
-    "num_hidden_layers": 4,
-    "first_k_dense_replace": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "n_routed_experts": 16,
-    "n_shared_experts": 2,
-    "num_experts_per_tok": 3,
-    "n_group": 4,
-    "topk_group": 2,
-    "q_lora_rank": 40,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 20,
-    "max_position_embeddings": 64,
-}
 
 YARN = {
     "type": "yarn",
@@ -159,9 +125,7 @@ def test_multi_token_prediction_layer_equals_transformers() -> None:
     hidden, embedding = (torch.randn(2, SEQUENCE_LENGTH, 64, generator=generator) for _ in range(2))
     positions = torch.arange(SEQUENCE_LENGTH).unsqueeze(0)
     future = torch.full((SEQUENCE_LENGTH, SEQUENCE_LENGTH), float("-inf")).triu(1)[None, None]
-    expected = reference(
-        embedding, hidden, reference_main.model.rotary_emb(hidden, positions), future, positions, None
-    )
+    expected = reference(embedding, hidden, reference_main.model.rotary_emb(hidden, positions), future, positions, None)
     tables = rotary_tables(spec.mtp_layers[0].attention.rotary, SEQUENCE_LENGTH, hidden.device, hidden.dtype)
     torch.testing.assert_close(layer(hidden, embedding, tables), expected, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,165 @@
+"""The two witnesses agree to the integer: on every config, under both kernel profiles, and on shapes made up at random."""
+
+import random
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from counting.counts import Counts, Kernels, ModelCounts
+from counting.derived import derive
+from counting.measured import measure
+from counting.reconcile import reconcile
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.config import read_spec, spec_from_fields
+from torch_models.spec import (
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    MultiHeadLatentAttentionSpec,
+    RotarySpec,
+    RouterSpec,
+)
+
+CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
+KERNELS: list[Kernels] = ["fused", "eager"]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config(config: str, kernels: Kernels) -> None:
+    spec = read_spec(config)
+    assert measure(spec, 2048, kernels) == derive(spec, 2048, kernels)
+
+
+@pytest.mark.parametrize("sequence_length", [1, 2, 31, 33, 4096, 163_840])
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("fields", [LLAMA | {"num_key_value_heads": 2}, DEEPSEEK_V3], ids=["llama", "deepseek_v3"])
+def test_every_sequence_length(fields: dict[str, Any], kernels: Kernels, sequence_length: int) -> None:
+    spec = spec_from_fields(fields, "shrunken")
+    assert measure(spec, sequence_length, kernels) == derive(spec, sequence_length, kernels)
+
+
+def random_layer(pick: random.Random) -> LayerSpec:
+    """A layer of extreme proportions, so that its memory peaks at a moment that no real model's does."""
+    width, bias = pick.choice([8, 16, 64, 256, 1024]), pick.random() < 0.3
+    attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
+    if pick.random() < 0.5:
+        groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
+        attention = GroupedQueryAttentionSpec(
+            hidden_size=width,
+            num_attention_heads=groups * pick.choice([1, 2, 5]),
+            num_key_value_heads=groups,
+            head_dim=channels,
+            rotary=RotarySpec(dim=channels, theta=1e4),
+            qkv_bias=bias,
+            output_bias=bias,
+        )
+    else:
+        rope, nope = pick.choice([2, 8, 64]), pick.choice([1, 8, 128])
+        attention = MultiHeadLatentAttentionSpec(
+            hidden_size=width,
+            num_attention_heads=pick.choice([1, 2, 7, 16]),
+            q_lora_rank=pick.choice([None, 1, 8, 300]),
+            kv_lora_rank=pick.choice([1, 16, 512]),
+            qk_nope_head_dim=nope,
+            qk_rope_head_dim=rope,
+            v_head_dim=pick.choice([1, nope + rope, 128]),
+            rotary=RotarySpec(dim=rope, theta=1e4, interleaved=pick.random() < 0.5),
+            bias=bias,
+        )
+
+    def mlp(intermediate_size: int, bias: bool = False) -> GatedMLPSpec:
+        return GatedMLPSpec(
+            hidden_size=width,
+            intermediate_size=intermediate_size,
+            activation=pick.choice(["silu", "gelu", "gelu_pytorch_tanh"]),
+            bias=bias,
+        )
+
+    if pick.random() < 0.4:
+        return LayerSpec(attention=attention, feed_forward=mlp(pick.choice([1, 24, 1000, 4096]), bias), norm_eps=1e-6)
+    groups, per_group = pick.choice([1, 2, 4]), pick.choice([2, 3, 16, 64])
+    topk_group = pick.randint(1, groups)
+    router = RouterSpec(
+        hidden_size=width,
+        num_experts=groups * per_group,
+        top_k=pick.randint(1, min(topk_group * per_group, 12)),
+        n_group=groups,
+        topk_group=topk_group,
+        norm_topk_prob=pick.random() < 0.5,
+        routed_scaling_factor=2.5,
+        correction_bias=pick.random() < 0.7,
+    )
+    shared = pick.choice([None, 8, 2048])
+    mixture = MixtureOfExpertsSpec(
+        router=router,
+        expert=mlp(pick.choice([8, 64, 512])),
+        shared_experts=None if shared is None else mlp(shared),
+    )
+    return LayerSpec(attention=attention, feed_forward=mixture, norm_eps=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_layers_of_random_shape(seed: int) -> None:
+    pick = random.Random(seed)
+    layer = random_layer(pick)
+    spec = ModelSpec(
+        name=f"random {seed}",
+        model_type="deepseek_v3",
+        vocab_size=pick.choice([2, 1000]),
+        hidden_size=layer.hidden_size,
+        layers=(layer,) * pick.randint(1, 3),
+        norm_eps=1e-6,
+        tie_word_embeddings=pick.random() < 0.5,
+        sequence_length=None,
+        sequence_length_source=None,
+        mtp_layers=(layer,) * pick.randint(0, 2),
+    )
+    run = (spec, pick.choice([1, 2, 7, 64, 333, 4096]), pick.choice(KERNELS))
+    reconcile(spec.name, measure(*run), derive(*run))
+
+
+# --- Properties that hold whatever the numbers are -------------------------------------------------------------
+
+
+def measured(fields: dict[str, Any], sequence_length: int = 64) -> ModelCounts:
+    return measure(spec_from_fields(fields, "shrunken"), sequence_length, "fused")
+
+
+@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3], ids=["llama", "deepseek_v3"])
+def test_twice_the_layers_twice_their_counts(fields: dict[str, Any]) -> None:
+    doubled = fields | {"num_hidden_layers": 2 * fields["num_hidden_layers"]}
+    if "first_k_dense_replace" in fields:
+        doubled["first_k_dense_replace"] = 2 * fields["first_k_dense_replace"]
+    once, twice = measured(fields), measured(doubled)
+    assert twice.forward_flops - twice.outside_flops == (once.forward_flops - once.outside_flops) * 2
+    assert twice.parameters - twice.outside_parameters == (once.parameters - once.outside_parameters) * 2
+    assert twice.outside_parameters == once.outside_parameters
+
+
+def test_with_all_experts_chosen_active_is_total() -> None:
+    counts = measured(DEEPSEEK_V3 | {"num_experts_per_tok": 16, "topk_group": 4})
+    assert counts.active_parameters == counts.parameters.total
+    assert measured(DEEPSEEK_V3).active_parameters < counts.parameters.total
+
+
+def test_a_tied_head_costs_flops_but_no_parameters() -> None:
+    tied, untied = measured(LLAMA | {"tie_word_embeddings": True}), measured(LLAMA)
+    assert tied.parameters + Counts(lm_head=LLAMA["vocab_size"] * LLAMA["hidden_size"]) == untied.parameters
+    assert tied.parameters.lm_head == 0
+    assert tied.forward_flops == untied.forward_flops
+
+
+def test_only_the_attention_core_grows_with_the_square_of_the_length() -> None:
+    short, long = measured(DEEPSEEK_V3, 64), measured(DEEPSEEK_V3, 128)
+    assert long.attention_core_flops == 4 * short.attention_core_flops
+    linear = long.forward_flops.total - long.attention_core_flops
+    assert linear == 2 * (short.forward_flops.total - short.attention_core_flops)
+
+
+def test_a_scaled_rotary_embedding_changes_no_count() -> None:
+    scaling = {"type": "yarn", "factor": 4, "original_max_position_embeddings": 16}
+    assert measured(DEEPSEEK_V3 | {"rope_scaling": scaling}) == measured(DEEPSEEK_V3)
