@@ -12,16 +12,19 @@ def refuse_unwritable(path: str, *, overwrite: bool) -> None:
     """Say early what `write_whole` would say late: the file exists, is a folder, or has no folder to be in."""
     target = Path(path)
     try:
-        if target.is_dir():
-            raise UserError(f"{path}: is a folder; name a file in it")
-        if not target.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {target.parent}")
-        if not overwrite and os.path.lexists(target):
-            raise UserError(f"{path}: exists already; give --force to replace it, or another name")
+        os.fsencode(path)
+        if "\0" in path:
+            raise ValueError("a name has no null byte")
+        folder, parent_is_folder = target.is_dir(), target.parent.is_dir()
+        exists = os.path.lexists(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: cannot be written: {error}") from None
+        raise UserError(f"{path[:200]!r}: cannot be written: {error}") from None
+    if folder:
+        raise UserError(f"{path}: is a folder; name a file in it")
+    if not parent_is_folder:
+        raise UserError(f"{path}: there is no folder {target.parent}")
+    if exists and not overwrite:
+        raise UserError(f"{path}: exists already; give --force to replace it, or another name")
 
 
 def write_whole(path: str, text: str, *, overwrite: bool) -> None:

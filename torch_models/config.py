@@ -239,19 +239,20 @@ def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, An
 
 
 def _read_bytes(shown: str) -> bytes:
-    bundled = importlib.resources.files("configs")
     try:
         info = os.stat(shown)
     except (OSError, ValueError) as error:
-        if Path(shown).name == shown:
-            for name in (shown, f"{shown}.json", f"{shown}_config.json"):
-                resource = bundled / name
-                if name.endswith("_config.json") and resource.is_file():
-                    return resource.read_bytes()
+        bundled = {
+            entry.name: entry
+            for entry in importlib.resources.files("configs").iterdir()
+            if entry.name.endswith("_config.json")
+        }
+        for name in (shown, f"{shown}.json", f"{shown}_config.json"):
+            if name in bundled:
+                return bundled[name].read_bytes()
         if isinstance(error, FileNotFoundError):
-            names = sorted(entry.name for entry in bundled.iterdir() if entry.name.endswith("_config.json"))
-            raise UserError(f"{shown}: no such file, and configs/ has only {', '.join(names)}") from None
-        raise UserError(f"{shown}: cannot be read: {_reason(error)}") from None
+            raise UserError(f"{shown}: no such file, and configs/ has only {', '.join(sorted(bundled))}") from None
+        raise UserError(f"{shown[:200]}: cannot be read: {_reason(error)}") from None
     if not stat.S_ISREG(info.st_mode):
         raise UserError(f"{shown}: must be a file of JSON, but is {_kind(info.st_mode)}")
     if info.st_size > MAX_CONFIG_BYTES:

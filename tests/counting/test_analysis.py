@@ -1,0 +1,67 @@
+"""The analysis as a library call: its conventions, its parts, and what it refuses."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.config import spec_from_fields
+
+SPECS = {"llama": spec_from_fields(LLAMA, "small"), "deepseek_v3": spec_from_fields(DEEPSEEK_V3, "small")}
+
+
+@pytest.mark.parametrize("kernels", ["fused", "eager"])
+@pytest.mark.parametrize("family", SPECS)
+def test_lossless_to_json_and_consistent(family: str, kernels: Any) -> None:
+    analysis = analyze(SPECS[family], kernels=kernels)
+    assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
+    assert analysis.agreement.ok
+    assert analysis.parameters.total == sum(analysis.parameters.by_component.values())
+    assert analysis.parameters.by_component["positional_embedding"] == 0
+    assert analysis.forward_flops == sum(analysis.forward_flops_by_component.values())
+    assert sum(layer.count for layer in analysis.layers) == len(SPECS[family].layers)
+    cores = sum(layer.count * layer.attention_core_flops for layer in analysis.layers)
+    assert analysis.forward_flops - analysis.forward_flops_causal == cores // 2
+    for layer in analysis.layers:
+        assert layer.peak_memory_bytes >= layer.peak_memory_no_grad_bytes
+        assert layer.peak_memory_parts.weights >= 2 * layer.parameters
+
+
+def test_the_sequence_length_given_wins() -> None:
+    own, given = analyze(SPECS["llama"]), analyze(SPECS["llama"], sequence_length=16)
+    assert (own.conventions.sequence_length, own.conventions.sequence_length_source) == (64, "max_position_embeddings")
+    assert (given.conventions.sequence_length, given.conventions.sequence_length_source) == (16, "seq_len")
+
+
+@pytest.mark.parametrize("length", [0, -1, 2**24 + 1, True, 1.5, "16"])
+def test_a_sequence_length_that_cannot_be(length: Any) -> None:
+    with pytest.raises(ValueError, match="seq_len = .*: must be a whole number of tokens from 1 to 16777216"):
+        analyze(SPECS["llama"], sequence_length=length)
+
+
+def test_unknown_kernels() -> None:
+    with pytest.raises(ValueError, match="kernels = 'flash': must be one of fused, eager"):
+        analyze(SPECS["llama"], kernels="flash")  # type: ignore[arg-type]
+
+
+def test_the_largest_sizes_do_not_overflow() -> None:
+    fields = LLAMA | {
+        "hidden_size": 2**20,
+        "intermediate_size": 2**20,
+        "num_attention_heads": 2**12,
+        "head_dim": 256,
+        "vocab_size": 2**24,
+        "num_hidden_layers": 100_000,
+    }
+    analysis = analyze(spec_from_fields(fields, "absurd"), sequence_length=2**24, kernels="eager")
+    assert analysis.agreement.ok
+    assert analysis.forward_flops > 2**80  # far beyond 64 bits
+    assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
+
+
+def test_main_layer() -> None:
+    assert analyze(SPECS["deepseek_v3"]).main_layer.kind == "moe"
+    dense = spec_from_fields(DEEPSEEK_V3 | {"first_k_dense_replace": 4}, "dense")
+    assert analyze(dense).main_layer.kind == "dense"

@@ -1,0 +1,314 @@
+"""The command as a user types it: what it prints where, what it writes, and how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from counting import analytic
+from counting.analysis import Analysis
+from counting.counts import Counts
+from counting.training_cost import BudgetPlan
+from model_training_cost_analysis import main
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.config import read_spec, spec_from_fields
+from torch_models.spec import GatedMLPSpec
+
+SCRIPT = Path(__file__).resolve().parent.parent / "model_training_cost_analysis.py"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+# --- Analyses --------------------------------------------------------------------------------------------------
+
+
+def test_llama_7b_in_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "llama_7b_config.json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[:3] == [
+        "Number of parameters: 6738415616",
+        "Number of TFLOPs: 0.897648164864",
+        "Peak memory cost: 0.753696792 GBs",
+    ]
+    assert captured.err == ""
+    assert "Not in the config" in captured.out
+
+
+def test_deepseek_v3_speaks_of_the_moe_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "deepseek_v3_config.json", "--seq_len", "4096"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[:2] == ["Number of parameters: 671026404352", "Number of TFLOPs: 6.169183649792"]
+    assert "moe layer (58 of 61)" in out
+    for figure in ("6,154,151,264,256", "37,552,282,624", "14,848", "11,610,067,968"):
+        assert figure in out
+
+
+def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -> None:
+    configs = ["llama_7b_config.json", "deepseek_v3_config.json"]
+    assert main(["--json", "--model_config", *configs, "--seq_len", "2048", "--training_budget", "5e6"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document.keys() == {"schema_version", "analyses", "budget"}
+    assert document["schema_version"] == 1
+    assert [analysis["name"] for analysis in document["analyses"]] == ["llama_7b", "deepseek_v3"]
+
+    deepseek = document["analyses"][1]
+    assert deepseek["model_type"] == "deepseek_v3"
+    conventions = deepseek["conventions"]
+    assert conventions["sequence_length"] == 2048
+    assert conventions["sequence_length_source"] == "seq_len"
+    assert (conventions["batch_size"], conventions["dtype"], conventions["kernels"]) == (1, "float16", "fused")
+    parameters = deepseek["parameters"]
+    assert parameters["total"] == sum(parameters["by_component"].values()) == 671_026_404_352
+    for key in ("active", "active_without_embedding", "mtp", "router_correction_bias"):
+        assert isinstance(parameters[key], int)
+    for layer in deepseek["layers"]:
+        assert layer["forward_flops"] == sum(layer["forward_flops_by_component"].values())
+        assert layer["peak_memory_bytes"] == sum(layer["peak_memory_parts"].values())
+        for key in ("count", "parameters", "forward_flops", "forward_flops_causal", "peak_memory_no_grad_bytes"):
+            assert isinstance(layer[key], int)
+    in_layers = sum(layer["count"] * layer["forward_flops"] for layer in deepseek["layers"])
+    assert deepseek["forward_flops"] == in_layers + deepseek["forward_flops_by_component"]["lm_head"]
+    assert deepseek["agreement"]["ok"] is True
+    assert all(check["measured"] == check["analytic"] for check in deepseek["agreement"]["checks"])
+    assert {"quantity", "scope", "component", "measured", "analytic"} == deepseek["agreement"]["checks"][0].keys()
+
+    budget = document["budget"]
+    assert budget["best_gpu"] == "A100"
+    assert budget["training_flops"] == 5.616e23
+    assert isinstance(budget["optimal_parameters"], int)
+    assert isinstance(budget["optimal_tokens"], int)
+    assert [option["gpu"] for option in budget["options"]] == ["A100", "V100", "T4"]
+    assert budget["design"] is None
+
+    # Each result can be read back into its type, to the last digit.
+    for analysis in document["analyses"]:
+        assert json.loads(msgspec.json.encode(msgspec.convert(analysis, Analysis))) == analysis
+    del budget["design"]
+    assert json.loads(msgspec.json.encode(msgspec.convert(budget, BudgetPlan))) == budget
+
+
+def test_json_without_a_budget(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "tiny.json").write_text(json.dumps(DEEPSEEK_V3))
+    assert main(["--json", "--model_config", "tiny.json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["budget"] is None
+    assert document["analyses"][0]["name"] == "tiny"
+    assert document["analyses"][0]["conventions"]["sequence_length_source"] == "max_position_embeddings"
+
+
+def test_several_models_name_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "llama_7b", "--model_config", "llama_3_8b", "--seq_len", "16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("Model: ")] == ["Model: llama_7b", "Model: llama_3_8b"]
+    assert lines.index("Model: llama_3_8b") == 5
+
+
+def test_kernel_profiles_differ_in_memory_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    analyses = {}
+    for kernels in ("fused", "eager"):
+        assert main(["--json", "--model_config", "llama_7b_config.json", "--kernels", kernels]) == 0
+        (analyses[kernels],) = json.loads(capsys.readouterr().out)["analyses"]
+    fused, eager = (analyses[kernels]["layers"][0] for kernels in ("fused", "eager"))
+    assert eager["peak_memory_bytes"] > 2 * fused["peak_memory_bytes"]
+    assert eager["forward_flops"] == fused["forward_flops"]
+
+
+# --- Budgets and designs ---------------------------------------------------------------------------------------
+
+
+def test_budget_in_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--training_budget", "5000000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["best_gpu: A100", "training_budget_flops: 5.616e+23"]
+    assert lines[2].startswith("Optimal N: 47476210")
+    assert lines[3].startswith("Optimal D: 19715136")
+    assert any("1.89696" in line for line in lines)
+
+
+def test_other_gpus_utilisation_law_and_prices(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--training_budget", "5000000", "--json"]
+    assert main([*flags, "--gpus", "H100,H200,B200"]) == 0
+    budget = json.loads(capsys.readouterr().out)["budget"]
+    assert (budget["best_gpu"], budget["training_flops"]) == ("B200", 2.7e24)
+    assert main([*flags, "--gpus", "b200", "--mfu", "0.2", "--gpu_prices", "B200=3"]) == 0
+    assert json.loads(capsys.readouterr().out)["budget"]["training_flops"] == 2.7e24
+    assert main([*flags, "--scaling_law", "hoffmann-2022"]) == 0
+    assert json.loads(capsys.readouterr().out)["budget"]["scaling_law"] == "hoffmann-2022"
+
+
+def test_design_is_written_and_can_be_analysed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    flags = ["--training_budget", "5000000", "--json", "--design", "mine.json"]
+    assert main(flags) == 0
+    budget = json.loads(capsys.readouterr().out)["budget"]
+    design = budget["design"]
+    assert main(["--json", "--model_config", "mine.json"]) == 0
+    (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
+    parameters = analysis["parameters"]["total"]
+    assert parameters == design["parameters"]
+    assert abs(parameters / budget["optimal_parameters"] - 1) < 0.005
+    # The budget is met: one token more would exceed it.
+    per_token = -(-3 * analysis["forward_flops"] // analysis["conventions"]["sequence_length"])
+    assert design["training_flops_per_token"] == per_token
+    assert design["tokens"] * per_token == design["training_flops"] <= budget["training_flops"]
+    assert (design["tokens"] + 1) * per_token > budget["training_flops"]
+    assert os.listdir(folder) == ["mine.json"]
+
+
+def test_the_committed_design_is_what_the_command_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--training_budget", "5000000", "--design", "my_model_config.json"]) == 0
+    assert "A model designed for the budget, written to my_model_config.json" in capsys.readouterr().out
+    written = (folder / "my_model_config.json").read_text()
+    assert written == (SCRIPT.parent / "configs" / "my_model_config.json").read_text()
+    assert read_spec("my_model_config.json").model_type == "llama"
+
+
+def test_design_replaces_a_file_only_when_forced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mine.json").write_text("precious")
+    flags = ["--training_budget", "10000", "--design", "mine.json"]
+    assert main(flags) == 2
+    assert capsys.readouterr().err == "error: mine.json: exists already; give --force to replace it, or another name\n"
+    assert (folder / "mine.json").read_text() == "precious"
+    assert main([*flags, "--force"]) == 0
+    assert json.loads((folder / "mine.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("target", [".", "no_such_folder/mine.json", "a\0b"])
+def test_design_cannot_be_written_there(target: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--training_budget", "10000", "--design", target, "--force"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert os.listdir(folder) == []
+
+
+# --- What the user can mend ------------------------------------------------------------------------------------
+
+BAD_COMMANDS = {
+    "": "nothing to do: give --model_config or --training_budget",
+    "--model_config no_such.json": "no_such.json: no such file",
+    "--model_config .": "must be a file of JSON, but is a folder",
+    "--model_config bad.json": "bad.json: num_experts_per_tok = 17: must be at most n_routed_experts (16)",
+    "--model_config": "argument --model_config: expected at least one argument",
+    "--model_config llama_7b --seq_len 0": "seq_len = 0: must be a whole number of tokens from 1 to 16777216",
+    "--model_config llama_7b --seq_len -5": "--seq_len",
+    "--model_config llama_7b --seq_len 4k": "--seq_len = '4k': must be a whole number",
+    "--model_config llama_7b --seq_len 99999999999": "seq_len = 99999999999: must be a whole number of tokens from 1",
+    "--model_config llama_7b --kernels flash": "argument --kernels: invalid choice: 'flash'",
+    "--model_config llama_7b --gpus A100": "--gpus needs --training_budget",
+    "--model_config llama_7b --design x.json": "--design needs --training_budget",
+    "--model_config no_length.json": "max_position_embeddings = null: is missing, and so is max_sequence_length",
+    "--training_budget abc": "--training_budget = 'abc': must be a number of US dollars",
+    "--training_budget -5": "--training_budget",
+    "--training_budget=-5": "training_budget = -5",
+    "--training_budget 0": "training_budget = 0",
+    "--training_budget nan": "training_budget = nan",
+    "--training_budget inf": "training_budget = inf",
+    "--training_budget 1e400": "training_budget = inf",
+    "--training_budget 5000000 --gpus K80": "unknown GPU 'K80': choose from V100",
+    "--training_budget 5000000 --gpus A100,A100": "twice",
+    "--training_budget 5000000 --gpus MI300X": "no price is known for MI300X",
+    "--training_budget 5000000 --gpus=": "must be GPU names separated by commas",
+    "--training_budget 5000000 --mfu 0": "mfu = 0",
+    "--training_budget 5000000 --mfu 1.01": "mfu = 1.01: must be a number above 0 and at most 1",
+    "--training_budget 5000000 --mfu 40%": "--mfu = '40%'",
+    "--training_budget 5000000 --mfu nan": "mfu = nan",
+    "--training_budget 5000000 --scaling_law chinchilla": "unknown scaling law 'chinchilla': choose from course",
+    "--training_budget 5000000 --gpu_prices A100": "must be GPU=price pairs",
+    "--training_budget 5000000 --seq_len 8": "--seq_len needs --model_config",
+    "--training_budget 5000000 --force": "--force needs --design",
+    "--budget 5000000": "unrecognized arguments: --budget",
+    "--training_budget 5 --design x.json": "x.json",
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_COMMANDS.items(), ids=BAD_COMMANDS.keys())
+def test_one_line_and_exit_2(flags: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.json").write_text(json.dumps(DEEPSEEK_V3 | {"num_experts_per_tok": 17}))
+    no_length = {field: value for field, value in LLAMA.items() if field != "max_position_embeddings"}
+    (folder / "no_length.json").write_text(json.dumps(no_length))
+    if flags.endswith("--design x.json") and "budget 5" in flags:
+        message = "cannot design a model"
+    assert main(flags.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert "x.json" not in os.listdir(folder)
+
+
+def test_a_function_for_one_family_refuses_the_other() -> None:
+    from model_training_cost_analysis import model_training_cost_analysis_llama
+
+    with pytest.raises(ValueError, match="deepseek_v3_config.json: model_type = 'deepseek_v3': this function is for llama"):
+        model_training_cost_analysis_llama("deepseek_v3_config.json")
+
+
+# --- As a process ----------------------------------------------------------------------------------------------
+
+
+def test_exit_3_where_module_and_formula_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    right = analytic.parameters.dispatch(GatedMLPSpec)
+    analytic.parameters.register(GatedMLPSpec, lambda spec: right(spec) + Counts(mlp=1))
+    try:
+        assert main(["--model_config", "llama_7b_config.json", "--json"]) == 3
+    finally:
+        analytic.parameters.register(GatedMLPSpec, right)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "parameters, dense layer, mlp: measured 135,266,304 differs from formula 135,266,305, by -1" in captured.err
+
+
+def test_as_a_process_from_another_folder(tmp_path: Path) -> None:
+    done = run("--model_config", "llama_7b_config.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Number of parameters: 6738415616\n")
+
+
+def test_a_bad_flag_as_a_process(tmp_path: Path) -> None:
+    done = run("--training_budget", "x", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--training_budget", "5000000"], stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    os.close(writer)
+    _, errors = process.communicate(timeout=60)
+    assert errors == b""
+
+
+def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from model_training_cost_analysis import main; main(['--training_budget', '5000000']);"
+        "print(sorted({'torch', 'fvcore', 'numpy'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_number_of_layers_does_not_matter() -> None:
+    """One layer of each kind is measured, however many there are."""
+    from counting.measured import _Measurement
+
+    for layers in (61, 6100):
+        spec = spec_from_fields(DEEPSEEK_V3 | {"num_hidden_layers": layers}, "deep")
+        assert len(_Measurement(spec, 16, "fused").module.model.layers) == 2

@@ -1,0 +1,88 @@
+"""Building: device, dtype, first values, speed; and that specs go to JSON and back."""
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+import torch_models
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models import build, build_mtp, read_spec
+from torch_models.config import spec_from_fields
+from torch_models.spec import ModelSpec
+
+CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]
+
+
+def test_deepseek_v3_is_built_in_well_under_a_second() -> None:
+    build("llama_7b_config.json", device="meta")
+    start = time.perf_counter()
+    model = build("deepseek_v3_config.json", device="meta")
+    assert time.perf_counter() - start < 0.7
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_device_and_dtype() -> None:
+    spec = spec_from_fields(DEEPSEEK_V3, "x")
+    default = torch.get_default_dtype()
+    model = build(spec, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}  # correction biases
+    assert {parameter.dtype for parameter in build(spec).parameters()} == {torch.float32}
+    assert torch.get_default_dtype() == default
+
+
+def test_first_values() -> None:
+    torch.manual_seed(0)
+    model = build(spec_from_fields(LLAMA | {"attention_bias": True}, "x"))
+    weight, norm, bias = (
+        model.state_dict()[f"model.layers.0.{name}"]
+        for name in ("mlp.up_proj.weight", "input_layernorm.weight", "self_attn.q_proj.bias")
+    )
+    assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(norm, torch.ones_like(norm))
+    assert torch.equal(bias, torch.zeros_like(bias))
+
+
+def test_bf16_follows_fp32() -> None:
+    torch.manual_seed(0)
+    for fields in (LLAMA, DEEPSEEK_V3):
+        exact = build(spec_from_fields(fields, "x"))
+        rounded = build(spec_from_fields(fields, "x"), dtype=torch.bfloat16)
+        rounded.load_state_dict(exact.state_dict())
+        ids = torch.randint(0, 96, (1, 40))
+        torch.testing.assert_close(rounded(ids).float(), exact(ids), rtol=0.1, atol=0.05)
+
+
+def test_a_state_dict_of_another_shape_is_refused() -> None:
+    model = build(spec_from_fields(LLAMA, "x"))
+    other = build(spec_from_fields(LLAMA | {"vocab_size": 97}, "x"))
+    with pytest.raises(RuntimeError, match=r"lm_head\.weight"):
+        model.load_state_dict(other.state_dict())
+
+
+def test_mtp_layers_stand_beside_the_model() -> None:
+    assert len(build_mtp("deepseek_v3_config.json", device="meta")) == 1
+    assert len(build_mtp("llama_7b_config.json", device="meta")) == 0
+    assert not any("eh_proj" in name for name in build("deepseek_v3_config.json", device="meta").state_dict())
+
+
+def test_building_does_not_hide_the_function() -> None:
+    build("llama_7b_config.json", device="meta")
+    assert callable(torch_models.build)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_specs_survive_json(config: str) -> None:
+    spec = read_spec(config)
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=ModelSpec) == spec
+
+
+def test_every_bundled_config_cites_nothing_it_does_not_need() -> None:
+    """Each bundled file is read without an error and says which family it is."""
+    folder = Path(torch_models.__file__).parent.parent / "configs"
+    names = sorted(path.name for path in folder.glob("*_config.json"))
+    assert set(CONFIGS) <= set(names)
+    assert {read_spec(folder / name).model_type for name in names} == {"llama", "deepseek_v3"}
