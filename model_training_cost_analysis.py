@@ -139,7 +139,7 @@ def _print(
     if options.json:
         print(report.json_document(analyses, plan, design))
         return
-    print("\n".join(report.plain_lines(analyses, plan)))
+    print(report.plain_text(analyses, plan))
     for analysis in analyses:
         report.print_analysis(analysis)
     if plan is not None:

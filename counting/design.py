@@ -5,6 +5,8 @@ size, and for each the SwiGLU widths near 8/3 of it with the depth that fits. co
 """
 
 from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
 from itertools import count
 from math import ceil, exp, floor, fsum, log
 
@@ -15,67 +17,37 @@ from counting.scaling_law import affordable_tokens, find_law, predicted_loss
 from torch_models.errors import UserError
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, ModelSpec, RotarySpec
 
-SMALLEST_DESIGN = 10**8  # the smallest and largest published models of the table, give or take an order of magnitude
-LARGEST_DESIGN = 10**13
+SMALLEST_DESIGN = 250_000_000  # below it whole layers and tiles are steps too coarse to come within 0.5 % of any N
+LARGEST_DESIGN = 10**13  # beyond it the largest published dense model is no guide
 LARGEST_RELATIVE_ERROR = 0.005
 
 HEAD_DIM = 128
 WIDTH_STEP = 256
+KEY_VALUE_HEADS = 8  # of Llama-3 at every size; the most that a design takes
 SWIGLU_RATIO = 8 / 3
 SWIGLU_TOLERANCE = 0.05
 NORM_EPS = 1e-5
 
 
-class Published(msgspec.Struct, frozen=True):
-    """The depth and width of a published dense model."""
+class PublishedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The size, width and depth of a published dense model, as its source prints them."""
 
     name: str
-    parameters: float
+    parameters: int
     hidden_size: int
     layers: int
+    source: str
 
-
-# SmolLM2: config.json of HuggingFaceTB/SmolLM2. GPT-3: Brown et al. 2020 (arXiv 2005.14165), table 2.1. Qwen2.5:
-# config.json of Qwen/Qwen2.5. Llama-1: Touvron et al. 2023 (arXiv 2302.13971), table 2; Llama-2 kept its shapes.
-# Llama-3: Dubey et al. 2024 (arXiv 2407.21783), table 3; Llama-3.2: config.json. Gopher: Rae et al. 2021
-# (arXiv 2112.11446), table 1. MT-NLG: Smith et al. 2022 (arXiv 2201.11990), §2. PaLM: Chowdhery et al. 2022
-# (arXiv 2204.02311), table 1.
-PUBLISHED = (
-    Published("GPT-3 125M", 125e6, 768, 12),
-    Published("SmolLM2 135M", 135e6, 576, 30),
-    Published("GPT-3 350M", 350e6, 1024, 24),
-    Published("SmolLM2 360M", 362e6, 960, 32),
-    Published("Qwen2.5 0.5B", 494e6, 896, 24),
-    Published("GPT-3 760M", 760e6, 1536, 24),
-    Published("Llama-3.2 1B", 1.24e9, 2048, 16),
-    Published("GPT-3 1.3B", 1.3e9, 2048, 24),
-    Published("Qwen2.5 1.5B", 1.54e9, 1536, 28),
-    Published("SmolLM2 1.7B", 1.71e9, 2048, 24),
-    Published("GPT-3 2.7B", 2.7e9, 2560, 32),
-    Published("Qwen2.5 3B", 3.09e9, 2048, 36),
-    Published("Llama-3.2 3B", 3.21e9, 3072, 28),
-    Published("Llama-1 7B", 6.74e9, 4096, 32),
-    Published("Qwen2.5 7B", 7.62e9, 3584, 28),
-    Published("Llama-3 8B", 8.03e9, 4096, 32),
-    Published("Llama-1 13B", 13.0e9, 5120, 40),
-    Published("Qwen2.5 14B", 14.8e9, 5120, 48),
-    Published("Llama-1 33B", 32.5e9, 6656, 60),
-    Published("Qwen2.5 32B", 32.8e9, 5120, 64),
-    Published("Llama-1 65B", 65.3e9, 8192, 80),
-    Published("Llama-3 70B", 70.6e9, 8192, 80),
-    Published("Qwen2.5 72B", 72.7e9, 8192, 80),
-    Published("GPT-3 175B", 175e9, 12288, 96),
-    Published("Gopher 280B", 280e9, 16384, 80),
-    Published("Llama-3 405B", 405e9, 16384, 126),
-    Published("MT-NLG 530B", 530e9, 20480, 105),
-    Published("PaLM 540B", 540e9, 18432, 118),
-)
+    @property
+    def width_to_depth(self) -> float:
+        """Hidden size / layers."""
+        return self.hidden_size / self.layers
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
     """What a design takes over from published models of its order of size."""
 
-    vocab_size: int
+    vocab_sizes: tuple[int, ...]  # the preferred one first
     tie_word_embeddings: bool
     sequence_length: int
     rope_theta: float
@@ -83,20 +55,21 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SMALL_TIER = Tier(
-    vocab_size=32_000,
+    vocab_sizes=(32_000, 32_768, 49_152),
     tie_word_embeddings=True,
     sequence_length=2048,
     rope_theta=10_000.0,
-    rule="below 5e9 parameters: vocabulary 32,000, 2,048 positions and RoPE base 10,000 as Llama-1 (arXiv 2302.13971); "
-    "head tied to the embedding as Llama-3.2 1B and 3B, so that the vocabulary does not dominate",
+    rule="below 5e9 parameters, 2,048 positions and RoPE base 10,000 as Llama-1 (arXiv 2302.13971); its vocabulary of "
+    "32,000, else that of Mistral-7B v0.3 (32,768) or SmolLM2 (49,152), and the head tied to the embedding as in "
+    "SmolLM2 and Llama-3.2 1B and 3B, so that the vocabulary does not dominate",
 )
 LARGE_TIER = Tier(
-    vocab_size=128_256,
+    vocab_sizes=(128_256,),
     tie_word_embeddings=False,
     sequence_length=8192,
     rope_theta=500_000.0,
-    rule="from 5e9 parameters: vocabulary 128,256, 8,192 positions, RoPE base 500,000 and a head of its own as Llama-3 "
-    "8B (arXiv 2407.21783); a larger model deserves a larger vocabulary (Tao et al. 2024, arXiv 2407.13623)",
+    rule="from 5e9 parameters, vocabulary, 8,192 positions, RoPE base 500,000 and a head of its own as Llama-3 8B "
+    "(arXiv 2407.21783); a larger model deserves a larger vocabulary (Tao et al. 2024, arXiv 2407.13623)",
 )
 LARGE_FROM = 5 * 10**9  # the geometric mean of Llama-3.2 3B, which ties its head, and Llama-3 8B, which does not
 
@@ -109,6 +82,10 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     target_parameters: int
     relative_error: float  # parameters / target - 1
     rules: tuple[str, ...]  # every rule that shaped it, with its source
+
+    def config_json(self) -> str:
+        """The config as the text of a config.json."""
+        return msgspec.json.format(msgspec.json.encode(self.config), indent=2).decode() + "\n"
 
 
 class Design(Architecture, frozen=True, kw_only=True):
@@ -123,34 +100,47 @@ class Design(Architecture, frozen=True, kw_only=True):
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """The sizes that the search chooses; the penalty is 0 for an ideal one and at most 3."""
+    """The sizes that the search chooses."""
 
-    layers: int
     hidden_size: int
     intermediate_size: int
-    parameters: int
-    penalty: float
+    num_key_value_heads: int
+    vocab_size: int
+    layers: int = 1
+
+    @property
+    def heads(self) -> int:
+        """Query heads: together as wide as the residual stream."""
+        return self.hidden_size // HEAD_DIM
+
+    @property
+    def swiglu_ratio(self) -> float:
+        """SwiGLU width / hidden size."""
+        return self.intermediate_size / self.hidden_size
 
 
 def design_model(target_parameters: int) -> Architecture:
     """The soundest Llama-style config within 0.5 % of `target_parameters`, for 10^8 to 10^13 of them.
 
-    Three deviations are weighed, each as a share of what its rule allows: hidden size / layers from the geometric
-    mean of published models of that size, SwiGLU width from 8/3 of the hidden size, parameters from the target. The
-    smallest sum wins. Raises UserError outside the sizes that the rules hold for.
+    The smallest sum of five deviations wins: hidden size / layers from the geometric mean of published models of that
+    size, and SwiGLU width from 8/3 of the hidden size, each as a share of what its rule allows; parameters from the
+    target, as a quarter of such a share; half a point for each key/value head fewer than 8; and the vocabulary's
+    growth over the preferred one.
+    Raises UserError outside the sizes that the rules hold for.
     """
     if not SMALLEST_DESIGN <= target_parameters <= LARGEST_DESIGN:
         raise UserError(
-            f"cannot design a model of {target_parameters:.3g} parameters: the design rules hold from "
-            f"{SMALLEST_DESIGN:.0e} to {LARGEST_DESIGN:.0e}; change the budget, the GPUs or the utilisation"
+            f"cannot design a model of {target_parameters:,} parameters: the design rules hold from "
+            f"{SMALLEST_DESIGN:,} to {LARGEST_DESIGN:,}; change the budget, the GPUs or the utilisation"
         )
     tier = LARGE_TIER if target_parameters >= LARGE_FROM else SMALL_TIER
-    shape = min(_shapes(target_parameters, tier), key=lambda shape: (shape.penalty, shape.hidden_size))
+    _, shape = min(_candidates(target_parameters, tier), key=lambda candidate: candidate[0])
+    parameters = count_parameters(_model_spec(shape, tier)).total
     return Architecture(
         config=_config(shape, tier),
-        parameters=shape.parameters,
+        parameters=parameters,
         target_parameters=target_parameters,
-        relative_error=shape.parameters / target_parameters - 1,
+        relative_error=parameters / target_parameters - 1,
         rules=_rules(shape, target_parameters, tier),
     )
 
@@ -174,7 +164,9 @@ def resolve_tokens(
     flops_per_token = -(-3 * measured_forward_flops // sequence_length)
     tokens = affordable_tokens(training_flops, flops_per_token)
     if not tokens:
-        raise UserError(f"{training_flops:.3g} training FLOPs pay for no token of this model at {flops_per_token:.3g} each")
+        raise UserError(
+            f"{training_flops:.3g} training FLOPs pay for no token of this model at {flops_per_token:.3g} each"
+        )
     law = find_law(scaling_law)
     return Design(
         config=architecture.config,
@@ -191,53 +183,81 @@ def resolve_tokens(
     )
 
 
-def published_peers(parameters: float) -> tuple[Published, ...]:
+@cache
+def published_models() -> tuple[PublishedModel, ...]:
+    """The table `configs/published_models.json`, by size; the file is read on the first call."""
+    table = files("configs").joinpath("published_models.json").read_bytes()
+    models = msgspec.json.decode(table, type=tuple[PublishedModel, ...])
+    return tuple(sorted(models, key=lambda model: model.parameters))
+
+
+def published_peers(parameters: int) -> tuple[PublishedModel, ...]:
     """The published models within a factor of 3 of that size; beyond the table, of its nearest end."""
-    size = min(max(parameters, PUBLISHED[0].parameters), PUBLISHED[-1].parameters)
-    return tuple(model for model in PUBLISHED if size / 3 <= model.parameters <= size * 3)
+    models = published_models()
+    size = min(max(parameters, models[0].parameters), models[-1].parameters)
+    return tuple(model for model in models if size / 3 <= model.parameters <= size * 3)
 
 
 # --- The search ------------------------------------------------------------------------------------------------
 
 
-def _shapes(target: int, tier: Tier) -> Iterator[Shape]:
-    """Every candidate within 0.5 % of the target and within the published range of hidden size / layers."""
-    log_ratios = [log(model.hidden_size / model.layers) for model in published_peers(target)]
+def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, Shape]]:
+    """(Penalty, shape) of all within 0.5 % of the target and within the published range of hidden size / layers."""
+    log_ratios = [log(model.width_to_depth) for model in published_peers(target)]
     lowest, ideal, highest = min(log_ratios), fsum(log_ratios) / len(log_ratios), max(log_ratios)
-    for hidden_size in _hidden_sizes():
-        one_layer, further_layer = _count(hidden_size, round(SWIGLU_RATIO * hidden_size), tier)
-        log_ratio = log(hidden_size / max(1, 1 + (target - one_layer) / further_layer))
-        if log_ratio > highest + 2 * SWIGLU_TOLERANCE:
-            return  # too shallow, and all wider ones more so
-        if log_ratio < lowest - 2 * SWIGLU_TOLERANCE:
-            continue
-        for intermediate_size in _swiglu_widths(hidden_size):
-            one_layer, further_layer = _count(hidden_size, intermediate_size, tier)
-            layers = max(1, 1 + round((target - one_layer) / further_layer))
-            parameters = one_layer + (layers - 1) * further_layer
-            error = abs(parameters / target - 1)
-            log_ratio = log(hidden_size / layers)
-            if error > LARGEST_RELATIVE_ERROR or not lowest <= log_ratio <= highest:
-                continue
+    for shape in _one_layer_shapes(target, tier, exp(lowest), exp(highest)):
+        layers, parameters = _fill(shape, target, tier)
+        error = abs(parameters / target - 1)
+        log_ratio = log(shape.hidden_size / layers)
+        if error <= LARGEST_RELATIVE_ERROR and lowest <= log_ratio <= highest:
             penalty = (
                 abs(log_ratio - ideal) / (highest - ideal if log_ratio > ideal else ideal - lowest)
-                + abs(intermediate_size / (SWIGLU_RATIO * hidden_size) - 1) / SWIGLU_TOLERANCE
-                + error / LARGEST_RELATIVE_ERROR
-                + (1 - _key_value_heads(hidden_size // HEAD_DIM) / 8)
+                + abs(shape.swiglu_ratio / SWIGLU_RATIO - 1) / SWIGLU_TOLERANCE
+                + error / LARGEST_RELATIVE_ERROR / 4
+                + (KEY_VALUE_HEADS - shape.num_key_value_heads) / 2
+                + (shape.vocab_size / tier.vocab_sizes[0] - 1)
             )
-            yield Shape(
-                layers=layers,
-                hidden_size=hidden_size,
-                intermediate_size=intermediate_size,
-                parameters=parameters,
-                penalty=penalty,
-            )
+            yield penalty, msgspec.structs.replace(shape, layers=layers)
+
+
+def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_ratio: float) -> Iterator[Shape]:
+    """The widths to try, without their depth: those that come near the published hidden size / layers."""
+    for hidden_size in _hidden_sizes():
+        groups, *fewer_groups = _key_value_heads(hidden_size // HEAD_DIM)
+        shape = Shape(
+            hidden_size=hidden_size,
+            intermediate_size=round(SWIGLU_RATIO * hidden_size),
+            num_key_value_heads=groups,
+            vocab_size=tier.vocab_sizes[0],
+        )
+        ratio = hidden_size / _fill(shape, target, tier)[0]
+        if ratio > 1.2 * highest_ratio:
+            return  # too shallow, and all wider ones more so
+        if ratio < lowest_ratio / 1.2:
+            continue
+        for intermediate_size in _swiglu_widths(hidden_size):
+            for num_key_value_heads in (groups, *fewer_groups):
+                for vocab_size in tier.vocab_sizes:
+                    yield Shape(
+                        hidden_size=hidden_size,
+                        intermediate_size=intermediate_size,
+                        num_key_value_heads=num_key_value_heads,
+                        vocab_size=vocab_size,
+                    )
+
+
+def _fill(shape: Shape, target: int, tier: Tier) -> tuple[int, int]:
+    """(Layers, parameters): the whole number of layers that brings the shape nearest to the target."""
+    model = _model_spec(shape, tier)
+    first, further = count_parameters(model).total, count_parameters(model.layers[0]).total
+    further_layers = max(0, round((target - first) / further))
+    return 1 + further_layers, first + further_layers * further
 
 
 def _hidden_sizes() -> Iterator[int]:
     """Multiples of 256 from 512, of 512 from 2,048 and of 1,024 from 8,192, without end."""
-    yield from range(512, 4096, 256)
-    yield from range(4096, 8192, 512)
+    yield from range(512, 2048, 256)
+    yield from range(2048, 8192, 512)
     yield from count(8192, 1024)
 
 
@@ -248,37 +268,32 @@ def _swiglu_widths(hidden_size: int) -> range:
     return range(ceil((ideal - tolerance) / WIDTH_STEP) * WIDTH_STEP, floor(ideal + tolerance) + 1, WIDTH_STEP)
 
 
-def _key_value_heads(heads: int) -> int:
-    """8 where they divide the query heads into groups of two or more, else 4, else 2."""
-    return next(groups for groups in (8, 4, 2) if heads % groups == 0 and heads >= 2 * groups)
+def _key_value_heads(heads: int) -> tuple[int, ...]:
+    """The numbers up to 8 that divide `heads` into groups of two or more, the largest first; from 64 heads on, 8."""
+    if heads >= 64:  # the steps of the hidden size are multiples of 8 heads there
+        return (KEY_VALUE_HEADS,)
+    return tuple(groups for groups in range(KEY_VALUE_HEADS, 1, -1) if heads % groups == 0 and heads >= 2 * groups)
 
 
-def _count(hidden_size: int, intermediate_size: int, tier: Tier) -> tuple[int, int]:
-    """Parameters of the model with one layer, and of each further layer."""
-    model = _model_spec(1, hidden_size, intermediate_size, tier)
-    return count_parameters(model).total, count_parameters(model.layers[0]).total
-
-
-def _model_spec(layers: int, hidden_size: int, intermediate_size: int, tier: Tier) -> ModelSpec:
+def _model_spec(shape: Shape, tier: Tier) -> ModelSpec:
     """The spec of a Llama-style model, for counting."""
-    heads = hidden_size // HEAD_DIM
     layer = LayerSpec(
         attention=GroupedQueryAttentionSpec(
-            hidden_size=hidden_size,
-            num_attention_heads=heads,
-            num_key_value_heads=_key_value_heads(heads),
+            hidden_size=shape.hidden_size,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.num_key_value_heads,
             head_dim=HEAD_DIM,
             rotary=RotarySpec(dim=HEAD_DIM, theta=tier.rope_theta),
         ),
-        feed_forward=GatedMLPSpec(hidden_size=hidden_size, intermediate_size=intermediate_size),
+        feed_forward=GatedMLPSpec(hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size),
         norm_eps=NORM_EPS,
     )
     return ModelSpec(
         name="design",
         model_type="llama",
-        vocab_size=tier.vocab_size,
-        hidden_size=hidden_size,
-        layers=(layer,) * layers,
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        layers=(layer,) * shape.layers,
         norm_eps=NORM_EPS,
         tie_word_embeddings=tier.tie_word_embeddings,
         sequence_length=tier.sequence_length,
@@ -291,16 +306,15 @@ def _model_spec(layers: int, hidden_size: int, intermediate_size: int, tier: Tie
 
 def _config(shape: Shape, tier: Tier) -> dict[str, object]:
     """The shape as Hugging Face's config.json of a Llama."""
-    heads = shape.hidden_size // HEAD_DIM
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": tier.vocab_size,
+        "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": _key_value_heads(heads),
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.num_key_value_heads,
         "head_dim": HEAD_DIM,
         "max_position_embeddings": tier.sequence_length,
         "hidden_act": "silu",
@@ -316,21 +330,19 @@ def _config(shape: Shape, tier: Tier) -> dict[str, object]:
 def _rules(shape: Shape, target: int, tier: Tier) -> tuple[str, ...]:
     """Every rule with the value it gave here and its source."""
     peers = published_peers(target)
-    ratios = [model.hidden_size / model.layers for model in peers]
+    ratios = [model.width_to_depth for model in peers]
     mean = exp(fsum(map(log, ratios)) / len(ratios))
-    heads = shape.hidden_size // HEAD_DIM
-    groups = _key_value_heads(heads)
     return (
         f"hidden size / layers = {shape.hidden_size / shape.layers:.0f}: within {min(ratios):.0f} to {max(ratios):.0f} "
         f"(mean {mean:.0f}) of published models nearest in size: {', '.join(model.name for model in peers)}",
-        f"hidden size {shape.hidden_size}: a multiple of 256, whole tiles of a matrix multiply; from 2,048 on a "
-        "multiple of 1,024, so that 8 key/value heads divide the query heads",
-        f"{shape.layers} layers: even, so that they split over pipeline stages",
+        f"hidden size {shape.hidden_size}: a multiple of 256, whole tiles of a matrix multiply; of 512 from 2,048 and "
+        "of 1,024 from 8,192 on",
         f"head_dim {HEAD_DIM}: as Llama-1 to 3 from 7B on (arXiv 2302.13971, 2407.21783)",
-        f"{heads} query heads share {groups} key/value heads: 8 at every size of Llama-3 (arXiv 2407.21783, table 3), "
-        "fewer where a hidden size below 2,048 leaves too few query heads (Ainslie et al. 2023, arXiv 2305.13245)",
-        f"SwiGLU width {shape.intermediate_size} = {shape.intermediate_size / shape.hidden_size:.3f} x hidden size: a "
-        "multiple of 256 within 5 % of 8/3, or within one step (Shazeer 2020, arXiv 2002.05202; arXiv 2302.13971, §2.2)",
-        tier.rule,
+        f"{shape.heads} query heads share {shape.num_key_value_heads} key/value heads (Ainslie et al. 2023, arXiv "
+        "2305.13245): 8 as Llama-3 at every size (arXiv 2407.21783, table 3), fewer where 8 do not divide the query "
+        "heads in twos or more, or a small model needs it to meet its size, as in SmolLM2 (3, 5) and Qwen2.5 (2, 4)",
+        f"SwiGLU width {shape.intermediate_size} = {shape.swiglu_ratio:.3f} x hidden size: a multiple of 256 within 5 "
+        "% of 8/3, or within one step (Shazeer 2020, arXiv 2002.05202; Touvron et al. 2023, arXiv 2302.13971, §2.2)",
+        f"vocabulary {shape.vocab_size:,}: {tier.rule}",
         "RMSNorm epsilon 1e-5, silu and no biases: as Llama-2 and Llama-3",
     )

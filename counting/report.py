@@ -15,11 +15,12 @@ from counting.scaling_law import find_law
 from counting.training_cost import BudgetPlan
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
 
 SCHEMA_VERSION = 1
-NARROWEST_TABLE = 110  # columns; a pipe has no width of its own
+WIDTH_OF_A_PIPE = 110  # columns: what the tables of a mixture of experts need
+WIDTH_WITHOUT_BOUNDS = 1000
 
 
 def json_document(analyses: Sequence[Analysis], plan: BudgetPlan | None, design: Design | None) -> str:
@@ -29,14 +30,14 @@ def json_document(analyses: Sequence[Analysis], plan: BudgetPlan | None, design:
     return msgspec.json.encode(document).decode()
 
 
-def plain_lines(analyses: Sequence[Analysis], plan: BudgetPlan | None) -> list[str]:
+def plain_text(analyses: Sequence[Analysis], plan: BudgetPlan | None) -> str:
     """What scripts read, before any table; with several models, each block names its model."""
     blocks = [
         ([f"Model: {analysis.name}"] if len(analyses) > 1 else []) + analysis_lines(analysis) for analysis in analyses
     ]
     if plan is not None:
         blocks.append(budget_lines(plan))
-    return [line for block in blocks for line in (*block, "")]
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 # --- A model ---------------------------------------------------------------------------------------------------
@@ -60,14 +61,17 @@ def print_analysis(analysis: Analysis) -> None:
     console = _console()
     main = analysis.main_layer
     console.print(
-        f"[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
+        f"\n[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
         f"{main.kind} layer ({main.count} of {total}), batch {conventions.batch_size}, sequence length "
         f"{conventions.sequence_length:,} (from {conventions.sequence_length_source}), {conventions.kernels} kernels."
     )
-    console.print(_parameter_table(analysis))
-    console.print(_flop_table(analysis))
-    console.print(_memory_table(analysis))
-    console.print(_agreement_table(analysis))
+    _print_tables(
+        _parameter_table(analysis),
+        _flop_table(analysis),
+        _memory_table(analysis),
+        _agreement_table(analysis),
+    )
+    console.print()
     for note in conventions.notes:
         console.print(f"• {note}", style="dim")
     if analysis.defaulted_fields:
@@ -113,7 +117,12 @@ def _flop_table(analysis: Analysis) -> "Table":
     table.add_section()
     for label, per_layer, count, style in (
         ("total, full attention", [x.forward_flops for x in analysis.layers], analysis.forward_flops, "bold"),
-        ("total, causal half of the square", [x.forward_flops_causal for x in analysis.layers], analysis.forward_flops_causal, None),
+        (
+            "total, causal half of the square",
+            [x.forward_flops_causal for x in analysis.layers],
+            analysis.forward_flops_causal,
+            None,
+        ),
     ):
         table.add_row(
             label, *map(integer, per_layer), integer(count), share(count, analysis.forward_flops), style=style
@@ -187,9 +196,9 @@ def print_budget(plan: BudgetPlan) -> None:
     from rich.table import Table
 
     console = _console()
-    table = Table(title=f"What ${plan.budget_usd:,.2f} buys at {plan.mfu:.0%} MFU", title_justify="left")
+    table = Table(title=f"What ${plan.budget_usd:,.2f} buys at {plan.mfu:.3g} of the dense peak", title_justify="left")
     table.add_column("GPU", no_wrap=True)
-    for heading in ("$/hour", "dense peak TFLOP/s", "of", "GPU-hours", "training FLOPs"):
+    for heading in ("$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"):
         table.add_column(heading, justify="right", no_wrap=True)
     for option in plan.options:
         best = option.gpu == plan.best_gpu
@@ -202,7 +211,6 @@ def print_budget(plan: BudgetPlan) -> None:
             f"{option.training_flops:.4g}",
             style="bold" if best else None,
         )
-    console.print(table)
     law = find_law(plan.scaling_law)
     facts = [
         ("Scaling law", f"{law.name}: {law.citation}"),
@@ -212,7 +220,8 @@ def print_budget(plan: BudgetPlan) -> None:
         ("GPU-hours", f"{plan.gpu_hours:,.0f} on {plan.best_gpu}"),
         ("Predicted loss", f"{plan.predicted_loss:.5f} nats per token"),
     ]
-    console.print(_facts("The compute-optimal model, C = 6 N D", facts))
+    _print_tables(table, _facts("The compute-optimal model, C = 6 N D", facts))
+    console.print()
     if plan.extrapolated:
         console.print(
             "• The law is extrapolated: it was fitted to models of "
@@ -224,6 +233,8 @@ def print_budget(plan: BudgetPlan) -> None:
 
 def print_design(design: Design, path: str) -> None:
     """The designed model, the rules that shaped it, and the tokens that the budget really pays for."""
+    from rich.markup import escape
+
     console = _console()
     config = design.config
     facts = [
@@ -236,12 +247,13 @@ def print_design(design: Design, path: str) -> None:
         ("Training FLOPs", f"{design.training_flops:.6g}, all that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
-    console.print(_facts(f"A model designed for the budget, written to {path}", facts))
+    _print_tables(_facts(f"A model designed for the budget, written to {escape(path)}", facts))
+    console.print()
     for rule in design.rules:
         console.print(f"• {rule}", style="dim")
 
 
-def _facts(title: str, facts: Iterable[tuple[str, str]]) -> "RenderableType":
+def _facts(title: str, facts: Iterable[tuple[str, str]]) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
@@ -274,11 +286,22 @@ def shifted(value: int, decimals: int, *, places: int | None = None) -> str:
     return f"{whole}.{rest:0{decimals}d}".rstrip("0").rstrip(".")
 
 
-def _console() -> "Console":
-    """A console as wide as the terminal, or as the tables need where there is none."""
+def _console(narrowest: int = 0) -> "Console":
+    """A console as wide as the terminal, where there is one, and no narrower than asked for."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=True)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=True, width=max(console.width, NARROWEST_TABLE))
-    return console
+    console = Console(highlight=False)
+    needed = narrowest if console.is_terminal else max(narrowest, WIDTH_OF_A_PIPE)
+    return console if console.width >= needed else Console(highlight=False, width=needed)
+
+
+def _print_tables(*tables: "Table") -> None:
+    """Tables under each other, whole: a terminal too narrow for one breaks its lines, and no digit is cut."""
+    from rich.measure import Measurement
+
+    for table in tables:
+        boundless = _console(WIDTH_WITHOUT_BOUNDS)
+        width = Measurement.get(boundless, boundless.options, table)
+        console = _console(width.maximum if all(column.no_wrap for column in table.columns) else width.minimum)
+        console.print()
+        console.print(table)

@@ -90,11 +90,12 @@ def find_law(name: str) -> ScalingLaw:
 
 def predicted_loss(law: ScalingLaw, parameters: float, tokens: float) -> float:
     """The loss in nats per token of a model of `parameters` trained on `tokens`."""
-    return (
+    loss: float = (
         law.irreducible_loss
         + law.parameter_coefficient / parameters**law.parameter_exponent
         + law.token_coefficient / tokens**law.token_exponent
     )
+    return loss
 
 
 def extrapolates(law: ScalingLaw, parameters: float, tokens: float) -> bool:

@@ -252,7 +252,9 @@ def test_one_line_and_exit_2(flags: str, message: str, folder: Path, capsys: pyt
 def test_a_function_for_one_family_refuses_the_other() -> None:
     from model_training_cost_analysis import model_training_cost_analysis_llama
 
-    with pytest.raises(ValueError, match="deepseek_v3_config.json: model_type = 'deepseek_v3': this function is for llama"):
+    with pytest.raises(
+        ValueError, match=r"deepseek_v3_config\.json: model_type = 'deepseek_v3': this function is for llama"
+    ):
         model_training_cost_analysis_llama("deepseek_v3_config.json")
 
 
@@ -286,7 +288,10 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--training_budget", "5000000"], stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path
+        [sys.executable, str(SCRIPT), "--training_budget", "5000000"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
     )
     os.close(writer)
     _, errors = process.communicate(timeout=60)
@@ -300,7 +305,13 @@ def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "[]"
 

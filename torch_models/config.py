@@ -11,21 +11,23 @@ import importlib.resources
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
-from msgspec import Meta
 
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import (
-    MAX_EXPERTS,
-    MAX_HEADS,
-    MAX_LAYERS,
-    MAX_SEQUENCE_LENGTH,
-    MAX_VOCABULARY,
-    MAX_WIDTH,
+    Epsilon,
+    Heads,
+    Layers,
+    LayerSpec,
     ModelSpec,
+    SequenceLength,
+    Theta,
+    Vocabulary,
+    Width,
 )
 
 # model_type -> the module in this package that reads it. A new family is one file and one line here.
@@ -42,17 +44,6 @@ ALIASES = {
 }
 
 MAX_CONFIG_BYTES = 4_000_000
-
-Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
-Heads = Annotated[int, Meta(ge=1, le=MAX_HEADS)]
-Layers = Annotated[int, Meta(ge=1, le=MAX_LAYERS)]
-Experts = Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
-Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
-SequenceLength = Annotated[int, Meta(ge=1, le=MAX_SEQUENCE_LENGTH)]
-Epsilon = Annotated[float, Meta(gt=0, le=1)]
-Positive = Annotated[float, Meta(gt=0, le=1e12)]
-Theta = Annotated[float, Meta(gt=1, le=1e12)]
-
 _TOKENS = "names a token, not a size"
 _GENERATION = "steers generation, not training"
 _BOOKKEEPING = "says who wrote the file"
@@ -155,13 +146,23 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.attention_dropout:
             raise ConfigError("attention_dropout", self.attention_dropout, "must be 0: dropout is not modelled")
 
-    def training_length(self) -> tuple[int | None, str | None]:
-        """The sequence length that the config is for, and the field that says so."""
-        if self.max_sequence_length is not None:
-            return self.max_sequence_length, "max_sequence_length"
-        if self.max_position_embeddings is not None:
-            return self.max_position_embeddings, "max_position_embeddings"
-        return None, None
+    def model_spec(self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = ()) -> ModelSpec:
+        """The model of these layers, with all that families have in common."""
+        length, source = self.max_sequence_length, "max_sequence_length"
+        if length is None:
+            length, source = self.max_position_embeddings, "max_position_embeddings"
+        return ModelSpec(
+            name=name,
+            model_type=self.model_type,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            layers=tuple(layers),
+            norm_eps=self.rms_norm_eps,
+            tie_word_embeddings=self.tie_word_embeddings,
+            sequence_length=length,
+            sequence_length_source=None if length is None else source,
+            mtp_layers=tuple(mtp_layers),
+        )
 
 
 class Family(Protocol):
@@ -210,14 +211,14 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-def convert(fields: dict[str, Any], struct: type[S], prefix: str = "") -> S:
-    """`fields` as a `struct`, or a `ConfigError` that names the field, with `prefix` before it, and the rule."""
+def convert(fields: dict[str, Any], struct: type[S]) -> S:
+    """`fields` as a `struct`, or a `ConfigError` that names field and rule."""
     try:
         return msgspec.convert(fields, struct)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):  # raised by a struct's own check
             raise error.__cause__ from None
-        raise _as_config_error(str(error), fields, prefix) from None
+        raise _as_config_error(str(error), fields) from None
 
 
 def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
@@ -318,14 +319,14 @@ def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
     return f"this field is not understood{hint}"
 
 
-def _as_config_error(message: str, fields: dict[str, Any], prefix: str) -> ConfigError:
+def _as_config_error(message: str, fields: dict[str, Any]) -> ConfigError:
     """msgspec's "<rule> - at `$.<path>`" as field, value and rule."""
     rule, _, path = message.partition(" - at `$.")
     if rule.startswith("Object missing required field"):
-        return ConfigError(prefix + rule.split("`")[1], None, "is missing and has no default")
+        return ConfigError(rule.split("`")[1], None, "is missing and has no default")
     keys = path.rstrip("`").split(".")
     value: Any = fields
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     rule = rule.replace("`", "").replace("Expected ", "must be ").replace(", got", ", is")
-    return ConfigError(prefix + ".".join(keys), value, rule)
+    return ConfigError(".".join(keys), value, rule)

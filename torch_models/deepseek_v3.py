@@ -8,18 +8,22 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from torch_models.config import Experts, FamilyConfig, Layers, Positive, Width
+from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
 from torch_models.rope_fields import rotary_spec
 from torch_models.spec import (
     Activation,
+    Experts,
     FeedForwardSpec,
     GatedMLPSpec,
+    Layers,
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
+    Positive,
     RouterSpec,
+    Width,
     check_width,
 )
 
@@ -71,18 +75,10 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     def is_moe(index: int) -> bool:
         return index >= config.first_k_dense_replace and index % config.moe_layer_freq == 0
 
-    length, source = config.training_length()
-    return ModelSpec(
-        name=name,
-        model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        layers=tuple(moe if is_moe(index) else dense for index in range(layers_total)),
-        norm_eps=config.rms_norm_eps,
-        tie_word_embeddings=config.tie_word_embeddings,
-        sequence_length=length,
-        sequence_length_source=source,
-        mtp_layers=(moe,) * config.num_nextn_predict_layers,
+    return config.model_spec(
+        name,
+        layers=[moe if is_moe(index) else dense for index in range(layers_total)],
+        mtp_layers=[moe] * config.num_nextn_predict_layers,
     )
 
 

@@ -1,9 +1,9 @@
 """Llama (1, 2, 3): grouped-query attention with rotary embedding, SwiGLU, RMSNorm before each block."""
 
-from torch_models.config import FamilyConfig, Width
+from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
 from torch_models.rope_fields import rotary_spec
-from torch_models.spec import Activation, GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, ModelSpec
+from torch_models.spec import Activation, GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, ModelSpec, Width
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
@@ -42,15 +42,4 @@ def model_spec(config: Config, name: str) -> ModelSpec:
         ),
         norm_eps=config.rms_norm_eps,
     )
-    length, source = config.training_length()
-    return ModelSpec(
-        name=name,
-        model_type=config.model_type,
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        layers=(layer,) * config.num_hidden_layers,
-        norm_eps=config.rms_norm_eps,
-        tie_word_embeddings=config.tie_word_embeddings,
-        sequence_length=length,
-        sequence_length_source=source,
-    )
+    return config.model_spec(name, [layer] * config.num_hidden_layers)

@@ -5,9 +5,10 @@ it, and the closed-form formulas read nothing else. All sizes are element counts
 refused where it is made, with a `ConfigError` that names the field as Hugging Face's config.json does.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from torch_models.errors import ConfigError
 
@@ -19,6 +20,16 @@ MAX_LAYERS = 100_000
 MAX_VOCABULARY = 2**24
 MAX_SEQUENCE_LENGTH = 2**24
 
+Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
+Heads = Annotated[int, Meta(ge=1, le=MAX_HEADS)]
+Layers = Annotated[int, Meta(ge=1, le=MAX_LAYERS)]
+Experts = Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
+SequenceLength = Annotated[int, Meta(ge=1, le=MAX_SEQUENCE_LENGTH)]
+Epsilon = Annotated[float, Meta(gt=0, le=1)]
+Positive = Annotated[float, Meta(gt=0, le=1e12)]
+Theta = Annotated[float, Meta(gt=1, le=1e12)]
+
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 
 
@@ -29,16 +40,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class LinearRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="linear"):
     """Position interpolation (Chen et al. 2023): every frequency divided by `factor`."""
 
-    factor: float
+    factor: Positive
 
 
 class Llama3RopeScaling(Spec, frozen=True, tag_field="rope_type", tag="llama3"):
     """Llama-3.1's scaling: low frequencies divided by `factor`, high ones kept, a linear blend between."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: SequenceLength
 
     def __post_init__(self) -> None:
         if self.high_freq_factor <= self.low_freq_factor:
@@ -52,13 +63,13 @@ class Llama3RopeScaling(Spec, frozen=True, tag_field="rope_type", tag="llama3"):
 class YarnRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="yarn"):
     """YaRN (Peng et al. 2023, arXiv 2309.00071), with the two `mscale` fields that DeepSeek adds."""
 
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    attention_factor: float | None = None
+    factor: Positive
+    original_max_position_embeddings: SequenceLength
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    mscale: Positive | None = None
+    mscale_all_dim: Positive | None = None
+    attention_factor: Positive | None = None
     truncate: bool = True
 
 

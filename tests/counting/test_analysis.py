@@ -37,7 +37,7 @@ def test_the_sequence_length_given_wins() -> None:
 
 @pytest.mark.parametrize("length", [0, -1, 2**24 + 1, True, 1.5, "16"])
 def test_a_sequence_length_that_cannot_be(length: Any) -> None:
-    with pytest.raises(ValueError, match="seq_len = .*: must be a whole number of tokens from 1 to 16777216"):
+    with pytest.raises(ValueError, match=r"seq_len = .*: must be a whole number of tokens from 1 to 16777216"):
         analyze(SPECS["llama"], sequence_length=length)
 
 

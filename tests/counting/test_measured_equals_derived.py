@@ -1,4 +1,4 @@
-"""The two witnesses agree to the integer: on every config, under both kernel profiles, and on shapes made up at random."""
+"""The two witnesses agree to the integer: on every config, under both kernel profiles, and on random shapes."""
 
 import random
 from importlib.resources import files

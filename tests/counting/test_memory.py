@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from counting.measured import measure
 from counting.memory import LiveBytes, layer_memory
 from counting.meta_kernels import cuda_kernels_on_meta
+from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.builder import build_model
 from torch_models.config import read_spec, spec_from_fields
 from torch_models.layers import rotary_tables
-from tests.shrunken import DEEPSEEK_V3, LLAMA
 
 BF16 = torch.bfloat16
 

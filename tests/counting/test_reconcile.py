@@ -6,8 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 
-import counting.analysis
-import counting.derived
 from counting import analytic, analytic_memory
 from counting.analysis import analyze
 from counting.counts import Counts, LayerMemory, ModelCounts
@@ -100,9 +98,9 @@ def test_a_disagreement_names_component_both_numbers_and_difference() -> None:
     with pytest.raises(DisagreementError) as caught:
         reconcile("shrunken", right, wrong)
     measured = layer.parameters.attention
-    first = str(caught.value).splitlines()[0]
-    assert first == (
-        f"shrunken: parameters, dense layer, attention: measured {measured:,} differs from formula {measured + 7:,}, by -7"
+    assert str(caught.value).splitlines()[0] == (
+        "shrunken: parameters, dense layer, attention: "
+        f"measured {measured:,} differs from formula {measured + 7:,}, by -7"
     )
 
 

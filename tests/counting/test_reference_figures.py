@@ -105,7 +105,10 @@ def test_deepseek_v3_checkpoint_total(deepseek_4096: Analysis) -> None:
 )
 def test_deepseek_v3_layer_flops(sequence_length: int, dense: int, moe: int) -> None:
     layers = analyze(DEEPSEEK, sequence_length=sequence_length).layers
-    assert [(layer.kind, layer.count, layer.forward_flops) for layer in layers] == [("dense", 3, dense), ("moe", 58, moe)]
+    assert [(layer.kind, layer.count, layer.forward_flops) for layer in layers] == [
+        ("dense", 3, dense),
+        ("moe", 58, moe),
+    ]
 
 
 def test_deepseek_v3_dense_and_moe_layers_differ_by_the_router_alone(deepseek_4096: Analysis) -> None:

@@ -59,9 +59,7 @@ def integer(cell: str) -> int:
     ("title", "total"),
     [("Parameters", "total"), ("Forward FLOPs of one sequence", "total, full attention"), ("Peak memory", "peak")],
 )
-def test_rows_sum_to_totals(
-    title: str, total: str, deepseek: Analysis, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_sum_to_totals(title: str, total: str, deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     report.print_analysis(deepseek)
     rows = columns_of(capsys.readouterr().out, title)
     labels = [row[0] for row in rows]

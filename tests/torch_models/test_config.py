@@ -151,7 +151,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor = null: is missing"),
     (LLAMA | {"rope_scaling": {"type": "linear", "factor": "2"}}, r"rope_scaling\.factor = '2': must be float"),
     (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2, "odd": 1}}, r"odd"),
-    (LLAMA | {"rope_scaling": {"type": "yarn", "rope_type": "linear"}}, r"rope_scaling\.type = 'yarn': is another name"),
+    (
+        LLAMA | {"rope_scaling": {"type": "yarn", "rope_type": "linear"}},
+        r"rope_scaling\.type = 'yarn': is another name",
+    ),
     (LLAMA | {"rope_scaling": {"factor": 2.0}}, r"rope_scaling\.factor = 2\.0: is not understood beside the default"),
     (LLAMA | {"rope_scaling": "linear"}, "rope_scaling = 'linear': must be object"),
     (LLAMA | {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, r"rope_theta = 10000\.0: rope_parameters"),

@@ -1,0 +1,66 @@
+"""What README shows is what the command prints: every line of every block, in order."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from model_training_cost_analysis import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROMPT = "$ python3 model_training_cost_analysis.py "
+
+
+def blocks() -> list[tuple[str, list[str]]]:
+    """(flags, the lines shown below them) of every command in README's indented blocks."""
+    found: list[tuple[str, list[str]]] = []
+    for line in README.splitlines():
+        shown = line.removeprefix("    ").rstrip()
+        if line.startswith("    ") and shown.startswith(PROMPT):
+            found.append((shown.removeprefix(PROMPT), []))
+        elif line.startswith("    ") and found:
+            found[-1][1].append(shown)
+        elif line:
+            found.append(("", []))  # text ends a block
+    return [(flags, lines) for flags, lines in found if flags]
+
+
+BLOCKS = blocks()
+
+
+def test_readme_shows_the_main_job() -> None:
+    shown = " ".join(flags for flags, _ in BLOCKS)
+    for flag in ("llama_7b_config.json", "deepseek_v3_config.json", "--training_budget", "--design"):
+        assert flag in shown
+
+
+@pytest.mark.parametrize(("flags", "lines"), BLOCKS, ids=[flags for flags, _ in BLOCKS])
+def test_block(
+    flags: str,
+    lines: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(flags)) == 0
+    printed = iter([line.rstrip() for line in capsys.readouterr().out.splitlines()])
+    for line in lines:
+        if line.strip() != "…":
+            assert line in printed, f"README shows {line!r}, which is not printed, or not there"
+
+
+def test_every_flag_is_in_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    flags = set(re.findall(r"--[a-z_]+", capsys.readouterr().out)) - {"--help", "--version"}
+    assert len(flags) >= 10
+    assert {flag for flag in flags if flag not in README} == set()
+
+
+def test_every_module_is_in_contributing() -> None:
+    tour = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = [path for package in ("torch_models", "counting") for path in (ROOT / package).glob("*.py")]
+    assert [path.name for path in modules if path.name != "__init__.py" and f"`{path.name}`" not in tour] == []
