@@ -11,7 +11,7 @@ from typing import get_args
 
 import msgspec
 
-from counting.counts import Kernels, LayerCounts, LayerMemory, ModelCounts
+from counting.counts import AttentionCore, Kernels, LayerCounts, LayerMemory, ModelCounts
 from counting.derived import BATCH_SIZE, derive
 from counting.reconcile import Agreement, reconcile
 from torch_models.config import read_spec
@@ -21,7 +21,8 @@ from torch_models.spec import MAX_SEQUENCE_LENGTH, ModelSpec
 # Printed beside the numbers they govern.
 NOTES = (
     "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only; attention counts the full S x S square, and "
-    "the causal figure half of it.",
+    "the causal figure half of it. Where a layer has a window of W, fused kernels visit a band of S x W, the causal "
+    "figure is S W - W^2 / 2, and the full square stands beside them.",
     "Parameters: what the optimiser updates, by numel. Router correction biases are buffers, and multi-token "
     "prediction (mtp) stands beside the main model: both are reported, neither is added.",
     "Norms inside attention count as norm. The rotary position embedding has no parameters.",
@@ -65,8 +66,9 @@ class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     parameters_by_component: dict[str, int]
     forward_flops: int
     forward_flops_causal: int
+    forward_flops_full_attention: int  # as if every layer saw all the way back; differs only where windows are
     forward_flops_by_component: dict[str, int]
-    attention_core_flops: int
+    attention_core_flops: AttentionCore
     peak_memory_bytes: int
     peak_memory_parts: LayerMemory
     peak_memory_no_grad_bytes: int
@@ -93,6 +95,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerAnalysis, ...]
     forward_flops: int
     forward_flops_causal: int
+    forward_flops_full_attention: int
     forward_flops_by_component: dict[str, int]
     mtp_forward_flops: int
     defaulted_fields: tuple[str, ...]
@@ -121,6 +124,7 @@ def analyze(
     run = (spec, conventions.sequence_length, kernels)
     counts = measure(*run)
     agreement = reconcile(spec.name, counts, derive(*run))
+    core = counts.attention_core
     return Analysis(
         name=spec.name,
         model_type=spec.model_type,
@@ -128,7 +132,8 @@ def analyze(
         parameters=_parameter_totals(counts),
         layers=tuple(_layer_analysis(layer) for layer in counts.layers),
         forward_flops=counts.forward_flops.total,
-        forward_flops_causal=counts.forward_flops.total - counts.attention_core_flops // 2,
+        forward_flops_causal=counts.forward_flops.total - core.as_run + core.causal,
+        forward_flops_full_attention=counts.forward_flops.total - core.as_run + core.full_square,
         forward_flops_by_component=counts.forward_flops.by_component(),
         mtp_forward_flops=counts.mtp.forward_flops.total,
         defaulted_fields=spec.defaulted_fields,
@@ -172,15 +177,17 @@ def _parameter_totals(counts: ModelCounts) -> ParameterTotals:
 
 
 def _layer_analysis(layer: LayerCounts) -> LayerAnalysis:
+    core = layer.attention_core
     return LayerAnalysis(
         kind=layer.kind,
         count=layer.count,
         parameters=layer.parameters.total,
         parameters_by_component=layer.parameters.by_component(),
         forward_flops=layer.forward_flops.total,
-        forward_flops_causal=layer.forward_flops.total - layer.attention_core_flops // 2,
+        forward_flops_causal=layer.forward_flops.total - core.as_run + core.causal,
+        forward_flops_full_attention=layer.forward_flops.total - core.as_run + core.full_square,
         forward_flops_by_component=layer.forward_flops.by_component(),
-        attention_core_flops=layer.attention_core_flops,
+        attention_core_flops=core,
         peak_memory_bytes=layer.memory.peak,
         peak_memory_parts=layer.memory,
         peak_memory_no_grad_bytes=layer.memory_no_grad.peak,

@@ -9,9 +9,12 @@ K experts per token, H query heads, G key/value heads.
 
 from functools import singledispatch
 
-from counting.counts import Counts
+import msgspec
+
+from counting.counts import AttentionCore, Counts
 from torch_models.spec import (
     AttentionSpec,
+    ClampedMLPSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
     LayerSpec,
@@ -35,10 +38,12 @@ def forward_flops(spec: Spec, sequence_length: int, batch_size: int) -> Counts:
 
 
 @singledispatch
-def attention_core_flops(spec: AttentionSpec, sequence_length: int, batch_size: int) -> int:
-    """The part of attention that grows with S squared: scores and weighted values, over the full square.
+def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
+    """The products of two activations, scores and weighted values, by how many keys each query meets.
 
-    A causal kernel needs half of it (the convention of Dao 2023, arXiv 2307.08691, §4.1: half, not (S + 1) / 2S).
+    Of the full square a causal kernel needs half (the convention of Dao 2023, arXiv 2307.08691, §4.1: half, not
+    (S + 1) / 2S). With a window of W < S a kernel visits a band of S W pairs, and causally, by the same convention,
+    S W - W^2 / 2 of them.
     """
     raise AssertionError(f"no attention formula for {type(spec).__name__}")
 
@@ -48,18 +53,30 @@ def attention_core_flops(spec: AttentionSpec, sequence_length: int, batch_size: 
 
 @parameters.register
 def _(spec: GroupedQueryAttentionSpec) -> Counts:
-    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245)."""
+    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245).
+
+    Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
+    arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
+    """
     query_width = spec.num_attention_heads * spec.head_dim
     key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
     weights = spec.hidden_size * (query_width + key_value_width) + query_width * spec.hidden_size
     biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
-    return Counts(attention=weights + biases)
+    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, None: 0}
+    sinks = spec.sinks * spec.num_attention_heads
+    return Counts(attention=weights + biases + sinks, norm=norms[spec.query_key_norm])
 
 
-@attention_core_flops.register
-def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> int:
-    """2 S S head_dim for the scores and as much for the values, in each of H heads."""
-    return 2 * 2 * batch_size * spec.num_attention_heads * sequence_length**2 * spec.head_dim
+@attention_core.register
+def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
+    """2 head_dim for the score of a pair and as much for its value, in each of H heads."""
+    window = min(spec.window or sequence_length, sequence_length)
+    per_pair = 2 * 2 * batch_size * spec.num_attention_heads * spec.head_dim
+    return AttentionCore(
+        as_run=per_pair * sequence_length * window,
+        causal=per_pair // 2 * (2 * sequence_length * window - window**2),
+        full_square=per_pair * sequence_length**2,
+    )
 
 
 @forward_flops.register
@@ -67,7 +84,7 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
     """Each projection's weight once per token, then the core; Kaplan et al. 2020 (arXiv 2001.08361), table 1."""
     heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
     projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
-    return Counts(attention=projections + attention_core_flops(spec, sequence_length, batch_size))
+    return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
 
 
 def _latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple[int, int]]:
@@ -96,11 +113,12 @@ def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
     return Counts(attention=weights + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
 
 
-@attention_core_flops.register
-def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> int:
+@attention_core.register
+def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
     """Keys have nope + rope channels, values v_head_dim: the two products differ in size."""
     channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
-    return 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
+    square = 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
+    return AttentionCore(as_run=square, causal=square // 2, full_square=square)
 
 
 @forward_flops.register
@@ -108,7 +126,12 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
     """Training expands the latents to full keys and values; the weight absorption of inference is not used."""
     tokens = batch_size * sequence_length
     projections = sum(2 * tokens * rows * columns for rows, columns in _latent_attention_matrices(spec))
-    return Counts(attention=projections + attention_core_flops(spec, sequence_length, batch_size))
+    return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
+
+
+def without_window(spec: AttentionSpec) -> AttentionSpec:
+    """The same attention, seeing all the way back."""
+    return msgspec.structs.replace(spec, window=None) if isinstance(spec, GroupedQueryAttentionSpec) else spec
 
 
 # --- Feed-forward ----------------------------------------------------------------------------------------------
@@ -128,6 +151,19 @@ def _(spec: GatedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
 
 
 @parameters.register
+def _(spec: ClampedMLPSpec) -> Counts:
+    """gate, up and down with a bias each: three D x F matrices, 2 F + D biases (gpt-oss, arXiv 2508.10925)."""
+    matrices = 3 * spec.hidden_size * spec.intermediate_size
+    return Counts(mlp=matrices + 2 * spec.intermediate_size + spec.hidden_size)
+
+
+@forward_flops.register
+def _(spec: ClampedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Three products of D x F per token."""
+    return Counts(mlp=3 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
+
+
+@parameters.register
 def _(spec: MixtureOfExpertsSpec) -> Counts:
     """E experts, the shared ones, and D x E for the router (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
 
@@ -135,7 +171,7 @@ def _(spec: MixtureOfExpertsSpec) -> Counts:
     """
     router = spec.router
     return Counts(
-        router=router.hidden_size * router.num_experts,
+        router=(router.hidden_size + router.bias) * router.num_experts,
         routed_experts=router.num_experts * parameters(spec.expert).total,
         shared_experts=parameters(spec.shared_experts).total if spec.shared_experts else 0,
     )
@@ -172,8 +208,9 @@ def inactive_parameters(spec: LayerSpec) -> int:
 
 @parameters.register
 def _(spec: LayerSpec) -> Counts:
-    """Attention, feed-forward and the norm before each."""
-    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=2 * spec.hidden_size)
+    """Attention, feed-forward and the norms before, after or around each."""
+    norms = 4 if spec.norm_placement == "around" else 2
+    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * spec.hidden_size)
 
 
 @forward_flops.register
@@ -197,13 +234,19 @@ def _(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
     """The layers, and the head on every position; looking an embedding up is no product."""
     run = (sequence_length, batch_size)
     layers = sum((forward_flops(layer, *run) * count for layer, count in spec.layer_groups()), Counts())
-    return layers + Counts(lm_head=2 * batch_size * sequence_length * spec.hidden_size * spec.vocab_size)
+    return layers + head_flops(spec, *run)
 
 
-def model_attention_core_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> int:
-    """The S-squared part of a whole model's forward pass; a causal kernel needs half of it."""
+def head_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Of the logits: D x V per token."""
+    return Counts(lm_head=2 * batch_size * sequence_length * spec.hidden_size * spec.vocab_size)
+
+
+def model_attention_core(spec: ModelSpec, sequence_length: int, batch_size: int) -> AttentionCore:
+    """The attention core of a whole model's forward pass."""
     run = (sequence_length, batch_size)
-    return sum(attention_core_flops(layer.attention, *run) * count for layer, count in spec.layer_groups())
+    layers = (attention_core(layer.attention, *run) * count for layer, count in spec.layer_groups())
+    return sum(layers, AttentionCore())
 
 
 def active_parameters(spec: ModelSpec) -> int:
@@ -227,10 +270,9 @@ def mtp_parameters(spec: ModelSpec) -> Counts:
 
 def mtp_forward_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
     """Of the multi-token-prediction modules: projection, layer, and the shared head run once more for each."""
-    tokens = batch_size * sequence_length
+    run = (sequence_length, batch_size)
     total = Counts()
     for layer in spec.mtp_layers:
-        projection = 2 * tokens * 2 * spec.hidden_size * spec.hidden_size
-        head = 2 * tokens * spec.hidden_size * spec.vocab_size
-        total += forward_flops(layer, sequence_length, batch_size) + Counts(mlp=projection, lm_head=head)
+        projection = 2 * batch_size * sequence_length * 2 * spec.hidden_size * spec.hidden_size
+        total += forward_flops(layer, *run) + Counts(mlp=projection) + head_flops(spec, *run)
     return total

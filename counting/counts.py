@@ -69,6 +69,30 @@ class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
         return self.weights + self.boundary + self.saved + self.transients
 
 
+class AttentionCore(msgspec.Struct, frozen=True, kw_only=True):
+    """FLOPs of the part of attention that multiplies two activations: scores and weighted values.
+
+    `as_run` is S times as many keys as a kernel visits, the window where it follows one and S otherwise; `causal`
+    leaves out the keys that lie in the future; `full_square` is S x S whatever the window.
+    """
+
+    as_run: int = 0
+    causal: int = 0
+    full_square: int = 0
+
+    def __add__(self, other: "AttentionCore") -> "AttentionCore":
+        return AttentionCore(
+            as_run=self.as_run + other.as_run,
+            causal=self.causal + other.causal,
+            full_square=self.full_square + other.full_square,
+        )
+
+    def __mul__(self, factor: int) -> "AttentionCore":
+        return AttentionCore(
+            as_run=self.as_run * factor, causal=self.causal * factor, full_square=self.full_square * factor
+        )
+
+
 class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     """One distinct decoder layer; FLOPs and bytes are of one forward pass over one sequence."""
 
@@ -79,7 +103,7 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     router_correction_bias: int
     forward_flops: Counts  # by fvcore's trace
     dispatched_flops: Counts  # by torch's dispatch counter
-    attention_core_flops: int  # the part of attention that grows with the square of the sequence length
+    attention_core: AttentionCore
     memory: LayerMemory  # with gradients wanted: the pass that rematerialisation runs
     memory_no_grad: LayerMemory  # the first pass of a checkpointed layer
 
@@ -121,6 +145,6 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
         return sum((layer.forward_flops * layer.count for layer in self.layers), self.outside_flops)
 
     @property
-    def attention_core_flops(self) -> int:
-        """The part of the forward pass that a causal kernel halves."""
-        return sum(layer.attention_core_flops * layer.count for layer in self.layers)
+    def attention_core(self) -> AttentionCore:
+        """The part of the forward pass that depends on which keys a query visits."""
+        return sum((layer.attention_core * layer.count for layer in self.layers), AttentionCore())

@@ -1,5 +1,7 @@
 """The formulas' word on a whole model, in the same shape as the measurement's. Torch-free."""
 
+import msgspec
+
 from counting import analytic
 from counting.analytic_memory import layer_memory
 from counting.counts import Counts, Kernels, LayerCounts, ModelCounts, MtpCounts
@@ -10,25 +12,26 @@ BATCH_SIZE = 1
 
 def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCounts:
     """Parameters, FLOPs and bytes of `spec` by the closed-form formulas, for one sequence."""
-    run = (sequence_length, BATCH_SIZE)
     layers = tuple(_layer(layer, count, sequence_length, kernels) for layer, count in spec.layer_groups())
     in_layers = sum((layer.parameters * layer.count for layer in layers), Counts())
-    flops_in_layers = sum((layer.forward_flops * layer.count for layer in layers), Counts())
+    run = (sequence_length, BATCH_SIZE)
+    mtp_as_run = tuple(_as_run(layer, kernels) for layer in spec.mtp_layers)
     return ModelCounts(
         layers=layers,
         outside_parameters=analytic.parameters(spec) - in_layers,
-        outside_flops=analytic.forward_flops(spec, *run) - flops_in_layers,
+        outside_flops=analytic.head_flops(spec, *run),
         mtp=MtpCounts(
             parameters=analytic.mtp_parameters(spec),
             router_correction_bias=sum(analytic.router_correction_bias(layer) for layer in spec.mtp_layers),
-            forward_flops=analytic.mtp_forward_flops(spec, *run),
+            forward_flops=analytic.mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=mtp_as_run), *run),
         ),
     )
 
 
 def _layer(spec: LayerSpec, count: int, sequence_length: int, kernels: Kernels) -> LayerCounts:
     run = (sequence_length, BATCH_SIZE)
-    flops = analytic.forward_flops(spec, *run)
+    visited = _as_run(spec, kernels)
+    flops = analytic.forward_flops(visited, *run)
     return LayerCounts(
         kind=spec.kind,
         count=count,
@@ -37,7 +40,14 @@ def _layer(spec: LayerSpec, count: int, sequence_length: int, kernels: Kernels) 
         router_correction_bias=analytic.router_correction_bias(spec),
         forward_flops=flops,
         dispatched_flops=flops,
-        attention_core_flops=analytic.attention_core_flops(spec.attention, *run),
+        attention_core=analytic.attention_core(visited.attention, *run),
         memory=layer_memory(spec, sequence_length, kernels, grad=True),
         memory_no_grad=layer_memory(spec, sequence_length, kernels, grad=False),
     )
+
+
+def _as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
+    """The layer whose FLOPs are spent: eager kernels multiply the full square and hide what a window excludes."""
+    if kernels == "fused":
+        return spec
+    return msgspec.structs.replace(spec, attention=analytic.without_window(spec.attention))

@@ -16,19 +16,27 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.components import counts_of_modules
-from counting.counts import Counts
+from counting.counts import AttentionCore, Counts
+from torch_models.flash_attention import NAME as FLASH_ATTENTION
 
 Shape = list[int]
 
-ATTENTION_CORE = "attention_core"  # products of two activations: scores and weighted values
 PROJECTION = "projection"  # products of activations with weights
+CORE = "attention core"  # products of two activations, as run
+CAUSAL_CORE = "attention core, causal"  # the same, counted in two other ways and in no sum
+SQUARE_CORE = "attention core, full square"
+COUNTED = (PROJECTION, CORE)
+WINDOW_ARGUMENT = 5  # of our fused op
 
 HANDLES: dict[str, Callable[[Any, Any], Counter[str]]] = {}
 
 # Ops that fvcore does not know and that multiply no matrices: elementwise arithmetic, choices and data movement.
 ZERO_FLOP_OPS = (
+    "aten::__or__",
     "aten::add",
     "aten::add_",
+    "aten::bitwise_or",
+    "aten::clamp_max",
     "aten::cos",
     "aten::div",
     "aten::embedding",
@@ -44,6 +52,7 @@ ZERO_FLOP_OPS = (
     "aten::repeat_interleave",
     "aten::rms_norm",
     "aten::rsqrt",
+    "aten::rsub",
     "aten::scatter",
     "aten::scatter_add_",
     "aten::searchsorted",
@@ -55,7 +64,9 @@ ZERO_FLOP_OPS = (
     "aten::square",
     "aten::sub",
     "aten::sum",
+    "aten::tanh",
     "aten::topk",
+    "aten::tril",
     "aten::triu",
     "aten::unflatten",
     "aten::view_as",
@@ -66,17 +77,26 @@ def register(op: str, kind: str) -> Callable[[Callable[..., int]], Callable[...,
     """Let a function of the input shapes count the FLOPs of `op`; a second formula for one op is refused."""
 
     def decorate(formula: Callable[..., int]) -> Callable[..., int]:
-        assert op not in HANDLES, f"{op} has a formula already"
-
         def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
             del outputs
-            shapes = [value.type().sizes() for value in inputs if value.isCompleteTensor()]
-            return Counter({kind: formula(*shapes)})
+            flops = formula(*_shapes(inputs))
+            if kind == PROJECTION:
+                return Counter({PROJECTION: flops})
+            return Counter({CORE: flops, CAUSAL_CORE: flops // 2, SQUARE_CORE: flops})
 
-        HANDLES[op] = handle
+        _add_handle(op, handle)
         return formula
 
     return decorate
+
+
+def _add_handle(op: str, handle: Callable[[Any, Any], Counter[str]]) -> None:
+    assert op not in HANDLES, f"{op} has a formula already"
+    HANDLES[op] = handle
+
+
+def _shapes(inputs: Sequence[Any]) -> list[Shape]:
+    return [value.type().sizes() for value in inputs if value.isCompleteTensor()]
 
 
 @register("aten::linear", PROJECTION)
@@ -86,19 +106,44 @@ def linear_flops(x: Shape, weight: Shape, bias: Shape | None = None) -> int:
     return 2 * prod(x) * weight[0]
 
 
-@register("aten::matmul", ATTENTION_CORE)
+@register("aten::matmul", CORE)
 def matmul_flops(left: Shape, right: Shape) -> int:
     """(…, n, k) with (…, k, m), the leading sizes equal."""
     assert left[:-2] == right[:-2] and left[-1] == right[-2], f"no formula for matmul of {left} and {right}"
     return 2 * prod(left) * right[-1]
 
 
-@register("aten::scaled_dot_product_attention", ATTENTION_CORE)
+@register("aten::scaled_dot_product_attention", CORE)
 def attention_flops(query: Shape, key: Shape, value: Shape) -> int:
     """(B, H, S, C), (B, G, S, C), (B, G, S, C'): scores and weighted values over the full square."""
     batch, heads, length, channels = query
     assert key[0] == value[0] == batch and key[2] == value[2] and heads % key[1] == 0
     return 2 * batch * heads * length * key[2] * (channels + value[3])
+
+
+def banded_attention_flops(query: Shape, key: Shape, value: Shape, window: int | None) -> int:
+    """As `attention_flops`, but each query visits no more keys than the window holds."""
+    length = query[2]
+    return attention_flops(query, key, value) // length * min(window or length, length)
+
+
+def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Of our own fused op; its causal share of a band of S W pairs is S W - W^2 / 2."""
+    del outputs
+    query, key, value = _shapes(inputs)[:3]
+    length, window = query[2], inputs[WINDOW_ARGUMENT].toIValue()
+    band = min(window or length, length)
+    square = attention_flops(query, key, value)
+    return Counter(
+        {
+            CORE: banded_attention_flops(query, key, value, window),
+            CAUSAL_CORE: square // (2 * length**2) * (2 * length * band - band**2),
+            SQUARE_CORE: square,
+        }
+    )
+
+
+_add_handle(FLASH_ATTENTION, _flash_attention)
 
 
 @register("aten::_grouped_mm", PROJECTION)
@@ -108,8 +153,8 @@ def grouped_mm_flops(rows: Shape, weights: Shape, ends: Shape) -> int:
     return 2 * prod(rows) * weights[2]
 
 
-def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, int]:
-    """FLOPs of one forward by component, and the attention core's share of them, by fvcore's trace.
+def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, AttentionCore]:
+    """FLOPs of one forward by component, and the attention core in them, by fvcore's trace.
 
     Raises `AssertionError` naming the ops that have no formula.
     """
@@ -120,16 +165,18 @@ def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, in
         by_module = analysis.by_module_and_operator()
     unknown = sorted(analysis.unsupported_ops())
     assert not unknown, f"ops without a FLOP formula: {', '.join(unknown)}"
-    counts = counts_of_modules(module, {name: sum(counts.values()) for name, counts in by_module.items()})
-    return counts, by_module[""][ATTENTION_CORE]
+    totals = {name: sum(counts[kind] for kind in COUNTED) for name, counts in by_module.items()}
+    entire = by_module[""]
+    core = AttentionCore(as_run=entire[CORE], causal=entire[CAUSAL_CORE], full_square=entire[SQUARE_CORE])
+    return counts_of_modules(module, totals), core
 
 
 def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
     """FLOPs of one forward by component, by `torch.utils.flop_counter`, which sees ops one level below the trace.
 
-    Its formulas are torch's own, but for grouped products, which it does not know.
+    Its formulas are torch's own, but for grouped products and our fused attention, which it does not know.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _dispatched_grouped_mm})
+    counter = FlopCounterMode(display=False, custom_mapping=DISPATCH_FORMULAS)
     with torch.no_grad(), counter:
         module(*inputs)
     root = type(module).__name__
@@ -142,3 +189,23 @@ def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
 def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
     del weights
     return 2 * prod(out_shape) * rows[-1]
+
+
+def _dispatched_flash_attention(
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    sinks: Shape | None,
+    scale: float,
+    window: int | None,
+    *_: object,
+    **__: object,
+) -> int:
+    del sinks, scale
+    return banded_attention_flops(query, key, value, window)
+
+
+DISPATCH_FORMULAS = {
+    torch.ops.aten._grouped_mm: _dispatched_grouped_mm,
+    torch.ops.model_training_cost.flash_attention: _dispatched_flash_attention,
+}

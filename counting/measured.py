@@ -64,7 +64,7 @@ class _Measurement:
                 router_correction_bias=router_correction_bias(layer),
                 forward_flops=flops,
                 dispatched_flops=dispatched_flops(layer, inputs),
-                attention_core_flops=core,
+                attention_core=core,
                 memory=layer_memory(layer, *inputs, grad=True),
                 memory_no_grad=layer_memory(layer, *inputs, grad=False),
             )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from counting.counts import Counts, LayerCounts, LayerMemory, ModelCounts
+from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts
 
 WHOLE = "total"  # the component of a number that is not divided into components
 
@@ -59,8 +59,9 @@ def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
         yield from _layer_checks(one, other)
     yield from _by_component("parameters", "model", measured.parameters, analytic.parameters)
     yield from _by_component("forward_flops", "model", measured.forward_flops, analytic.forward_flops)
-    for quantity in ("active_parameters", "router_correction_bias", "attention_core_flops"):
+    for quantity in ("active_parameters", "router_correction_bias"):
         yield _whole(quantity, "model", getattr(measured, quantity), getattr(analytic, quantity))
+    yield from _core_checks("model", measured.attention_core, analytic.attention_core)
     yield from _by_component("parameters", "mtp", measured.mtp.parameters, analytic.mtp.parameters)
     yield from _by_component("forward_flops", "mtp", measured.mtp.forward_flops, analytic.mtp.forward_flops)
     biases = (measured.mtp.router_correction_bias, analytic.mtp.router_correction_bias)
@@ -71,7 +72,8 @@ def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Chec
     scope = f"{measured.kind} layer"
     for quantity in ("parameters", "forward_flops", "dispatched_flops"):
         yield from _by_component(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
-    for quantity in ("attention_core_flops", "inactive_parameters", "router_correction_bias"):
+    yield from _core_checks(scope, measured.attention_core, analytic.attention_core)
+    for quantity in ("inactive_parameters", "router_correction_bias"):
         yield _whole(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
     for quantity, one, other in (
         ("peak_memory_bytes", measured.memory, analytic.memory),
@@ -86,6 +88,17 @@ def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Chec
                 analytic=getattr(other, part),
             )
         yield _whole(quantity, scope, one.peak, other.peak)
+
+
+def _core_checks(scope: str, measured: AttentionCore, analytic: AttentionCore) -> Iterator[Check]:
+    for part in AttentionCore.__struct_fields__:
+        yield Check(
+            quantity="attention_core_flops",
+            scope=scope,
+            component=part,
+            measured=getattr(measured, part),
+            analytic=getattr(analytic, part),
+        )
 
 
 def _by_component(quantity: str, scope: str, measured: Counts, analytic: Counts) -> Iterator[Check]:

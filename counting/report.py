@@ -115,18 +115,19 @@ def _flop_table(analysis: Analysis) -> "Table":
         if count:
             table.add_row(component, *map(integer, row), integer(count), share(count, analysis.forward_flops))
     table.add_section()
-    for label, per_layer, count, style in (
-        ("total, full attention", [x.forward_flops for x in analysis.layers], analysis.forward_flops, "bold"),
-        (
-            "total, causal half of the square",
-            [x.forward_flops_causal for x in analysis.layers],
-            analysis.forward_flops_causal,
-            None,
-        ),
-    ):
-        table.add_row(
-            label, *map(integer, per_layer), integer(count), share(count, analysis.forward_flops), style=style
-        )
+    windowed = analysis.forward_flops_full_attention != analysis.forward_flops
+
+    def add(label: str, per_layer: list[int], count: int, style: str | None = None) -> None:
+        numbers = (*map(integer, per_layer), integer(count), share(count, analysis.forward_flops))
+        table.add_row(label, *numbers, style=style)
+
+    title = "total, attention within windows" if windowed else "total, full attention"
+    add(title, [layer.forward_flops for layer in analysis.layers], analysis.forward_flops, "bold")
+    causal = [layer.forward_flops_causal for layer in analysis.layers]
+    add("total, causal half of the square", causal, analysis.forward_flops_causal)
+    if windowed:
+        full = [layer.forward_flops_full_attention for layer in analysis.layers]
+        add("total, full attention", full, analysis.forward_flops_full_attention)
     if analysis.mtp_forward_flops:
         blank = [""] * len(analysis.layers)
         flops = analysis.mtp_forward_flops

@@ -36,3 +36,140 @@ DEEPSEEK_V3: dict[str, Any] = {
     "v_head_dim": 20,
     "max_position_embeddings": 64,
 }
+
+QWEN2: dict[str, Any] = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_key_value_heads": 2}
+
+QWEN3: dict[str, Any] = QWEN2 | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16}
+
+MISTRAL: dict[str, Any] = LLAMA | {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "num_key_value_heads": 2,
+    "sliding_window": 12,
+}
+
+OLMO2: dict[str, Any] = LLAMA | {
+    "architectures": ["Olmo2ForCausalLM"],
+    "model_type": "olmo2",
+    "num_key_value_heads": 4,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+GEMMA2: dict[str, Any] = LLAMA | {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 12,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 7.0,
+    "hidden_act": "gelu_pytorch_tanh",
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+MIXTRAL: dict[str, Any] = LLAMA | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_key_value_heads": 2,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 40,
+}
+
+QWEN3_MOE: dict[str, Any] = QWEN3 | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+
+GPT_OSS: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "sliding_window": 12,
+    "max_position_embeddings": 64,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+GLM4_MOE: dict[str, Any] = LLAMA | {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "model_type": "glm4_moe",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "attention_bias": True,
+    "use_qk_norm": True,
+    "partial_rotary_factor": 0.5,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+}
+
+DEEPSEEK_V2: dict[str, Any] = {
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 16,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 20,
+    "max_position_embeddings": 64,
+}
+
+DEEPSEEK_V2_LITE: dict[str, Any] = DEEPSEEK_V2 | {"q_lora_rank": None, "topk_method": "greedy"}
+
+KIMI_K2: dict[str, Any] = DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "topk_group": 1}
+
+# One row per family, in every test that is parametrised over families.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "smollm": LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
+    "olmo2": OLMO2,
+    "gemma2": GEMMA2,
+    "mixtral": MIXTRAL,
+    "qwen3_moe": QWEN3_MOE,
+    "gpt_oss": GPT_OSS,
+    "glm4_moe": GLM4_MOE,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v2_lite": DEEPSEEK_V2_LITE,
+    "deepseek_v3": DEEPSEEK_V3,
+    "kimi_k2": KIMI_K2,
+}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from torch_models.config import FAMILIES
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LINE = "model_training_cost_analysis"
 PACKAGES = ["configs", "counting", "torch_models"]
@@ -26,21 +28,28 @@ ALLOWED = {
     "torch_models.spec": "msgspec torch_models.errors",
     "torch_models.config": "msgspec configs torch_models.errors torch_models.spec",
     "torch_models.rope_fields": "msgspec torch_models.config torch_models.errors torch_models.spec",
-    "torch_models.llama": "msgspec torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec",
-    "torch_models.deepseek_v3": (
-        "msgspec torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
+    "torch_models.common_fields": (
+        "torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
+    ),
+    "torch_models.latent_attention": (
+        "torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
     ),
     "torch_models.layers": "torch torch_models.spec",
-    "torch_models.attention": "torch torch_models.layers torch_models.spec",
+    "torch_models.flash_attention": "torch",
+    "torch_models.attention": "torch torch_models.flash_attention torch_models.layers torch_models.spec",
     "torch_models.moe": "torch torch_models.layers torch_models.spec",
     "torch_models.decoder": "torch torch_models.attention torch_models.layers torch_models.moe torch_models.spec",
     "torch_models.builder": "torch torch_models.decoder torch_models.layers torch_models.spec",
     # What it costs by formula: from the spec, blind to the modules.
     "counting": "",
     "counting.counts": "msgspec",
-    "counting.analytic": "counting.counts torch_models.spec",
-    "counting.analytic_memory": "counting.analytic counting.counts torch_models.spec",
-    "counting.derived": "counting.analytic counting.analytic_memory counting.counts torch_models.spec",
+    "counting.analytic": "msgspec counting.counts torch_models.spec",
+    "counting.lifetimes": "",
+    "counting.analytic_memory_attention": "counting.counts counting.lifetimes torch_models.spec",
+    "counting.analytic_memory": (
+        "counting.analytic counting.analytic_memory_attention counting.counts counting.lifetimes torch_models.spec"
+    ),
+    "counting.derived": "msgspec counting.analytic counting.analytic_memory counting.counts torch_models.spec",
     # What it costs as measured: from the modules, blind to the formulas.
     "counting.components": "torch torch_models.* counting.counts",
     "counting.meta_kernels": "torch",
@@ -77,11 +86,19 @@ ALLOWED = {
     ),
 }
 
+# Every family reads fields into specs, and nothing else.
+FAMILY = (
+    "msgspec torch_models.common_fields torch_models.config torch_models.errors torch_models.latent_attention"
+    " torch_models.rope_fields torch_models.spec"
+)
+ALLOWED |= {f"torch_models.{family}": FAMILY for family in FAMILIES.values()}
+
 # All others import without it, and without anything else that is slow: a budget is answered in a blink.
 NEEDS_TORCH = {
     "torch_models.attention",
     "torch_models.builder",
     "torch_models.decoder",
+    "torch_models.flash_attention",
     "torch_models.layers",
     "torch_models.moe",
     "counting.components",

@@ -50,7 +50,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.is_meta:
                 return
-            if name == "bias":
+            if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.normal_(parameter, std=initializer_range)

@@ -11,14 +11,15 @@ import importlib.resources
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import msgspec
 
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import (
+    Activation,
     Epsilon,
     Heads,
     Layers,
@@ -31,17 +32,51 @@ from torch_models.spec import (
 )
 
 # model_type -> the module in this package that reads it. A new family is one file and one line here.
-FAMILIES = {"llama": "llama", "deepseek_v3": "deepseek_v3"}
+FAMILIES = {
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
+    "gemma2": "gemma2",
+    "glm4_moe": "glm4_moe",
+    "gpt_oss": "gpt_oss",
+    "kimi_k2": "deepseek_v3",  # DeepSeek-V3's architecture in other sizes
+    "llama": "llama",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "olmo2": "olmo2",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+}
 
 # What `architectures` says where `model_type` is missing.
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "DeepseekV3ForCausalLM": "deepseek_v3"}
+ARCHITECTURES = {
+    "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "Gemma2ForCausalLM": "gemma2",
+    "Glm4MoeForCausalLM": "glm4_moe",
+    "GptOssForCausalLM": "gpt_oss",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
+    "Olmo2ForCausalLM": "olmo2",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+}
 
 # Names that course and tool configs use -> Hugging Face's.
 ALIASES = {
     "num_layers": "num_hidden_layers",
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
     "dtype": "torch_dtype",
     "num_mtp_layers": "num_nextn_predict_layers",
 }
+
+# The number of routed experts has three names; a family knows one of them, and reads the others as it.
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 MAX_CONFIG_BYTES = 4_000_000
 _TOKENS = "names a token, not a size"
@@ -50,6 +85,7 @@ _BOOKKEEPING = "says who wrote the file"
 
 # Fields that change no parameter, FLOP or byte that is counted here, with the reason.
 IRRELEVANT_FIELDS: dict[str, str] = {
+    "_source": "says where the file's numbers come from",
     "_name_or_path": _BOOKKEEPING,
     "architectures": "repeats the family",
     "auto_map": "points to remote code, which is never run",
@@ -70,6 +106,7 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "bad_words_ids": _GENERATION,
     "pretraining_tp": "splits products without changing their sum",
     "ep_size": "says how experts were spread over devices",
+    "router_aux_loss_coef": "weighs a balance loss, which multiplies no matrices",
     "aux_loss_alpha": "weighs a balance loss, which multiplies no matrices",
     "seq_aux": "chooses the balance loss, which multiplies no matrices",
     "output_attentions": "asks for outputs",
@@ -124,6 +161,8 @@ FIXED_FIELDS: dict[str, object] = {
 class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields that every family has; a subclass adds its own. Rules are in the types, defaults are the family's."""
 
+    default_rope_theta: ClassVar[float] = 10_000.0
+
     model_type: str
     vocab_size: Vocabulary
     hidden_size: Width
@@ -131,11 +170,12 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_hidden_layers: Layers
     num_attention_heads: Heads
     num_key_value_heads: Heads | None = None
+    head_dim: Width | None = None
     max_sequence_length: SequenceLength | None = None
     max_position_embeddings: SequenceLength | None = None
     rms_norm_eps: Epsilon = 1e-6
     tie_word_embeddings: bool = False
-    hidden_act: str = "silu"
+    hidden_act: Activation = "silu"
     attention_bias: bool = False
     attention_dropout: float | None = 0.0
     rope_theta: Theta | None = None
@@ -146,8 +186,10 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.attention_dropout:
             raise ConfigError("attention_dropout", self.attention_dropout, "must be 0: dropout is not modelled")
 
-    def model_spec(self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = ()) -> ModelSpec:
-        """The model of these layers, with all that families have in common."""
+    def model_spec(
+        self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
+    ) -> ModelSpec:
+        """The model of these layers, with all that families have in common; `options` are further fields."""
         length, source = self.max_sequence_length, "max_sequence_length"
         if length is None:
             length, source = self.max_position_embeddings, "max_position_embeddings"
@@ -162,6 +204,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             sequence_length=length,
             sequence_length_source=None if length is None else source,
             mtp_layers=tuple(mtp_layers),
+            **options,
         )
 
 
@@ -188,9 +231,11 @@ def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
 
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     """The model that the fields of a config.json describe."""
-    fields = _with_standard_names(fields)
+    fields = _renamed(fields, ALIASES)
     family = cast(Family, importlib.import_module(f"torch_models.{FAMILIES[_model_type(fields)]}"))
     known = family.Config.__struct_fields__
+    for expert_count in set(EXPERT_COUNTS) & set(known):
+        fields = _renamed(fields, dict.fromkeys(set(EXPERT_COUNTS) - {expert_count}, expert_count))
     for field, value in fields.items():
         if field in FIXED_FIELDS:
             if value != FIXED_FIELDS[field]:
@@ -200,12 +245,20 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
         elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
             raise ConfigError(field, value, _unknown_field_rule(field, known))
     config = convert({field: fields[field] for field in known if field in fields}, family.Config)
-    defaulted = tuple(
-        f"{field} = {show_value(getattr(config, field))}"
-        for field in known
-        if field not in fields and getattr(config, field) is not None
-    )
-    return msgspec.structs.replace(family.model_spec(config, name), defaulted_fields=defaulted)
+    spec = family.model_spec(config, name)
+    return msgspec.structs.replace(spec, defaulted_fields=tuple(_defaulted(config, fields)))
+
+
+def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
+    """What the config leaves to the family, as "field = value"."""
+    for field in config.__struct_fields__:
+        value = getattr(config, field)
+        if field not in fields and value is not None:
+            yield f"{field} = {show_value(value)}"
+    if config.num_key_value_heads is None:
+        yield "num_key_value_heads = num_attention_heads"
+    if config.rope_theta is None and "rope_theta" not in (config.rope_parameters or {}):
+        yield f"rope_theta = {config.default_rope_theta}"
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -285,9 +338,10 @@ def _refuse_nan(constant: str) -> float:
     raise UserError(f"{constant} is no JSON number; every number must be finite")
 
 
-def _with_standard_names(fields: dict[str, Any]) -> dict[str, Any]:
+def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The fields under their standard names; an alias and its original may both stand there if they agree."""
     renamed = dict(fields)
-    for alias, standard in ALIASES.items():
+    for alias, standard in aliases.items():
         if alias not in renamed:
             continue
         value = renamed.pop(alias)

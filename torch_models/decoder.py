@@ -17,6 +17,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     ModelSpec,
+    NormPlacement,
     RotarySpec,
 )
 
@@ -33,25 +34,46 @@ def feed_forward_module(spec: FeedForwardSpec) -> nn.Module:
     return GatedMLP(spec) if isinstance(spec, GatedMLPSpec) else MixtureOfExperts(spec)
 
 
+# The names that checkpoints give the norms of a layer: before and after attention, before and after the feed-forward.
+NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | None]] = {
+    "before": ("input_layernorm", None, "post_attention_layernorm", None),
+    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "around": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+
+
 class _Block(nn.Module):
     """The parts of a decoder layer, under the names that checkpoints give them."""
 
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
         super().__init__()
         self.spec = spec
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
         self.self_attn = attention_module(spec.attention, kernels)
-        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
         self.mlp = feed_forward_module(spec.feed_forward)
+        for name in NORM_NAMES[spec.norm_placement]:
+            if name is not None:
+                norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+                self.add_module(name, norm)
 
     def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary)
-        out: Tensor = x_BSD + self.mlp(self.post_attention_layernorm(x_BSD))
-        return out
+        before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[self.spec.norm_placement]
+        x_BSD = x_BSD + self._norm(after_attention, self.self_attn(self._norm(before_attention, x_BSD), rotary))
+        return x_BSD + self._norm(after_mlp, self.mlp(self._norm(before_mlp, x_BSD)))
+
+    def _norm(self, name: str | None, x_BSD: Tensor) -> Tensor:
+        if name is None:
+            return x_BSD
+        normed: Tensor = self.get_submodule(name)(x_BSD)
+        return normed
 
 
 class DecoderLayer(_Block):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """Attention, then feed-forward, each with its residual connection and the norms that the spec places in it."""
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D); `rotary` are the tables of this layer's `spec.attention.rotary`."""
@@ -93,11 +115,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
-        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+        self.embedding_scale = spec.embedding_scale
 
     def forward(self, token_ids_BS: Tensor) -> Tensor:
         """(B, S) -> (B, S, D)."""
         x_BSD = self.embed_tokens(token_ids_BS)
+        if self.embedding_scale != 1:
+            x_BSD = x_BSD * self.embedding_scale
         tables: dict[RotarySpec, RotaryTables] = {}
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
@@ -138,4 +163,5 @@ class CausalLM(nn.Module):
     def forward(self, token_ids_BS: Tensor) -> Tensor:
         """(B, S) -> (B, S, V)."""
         logits: Tensor = self.lm_head(self.model(token_ids_BS))
-        return logits
+        cap = self.spec.final_logit_softcap
+        return logits if cap is None else (logits / cap).tanh() * cap

@@ -32,22 +32,29 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4)."""
+    """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
+
+    With `unit_offset` the factor is 1 + weight, in fp32 (Gemma, arXiv 2403.08295).
+    """
 
     component = "norm"
 
-    def __init__(self, width: int, eps: float, kernels: Kernels) -> None:
+    def __init__(self, width: int, eps: float, kernels: Kernels, *, unit_offset: bool = False) -> None:
         super().__init__()
         self.eps = eps
         self.kernels = kernels
-        self.weight = nn.Parameter(torch.ones(width))
+        self.unit_offset = unit_offset
+        self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`; same shape and dtype."""
         if self.kernels == "fused":
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            weight = 1 + self.weight if self.unit_offset else self.weight
+            return F.rms_norm(x, self.weight.shape, weight, self.eps)
         x_fp32 = x.float()
         inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        if self.unit_offset:
+            return ((x_fp32 * inverse_rms) * (1 + self.weight.float())).to(x.dtype)
         return self.weight * (x_fp32 * inverse_rms).to(x.dtype)
 
 
@@ -106,12 +113,12 @@ def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def softmax_scale(spec: RotarySpec, head_dim: int) -> float:
-    """1 / sqrt(head_dim), times YaRN's squared temperature where the config puts it on the scores.
+def softmax_scale(spec: RotarySpec, channels: int) -> float:
+    """1 / sqrt(channels of a head), times YaRN's squared temperature where the config puts it on the scores.
 
     DeepSeek's `mscale_all_dim` scales queries and keys alike, hence the square, and the tables only by the ratio.
     """
-    scale: float = head_dim**-0.5
+    scale: float = channels**-0.5
     if isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
         scale *= yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim) ** 2
     return scale

@@ -11,6 +11,7 @@ from torch_models.spec import (
     Llama3RopeScaling,
     RopeScaling,
     RotarySpec,
+    Share,
     Theta,
     YarnRopeScaling,
 )
@@ -21,7 +22,25 @@ SCALINGS: dict[str, type[RopeScaling]] = {
     "yarn": YarnRopeScaling,
 }
 DEFAULT = "default"
-DEFAULT_THETA = 10000.0
+
+
+PARTIAL = "partial_rotary_factor"
+
+
+def rotary_share(config: FamilyConfig, default: float) -> float:
+    """The share of a head's channels that are rotated; the field may stand in `rope_parameters`."""
+    share = getattr(config, PARTIAL)
+    inner = (config.rope_parameters or {}).get(PARTIAL)
+    if inner is not None:
+        inner = convert({PARTIAL: inner}, _PartialField).partial_rotary_factor
+    if None not in (share, inner) and share != inner:
+        raise ConfigError(PARTIAL, share, f"rope_parameters.{PARTIAL} is {inner}")
+    given: float | None = inner if share is None else share
+    return default if given is None else given
+
+
+class _PartialField(msgspec.Struct):
+    partial_rotary_factor: Share
 
 
 class _ThetaField(msgspec.Struct):
@@ -33,6 +52,8 @@ def rotary_spec(config: FamilyConfig, dim: int, interleaved: bool = False) -> Ro
     field = "rope_parameters" if config.rope_parameters is not None else "rope_scaling"
     fields: dict[str, Any] = dict(getattr(config, field) or {})
     theta = _theta(config, fields.pop("rope_theta", None))
+    if PARTIAL in config.__struct_fields__:
+        fields.pop(PARTIAL, None)  # it is in `dim` already
     rope_type = _agreed(field, fields, "rope_type", "type") or DEFAULT
     return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field), interleaved=interleaved)
 
@@ -53,7 +74,7 @@ def _scaling(rope_type: object, fields: dict[str, Any], field: str) -> RopeScali
 
 def _theta(config: FamilyConfig, inner: object) -> float:
     if inner is None:
-        return DEFAULT_THETA if config.rope_theta is None else config.rope_theta
+        return config.default_rope_theta if config.rope_theta is None else config.rope_theta
     theta = convert({"rope_theta": inner}, _ThetaField).rope_theta
     if config.rope_theta not in (None, theta):
         raise ConfigError("rope_theta", config.rope_theta, f"rope_parameters.rope_theta is {theta}")

@@ -28,22 +28,24 @@ Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
 SequenceLength = Annotated[int, Meta(ge=1, le=MAX_SEQUENCE_LENGTH)]
 Epsilon = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e12)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 Theta = Annotated[float, Meta(gt=1, le=1e12)]
 
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
+NormPlacement = Literal["before", "after", "around"]  # of a block, within its residual connection
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: immutable, keyword-only, hashable, equal when all fields are."""
 
 
-class LinearRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="linear"):
+class LinearRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="linear"):
     """Position interpolation (Chen et al. 2023): every frequency divided by `factor`."""
 
     factor: Positive
 
 
-class Llama3RopeScaling(Spec, frozen=True, tag_field="rope_type", tag="llama3"):
+class Llama3RopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="llama3"):
     """Llama-3.1's scaling: low frequencies divided by `factor`, high ones kept, a linear blend between."""
 
     factor: Positive
@@ -60,7 +62,7 @@ class Llama3RopeScaling(Spec, frozen=True, tag_field="rope_type", tag="llama3"):
             )
 
 
-class YarnRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="yarn"):
+class YarnRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="yarn"):
     """YaRN (Peng et al. 2023, arXiv 2309.00071), with the two `mscale` fields that DeepSeek adds."""
 
     factor: Positive
@@ -76,7 +78,7 @@ class YarnRopeScaling(Spec, frozen=True, tag_field="rope_type", tag="yarn"):
 RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
 
 
-class RotarySpec(Spec, frozen=True):
+class RotarySpec(Spec, frozen=True, kw_only=True):
     """Rotary position embedding over the `dim` rotated channels of each head; it has no parameters."""
 
     dim: int
@@ -89,8 +91,12 @@ class RotarySpec(Spec, frozen=True):
             raise ConfigError("head_dim", self.dim, "the rotated channels of a head must be even in number")
 
 
-class GroupedQueryAttentionSpec(Spec, frozen=True, tag="grouped_query_attention"):
-    """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023)."""
+class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
+    """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023).
+
+    Of each head the first `rotary.dim` channels are rotated. Queries and keys may be normalised before that: each
+    ``head`` on its own (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
+    """
 
     hidden_size: int
     num_attention_heads: int
@@ -99,6 +105,12 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, tag="grouped_query_attention"
     rotary: RotarySpec
     qkv_bias: bool = False
     output_bias: bool = False
+    query_key_norm: Literal["head", "width"] | None = None
+    norm_eps: float = 1e-6  # of the query and key norms
+    window: int | None = None  # a position sees itself and the window - 1 before it
+    logit_softcap: float | None = None  # scores become cap * tanh(scores / cap)
+    sinks: bool = False  # one learned score per head, which takes its share of the softmax and adds no value
+    scale_channels: int | None = None  # scores are divided by the root of this instead of head_dim's
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -109,9 +121,10 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, tag="grouped_query_attention"
                 f"num_key_value_heads ({self.num_key_value_heads})",
             )
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
+        assert self.rotary.dim <= self.head_dim
 
 
-class MultiHeadLatentAttentionSpec(Spec, frozen=True, tag="multi_head_latent_attention"):
+class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_head_latent_attention"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1).
 
     Keys and values are expanded from one latent of `kv_lora_rank` per token; queries from one of `q_lora_rank`,
@@ -148,7 +161,7 @@ class MultiHeadLatentAttentionSpec(Spec, frozen=True, tag="multi_head_latent_att
 AttentionSpec = GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
 
 
-class GatedMLPSpec(Spec, frozen=True, tag="gated_mlp"):
+class GatedMLPSpec(Spec, frozen=True, kw_only=True, tag="gated_mlp"):
     """down(activation(gate(x)) * up(x)); SwiGLU where the activation is silu (Shazeer 2020)."""
 
     hidden_size: int
@@ -157,16 +170,33 @@ class GatedMLPSpec(Spec, frozen=True, tag="gated_mlp"):
     bias: bool = False
 
 
-class RouterSpec(Spec, frozen=True):
+class ClampedMLPSpec(Spec, frozen=True, kw_only=True, tag="clamped_mlp"):
+    """gpt-oss's expert: (up + 1) * gate * sigmoid(alpha gate), both clamped to `limit`, with biases.
+
+    Gate and up alternate along the columns of one matrix, stored (in, out).
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    alpha: float
+    limit: float
+
+
+class RouterSpec(Spec, frozen=True, kw_only=True):
     """Which `top_k` of `num_experts` a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
 
-    With `n_group` groups, only the `topk_group` groups whose two best experts score highest are eligible. The
-    `correction_bias` shifts the choice and not the weights; the optimiser does not update it.
+    With `n_group` groups, only the `topk_group` best ones are eligible; a group ranks by the sum of its two best
+    experts' scores (DeepSeek-V3), or by its best one's (DeepSeek-V2). The `correction_bias` shifts the choice and not
+    the weights; the optimiser does not update it.
     """
 
     hidden_size: int
     num_experts: int
     top_k: int
+    scoring: Literal["sigmoid", "softmax"] = "sigmoid"
+    bias: bool = False
+    checkpoint_name: Literal["gate", "router"] = "gate"
+    group_rank_experts: Literal[1, 2] = 2
     n_group: int
     topk_group: int
     norm_topk_prob: bool
@@ -185,10 +215,10 @@ class RouterSpec(Spec, frozen=True):
         require(experts % groups == 0, "n_group", groups, f"must divide n_routed_experts ({experts})")
         require(self.topk_group <= groups, "topk_group", self.topk_group, f"must be at most n_group ({groups})")
         require(
-            groups == 1 or experts // groups >= 2,
+            groups == 1 or experts // groups >= self.group_rank_experts,
             "n_group",
             groups,
-            f"a group is ranked by its two best experts, but n_routed_experts / n_group is {experts // groups}",
+            f"a group ranks by its two best experts, but n_routed_experts / n_group is {experts // groups}",
         )
         eligible = self.topk_group * (experts // groups)
         require(
@@ -199,11 +229,11 @@ class RouterSpec(Spec, frozen=True):
         )
 
 
-class MixtureOfExpertsSpec(Spec, frozen=True, tag="mixture_of_experts"):
+class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
     """Routed experts, of which each token uses `router.top_k`, beside shared experts that every token uses."""
 
     router: RouterSpec
-    expert: GatedMLPSpec
+    expert: GatedMLPSpec | ClampedMLPSpec
     shared_experts: GatedMLPSpec | None  # all shared experts as the one wide MLP that they are computed as
 
     def __post_init__(self) -> None:
@@ -213,24 +243,35 @@ class MixtureOfExpertsSpec(Spec, frozen=True, tag="mixture_of_experts"):
         ):
             if width % 8:
                 raise ConfigError(field, width, "must be a multiple of 8: grouped matrix products need 16-byte rows")
-        if self.expert.bias:
+        if isinstance(self.expert, GatedMLPSpec) and self.expert.bias:
             raise ConfigError("mlp_bias", True, "routed experts have no biases")
 
 
 FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
 
 
-class LayerSpec(Spec, frozen=True):
-    """One decoder layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+class LayerSpec(Spec, frozen=True, kw_only=True):
+    """One decoder layer: attention, then feed-forward, each with a residual connection and norms placed within it.
+
+    x + block(norm(x)) for ``before``, x + norm(block(x)) for ``after``, x + norm(block(norm(x))) for ``around``.
+    """
 
     attention: AttentionSpec
     feed_forward: FeedForwardSpec
     norm_eps: float
+    norm_placement: NormPlacement = "before"
+    norm_unit_offset: bool = False  # norms multiply by 1 + weight
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``."""
-        return "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
+        """``dense`` or ``moe``, and its window where it has one."""
+        kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
+        return kind if self.window is None else f"{kind}_window_{self.window}"
+
+    @property
+    def window(self) -> int | None:
+        """How far back attention sees; None for all the way."""
+        return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
     def hidden_size(self) -> int:
@@ -238,7 +279,7 @@ class LayerSpec(Spec, frozen=True):
         return self.attention.hidden_size
 
 
-class ModelSpec(Spec, frozen=True):
+class ModelSpec(Spec, frozen=True, kw_only=True):
     """A decoder-only language model: embedding, layers, final norm, head.
 
     `mtp_layers` are the multi-token-prediction modules beside it (DeepSeek-V3, §2.2): each joins the hidden state
@@ -255,6 +296,9 @@ class ModelSpec(Spec, frozen=True):
     sequence_length: int | None  # what the config says the model is trained at, and which field said so
     sequence_length_source: str | None
     mtp_layers: tuple[LayerSpec, ...] = ()
+    norm_unit_offset: bool = False
+    embedding_scale: float = 1.0
+    final_logit_softcap: float | None = None
     defaulted_fields: tuple[str, ...] = ()  # "field = value" for what the config left to the family's default
 
     def __post_init__(self) -> None:

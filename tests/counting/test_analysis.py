@@ -22,8 +22,9 @@ def test_lossless_to_json_and_consistent(family: str, kernels: Any) -> None:
     assert analysis.parameters.by_component["positional_embedding"] == 0
     assert analysis.forward_flops == sum(analysis.forward_flops_by_component.values())
     assert sum(layer.count for layer in analysis.layers) == len(SPECS[family].layers)
-    cores = sum(layer.count * layer.attention_core_flops for layer in analysis.layers)
+    cores = sum(layer.count * layer.attention_core_flops.as_run for layer in analysis.layers)
     assert analysis.forward_flops - analysis.forward_flops_causal == cores // 2
+    assert analysis.forward_flops_full_attention == analysis.forward_flops
     for layer in analysis.layers:
         assert layer.peak_memory_bytes >= layer.peak_memory_no_grad_bytes
         assert layer.peak_memory_parts.weights >= 2 * layer.parameters
@@ -65,3 +66,19 @@ def test_main_layer() -> None:
     assert analyze(SPECS["deepseek_v3"]).main_layer.kind == "moe"
     dense = spec_from_fields(DEEPSEEK_V3 | {"first_k_dense_replace": 4}, "dense")
     assert analyze(dense).main_layer.kind == "dense"
+
+
+def test_windows_are_followed_and_the_full_figure_stands_beside() -> None:
+    """Mistral-7B at twice its window of 4096: the band is half the square, and causally three eighths."""
+    analysis = analyze("mistral_7b_config.json", sequence_length=8192)
+    (layer,) = analysis.layers
+    square = 4 * 8192**2 * 4096  # scores and values, 2 FLOPs each, 32 heads of 128 channels
+    assert layer.kind == "dense_window_4096"
+    assert layer.attention_core_flops.full_square == square
+    assert layer.attention_core_flops.as_run == square // 2
+    assert layer.attention_core_flops.causal == square * 3 // 8
+    assert layer.forward_flops_full_attention - layer.forward_flops == square // 2
+    within = analyze("mistral_7b_config.json", sequence_length=4096).layers[0]
+    assert within.forward_flops == within.forward_flops_full_attention
+    eager = analyze("mistral_7b_config.json", sequence_length=8192, kernels="eager").layers[0]
+    assert eager.forward_flops == layer.forward_flops_full_attention

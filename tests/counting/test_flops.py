@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from counting import analytic, flops
 from counting.flops import dispatched_flops, traced_flops
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
-from tests.shrunken import DEEPSEEK_V3, LLAMA
+from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
 from torch_models.builder import build_model
 from torch_models.config import spec_from_fields
 from torch_models.decoder import CausalLM
+from torch_models.flash_attention import flash_attention
 
 
 class Op(nn.Module):
@@ -78,7 +79,7 @@ def test_op_by_trace_and_by_dispatch(op: Any, inputs: list[Tensor], expected: in
         ("aten::addmm", torch.addmm, [meta(32), meta(8, 16), meta(16, 32)]),
         ("aten::mv", torch.mv, [meta(8, 16), meta(16)]),
         ("aten::outer", torch.outer, [meta(8), meta(16)]),
-        ("aten::tanh", torch.tanh, [meta(8)]),
+        ("aten::exp", torch.exp, [meta(8)]),
     ],
 )
 def test_an_op_without_a_formula_is_an_error_with_its_name(name: str, op: Any, inputs: list[Tensor]) -> None:
@@ -102,15 +103,23 @@ def test_a_second_formula_for_an_op_is_refused() -> None:
         flops.register("aten::linear", "projection")(lambda *shapes: 0)
 
 
+def without_windows(fields: dict[str, Any]) -> dict[str, Any]:
+    if "sliding_window" not in fields:
+        return fields
+    return fields | {"layer_types": ["full_attention"] * fields["num_hidden_layers"]}
+
+
 @pytest.mark.parametrize("kernels", ["fused", "eager"])
-@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3], ids=["llama", "deepseek_v3"])
+@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3, GPT_OSS], ids=["llama", "deepseek_v3", "gpt_oss"])
 def test_the_whole_model_traced_is_the_sum_of_its_layers(fields: dict[str, Any], kernels: Any) -> None:
     spec = spec_from_fields(fields, "shrunken")
     model = build_model(spec, device="meta", dtype=torch.bfloat16, kernels=kernels)
     ids = meta(1, 32, dtype=torch.int64)
+    if kernels == "eager":  # the window hides, and spares nothing
+        spec = spec_from_fields(without_windows(fields), "shrunken")
     expected = analytic.forward_flops(spec, 32, 1)
     with without_compiler():
-        assert traced_flops(model, (ids,)) == (expected, analytic.model_attention_core_flops(spec, 32, 1))
+        assert traced_flops(model, (ids,)) == (expected, analytic.model_attention_core(spec, 32, 1))
     with cuda_kernels_on_meta():
         assert dispatched_flops(model, (ids,)) == expected
 
@@ -128,4 +137,23 @@ def test_two_sequences_cost_twice_one() -> None:
     with without_compiler():
         counts, core = traced_flops(model, (meta(2, 32, dtype=torch.int64),))
     assert counts == analytic.forward_flops(spec, 32, 2) == 2 * analytic.forward_flops(spec, 32, 1)
-    assert core == analytic.model_attention_core_flops(spec, 32, 2)
+    assert core == analytic.model_attention_core(spec, 32, 2)
+
+
+# 4 heads of 8 channels, 10 positions, window 3: a pair costs 2 * 8 for its score and 2 * 8 for its value.
+# As run 4 * 10 * 3 * 32; causally 4 * (10 * 3 - 3 * 3 / 2) * 32; the square 4 * 10 * 10 * 32.
+WINDOW_GOLDENS = {3: (3_840, 3_264, 12_800), 10: (12_800, 6_400, 12_800), None: (12_800, 6_400, 12_800)}
+
+
+@pytest.mark.parametrize(("window", "expected"), WINDOW_GOLDENS.items())
+def test_fused_attention_with_a_window(window: int | None, expected: tuple[int, int, int]) -> None:
+    def op(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = flash_attention(query, key, value, None, 1.0, window, None)[0]
+        return out
+
+    module, inputs = Op(op), (meta(1, 4, 10, 8), meta(1, 2, 10, 8), meta(1, 2, 10, 8))
+    with without_compiler():
+        counts, core = traced_flops(module, inputs)
+        assert dispatched_flops(module, inputs) == counts
+    assert (core.as_run, core.causal, core.full_square) == expected
+    assert counts.total == expected[0]

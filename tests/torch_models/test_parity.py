@@ -8,7 +8,19 @@ import transformers
 from torch import nn
 from transformers.modeling_layers import MtpLayer
 
-from tests.shrunken import DEEPSEEK_V3, LLAMA
+from tests.shrunken import (
+    DEEPSEEK_V3,
+    FAMILIES,
+    GEMMA2,
+    GLM4_MOE,
+    GPT_OSS,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+)
 from torch_models import build
 from torch_models.builder import build_mtp_layers
 from torch_models.config import spec_from_fields
@@ -26,8 +38,7 @@ YARN = {
     "mscale_all_dim": 1.0,
 }
 
-CASES: dict[str, dict[str, Any]] = {
-    "llama": LLAMA,
+CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "llama-grouped-queries": LLAMA | {"num_key_value_heads": 2},
     "llama-tied": LLAMA | {"tie_word_embeddings": True},
     "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
@@ -48,7 +59,14 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-rope-yarn": LLAMA
     | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
     "llama-rope-parameters": LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
-    "deepseek_v3": DEEPSEEK_V3,
+    "mistral-without-window": MISTRAL | {"sliding_window": None},
+    "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3-biases": QWEN3 | {"attention_bias": True},
+    "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "mixtral-window": MIXTRAL | {"sliding_window": 9},
+    "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
+    "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+    "glm4_moe-air": GLM4_MOE | {"use_qk_norm": False},
     "deepseek_v3-yarn": DEEPSEEK_V3 | {"rope_scaling": YARN},
     "deepseek_v3-yarn-unequal-mscale": DEEPSEEK_V3 | {"rope_scaling": YARN | {"mscale": 0.7}},
     "deepseek_v3-direct-queries": DEEPSEEK_V3 | {"q_lora_rank": None},
@@ -62,6 +80,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def reference_model(fields: dict[str, Any]) -> Any:
     """transformers' model of the same config, with weights large enough that every part matters."""
+    if fields["model_type"] == "kimi_k2":  # transformers reads it as DeepSeek-V3
+        fields = fields | {"model_type": "deepseek_v3"}
     config = transformers.AutoConfig.for_model(**fields)
     config._attn_implementation = "eager"
     torch.manual_seed(0)

@@ -1,0 +1,74 @@
+"""DeepSeek-V2 and V2-Lite (arXiv 2405.04434): multi-head latent attention, and a softmax router.
+
+Of the groups of experts those with the best single expert are eligible (``group_limited_greedy``, §2.2.2), or all
+(``greedy``, V2-Lite); the chosen experts' weights are scaled and not normalised.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from torch_models.common_fields import dense_then_moe, gated_mlp, shared_experts
+from torch_models.errors import ConfigError
+from torch_models.latent_attention import LatentAttentionConfig, latent_attention
+from torch_models.spec import (
+    Experts,
+    FeedForwardSpec,
+    Layers,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    Positive,
+    RouterSpec,
+    Width,
+)
+
+
+class Config(LatentAttentionConfig, frozen=True, kw_only=True):
+    """The fields of a `DeepseekV2ForCausalLM` config; what decides a shape has no default."""
+
+    moe_intermediate_size: Width
+    n_routed_experts: Experts
+    n_shared_experts: Annotated[int, Meta(ge=0, le=1024)] | None
+    num_experts_per_tok: Experts
+    topk_method: Literal["greedy", "group_limited_greedy"]
+    n_group: Experts | None = None
+    topk_group: Experts | None = None
+    first_k_dense_replace: Annotated[int, Meta(ge=0)]
+    moe_layer_freq: Layers = 1
+    norm_topk_prob: Literal[False] = False  # as in every published V2
+    routed_scaling_factor: Positive = 1.0
+    scoring_func: Literal["softmax"] = "softmax"
+    mlp_bias: Literal[False] = False
+
+
+def model_spec(config: Config, name: str) -> ModelSpec:
+    """The model that a DeepSeek-V2 config describes: `first_k_dense_replace` dense layers, then mixtures of experts."""
+    attention = latent_attention(config)
+    dense = LayerSpec(attention=attention, feed_forward=gated_mlp(config), norm_eps=config.rms_norm_eps)
+    moe = LayerSpec(attention=attention, feed_forward=_mixture(config), norm_eps=config.rms_norm_eps)
+    return config.model_spec(name, dense_then_moe(config, dense, moe, config.moe_layer_freq))
+
+
+def _mixture(config: Config) -> FeedForwardSpec:
+    n_group, topk_group = 1, 1
+    if config.topk_method == "group_limited_greedy":
+        if config.n_group is None or config.topk_group is None:
+            raise ConfigError("topk_method", config.topk_method, "needs n_group and topk_group")
+        n_group, topk_group = config.n_group, config.topk_group
+    return MixtureOfExpertsSpec(
+        router=RouterSpec(
+            hidden_size=config.hidden_size,
+            num_experts=config.n_routed_experts,
+            top_k=config.num_experts_per_tok,
+            scoring="softmax",
+            group_rank_experts=1,
+            n_group=n_group,
+            topk_group=topk_group,
+            norm_topk_prob=False,
+            routed_scaling_factor=config.routed_scaling_factor,
+            correction_bias=False,
+        ),
+        expert=gated_mlp(config, config.moe_intermediate_size),
+        shared_experts=shared_experts(config, config.n_shared_experts, config.moe_intermediate_size),
+    )

@@ -1,0 +1,51 @@
+"""Gemma-2 (arXiv 2408.00118): norms around each block, GeGLU, soft-capped scores and logits, alternate local layers."""
+
+from torch_models.common_fields import gated_mlp, grouped_query_attention, window_by_layer
+from torch_models.config import FamilyConfig
+from torch_models.spec import Activation, Heads, LayerSpec, ModelSpec, Positive, SequenceLength, Width
+
+
+class Config(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of a `Gemma2ForCausalLM` config; defaults are transformers', but what decides a shape has none."""
+
+    num_key_value_heads: Heads
+    head_dim: Width
+    hidden_act: Activation = "gelu_pytorch_tanh"
+    hidden_activation: Activation | None = None  # where given, it is this that counts
+    tie_word_embeddings: bool = True
+    query_pre_attn_scalar: Width = 256
+    sliding_window: SequenceLength | None = 4096
+    layer_types: list[str] | None = None
+    attn_logit_softcapping: Positive | None = 50.0
+    final_logit_softcapping: Positive | None = 30.0
+
+
+def model_spec(config: Config, name: str) -> ModelSpec:
+    """The model that a Gemma-2 config describes; the first layer is local, the second is not, and so on."""
+    bias = config.attention_bias
+    windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
+    mlp = gated_mlp(config, activation=config.hidden_activation or "gelu_pytorch_tanh")
+
+    def layer(window: int | None) -> LayerSpec:
+        return LayerSpec(
+            attention=grouped_query_attention(
+                config,
+                qkv_bias=bias,
+                output_bias=bias,
+                window=window,
+                logit_softcap=config.attn_logit_softcapping,
+                scale_channels=config.query_pre_attn_scalar,
+            ),
+            feed_forward=mlp,
+            norm_eps=config.rms_norm_eps,
+            norm_placement="around",
+            norm_unit_offset=True,
+        )
+
+    return config.model_spec(
+        name,
+        [layer(window) for window in windows],
+        norm_unit_offset=True,
+        embedding_scale=config.hidden_size**0.5,
+        final_logit_softcap=config.final_logit_softcapping,
+    )

@@ -1,0 +1,79 @@
+"""GLM-4.5 and GLM-4.5-Air (arXiv 2508.06471).
+
+Grouped-query attention that rotates half of each head, biases on queries, keys and values, DeepSeek-V3's router and
+shared experts, multi-token prediction.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from torch_models.common_fields import dense_then_moe, gated_mlp, grouped_query_attention, shared_experts
+from torch_models.config import FamilyConfig
+from torch_models.rope_fields import rotary_share
+from torch_models.spec import (
+    Epsilon,
+    Experts,
+    FeedForwardSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    Positive,
+    RouterSpec,
+    Share,
+    Width,
+)
+
+ROTARY_SHARE = 0.5  # where no field says
+
+
+class Config(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of a `Glm4MoeForCausalLM` config; what decides a shape has no default."""
+
+    partial_rotary_factor: Share | None = None
+    use_qk_norm: bool = False
+    moe_intermediate_size: Width
+    n_routed_experts: Experts
+    n_shared_experts: Annotated[int, Meta(ge=0, le=1024)] | None
+    num_experts_per_tok: Experts
+    n_group: Experts = 1
+    topk_group: Experts = 1
+    first_k_dense_replace: Annotated[int, Meta(ge=0)]
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive = 1.0
+    num_nextn_predict_layers: Annotated[int, Meta(ge=0, le=64)] = 1
+    rms_norm_eps: Epsilon = 1e-5
+
+
+def model_spec(config: Config, name: str) -> ModelSpec:
+    """The model that a GLM-4.5 config describes: `first_k_dense_replace` dense layers, then mixtures of experts."""
+    attention = grouped_query_attention(
+        config,
+        qkv_bias=config.attention_bias,
+        rotary_share=rotary_share(config, ROTARY_SHARE),
+        query_key_norm="head" if config.use_qk_norm else None,
+    )
+    dense = LayerSpec(attention=attention, feed_forward=gated_mlp(config), norm_eps=config.rms_norm_eps)
+    moe = LayerSpec(attention=attention, feed_forward=_mixture(config), norm_eps=config.rms_norm_eps)
+    return config.model_spec(
+        name,
+        layers=dense_then_moe(config, dense, moe),
+        mtp_layers=[moe] * config.num_nextn_predict_layers,
+    )
+
+
+def _mixture(config: Config) -> FeedForwardSpec:
+    return MixtureOfExpertsSpec(
+        router=RouterSpec(
+            hidden_size=config.hidden_size,
+            num_experts=config.n_routed_experts,
+            top_k=config.num_experts_per_tok,
+            n_group=config.n_group,
+            topk_group=config.topk_group,
+            norm_topk_prob=config.norm_topk_prob,
+            routed_scaling_factor=config.routed_scaling_factor,
+            correction_bias=True,
+        ),
+        expert=gated_mlp(config, config.moe_intermediate_size),
+        shared_experts=shared_experts(config, config.n_shared_experts, config.moe_intermediate_size),
+    )

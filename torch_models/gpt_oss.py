@@ -1,0 +1,78 @@
+"""gpt-oss (arXiv 2508.10925): attention sinks, alternate local layers, biases, experts with a clamped gate."""
+
+from typing import ClassVar, Literal
+
+from torch_models.common_fields import grouped_query_attention, window_by_layer
+from torch_models.config import FamilyConfig
+from torch_models.spec import (
+    ClampedMLPSpec,
+    Epsilon,
+    Experts,
+    Heads,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    Positive,
+    RouterSpec,
+    SequenceLength,
+    Width,
+)
+
+
+class Config(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of a `GptOssForCausalLM` config; what decides a shape has no default."""
+
+    num_key_value_heads: Heads
+    head_dim: Width
+    num_local_experts: Experts
+    num_experts_per_tok: Experts
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: bool = True
+    sliding_window: SequenceLength | None = 128
+    layer_types: list[str] | None = None
+    swiglu_alpha: Positive = 1.702
+    swiglu_limit: Positive = 7.0
+    initial_context_length: SequenceLength | None = None  # repeats rope_scaling's
+    experts_per_token: Experts | None = None  # repeats num_experts_per_tok
+    rms_norm_eps: Epsilon = 1e-5
+    default_rope_theta: ClassVar[float] = 150_000.0
+
+
+def model_spec(config: Config, name: str) -> ModelSpec:
+    """The model that a gpt-oss config describes; the first layer is local, the second is not, and so on.
+
+    Its router takes the softmax over the chosen experts' logits, which is the softmax over all, normalised.
+    """
+    bias = config.attention_bias
+    windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
+    mixture = MixtureOfExpertsSpec(
+        router=RouterSpec(
+            hidden_size=config.hidden_size,
+            num_experts=config.num_local_experts,
+            top_k=config.num_experts_per_tok,
+            scoring="softmax",
+            bias=True,
+            checkpoint_name="router",
+            n_group=1,
+            topk_group=1,
+            norm_topk_prob=True,
+            routed_scaling_factor=1.0,
+            correction_bias=False,
+        ),
+        expert=ClampedMLPSpec(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            alpha=config.swiglu_alpha,
+            limit=config.swiglu_limit,
+        ),
+        shared_experts=None,
+    )
+
+    def layer(window: int | None) -> LayerSpec:
+        return LayerSpec(
+            attention=grouped_query_attention(config, qkv_bias=bias, output_bias=bias, window=window, sinks=True),
+            feed_forward=mixture,
+            norm_eps=config.rms_norm_eps,
+        )
+
+    return config.model_spec(name, [layer(window) for window in windows])

@@ -1,0 +1,22 @@
+"""Mistral (arXiv 2310.06825): Llama with grouped queries and, in its first version, a sliding window."""
+
+from torch_models.common_fields import gated_mlp, grouped_query_attention
+from torch_models.config import FamilyConfig
+from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
+
+
+class Config(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of a `MistralForCausalLM` config; defaults are transformers', but a head count has none."""
+
+    num_key_value_heads: Heads
+    sliding_window: SequenceLength | None = 4096
+
+
+def model_spec(config: Config, name: str) -> ModelSpec:
+    """The model that a Mistral config describes: all layers alike."""
+    layer = LayerSpec(
+        attention=grouped_query_attention(config, window=config.sliding_window),
+        feed_forward=gated_mlp(config),
+        norm_eps=config.rms_norm_eps,
+    )
+    return config.model_spec(name, [layer] * config.num_hidden_layers)

@@ -1,0 +1,54 @@
+"""Mixtral (arXiv 2401.04088): Mistral with a mixture of experts in every layer, and no shared ones."""
+
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
+
+from torch_models.common_fields import gated_mlp, grouped_query_attention
+from torch_models.config import FamilyConfig
+from torch_models.spec import (
+    Epsilon,
+    Experts,
+    Heads,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    RouterSpec,
+    SequenceLength,
+)
+
+
+class Config(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of a `MixtralForCausalLM` config; what decides a shape has no default."""
+
+    num_key_value_heads: Heads
+    num_local_experts: Experts
+    num_experts_per_tok: Experts
+    sliding_window: SequenceLength | None = None
+    router_jitter_noise: Annotated[float, Meta(ge=0, le=0)] = 0.0  # noise on the router's input is not modelled
+    rms_norm_eps: Epsilon = 1e-5
+    default_rope_theta: ClassVar[float] = 1e6
+
+
+def model_spec(config: Config, name: str) -> ModelSpec:
+    """The model that a Mixtral config describes: all layers alike."""
+    layer = LayerSpec(
+        attention=grouped_query_attention(config, window=config.sliding_window),
+        feed_forward=MixtureOfExpertsSpec(
+            router=RouterSpec(
+                hidden_size=config.hidden_size,
+                num_experts=config.num_local_experts,
+                top_k=config.num_experts_per_tok,
+                scoring="softmax",
+                n_group=1,
+                topk_group=1,
+                norm_topk_prob=True,
+                routed_scaling_factor=1.0,
+                correction_bias=False,
+            ),
+            expert=gated_mlp(config),
+            shared_experts=None,
+        ),
+        norm_eps=config.rms_norm_eps,
+    )
+    return config.model_spec(name, [layer] * config.num_hidden_layers)
