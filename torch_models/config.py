@@ -13,10 +13,11 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import msgspec
 
+from torch_models.checkpoint_names import SEPARATE_EXPERTS, StoredName
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import (
     Epsilon,
@@ -124,6 +125,8 @@ FIXED_FIELDS: dict[str, object] = {
 class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields that every family has; a subclass adds its own. Rules are in the types, defaults are the family's."""
 
+    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # what its checkpoints name otherwise than we do
+
     model_type: str
     vocab_size: Vocabulary
     hidden_size: Width
@@ -189,8 +192,8 @@ def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     """The model that the fields of a config.json describe."""
     fields = _with_standard_names(fields)
-    family = cast(Family, importlib.import_module(f"torch_models.{FAMILIES[_model_type(fields)]}"))
-    known = family.Config.__struct_fields__
+    module = family(_model_type(fields))
+    known = module.Config.__struct_fields__
     for field, value in fields.items():
         if field in FIXED_FIELDS:
             if value != FIXED_FIELDS[field]:
@@ -199,13 +202,18 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
                 )
         elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
             raise ConfigError(field, value, _unknown_field_rule(field, known))
-    config = convert({field: fields[field] for field in known if field in fields}, family.Config)
+    config = convert({field: fields[field] for field in known if field in fields}, module.Config)
     defaulted = tuple(
         f"{field} = {show_value(getattr(config, field))}"
         for field in known
         if field not in fields and getattr(config, field) is not None
     )
-    return msgspec.structs.replace(family.model_spec(config, name), defaulted_fields=defaulted)
+    return msgspec.structs.replace(module.model_spec(config, name), defaulted_fields=defaulted)
+
+
+def family(model_type: str) -> Family:
+    """The module that reads configs of this type, which must be one of `FAMILIES`."""
+    return cast(Family, importlib.import_module(f"torch_models.{FAMILIES[model_type]}"))
 
 
 S = TypeVar("S", bound=msgspec.Struct)
