@@ -26,7 +26,8 @@ ALLOWED = {
     "torch_models": "torch torch_models.*",
     "torch_models.errors": "",
     "torch_models.spec": "msgspec torch_models.errors",
-    "torch_models.config": "msgspec configs torch_models.errors torch_models.spec",
+    "torch_models.checkpoint_names": "torch",  # for a type; see NEEDS_TORCH
+    "torch_models.config": "msgspec configs torch_models.checkpoint_names torch_models.errors torch_models.spec",
     "torch_models.rope_fields": "msgspec torch_models.config torch_models.errors torch_models.spec",
     "torch_models.common_fields": (
         "torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
@@ -40,6 +41,8 @@ ALLOWED = {
     "torch_models.moe": "torch torch_models.layers torch_models.spec",
     "torch_models.decoder": "torch torch_models.attention torch_models.layers torch_models.moe torch_models.spec",
     "torch_models.builder": "torch torch_models.decoder torch_models.layers torch_models.spec",
+    "torch_models.checkpoint_files": "torch safetensors torch_models.errors",
+    "torch_models.checkpoint": "torch torch_models.*",
     # What it costs by formula: from the spec, blind to the modules.
     "counting": "",
     "counting.counts": "msgspec",
@@ -88,8 +91,8 @@ ALLOWED = {
 
 # Every family reads fields into specs, and nothing else.
 FAMILY = (
-    "msgspec torch_models.common_fields torch_models.config torch_models.errors torch_models.latent_attention"
-    " torch_models.rope_fields torch_models.spec"
+    "msgspec torch_models.checkpoint_names torch_models.common_fields torch_models.config torch_models.errors"
+    " torch_models.latent_attention torch_models.rope_fields torch_models.spec"
 )
 ALLOWED |= {f"torch_models.{family}": FAMILY for family in FAMILIES.values()}
 
@@ -97,6 +100,8 @@ ALLOWED |= {f"torch_models.{family}": FAMILY for family in FAMILIES.values()}
 NEEDS_TORCH = {
     "torch_models.attention",
     "torch_models.builder",
+    "torch_models.checkpoint",
+    "torch_models.checkpoint_files",
     "torch_models.decoder",
     "torch_models.flash_attention",
     "torch_models.layers",
@@ -108,7 +113,7 @@ NEEDS_TORCH = {
     "counting.meta_kernels",
     "counting.parameters",
 }
-SLOW = ["fvcore", "numpy", "rich", "torch", "transformers"]
+SLOW = ["fvcore", "numpy", "rich", "safetensors", "torch", "transformers"]
 
 
 def source_files() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """What a user gets from a wheel: all modules, all data, the console command; and that these work from any folder."""
 
 import importlib.resources
+import itertools
 import json
 import os
 import shutil
@@ -61,8 +62,7 @@ def test_every_dependency_is_pinned_to_one_version() -> None:
     assert all(len(pin) == 2 for pin in pins), "every line is name==version"
     assert all("+" not in version for _, version in pins), "a local version is on no public index"
     project = PYPROJECT["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    requirements += project["optional-dependencies"]["dev"]
+    requirements = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     names = {requirement.split(">=")[0].split("[")[0] for requirement in requirements}
     assert names - {project["name"]} <= {name for name, _ in pins}
 

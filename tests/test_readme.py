@@ -52,6 +52,14 @@ def test_block(
             assert line in printed, f"README shows {line!r}, which is not printed, or not there"
 
 
+def test_example_of_loading_weights_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    section = README.partition("### Load pretrained weights")[2].partition("\n### ")[0]
+    code, *others = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    assert others == []
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.fullmatch(r"largest difference of a logit: \S+\n", capsys.readouterr().out)
+
+
 def test_every_flag_is_in_readme(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

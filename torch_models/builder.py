@@ -17,12 +17,16 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
-    initializer_range: float = 0.02,
+    initializer_range: float | None = 0.02,
 ) -> CausalLM:
-    """The main model of `spec`; on the meta device it has shapes and no memory."""
+    """The main model of `spec`; on the meta device it has shapes and no memory.
+
+    Where `initializer_range` is None the weights are whatever the memory held, for a checkpoint to overwrite.
+    """
     with _creation(device, dtype or torch.float32):
         model = CausalLM(spec, kernels)
-    initialize(model, initializer_range)
+    if initializer_range is not None:
+        initialize(model, initializer_range)
     return model
 
 
@@ -32,12 +36,16 @@ def build_mtp_layers(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
-    initializer_range: float = 0.02,
+    initializer_range: float | None = 0.02,
 ) -> nn.ModuleList:
-    """The multi-token-prediction layers of `spec`, as many as its config has; they are no part of the main model."""
+    """The multi-token-prediction layers of `spec`, as many as its config has; they are no part of the main model.
+
+    `initializer_range` is as for `build_model`.
+    """
     with _creation(device, dtype or torch.float32):
         layers = nn.ModuleList(MultiTokenPredictionLayer(layer, kernels) for layer in spec.mtp_layers)
-    initialize(layers, initializer_range)
+    if initializer_range is not None:
+        initialize(layers, initializer_range)
     return layers
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import msgspec
 
+from torch_models.checkpoint_names import SEPARATE_EXPERTS, StoredName
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import (
     Activation,
@@ -162,6 +163,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Fields that every family has; a subclass adds its own. Rules are in the types, defaults are the family's."""
 
     default_rope_theta: ClassVar[float] = 10_000.0
+    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # what its checkpoints name otherwise than we do
 
     model_type: str
     vocab_size: Vocabulary
@@ -232,8 +234,8 @@ def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     """The model that the fields of a config.json describe."""
     fields = _renamed(fields, ALIASES)
-    family = cast(Family, importlib.import_module(f"torch_models.{FAMILIES[_model_type(fields)]}"))
-    known = family.Config.__struct_fields__
+    module = family(_model_type(fields))
+    known = module.Config.__struct_fields__
     for expert_count in set(EXPERT_COUNTS) & set(known):
         fields = _renamed(fields, dict.fromkeys(set(EXPERT_COUNTS) - {expert_count}, expert_count))
     for field, value in fields.items():
@@ -244,8 +246,8 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
                 )
         elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
             raise ConfigError(field, value, _unknown_field_rule(field, known))
-    config = convert({field: fields[field] for field in known if field in fields}, family.Config)
-    spec = family.model_spec(config, name)
+    config = convert({field: fields[field] for field in known if field in fields}, module.Config)
+    spec = module.model_spec(config, name)
     return msgspec.structs.replace(spec, defaulted_fields=tuple(_defaulted(config, fields)))
 
 
@@ -259,6 +261,11 @@ def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]
         yield "num_key_value_heads = num_attention_heads"
     if config.rope_theta is None and "rope_theta" not in (config.rope_parameters or {}):
         yield f"rope_theta = {config.default_rope_theta}"
+
+
+def family(model_type: str) -> Family:
+    """The module that reads configs of this type, which must be one of `FAMILIES`."""
+    return cast(Family, importlib.import_module(f"torch_models.{FAMILIES[model_type]}"))
 
 
 S = TypeVar("S", bound=msgspec.Struct)

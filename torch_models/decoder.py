@@ -4,6 +4,8 @@
 dimension letters is in layers.py; V is vocab_size.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -50,15 +52,25 @@ NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | 
 class _Block(nn.Module):
     """The parts of a decoder layer, under the names that checkpoints give them."""
 
+    self_attn: nn.Module
+    mlp: nn.Module
+
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
         super().__init__()
         self.spec = spec
-        self.self_attn = attention_module(spec.attention, kernels)
-        self.mlp = feed_forward_module(spec.feed_forward)
-        for name in NORM_NAMES[spec.norm_placement]:
+        before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[spec.norm_placement]
+        norm = partial(RMSNorm, spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+        parts = (
+            (before_attention, norm),
+            ("self_attn", partial(attention_module, spec.attention, kernels)),
+            (after_attention, norm),
+            (before_mlp, norm),
+            ("mlp", partial(feed_forward_module, spec.feed_forward)),
+            (after_mlp, norm),
+        )
+        for name, make in parts:
             if name is not None:
-                norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
-                self.add_module(name, norm)
+                self.add_module(name, make())
 
     def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[self.spec.norm_placement]

@@ -26,6 +26,10 @@ class ConfigError(UserError):
         return ConfigError(self.field, self.value, self.rule, file)
 
 
+class CheckpointError(UserError):
+    """A checkpoint whose files do not hold what its config describes; names file, tensor and shapes."""
+
+
 def show_value(value: object) -> str:
     """A value as a user would recognise it, on one line, cut to a length that fits there."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:

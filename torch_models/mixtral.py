@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
+from torch_models.checkpoint_names import StoredName
 from torch_models.common_fields import gated_mlp, grouped_query_attention
 from torch_models.config import FamilyConfig
 from torch_models.spec import (
@@ -28,6 +29,12 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     router_jitter_noise: Annotated[float, Meta(ge=0, le=0)] = 0.0  # noise on the router's input is not modelled
     rms_norm_eps: Epsilon = 1e-5
     default_rope_theta: ClassVar[float] = 1e6
+    stored_names: ClassVar[tuple[StoredName, ...]] = (
+        StoredName("block_sparse_moe.gate.weight", "mlp.gate.weight"),
+        StoredName("block_sparse_moe.experts.{expert}.w1.weight", "mlp.experts.gate_up_proj", half=0),
+        StoredName("block_sparse_moe.experts.{expert}.w3.weight", "mlp.experts.gate_up_proj", half=1),
+        StoredName("block_sparse_moe.experts.{expert}.w2.weight", "mlp.experts.down_proj"),
+    )
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
