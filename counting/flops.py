@@ -6,7 +6,7 @@ to multiply none is an error.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -23,7 +23,8 @@ Shape = list[int]
 ATTENTION_CORE = "attention_core"  # products of two activations: scores and weighted values
 PROJECTION = "projection"  # products of activations with weights
 
-HANDLES: dict[str, Callable[[Any, Any], Counter[str]]] = {}
+Handle = Callable[[Any, Any], Counter[str]]
+HANDLES: dict[str, Handle] = {}
 
 # Ops that fvcore does not know and that multiply no matrices: elementwise arithmetic, choices and data movement.
 ZERO_FLOP_OPS = (
@@ -62,18 +63,20 @@ ZERO_FLOP_OPS = (
 )
 
 
-def register(op: str, kind: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def register(
+    op: str, kind: str, handles: dict[str, Handle] = HANDLES
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Let a function of the input shapes count the FLOPs of `op`; a second formula for one op is refused."""
 
     def decorate(formula: Callable[..., int]) -> Callable[..., int]:
-        assert op not in HANDLES, f"{op} has a formula already"
+        assert op not in handles, f"{op} has a formula already"
 
         def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
             del outputs
             shapes = [value.type().sizes() for value in inputs if value.isCompleteTensor()]
             return Counter({kind: formula(*shapes)})
 
-        HANDLES[op] = handle
+        handles[op] = handle
         return formula
 
     return decorate
@@ -113,15 +116,26 @@ def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, in
 
     Raises `AssertionError` naming the ops that have no formula.
     """
-    analysis = JitModelAnalysis(module, inputs)
-    analysis.set_op_handle(**HANDLES, **dict.fromkeys(ZERO_FLOP_OPS))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with torch.no_grad():
-        by_module = analysis.by_module_and_operator()
-    unknown = sorted(analysis.unsupported_ops())
-    assert not unknown, f"ops without a FLOP formula: {', '.join(unknown)}"
+    by_module = trace(module, inputs, HANDLES, ZERO_FLOP_OPS)
     counts = counts_of_modules(module, {name: sum(counts.values()) for name, counts in by_module.items()})
     return counts, by_module[""][ATTENTION_CORE]
+
+
+def trace(
+    module: nn.Module, inputs: tuple[Any, ...], handles: Mapping[str, Handle], zero_flop_ops: Iterable[str]
+) -> dict[str, Counter[str]]:
+    """FLOPs by kind of one forward, for each submodule (what is within it included), by fvcore's trace.
+
+    Raises `AssertionError` naming the ops that are neither in `handles` nor in `zero_flop_ops`.
+    """
+    analysis = JitModelAnalysis(module, inputs)
+    analysis.set_op_handle(**handles, **dict.fromkeys(zero_flop_ops))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    with torch.no_grad():
+        by_module: dict[str, Counter[str]] = analysis.by_module_and_operator()
+    unknown = sorted(analysis.unsupported_ops())
+    assert not unknown, f"ops without a FLOP formula: {', '.join(unknown)}"
+    return by_module
 
 
 def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
@@ -129,7 +143,7 @@ def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
 
     Its formulas are torch's own, but for grouped products, which it does not know.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _dispatched_grouped_mm})
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: dispatched_grouped_mm})
     with torch.no_grad(), counter:
         module(*inputs)
     root = type(module).__name__
@@ -139,6 +153,7 @@ def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
     return counts_of_modules(module, {name.removeprefix(root).removeprefix("."): n for name, n in totals.items()})
 
 
-def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+def dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+    """As `grouped_mm_flops`, in the dispatch counter's terms."""
     del weights
     return 2 * prod(out_shape) * rows[-1]
