@@ -11,7 +11,7 @@ import importlib.resources
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -165,6 +165,15 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
+class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A config whose family has no module here: its fields as they stand in the file, unchecked."""
+
+    name: str
+    source: str  # the file, or whatever else errors shall name
+    model_type: str
+    fields: dict[str, Any]
+
+
 class Family(Protocol):
     """What a family module offers."""
 
@@ -179,11 +188,34 @@ def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
 
     Raises `UserError` (a `ValueError`) naming file, field, value and rule.
     """
+    return _read(path_or_name, spec_from_fields)
+
+
+def read_model(path_or_name: str | os.PathLike[str]) -> ModelSpec | ForeignConfig:
+    """As `read_spec`, but a family that is not native is handed on instead of refused."""
+    model = _read(path_or_name, model_from_fields)
+    if isinstance(model, ForeignConfig):
+        return msgspec.structs.replace(model, source=os.fspath(path_or_name))
+    return model
+
+
+R = TypeVar("R")
+
+
+def _read(path_or_name: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], R]) -> R:
     file, fields = read_config(path_or_name)
     try:
-        return spec_from_fields(fields, name=Path(file).stem.removesuffix("_config"))
+        return parse(fields, Path(file).stem.removesuffix("_config"))
     except ConfigError as error:
         raise error.in_file(file) from None
+
+
+def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
+    """The model of these fields: a spec where `model_type` is native, else the fields as they are."""
+    model_type = fields.get("model_type")
+    if isinstance(model_type, str) and model_type not in FAMILIES:
+        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields)
+    return spec_from_fields(fields, name)
 
 
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
