@@ -42,7 +42,18 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "skip_bias_add": _KERNEL,
     "skip_bias_add_qkv": _KERNEL,
     "offset_alibi": _OLD_CODE,
+    "activation_function": "multiplies no matrices",
     "unk_token_id": "names a token, not a size",
+}
+
+# Undeclared switches of published configs, with the one value that says what transformers builds anyway.
+FIXED_FOREIGN_FIELDS: dict[str, object] = {
+    "_remove_final_layer_norm": False,
+    "activation_dropout": 0.0,
+    "apply_residual_connection_post_layernorm": False,
+    "attention_bias": False,
+    "mlp_type": "default",
+    "norm_type": "layer_norm",
 }
 
 # What a layer may do with its tokens; any other kind (state spaces, linear attention) is refused by name.
@@ -102,13 +113,13 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         config_class = CONFIG_MAPPING[model_type]
     fields = {ALIASES.get(field, field): value for field, value in foreign.fields.items()}
     _refuse_other_models(model_type, config_class, fields, known)
-    declared = _check_fields(fields, config_class)
     passed_on = {f: v for f, v in fields.items() if f not in ("torch_dtype", "quantization_config")}
     with quiet():
         try:
             config = config_class.from_dict(passed_on)
         except Exception as error:  # transformers' own checks raise whatever they like
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
+    declared = _check_fields(fields, config)
     _refuse_other_mixers(model_type, config)
     length, source = _sequence_length(fields, config)
     return ForeignModel(
@@ -151,8 +162,12 @@ def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, A
         )
 
 
-def _check_fields(fields: dict[str, Any], config_class: Any) -> set[str]:
-    """The fields of the family's own that change a model; refuses one that transformers would pass over."""
+def _check_fields(fields: dict[str, Any], config: Any) -> set[str]:
+    """The fields of the family's own that change a model; refuses one that transformers passed over.
+
+    What a class takes without declaring it, such as an older name, it uses up; what it does not know, it keeps.
+    """
+    config_class = type(config)
     base = {field.name for field in dataclasses.fields(config_class.__mro__[1])}
     declared = {field.name for field in dataclasses.fields(config_class)}
     known = (
@@ -163,7 +178,11 @@ def _check_fields(fields: dict[str, Any], config_class: Any) -> set[str]:
         | IRRELEVANT_FOREIGN_FIELDS.keys()
     )
     for field, value in fields.items():
-        if field not in known and field not in FIXED_FIELDS and value is not None:
+        if field in FIXED_FIELDS and field != "is_decoder" and value != FIXED_FIELDS[field]:
+            raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are measured")
+        fixed = FIXED_FIELDS | FIXED_FOREIGN_FIELDS
+        harmless = value is None or field in known or (field in fixed and value == fixed[field])
+        if not harmless and hasattr(config, field):
             close = difflib.get_close_matches(field, declared, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else "if it does not change the architecture, remove it"
             rule = f"transformers' {config_class.__name__} has no such field; {hint}"

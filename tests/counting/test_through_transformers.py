@@ -189,6 +189,13 @@ def test_sequence_length_and_what_was_defaulted() -> None:
     assert source == "max_position_embeddings, transformers' default"
 
 
+def test_fields_of_published_configs() -> None:
+    fields, _ = FAMILIES["falcon"]
+    published = {"apply_residual_connection_post_layernorm": False, "n_ctx": 64, "torch_dtype": "bfloat16"}
+    published |= {"quantization_config": {"quant_method": "fp8"}, "rope_theta": 10000.0}
+    assert measured("falcon", fields | published).parameters == measured("falcon", fields).parameters
+
+
 STATE = "carry a state from token to token"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "encoder-decoder": ("t5", {}, "has an encoder beside its decoder; only decoders are measured"),
@@ -206,6 +213,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "unknown everywhere": ("lama", {}, "must be one of llama, deepseek_v3, and transformers has no such family"),
     "misspelled field": ("gpt2", {"n_layers": 3}, r"n_layers = 3: transformers' GPT2Config.*did you mean n_layer\?"),
+    "cross-attention": ("gpt2", {"add_cross_attention": True}, "add_cross_attention = true: must be false: only"),
+    "a switch turned on": ("gpt2", {"activation_dropout": 0.1}, "activation_dropout = 0.1: .*has no such field"),
     "unknown field": ("gpt2", {"memory_slots": 3}, "memory_slots = 3: .*if it does not change the architecture"),
     "remote code": ("falcon", {"auto_map": {"AutoModel": "a.B"}}, "auto_map = .*remote code, which is never run"),
     "a value of the wrong type": ("gpt2", {"n_layer": "three"}, "transformers rejects the config"),
