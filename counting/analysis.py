@@ -7,16 +7,19 @@ Torch is imported when a model is measured, not with this module.
 """
 
 import os
-from typing import get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
 from counting.counts import AttentionCore, Kernels, LayerCounts, LayerMemory, ModelCounts
 from counting.derived import BATCH_SIZE, derive
-from counting.reconcile import Agreement, reconcile
-from torch_models.config import read_spec
+from counting.reconcile import Agreement, compare_counters, reconcile
+from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import MAX_SEQUENCE_LENGTH, ModelSpec
+
+if TYPE_CHECKING:
+    from counting.foreign_config import ForeignModel
 
 # Printed beside the numbers they govern.
 NOTES = (
@@ -33,6 +36,19 @@ NOTES = (
 )
 
 
+FOREIGN_NOTES = (
+    "Measured, no formula: transformers built the model, and its code was measured. FLOPs were counted twice, by trace "
+    "and by dispatch, and are equal; parameters and bytes were counted once, and nothing proves them.",
+    NOTES[0],
+    "Attention counts the full square whatever a window or a choice of keys leaves of it; routed experts count those "
+    "that a token visits.",
+    "Parameters: by numel, tied ones once. The row of each is told by type, shape and what its module computed; what "
+    "cannot be told is in the row other. Buffers are not counted.",
+    "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "
+    "attention as one fused kernel. It is left out where attention is the family's own code.",
+)
+
+
 class Conventions(msgspec.Struct, frozen=True, kw_only=True):
     """What the numbers rest on."""
 
@@ -40,8 +56,11 @@ class Conventions(msgspec.Struct, frozen=True, kw_only=True):
     sequence_length_source: str
     batch_size: int
     dtype: str
-    kernels: Kernels
+    kernels: Kernels | None  # None where no memory was measured, which is all that they decide
     notes: tuple[str, ...] = NOTES
+
+
+Proof = Literal["measured = formula", "measured, no formula"]
 
 
 class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +88,10 @@ class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops_full_attention: int  # as if every layer saw all the way back; differs only where windows are
     forward_flops_by_component: dict[str, int]
     attention_core_flops: AttentionCore
-    peak_memory_bytes: int
-    peak_memory_parts: LayerMemory
-    peak_memory_no_grad_bytes: int
-    peak_memory_no_grad_parts: LayerMemory
+    peak_memory_bytes: int | None  # None, like the three below, where it could not be measured
+    peak_memory_parts: LayerMemory | None
+    peak_memory_no_grad_bytes: int | None
+    peak_memory_no_grad_parts: LayerMemory | None
 
     @property
     def forward_tflops(self) -> float:
@@ -81,15 +100,17 @@ class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def peak_memory_gb(self) -> float:
-        """Peak memory in units of 10^9 bytes."""
+        """Peak memory in units of 10^9 bytes, of a layer where it was measured."""
+        assert self.peak_memory_bytes is not None
         return self.peak_memory_bytes / 10**9
 
 
 class Analysis(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything measured of one model, each number equal to its formula; lossless to JSON and back."""
+    """Everything measured of one model, with what proves it; lossless to JSON and back."""
 
     name: str
     model_type: str
+    proof: Proof
     conventions: Conventions
     parameters: ParameterTotals
     layers: tuple[LayerAnalysis, ...]
@@ -104,19 +125,29 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def main_layer(self) -> LayerAnalysis:
         """The layer that the short report speaks of: the mixture of experts where there is one."""
-        return next((layer for layer in self.layers if layer.kind == "moe"), self.layers[0])
+        return next((layer for layer in self.layers if layer.kind.startswith("moe")), self.layers[0])
 
 
 def analyze(
-    config: str | os.PathLike[str] | ModelSpec, *, sequence_length: int | None = None, kernels: Kernels = "fused"
+    config: str | os.PathLike[str] | ModelSpec | ForeignConfig,
+    *,
+    sequence_length: int | None = None,
+    kernels: Kernels = "fused",
 ) -> Analysis:
-    """Measure the model of `config` (a path, a name in configs/, or a spec) and reconcile it with the formulas.
+    """Measure the model of `config` (a path, a name in configs/, a spec, or fields of a family that is not native).
 
-    Raises `UserError` for what the user can mend, `DisagreementError` where module and formula differ.
+    A native family is reconciled with the formulas; any other is built by transformers and has none. Raises
+    `UserError` for what the user can mend, `DisagreementError` where module and formula, or two counters, differ.
     """
     if kernels not in get_args(Kernels):
         raise UserError(f"kernels = {show_value(kernels)}: must be one of {', '.join(get_args(Kernels))}")
-    spec = config if isinstance(config, ModelSpec) else read_spec(config)
+    model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
+    if isinstance(model, ForeignConfig):
+        return _analyze_foreign(model, sequence_length, kernels)
+    return _analyze_native(model, sequence_length, kernels)
+
+
+def _analyze_native(spec: ModelSpec, sequence_length: int | None, kernels: Kernels) -> Analysis:
     conventions = _conventions(spec, sequence_length, kernels)
 
     from counting.measured import measure
@@ -124,10 +155,42 @@ def analyze(
     run = (spec, conventions.sequence_length, kernels)
     counts = measure(*run)
     agreement = reconcile(spec.name, counts, derive(*run))
+    return _analysis(spec, "measured = formula", conventions, counts, agreement)
+
+
+def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernels: Kernels) -> Analysis:
+    """Through transformers, which is imported here and nowhere else."""
+    if kernels != "fused":
+        raise UserError(
+            f"kernels = {show_value(kernels)}: {foreign.model_type} goes through transformers, and is measured with "
+            "fused attention only"
+        )
+    from counting.foreign_config import read_foreign
+
+    model = read_foreign(foreign)
+    conventions = _conventions(model, sequence_length, kernels)
+
+    from counting.through_transformers import measure_foreign
+
+    counts = measure_foreign(model, conventions.sequence_length)
+    conventions = msgspec.structs.replace(
+        conventions,
+        dtype="bfloat16",
+        kernels=kernels if all(layer.memory for layer in counts.layers) else None,
+        notes=(*FOREIGN_NOTES, f"Built as {counts.built_as}."),
+    )
+    agreement = compare_counters(model.name, counts, counts.outside_dispatched_flops)
+    return _analysis(model, "measured, no formula", conventions, counts, agreement)
+
+
+def _analysis(
+    model: "ModelSpec | ForeignModel", proof: Proof, conventions: Conventions, counts: ModelCounts, agreement: Agreement
+) -> Analysis:
     core = counts.attention_core
     return Analysis(
-        name=spec.name,
-        model_type=spec.model_type,
+        name=model.name,
+        model_type=model.model_type,
+        proof=proof,
         conventions=conventions,
         parameters=_parameter_totals(counts),
         layers=tuple(_layer_analysis(layer) for layer in counts.layers),
@@ -136,20 +199,21 @@ def analyze(
         forward_flops_full_attention=counts.forward_flops.total - core.as_run + core.full_square,
         forward_flops_by_component=counts.forward_flops.by_component(),
         mtp_forward_flops=counts.mtp.forward_flops.total,
-        defaulted_fields=spec.defaulted_fields,
+        defaulted_fields=model.defaulted_fields,
         agreement=agreement,
     )
 
 
-def _conventions(spec: ModelSpec, sequence_length: int | None, kernels: Kernels) -> Conventions:
+def _conventions(spec: "ModelSpec | ForeignModel", sequence_length: int | None, kernels: Kernels) -> Conventions:
     length, source = spec.sequence_length, spec.sequence_length_source
     if sequence_length is not None:
         length, source = sequence_length, "seq_len"
+    if source is not None and length is not None:
         if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
             raise UserError(
-                f"seq_len = {show_value(length)}: must be a whole number of tokens from 1 to {MAX_SEQUENCE_LENGTH}"
+                f"{source} = {show_value(length)}: must be a whole number of tokens from 1 to {MAX_SEQUENCE_LENGTH}"
             )
-    if length is None or source is None:
+    else:
         raise ConfigError(
             "max_position_embeddings", None, "is missing, and so is max_sequence_length; give seq_len", spec.name
         )
@@ -188,8 +252,8 @@ def _layer_analysis(layer: LayerCounts) -> LayerAnalysis:
         forward_flops_full_attention=layer.forward_flops.total - core.as_run + core.full_square,
         forward_flops_by_component=layer.forward_flops.by_component(),
         attention_core_flops=core,
-        peak_memory_bytes=layer.memory.peak,
+        peak_memory_bytes=None if layer.memory is None else layer.memory.peak,
         peak_memory_parts=layer.memory,
-        peak_memory_no_grad_bytes=layer.memory_no_grad.peak,
+        peak_memory_no_grad_bytes=None if layer.memory_no_grad is None else layer.memory_no_grad.peak,
         peak_memory_no_grad_parts=layer.memory_no_grad,
     )

@@ -26,6 +26,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     shared_experts: int = 0
     norm: int = 0
     lm_head: int = 0
+    other: int = 0  # what belongs to none of these; never of a native family
 
     @property
     def total(self) -> int:
@@ -33,8 +34,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.by_component().values())
 
     def by_component(self) -> dict[str, int]:
-        """Component name -> count, zeros included, in the order of the tables."""
-        return {component: getattr(self, component) for component in COMPONENTS}
+        """Component name -> count, in the order of the tables; zeros included, but for `other`."""
+        return {c: getattr(self, c) for c in COMPONENTS if c != "other" or self.other}
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{c: getattr(self, c) + getattr(other, c) for c in COMPONENTS})
@@ -104,8 +105,8 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops: Counts  # by fvcore's trace
     dispatched_flops: Counts  # by torch's dispatch counter
     attention_core: AttentionCore
-    memory: LayerMemory  # with gradients wanted: the pass that rematerialisation runs
-    memory_no_grad: LayerMemory  # the first pass of a checkpointed layer
+    memory: LayerMemory | None  # with gradients wanted: the pass that rematerialisation runs
+    memory_no_grad: LayerMemory | None  # the first pass of a checkpointed layer
 
 
 class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):

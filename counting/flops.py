@@ -6,7 +6,7 @@ to multiply none is an error.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -28,7 +28,8 @@ SQUARE_CORE = "attention core, full square"
 COUNTED = (PROJECTION, CORE)
 WINDOW_ARGUMENT = 5  # of our fused op
 
-HANDLES: dict[str, Callable[[Any, Any], Counter[str]]] = {}
+Handle = Callable[[Any, Any], Counter[str]]
+HANDLES: dict[str, Handle] = {}
 
 # Ops that fvcore does not know and that multiply no matrices: elementwise arithmetic, choices and data movement.
 ZERO_FLOP_OPS = (
@@ -73,7 +74,9 @@ ZERO_FLOP_OPS = (
 )
 
 
-def register(op: str, kind: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def register(
+    op: str, kind: str, handles: dict[str, Handle] = HANDLES
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Let a function of the input shapes count the FLOPs of `op`; a second formula for one op is refused."""
 
     def decorate(formula: Callable[..., int]) -> Callable[..., int]:
@@ -82,17 +85,27 @@ def register(op: str, kind: str) -> Callable[[Callable[..., int]], Callable[...,
             flops = formula(*_shapes(inputs))
             if kind == PROJECTION:
                 return Counter({PROJECTION: flops})
-            return Counter({CORE: flops, CAUSAL_CORE: flops // 2, SQUARE_CORE: flops})
+            return core_counts(flops)
 
-        _add_handle(op, handle)
+        _add_handle(op, handle, handles)
         return formula
 
     return decorate
 
 
-def _add_handle(op: str, handle: Callable[[Any, Any], Counter[str]]) -> None:
-    assert op not in HANDLES, f"{op} has a formula already"
-    HANDLES[op] = handle
+def _add_handle(op: str, handle: Handle, handles: dict[str, Handle] = HANDLES) -> None:
+    assert op not in handles, f"{op} has a formula already"
+    handles[op] = handle
+
+
+def core_counts(flops: int) -> Counter[str]:
+    """The counts of a product of two activations over the full square."""
+    return Counter({CORE: flops, CAUSAL_CORE: flops // 2, SQUARE_CORE: flops})
+
+
+def counted(by_module: Mapping[str, Counter[str]]) -> dict[str, int]:
+    """Each module's FLOPs, every one of them once."""
+    return {name: sum(counts[kind] for kind in COUNTED) for name, counts in by_module.items()}
 
 
 def _shapes(inputs: Sequence[Any]) -> list[Shape]:
@@ -158,17 +171,30 @@ def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, At
 
     Raises `AssertionError` naming the ops that have no formula.
     """
+    by_module = trace(module, inputs, HANDLES, ZERO_FLOP_OPS)
+    return counts_of_modules(module, counted(by_module)), core_of(by_module[""])
+
+
+def core_of(counts: Counter[str]) -> AttentionCore:
+    """The attention core among the FLOPs by kind that a trace counted."""
+    return AttentionCore(as_run=counts[CORE], causal=counts[CAUSAL_CORE], full_square=counts[SQUARE_CORE])
+
+
+def trace(
+    module: nn.Module, inputs: tuple[Any, ...], handles: Mapping[str, Handle], zero_flop_ops: Iterable[str]
+) -> dict[str, Counter[str]]:
+    """FLOPs by kind of one forward, for each submodule (what is within it included), by fvcore's trace.
+
+    Raises `AssertionError` naming the ops that are neither in `handles` nor in `zero_flop_ops`.
+    """
     analysis = JitModelAnalysis(module, inputs)
-    analysis.set_op_handle(**HANDLES, **dict.fromkeys(ZERO_FLOP_OPS))
+    analysis.set_op_handle(**handles, **dict.fromkeys(zero_flop_ops))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with torch.no_grad():
-        by_module = analysis.by_module_and_operator()
+        by_module: dict[str, Counter[str]] = analysis.by_module_and_operator()
     unknown = sorted(analysis.unsupported_ops())
     assert not unknown, f"ops without a FLOP formula: {', '.join(unknown)}"
-    totals = {name: sum(counts[kind] for kind in COUNTED) for name, counts in by_module.items()}
-    entire = by_module[""]
-    core = AttentionCore(as_run=entire[CORE], causal=entire[CAUSAL_CORE], full_square=entire[SQUARE_CORE])
-    return counts_of_modules(module, totals), core
+    return by_module
 
 
 def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
@@ -186,7 +212,8 @@ def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
     return counts_of_modules(module, {name.removeprefix(root).removeprefix("."): n for name, n in totals.items()})
 
 
-def _dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+def dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+    """As `grouped_mm_flops`, in the dispatch counter's terms."""
     del weights
     return 2 * prod(out_shape) * rows[-1]
 
@@ -206,6 +233,6 @@ def _dispatched_flash_attention(
 
 
 DISPATCH_FORMULAS = {
-    torch.ops.aten._grouped_mm: _dispatched_grouped_mm,
+    torch.ops.aten._grouped_mm: dispatched_grouped_mm,
     torch.ops.model_training_cost.flash_attention: _dispatched_flash_attention,
 }

@@ -1,10 +1,10 @@
 """The measurement held against the formulas: equal to the integer, or an error that names the component."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts
+from counting.counts import COMPONENTS, AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts
 
 WHOLE = "total"  # the component of a number that is not divided into components
 
@@ -30,17 +30,39 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         return text if self.ok else f"{text}, by {self.measured - self.analytic:+,}"
 
 
+class TraceCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One number that fvcore's trace and torch's dispatch counter measured independently."""
+
+    quantity: str
+    scope: str
+    component: str
+    traced: int
+    dispatched: int
+
+    @property
+    def ok(self) -> bool:
+        """Equal; there is no tolerance."""
+        return self.traced == self.dispatched
+
+    def __str__(self) -> str:
+        relation = "=" if self.ok else "differs from"
+        text = f"{self.quantity}, {self.scope}, {self.component}: traced {self.traced:,} {relation} "
+        text += f"dispatched {self.dispatched:,}"
+        return text if self.ok else f"{text}, by {self.traced - self.dispatched:+,}"
+
+
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """All checks of one analysis."""
+    """All checks of one analysis: against formulas for a native family, else of one measurement against another."""
 
     ok: bool
     checks: tuple[Check, ...]
+    trace_checks: tuple[TraceCheck, ...] = ()
 
 
 class DisagreementError(Exception):
-    """Module and formula differ: one of them is wrong, and no number of this analysis can be trusted."""
+    """Two witnesses of one number differ: one of them is wrong, and no number of this analysis can be trusted."""
 
-    def __init__(self, name: str, checks: list[Check]) -> None:
+    def __init__(self, name: str, checks: Sequence[Check | TraceCheck]) -> None:
         self.checks = checks
         super().__init__("\n".join(f"{name}: {check}" for check in checks))
 
@@ -52,6 +74,24 @@ def reconcile(name: str, measured: ModelCounts, analytic: ModelCounts) -> Agreem
     if different:
         raise DisagreementError(name, different)
     return Agreement(ok=True, checks=checks)
+
+
+def compare_counters(name: str, counts: ModelCounts, outside_dispatched: Counts) -> Agreement:
+    """Every FLOP of a model without formulas, by trace and by dispatch; raises `DisagreementError` if any differ."""
+    pairs = [(f"{layer.kind} layer", layer.forward_flops, layer.dispatched_flops) for layer in counts.layers]
+    pairs.append(("outside the layers", counts.outside_flops, outside_dispatched))
+    checks = tuple(check for pair in pairs for check in _trace_checks(*pair))
+    different = [check for check in checks if not check.ok]
+    if different:
+        raise DisagreementError(name, different)
+    return Agreement(ok=True, checks=(), trace_checks=checks)
+
+
+def _trace_checks(scope: str, traced: Counts, dispatched: Counts) -> Iterator[TraceCheck]:
+    components = [c for c in COMPONENTS if getattr(traced, c) or getattr(dispatched, c)]
+    rows = [(c, getattr(traced, c), getattr(dispatched, c)) for c in components]
+    for component, one, other in [*rows, (WHOLE, traced.total, dispatched.total)]:
+        yield TraceCheck(quantity="forward_flops", scope=scope, component=component, traced=one, dispatched=other)
 
 
 def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
@@ -75,6 +115,7 @@ def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Chec
     yield from _core_checks(scope, measured.attention_core, analytic.attention_core)
     for quantity in ("inactive_parameters", "router_correction_bias"):
         yield _whole(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
+    assert measured.memory and analytic.memory and measured.memory_no_grad and analytic.memory_no_grad
     for quantity, one, other in (
         ("peak_memory_bytes", measured.memory, analytic.memory),
         ("peak_memory_no_grad_bytes", measured.memory_no_grad, analytic.memory_no_grad),
@@ -103,16 +144,10 @@ def _core_checks(scope: str, measured: AttentionCore, analytic: AttentionCore) -
 
 def _by_component(quantity: str, scope: str, measured: Counts, analytic: Counts) -> Iterator[Check]:
     """A check for each component that either side counts, and one for the sum."""
-    formulas = analytic.by_component()
-    for component, count in measured.by_component().items():
-        if count or formulas[component]:
-            yield Check(
-                quantity=quantity,
-                scope=scope,
-                component=component,
-                measured=count,
-                analytic=formulas[component],
-            )
+    for component in COMPONENTS:
+        count, formula = getattr(measured, component), getattr(analytic, component)
+        if count or formula:
+            yield Check(quantity=quantity, scope=scope, component=component, measured=count, analytic=formula)
     yield _whole(quantity, scope, measured.total, analytic.total)
 
 

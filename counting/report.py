@@ -11,6 +11,7 @@ import msgspec
 from counting.analysis import Analysis, LayerAnalysis
 from counting.counts import LayerMemory
 from counting.design import Design
+from counting.reconcile import Check
 from counting.scaling_law import find_law
 from counting.training_cost import BudgetPlan
 
@@ -46,10 +47,11 @@ def plain_text(analyses: Sequence[Analysis], plan: BudgetPlan | None) -> str:
 def analysis_lines(analysis: Analysis) -> list[str]:
     """The plain lines of one model; FLOPs and memory are of its main layer's forward pass."""
     layer = analysis.main_layer
+    peak = layer.peak_memory_bytes
     return [
         f"Number of parameters: {analysis.parameters.total}",
         f"Number of TFLOPs: {shifted(layer.forward_flops, 12)}",
-        f"Peak memory cost: {shifted(layer.peak_memory_bytes, 9)} GBs",
+        f"Peak memory cost: {'not measured' if peak is None else f'{shifted(peak, 9)} GBs'}",
     ]
 
 
@@ -63,12 +65,14 @@ def print_analysis(analysis: Analysis) -> None:
     console.print(
         f"\n[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
         f"{main.kind} layer ({main.count} of {total}), batch {conventions.batch_size}, sequence length "
-        f"{conventions.sequence_length:,} (from {conventions.sequence_length_source}), {conventions.kernels} kernels."
+        f"{conventions.sequence_length:,} (from {conventions.sequence_length_source})"
+        + (f", {conventions.kernels} kernels." if conventions.kernels else ".")
+        + (" Measured, no formula." if analysis.proof == "measured, no formula" else "")
     )
     _print_tables(
         _parameter_table(analysis),
         _flop_table(analysis),
-        _memory_table(analysis),
+        *([_memory_table(analysis)] if main.peak_memory_parts else []),
         _agreement_table(analysis),
     )
     console.print()
@@ -84,7 +88,7 @@ def _parameter_table(analysis: Analysis) -> "Table":
     parameters = analysis.parameters
     table = _component_table("Parameters", analysis.layers, "model")
     for component, count in parameters.by_component.items():
-        row = [layer.parameters_by_component[component] for layer in analysis.layers]
+        row = [layer.parameters_by_component.get(component, 0) for layer in analysis.layers]
         table.add_row(component, *map(integer, row), integer(count), share(count, parameters.total))
     table.add_section()
     per_layer = [integer(layer.parameters) for layer in analysis.layers]
@@ -111,7 +115,7 @@ def _parameter_table(analysis: Analysis) -> "Table":
 def _flop_table(analysis: Analysis) -> "Table":
     table = _component_table("Forward FLOPs of one sequence", analysis.layers, "model")
     for component, count in analysis.forward_flops_by_component.items():
-        row = [layer.forward_flops_by_component[component] for layer in analysis.layers]
+        row = [layer.forward_flops_by_component.get(component, 0) for layer in analysis.layers]
         if count:
             table.add_row(component, *map(integer, row), integer(count), share(count, analysis.forward_flops))
     table.add_section()
@@ -136,32 +140,34 @@ def _flop_table(analysis: Analysis) -> "Table":
 
 
 def _memory_table(analysis: Analysis) -> "Table":
-    table = _component_table("Peak memory of one layer's forward pass, bytes", analysis.layers, None)
+    layers = [layer for layer in analysis.layers if layer.peak_memory_parts]
+    table = _component_table("Peak memory of one layer's forward pass, bytes", layers, None)
     for part in LayerMemory.__struct_fields__:
-        row = [getattr(layer.peak_memory_parts, part) for layer in analysis.layers]
+        row = [getattr(layer.peak_memory_parts, part) for layer in layers]
         table.add_row({"saved": "saved activations"}.get(part, part), *map(integer, row))
     table.add_section()
-    peaks = [layer.peak_memory_bytes for layer in analysis.layers]
+    peaks = [layer.peak_memory_bytes or 0 for layer in layers]
     table.add_row("peak", *map(integer, peaks), style="bold")
     table.add_row("peak in GB", *(f"{shifted(peak, 9, places=3)}" for peak in peaks))
-    table.add_row("first pass, without gradients", *(integer(x.peak_memory_no_grad_bytes) for x in analysis.layers))
+    table.add_row("first pass, without gradients", *(integer(x.peak_memory_no_grad_bytes or 0) for x in layers))
     return table
 
 
 def _agreement_table(analysis: Analysis) -> "Table":
     from rich.table import Table
 
-    checks = analysis.agreement.checks
-    table = Table(
-        title=f"{len(checks)} numbers, each measured = formula", title_justify="left", box=None, header_style="dim"
-    )
+    agreement = analysis.agreement
+    checks = agreement.checks or agreement.trace_checks
+    witnesses = ("measured", "formula") if agreement.checks else ("traced", "dispatched")
+    title = f"{len(checks)} numbers, each {' = '.join(witnesses)}"
+    table = Table(title=title, title_justify="left", box=None, header_style="dim")
     for heading in ("scope", "quantity", "component"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("measured", "", "formula"):
+    for heading in (witnesses[0], "", witnesses[1]):
         table.add_column(heading, justify="right", no_wrap=True)
     for check in checks:
-        relation = "=" if check.ok else "≠"
-        numbers = (integer(check.measured), relation, integer(check.analytic))
+        pair = (check.measured, check.analytic) if isinstance(check, Check) else (check.traced, check.dispatched)
+        numbers = (integer(pair[0]), "=" if check.ok else "≠", integer(pair[1]))
         table.add_row(check.scope, check.quantity, check.component, *numbers, style="dim")
     return table
 

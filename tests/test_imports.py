@@ -63,11 +63,20 @@ ALLOWED = {
         "torch msgspec torch_models.* counting.counts counting.flops counting.memory counting.meta_kernels"
         " counting.parameters"
     ),
+    # Of families without modules and formulas: from transformers, which is imported on this path alone.
+    "counting.foreign_config": "msgspec transformers torch_models.config torch_models.errors",
+    "counting.foreign_ops": "torch counting.flops",
+    "counting.foreign_structure": "torch torch_models.errors",
+    "counting.through_transformers": (
+        "torch msgspec transformers torch_models.errors counting.components counting.counts counting.flops"
+        " counting.foreign_config counting.foreign_ops counting.foreign_structure counting.memory"
+        " counting.meta_kernels counting.parameters"
+    ),
     # Where the two meet, knowing only what each hands over.
     "counting.reconcile": "msgspec counting.counts torch_models.errors",
     "counting.analysis": (
-        "msgspec counting.counts counting.derived counting.measured counting.reconcile"
-        " torch_models.config torch_models.errors torch_models.spec"
+        "msgspec counting.counts counting.derived counting.foreign_config counting.measured counting.reconcile"
+        " counting.through_transformers torch_models.config torch_models.errors torch_models.spec"
     ),
     # What a budget buys.
     "counting.hardware": "msgspec configs torch_models.errors",
@@ -108,10 +117,13 @@ NEEDS_TORCH = {
     "torch_models.moe",
     "counting.components",
     "counting.flops",
+    "counting.foreign_ops",
+    "counting.foreign_structure",
     "counting.measured",
     "counting.memory",
     "counting.meta_kernels",
     "counting.parameters",
+    "counting.through_transformers",
 }
 SLOW = ["fvcore", "numpy", "rich", "safetensors", "torch", "transformers"]
 

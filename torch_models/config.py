@@ -11,7 +11,7 @@ import importlib.resources
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
@@ -68,12 +68,16 @@ ARCHITECTURES = {
 # Names that course and tool configs use -> Hugging Face's.
 ALIASES = {
     "num_layers": "num_hidden_layers",
+    "dtype": "torch_dtype",
+    "num_mtp_layers": "num_nextn_predict_layers",
+}
+
+# GPT-2's names, which configs made by hand take over.
+GPT_2_NAMES = {
     "n_layer": "num_hidden_layers",
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
     "n_positions": "max_position_embeddings",
-    "dtype": "torch_dtype",
-    "num_mtp_layers": "num_nextn_predict_layers",
 }
 
 # The number of routed experts has three names; a family knows one of them, and reads the others as it.
@@ -86,6 +90,7 @@ _BOOKKEEPING = "says who wrote the file"
 
 # Fields that change no parameter, FLOP or byte that is counted here, with the reason.
 IRRELEVANT_FIELDS: dict[str, str] = {
+    "generation_config": _GENERATION,
     "_source": "says where the file's numbers come from",
     "_name_or_path": _BOOKKEEPING,
     "architectures": "repeats the family",
@@ -210,6 +215,15 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
 
+class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A config whose family has no module here: its fields as they stand in the file, unchecked."""
+
+    name: str
+    source: str  # the file, or whatever else errors shall name
+    model_type: str
+    fields: dict[str, Any]
+
+
 class Family(Protocol):
     """What a family module offers."""
 
@@ -224,16 +238,40 @@ def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
 
     Raises `UserError` (a `ValueError`) naming file, field, value and rule.
     """
+    return _read(path_or_name, spec_from_fields)
+
+
+def read_model(path_or_name: str | os.PathLike[str]) -> ModelSpec | ForeignConfig:
+    """As `read_spec`, but a family that is not native is handed on instead of refused."""
+    model = _read(path_or_name, model_from_fields)
+    if isinstance(model, ForeignConfig):
+        return msgspec.structs.replace(model, source=os.fspath(path_or_name))
+    return model
+
+
+R = TypeVar("R")
+
+
+def _read(path_or_name: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], R]) -> R:
     file, fields = read_config(path_or_name)
     try:
-        return spec_from_fields(fields, name=Path(file).stem.removesuffix("_config"))
+        return parse(fields, Path(file).stem.removesuffix("_config"))
     except ConfigError as error:
         raise error.in_file(file) from None
 
 
+def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
+    """The model of these fields: a spec where `model_type` is native, else the fields as they are."""
+    fields = _text_part(fields)
+    model_type = fields.get("model_type")
+    if isinstance(model_type, str) and model_type not in FAMILIES:
+        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields)
+    return spec_from_fields(fields, name)
+
+
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     """The model that the fields of a config.json describe."""
-    fields = _renamed(fields, ALIASES)
+    fields = _renamed(_text_part(fields), ALIASES | GPT_2_NAMES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
     for expert_count in set(EXPERT_COUNTS) & set(known):
@@ -249,6 +287,21 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     config = convert({field: fields[field] for field in known if field in fields}, module.Config)
     spec = module.model_spec(config, name)
     return msgspec.structs.replace(spec, defaulted_fields=tuple(_defaulted(config, fields)))
+
+
+def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config nested in `text_config`, with those around it that it does not repeat.
+
+    Beside another model's config (`vision_config`) it is left where it is, to be refused: a part is not the whole.
+    """
+    inner = fields.get("text_config")
+    others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
+    if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
+        return fields
+    around = {field: value for field, value in fields.items() if field not in ("text_config", "architectures")}
+    if "model_type" in inner or "architectures" in inner:
+        around.pop("model_type", None)
+    return around | inner
 
 
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:

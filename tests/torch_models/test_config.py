@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.shrunken import DEEPSEEK_V3, LLAMA
-from torch_models.config import FIXED_FIELDS, IRRELEVANT_FIELDS, read_spec, spec_from_fields
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
+from torch_models.config import EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS, read_spec, spec_from_fields
 from torch_models.errors import ConfigError, UserError
 from torch_models.spec import LinearRopeScaling, Llama3RopeScaling, ModelSpec, RotarySpec, YarnRopeScaling
 
@@ -236,6 +236,37 @@ def test_names_of_course_configs() -> None:
     renamed = without(LLAMA, "num_hidden_layers") | {"num_layers": 3, "dtype": "float16"}
     assert spec_from_fields(renamed, "x").layers == spec_from_fields(LLAMA, "x").layers
     assert spec_from_fields(LLAMA | {"num_layers": 3}, "x").layers == spec_from_fields(LLAMA, "x").layers
+
+
+def test_a_config_nested_in_text_config() -> None:
+    inner = without(LLAMA, "tie_word_embeddings")
+    nested = {"model_type": "wrapper", "architectures": ["Wrapper"], "tie_word_embeddings": True, "text_config": inner}
+    assert spec_from_fields(nested, "x").layers == spec_from_fields(LLAMA, "x").layers
+    assert spec_from_fields(nested, "x").tie_word_embeddings
+    with pytest.raises(ConfigError, match="model_type = 'wrapper': is not known"):
+        spec_from_fields(nested | {"vision_config": {"hidden_size": 4}}, "x")
+
+
+@pytest.mark.parametrize("alias", ["num_experts", "num_local_experts", "n_routed_experts"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "glm4_moe", "deepseek_v2", "deepseek_v3"])
+def test_the_number_of_experts_has_three_names(family: str, alias: str) -> None:
+    fields = FAMILIES[family]
+    name = next(field for field in EXPERT_COUNTS if field in fields)
+    renamed = without(fields, name) | {alias: fields[name]}
+    assert spec_from_fields(renamed, "x").layers == spec_from_fields(fields, "x").layers
+    if alias != name:
+        with pytest.raises(ConfigError, match=f"{alias} = 999: is another name of {name}"):
+            spec_from_fields(fields | {alias: 999}, "x")
+
+
+def test_other_tools_names() -> None:
+    renamed = {
+        {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}.get(
+            field, field
+        ): value
+        for field, value in LLAMA.items()
+    }
+    assert spec_from_fields(renamed, "x").layers == spec_from_fields(LLAMA, "x").layers
 
 
 def test_the_family_is_read_from_architectures() -> None:

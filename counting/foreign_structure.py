@@ -1,0 +1,128 @@
+"""What the parts of a model are that someone else wrote: its layers, which are alike, each part's component.
+
+Parts are told by type, shape and what they computed, never by their names. What cannot be told is `other`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from torch_models.errors import UserError
+
+_INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def decoder_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    """The one list of `count` modules with parameters that lies within no other list, and its name."""
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
+        if inside or not isinstance(module, nn.ModuleList) or len(module) != count:
+            continue
+        if all(any(True for _ in item.parameters()) for item in module):
+            found.append((name, module))
+    if len(found) != 1:
+        raise UserError(f"{type(model).__name__} has {len(found)} lists of {count} layers; it must have one")
+    return found[0]
+
+
+def signature(layer: nn.Module, kind: str | None) -> tuple[Any, ...]:
+    """Equal for layers that compute the same: types, plain attributes and parameter shapes of all that is in them.
+
+    A layer's number is no part of it. What the config alone says of a layer is its `kind`.
+    """
+    parts: list[Any] = [kind]
+    for name, module in layer.named_modules():
+        attributes = tuple(
+            (key, value)
+            for key, value in sorted(vars(module).items())
+            if not key.startswith("_") and key not in _INDEX and isinstance(value, _PLAIN)
+        )
+        weights = tuple((key, tuple(weight.shape)) for key, weight in module.named_parameters(recurse=False))
+        parts.append((name, type(module), attributes, weights))
+    return tuple(parts)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """A module without parts, with an epsilon and with weights of one shape: LayerNorm, RMSNorm, and their kin."""
+    own = list(module.parameters(recurse=False))
+    epsilon = any(isinstance(getattr(module, name, None), float) for name in ("eps", "variance_epsilon", "epsilon"))
+    leaf = next(module.children(), None) is None
+    return bool(own) and leaf and epsilon and len({weight.shape for weight in own}) == 1
+
+
+def experts_in(layer: nn.Module) -> dict[str, nn.Module]:
+    """The modules that own stacked weights, (experts, in, out), by name; where there are none, the layer is dense."""
+    return {
+        name: module
+        for name, module in layer.named_modules()
+        if any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+    }
+
+
+def number_of_experts(experts: nn.Module) -> int:
+    """The first size of its stacked weights, of which there must be one."""
+    sizes = {weight.shape[0] for weight in experts.parameters(recurse=False) if weight.dim() == 3}
+    if len(sizes) != 1:
+        raise UserError(f"{type(experts).__name__} stacks weights of {sorted(sizes)} experts; there must be one number")
+    return int(sizes.pop())
+
+
+def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
+    """Give each part of a layer its `component`; `core_flops` says how much of attention's core lies in each part."""
+    _label(layer, "other")
+    for name, child in layer.named_children():
+        if core_flops.get(name):
+            _label(child, "attention")
+        elif any(weight.dim() == 2 for weight in child.parameters()):
+            _label(child, "mlp")
+    for name, experts in experts_in(layer).items():
+        parent = layer.get_submodule(name.rpartition(".")[0])
+        total = number_of_experts(experts)
+        for sibling in parent.children():
+            if sibling is experts:
+                _label(sibling, "routed_experts")
+            elif any(weight.dim() == 2 and weight.shape[0] == total for weight in sibling.parameters()):
+                _label(sibling, "router")
+            elif parent is not layer:
+                _label(sibling, "shared_experts")
+    _label_norms(layer)
+
+
+def label_outside(model: nn.Module, layers: nn.ModuleList, positions: int | None) -> None:
+    """Give what stands outside the layers its `component`.
+
+    A table of embeddings beside that of the words is one of positions if it has about as many rows as there are.
+    """
+    inside = {id(module) for module in layers.modules()}
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        _set(module, "other")
+        if module is words:
+            _set(module, "word_embedding")
+        elif module is head:
+            _set(module, "lm_head")
+        elif is_norm(module):
+            _set(module, "norm")
+        elif isinstance(module, nn.Embedding) and positions is not None:
+            unused = module.num_embeddings - positions  # some families leave the first rows unused
+            _set(module, "positional_embedding" if 0 <= unused <= 8 else "other")
+
+
+def _label(root: nn.Module, component: str) -> None:
+    for module in root.modules():
+        _set(module, component)
+
+
+def _label_norms(root: nn.Module) -> None:
+    for module in root.modules():
+        if is_norm(module):
+            _set(module, "norm")
+
+
+def _set(module: nn.Module, component: str) -> None:
+    module.component = component  # type: ignore[assignment]
