@@ -7,11 +7,13 @@ This file reads flags and passes results on; what it passes on is computed in `c
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from counting.analysis import Analysis, analyze
 from counting.design import Design
@@ -31,11 +33,13 @@ from counting.training_cost import (
 )
 from torch_models import read_spec
 from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.spec import Kernels
 
 VERSION = "0.1.0"
 
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
+EXIT_INTERRUPTED = 130
 
 
 def model_training_cost_analysis_llama(model_config_path: str) -> tuple[int, float, float]:
@@ -55,7 +59,7 @@ def model_training_cost_analysis_deepseek(model_config_path: str) -> tuple[int, 
 def get_optimal_N_D_from_cost(cost_budget: float) -> tuple[int, int, float, str]:
     """Optimal parameters N, optimal tokens D, training FLOPs and best GPU for a budget in US dollars."""
     plan = plan_budget(cost_budget)
-    return plan.optimal_parameters, plan.optimal_tokens, plan.training_flops, plan.best_gpu
+    return plan.optimal_parameters, plan.optimal_tokens, float(plan.training_flops), plan.best_gpu
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,15 +77,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """Run `main` and leave at once: taking torch's modules apart would take longer than most analyses."""
+    _write_what_the_terminal_can()
     try:
         status = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except (BrokenPipeError, SystemExit):  # a reader such as head has seen enough, or --help has been printed
         status = 0
+    except OSError as error:
+        print(f"error: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        status = EXIT_USER_ERROR
     except KeyboardInterrupt:
-        status = 130
-    sys.stderr.flush()
+        status = EXIT_INTERRUPTED
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
+
+
+def _write_what_the_terminal_can() -> None:
+    """A character that the output's encoding lacks becomes a question mark; a closed output swallows what it gets."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _short_analysis(model_config_path: str, family: str) -> tuple[int, float, float]:
@@ -180,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         help="config.json in Hugging Face's format: a path, or a name in configs/; several are analysed in turn",
     )
     model.add_argument("--seq_len", metavar="TOKENS", help="sequence length; else the config's own")
-    model.add_argument("--kernels", choices=("fused", "eager"), help="fused (default): no S x S matrix in memory")
+    model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 
     budget = parser.add_argument_group("a budget")
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training")

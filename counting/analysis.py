@@ -7,16 +7,16 @@ Torch is imported when a model is measured, not with this module.
 """
 
 import os
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from counting.counts import AttentionCore, Kernels, LayerCounts, LayerMemory, ModelCounts
+from counting.counts import AttentionCore, LayerCounts, LayerMemory, ModelCounts
 from counting.derived import BATCH_SIZE, derive
 from counting.reconcile import Agreement, compare_counters, reconcile
 from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
-from torch_models.spec import MAX_SEQUENCE_LENGTH, ModelSpec
+from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, check_kernels
 
 if TYPE_CHECKING:
     from counting.foreign_config import ForeignModel
@@ -30,8 +30,11 @@ NOTES = (
     "prediction (mtp) stands beside the main model: both are reported, neither is added.",
     "Norms inside attention count as norm. The rotary position embedding has no parameters.",
     "Peak memory: one layer's forward pass in training mode with 16-bit numbers, activations checkpointed at layer "
-    "boundaries: weights, input, what is saved for backward, and transients at the worst moment. No gradients, no "
-    "optimiser state. GB = 10^9 bytes.",
+    "boundaries: weights, input, what is saved for backward (the rotary tables, which all layers share, included), and "
+    "transients at the worst moment. No gradients, no optimiser state, no workspaces within a kernel. GB = 10^9 bytes.",
+    "Fused kernels: flash attention, or torch's memory-efficient kernel where queries and values differ in size, and "
+    "fused RMSNorm, as torch runs them on an A100. What a kernel pads (head sizes that are no multiple of 8) is not "
+    "counted, nor is a head above 256 channels refused, as flash attention would.",
     "Measured in bfloat16, which has float16's bytes: grouped products have no float16 meta kernel.",
 )
 
@@ -139,8 +142,7 @@ def analyze(
     A native family is reconciled with the formulas; any other is built by transformers and has none. Raises
     `UserError` for what the user can mend, `DisagreementError` where module and formula, or two counters, differ.
     """
-    if kernels not in get_args(Kernels):
-        raise UserError(f"kernels = {show_value(kernels)}: must be one of {', '.join(get_args(Kernels))}")
+    check_kernels(kernels)
     model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
     if isinstance(model, ForeignConfig):
         return _analyze_foreign(model, sequence_length, kernels)
@@ -179,7 +181,7 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
         kernels=kernels if all(layer.memory for layer in counts.layers) else None,
         notes=(*FOREIGN_NOTES, f"Built as {counts.built_as}."),
     )
-    agreement = compare_counters(model.name, counts, counts.outside_dispatched_flops)
+    agreement = compare_counters(model.name, counts)
     return _analysis(model, "measured, no formula", conventions, counts, agreement)
 
 

@@ -81,14 +81,17 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
 @forward_flops.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Each projection's weight once per token, then the core; Kaplan et al. 2020 (arXiv 2001.08361), table 1."""
+    """Each projection's weight once per token, then the core (Kaplan et al. 2020, arXiv 2001.08361, table 1).
+
+    Kaplan's row "Mask" is half of our core: the scores alone.
+    """
     heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
     projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
     return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
 
 
 def _latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple[int, int]]:
-    """(in, out) of each projection; DeepSeek-V2, arXiv 2405.04434, eq. 9-13 with the joint W_DKV and W_KR."""
+    """(in, out) of each projection; DeepSeek-V2, arXiv 2405.04434, eq. 9-15 and 19; W_DKV and W_KR are one matrix."""
     heads = spec.num_attention_heads
     queries = heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
     if spec.q_lora_rank is None:
@@ -105,7 +108,7 @@ def _latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple
 
 @parameters.register
 def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
-    """The projections, and the norms of the two latents."""
+    """The projections, and the norms of the two latents (DeepSeek-V3, arXiv 2412.19437, §4.2)."""
     weights = sum(rows * columns for rows, columns in _latent_attention_matrices(spec))
     biases = 0
     if spec.bias:  # on what reads or writes the residual stream, but not on a direct query projection
@@ -249,17 +252,12 @@ def model_attention_core(spec: ModelSpec, sequence_length: int, batch_size: int)
     return sum(layers, AttentionCore())
 
 
-def active_parameters(spec: ModelSpec) -> int:
-    """Parameters that one token uses: all but the routed experts it does not visit."""
-    inactive = sum(inactive_parameters(layer) * count for layer, count in spec.layer_groups())
-    return parameters(spec).total - inactive
-
-
 def mtp_parameters(spec: ModelSpec) -> Counts:
     """Of the multi-token-prediction modules, without the embedding and head they share with the main model.
 
     Each is a decoder layer, a 2D x D projection of [hidden state; next embedding], a norm for each of these two,
-    and one before the head (DeepSeek-V3, arXiv 2412.19437, eq. 21-23). The projection stands under `mlp`.
+    (DeepSeek-V3, arXiv 2412.19437, eq. 21-23), and one before the head, as in the published checkpoint. The projection
+    stands under `mlp`.
     """
     total = Counts()
     for layer in spec.mtp_layers:

@@ -16,12 +16,13 @@ from functools import partial
 
 from counting import analytic
 from counting.analytic_memory_attention import attention_memory, norm_memory
-from counting.counts import Kernels, LayerMemory
+from counting.counts import LayerMemory
 from counting.lifetimes import BOOL, HALF, INT, LONG, SINGLE, Lifetimes
 from torch_models.spec import (
     ClampedMLPSpec,
     FeedForwardSpec,
     GatedMLPSpec,
+    Kernels,
     LayerSpec,
     MixtureOfExpertsSpec,
     RouterSpec,

@@ -1,8 +1,7 @@
 """The life of the tensors of attention and of a norm, in closed form; analytic_memory.py runs a whole layer."""
 
-from counting.counts import Kernels
 from counting.lifetimes import BOOL, HALF, SINGLE, Lifetimes
-from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, MultiHeadLatentAttentionSpec
+from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, MultiHeadLatentAttentionSpec
 
 FLASH_RANDOM_STATE = 24  # dropout's seed and offset, which the kernel returns though there is no dropout
 EFFICIENT_RANDOM_STATE = 16

@@ -7,11 +7,7 @@ The components are the rows of every table, the keys of the JSON and the ids of 
 `counting.reconcile` holds one against the other.
 """
 
-from typing import Literal
-
 import msgspec
-
-Kernels = Literal["fused", "eager"]
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +111,7 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Counts
     router_correction_bias: int
     forward_flops: Counts  # each module runs the shared head once more
+    dispatched_flops: Counts
 
 
 class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +120,7 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerCounts, ...]
     outside_parameters: Counts  # embedding, final norm, head
     outside_flops: Counts
+    outside_dispatched_flops: Counts
     mtp: MtpCounts
 
     @property
@@ -144,6 +142,11 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     def forward_flops(self) -> Counts:
         """Of the main model's forward pass."""
         return sum((layer.forward_flops * layer.count for layer in self.layers), self.outside_flops)
+
+    @property
+    def dispatched_flops(self) -> Counts:
+        """The same by torch's dispatch counter."""
+        return sum((layer.dispatched_flops * layer.count for layer in self.layers), self.outside_dispatched_flops)
 
     @property
     def attention_core(self) -> AttentionCore:

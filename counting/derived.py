@@ -4,8 +4,8 @@ import msgspec
 
 from counting import analytic
 from counting.analytic_memory import layer_memory
-from counting.counts import Counts, Kernels, LayerCounts, ModelCounts, MtpCounts
-from torch_models.spec import LayerSpec, ModelSpec
+from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts
+from torch_models.spec import Kernels, LayerSpec, ModelSpec
 
 BATCH_SIZE = 1
 
@@ -16,14 +16,17 @@ def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCoun
     in_layers = sum((layer.parameters * layer.count for layer in layers), Counts())
     run = (sequence_length, BATCH_SIZE)
     mtp_as_run = tuple(_as_run(layer, kernels) for layer in spec.mtp_layers)
+    mtp_flops = analytic.mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=mtp_as_run), *run)
     return ModelCounts(
         layers=layers,
         outside_parameters=analytic.parameters(spec) - in_layers,
         outside_flops=analytic.head_flops(spec, *run),
+        outside_dispatched_flops=analytic.head_flops(spec, *run),
         mtp=MtpCounts(
             parameters=analytic.mtp_parameters(spec),
             router_correction_bias=sum(analytic.router_correction_bias(layer) for layer in spec.mtp_layers),
-            forward_flops=analytic.mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=mtp_as_run), *run),
+            forward_flops=mtp_flops,
+            dispatched_flops=mtp_flops,
         ),
     )
 

@@ -5,13 +5,18 @@ matrices has a handle of ours that counts 2 FLOPs per multiply-add, and an op th
 to multiply none is an error.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn.jit_analysis import JitModelAnalysis
+
+with warnings.catch_warnings():  # importing fvcore scripts its focal losses, which nothing here uses
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from fvcore.nn.jit_analysis import JitModelAnalysis
+
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

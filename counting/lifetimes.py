@@ -10,11 +10,12 @@ BOOL = 1
 
 
 class Lifetimes:
-    """Bytes alive as tensors come and go. Without `grad` nothing is kept for backward but what is `shared`."""
+    """Bytes alive as tensors come and go, beside `shared` ones that never go. Without `grad` nothing is kept."""
 
     def __init__(self, *, shared: int, grad: bool) -> None:
         self.grad = grad
-        self.live = self.kept = self.peak = self.kept_at_peak = shared
+        self.live = self.peak = shared
+        self.kept = self.kept_at_peak = shared if grad else 0
         self._alive: dict[str, tuple[int, bool]] = {}
 
     def new(self, **sizes: int) -> None:

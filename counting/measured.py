@@ -1,10 +1,13 @@
 """The modules' word on a whole model: one layer of each distinct kind is built on the meta device and measured."""
 
+import threading
+from collections import Counter
+
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from counting.counts import Counts, Kernels, LayerCounts, ModelCounts, MtpCounts
+from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts
 from counting.flops import dispatched_flops, traced_flops
 from counting.memory import layer_memory
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
@@ -12,18 +15,21 @@ from counting.parameters import inactive_parameters, parameter_counts, router_co
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.decoder import CausalLM
 from torch_models.layers import RotaryTables, rotary_tables
-from torch_models.spec import ModelSpec, RotarySpec
+from torch_models.spec import Kernels, ModelSpec, RotarySpec
 
 # Grouped products have a 16-bit meta kernel for bfloat16 alone; float16 has the same bytes and the same FLOPs.
 MEASURED_DTYPE = torch.bfloat16
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def measure(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCounts:
     """Parameters, FLOPs and bytes of the modules that `spec` builds, for one sequence.
 
-    The time it takes depends on the number of distinct layers, not on the number of layers.
+    The time it takes depends on the number of distinct layers, not on the number of layers. One measurement runs at
+    a time: tracing is a state of the process.
     """
-    with without_compiler():
+    with _ONE_AT_A_TIME, torch.inference_mode(False), without_compiler():
         return _Measurement(spec, sequence_length, kernels).model()
 
 
@@ -36,12 +42,15 @@ class _Measurement:
         self.groups = spec.layer_groups()
         one_of_each = msgspec.structs.replace(spec, layers=tuple(layer for layer, _ in self.groups))
         self.module: CausalLM = build_model(one_of_each, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
-        self.mtp_layers = build_mtp_layers(spec, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
+        self.mtp_groups = Counter(spec.mtp_layers)
+        one_of_each = msgspec.structs.replace(spec, mtp_layers=tuple(self.mtp_groups))
+        self.mtp_layers = build_mtp_layers(one_of_each, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
 
     def model(self) -> ModelCounts:
         layers = self.module.model.layers
         in_layers = sum((parameter_counts(layer) for layer in layers), Counts())
-        head_flops, _ = traced_flops(self.module.lm_head, (self._stream(),))
+        head, stream = self.module.lm_head, (self._stream(),)
+        head_flops, head_dispatched = traced_flops(head, stream)[0], dispatched_flops(head, stream)
         return ModelCounts(
             layers=tuple(
                 self._layer(layer, spec.kind, count, self._rotary(spec.attention.rotary))
@@ -49,7 +58,8 @@ class _Measurement:
             ),
             outside_parameters=parameter_counts(self.module) - in_layers,
             outside_flops=head_flops,
-            mtp=self._mtp(head_flops),
+            outside_dispatched_flops=head_dispatched,
+            mtp=self._mtp(head_flops, head_dispatched),
         )
 
     def _layer(self, layer: nn.Module, kind: str, count: int, rotary: RotaryTables) -> LayerCounts:
@@ -69,15 +79,17 @@ class _Measurement:
                 memory_no_grad=layer_memory(layer, *inputs, grad=False),
             )
 
-    def _mtp(self, head_flops: Counts) -> MtpCounts:
-        flops = Counts()
-        for spec, layer in zip(self.spec.mtp_layers, self.mtp_layers, strict=True):
+    def _mtp(self, head_flops: Counts, head_dispatched: Counts) -> MtpCounts:
+        parameters, biases, flops, dispatched = Counts(), 0, Counts(), Counts()
+        for layer, (spec, count) in zip(self.mtp_layers, self.mtp_groups.items(), strict=True):
             inputs = (self._stream(), self._stream(), self._rotary(spec.attention.rotary))
-            flops += traced_flops(layer, inputs)[0] + head_flops
+            parameters += parameter_counts(layer) * count
+            biases += router_correction_bias(layer) * count
+            flops += (traced_flops(layer, inputs)[0] + head_flops) * count
+            with cuda_kernels_on_meta():
+                dispatched += (dispatched_flops(layer, inputs) + head_dispatched) * count
         return MtpCounts(
-            parameters=parameter_counts(self.mtp_layers),
-            router_correction_bias=router_correction_bias(self.mtp_layers),
-            forward_flops=flops,
+            parameters=parameters, router_correction_bias=biases, forward_flops=flops, dispatched_flops=dispatched
         )
 
     def _stream(self) -> Tensor:

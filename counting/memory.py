@@ -23,7 +23,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._serials: dict[int, int] = {}  # id of a live storage -> its serial number, which is never reused
         self._bytes: dict[int, int] = {}  # serial number of a live storage -> bytes
-        self._born = 0
+        self.born = 0
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
@@ -55,8 +55,8 @@ class LiveBytes(TorchDispatchMode):
         key = id(storage)
         if key in self._serials:
             return
-        serial, size = self._born, storage.nbytes()
-        self._born += 1
+        serial, size = self.born, storage.nbytes()
+        self.born += 1
         self._serials[key], self._bytes[serial] = serial, size
         self.live += size
         weakref.finalize(storage, self._release, key, serial)
@@ -77,7 +77,8 @@ def layer_memory(layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *,
         out = layer(boundary, shared)
     weight_serials = {tracker.serial(weight) for weight in weights}
     boundary_serial = tracker.serial(boundary)
-    saved_serials = tracker.serials() - weight_serials - {boundary_serial, tracker.serial(out)}
+    kept = tracker.serials() if grad else set()  # shared inputs outlive the pass without it, but not for backward
+    saved_serials = kept - weight_serials - {boundary_serial, tracker.serial(out)}
     groups = {"weights": 0, "boundary": 0, "saved": 0, "transients": 0}
     for serial, size in tracker.at_peak.items():
         if serial in weight_serials:

@@ -98,7 +98,8 @@ def without_compiler() -> Iterator[None]:
     """Spare the import of torch's compiler, which takes as long as importing torch.
 
     torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
-    first use to say so. Where it is not loaded there is nothing to be left alone by.
+    first use to say so. Where it is not loaded there is nothing to be left alone by. The stand-in is there for the
+    whole process: importing a submodule of the compiler within fails.
     """
     if COMPILER in sys.modules:
         yield

@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
-from torch_models.errors import UserError
+from torch_models.errors import UserError, show_name
 
 
 def refuse_unwritable(path: str, *, overwrite: bool) -> None:
     """Say early what `write_whole` would say late: the file exists, is a folder, or has no folder to be in."""
     target = Path(path)
+    shown = show_name(path)
     try:
         os.fsencode(path)
         if "\0" in path:
@@ -18,13 +20,15 @@ def refuse_unwritable(path: str, *, overwrite: bool) -> None:
         folder, parent_is_folder = target.is_dir(), target.parent.is_dir()
         exists = os.path.lexists(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path[:200]!r}: cannot be written: {error}") from None
+        raise UserError(f"{shown}: cannot be written: {_reason(error)}") from None
     if folder:
-        raise UserError(f"{path}: is a folder; name a file in it")
+        raise UserError(f"{shown}: is a folder; name a file in it")
     if not parent_is_folder:
-        raise UserError(f"{path}: there is no folder {target.parent}")
+        raise UserError(f"{shown}: there is no folder {show_name(str(target.parent))}")
     if exists and not overwrite:
-        raise UserError(f"{path}: exists already; give --force to replace it, or another name")
+        raise UserError(f"{shown}: exists already; give --force to replace it, or another name")
+    if exists and not (target.is_file() and not target.is_symlink()):
+        raise UserError(f"{shown}: is no regular file, and is not replaced")
 
 
 def write_whole(path: str, text: str, *, overwrite: bool) -> None:
@@ -34,25 +38,44 @@ def write_whole(path: str, text: str, *, overwrite: bool) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=Path(path).parent)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o666 & ~_umask())
+            os.fchmod(descriptor, _mode(path))
             file.write(text)
             file.flush()
             os.fsync(descriptor)
         if overwrite:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)  # unlike a rename, fails where the file has come to exist
+            _rename_to_new(temporary, path)
     except FileExistsError:
-        raise UserError(f"{path}: exists already; give --force to replace it, or another name") from None
+        raise UserError(f"{show_name(path)}: exists already; give --force to replace it, or another name") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{show_name(path)}: cannot be written: {_reason(error)}") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _rename_to_new(temporary: str, path: str) -> None:
+    """A rename that fails where the file has come to exist, as a plain one does not."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
+
+
+def _mode(path: str) -> int:
+    """The permissions of the file that is replaced, or those of any new file."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        current = os.umask(0)
+        os.umask(current)
+        return 0o666 & ~current
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -76,10 +76,10 @@ def reconcile(name: str, measured: ModelCounts, analytic: ModelCounts) -> Agreem
     return Agreement(ok=True, checks=checks)
 
 
-def compare_counters(name: str, counts: ModelCounts, outside_dispatched: Counts) -> Agreement:
+def compare_counters(name: str, counts: ModelCounts) -> Agreement:
     """Every FLOP of a model without formulas, by trace and by dispatch; raises `DisagreementError` if any differ."""
     pairs = [(f"{layer.kind} layer", layer.forward_flops, layer.dispatched_flops) for layer in counts.layers]
-    pairs.append(("outside the layers", counts.outside_flops, outside_dispatched))
+    pairs.append(("outside the layers", counts.outside_flops, counts.outside_dispatched_flops))
     checks = tuple(check for pair in pairs for check in _trace_checks(*pair))
     different = [check for check in checks if not check.ok]
     if different:
@@ -99,11 +99,13 @@ def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
         yield from _layer_checks(one, other)
     yield from _by_component("parameters", "model", measured.parameters, analytic.parameters)
     yield from _by_component("forward_flops", "model", measured.forward_flops, analytic.forward_flops)
+    yield from _by_component("dispatched_flops", "model", measured.dispatched_flops, analytic.dispatched_flops)
     for quantity in ("active_parameters", "router_correction_bias"):
         yield _whole(quantity, "model", getattr(measured, quantity), getattr(analytic, quantity))
     yield from _core_checks("model", measured.attention_core, analytic.attention_core)
     yield from _by_component("parameters", "mtp", measured.mtp.parameters, analytic.mtp.parameters)
     yield from _by_component("forward_flops", "mtp", measured.mtp.forward_flops, analytic.mtp.forward_flops)
+    yield from _by_component("dispatched_flops", "mtp", measured.mtp.dispatched_flops, analytic.mtp.dispatched_flops)
     biases = (measured.mtp.router_correction_bias, analytic.mtp.router_correction_bias)
     yield _whole("router_correction_bias", "mtp", *biases)
 

@@ -192,7 +192,7 @@ def budget_lines(plan: BudgetPlan) -> list[str]:
     """The plain lines of a budget."""
     return [
         f"best_gpu: {plan.best_gpu}",
-        f"training_budget_flops: {plan.training_flops:.12g}",
+        f"training_budget_flops: {float(plan.training_flops):.12g}",
         f"Optimal N: {plan.optimal_parameters}",
         f"Optimal D: {plan.optimal_tokens}",
     ]
@@ -215,7 +215,7 @@ def print_budget(plan: BudgetPlan) -> None:
             f"{option.peak_dense_tflop_per_s:,g}",
             option.training_dtype,
             f"{option.gpu_hours:,.0f}",
-            f"{option.training_flops:.4g}",
+            f"{float(option.training_flops):.4g}",
             style="bold" if best else None,
         )
     law = find_law(plan.scaling_law)
@@ -251,7 +251,7 @@ def print_design(design: Design, path: str) -> None:
         ("Parameters, measured", f"{design.parameters:,} ({design.relative_error:+.3%} from N)"),
         ("Training FLOPs per token", f"{design.training_flops_per_token:,} (3 × the measured forward pass)"),
         ("Tokens", f"{design.tokens:,} ({design.tokens_per_parameter:.2f} per parameter)"),
-        ("Training FLOPs", f"{design.training_flops:.6g}, all that the budget pays for"),
+        ("Training FLOPs", f"{float(design.training_flops):.6g}, all that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
     _print_tables(_facts(f"A model designed for the budget, written to {escape(path)}", facts))

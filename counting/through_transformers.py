@@ -43,7 +43,6 @@ class ForeignCounts(ModelCounts, frozen=True, kw_only=True):
     """What was measured, and by whose code."""
 
     built_as: str  # transformers' class and version
-    outside_dispatched_flops: Counts
 
 
 def measure_foreign(model: ForeignModel, sequence_length: int) -> ForeignCounts:
@@ -137,7 +136,9 @@ class _Measurement:
             outside_parameters=total - in_layers,
             outside_flops=traced,
             outside_dispatched_flops=dispatched,
-            mtp=MtpCounts(parameters=Counts(), router_correction_bias=0, forward_flops=Counts()),
+            mtp=MtpCounts(
+                parameters=Counts(), router_correction_bias=0, forward_flops=Counts(), dispatched_flops=Counts()
+            ),
             built_as=f"{type(self.module).__name__} of transformers {transformers.__version__}",
         )
 

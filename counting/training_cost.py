@@ -7,6 +7,7 @@ training dtype. Networking, storage, restarts and failed runs are not in the bil
 """
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import msgspec
 
@@ -29,7 +30,7 @@ class GpuOption(msgspec.Struct, frozen=True, kw_only=True):
     peak_dense_tflop_per_s: float
     training_dtype: str  # of the peak
     gpu_hours: float
-    training_flops: float
+    training_flops: int
 
 
 class BudgetPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +41,7 @@ class BudgetPlan(msgspec.Struct, frozen=True, kw_only=True):
     scaling_law: str
     best_gpu: str  # the option with the most training FLOPs; of equals, the one named first
     gpu_hours: float
-    training_flops: float
+    training_flops: int  # whole ones; the rest of the money buys no further
     optimal_parameters: int
     optimal_tokens: int
     tokens_per_parameter: float
@@ -116,15 +117,21 @@ def _price(gpu: Gpu, given: Mapping[str, float]) -> float:
 
 def _buy(gpu: Gpu, price: float, budget_usd: float, mfu: float) -> GpuOption:
     """The hours and FLOPs that the budget buys at `price` dollars per hour."""
-    gpu_hours = budget_usd / price
+    gpu_hours = exactly(budget_usd) / exactly(price)
+    training_flops = gpu_hours * SECONDS_PER_HOUR * gpu.peak_flop_per_s * exactly(mfu)
     return GpuOption(
         gpu=gpu.name,
         price_usd_per_hour=price,
         peak_dense_tflop_per_s=gpu.peak_dense_tflop_per_s,
         training_dtype=gpu.training_dtype,
-        gpu_hours=gpu_hours,
-        training_flops=gpu_hours * SECONDS_PER_HOUR * gpu.peak_flop_per_s * mfu,
+        gpu_hours=float(gpu_hours),
+        training_flops=int(training_flops),
     )
+
+
+def exactly(value: float) -> Fraction:
+    """The number as it is written: 0.4 is two fifths, not the nearest binary fraction."""
+    return Fraction(repr(value))
 
 
 # --- What a user types -----------------------------------------------------------------------------------------

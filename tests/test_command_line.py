@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from counting import analytic
 from counting.analysis import Analysis
 from counting.counts import Counts
 from counting.training_cost import BudgetPlan
-from model_training_cost_analysis import main
+from model_training_cost_analysis import VERSION, main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.config import read_spec, spec_from_fields
 from torch_models.spec import GatedMLPSpec
@@ -88,7 +89,7 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
 
     budget = document["budget"]
     assert budget["best_gpu"] == "A100"
-    assert budget["training_flops"] == 5.616e23
+    assert budget["training_flops"] == 5616 * 10**20
     assert isinstance(budget["optimal_parameters"], int)
     assert isinstance(budget["optimal_tokens"], int)
     assert [option["gpu"] for option in budget["options"]] == ["A100", "V100", "T4"]
@@ -143,9 +144,9 @@ def test_other_gpus_utilisation_law_and_prices(capsys: pytest.CaptureFixture[str
     flags = ["--training_budget", "5000000", "--json"]
     assert main([*flags, "--gpus", "H100,H200,B200"]) == 0
     budget = json.loads(capsys.readouterr().out)["budget"]
-    assert (budget["best_gpu"], budget["training_flops"]) == ("B200", 2.7e24)
+    assert (budget["best_gpu"], budget["training_flops"]) == ("B200", 27 * 10**23)
     assert main([*flags, "--gpus", "b200", "--mfu", "0.2", "--gpu_prices", "B200=3"]) == 0
-    assert json.loads(capsys.readouterr().out)["budget"]["training_flops"] == 2.7e24
+    assert json.loads(capsys.readouterr().out)["budget"]["training_flops"] == 27 * 10**23
     assert main([*flags, "--scaling_law", "hoffmann-2022"]) == 0
     assert json.loads(capsys.readouterr().out)["budget"]["scaling_law"] == "hoffmann-2022"
 
@@ -298,6 +299,75 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert errors == b""
 
 
+COMMAND = "import sys; sys.argv[1:] = {arguments!r}; from model_training_cost_analysis import command; command()"
+
+
+def run_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """The installed command's entry point, with `options` of subprocess.run."""
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)} | options.pop("env", {})
+    code = COMMAND.format(arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False, **options)
+
+
+def test_the_entry_point_is_the_command() -> None:
+    project = tomllib.loads((SCRIPT.parent / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"model-training-cost-analysis": "model_training_cost_analysis:command"}
+    assert project["version"] == VERSION
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_without_our_characters(encoding: str) -> None:
+    flags = ("--model_config", "llama_7b", "--training_budget", "5000000")
+    done = run_command(*flags, capture_output=True, env={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"Number of parameters: 6738415616")
+
+
+def test_warnings_as_errors_stop_nothing() -> None:
+    done = run_command("--model_config", "llama_7b", "--json", capture_output=True, env={"PYTHONWARNINGS": "error"})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_exit_2() -> None:
+    with open("/dev/full", "w") as full:
+        done = run_command("--training_budget", "5000000", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == b"error: the output cannot be written: No space left on device\n"
+
+
+def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
+    shell = f"{sys.executable} {SCRIPT} --training_budget 5000000 >&- 2>err; echo $?; wc -c <err"
+    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["0", "0"]
+
+
+def test_head_has_seen_enough(tmp_path: Path) -> None:
+    shell = f"{{ {sys.executable} {SCRIPT} --model_config llama_7b; echo $? >status; }} | head -1"
+    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("Number of parameters: 6738415616\n", "")
+    assert (tmp_path / "status").read_text() == "0\n"
+
+
+def test_design_replaces_no_pipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "real.json").write_text("precious")
+    (folder / "link.json").symlink_to(folder / "real.json")
+    for name in ("pipe", "link.json"):
+        assert main(["--training_budget", "10000", "--design", name, "--force"]) == 2
+        assert capsys.readouterr().err == f"error: {name}: is no regular file, and is not replaced\n"
+    assert (folder / "pipe").is_fifo()
+    assert (folder / "real.json").read_text() == "precious"
+
+
+def test_a_replaced_file_keeps_its_permissions(folder: Path) -> None:
+    path = folder / "mine.json"
+    path.write_text("old")
+    path.chmod(0o600)
+    assert main(["--training_budget", "10000", "--design", "mine.json", "--force", "--json"]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from model_training_cost_analysis import main; main(['--training_budget', '5000000']);"
@@ -317,9 +387,10 @@ def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
 
 
 def test_the_number_of_layers_does_not_matter() -> None:
-    """One layer of each kind is measured, however many there are."""
+    """One layer of each kind is measured, however many there are; of multi-token prediction too."""
     from counting.measured import _Measurement
 
     for layers in (61, 6100):
-        spec = spec_from_fields(DEEPSEEK_V3 | {"num_hidden_layers": layers}, "deep")
-        assert len(_Measurement(spec, 16, "fused").module.model.layers) == 2
+        fields = DEEPSEEK_V3 | {"num_hidden_layers": layers, "num_nextn_predict_layers": layers // 100 + 1}
+        measurement = _Measurement(spec_from_fields(fields, "deep"), 16, "fused")
+        assert (len(measurement.module.model.layers), len(measurement.mtp_layers)) == (2, 1)

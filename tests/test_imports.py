@@ -27,13 +27,16 @@ ALLOWED = {
     "torch_models.errors": "",
     "torch_models.spec": "msgspec torch_models.errors",
     "torch_models.checkpoint_names": "torch",  # for a type; see NEEDS_TORCH
-    "torch_models.config": "msgspec configs torch_models.checkpoint_names torch_models.errors torch_models.spec",
+    "torch_models.families": "",
+    "torch_models.config": (
+        "msgspec configs torch_models.checkpoint_names torch_models.errors torch_models.families torch_models.spec"
+    ),
     "torch_models.rope_fields": "msgspec torch_models.config torch_models.errors torch_models.spec",
     "torch_models.common_fields": (
         "torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
     ),
     "torch_models.latent_attention": (
-        "torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
+        "msgspec torch_models.config torch_models.errors torch_models.rope_fields torch_models.spec"
     ),
     "torch_models.layers": "torch torch_models.spec",
     "torch_models.flash_attention": "torch",
@@ -101,9 +104,9 @@ ALLOWED = {
 # Every family reads fields into specs, and nothing else.
 FAMILY = (
     "msgspec torch_models.checkpoint_names torch_models.common_fields torch_models.config torch_models.errors"
-    " torch_models.latent_attention torch_models.rope_fields torch_models.spec"
+    " torch_models.latent_attention torch_models.rope_fields torch_models.spec torch_models.families.deepseek_v3"
 )
-ALLOWED |= {f"torch_models.{family}": FAMILY for family in FAMILIES.values()}
+ALLOWED |= {f"torch_models.families.{family}": FAMILY for family in FAMILIES}
 
 # All others import without it, and without anything else that is slow: a budget is answered in a blink.
 NEEDS_TORCH = {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torch_models.decoder import CausalLM
-    from torch_models.layers import Kernels
+    from torch_models.spec import Kernels
 
 __all__ = [
     "CheckpointError",

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_models.flash_attention import flash_attention, hidden_positions
-from torch_models.layers import Kernels, Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
-from torch_models.spec import GroupedQueryAttentionSpec, MultiHeadLatentAttentionSpec
+from torch_models.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
+from torch_models.spec import GroupedQueryAttentionSpec, Kernels, MultiHeadLatentAttentionSpec
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this, whatever the config's rms_norm_eps
 

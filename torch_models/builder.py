@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from torch_models.decoder import CausalLM, MultiTokenPredictionLayer
-from torch_models.layers import Kernels, RMSNorm
-from torch_models.spec import ModelSpec
+from torch_models.layers import RMSNorm
+from torch_models.spec import Kernels, ModelSpec, check_kernels
 
 
 def build_model(
@@ -23,6 +23,7 @@ def build_model(
 
     Where `initializer_range` is None the weights are whatever the memory held, for a checkpoint to overwrite.
     """
+    check_kernels(kernels)
     with _creation(device, dtype or torch.float32):
         model = CausalLM(spec, kernels)
     if initializer_range is not None:
@@ -42,6 +43,7 @@ def build_mtp_layers(
 
     `initializer_range` is as for `build_model`.
     """
+    check_kernels(kernels)
     with _creation(device, dtype or torch.float32):
         layers = nn.ModuleList(MultiTokenPredictionLayer(layer, kernels) for layer in spec.mtp_layers)
     if initializer_range is not None:

@@ -18,8 +18,7 @@ from torch_models.checkpoint_names import Place, StoredName, is_irrelevant, part
 from torch_models.config import family, read_config, spec_from_fields
 from torch_models.decoder import CausalLM
 from torch_models.errors import CheckpointError, ConfigError
-from torch_models.layers import Kernels
-from torch_models.spec import ModelSpec
+from torch_models.spec import Kernels, ModelSpec
 
 CONFIG_FILE = "config.json"
 EMBEDDING = "model.embed_tokens.weight"

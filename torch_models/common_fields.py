@@ -36,12 +36,17 @@ def grouped_query_attention(
         num_attention_heads=heads,
         num_key_value_heads=config.num_key_value_heads or heads,
         head_dim=head_dim,
-        rotary=rotary_spec(config, int(head_dim * rotary_share)),
+        rotary=rotary_spec(config, int(head_dim * rotary_share), size=_name_of_rotated(config, rotary_share)),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         norm_eps=config.rms_norm_eps,
         **options,
     )
+
+
+def _name_of_rotated(config: FamilyConfig, rotary_share: float) -> str:
+    size = "hidden_size / num_attention_heads" if config.head_dim is None else "head_dim"
+    return size if rotary_share == 1 else f"{size} * partial_rotary_factor"
 
 
 def gated_mlp(

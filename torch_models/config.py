@@ -10,13 +10,16 @@ import importlib
 import importlib.resources
 import json
 import os
+import pkgutil
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 
+from torch_models import families
 from torch_models.checkpoint_names import SEPARATE_EXPERTS, StoredName
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import (
@@ -32,38 +35,8 @@ from torch_models.spec import (
     Width,
 )
 
-# model_type -> the module in this package that reads it. A new family is one file and one line here.
-FAMILIES = {
-    "deepseek_v2": "deepseek_v2",
-    "deepseek_v3": "deepseek_v3",
-    "gemma2": "gemma2",
-    "glm4_moe": "glm4_moe",
-    "gpt_oss": "gpt_oss",
-    "kimi_k2": "deepseek_v3",  # DeepSeek-V3's architecture in other sizes
-    "llama": "llama",
-    "mistral": "mistral",
-    "mixtral": "mixtral",
-    "olmo2": "olmo2",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3_moe",
-}
-
-# What `architectures` says where `model_type` is missing.
-ARCHITECTURES = {
-    "DeepseekV2ForCausalLM": "deepseek_v2",
-    "DeepseekV3ForCausalLM": "deepseek_v3",
-    "Gemma2ForCausalLM": "gemma2",
-    "Glm4MoeForCausalLM": "glm4_moe",
-    "GptOssForCausalLM": "gpt_oss",
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "MixtralForCausalLM": "mixtral",
-    "Olmo2ForCausalLM": "olmo2",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-}
+# The families: each is one module, named as its model_type.
+FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 # Names that course and tool configs use -> Hugging Face's.
 ALIASES = {
@@ -83,6 +56,7 @@ GPT_2_NAMES = {
 # The number of routed experts has three names; a family knows one of them, and reads the others as it.
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
+CAUSAL_LM = "ForCausalLM"
 MAX_CONFIG_BYTES = 4_000_000
 _TOKENS = "names a token, not a size"
 _GENERATION = "steers generation, not training"
@@ -318,7 +292,7 @@ def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]
 
 def family(model_type: str) -> Family:
     """The module that reads configs of this type, which must be one of `FAMILIES`."""
-    return cast(Family, importlib.import_module(f"torch_models.{FAMILIES[model_type]}"))
+    return cast(Family, importlib.import_module(f"{families.__name__}.{model_type}"))
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -328,10 +302,13 @@ def convert(fields: dict[str, Any], struct: type[S]) -> S:
     """`fields` as a `struct`, or a `ConfigError` that names field and rule."""
     try:
         return msgspec.convert(fields, struct)
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell and no text holds
+        field = next(f for f, value in fields.items() if isinstance(value, str) and value == error.object)
+        raise ConfigError(field, fields[field], "is no valid text") from None
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):  # raised by a struct's own check
             raise error.__cause__ from None
-        raise _as_config_error(str(error), fields) from None
+        raise _as_config_error(str(error), fields, struct) from None
 
 
 def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
@@ -412,19 +389,29 @@ def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, An
 
 
 def _model_type(fields: dict[str, Any]) -> str:
-    """The family's name, set in `fields` from `architectures` where the field is missing."""
-    model_type = fields.get("model_type")
+    """The family's name, set in `fields` from `architectures` where the field is missing; the two must agree."""
+    model_type, architectures = fields.get("model_type"), fields.get("architectures")
+    named = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    of_names = {_family_of(name) for name in named}
     if model_type is None:
-        architectures = fields.get("architectures")
-        named = architectures if isinstance(architectures, list) else []
-        families = {ARCHITECTURES[name] for name in named if isinstance(name, str) and name in ARCHITECTURES}
-        if len(families) != 1:
+        if len(of_names) != 1 or None in of_names:
             raise ConfigError("model_type", model_type, f"is missing; must be one of {', '.join(FAMILIES)}")
-        model_type = families.pop()
+        (model_type,) = of_names
         fields["model_type"] = model_type
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError("model_type", model_type, f"is not known; must be one of {', '.join(FAMILIES)}")
+    for name in named:
+        of_name = _family_of(name)
+        alike = of_name in (None, model_type) or family(of_name).Config is family(model_type).Config
+        if not (name.endswith(CAUSAL_LM) and alike):
+            raise ConfigError("architectures", name, f"is no language model of model_type {model_type}")
     return model_type
+
+
+def _family_of(architecture: str) -> str | None:
+    """The family of an architecture: Qwen3MoeForCausalLM is of qwen3_moe; None where there is no such family."""
+    name = re.sub("(?<!^)(?=[A-Z])", "_", architecture.removesuffix(CAUSAL_LM)).lower()
+    return name if name in FAMILIES and architecture.endswith(CAUSAL_LM) else None
 
 
 def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
@@ -433,14 +420,20 @@ def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
     return f"this field is not understood{hint}"
 
 
-def _as_config_error(message: str, fields: dict[str, Any]) -> ConfigError:
+def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.Struct]) -> ConfigError:
     """msgspec's "<rule> - at `$.<path>`" as field, value and rule."""
     rule, _, path = message.partition(" - at `$.")
     if rule.startswith("Object missing required field"):
         return ConfigError(rule.split("`")[1], None, "is missing and has no default")
+    if rule.startswith("Object contains unknown field"):
+        field = rule.split("`")[1]
+        return ConfigError(field, fields.get(field), "this field is not understood")
     keys = path.rstrip("`").split(".")
     value: Any = fields
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
+    if rule.startswith("Invalid enum value"):
+        allowed = get_args(get_type_hints(struct).get(keys[-1]))
+        rule = f"must be {' or '.join(map(show_value, allowed))}"
     rule = rule.replace("`", "").replace("Expected ", "must be ").replace(", got", ", is")
     return ConfigError(".".join(keys), value, rule)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from torch_models.attention import GroupedQueryAttention, MultiHeadLatentAttention
-from torch_models.layers import GatedMLP, Kernels, Linear, RMSNorm, RotaryTables, rotary_tables
+from torch_models.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.moe import MixtureOfExperts
 from torch_models.spec import (
     AttentionSpec,
     FeedForwardSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
+    Kernels,
     LayerSpec,
     ModelSpec,
     NormPlacement,

@@ -1,6 +1,7 @@
 """What a user can get wrong, said in one line that helps."""
 
 LONGEST_SHOWN_VALUE = 60
+LONGEST_SHOWN_NAME = 200
 
 
 class UserError(ValueError):
@@ -18,8 +19,8 @@ class ConfigError(UserError):
         self.value = value
         self.rule = rule
         self.file = file
-        where = f"{file}: " if file else ""
-        super().__init__(f"{where}{field} = {show_value(value)}: {rule}")
+        where = f"{show_name(file)}: " if file else ""
+        super().__init__(f"{where}{show_name(field)} = {show_value(value)}: {rule}")
 
     def in_file(self, file: str) -> "ConfigError":
         """The same error, naming the file that the field stands in."""
@@ -34,5 +35,11 @@ def show_value(value: object) -> str:
     """A value as a user would recognise it, on one line, cut to a length that fits there."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else ascii(value)
     return text if len(text) <= LONGEST_SHOWN_VALUE else text[: LONGEST_SHOWN_VALUE - 1] + "…"
+
+
+def show_name(name: str) -> str:
+    """A field's or a file's name on one line, without what a terminal would obey, cut to a length that fits."""
+    text = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else ascii(c)[1:-1] for c in name)
+    return text if len(text) <= LONGEST_SHOWN_NAME else text[: LONGEST_SHOWN_NAME - 1] + "…"

@@ -1,9 +1,13 @@
 """The fields of multi-head latent attention, which DeepSeek-V2, DeepSeek-V3 and Kimi-K2 share."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
 from torch_models.rope_fields import rotary_spec
-from torch_models.spec import MultiHeadLatentAttentionSpec, Width
+from torch_models.spec import MAX_WIDTH, MultiHeadLatentAttentionSpec, Width
 
 
 class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
@@ -13,7 +17,7 @@ class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
     kv_lora_rank: Width
     qk_nope_head_dim: Width
     qk_rope_head_dim: Width
-    v_head_dim: Width
+    v_head_dim: Annotated[int, Meta(ge=2, le=MAX_WIDTH)]  # a value of one channel is no head
     qk_head_dim: Width | None = None  # transformers writes this and head_dim, both derived, into the files it saves
     rope_interleave: bool = True
 
@@ -42,6 +46,12 @@ def latent_attention(config: LatentAttentionConfig) -> MultiHeadLatentAttentionS
         qk_nope_head_dim=config.qk_nope_head_dim,
         qk_rope_head_dim=config.qk_rope_head_dim,
         v_head_dim=config.v_head_dim,
-        rotary=rotary_spec(config, config.qk_rope_head_dim, interleaved=config.rope_interleave),
+        rotary=rotary_spec(
+            config,
+            config.qk_rope_head_dim,
+            size="qk_rope_head_dim",
+            interleaved=config.rope_interleave,
+            scores_scaled=True,
+        ),
         bias=config.attention_bias,
     )

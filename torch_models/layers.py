@@ -12,15 +12,13 @@ plain arithmetic, every intermediate a tensor in memory.
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_models.spec import Activation, GatedMLPSpec, Llama3RopeScaling, RotarySpec, YarnRopeScaling
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, Llama3RopeScaling, RotarySpec, YarnRopeScaling
 
-Kernels = Literal["fused", "eager"]
 RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated channels / 2)
 
 
@@ -109,17 +107,17 @@ def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Ten
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's attention temperature, 0.1 m ln(s) + 1 (arXiv 2309.00071, eq. 22, with DeepSeek's weight m)."""
+    """YaRN's sqrt(1 / t) = 0.1 m ln(s) + 1, t the temperature (arXiv 2309.00071, eq. 22, with DeepSeek's weight m)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def softmax_scale(spec: RotarySpec, channels: int) -> float:
-    """1 / sqrt(channels of a head), times YaRN's squared temperature where the config puts it on the scores.
+    """1 / sqrt(channels of a head), times YaRN's squared factor where the family puts that on the scores.
 
     DeepSeek's `mscale_all_dim` scales queries and keys alike, hence the square, and the tables only by the ratio.
     """
     scale: float = channels**-0.5
-    if isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
+    if spec.scores_scaled and isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
         scale *= yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim) ** 2
     return scale
 
@@ -158,7 +156,10 @@ def _frequencies(spec: RotarySpec, device: torch.device) -> Tensor:
 
 
 def _yarn_range(spec: RotarySpec, scaling: YarnRopeScaling) -> tuple[float, float]:
-    """The channel pairs between which YaRN blends: those that turn beta_fast and beta_slow times (eq. 17-18)."""
+    """The channel pairs between which YaRN blends: those that turn beta_fast and beta_slow times (eq. 17-18).
+
+    The paper blends linearly in the number of turns; its code, DeepSeek's and this one in the index of the pair.
+    """
 
     def pair_that_turns(times: float) -> float:
         wavelength = scaling.original_max_position_embeddings / (times * 2 * math.pi)

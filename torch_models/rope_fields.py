@@ -47,15 +47,22 @@ class _ThetaField(msgspec.Struct):
     rope_theta: Theta
 
 
-def rotary_spec(config: FamilyConfig, dim: int, interleaved: bool = False) -> RotarySpec:
-    """The rotary embedding over `dim` channels that the config's fields describe."""
-    field = "rope_parameters" if config.rope_parameters is not None else "rope_scaling"
+def rotary_spec(config: FamilyConfig, dim: int, *, size: str = "head_dim", **options: bool) -> RotarySpec:
+    """The rotary embedding over `dim` channels that the config's fields describe.
+
+    `size` is what an error calls `dim`; `options` are further fields of the spec.
+    """
+    if dim < 2 or dim % 2:
+        raise ConfigError(size, dim, "the rotated channels of a head must be even in number")
+    if config.rope_parameters and config.rope_scaling:
+        raise ConfigError("rope_scaling", config.rope_scaling, "stands beside rope_parameters; give one of them")
+    field = "rope_parameters" if config.rope_parameters else "rope_scaling"
     fields: dict[str, Any] = dict(getattr(config, field) or {})
     theta = _theta(config, fields.pop("rope_theta", None))
     if PARTIAL in config.__struct_fields__:
         fields.pop(PARTIAL, None)  # it is in `dim` already
     rope_type = _agreed(field, fields, "rope_type", "type") or DEFAULT
-    return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field), interleaved=interleaved)
+    return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field), **options)
 
 
 def _scaling(rope_type: object, fields: dict[str, Any], field: str) -> RopeScaling | None:

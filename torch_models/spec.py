@@ -5,14 +5,14 @@ it, and the closed-form formulas read nothing else. All sizes are element counts
 refused where it is made, with a `ConfigError` that names the field as Hugging Face's config.json does.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
-from torch_models.errors import ConfigError
+from torch_models.errors import ConfigError, UserError, show_value
 
-# Beyond these no transformer exists, and a 64-bit byte count of one layer could overflow.
+# Beyond these no transformer exists, and the bytes of one tensor could exceed 64 bits.
 MAX_WIDTH = 2**20  # hidden_size, intermediate_size, a projection's output
 MAX_HEADS = 2**12
 MAX_EXPERTS = 2**16
@@ -29,8 +29,9 @@ SequenceLength = Annotated[int, Meta(ge=1, le=MAX_SEQUENCE_LENGTH)]
 Epsilon = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e12)]
 Share = Annotated[float, Meta(gt=0, le=1)]
-Theta = Annotated[float, Meta(gt=1, le=1e12)]
+Theta = Annotated[float, Meta(ge=2, le=1e12)]
 
+Kernels = Literal["fused", "eager"]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 NormPlacement = Literal["before", "after", "around"]  # of a block, within its residual connection
 
@@ -74,6 +75,10 @@ class YarnRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", ta
     attention_factor: Positive | None = None
     truncate: bool = True
 
+    def __post_init__(self) -> None:
+        if self.beta_fast < self.beta_slow:
+            raise ConfigError("beta_fast", self.beta_fast, f"must be at least beta_slow ({self.beta_slow})")
+
 
 RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
 
@@ -85,10 +90,10 @@ class RotarySpec(Spec, frozen=True, kw_only=True):
     theta: float
     scaling: RopeScaling | None = None
     interleaved: bool = False  # pairs (0, 1), (2, 3), … as DeepSeek stores them, instead of (0, dim/2), …
+    scores_scaled: bool = False  # DeepSeek's YaRN raises the scores' temperature too, by mscale_all_dim
 
     def __post_init__(self) -> None:
-        if self.dim % 2:
-            raise ConfigError("head_dim", self.dim, "the rotated channels of a head must be even in number")
+        assert self.dim > 0 and self.dim % 2 == 0
 
 
 class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
@@ -322,3 +327,9 @@ def check_width(field: str, value: int) -> None:
     """Refuse a width beyond `MAX_WIDTH`: a product of two fields that are each in range."""
     if value > MAX_WIDTH:
         raise ConfigError(field, value, f"must be at most {MAX_WIDTH}")
+
+
+def check_kernels(kernels: str) -> None:
+    """Refuse a kernel profile that there is not."""
+    if kernels not in get_args(Kernels):
+        raise UserError(f"kernels = {show_value(kernels)}: must be one of {', '.join(get_args(Kernels))}")

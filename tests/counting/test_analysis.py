@@ -1,12 +1,15 @@
 """The analysis as a library call: its conventions, its parts, and what it refuses."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from counting.analysis import Analysis, analyze
 from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models import UserError, build
 from torch_models.config import spec_from_fields
 
 SPECS = {"llama": spec_from_fields(LLAMA, "small"), "deepseek_v3": spec_from_fields(DEEPSEEK_V3, "small")}
@@ -82,3 +85,23 @@ def test_windows_are_followed_and_the_full_figure_stands_beside() -> None:
     assert within.forward_flops == within.forward_flops_full_attention
     eager = analyze("mistral_7b_config.json", sequence_length=8192, kernels="eager").layers[0]
     assert eager.forward_flops == layer.forward_flops_full_attention
+
+
+def test_an_analysis_within_inference_mode_and_in_threads() -> None:
+    with torch.inference_mode():
+        expected = analyze(SPECS["deepseek_v3"])
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: analyze(SPECS["deepseek_v3"]), range(8)))
+    assert all(result == expected for result in results)
+
+
+def test_without_gradients_nothing_is_saved() -> None:
+    for layer in analyze(SPECS["deepseek_v3"]).layers:
+        assert layer.peak_memory_no_grad_parts is not None
+        assert layer.peak_memory_no_grad_parts.saved == 0
+
+
+@pytest.mark.parametrize("kernels", ["flash", "", "FUSED"])
+def test_building_refuses_unknown_kernels(kernels: Any) -> None:
+    with pytest.raises(UserError, match="must be one of fused, eager"):
+        build(SPECS["llama"], device="meta", kernels=kernels)

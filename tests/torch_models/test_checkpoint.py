@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
-from torch_models import build, build_mtp, checkpoint_files, deepseek_v3, load_checkpoint, load_mtp_checkpoint
+from torch_models import build, build_mtp, checkpoint_files, load_checkpoint, load_mtp_checkpoint
 from torch_models.checkpoint_names import SEPARATE_EXPERTS, Place, StoredName, parts_of, place_of
 from torch_models.config import spec_from_fields
 from torch_models.errors import CheckpointError, ConfigError, UserError
+from torch_models.families import deepseek_v3
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIED = LLAMA | {"tie_word_embeddings": True}

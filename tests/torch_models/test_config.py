@@ -138,6 +138,33 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (LLAMA | {"num_key_value_heads": 16}, r"must be divisible by num_key_value_heads \(16\)"),
     (LLAMA | {"head_dim": 7}, "head_dim = 7: the rotated channels of a head must be even in number"),
     (LLAMA | {"num_attention_heads": 4096, "head_dim": 512}, r"num_attention_heads \* head_dim = 2097152: must be at"),
+    (
+        LLAMA | {"hidden_size": 72, "num_attention_heads": 24},
+        "hidden_size / num_attention_heads = 3: the rotated channels of a head must be even",
+    ),
+    (LLAMA | {"hidden_act": "\ud800"}, r"hidden_act = '\\ud800': is no valid text"),
+    (LLAMA | {"hidden_act": "relu"}, "hidden_act = 'relu': must be 'silu' or 'gelu' or 'gelu_pytorch_tanh'"),
+    (
+        LLAMA | {"architectures": ["MistralForCausalLM"]},
+        "architectures = 'MistralForCausalLM': is no language model of",
+    ),
+    (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "is no language model of model_type llama"),
+    (LLAMA | {"x\r\x1b[2J\u2028": 1}, r"x\\r\\x1b\[2J\\u2028 = 1: this field is not understood"),
+    (LLAMA | {"y" * 10**6: 1}, "y… = 1: this field is not understood"),
+    (
+        LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e4}},
+        "stands beside rope_parameters; give one of them",
+    ),
+    (
+        LLAMA
+        | {"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "finetuned": True}},
+        r"rope_scaling\.finetuned = true: this field is not understood",
+    ),
+    (
+        LLAMA
+        | {"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "beta_fast": 0.5}},
+        r"rope_scaling\.beta_fast = 0\.5: must be at least beta_slow",
+    ),
     (LLAMA | {"attention_dropout": 0.1}, r"attention_dropout = 0\.1: must be 0: dropout is not modelled"),
     (
         LLAMA | {"model_type": "lama"},
@@ -153,7 +180,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (LLAMA | {"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.rope_type = 'longrope': is not known"),
     (LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor = null: is missing"),
     (LLAMA | {"rope_scaling": {"type": "linear", "factor": "2"}}, r"rope_scaling\.factor = '2': must be float"),
-    (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2, "odd": 1}}, r"odd"),
+    (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2, "odd": 1}}, r"rope_scaling\.odd = 1: this field is not"),
     (
         LLAMA | {"rope_scaling": {"type": "yarn", "rope_type": "linear"}},
         r"rope_scaling\.type = 'yarn': is another name",
@@ -188,10 +215,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     (DEEPSEEK_V3 | {"num_key_value_heads": 2}, "num_key_value_heads = 2: must be 4, num_attention_heads"),
     (DEEPSEEK_V3 | {"head_dim": 20}, "head_dim = 20: must be 8, qk_rope_head_dim"),
-    (DEEPSEEK_V3 | {"qk_rope_head_dim": 7}, "the rotated channels of a head must be even"),
+    (DEEPSEEK_V3 | {"qk_rope_head_dim": 7}, "qk_rope_head_dim = 7: the rotated channels of a head must be even"),
     (DEEPSEEK_V3 | {"moe_intermediate_size": 25}, "moe_intermediate_size = 25: must be a multiple of 8"),
-    (DEEPSEEK_V3 | {"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
-    (DEEPSEEK_V3 | {"topk_method": "greedy"}, "topk_method = 'greedy'"),
+    (DEEPSEEK_V3 | {"scoring_func": "softmax"}, "scoring_func = 'softmax': must be 'sigmoid'"),
+    (DEEPSEEK_V3 | {"topk_method": "greedy"}, "topk_method = 'greedy': must be 'noaux_tc'"),
     (
         DEEPSEEK_V3 | {"num_nextn_predict_layers": 1, "num_mtp_layers": 2},
         "num_mtp_layers = 2: is another name of num_nextn_predict_layers, which is 1",

@@ -58,6 +58,28 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "llama-rope-linear": LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}},
     "llama-rope-yarn": LLAMA
     | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "llama-rope-yarn-mscale": LLAMA
+    | {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+        }
+    },
+    "llama-rope-yarn-options": LLAMA
+    | {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "attention_factor": 1.3,
+            "truncate": False,
+            "beta_fast": 4.0,
+        }
+    },
+    "llama-exact-gelu": LLAMA | {"hidden_act": "gelu"},
     "llama-rope-parameters": LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
     "mistral-without-window": MISTRAL | {"sliding_window": None},
     "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
