@@ -194,7 +194,12 @@ def _refuse_other_mixers(model_type: str, config: Any) -> None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
     other = sorted({str(kind) for kind in kinds} - ATTENTION_KINDS)
     if other:
-        raise ConfigError("model_type", model_type, no_count_of(f"its {', '.join(other)} layers"))
+        and_so_on = ", ".join(other)
+        from counting.foreign_share import share_of_elementwise_steps
+
+        with quiet():
+            share = share_of_elementwise_steps(config)
+        raise ConfigError("model_type", model_type, f"{no_count_of(f'its {and_so_on} layers')}; {share}")
 
 
 def no_count_of(mixer: str) -> str:

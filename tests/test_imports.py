@@ -67,7 +67,8 @@ ALLOWED = {
         " counting.parameters"
     ),
     # Of families without modules and formulas: from transformers, which is imported on this path alone.
-    "counting.foreign_config": "msgspec transformers torch_models.config torch_models.errors",
+    "counting.foreign_config": "msgspec transformers counting.foreign_share torch_models.config torch_models.errors",
+    "counting.foreign_share": "torch transformers counting.meta_kernels",
     "counting.foreign_ops": "torch counting.flops",
     "counting.foreign_structure": "torch torch_models.errors",
     "counting.through_transformers": (
@@ -121,6 +122,7 @@ NEEDS_TORCH = {
     "counting.components",
     "counting.flops",
     "counting.foreign_ops",
+    "counting.foreign_share",
     "counting.foreign_structure",
     "counting.measured",
     "counting.memory",

@@ -203,8 +203,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "encoder": ("bert", {}, "is an encoder unless is_decoder is true; only decoders are measured"),
     "vision and text": ("llava", {}, r"is made of several models \(vision_config, text_config\).*give its text_config"),
     "vision": ("vit", {}, "transformers has no causal language model of this family"),
-    "mamba": ("mamba2", {}, STATE),
-    "attention and mamba": ("jamba", {}, STATE),
+    "mamba": (
+        "mamba2",
+        {},
+        rf"{STATE}.*; of 2 layers .* elementwise steps are [\d,]+ of [\d,]+ operations \([\d.]+%\)",
+    ),
+    "attention and mamba": ("jamba", {}, rf"{STATE}.*; the share of these steps could not be measured"),
     "linear attention": ("qwen3_next", {}, f"linear_attention layers {STATE}"),
     "experts computed densely": (
         "llama4_text",
