@@ -120,7 +120,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def design_model(target_parameters: int) -> Architecture:
-    """The soundest Llama-style config within 0.5 % of `target_parameters`, for 10^8 to 10^13 of them.
+    """The soundest Llama-style config within 0.5 % of `target_parameters`, for 2.5 x 10^8 to 10^13 of them.
 
     The smallest sum of five deviations wins: hidden size / layers from the geometric mean of published models of that
     size, and SwiGLU width from 8/3 of the hidden size, each as a share of what its rule allows; parameters from the

@@ -128,7 +128,8 @@ def _flop_table(analysis: Analysis) -> "Table":
     title = "total, attention within windows" if windowed else "total, full attention"
     add(title, [layer.forward_flops for layer in analysis.layers], analysis.forward_flops, "bold")
     causal = [layer.forward_flops_causal for layer in analysis.layers]
-    add("total, causal half of the square", causal, analysis.forward_flops_causal)
+    half = "total, causal within windows" if windowed else "total, causal half of the square"
+    add(half, causal, analysis.forward_flops_causal)
     if windowed:
         full = [layer.forward_flops_full_attention for layer in analysis.layers]
         add("total, full attention", full, analysis.forward_flops_full_attention)
@@ -249,7 +250,11 @@ def print_design(design: Design, path: str) -> None:
         ("Heads", f"{config['num_attention_heads']} queries on {config['num_key_value_heads']} keys and values"),
         ("SwiGLU width", f"{config['intermediate_size']}"),
         ("Parameters, measured", f"{design.parameters:,} ({design.relative_error:+.3%} from N)"),
-        ("Training FLOPs per token", f"{design.training_flops_per_token:,} (3 × the measured forward pass)"),
+        (
+            "Training FLOPs per token",
+            f"{design.training_flops_per_token:,} (3 × the measured forward pass at sequence length "
+            f"{config['max_position_embeddings']}, full attention, nothing recomputed)",
+        ),
         ("Tokens", f"{design.tokens:,} ({design.tokens_per_parameter:.2f} per parameter)"),
         ("Training FLOPs", f"{float(design.training_flops):.6g}, all that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),

@@ -7,6 +7,7 @@ import pytest
 
 from counting import report
 from counting.analysis import Analysis, analyze
+from counting.designed import design_for_budget
 from counting.training_cost import plan_budget
 from tests.shrunken import DEEPSEEK_V3
 from torch_models.config import spec_from_fields
@@ -118,3 +119,23 @@ def test_budget_lines(lines: Callable[..., list[str]]) -> None:
         f"Optimal N: {plan.optimal_parameters}",
         f"Optimal D: {plan.optimal_tokens}",
     ]
+
+
+def test_design_table(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_budget(10_000)
+    design = design_for_budget(plan, name="mine")
+    report.print_design(design, "[b]mine.json")
+    out = " ".join(capsys.readouterr().out.split())
+    config = design.config
+    assert "written to [b]mine.json" in out
+    assert f"{config['num_hidden_layers']} × {config['hidden_size']}" in out
+    assert f"{config['num_attention_heads']} queries on {config['num_key_value_heads']} keys and values" in out
+    assert f"{design.parameters:,} (" in out
+    assert f"{design.tokens:,} (" in out
+    assert f"{design.training_flops_per_token:,} (3 ×" in out
+
+
+def test_windows_have_their_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_analysis(analyze("mistral_7b", sequence_length=8192))
+    labels = [row[0] for row in columns_of(capsys.readouterr().out, "Forward FLOPs of one sequence")]
+    assert labels[-3:] == ["total, attention within windows", "total, causal within windows", "total, full attention"]
