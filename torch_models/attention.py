@@ -1,4 +1,4 @@
-"""Attention: grouped-query (Llama) and multi-head latent (DeepSeek). Causal, over whole sequences, as in training.
+"""Attention, grouped-query and multi-head latent: causal, over whole sequences, as in training.
 
 The legend of dimension letters is in layers.py; R is kv_lora_rank.
 """

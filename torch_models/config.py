@@ -42,6 +42,8 @@ FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.
 ALIASES = {
     "num_layers": "num_hidden_layers",
     "dtype": "torch_dtype",
+    "experts_per_token": "num_experts_per_tok",
+    "sliding_window_size": "sliding_window",
     "num_mtp_layers": "num_nextn_predict_layers",
 }
 
@@ -74,6 +76,10 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "quantization_config": "says how the checkpoint is stored; the trained model is the same",
     "initializer_range": "sets first values, not shapes",
     "use_cache": _GENERATION,
+    "cache_implementation": _GENERATION,
+    "transformers.js_config": "of another framework",
+    "unsloth_fixed": _BOOKKEEPING,
+    "_attn_implementation_autoset": "chooses a kernel; the analysis states its own",
     "bos_token_id": _TOKENS,
     "eos_token_id": _TOKENS,
     "pad_token_id": _TOKENS,
@@ -127,7 +133,7 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "use_bfloat16": "of another framework",
 }
 
-# Architecture switches of the common base class: only the value that leaves a decoder as it is.
+# Architecture switches of the common base class and of published files: only the value that changes nothing.
 FIXED_FIELDS: dict[str, object] = {
     "is_decoder": False,
     "is_encoder_decoder": False,
@@ -135,6 +141,10 @@ FIXED_FIELDS: dict[str, object] = {
     "cross_attention_hidden_size": None,
     "tie_encoder_decoder": False,
     "pruned_heads": {},
+    "is_llama_config": True,
+    "rope_interleaved": False,
+    "use_mrope": False,
+    "use_bidirectional_attention": False,
 }
 
 
@@ -252,10 +262,8 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
         fields = _renamed(fields, dict.fromkeys(set(EXPERT_COUNTS) - {expert_count}, expert_count))
     for field, value in fields.items():
         if field in FIXED_FIELDS:
-            if value != FIXED_FIELDS[field]:
-                raise ConfigError(
-                    field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are modelled"
-                )
+            if value is not None and value != FIXED_FIELDS[field]:
+                raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: nothing else is modelled")
         elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
             raise ConfigError(field, value, _unknown_field_rule(field, known))
     config = convert({field: fields[field] for field in known if field in fields}, module.Config)
@@ -402,7 +410,7 @@ def _model_type(fields: dict[str, Any]) -> str:
         raise ConfigError("model_type", model_type, f"is not known; must be one of {', '.join(FAMILIES)}")
     for name in named:
         of_name = _family_of(name)
-        alike = of_name in (None, model_type) or family(of_name).Config is family(model_type).Config
+        alike = of_name in (None, model_type) or issubclass(family(model_type).Config, family(of_name).Config)
         if not (name.endswith(CAUSAL_LM) and alike):
             raise ConfigError("architectures", name, f"is no language model of model_type {model_type}")
     return model_type

@@ -32,7 +32,8 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
-    With `unit_offset` the factor is 1 + weight, in fp32 (Gemma, arXiv 2403.08295).
+    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295): in fp32 by eager kernels, in the weight's own
+    dtype by fused ones, which take weights of their input's dtype.
     """
 
     component = "norm"

@@ -30,7 +30,7 @@ PARTIAL = "partial_rotary_factor"
 def rotary_share(config: FamilyConfig, default: float) -> float:
     """The share of a head's channels that are rotated; the field may stand in `rope_parameters`."""
     share = getattr(config, PARTIAL)
-    inner = (config.rope_parameters or {}).get(PARTIAL)
+    inner = (config.rope_parameters or config.rope_scaling or {}).get(PARTIAL)
     if inner is not None:
         inner = convert({PARTIAL: inner}, _PartialField).partial_rotary_factor
     if None not in (share, inner) and share != inner:

@@ -1,6 +1,6 @@
 """What a model is, as plain frozen data: every size that a parameter, a FLOP or a byte depends on.
 
-Torch-free. A family (llama.py, deepseek_v3.py) reads a config.json into a `ModelSpec`; the modules are built from
+Torch-free. A family (families/) reads a config.json into a `ModelSpec`; the modules are built from
 it, and the closed-form formulas read nothing else. All sizes are element counts. A spec that could not be built is
 refused where it is made, with a `ConfigError` that names the field as Hugging Face's config.json does.
 """
@@ -215,15 +215,18 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
 
         experts, groups = self.num_experts, self.n_group
         require(
-            self.top_k <= experts, "num_experts_per_tok", self.top_k, f"must be at most n_routed_experts ({experts})"
+            self.top_k <= experts,
+            "num_experts_per_tok",
+            self.top_k,
+            f"must be at most the number of experts ({experts})",
         )
-        require(experts % groups == 0, "n_group", groups, f"must divide n_routed_experts ({experts})")
+        require(experts % groups == 0, "n_group", groups, f"must divide the number of experts ({experts})")
         require(self.topk_group <= groups, "topk_group", self.topk_group, f"must be at most n_group ({groups})")
         require(
             groups == 1 or experts // groups >= self.group_rank_experts,
             "n_group",
             groups,
-            f"a group ranks by its two best experts, but n_routed_experts / n_group is {experts // groups}",
+            f"a group ranks by its two best experts, but a group has {experts // groups}",
         )
         eligible = self.topk_group * (experts // groups)
         require(
@@ -244,7 +247,7 @@ class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_expe
     def __post_init__(self) -> None:
         for field, width in (
             ("hidden_size", self.expert.hidden_size),
-            ("moe_intermediate_size", self.expert.intermediate_size),
+            ("intermediate_size of an expert", self.expert.intermediate_size),
         ):
             if width % 8:
                 raise ConfigError(field, width, "must be a multiple of 8: grouped matrix products need 16-byte rows")

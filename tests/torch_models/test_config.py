@@ -165,6 +165,16 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         | {"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 8, "beta_fast": 0.5}},
         r"rope_scaling\.beta_fast = 0\.5: must be at least beta_slow",
     ),
+    (
+        without(FAMILIES["qwen3_moe"], "num_key_value_heads"),
+        "num_key_value_heads = null: is missing and has no default",
+    ),
+    (FAMILIES["gpt_oss"] | {"experts_per_token": 5}, "experts_per_token = 5: is another name of num_experts_per_tok"),
+    (FAMILIES["gpt_oss"] | {"initial_context_length": 5}, "initial_context_length = 5: rope_scaling"),
+    (without(FAMILIES["gpt_oss"], "rope_scaling"), "rope_scaling = null: is missing and has no default"),
+    (FAMILIES["mistral"] | {"attention_bias": True}, "attention_bias = true: must be false"),
+    (FAMILIES["gemma2"] | {"hidden_act": "silu"}, "hidden_act = 'silu': the activation is gelu_pytorch_tanh"),
+    (FAMILIES["deepseek_v2"] | {"rope_interleave": False}, "rope_interleave = false"),
     (LLAMA | {"attention_dropout": 0.1}, r"attention_dropout = 0\.1: must be 0: dropout is not modelled"),
     (
         LLAMA | {"model_type": "lama"},
@@ -176,7 +186,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (LLAMA | {"hidden_sizes": 64}, r"hidden_sizes = 64: this field is not understood; did you mean hidden_size\?"),
     (LLAMA | {"sliding_window": 4096}, "sliding_window = 4096: this field is not understood"),
     (LLAMA | {"num_experts": 8}, "num_experts = 8: this field is not understood"),
-    (LLAMA | {"is_encoder_decoder": True}, "is_encoder_decoder = true: must be false: only decoders are modelled"),
+    (LLAMA | {"is_encoder_decoder": True}, "is_encoder_decoder = true: must be false: nothing else is modelled"),
     (LLAMA | {"rope_scaling": {"type": "longrope"}}, r"rope_scaling\.rope_type = 'longrope': is not known"),
     (LLAMA | {"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor = null: is missing"),
     (LLAMA | {"rope_scaling": {"type": "linear", "factor": "2"}}, r"rope_scaling\.factor = '2': must be float"),
@@ -201,12 +211,15 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         },
         r"rope_scaling\.high_freq_factor = 1\.0: must be greater than low_freq_factor \(4\.0\)",
     ),
-    (DEEPSEEK_V3 | {"num_experts_per_tok": 17}, r"num_experts_per_tok = 17: must be at most n_routed_experts \(16\)"),
+    (
+        DEEPSEEK_V3 | {"num_experts_per_tok": 17},
+        r"num_experts_per_tok = 17: must be at most the number of experts \(16\)",
+    ),
     (
         DEEPSEEK_V3 | {"num_experts_per_tok": 9},
         r"num_experts_per_tok = 9: must be at most the 8 experts of topk_group \(2\) groups",
     ),
-    (DEEPSEEK_V3 | {"n_group": 5}, r"n_group = 5: must divide n_routed_experts \(16\)"),
+    (DEEPSEEK_V3 | {"n_group": 5}, r"n_group = 5: must divide the number of experts \(16\)"),
     (DEEPSEEK_V3 | {"n_group": 16}, "n_group = 16: a group ranks by its two best experts"),
     (DEEPSEEK_V3 | {"topk_group": 5}, r"topk_group = 5: must be at most n_group \(4\)"),
     (
@@ -216,7 +229,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (DEEPSEEK_V3 | {"num_key_value_heads": 2}, "num_key_value_heads = 2: must be 4, num_attention_heads"),
     (DEEPSEEK_V3 | {"head_dim": 20}, "head_dim = 20: must be 8, qk_rope_head_dim"),
     (DEEPSEEK_V3 | {"qk_rope_head_dim": 7}, "qk_rope_head_dim = 7: the rotated channels of a head must be even"),
-    (DEEPSEEK_V3 | {"moe_intermediate_size": 25}, "moe_intermediate_size = 25: must be a multiple of 8"),
+    (DEEPSEEK_V3 | {"moe_intermediate_size": 25}, "intermediate_size of an expert = 25: must be a multiple of 8"),
     (DEEPSEEK_V3 | {"scoring_func": "softmax"}, "scoring_func = 'softmax': must be 'sigmoid'"),
     (DEEPSEEK_V3 | {"topk_method": "greedy"}, "topk_method = 'greedy': must be 'noaux_tc'"),
     (

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.modeling_layers import MtpLayer
 
 from tests.shrunken import (
+    DEEPSEEK_V2,
     DEEPSEEK_V3,
     FAMILIES,
     GEMMA2,
@@ -17,6 +18,7 @@ from tests.shrunken import (
     LLAMA,
     MISTRAL,
     MIXTRAL,
+    OLMO2,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
@@ -88,6 +90,11 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+    "gemma2-biases": GEMMA2 | {"attention_bias": True},
+    "olmo2-biases": OLMO2 | {"attention_bias": True},
+    "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
+    "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
+    "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
     "glm4_moe-air": GLM4_MOE | {"use_qk_norm": False},
     "deepseek_v3-yarn": DEEPSEEK_V3 | {"rope_scaling": YARN},
     "deepseek_v3-yarn-unequal-mscale": DEEPSEEK_V3 | {"rope_scaling": YARN | {"mscale": 0.7}},

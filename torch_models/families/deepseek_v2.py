@@ -27,6 +27,7 @@ from torch_models.spec import (
 class Config(LatentAttentionConfig, frozen=True, kw_only=True):
     """The fields of a `DeepseekV2ForCausalLM` config; what decides a shape has no default."""
 
+    rope_interleave: Literal[True] = True
     moe_intermediate_size: Width
     n_routed_experts: Experts
     n_shared_experts: Annotated[int, Meta(ge=0, le=1024)] | None

@@ -2,6 +2,7 @@
 
 from torch_models.common_fields import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.config import FamilyConfig
+from torch_models.errors import ConfigError
 from torch_models.spec import Activation, Heads, LayerSpec, ModelSpec, Positive, SequenceLength, Width
 
 
@@ -11,7 +12,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     num_key_value_heads: Heads
     head_dim: Width
     hidden_act: Activation = "gelu_pytorch_tanh"
-    hidden_activation: Activation | None = None  # where given, it is this that counts
+    hidden_activation: Activation | None = None  # transformers reads this one alone, so the two must agree
     tie_word_embeddings: bool = True
     query_pre_attn_scalar: Width = 256
     sliding_window: SequenceLength | None = 4096
@@ -24,7 +25,10 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     """The model that a Gemma-2 config describes; the first layer is local, the second is not, and so on."""
     bias = config.attention_bias
     windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
-    mlp = gated_mlp(config, activation=config.hidden_activation or "gelu_pytorch_tanh")
+    activation = config.hidden_activation or "gelu_pytorch_tanh"
+    if config.hidden_act != activation:
+        raise ConfigError("hidden_act", config.hidden_act, f"the activation is {activation}, by hidden_activation")
+    mlp = gated_mlp(config, activation=activation)
 
     def layer(window: int | None) -> LayerSpec:
         return LayerSpec(

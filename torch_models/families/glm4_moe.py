@@ -15,6 +15,7 @@ from torch_models.spec import (
     Epsilon,
     Experts,
     FeedForwardSpec,
+    Heads,
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
@@ -30,6 +31,7 @@ ROTARY_SHARE = 0.5  # where no field says
 class Config(FamilyConfig, frozen=True, kw_only=True):
     """The fields of a `Glm4MoeForCausalLM` config; what decides a shape has no default."""
 
+    num_key_value_heads: Heads
     partial_rotary_factor: Share | None = None
     use_qk_norm: bool = False
     moe_intermediate_size: Width

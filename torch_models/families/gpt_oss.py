@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from torch_models.common_fields import grouped_query_attention, window_by_layer
 from torch_models.config import FamilyConfig
+from torch_models.errors import ConfigError
 from torch_models.spec import (
     ClampedMLPSpec,
     Epsilon,
@@ -33,7 +34,6 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     swiglu_alpha: Positive = 1.702
     swiglu_limit: Positive = 7.0
     initial_context_length: SequenceLength | None = None  # repeats rope_scaling's
-    experts_per_token: Experts | None = None  # repeats num_experts_per_tok
     rms_norm_eps: Epsilon = 1e-5
     default_rope_theta: ClassVar[float] = 150_000.0
 
@@ -43,6 +43,7 @@ def model_spec(config: Config, name: str) -> ModelSpec:
 
     Its router takes the softmax over the chosen experts' logits, which is the softmax over all, normalised.
     """
+    _check_rope(config)
     bias = config.attention_bias
     windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
     mixture = MixtureOfExpertsSpec(
@@ -76,3 +77,14 @@ def model_spec(config: Config, name: str) -> ModelSpec:
         )
 
     return config.model_spec(name, [layer(window) for window in windows])
+
+
+def _check_rope(config: Config) -> None:
+    """transformers would fill in a scaling of its own; a file that says nothing is not guessed at."""
+    scaling = config.rope_parameters or config.rope_scaling
+    if not scaling:
+        raise ConfigError("rope_scaling", None, "is missing and has no default")
+    original = scaling.get("original_max_position_embeddings")
+    if config.initial_context_length is not None and original not in (None, config.initial_context_length):
+        rule = f"rope_scaling.original_max_position_embeddings is {original}"
+        raise ConfigError("initial_context_length", config.initial_context_length, rule)

@@ -1,5 +1,7 @@
 """Mistral (arXiv 2310.06825): Llama with grouped queries and, in its first version, a sliding window."""
 
+from typing import Literal
+
 from torch_models.common_fields import gated_mlp, grouped_query_attention
 from torch_models.config import FamilyConfig
 from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
@@ -9,6 +11,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     """The fields of a `MistralForCausalLM` config; defaults are transformers', but a head count has none."""
 
     num_key_value_heads: Heads
+    attention_bias: Literal[False] = False
     sliding_window: SequenceLength | None = 4096
 
 

@@ -1,6 +1,6 @@
 """Mixtral (arXiv 2401.04088): Mistral with a mixture of experts in every layer, and no shared ones."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -25,6 +25,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     num_key_value_heads: Heads
     num_local_experts: Experts
     num_experts_per_tok: Experts
+    attention_bias: Literal[False] = False
     sliding_window: SequenceLength | None = None
     router_jitter_noise: Annotated[float, Meta(ge=0, le=0)] = 0.0  # noise on the router's input is not modelled
     rms_norm_eps: Epsilon = 1e-5

@@ -1,19 +1,22 @@
 """Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases on queries, keys and values, which no field switches."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from torch_models.common_fields import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.config import FamilyConfig
-from torch_models.spec import Layers, LayerSpec, ModelSpec, SequenceLength
+from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Qwen2ForCausalLM` config; defaults are transformers'."""
+    """The fields of a `Qwen2ForCausalLM` config; defaults are transformers', but a head count has none."""
 
+    num_key_value_heads: Heads
     attention_bias: Literal[True] = True
     use_sliding_window: bool = False
     sliding_window: SequenceLength | None = 4096
-    max_window_layers: Layers = 28
+    max_window_layers: Annotated[int, Meta(ge=0)] = 28
     layer_types: list[str] | None = None
 
 

@@ -1,17 +1,22 @@
 """Qwen3 (arXiv 2505.09388): norms of each query and key head, and heads of a size of their own."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from torch_models.common_fields import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.config import FamilyConfig
-from torch_models.spec import Layers, LayerSpec, ModelSpec, SequenceLength, Width
+from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength, Width
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Qwen3ForCausalLM` config; defaults are transformers', but `head_dim` has none."""
+    """The fields of a `Qwen3ForCausalLM` config; defaults are transformers', but what decides a shape has none."""
 
+    num_key_value_heads: Heads
     head_dim: Width
     use_sliding_window: bool = False
     sliding_window: SequenceLength | None = 4096
-    max_window_layers: Layers = 28
+    max_window_layers: Annotated[int, Meta(ge=0)] = 28
     layer_types: list[str] | None = None
 
 

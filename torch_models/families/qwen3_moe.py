@@ -8,6 +8,7 @@ from torch_models.common_fields import gated_mlp, grouped_query_attention
 from torch_models.config import FamilyConfig
 from torch_models.spec import (
     Experts,
+    Heads,
     Layers,
     LayerSpec,
     MixtureOfExpertsSpec,
@@ -21,6 +22,7 @@ from torch_models.spec import (
 class Config(FamilyConfig, frozen=True, kw_only=True):
     """The fields of a `Qwen3MoeForCausalLM` config; what decides a shape has no default."""
 
+    num_key_value_heads: Heads
     head_dim: Width
     num_experts: Experts
     num_experts_per_tok: Experts
@@ -30,7 +32,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     mlp_only_layers: list[Annotated[int, Meta(ge=0)]] | None = None
     use_sliding_window: Literal[False] = False  # published models have none
     sliding_window: SequenceLength | None = None  # without effect where use_sliding_window is false
-    max_window_layers: Layers | None = None
+    max_window_layers: Annotated[int, Meta(ge=0)] | None = None
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
