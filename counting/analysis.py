@@ -175,6 +175,8 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
     from counting.through_transformers import measure_foreign
 
     counts = measure_foreign(model, conventions.sequence_length)
+    if not counts.layers:
+        raise UserError(f"{model.source}: the model has no decoder layers")
     conventions = msgspec.structs.replace(
         conventions,
         dtype="bfloat16",

@@ -111,7 +111,11 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
                 "model_type", model_type, f"is not known; must be one of {native}, and transformers has no such family"
             )
         config_class = CONFIG_MAPPING[model_type]
+    _refuse_contradictions(
+        foreign.fields, ALIASES | {own: standard for standard, own in config_class.attribute_map.items()}
+    )
     fields = {ALIASES.get(field, field): value for field, value in foreign.fields.items()}
+    _refuse_contradictions(fields, config_class.attribute_map)
     _refuse_other_models(model_type, config_class, fields, known)
     passed_on = {f: v for f, v in fields.items() if f not in ("torch_dtype", "quantization_config")}
     with quiet():
@@ -136,6 +140,13 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
             and not {alias for alias, standard in config_class.attribute_map.items() if standard == field} & set(fields)
         ),
     )
+
+
+def _refuse_contradictions(fields: dict[str, Any], aliases: dict[str, str]) -> None:
+    """A field under two names must have one value."""
+    for alias, standard in aliases.items():
+        if alias in fields and standard in fields and fields[alias] != fields[standard]:
+            raise ConfigError(alias, fields[alias], f"is another name of {standard}, which is {fields[standard]}")
 
 
 def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:

@@ -302,3 +302,17 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path.write_text(json.dumps({"model_type": "bert"}))
     assert main(["--model_config", str(path)]) == 2
     assert capfd.readouterr().err.startswith(f"error: {path}: model_type = 'bert': is an encoder")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"n_layer": 0}, "no decoder layers|cannot be measured"),
+        ({"num_layers": 4}, "is another name of"),
+        ({"num_hidden_layers": 4}, "is another name of"),
+        ({"max_position_embeddings": 128}, "is another name of"),
+    ],
+)
+def test_gpt2_fields_that_contradict_each_other(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        analyze(foreign("gpt2", GPT2 | fields))
