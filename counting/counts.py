@@ -114,6 +114,31 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     dispatched_flops: Counts
 
 
+class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
+    """FLOPs of one training step over one sequence, as a machine runs it, by component.
+
+    `backward` is two products for each of the forward pass and, of fused attention, one more: the scores, which were
+    never kept. `recomputed` is what activation checkpointing runs again.
+    """
+
+    forward: Counts
+    backward: Counts
+    recomputed: Counts
+
+    @property
+    def model(self) -> int:
+        """What the model asks for, however it is run: the forward pass and twice that for the backward pass.
+
+        Model FLOPs as of Chowdhery et al. 2022 (arXiv 2204.02311), appendix B; MFU is measured in these.
+        """
+        return 3 * self.forward.total
+
+    @property
+    def hardware(self) -> int:
+        """What is executed; HFU is measured in these."""
+        return self.forward.total + self.backward.total + self.recomputed.total
+
+
 class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     """A whole model: its distinct layers, what stands outside them, and multi-token prediction beside it."""
 

@@ -10,39 +10,46 @@ import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 
 
 @contextlib.contextmanager
 def cuda_kernels_on_meta() -> Iterator[None]:
-    """Within it, `F.scaled_dot_product_attention` and `F.rms_norm` of meta tensors are CUDA's fused kernels."""
-    with without_compiler(), _CudaKernels():
+    """Within it, attention, RMSNorm and grouped products of meta tensors are CUDA's kernels; others are left alone.
+
+    The functions themselves are replaced, not intercepted by a mode: torch suspends modes during a backward pass, in
+    which activation checkpointing runs the forward pass again.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(without_compiler())
+        for name, on_meta in _ON_META.items():
+            stack.enter_context(_replaced(F, name, on_meta))
         yield
 
 
-class _CudaKernels(TorchFunctionMode):
-    """Swaps the two functions whose meta version is not what CUDA runs; everything else passes."""
+@contextlib.contextmanager
+def _replaced(module: types.ModuleType, name: str, on_meta: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(module, name)
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].is_meta:
-            if function is F.scaled_dot_product_attention:
-                return _attention(*args, **kwargs)
-            if function is F.rms_norm:
-                return _FusedRMSNorm.apply(args[0], kwargs["weight"], kwargs["eps"])  # type: ignore[no-untyped-call]
-        return function(*args, **kwargs)
+    def function(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (on_meta if x.is_meta else original)(x, *args, **kwargs)
+
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool = False
+) -> Tensor:
     """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes."""
     if query.shape[-1] == value.shape[-1]:
         out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
@@ -53,6 +60,11 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, sc
         query, key, value, None, keep_logsumexp, 0.0, is_causal, scale=scale
     )[0]
     return out
+
+
+def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) -> Tensor:
+    del normalized_shape
+    return cast(Tensor, _FusedRMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
 
 
 class _FusedRMSNorm(torch.autograd.Function):
@@ -68,6 +80,35 @@ class _FusedRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x.contiguous()), torch.empty_like(weight), None
+
+
+def _grouped_mm(rows: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
+    """torch's own for bfloat16; it has no other on the meta device."""
+    if rows.dtype == torch.bfloat16:
+        out: Tensor = aten._grouped_mm(rows, weights, offs)
+        return out
+    return cast(Tensor, _GroupedProduct.apply(rows, weights))  # type: ignore[no-untyped-call]
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """What a grouped product allocates: its output, and for backward the two gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        return rows.new_empty(rows.shape[0], weights.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows, weights = ctx.saved_tensors
+        return torch.empty_like(rows), torch.empty_like(weights)
+
+
+_ON_META: dict[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": _attention,
+    "rms_norm": _rms_norm,
+    "grouped_mm": _grouped_mm,
+}
 
 
 class _CompilerStandIn(types.ModuleType):

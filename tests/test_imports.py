@@ -40,9 +40,17 @@ ALLOWED = {
     ),
     "torch_models.layers": "torch torch_models.spec",
     "torch_models.flash_attention": "torch",
-    "torch_models.attention": "torch torch_models.flash_attention torch_models.layers torch_models.spec",
+    "torch_models.recompute": "torch torch_models.errors torch_models.spec",
+    "torch_models.attention": (
+        "torch torch_models.flash_attention torch_models.layers torch_models.recompute torch_models.spec"
+    ),
     "torch_models.moe": "torch torch_models.layers torch_models.spec",
-    "torch_models.decoder": "torch torch_models.attention torch_models.layers torch_models.moe torch_models.spec",
+    "torch_models.decoder": (
+        "torch torch_models.attention torch_models.layers torch_models.moe torch_models.recompute torch_models.spec"
+    ),
+    "torch_models.training": (
+        "torch torch_models.decoder torch_models.layers torch_models.recompute torch_models.spec"
+    ),
     "torch_models.builder": "torch torch_models.decoder torch_models.layers torch_models.spec",
     "torch_models.checkpoint_files": "torch safetensors torch_models.errors",
     "torch_models.checkpoint": "torch torch_models.*",
@@ -84,6 +92,7 @@ ALLOWED = {
     ),
     # What a budget buys.
     "counting.hardware": "msgspec configs torch_models.errors",
+    "counting.precision": "msgspec torch_models.errors",
     "counting.scaling_law": "msgspec torch_models.errors",
     "counting.training_cost": "msgspec counting.counts counting.hardware counting.scaling_law torch_models.errors",
     "counting.design": (
@@ -119,6 +128,8 @@ NEEDS_TORCH = {
     "torch_models.flash_attention",
     "torch_models.layers",
     "torch_models.moe",
+    "torch_models.recompute",
+    "torch_models.training",
     "counting.components",
     "counting.flops",
     "counting.foreign_ops",

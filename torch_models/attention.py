@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torch_models.flash_attention import flash_attention, hidden_positions
 from torch_models.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
+from torch_models.recompute import run
 from torch_models.spec import GroupedQueryAttentionSpec, Kernels, MultiHeadLatentAttentionSpec
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this, whatever the config's rms_norm_eps
@@ -71,6 +72,7 @@ class GroupedQueryAttention(nn.Module):
     """Query heads in equal groups, each group sharing one key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
 
     component = "attention"
+    recompute_core = False  # see recompute.py
 
     def __init__(self, spec: GroupedQueryAttentionSpec, kernels: Kernels) -> None:
         super().__init__()
@@ -100,10 +102,12 @@ class GroupedQueryAttention(nn.Module):
         query = self._rotate(self._project(self.q_proj, self.q_norm, x_BSD), rotary)
         key = self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary)
         value = self._heads(self.v_proj(x_BSD))
-        attended_BSHC = causal_attention(
+        attended_BSHC = run(
+            causal_attention,
             query,
             key,
             value,
+            recompute=self.recompute_core,
             scale=self.scale,
             kernels=self.kernels,
             heads_per_group=self.heads_per_group,
@@ -139,6 +143,7 @@ class MultiHeadLatentAttention(nn.Module):
     """Keys and values expanded from one latent per token (DeepSeek-V2, arXiv 2405.04434, eq. 9-19)."""
 
     component = "attention"
+    recompute_core = False  # see recompute.py
 
     def __init__(self, spec: MultiHeadLatentAttentionSpec, kernels: Kernels) -> None:
         super().__init__()
@@ -161,7 +166,15 @@ class MultiHeadLatentAttention(nn.Module):
         """(B, S, D) -> (B, S, D)."""
         query = self._query(x_BSD, rotary)
         key, value = self._key_value(x_BSD, rotary)
-        attended_BSHC = causal_attention(query, key, value, scale=self.scale, kernels=self.kernels)
+        attended_BSHC = run(
+            causal_attention,
+            query,
+            key,
+            value,
+            recompute=self.recompute_core,
+            scale=self.scale,
+            kernels=self.kernels,
+        )
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 

@@ -4,6 +4,7 @@
 dimension letters is in layers.py; V is vocab_size.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch_models.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from torch_models.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.moe import MixtureOfExperts
+from torch_models.recompute import run
 from torch_models.spec import (
     AttentionSpec,
     FeedForwardSpec,
@@ -55,6 +57,7 @@ class _Block(nn.Module):
 
     self_attn: nn.Module
     mlp: nn.Module
+    recompute_layer = False  # see recompute.py
 
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ class DecoderLayer(_Block):
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D); `rotary` are the tables of this layer's `spec.attention.rotary`."""
-        return self._transform(x_BSD, rotary)
+        return run(self._transform, x_BSD, rotary, recompute=self.recompute_layer)
 
 
 class MultiTokenPredictionLayer(_Block):
@@ -116,6 +119,9 @@ class MultiTokenPredictionLayer(_Block):
         `hidden_BSD` is the hidden state of the previous depth at each position, `next_embedding_BSD` the embedding
         of the token that it should have predicted.
         """
+        return run(self._predict, hidden_BSD, next_embedding_BSD, rotary, recompute=self.recompute_layer)
+
+    def _predict(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         joined = torch.cat((self.enorm(next_embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
         out: Tensor = self.shared_head["norm"](self._transform(self.eh_proj(joined), rotary))
         return out
@@ -130,21 +136,28 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
         self.embedding_scale = spec.embedding_scale
+        self.rotary_specs = tuple({layer.attention.rotary: None for layer in (*spec.layers, *spec.mtp_layers)})
 
-    def forward(self, token_ids_BS: Tensor) -> Tensor:
-        """(B, S) -> (B, S, D)."""
-        x_BSD = self.embed_tokens(token_ids_BS)
-        if self.embedding_scale != 1:
-            x_BSD = x_BSD * self.embedding_scale
-        tables: dict[RotarySpec, RotaryTables] = {}
+    def forward(self, token_ids_BS: Tensor, tables: Mapping[RotarySpec, RotaryTables] | None = None) -> Tensor:
+        """(B, S) -> (B, S, D); `tables` are those of `rotary_tables`, where they have been made already."""
+        if tables is None:
+            tables = self.rotary_tables(token_ids_BS)
+        x_BSD = self.embed(token_ids_BS)
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            rotary = layer.spec.attention.rotary
-            if rotary not in tables:
-                tables[rotary] = rotary_tables(rotary, x_BSD.shape[1], x_BSD.device, x_BSD.dtype)
-            x_BSD = layer(x_BSD, tables[rotary])
+            x_BSD = layer(x_BSD, tables[layer.spec.attention.rotary])
         out: Tensor = self.norm(x_BSD)
         return out
+
+    def embed(self, token_ids_BS: Tensor) -> Tensor:
+        """The residual stream before the first layer, (B, S) -> (B, S, D)."""
+        x_BSD: Tensor = self.embed_tokens(token_ids_BS)
+        return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
+
+    def rotary_tables(self, token_ids_BS: Tensor) -> dict[RotarySpec, RotaryTables]:
+        """The tables of every rotary embedding that the layers use, as long as the sequences."""
+        length, device, dtype = token_ids_BS.shape[1], token_ids_BS.device, self.embed_tokens.weight.dtype
+        return {rotary: rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs}
 
 
 class TokenEmbedding(nn.Embedding):
@@ -175,6 +188,10 @@ class CausalLM(nn.Module):
 
     def forward(self, token_ids_BS: Tensor) -> Tensor:
         """(B, S) -> (B, S, V)."""
-        logits: Tensor = self.lm_head(self.model(token_ids_BS))
+        return self.logits(self.model(token_ids_BS))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of hidden states, (…, D) -> (…, V), bounded where the model bounds them."""
+        logits: Tensor = self.lm_head(hidden)
         cap = self.spec.final_logit_softcap
         return logits if cap is None else (logits / cap).tanh() * cap

@@ -32,6 +32,7 @@ Share = Annotated[float, Meta(gt=0, le=1)]
 Theta = Annotated[float, Meta(ge=2, le=1e12)]
 
 Kernels = Literal["fused", "eager"]
+Recompute = Literal["none", "selective", "full"]  # what a training step computes again for backward
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 NormPlacement = Literal["before", "after", "around"]  # of a block, within its residual connection
 

@@ -1,0 +1,123 @@
+"""In what formats a training run holds its weights, gradients and optimiser state: recipes and optimisers, as data.
+
+A recipe's bytes are per parameter, unsharded: what data parallelism, ZeRO or tensor parallelism divides.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+from torch_models.errors import UserError, show_value
+
+
+class Precision(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes per parameter of each thing that a run holds; an activation has as many as a 16-bit or fp32 weight."""
+
+    name: str
+    description: str
+    weight_bytes: int  # of the weights that the forward pass multiplies with
+    unquantised_weight_bytes: int  # the same, of embedding, head, router and norms, which fp8 recipes leave alone
+    gradient_bytes: int  # as they are accumulated
+    master_bytes: int  # of the copy that the optimiser updates; 0 where it updates the weights themselves
+    moment_bytes: int  # of each moment of the optimiser
+    activation_bytes: int
+    citation: str
+
+    def state_bytes(self, moments: int) -> int:
+        """Per parameter of a layer's matrices, with this many moments: weight, gradient, master copy and moments."""
+        return self.weight_bytes + self.gradient_bytes + self.master_bytes + moments * self.moment_bytes
+
+
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
+    """An optimiser, by how many numbers it remembers of each parameter."""
+
+    name: str
+    moments: int
+    citation: str
+
+
+PRECISIONS = (
+    Precision(
+        name="mixed",
+        description="16-bit weights and gradients, fp32 master weights and moments",
+        weight_bytes=2,
+        unquantised_weight_bytes=2,
+        gradient_bytes=2,
+        master_bytes=4,
+        moment_bytes=4,
+        activation_bytes=2,
+        citation="Micikevicius et al. 2018 (arXiv 1710.03740); 16 bytes: Rajbhandari et al. 2020 (arXiv 1910.02054)",
+    ),
+    Precision(
+        name="mixed-fp32-gradients",
+        description="16-bit weights, gradients accumulated in fp32, fp32 master weights and moments",
+        weight_bytes=2,
+        unquantised_weight_bytes=2,
+        gradient_bytes=4,
+        master_bytes=4,
+        moment_bytes=4,
+        activation_bytes=2,
+        citation="Megatron-LM's accumulate_allreduce_grads_in_fp32; its distributed optimiser's table says 18 bytes",
+    ),
+    Precision(
+        name="bf16",
+        description="weights, gradients and moments in 16 bits, fp16 or bf16",
+        weight_bytes=2,
+        unquantised_weight_bytes=2,
+        gradient_bytes=2,
+        master_bytes=0,
+        moment_bytes=2,
+        activation_bytes=2,
+        citation="torch's optimisers keep their state in the parameter's dtype",
+    ),
+    Precision(
+        name="fp32",
+        description="everything in fp32",
+        weight_bytes=4,
+        unquantised_weight_bytes=4,
+        gradient_bytes=4,
+        master_bytes=0,
+        moment_bytes=4,
+        activation_bytes=4,
+        citation="torch's default dtype",
+    ),
+    Precision(
+        name="fp8",
+        description="fp8 weights of linear layers, fp32 master weights and gradients, bf16 moments",
+        weight_bytes=1,
+        unquantised_weight_bytes=2,
+        gradient_bytes=4,
+        master_bytes=4,
+        moment_bytes=2,
+        activation_bytes=2,
+        citation="DeepSeek-V3 (arXiv 2412.19437), §3.3.1 and §3.3.3",
+    ),
+)
+
+OPTIMIZERS = (
+    Optimizer(name="adamw", moments=2, citation="Loshchilov & Hutter 2019 (arXiv 1711.05101)"),
+    Optimizer(name="sgd", moments=0, citation="without momentum"),
+    Optimizer(name="muon", moments=1, citation="Jordan et al. 2024; one momentum, whatever the parameter's shape"),
+)
+
+DEFAULT_PRECISION, DEFAULT_OPTIMIZER = PRECISIONS[0], OPTIMIZERS[0]
+
+
+def find_precision(name: str) -> Precision:
+    """The recipe called `name`, whatever its case; a UserError lists the known ones."""
+    return _find(PRECISIONS, name, "precision")
+
+
+def find_optimizer(name: str) -> Optimizer:
+    """The optimiser called `name`, whatever its case; a UserError lists the known ones."""
+    return _find(OPTIMIZERS, name, "optimizer")
+
+
+N = TypeVar("N", Precision, Optimizer)
+
+
+def _find(known: tuple[N, ...], name: str, what: str) -> N:
+    for entry in known:
+        if entry.name == name.strip().lower():
+            return entry
+    raise UserError(f"unknown {what} {show_value(name)}: choose from {', '.join(entry.name for entry in known)}")
