@@ -1,230 +1,211 @@
-"""The life of the tensors of attention and of a norm, in closed form; analytic_memory.py runs a whole layer."""
+"""The memory of attention, operation by operation, from its spec alone; analytic_memory.py has the rest of a layer.
 
-from counting.lifetimes import BOOL, HALF, SINGLE, Lifetimes
-from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, MultiHeadLatentAttentionSpec
+The legend of dimension letters is in analytic_memory.py.
+"""
+
+from counting.analytic_memory_blocks import norm
+from counting.tape import BOOL, SINGLE, Array, Gradients, Leaf, Results, Size, Tape
+from counting.tape_ops import (
+    add,
+    batched_product,
+    cast,
+    copy,
+    every_other,
+    join,
+    linear,
+    reordered,
+    repeat,
+    repeat_view,
+    scale,
+    softmax,
+    split,
+    subtract,
+    unary,
+    without_last,
+)
+from torch_models.spec import (
+    AttentionSpec,
+    GroupedQueryAttentionSpec,
+    Kernels,
+    MultiHeadLatentAttentionSpec,
+    Recompute,
+)
 
 FLASH_RANDOM_STATE = 24  # dropout's seed and offset, which the kernel returns though there is no dropout
 EFFICIENT_RANDOM_STATE = 16
 EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its rows of log-sum-exp up to this
 
 
-def norm_memory(
-    memory: Lifetimes,
-    out: str,
-    tokens: int,
-    width: int,
-    kernels: Kernels,
-    *,
-    kept: bool = True,
-    gaps: bool = False,
-    unit_offset: bool = False,
-) -> None:
-    """RMSNorm of rows of `width`; `kept`: backward needs the output; `gaps`: the rows are a part of longer ones."""
-    rows = tokens * width
-    born = memory.keep if kept else memory.new
-    if kernels == "fused":  # keeps its input, which is born elsewhere, and 1 / rms
-        if unit_offset:
-            memory.keep(one_plus_weight=HALF * width)
-        memory.keep(inverse_rms=SINGLE * tokens)
-        if gaps:
-            memory.new(without_gaps=HALF * rows)
-        born(**{out: HALF * rows})
-        if gaps:
-            memory.free("without_gaps")
-        memory.free("inverse_rms")
-        if unit_offset:
-            memory.free("one_plus_weight")
-        return
-    memory.keep(fp32=SINGLE * rows)
-    memory.new(square=SINGLE * rows)
-    memory.new(mean=SINGLE * tokens)
-    memory.free("square")
-    memory.new(mean_plus_eps=SINGLE * tokens)
-    memory.free("mean")
-    memory.keep(inverse_rms=SINGLE * tokens)
-    memory.free("mean_plus_eps")
-    if unit_offset:
-        memory.keep(scaled=SINGLE * rows)
-        memory.new(fp32_weight=SINGLE * width)
-        memory.keep(one_plus_weight=SINGLE * width)
-        memory.free("fp32_weight")
-        memory.new(product=SINGLE * rows)
-        memory.free("scaled", "one_plus_weight")
-        born(**{out: HALF * rows})
-        memory.free("product", "fp32", "inverse_rms")
-        return
-    memory.new(scaled=SINGLE * rows)
-    memory.keep(rounded=HALF * rows)
-    memory.free("scaled")
-    born(**{out: HALF * rows})
-    memory.free("rounded", "fp32", "inverse_rms")
-
-
-def attention_memory(memory: Lifetimes, spec: AttentionSpec, tokens: int, kernels: Kernels, *, keep_out: bool) -> None:
-    """From the normed input to `attention_out`."""
+def attention(tape: Tape, spec: AttentionSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
+    """From the normed input to what is added to the residual stream."""
     if isinstance(spec, GroupedQueryAttentionSpec):
-        heads_per_group = spec.num_attention_heads // spec.num_key_value_heads
-        names = _grouped_projections(memory, spec, tokens, kernels)
-        query_channels, value_channels = spec.head_dim, spec.head_dim
-        grouped: GroupedQueryAttentionSpec | None = spec
+        query, key, value = _grouped_projections(tape, spec, x, tokens, kernels)
+        bias = spec.output_bias
     else:
-        heads_per_group, grouped = 1, None
-        names = _latent_projections(memory, spec, tokens, kernels)
-        query_channels, value_channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim
-    heads = spec.num_attention_heads
-    if kernels == "eager":
-        names += _eager_core(memory, tokens, heads, query_channels, value_channels, heads_per_group, grouped)
-    elif grouped and (grouped.window or grouped.logit_softcap or grouped.sinks):
-        memory.keep(attended=HALF * tokens * heads * value_channels, logsumexp=SINGLE * heads * tokens)
-        memory.free("logsumexp")
-        names += ("attended",)
-    else:
-        names += _fused_core(memory, tokens, heads, query_channels, value_channels)
-    (memory.keep if keep_out else memory.new)(attention_out=HALF * tokens * spec.hidden_size)
-    memory.free(*names)
+        query, key, value = _latent_projections(tape, spec, x, tokens, kernels)
+        bias = spec.bias
+
+    def core(query: Array, key: Array, value: Array) -> Array:
+        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, tokens)
+
+    attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
+    flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, tokens) else None
+    if flattened is None:  # heads come one after the other; the projection reads a token's heads together
+        flattened = copy(tape, attended)
+    width = spec.hidden_size
+    return linear(tape, flattened, tokens, width, bias=_bias(tape, width, x) if bias else None)
 
 
-def _rotate(memory: Lifetimes, out: str, channels: int, *, kept: bool) -> None:
-    """Rotary embedding of `channels` numbers: two halves, each a sum of two products with the angles, joined."""
-    half = HALF * channels // 2
-    for member in ("first", "second"):
-        memory.new(by_cos=half)
-        memory.new(by_sin=half)
-        memory.new(**{member: half})
-        memory.free("by_cos", "by_sin")
-    (memory.keep if kept else memory.new)(**{out: 2 * half})
-    memory.free("first", "second")
+def _by_head(heads: int, tokens: int) -> bool:
+    """Whether a tensor of all tokens of the first head, then of the second … is in another order than by token."""
+    return heads > 1 and tokens > 1
+
+
+def _bias(tape: Tape, width: int, x: Array) -> Leaf:
+    return tape.parameter(width, x.size.width)
+
+
+# --- Projections -----------------------------------------------------------------------------------------------
+
+
+def _rotate(tape: Tape, x: Array, rotated: int, *, interleaved: bool) -> Array:
+    """Rotary embedding of the first `rotated` numbers of `x`: two halves, each of two products with the angles."""
+    if rotated < x.numel:
+        turned, rest = split(tape, x, rotated, x.numel - rotated)
+        return join(tape, _rotate(tape, turned, rotated, interleaved=interleaved), rest)
+    if interleaved:
+        first, second = every_other(tape, x), every_other(tape, x)
+    else:
+        first, second = split(tape, x, rotated // 2, rotated // 2)
+    return join(
+        tape,
+        subtract(tape, scale(tape, first), scale(tape, second)),
+        add(tape, scale(tape, second), scale(tape, first)),
+    )
 
 
 def _grouped_projections(
-    memory: Lifetimes, spec: GroupedQueryAttentionSpec, tokens: int, kernels: Kernels
-) -> tuple[str, ...]:
-    """Query, key and value, which the core keeps; the eager core repeats shared keys and values, and keeps those."""
-    repeated = kernels == "eager" and spec.num_attention_heads > spec.num_key_value_heads
-    for name, heads in (("query", spec.num_attention_heads), ("key", spec.num_key_value_heads)):
-        channels = tokens * heads * spec.head_dim
+    tape: Tape, spec: GroupedQueryAttentionSpec, x: Array, tokens: int, kernels: Kernels
+) -> tuple[Array, Array, Array]:
+    """Query, key and value."""
+
+    def projected(heads: int) -> Array:
+        width = heads * spec.head_dim
+        out = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
         if spec.query_key_norm:
-            (memory.keep if kernels == "fused" else memory.new)(projected=HALF * channels)
             rows = tokens * heads if spec.query_key_norm == "head" else tokens
-            norm_memory(memory, "normed_heads", rows, channels // rows, kernels, kept=False)
-            memory.free("projected")
-            memory.rename("normed_heads", "projected")
-        else:
-            memory.new(projected=HALF * channels)
-        kept = name == "query" or not repeated
-        if spec.rotary.dim == spec.head_dim:
-            _rotate(memory, name, channels, kept=kept)
-        else:  # the other channels pass, and are joined to the rotated ones
-            _rotate(memory, "rotated", tokens * heads * spec.rotary.dim, kept=False)
-            (memory.keep if kept else memory.new)(**{name: HALF * channels})
-            memory.free("rotated")
-        memory.free("projected")
-    (memory.new if repeated else memory.keep)(value=HALF * tokens * spec.num_key_value_heads * spec.head_dim)
-    return "query", "key", "value"
+            out = norm(tape, out, rows, kernels)
+        return out
+
+    def rotated(heads: int) -> Array:
+        return _rotate(tape, projected(heads), tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+
+    query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads)
+    width = spec.num_key_value_heads * spec.head_dim
+    value = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+    copied = kernels == "eager" and _by_head(spec.num_key_value_heads, tokens)
+    return query, key, reordered(tape, value, copied=copied)
 
 
 def _latent_projections(
-    memory: Lifetimes, spec: MultiHeadLatentAttentionSpec, tokens: int, kernels: Kernels
-) -> tuple[str, ...]:
-    """Query and key, and the expansion of the latent that holds the value beside the key's own channels."""
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels
+) -> tuple[Array, Array, Array]:
+    """Query, key and value; the value is a part of what the latent expands to."""
+    query = _latent_query(tape, spec, x, tokens, kernels)
     heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
-    query_row = heads * (spec.qk_nope_head_dim + rope)
-    latent = memory.keep if kernels == "fused" else memory.new  # the fused norm keeps its input, the eager one a copy
+    both = linear(
+        tape, x, tokens, spec.kv_lora_rank + rope, bias=_bias(tape, spec.kv_lora_rank + rope, x) if spec.bias else None
+    )
+    latent, shared = split(tape, both, tokens * spec.kv_lora_rank, tokens * rope)
+    width = heads * (spec.qk_nope_head_dim + spec.v_head_dim)
+    expanded = linear(tape, norm(tape, latent, tokens, kernels, gaps=tokens > 1), tokens, width)
+    own, value = split(tape, expanded, tokens * heads * spec.qk_nope_head_dim, tokens * heads * spec.v_head_dim)
+    rotated = _rotate(tape, shared, tokens * rope, interleaved=spec.rotary.interleaved)
+    return query, join(tape, own, repeat_view(tape, rotated, heads)), value
 
+
+def _latent_query(tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels) -> Array:
+    heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
+    width = heads * (spec.qk_nope_head_dim + rope)
     if spec.q_lora_rank is None:
-        memory.new(projected=HALF * tokens * query_row)
+        query = linear(tape, x, tokens, width)
     else:
-        latent(query_latent=HALF * tokens * spec.q_lora_rank)
-        norm_memory(memory, "normed_latent", tokens, spec.q_lora_rank, kernels)
-        memory.free("query_latent")
-        memory.new(projected=HALF * tokens * query_row)
-        memory.free("normed_latent")
-    _rotate(memory, "rotated", tokens * heads * rope, kept=False)
-    memory.keep(query=HALF * tokens * query_row)
-    memory.free("rotated", "projected")
-
-    latent(latent=HALF * tokens * (spec.kv_lora_rank + rope))
-    norm_memory(memory, "normed_latent", tokens, spec.kv_lora_rank, kernels, gaps=tokens > 1)
-    memory.keep(expanded=HALF * tokens * heads * (spec.qk_nope_head_dim + spec.v_head_dim))
-    memory.free("normed_latent")
-    _rotate(memory, "rotated", tokens * rope, kept=False)
-    memory.keep(key=HALF * tokens * query_row)
-    memory.free("rotated", "latent")
-    return "query", "key", "expanded"
+        bias = _bias(tape, spec.q_lora_rank, x) if spec.bias else None
+        latent = norm(tape, linear(tape, x, tokens, spec.q_lora_rank, bias=bias), tokens, kernels)
+        query = linear(tape, latent, tokens, width)
+        del latent
+    own, turned = split(tape, query, tokens * heads * spec.qk_nope_head_dim, tokens * heads * rope)
+    return join(tape, own, _rotate(tape, turned, tokens * heads * rope, interleaved=spec.rotary.interleaved))
 
 
-def _fused_core(
-    memory: Lifetimes, tokens: int, heads: int, query_channels: int, value_channels: int
-) -> tuple[str, ...]:
-    """Flash attention, or the memory-efficient kernel for unequal head sizes: the output and a log-sum-exp per row."""
-    if query_channels == value_channels:
-        logsumexp, state = SINGLE * heads * tokens, FLASH_RANDOM_STATE
+# --- The core --------------------------------------------------------------------------------------------------
+
+
+def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
+    """One kernel: the output, and the log-sum-exp of each row, from which backward makes the scores again."""
+    heads = spec.num_attention_heads
+    logsumexp, state, sinks = heads * tokens, 0, None
+    if isinstance(spec, MultiHeadLatentAttentionSpec):
+        channels = spec.v_head_dim
+        if spec.qk_nope_head_dim + spec.qk_rope_head_dim == channels:
+            state = FLASH_RANDOM_STATE
+        else:  # torch's memory-efficient kernel
+            padded = -(-tokens // EFFICIENT_ROW_BLOCK) * EFFICIENT_ROW_BLOCK
+            logsumexp, state = (heads * padded if tape.grad_enabled else 0), EFFICIENT_RANDOM_STATE
     else:
-        padded = -(-tokens // EFFICIENT_ROW_BLOCK) * EFFICIENT_ROW_BLOCK
-        logsumexp, state = (SINGLE * heads * padded if memory.grad else 0), EFFICIENT_RANDOM_STATE
-    memory.keep(attended=HALF * tokens * heads * value_channels, logsumexp=logsumexp, state=state)
-    memory.free("logsumexp", "state")
-    return ("attended",)
+        channels = spec.head_dim
+        sinks = tape.parameter(heads, query.size.width) if spec.sinks else None
+        if not (spec.window or spec.logit_softcap or spec.sinks):
+            state = FLASH_RANDOM_STATE
+    out, logsumexps, states = tape.born(
+        Size(tokens * heads * channels, query.size.width), Size(logsumexp, SINGLE), Size(state, 1)
+    )
+    sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
+
+    def derive(gradients: Gradients) -> Results:
+        return [*tape.born(*sizes), *([] if sinks else [None])]
+
+    tape.record([out], [query, key, value, sinks], [query, key, value, out, logsumexps, states], derive)
+    return out
 
 
-def _eager_core(
-    memory: Lifetimes,
-    tokens: int,
-    heads: int,
-    query_channels: int,
-    value_channels: int,
-    heads_per_group: int,
-    spec: GroupedQueryAttentionSpec | None,
-) -> tuple[str, ...]:
-    """Scores, mask and probabilities in memory, each T x T in every head; `spec` where it has options of its own."""
+def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
+    """Scores, mask and probabilities in memory, each S x S in every head."""
+    heads, options = spec.num_attention_heads, spec if isinstance(spec, GroupedQueryAttentionSpec) else None
+    per_group = heads // options.num_key_value_heads if options else 1
+    if per_group > 1:
+        key, value = repeat(tape, key, per_group), repeat(tape, value, per_group)
     square = tokens * tokens
-    if heads_per_group > 1:
-        memory.keep(repeated_key=HALF * tokens * heads * query_channels)
-        memory.keep(repeated_value=HALF * tokens * heads * value_channels)
-    memory.new(product=HALF * heads * square)
-    memory.new(scores=HALF * heads * square)
-    memory.free("product")
-    if spec and spec.logit_softcap:
-        memory.new(ratio=HALF * heads * square)
-        memory.keep(tanh=HALF * heads * square)
-        memory.free("ratio")
-        memory.new(capped=HALF * heads * square)
-        memory.free("tanh", "scores")
-        memory.rename("capped", "scores")
-    _hidden_positions(memory, square, windowed=bool(spec and spec.window))
-    memory.new(masked_scores=HALF * heads * square)
-    memory.free("scores", "hidden")
-    terms = square
-    if spec and spec.sinks:
-        terms = tokens * (tokens + 1)
-        memory.new(with_sinks=HALF * heads * terms)
-    memory.new(fp32_scores=SINGLE * heads * terms)
-    memory.keep(fp32_probabilities=SINGLE * heads * terms)
-    memory.free("fp32_scores")
-    if spec and spec.sinks:
-        memory.free("with_sinks")
-    memory.keep(probabilities=HALF * heads * square)
-    # Heads come one after the other; the projection reads a token's heads together, and keeps that copy.
-    copied = heads > 1 and tokens > 1
-    (memory.new if copied else memory.keep)(attended_by_head=HALF * tokens * heads * value_channels)
-    memory.free("probabilities", "fp32_probabilities", "masked_scores")
-    if heads_per_group > 1:
-        memory.free("repeated_key", "repeated_value")
-    if not copied:
-        return ("attended_by_head",)
-    memory.keep(attended=HALF * tokens * heads * value_channels)
-    return "attended_by_head", "attended"
+    scores = scale(tape, batched_product(tape, query, key, heads * square))
+    if options and options.logit_softcap:
+        scores = scale(tape, unary(tape, scale(tape, scores), keeps_output=True))
+    scores = _masked(tape, scores, _hidden_positions(tape, square, windowed=bool(options and options.window)))
+    if options and options.sinks:
+        sinks = repeat_view(tape, tape.parameter(heads, query.size.width), tokens)
+        probabilities = without_last(tape, softmax(tape, join(tape, scores, sinks)), heads * square)
+    else:
+        probabilities = softmax(tape, scores)
+    return batched_product(tape, cast(tape, probabilities, query.size.width), value, value.numel)
 
 
-def _hidden_positions(memory: Lifetimes, square: int, *, windowed: bool) -> None:
-    """The mask of the future, and of what lies before the window; kept by the masking of the scores."""
-    memory.new(ones=BOOL * square)
-    (memory.new if windowed else memory.keep)(hidden=BOOL * square)
-    memory.free("ones")
-    if windowed:
-        memory.new(ones=BOOL * square)
-        memory.new(before_window=BOOL * square)
-        memory.free("ones")
-        memory.keep(hidden_in_all=BOOL * square)
-        memory.free("hidden", "before_window")
-        memory.rename("hidden_in_all", "hidden")
+def _masked(tape: Tape, scores: Array, hidden: Array) -> Array:
+    out = tape.like(scores.size)
+    size = scores.size
+    tape.record([out], [scores], [hidden], lambda gradients: [tape.like(size)])
+    return out
+
+
+def _hidden_positions(tape: Tape, square: int, *, windowed: bool) -> Array:
+    """The mask of the future, and of what lies before the window."""
+
+    def triangle() -> Array:
+        ones = tape.new(square, BOOL)
+        out = tape.new(square, BOOL)
+        del ones
+        return out
+
+    hidden = triangle()
+    if not windowed:
+        return hidden
+    before_window = triangle()
+    return tape.new(square, BOOL) if before_window else hidden

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from counting.counts import LayerMemory
+
+aten = torch.ops.aten
 
 
 class LiveBytes(TorchDispatchMode):
@@ -27,20 +30,26 @@ class LiveBytes(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
+        _sole_references()  # which cannot be asked for the first time within a backward pass
         for tensor in existing:
             self._follow(tensor)
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if function is aten.add.Tensor and _adds_in_place(*args):
+            function = aten.add_.Tensor
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._follow(leaf)
         if self.live > self.peak:
-            self.peak = self.live
-            self.at_peak = dict(self._bytes)
+            self.watch()
         return out
+
+    def watch(self) -> None:
+        """Look for the peak from here on."""
+        self.peak, self.at_peak = self.live, dict(self._bytes)
 
     def serial(self, tensor: Tensor) -> int:
         """The number of the live storage that `tensor` views."""
@@ -64,6 +73,45 @@ class LiveBytes(TorchDispatchMode):
     def _release(self, key: int, serial: int) -> None:
         self.live -= self._bytes.pop(serial)
         del self._serials[key]
+
+
+def _adds_in_place(total: Tensor, term: object) -> bool:
+    """Whether torch, were it not watched, would add this gradient in place.
+
+    Where gradients meet, the backward pass adds them out of place whenever a mode watches it. Otherwise it adds in
+    place what it alone refers to: a sum that no one else holds and that is no view (torch/csrc/autograd/
+    input_buffer.cpp), and always to the gradient of a parameter (accumulate_grad.h).
+    """
+    node = torch._C._current_autograd_node()
+    if node is None or torch.is_grad_enabled() or not isinstance(term, Tensor) or term.shape != total.shape:
+        return False
+    return node.name() == "torch::autograd::AccumulateGrad" or _references(total) == _sole_references()
+
+
+def _references(tensor: Tensor) -> tuple[int, int]:
+    """To the tensor, and to the storage that it views; the one that this function makes included."""
+    of_tensor: int = tensor._use_count()  # type: ignore[attr-defined]
+    return of_tensor, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+@cache
+def _sole_references() -> tuple[int, int]:
+    """`_references` as a watcher sees them of a sum that the backward pass alone refers to."""
+    found: list[tuple[int, int]] = []
+
+    class Watcher(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is aten.add.Tensor:
+                found.append(_references(args[0]))
+            return function(*args, **(kwargs or {}))
+
+    with torch.enable_grad():
+        x = torch.empty(2, device="meta", requires_grad=True) * 2
+        out = x.sin() * x.cos()
+    with Watcher():  # type: ignore[no-untyped-call]
+        torch.autograd.backward(out, torch.empty_like(out))
+    (references,) = found
+    return references
 
 
 def layer_memory(layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *, grad: bool) -> LayerMemory:

@@ -87,21 +87,22 @@ def _grouped_mm(rows: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
     if rows.dtype == torch.bfloat16:
         out: Tensor = aten._grouped_mm(rows, weights, offs)
         return out
-    return cast(Tensor, _GroupedProduct.apply(rows, weights))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _GroupedProduct.apply(rows, weights, offs))  # type: ignore[no-untyped-call]
 
 
 class _GroupedProduct(torch.autograd.Function):
     """What a grouped product allocates: its output, and for backward the two gradients."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weights)
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights, ends)
         return rows.new_empty(rows.shape[0], weights.shape[2])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        rows, weights = ctx.saved_tensors
-        return torch.empty_like(rows), torch.empty_like(weights)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weights, _ = ctx.saved_tensors
+        weight_gradient = torch.empty_like(weights)  # first, as torch's own
+        return torch.empty_like(rows), weight_gradient, None
 
 
 _ON_META: dict[str, Callable[..., Any]] = {

@@ -87,6 +87,7 @@ def _(
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, sinks, *ctx.options = inputs  # type: ignore[attr-defined]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or a log-sum-exp of zeros would stand in for a gradient that there is not
     ctx.save_for_backward(query, key, value, sinks, *output)  # type: ignore[arg-type]
 
 

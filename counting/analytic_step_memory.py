@@ -1,0 +1,238 @@
+"""The memory of one training step in closed form: forward, loss and backward, operation by operation.
+
+The other witness of `counting.step_memory`; analytic_memory.py has the layers, and says how to read this.
+"""
+
+from collections.abc import Callable
+
+from counting import analytic
+from counting.analytic_memory import layer, transform
+from counting.analytic_memory_blocks import norm
+from counting.counts import Counts
+from counting.step_profile import LayerProfile, StepOptions, StepProfile, Stretch
+from counting.tape import BOOL, LONG, SINGLE, Array, Gradients, Leaf, Results, Size, Tape
+from counting.tape_ops import add, cast, first, join, linear, reshape, scale, split, unary
+from torch_models.spec import LayerSpec, ModelSpec
+
+
+def derive_step(spec: ModelSpec, options: StepOptions) -> StepProfile:
+    """The profile of a step over one sequence, from the sizes in `spec` alone."""
+    return _Step(spec, options).profile()
+
+
+class _Step:
+    """A step of a model with one layer of each kind."""
+
+    def __init__(self, spec: ModelSpec, options: StepOptions) -> None:
+        self.spec = spec
+        self.options = options
+        self.tokens = options.sequence_length
+        self.mtp_layers = spec.mtp_layers if options.mtp else ()
+        self.tape = Tape(grad=True, keeps_gradients=not options.gradients_apart)
+        matrix = spec.vocab_size * spec.hidden_size
+        self.embedding = self.tape.parameter(matrix, options.activation_bytes)
+        self.head = self.embedding if spec.tie_word_embeddings else self.tape.parameter(matrix, options.activation_bytes)
+
+    def profile(self) -> StepProfile:
+        """Forth through the stretches and back."""
+        tape, groups = self.tape, self.spec.layer_groups()
+        clock = _Clock(tape)
+        stream = [self._embed(None)]
+        embedding_forward = clock.stretch()
+        starts, forward, parameters = [tape.position], [], []
+        outside = list(tape.parameters)
+        for layer_spec, _ in groups:
+            tape.parameters.clear()
+            stream.append(self._layer(layer_spec, stream.pop()))
+            forward.append(clock.stretch())
+            starts.append(tape.position)
+            parameters.append(list(tape.parameters))
+        tape.parameters.clear()
+        loss = self._loss(stream)
+        seed = tape.new(1, SINGLE)
+        tape.deliver(loss.edge, seed.again())
+        tape.backward(down_to=starts.pop())
+        loss_stretch = clock.stretch()
+        backward = []
+        while starts:
+            tape.backward(down_to=starts.pop())
+            backward.append(clock.stretch())
+        tape.backward()
+        del seed
+        embedding_backward = clock.stretch()
+        outside += tape.parameters
+        return StepProfile(
+            embedding_forward=embedding_forward,
+            layers=tuple(
+                LayerProfile(
+                    kind=layer_spec.kind,
+                    count=count,
+                    parameters=analytic.parameters(layer_spec).total,
+                    largest_parameter=max(of_layer),
+                    forward=forth,
+                    backward=back,
+                )
+                for (layer_spec, count), of_layer, forth, back in zip(
+                    groups, parameters, forward, reversed(backward), strict=True
+                )
+            ),
+            loss=loss_stretch,
+            embedding_backward=embedding_backward,
+            outside_parameters=self._outside_parameters(),
+            largest_outside_parameter=max(outside),
+            inputs=self._inputs(),
+            buffers=self._buffers(),
+        )
+
+    # --- What stands outside the passes ----------------------------------------------------------------------------
+
+    def _outside_parameters(self) -> int:
+        spec = self.spec
+        in_layers = sum((analytic.parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
+        mtp = analytic.mtp_parameters(spec).total if self.options.mtp else 0
+        return analytic.parameters(spec).total - in_layers.total + mtp
+
+    def _inputs(self) -> int:
+        """Token ids and labels, and cos and sin of half the rotated channels for each rotary embedding."""
+        rotary = {layer.attention.rotary for layer in (*self.spec.layers, *self.spec.mtp_layers)}
+        tables = sum(2 * self.options.activation_bytes * self.tokens * spec.dim // 2 for spec in rotary)
+        return 2 * LONG * self.tokens + tables
+
+    def _buffers(self) -> int:
+        layers = (*self.spec.layers, *self.mtp_layers)
+        return SINGLE * sum(analytic.router_correction_bias(layer) for layer in layers)
+
+    # --- The passes --------------------------------------------------------------------------------------------------
+
+    def _layer(self, spec: LayerSpec, x: Array) -> Array:
+        return layer(self.tape, spec, x, self.tokens, self.options.kernels, self.options.recompute)
+
+    def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
+        return norm(self.tape, x, self.tokens, self.options.kernels, unit_offset=unit_offset)
+
+    def _embed(self, token_ids: Array | None) -> Array:
+        """Rows of the embedding; its gradient is as large as the embedding, whatever rows were read."""
+        tape, of_embedding = self.tape, self.embedding.size
+        x = tape.new(self.tokens * self.spec.hidden_size, self.options.activation_bytes)
+        kept = [] if token_ids is None else [token_ids]
+        tape.record([x], [self.embedding], kept, lambda gradients: [tape.like(of_embedding)])
+        return x if self.spec.embedding_scale == 1 else scale(tape, x)
+
+    def _loss(self, stream: list[Array]) -> Array:
+        """Final norm, head and loss, and those of the multi-token-prediction modules."""
+        tape = self.tape
+        hidden = self._final_norm(stream)
+        loss = self._mean_loss(hidden)
+        labels = None
+        for layer_spec in self.mtp_layers:
+            embedded = self._embed(tape.new(self.tokens, LONG))
+            hidden = self._mtp_layer(layer_spec, hidden, embedded)
+            labels = self._one_further()
+            loss = add(tape, loss, scale(tape, self._mean_loss(hidden, labels)))
+        del labels
+        return loss
+
+    def _final_norm(self, stream: list[Array]) -> Array:
+        x = stream.pop()
+        return self._norm(x, unit_offset=self.spec.norm_unit_offset)
+
+    def _one_further(self) -> Array:
+        last = self.tape.new(1, LONG)
+        labels = self.tape.new(self.tokens, LONG)
+        del last
+        return labels
+
+    def _mtp_layer(self, spec: LayerSpec, hidden: Array, embedded: Array) -> Array:
+        options, tape = self.options, self.tape
+
+        def predict(hidden: Array, embedded: Array) -> Array:
+            joined = join(tape, self._norm(embedded), self._norm(hidden))
+            return self._norm(
+                transform(
+                    tape,
+                    spec,
+                    linear(tape, joined, self.tokens, spec.hidden_size),
+                    self.tokens,
+                    options.kernels,
+                    options.recompute,
+                )
+            )
+
+        if options.recompute == "full":
+            return tape.checkpoint(predict, hidden, embedded)
+        return predict(hidden, embedded)
+
+    def _mean_loss(self, hidden: Array, labels: Array | None = None) -> Array:
+        """The loss summed over the tokens, divided by how many have a label; no `labels` where they are an input."""
+        tape, chunk = self.tape, self.options.loss_chunk
+        rows = reshape(tape, hidden)
+        if chunk is None or chunk >= self.tokens:
+            total = self._summed_loss(rows, *([labels] if labels else []))
+        else:
+            sizes = [min(chunk, self.tokens - start) for start in range(0, self.tokens, chunk)]
+            chunks = split(tape, rows, *(size * self.spec.hidden_size for size in sizes))
+            more = [labels] if labels else []
+            total = self._sum_of([tape.checkpoint(self._summed_loss, part, *more) for part in chunks])
+        labelled = tape.new(self.tokens, BOOL)
+        count = tape.new(1, LONG)
+        del labelled
+        return self._quotient(total, count)
+
+    def _sum_of(self, losses: list[Array]) -> Array:
+        """Stacked, then summed up; the gradient is a view of one number."""
+        tape, count = self.tape, len(losses)
+        stacked = tape.new(count, SINGLE)
+        tape.record([stacked], losses, [], lambda gradients: [first(gradients).view(1) for _ in range(count)])
+        losses.clear()
+        total = tape.new(1, SINGLE)
+        tape.record([total], [stacked], [], lambda gradients: [first(gradients).view(count)])
+        return total
+
+    def _quotient(self, total: Array, count: Array) -> Array:
+        tape = self.tape
+        out = tape.new(1, SINGLE)
+        tape.record([out], [total], [count], lambda gradients: [tape.new(1, SINGLE)])
+        return out
+
+    def _summed_loss(self, hidden: Array, *labels: Array) -> Array:
+        """Logits, in fp32, and their cross-entropy, which keeps the logarithm of the softmax."""
+        tape = self.tape
+        logits = self._logits_in_fp32(hidden)
+        log_probabilities = unary(tape, logits, keeps_output=True)
+        size = log_probabilities.size
+        loss, weight = tape.born(Size(1, SINGLE), Size(1, SINGLE))
+        del logits
+        tape.record([loss], [log_probabilities], [log_probabilities, weight, *labels], lambda gradients: [tape.like(size)])
+        return loss
+
+    def _logits_in_fp32(self, hidden: Array) -> Array:
+        return cast(self.tape, self._logits(hidden), SINGLE)
+
+    def _logits(self, hidden: Array) -> Array:
+        tape, spec = self.tape, self.spec
+        rows = hidden.numel // spec.hidden_size
+        logits = linear(tape, hidden, rows, spec.vocab_size, weight=self.head, flat=True)
+        if spec.final_logit_softcap is None:
+            return logits
+        return scale(tape, unary(tape, scale(tape, logits), keeps_output=True))
+
+
+class _Clock:
+    """Cuts the tape into stretches."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self._start()
+
+    def _start(self) -> None:
+        self.tape.watch()
+        self.live, self.gradients = self.tape.live, self.tape.gradient_bytes
+
+    def stretch(self) -> Stretch:
+        """From the last cut to here."""
+        tape = self.tape
+        stretch = Stretch(
+            peak=tape.peak - self.live, net=tape.live - self.live, gradients=tape.gradient_bytes - self.gradients
+        )
+        self._start()
+        return stretch

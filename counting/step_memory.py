@@ -1,0 +1,141 @@
+"""Measured memory of one training step: real modules run forward and backward on the meta device, storages followed.
+
+One layer of each kind is built, whatever their number; `counting.training_memory` extends what is measured here to the
+whole model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from counting.memory import LiveBytes
+from counting.meta_kernels import cuda_kernels_on_meta
+from counting.parameters import parameter_counts, router_correction_bias
+from counting.step_profile import LayerProfile, StepOptions, StepProfile, Stretch
+from torch_models.builder import build_model, build_mtp_layers
+from torch_models.recompute import set_recompute
+from torch_models.spec import ModelSpec
+from torch_models.training import training_loss
+
+ACTIVATION_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+def measure_step(spec: ModelSpec, options: StepOptions) -> StepProfile:
+    """The profile of a step over one sequence; the caller sees to it that only one measurement runs at a time."""
+    return _Step(spec, options).profile()
+
+
+class _Step:
+    """A model with one layer of each kind, run once forward and backward, with a cut between its stretches."""
+
+    def __init__(self, spec: ModelSpec, options: StepOptions) -> None:
+        self.spec = spec
+        self.options = options
+        self.groups = spec.layer_groups()
+        small = msgspec.structs.replace(
+            spec,
+            layers=tuple(layer for layer, _ in self.groups),
+            mtp_layers=spec.mtp_layers if options.mtp else (),
+        )
+        how: dict[str, Any] = {
+            "device": "meta",
+            "dtype": ACTIVATION_DTYPES[options.activation_bytes],
+            "kernels": options.kernels,
+        }
+        self.model = build_model(small, **how)
+        self.mtp_layers = build_mtp_layers(small, **how)
+        for part in (self.model, self.mtp_layers):
+            set_recompute(part, options.recompute)
+        self.parameters = [p for part in (self.model, self.mtp_layers) for p in part.parameters()]
+        self.stretches: list[Stretch] = []
+
+    def profile(self) -> StepProfile:
+        layers = self.model.model.layers
+        inputs = self._run()
+        count = len(self.groups)
+        embedding_forward, *forward = self.stretches[: count + 1]
+        loss, *backward = self.stretches[count + 1 :]
+        embedding_backward = backward.pop()
+        in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        outside = [parameter for parameter in self.parameters if id(parameter) not in in_layers]
+        biases = [router_correction_bias(layer) * n for layer, (_, n) in zip(layers, self.groups, strict=True)]
+        biases.append(router_correction_bias(self.mtp_layers))
+        return StepProfile(
+            embedding_forward=embedding_forward,
+            layers=tuple(
+                LayerProfile(
+                    kind=layer_spec.kind,
+                    count=number,
+                    parameters=parameter_counts(layer).total,
+                    largest_parameter=max(parameter.numel() for parameter in layer.parameters()),
+                    forward=forth,
+                    backward=back,
+                )
+                for layer, (layer_spec, number), forth, back in zip(
+                    layers, self.groups, forward, reversed(backward), strict=True
+                )
+            ),
+            loss=loss,
+            embedding_backward=embedding_backward,
+            outside_parameters=sum(parameter.numel() for parameter in outside),
+            largest_outside_parameter=max(parameter.numel() for parameter in outside),
+            inputs=inputs,
+            buffers=torch.float32.itemsize * sum(biases),
+        )
+
+    def _run(self) -> int:
+        """Fill in `stretches`; returns the bytes of the step's inputs."""
+        token_ids, labels = (
+            torch.empty(1, self.options.sequence_length, dtype=torch.long, device="meta") for _ in range(2)
+        )
+        decoder = self.model.model
+        tables = decoder.rotary_tables(token_ids)
+        inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
+        existing = [*self.parameters, *self.model.buffers(), *self.mtp_layers.buffers(), *inputs]
+        with cuda_kernels_on_meta(), LiveBytes(existing) as self.tracker:
+            self._start()
+            hooks = [module.register_forward_pre_hook(self._cut_before) for module in (*decoder.layers, decoder.norm)]
+            if self.options.gradients_apart:
+                hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in self.parameters]
+            loss = training_loss(
+                self.model, self.mtp_layers, token_ids, labels, tables=tables, loss_chunk=self.options.loss_chunk
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._cut()
+        for hook in hooks:
+            hook.remove()
+        return sum(tensor.untyped_storage().nbytes() for tensor in inputs)
+
+    def _cut_before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Here on the way forward, and on the way back when the gradient of what goes in is complete."""
+        self._cut()
+        args[0].register_hook(self._cut_backward)
+
+    def _cut_backward(self, gradient: Tensor) -> None:
+        self._cut()
+
+    def _cut(self) -> None:
+        tracker = self.tracker
+        self.stretches.append(
+            Stretch(
+                peak=tracker.peak - self.live,
+                net=tracker.live - self.live,
+                gradients=self._gradient_bytes() - self.gradients,
+            )
+        )
+        self._start()
+
+    def _start(self) -> None:
+        self.tracker.watch()
+        self.live, self.gradients = self.tracker.live, self._gradient_bytes()
+
+    def _gradient_bytes(self) -> int:
+        return sum(p.grad.untyped_storage().nbytes() for p in self.parameters if p.grad is not None)
+
+
+def _let_go(parameter: Tensor) -> None:
+    """What adding a gradient to a buffer of another format leaves of it."""
+    parameter.grad = None
