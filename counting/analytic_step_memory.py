@@ -3,14 +3,12 @@
 The other witness of `counting.step_memory`; analytic_memory.py has the layers, and says how to read this.
 """
 
-from collections.abc import Callable
-
 from counting import analytic
 from counting.analytic_memory import layer, transform
 from counting.analytic_memory_blocks import norm
 from counting.counts import Counts
-from counting.step_profile import LayerProfile, StepOptions, StepProfile, Stretch
-from counting.tape import BOOL, LONG, SINGLE, Array, Gradients, Leaf, Results, Size, Tape
+from counting.step_profile import LayerProfile, ModelStates, StepOptions, StepProfile, Stretch, model_states
+from counting.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.tape_ops import add, cast, first, join, linear, reshape, scale, split, unary
 from torch_models.spec import LayerSpec, ModelSpec
 
@@ -28,10 +26,11 @@ class _Step:
         self.options = options
         self.tokens = options.sequence_length
         self.mtp_layers = spec.mtp_layers if options.mtp else ()
-        self.tape = Tape(grad=True, keeps_gradients=not options.gradients_apart)
+        self.tape = Tape(grad=True, keeps_gradients=not options.precision.gradients_apart)
+        self.width = options.precision.activation_bytes
         matrix = spec.vocab_size * spec.hidden_size
-        self.embedding = self.tape.parameter(matrix, options.activation_bytes)
-        self.head = self.embedding if spec.tie_word_embeddings else self.tape.parameter(matrix, options.activation_bytes)
+        self.embedding = self.tape.parameter(matrix, self.width)
+        self.head = self.embedding if spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
 
     def profile(self) -> StepProfile:
         """Forth through the stretches and back."""
@@ -39,15 +38,11 @@ class _Step:
         clock = _Clock(tape)
         stream = [self._embed(None)]
         embedding_forward = clock.stretch()
-        starts, forward, parameters = [tape.position], [], []
-        outside = list(tape.parameters)
+        starts, forward = [tape.position], []
         for layer_spec, _ in groups:
-            tape.parameters.clear()
             stream.append(self._layer(layer_spec, stream.pop()))
             forward.append(clock.stretch())
             starts.append(tape.position)
-            parameters.append(list(tape.parameters))
-        tape.parameters.clear()
         loss = self._loss(stream)
         seed = tape.new(1, SINGLE)
         tape.deliver(loss.edge, seed.again())
@@ -59,43 +54,46 @@ class _Step:
             backward.append(clock.stretch())
         tape.backward()
         del seed
-        embedding_backward = clock.stretch()
-        outside += tape.parameters
         return StepProfile(
             embedding_forward=embedding_forward,
             layers=tuple(
                 LayerProfile(
                     kind=layer_spec.kind,
                     count=count,
-                    parameters=analytic.parameters(layer_spec).total,
-                    largest_parameter=max(of_layer),
+                    states=self._states(analytic.parameters(layer_spec)),
                     forward=forth,
                     backward=back,
                 )
-                for (layer_spec, count), of_layer, forth, back in zip(
-                    groups, parameters, forward, reversed(backward), strict=True
-                )
+                for (layer_spec, count), forth, back in zip(groups, forward, reversed(backward), strict=True)
             ),
             loss=loss_stretch,
-            embedding_backward=embedding_backward,
-            outside_parameters=self._outside_parameters(),
-            largest_outside_parameter=max(outside),
+            embedding_backward=clock.stretch(),
+            outside_states=self._states(self._outside_parameters()),
+            optimizer_step=self._optimizer_step(),
             inputs=self._inputs(),
             buffers=self._buffers(),
         )
 
     # --- What stands outside the passes ----------------------------------------------------------------------------
 
-    def _outside_parameters(self) -> int:
+    def _outside_parameters(self) -> Counts:
         spec = self.spec
         in_layers = sum((analytic.parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
-        mtp = analytic.mtp_parameters(spec).total if self.options.mtp else 0
-        return analytic.parameters(spec).total - in_layers.total + mtp
+        return analytic.parameters(spec) - in_layers + (analytic.mtp_parameters(spec) if self.mtp_layers else Counts())
+
+    def _states(self, parameters: Counts) -> ModelStates:
+        return model_states(parameters, self.options.precision, self.options.optimizer)
+
+    def _optimizer_step(self) -> int:
+        """Of one parameter after the other, a 16-bit gradient becomes an fp32 one; the update itself is one kernel."""
+        precision = self.options.precision
+        converts = precision.master_bytes and not precision.gradients_apart
+        return precision.master_bytes * max(self.tape.parameters) if converts else 0
 
     def _inputs(self) -> int:
         """Token ids and labels, and cos and sin of half the rotated channels for each rotary embedding."""
         rotary = {layer.attention.rotary for layer in (*self.spec.layers, *self.spec.mtp_layers)}
-        tables = sum(2 * self.options.activation_bytes * self.tokens * spec.dim // 2 for spec in rotary)
+        tables = sum(2 * self.width * self.tokens * spec.dim // 2 for spec in rotary)
         return 2 * LONG * self.tokens + tables
 
     def _buffers(self) -> int:
@@ -113,7 +111,7 @@ class _Step:
     def _embed(self, token_ids: Array | None) -> Array:
         """Rows of the embedding; its gradient is as large as the embedding, whatever rows were read."""
         tape, of_embedding = self.tape, self.embedding.size
-        x = tape.new(self.tokens * self.spec.hidden_size, self.options.activation_bytes)
+        x = tape.new(self.tokens * self.spec.hidden_size, self.width)
         kept = [] if token_ids is None else [token_ids]
         tape.record([x], [self.embedding], kept, lambda gradients: [tape.like(of_embedding)])
         return x if self.spec.embedding_scale == 1 else scale(tape, x)
@@ -202,7 +200,9 @@ class _Step:
         size = log_probabilities.size
         loss, weight = tape.born(Size(1, SINGLE), Size(1, SINGLE))
         del logits
-        tape.record([loss], [log_probabilities], [log_probabilities, weight, *labels], lambda gradients: [tape.like(size)])
+        tape.record(
+            [loss], [log_probabilities], [log_probabilities, weight, *labels], lambda gradients: [tape.like(size)]
+        )
         return loss
 
     def _logits_in_fp32(self, hidden: Array) -> Array:

@@ -67,6 +67,18 @@ def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) -> T
     return cast(Tensor, _FusedRMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
 
 
+@contextlib.contextmanager
+def fused_optimizers_on_meta() -> Iterator[None]:
+    """Within it, torch's optimisers take `fused=True` for meta parameters, as they do for CUDA's."""
+    module: Any = sys.modules["torch.optim.optimizer"]  # no attribute of torch.optim
+    devices = module._get_fused_kernels_supported_devices
+    module._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]
+    try:
+        yield
+    finally:
+        module._get_fused_kernels_supported_devices = devices
+
+
 class _FusedRMSNorm(torch.autograd.Function):
     """What CUDA's fused RMSNorm allocates: the output, and 1 / rms per row in fp32, which backward reads."""
 
@@ -129,6 +141,12 @@ class _CompilerStandIn(types.ModuleType):
             return disabled(*args, **kwargs)
 
         return call
+
+    # What torch's checkpointing and its optimisers ask of the compiler, answered as if it were not at work.
+    config = types.SimpleNamespace(error_on_nested_fx_trace=True)
+
+    def graph_break(self) -> None:
+        """Nothing is being compiled that could be broken off."""
 
 
 COMPILER = "torch._dynamo"

@@ -23,6 +23,17 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes: int
     citation: str
 
+    @property
+    def gradients_apart(self) -> bool:
+        """Whether each gradient is added to a buffer in another format as soon as it is there, and let go."""
+        return self.gradient_bytes != self.activation_bytes
+
+    @property
+    def measurable(self) -> bool:
+        """Whether torch runs it on the meta device: one format for all weights, and moments in that of the update."""
+        updated_bytes = self.master_bytes or self.weight_bytes
+        return self.weight_bytes == self.activation_bytes and self.moment_bytes == updated_bytes
+
     def state_bytes(self, moments: int) -> int:
         """Per parameter of a layer's matrices, with this many moments: weight, gradient, master copy and moments."""
         return self.weight_bytes + self.gradient_bytes + self.master_bytes + moments * self.moment_bytes

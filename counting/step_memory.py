@@ -4,23 +4,25 @@ One layer of each kind is built, whatever their number; `counting.training_memor
 whole model.
 """
 
-from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
+from counting.counts import Counts
 from counting.memory import LiveBytes
 from counting.meta_kernels import cuda_kernels_on_meta
+from counting.optimizer_memory import Update
 from counting.parameters import parameter_counts, router_correction_bias
-from counting.step_profile import LayerProfile, StepOptions, StepProfile, Stretch
+from counting.step_profile import LayerProfile, ModelStates, StepOptions, StepProfile, Stretch, model_states
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.recompute import set_recompute
 from torch_models.spec import ModelSpec
 from torch_models.training import training_loss
 
-ACTIVATION_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
 
 
 def measure_step(spec: ModelSpec, options: StepOptions) -> StepProfile:
@@ -42,7 +44,7 @@ class _Step:
         )
         how: dict[str, Any] = {
             "device": "meta",
-            "dtype": ACTIVATION_DTYPES[options.activation_bytes],
+            "dtype": DTYPES[options.precision.activation_bytes],
             "kernels": options.kernels,
         }
         self.model = build_model(small, **how)
@@ -59,8 +61,14 @@ class _Step:
         embedding_forward, *forward = self.stretches[: count + 1]
         loss, *backward = self.stretches[count + 1 :]
         embedding_backward = backward.pop()
-        in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        outside = [parameter for parameter in self.parameters if id(parameter) not in in_layers]
+        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        outside = [parameter for parameter in self.parameters if id(parameter) not in inside]
+        if self.options.precision.measurable:
+            states = self._states([*(list(layer.parameters()) for layer in layers), outside])
+        else:
+            in_layers = [parameter_counts(layer) for layer in layers]
+            everything = parameter_counts(self.model) + parameter_counts(self.mtp_layers)
+            states = self._states_by_recipe([*in_layers, sum(in_layers, Counts()) * -1 + everything])
         biases = [router_correction_bias(layer) * n for layer, (_, n) in zip(layers, self.groups, strict=True)]
         biases.append(router_correction_bias(self.mtp_layers))
         return StepProfile(
@@ -69,19 +77,18 @@ class _Step:
                 LayerProfile(
                     kind=layer_spec.kind,
                     count=number,
-                    parameters=parameter_counts(layer).total,
-                    largest_parameter=max(parameter.numel() for parameter in layer.parameters()),
+                    states=of_layer,
                     forward=forth,
                     backward=back,
                 )
-                for layer, (layer_spec, number), forth, back in zip(
-                    layers, self.groups, forward, reversed(backward), strict=True
+                for (layer_spec, number), of_layer, forth, back in zip(
+                    self.groups, states[:-1], forward, reversed(backward), strict=True
                 )
             ),
             loss=loss,
             embedding_backward=embedding_backward,
-            outside_parameters=sum(parameter.numel() for parameter in outside),
-            largest_outside_parameter=max(parameter.numel() for parameter in outside),
+            outside_states=states[-1],
+            optimizer_step=self.optimizer_step,
             inputs=inputs,
             buffers=torch.float32.itemsize * sum(biases),
         )
@@ -98,16 +105,41 @@ class _Step:
         with cuda_kernels_on_meta(), LiveBytes(existing) as self.tracker:
             self._start()
             hooks = [module.register_forward_pre_hook(self._cut_before) for module in (*decoder.layers, decoder.norm)]
-            if self.options.gradients_apart:
+            if self.options.precision.gradients_apart:
                 hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in self.parameters]
             loss = training_loss(
                 self.model, self.mtp_layers, token_ids, labels, tables=tables, loss_chunk=self.options.loss_chunk
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self._cut()
         for hook in hooks:
             hook.remove()
         return sum(tensor.untyped_storage().nbytes() for tensor in inputs)
+
+    def _states(self, groups: list[list[nn.Parameter]]) -> list[ModelStates]:
+        """Of each group of parameters, and `optimizer_step`, from steps of the optimiser."""
+        precision, optimizer = self.options.precision, self.options.optimizer
+        parameters = [parameter for group in groups for parameter in group]
+        update = Update(parameters, precision, optimizer)
+        self.optimizer_step = update.peak
+        rows = iter(zip(parameters, update.gradients, update.masters, update.moments, strict=True))
+        states = []
+        for group in groups:
+            weights, gradients, masters, moments = zip(*islice(rows, len(group)), strict=True)
+            states.append(
+                ModelStates(
+                    weights=sum(weight.untyped_storage().nbytes() for weight in weights),
+                    gradients=sum(gradients),
+                    masters=sum(masters),
+                    moments=sum(moments),
+                )
+            )
+        return states
+
+    def _states_by_recipe(self, counts: list[Counts]) -> list[ModelStates]:
+        """Of formats in which torch neither multiplies nor updates on the meta device: by measured parameters alone."""
+        self.optimizer_step = 0
+        return [model_states(count, self.options.precision, self.options.optimizer) for count in counts]
 
     def _cut_before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Here on the way forward, and on the way back when the gradient of what goes in is complete."""

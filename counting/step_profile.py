@@ -1,13 +1,13 @@
 """What both witnesses say of the memory of one training step: stretch by stretch, for one layer of each kind.
 
-`counting.step_memory` measures a `StepProfile` and `counting.analytic_step_memory` derives it; `counting.training_memory`
-extends it to the whole model. Torch-free.
+`counting.step_memory` measures a `StepProfile`, `counting.analytic_step_memory` derives it, and
+`counting.training_memory` extends it to the whole model. Torch-free.
 """
-
-from typing import Literal
 
 import msgspec
 
+from counting.counts import Counts
+from counting.precision import Optimizer, Precision
 from torch_models.spec import Kernels, Recompute
 
 
@@ -17,8 +17,8 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     sequence_length: int
     kernels: Kernels
     recompute: Recompute
-    activation_bytes: Literal[2, 4]
-    gradients_apart: bool  # each gradient is added to a buffer of its own format as soon as it is there, and let go
+    precision: Precision
+    optimizer: Optimizer
     mtp: bool
     loss_chunk: int | None  # tokens whose logits are in memory at a time; None for all
 
@@ -34,13 +34,32 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     gradients: int = 0
 
 
+class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a run holds for its parameters from one step to the next; gradients once all have arrived."""
+
+    weights: int
+    gradients: int
+    masters: int
+    moments: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.weights + self.gradients + self.masters + self.moments
+
+    def __add__(self, other: "ModelStates") -> "ModelStates":
+        return ModelStates(**{f: getattr(self, f) + getattr(other, f) for f in self.__struct_fields__})
+
+    def __mul__(self, factor: int) -> "ModelStates":
+        return ModelStates(**{f: getattr(self, f) * factor for f in self.__struct_fields__})
+
+
 class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
     """One distinct decoder layer, of which the model has `count`."""
 
     kind: str
     count: int
-    parameters: int
-    largest_parameter: int  # numbers in the largest tensor
+    states: ModelStates
     forward: Stretch
     backward: Stretch
 
@@ -48,7 +67,7 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
 class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     """The step's stretches in order: embedding, layers, head and loss forth and back, layers, embedding.
 
-    `outside_parameters` are all that stand in no decoder layer: embedding, final norm, head, and, where they are
+    `outside_states` are of all that stands in no decoder layer: embedding, final norm, head, and, where they are
     trained, the multi-token-prediction modules, whose passes are a part of `loss`.
     """
 
@@ -56,7 +75,23 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerProfile, ...]
     loss: Stretch
     embedding_backward: Stretch
-    outside_parameters: int
-    largest_outside_parameter: int
+    outside_states: ModelStates
+    optimizer_step: int  # bytes of what the optimiser makes on the way, at its worst moment
     inputs: int  # bytes of token ids, labels and rotary tables, which are there throughout
     buffers: int  # bytes of what no optimiser updates
+
+
+# fp8 recipes quantise the linear layers of attention and feed-forward alone.
+QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
+
+
+def model_states(parameters: Counts, precision: Precision, optimizer: Optimizer) -> ModelStates:
+    """What a recipe holds for these parameters; the scales of quantised blocks, 1 / 4096 of them, left out."""
+    quantised = sum(getattr(parameters, component) for component in QUANTISED)
+    total = parameters.total
+    return ModelStates(
+        weights=precision.weight_bytes * quantised + precision.unquantised_weight_bytes * (total - quantised),
+        gradients=precision.gradient_bytes * total,
+        masters=precision.master_bytes * total,
+        moments=optimizer.moments * precision.moment_bytes * total,
+    )
