@@ -164,8 +164,8 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
     """Through transformers, which is imported here and nowhere else."""
     if kernels != "fused":
         raise UserError(
-            f"kernels = {show_value(kernels)}: {foreign.model_type} goes through transformers, and is measured with "
-            "fused attention only"
+            f"kernels = {show_value(kernels)}: {foreign.model_type or 'its family'} goes through transformers, and is "
+            "measured with fused attention only"
         )
     from counting.foreign_config import read_foreign
 

@@ -28,8 +28,11 @@ ALLOWED = {
     "torch_models.spec": "msgspec torch_models.errors",
     "torch_models.checkpoint_names": "torch",  # for a type; see NEEDS_TORCH
     "torch_models.families": "",
+    "torch_models.known_fields": "",
+    "torch_models.config_file": "configs torch_models.errors",
     "torch_models.config": (
-        "msgspec configs torch_models.checkpoint_names torch_models.errors torch_models.families torch_models.spec"
+        "msgspec torch_models.checkpoint_names torch_models.config_file torch_models.errors torch_models.families"
+        " torch_models.known_fields torch_models.spec"
     ),
     "torch_models.rope_fields": "msgspec torch_models.config torch_models.errors torch_models.spec",
     "torch_models.common_fields": (
@@ -67,8 +70,12 @@ ALLOWED = {
         " counting.parameters"
     ),
     # Of families without modules and formulas: from transformers, which is imported on this path alone.
-    "counting.foreign_config": "msgspec transformers counting.foreign_share torch_models.config torch_models.errors",
-    "counting.foreign_share": "torch transformers counting.meta_kernels",
+    "counting.foreign_fields": "transformers torch_models.errors torch_models.known_fields",
+    "counting.foreign_config": (
+        "msgspec transformers counting.foreign_fields counting.foreign_share torch_models.config torch_models.errors"
+        " torch_models.known_fields"
+    ),
+    "counting.foreign_share": "torch transformers counting.flops",
     "counting.foreign_ops": "torch counting.flops",
     "counting.foreign_structure": "torch torch_models.errors",
     "counting.through_transformers": (

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.checkpoint_files import DTYPE_BYTES, StoredTensor, stored_tensors, stream
 from torch_models.checkpoint_names import Place, StoredName, is_irrelevant, parts_of, place_of
-from torch_models.config import family, read_config, spec_from_fields
+from torch_models.config import family, spec_from_fields
+from torch_models.config_file import read_config
 from torch_models.decoder import CausalLM
 from torch_models.errors import CheckpointError, ConfigError
 from torch_models.spec import Kernels, ModelSpec

@@ -10,7 +10,8 @@ import torch
 import torch_models
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, build_mtp, read_spec
-from torch_models.config import FAMILIES, read_config, spec_from_fields
+from torch_models.config import FAMILIES, spec_from_fields
+from torch_models.config_file import read_config
 from torch_models.spec import ModelSpec
 
 CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
-from torch_models.config import EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS, read_spec, spec_from_fields
+from torch_models.config import read_spec, spec_from_fields
 from torch_models.errors import ConfigError, UserError
+from torch_models.known_fields import EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.spec import LinearRopeScaling, Llama3RopeScaling, ModelSpec, RotarySpec, YarnRopeScaling
 
 WriteConfig = Callable[[str], Path]
