@@ -92,6 +92,7 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
     "olmo2-biases": OLMO2 | {"attention_bias": True},
+    "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
     "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
     "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
     "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
