@@ -46,7 +46,7 @@ ALLOWED = {
     "torch_models.attention": "torch torch_models.flash_attention torch_models.layers torch_models.spec",
     "torch_models.moe": "torch torch_models.layers torch_models.spec",
     "torch_models.decoder": "torch torch_models.attention torch_models.layers torch_models.moe torch_models.spec",
-    "torch_models.builder": "torch torch_models.decoder torch_models.layers torch_models.spec",
+    "torch_models.builder": ("torch torch_models.decoder torch_models.errors torch_models.layers torch_models.spec"),
     "torch_models.checkpoint_files": "torch safetensors torch_models.errors",
     "torch_models.checkpoint": "torch torch_models.*",
     # What it costs by formula: from the spec, blind to the modules.
