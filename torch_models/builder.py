@@ -22,7 +22,8 @@ def check_placement(device: torch.device | str, dtype: torch.dtype | None) -> No
     if dtype not in (None, *DTYPES):
         raise UserError(f"dtype = {show_value(str(dtype))}: must be one of {', '.join(map(str, DTYPES))}")
     try:
-        torch.empty(0, device=torch.device(device))
+        if torch.device(device).type not in ("cpu", "meta"):
+            torch.empty(0, device=device)
     except (AssertionError, RuntimeError, TypeError):  # AssertionError: torch was built without the device
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         here = f"cpu, meta or {found.type} (0 to {torch.accelerator.device_count() - 1})" if found else "cpu or meta"
