@@ -181,7 +181,7 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
         conventions,
         dtype="bfloat16",
         kernels=kernels if all(layer.memory for layer in counts.layers) else None,
-        notes=(*FOREIGN_NOTES, f"Built as {counts.built_as}."),
+        notes=(*FOREIGN_NOTES, *model.notes, f"Built as {counts.built_as}."),
     )
     agreement = compare_counters(model.name, counts)
     return _analysis(model, "measured, no formula", conventions, counts, agreement)

@@ -43,6 +43,7 @@ class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
     sequence_length: int | None
     sequence_length_source: str | None
     defaulted_fields: tuple[str, ...]  # "field = value" for what the config left to transformers
+    notes: tuple[str, ...]  # what the config has and transformers does not build
 
 
 def read_foreign(foreign: ForeignConfig) -> ForeignModel:
@@ -87,6 +88,7 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         sequence_length=length,
         sequence_length_source=source,
         defaulted_fields=tuple(_defaulted(fields, config)),
+        notes=tuple(_left_out(fields, config_class)),
     )
 
 
@@ -126,6 +128,16 @@ def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
         value = value_of(field, config)
         if fields.get(field) is None and value is not None:
             yield f"{field} = {show_value(value)}"
+
+
+def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
+    """What stands beside the model in published checkpoints, and is no part of what transformers builds."""
+    field = "num_nextn_predict_layers"
+    if fields.get(field) and field not in declared_fields(config_class):
+        yield (
+            f"Multi-token prediction ({field} = {show_value(fields[field])}) is not counted: transformers does not "
+            "build it with the model."
+        )
 
 
 def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:

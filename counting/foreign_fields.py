@@ -18,6 +18,7 @@ _ROTARY = "turns keys and queries, which multiplies no matrices"
 _REPEATED = "repeats another field"
 _KERNEL = "chooses a kernel, not a product"
 _OLD_CODE = "only the family's first code read it"
+_CHOICE = "says which experts a token visits, not how many"
 
 # Fields of published configs that no class of transformers declares and that change no count; with the reason.
 IRRELEVANT_FOREIGN_FIELDS = {
@@ -35,6 +36,11 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "masked_softmax_fusion": _KERNEL,
     "skip_bias_add": _KERNEL,
     "skip_bias_add_qkv": _KERNEL,
+    "scale_attention_softmax_in_fp32": _KERNEL,
+    "layer_norm_epsilon": "keeps a norm from dividing by zero",
+    "scoring_func": _CHOICE,
+    "topk_method": _CHOICE,
+    "num_nextn_predict_layers": "multi-token prediction stands beside the model; the report says that it is left out",
     "offset_alibi": _OLD_CODE,
     "activation_function": "multiplies no matrices",
     "unk_token_id": "names a token, not a size",
@@ -46,8 +52,17 @@ FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "activation_dropout": 0.0,
     "apply_residual_connection_post_layernorm": False,
     "attention_bias": False,
+    "layer_switch": 4,
     "mlp_type": "default",
+    "moe_layer_freq": 1,
     "norm_type": "layer_norm",
+    "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj",
+    "scale_attn_weights": True,
+    "use_embedding_sharing": True,
+    "use_gated_activation": True,
+    "use_parallel_block": True,
+    "use_parallel_embedding": True,
 }
 
 _STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the other way round than in published files

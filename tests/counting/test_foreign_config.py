@@ -11,6 +11,7 @@ import transformers
 
 from counting.analysis import analyze
 from counting.foreign_config import ForeignModel, read_foreign
+from counting.foreign_fields import FIXED_FOREIGN_FIELDS
 from tests.counting.test_through_transformers import FAMILIES, GPT2, SMALL, without
 from torch_models.config import ForeignConfig, model_from_fields, read_model
 from torch_models.errors import ConfigError, UserError
@@ -142,6 +143,58 @@ def test_a_derived_field_that_differs_is_refused_with_both_values(
 def test_an_older_name_that_a_class_reads_has_its_effect() -> None:
     types = model_of(model_type="gemma3_text", **GEMMA3, sliding_window_pattern=2).config.layer_types
     assert types == ["sliding_attention", "full_attention"] * 3
+
+
+# What published configs hold beside what the class declares.
+OF_PUBLISHED: dict[str, dict[str, Any]] = {
+    "cohere2": {
+        "cache_implementation": "hybrid",
+        "layer_switch": 4,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "sliding_window_pattern": 4,
+        "use_embedding_sharing": True,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+        "use_parallel_embedding": True,
+    },
+    "deepseek_v32": {
+        "ep_size": 1,
+        "moe_layer_freq": 1,
+        "num_nextn_predict_layers": 1,
+        "quantization_config": {"quant_method": "fp8"},
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    },
+    "gemma3_text": {"cache_implementation": "hybrid", "rope_local_base_freq": 10000, "sliding_window_pattern": 6},
+    "starcoder2": {
+        "activation_function": "gelu",
+        "attention_softmax_in_fp32": True,
+        "layer_norm_epsilon": 1e-05,
+        "mlp_type": "default",
+        "norm_type": "layer_norm",
+        "scale_attention_softmax_in_fp32": True,
+        "scale_attn_weights": True,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", OF_PUBLISHED)
+def test_fields_of_published_configs_are_known(model_type: str) -> None:
+    fields = FAMILIES[model_type][0]
+    config = model_of(model_type=model_type, **fields).config
+    published = model_of(model_type=model_type, **fields, **OF_PUBLISHED[model_type]).config
+    assert published.to_dict().items() >= config.to_dict().items()
+    for switch in OF_PUBLISHED[model_type].keys() & FIXED_FOREIGN_FIELDS.keys():
+        with pytest.raises(ConfigError, match=f"{switch} = 'another': transformers' .* has no such field"):
+            model_of(model_type=model_type, **fields, **OF_PUBLISHED[model_type] | {switch: "another"})
+
+
+def test_multi_token_prediction_that_is_left_out_is_said() -> None:
+    (note,) = model_of(model_type="deepseek_v32", **V32, num_nextn_predict_layers=2).notes
+    assert note.startswith("Multi-token prediction (num_nextn_predict_layers = 2) is not counted")
+    assert model_of(model_type="deepseek_v32", **V32, num_nextn_predict_layers=0).notes == ()
 
 
 def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
