@@ -76,9 +76,8 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
         _refuse_other_mixers(model_type, config)
         check_fields(passed_on, config)
-    heads = value_of("num_attention_heads", config)
-    if heads and "num_key_value_heads" in declared_fields(config_class) and config.num_key_value_heads is None:
-        config.num_key_value_heads = heads  # as is documented for all, and as not every class does itself
+    if vars(config).get("num_key_value_heads", 0) is None:  # documented so for all, and not done by every class
+        config.num_key_value_heads = config.num_attention_heads
     length, source = _sequence_length(fields, config)
     return ForeignModel(
         name=foreign.name,

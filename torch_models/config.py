@@ -176,6 +176,10 @@ def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
     others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
     if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
         return fields
+    for field in (fields.keys() & inner.keys()) - IRRELEVANT_FIELDS.keys() - {"model_type"}:
+        if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
+            rule = f"stands beside text_config as {show_value(fields[field])}; make them agree"
+            raise ConfigError(f"text_config.{field}", inner[field], rule)
     names_itself = "model_type" in inner or "architectures" in inner
     left = {"text_config", "model_type", "architectures"} if names_itself else {"text_config"}
     return {field: value for field, value in fields.items() if field not in left} | inner

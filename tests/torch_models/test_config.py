@@ -293,6 +293,8 @@ def test_a_config_nested_in_text_config() -> None:
         "text_config": without(without(LLAMA, "model_type"), "architectures"),
     }
     assert spec_from_fields(unnamed, "x").layers == spec_from_fields(LLAMA, "x").layers
+    with pytest.raises(ConfigError, match=r"text_config\.hidden_size = 64: stands beside text_config as 32; make them"):
+        spec_from_fields(nested | {"hidden_size": 32}, "x")
     with pytest.raises(ConfigError, match="model_type = 'wrapper': is not known"):
         spec_from_fields(nested | {"vision_config": {"hidden_size": 4}}, "x")
 
