@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
+from counting import foreign_share
 from counting.analysis import analyze
 from counting.foreign_config import ForeignModel, read_foreign
 from counting.foreign_fields import FIXED_FOREIGN_FIELDS
@@ -100,6 +101,15 @@ def test_every_form_of_a_refused_config_is_refused_alike(tmp_path: Path) -> None
             analyze(saved("mamba2", tmp_path, whole=whole), sequence_length=64)  # it holds an infinity
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+def test_a_share_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("no numbers on this device")
+
+    monkeypatch.setattr(foreign_share, "_operations", fails)
+    with pytest.raises(ConfigError, match=f"{STATE}.*; the share of these steps could not be measured: the code does"):
+        model_of(model_type="mamba2")
 
 
 # --- Fields that a class derives, keeps or passes over ---------------------------------------------------------

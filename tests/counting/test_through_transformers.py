@@ -208,7 +208,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {},
         rf"{STATE}.*; of the first layer .* elementwise steps are [\d,]+ of [\d,]+ operations \([\d.]+%\)",
     ),
-    "mamba whose code does not run": ("mamba", {}, rf"{STATE}.*"),
+    "the first mamba": ("mamba", {}, rf"{STATE}.* elementwise steps are "),
     "linear attention": ("qwen3_next", {}, f"linear_attention layers {STATE}"),
     "experts computed densely": (
         "llama4_text",
