@@ -164,8 +164,8 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
     """Through transformers, which is imported here and nowhere else."""
     if kernels != "fused":
         raise UserError(
-            f"kernels = {show_value(kernels)}: {foreign.model_type} goes through transformers, and is measured with "
-            "fused attention only"
+            f"kernels = {show_value(kernels)}: {foreign.model_type or 'its family'} goes through transformers, and is "
+            "measured with fused attention only"
         )
     from counting.foreign_config import read_foreign
 
@@ -181,7 +181,7 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
         conventions,
         dtype="bfloat16",
         kernels=kernels if all(layer.memory for layer in counts.layers) else None,
-        notes=(*FOREIGN_NOTES, f"Built as {counts.built_as}."),
+        notes=(*FOREIGN_NOTES, *model.notes, f"Built as {counts.built_as}."),
     )
     agreement = compare_counters(model.name, counts)
     return _analysis(model, "measured, no formula", conventions, counts, agreement)

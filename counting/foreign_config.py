@@ -4,8 +4,6 @@ Nothing is downloaded and no remote code is run: the configuration class is one 
 """
 
 import contextlib
-import dataclasses
-import difflib
 import io
 import logging
 import os
@@ -15,48 +13,14 @@ from typing import Any
 
 import msgspec
 
-from torch_models.config import ALIASES, FAMILIES, FIXED_FIELDS, IRRELEVANT_FIELDS, ForeignConfig
+from counting.foreign_fields import check_fields, declared_fields, under_own_names, value_of
+from torch_models.config import FAMILIES, ForeignConfig, architectures_in
 from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS
 
 EXTRA = "transformers"
 
-_ROTARY = "turns keys and queries, which multiplies no matrices"
-_REPEATED = "repeats another field"
-_KERNEL = "chooses a kernel, not a product"
-_OLD_CODE = "only the family's first code read it"
-
-# Fields of published configs that no class of transformers declares and that change no count; with the reason.
-IRRELEVANT_FOREIGN_FIELDS = {
-    "n_ctx": _REPEATED,
-    "seq_length": _REPEATED,
-    "max_sequence_length": "is the sequence length that is analysed",
-    "rope_theta": _ROTARY,
-    "rope_scaling": _ROTARY,
-    "rope_local_base_freq": _ROTARY,
-    "rotary_emb_base": _ROTARY,
-    "rotary_pct": _ROTARY,
-    "partial_rotary_factor": _ROTARY,
-    "attention_softmax_in_fp32": _KERNEL,
-    "bias_dropout_fusion": _KERNEL,
-    "masked_softmax_fusion": _KERNEL,
-    "skip_bias_add": _KERNEL,
-    "skip_bias_add_qkv": _KERNEL,
-    "offset_alibi": _OLD_CODE,
-    "activation_function": "multiplies no matrices",
-    "unk_token_id": "names a token, not a size",
-}
-
-# Undeclared switches of published configs, with the one value that says what transformers builds anyway.
-FIXED_FOREIGN_FIELDS: dict[str, object] = {
-    "_remove_final_layer_norm": False,
-    "activation_dropout": 0.0,
-    "apply_residual_connection_post_layernorm": False,
-    "attention_bias": False,
-    "mlp_type": "default",
-    "norm_type": "layer_norm",
-}
-
-# What a layer may do with its tokens; any other kind (state spaces, linear attention) is refused by name.
+# What a layer may do with its tokens; any other kind is refused by name.
 ATTENTION_KINDS = {
     "attention",
     "full_attention",
@@ -66,6 +30,7 @@ ATTENTION_KINDS = {
     "global",
     "local",
 }
+STATE_KINDS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"}
 
 
 class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +43,7 @@ class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
     sequence_length: int | None
     sequence_length_source: str | None
     defaulted_fields: tuple[str, ...]  # "field = value" for what the config left to transformers
+    notes: tuple[str, ...]  # what the config has and transformers does not build
 
 
 def read_foreign(foreign: ForeignConfig) -> ForeignModel:
@@ -93,38 +59,25 @@ def read_foreign(foreign: ForeignConfig) -> ForeignModel:
 
 
 def _read(foreign: ForeignConfig) -> ForeignModel:
-    native = ", ".join(FAMILIES)
-    model_type = foreign.model_type
     with quiet():
-        try:
-            from transformers.models.auto import modeling_auto as known
-            from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-        except ImportError:
-            raise ConfigError(
-                "model_type",
-                model_type,
-                f"is not known here; must be one of {native}, or a family of transformers, which is not "
-                f"installed: pip install 'model-training-cost-analysis[{EXTRA}]'",
-            ) from None
-        if model_type not in CONFIG_MAPPING:
-            raise ConfigError(
-                "model_type", model_type, f"is not known; must be one of {native}, and transformers has no such family"
-            )
-        config_class = CONFIG_MAPPING[model_type]
-    _refuse_contradictions(
-        foreign.fields, ALIASES | {own: standard for standard, own in config_class.attribute_map.items()}
-    )
-    fields = {ALIASES.get(field, field): value for field, value in foreign.fields.items()}
-    _refuse_contradictions(fields, config_class.attribute_map)
+        known, config_classes = _what_transformers_knows(foreign)
+        model_type = foreign.model_type or _model_type(foreign, known, config_classes)
+        if model_type not in config_classes:
+            rule = f"is not known; must be one of {', '.join(FAMILIES)}, and transformers has no such family"
+            raise ConfigError("model_type", model_type, rule)
+        config_class = config_classes[model_type]
+    fields = under_own_names(foreign.fields, config_class) | {"model_type": model_type}
     _refuse_other_models(model_type, config_class, fields, known)
-    passed_on = {f: v for f, v in fields.items() if f not in ("torch_dtype", "quantization_config")}
+    passed_on = {field: value for field, value in fields.items() if field not in ("dtype", "quantization_config")}
     with quiet():
         try:
             config = config_class.from_dict(passed_on)
         except Exception as error:  # transformers' own checks raise whatever they like
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
-    declared = _check_fields(fields, config)
-    _refuse_other_mixers(model_type, config)
+        _refuse_other_mixers(model_type, config)
+        check_fields(passed_on, config)
+    if vars(config).get("num_key_value_heads", 0) is None:  # documented so for all, and not done by every class
+        config.num_key_value_heads = config.num_attention_heads
     length, source = _sequence_length(fields, config)
     return ForeignModel(
         name=foreign.name,
@@ -133,20 +86,57 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         config=config,
         sequence_length=length,
         sequence_length_source=source,
-        defaulted_fields=tuple(
-            f"{field} = {show_value(getattr(config, field, None))}"
-            for field in sorted(declared - fields.keys() - IRRELEVANT_FIELDS.keys() - FIXED_FIELDS.keys())
-            if getattr(config, field, None) is not None
-            and not {alias for alias, standard in config_class.attribute_map.items() if standard == field} & set(fields)
-        ),
+        defaulted_fields=tuple(_defaulted(fields, config)),
+        notes=tuple(_left_out(fields, config_class)),
     )
 
 
-def _refuse_contradictions(fields: dict[str, Any], aliases: dict[str, str]) -> None:
-    """A field under two names must have one value."""
-    for alias, standard in aliases.items():
-        if alias in fields and standard in fields and fields[alias] != fields[standard]:
-            raise ConfigError(alias, fields[alias], f"is another name of {standard}, which is {fields[standard]}")
+def _what_transformers_knows(foreign: ForeignConfig) -> tuple[Any, Any]:
+    """Its tables of families' models and of their configurations, or an error that says what to install."""
+    try:
+        from transformers.models.auto import modeling_auto
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError:
+        field = "model_type" if foreign.model_type else "architectures"
+        rule = (
+            f"is not known here; must be one of {', '.join(FAMILIES)}, or a family of transformers, which is not "
+            f"installed: pip install 'model-training-cost-analysis[{EXTRA}]'"
+        )
+        raise ConfigError(field, foreign.fields.get(field), rule) from None
+    return modeling_auto, CONFIG_MAPPING
+
+
+def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
+    """The family of a config that names none, by its `architectures`."""
+    named = architectures_in(foreign.fields)
+    found = {
+        config_classes[model_type].model_type  # several names may stand for one configuration
+        for model_type, architecture in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        if architecture in named
+    }
+    if len(found) != 1:
+        names = f"may be {' or '.join(sorted(found))}" if found else "are no causal language model of transformers"
+        raise ConfigError("architectures", named, f"{names}; give model_type, which is missing")
+    return str(found.pop())
+
+
+def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
+    """What the config leaves to transformers of the family's own fields, as "field = value"."""
+    own = declared_fields(type(config)) - declared_fields(type(config).__mro__[1])
+    for field in sorted(own - IRRELEVANT_FIELDS.keys() - FIXED_FIELDS.keys()):
+        value = value_of(field, config)
+        if fields.get(field) is None and value is not None:
+            yield f"{field} = {show_value(value)}"
+
+
+def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
+    """What stands beside the model in published checkpoints, and is no part of what transformers builds."""
+    field = "num_nextn_predict_layers"
+    if fields.get(field) and field not in declared_fields(config_class):
+        yield (
+            f"Multi-token prediction ({field} = {show_value(fields[field])}) is not counted: transformers does not "
+            "build it with the model."
+        )
 
 
 def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:
@@ -171,46 +161,25 @@ def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, A
         raise ConfigError(
             "model_type", model_type, "is an encoder unless is_decoder is true; only decoders are measured"
         )
-
-
-def _check_fields(fields: dict[str, Any], config: Any) -> set[str]:
-    """The fields of the family's own that change a model; refuses one that transformers passed over.
-
-    What a class takes without declaring it, such as an older name, it uses up; what it does not know, it keeps.
-    """
-    config_class = type(config)
-    base = {field.name for field in dataclasses.fields(config_class.__mro__[1])}
-    declared = {field.name for field in dataclasses.fields(config_class)}
-    known = (
-        {"model_type"}
-        | declared
-        | set(config_class.attribute_map)
-        | IRRELEVANT_FIELDS.keys()
-        | IRRELEVANT_FOREIGN_FIELDS.keys()
-    )
-    for field, value in fields.items():
-        if field in FIXED_FIELDS and field != "is_decoder" and value != FIXED_FIELDS[field]:
-            raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are measured")
-        fixed = FIXED_FIELDS | FIXED_FOREIGN_FIELDS
-        harmless = value is None or field in known or (field in fixed and value == fixed[field])
-        if not harmless and hasattr(config, field):
-            close = difflib.get_close_matches(field, declared, n=1, cutoff=0.8)
-            hint = f"did you mean {close[0]}?" if close else "if it does not change the architecture, remove it"
-            rule = f"transformers' {config_class.__name__} has no such field; {hint}"
-            raise ConfigError(field, value, rule)
-    return declared - base
+    expected = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    for architecture in architectures_in(fields):
+        if architecture != expected:
+            rule = f"is not what model_type {model_type} is measured as, which is {expected}"
+            raise ConfigError("architectures", architecture, rule)
 
 
 def _refuse_other_mixers(model_type: str, config: Any) -> None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-    other = sorted({str(kind) for kind in kinds} - ATTENTION_KINDS)
-    if other:
-        and_so_on = ", ".join(other)
+    other = {str(kind) for kind in kinds} - ATTENTION_KINDS
+    with_state = ", ".join(sorted(other & STATE_KINDS))
+    if with_state:
         from counting.foreign_share import share_of_elementwise_steps
 
-        with quiet():
-            share = share_of_elementwise_steps(config)
-        raise ConfigError("model_type", model_type, f"{no_count_of(f'its {and_so_on} layers')}; {share}")
+        share = share_of_elementwise_steps(config)
+        raise ConfigError("model_type", model_type, f"{no_count_of(f'its {with_state} layers')}; {share}")
+    if other:
+        rule = f"is made of layers whose kind is not known here: {', '.join(sorted(other))}"
+        raise ConfigError("model_type", model_type, rule)
 
 
 def no_count_of(mixer: str) -> str:

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from counting.meta_kernels import without_compiler
+from counting.flops import dispatched_grouped_mm
 
 TOKENS = 256
-LAYERS = 2
+_PRODUCTS = {torch.ops.aten._grouped_mm: dispatched_grouped_mm}
 
 
 class _ElementwiseSteps(TorchDispatchMode):
@@ -24,31 +24,45 @@ class _ElementwiseSteps(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        if function._overloadpacket not in flop_registry and not function.is_view:
+        op = function._overloadpacket
+        if op not in flop_registry and op not in _PRODUCTS and not function.is_view:
             written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
             self.operations += sum(tensor.numel() for tensor in written)
         return out
 
 
 def share_of_elementwise_steps(config: Any) -> str:
-    """A sentence with the share, measured on a few layers by transformers' reference code on the meta device.
+    """A sentence with the share, measured on the first layers by transformers' reference code on the meta device.
 
-    Where that does not run there, a sentence that says so.
+    There are as many of them as it takes to have one of each kind. Where the code does not run there, the sentence
+    says so.
     """
     from transformers import AutoModelForCausalLM
 
+    kinds = list(getattr(config, "layer_types", None) or [None])
     few = copy.deepcopy(config)
-    few.num_hidden_layers = min(LAYERS, config.num_hidden_layers)
-    try:
-        with torch.device("meta"), without_compiler(), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(few, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-            tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
-            with FlopCounterMode(display=False) as products, _ElementwiseSteps() as steps:
-                model(tokens, use_cache=False)
-    except Exception:  # whatever the reference code raises on a device without numbers
-        return "the share of these steps could not be measured: the code does not run on the meta device"
-    total = products.get_total_flops() + steps.operations
-    return (
-        f"of {few.num_hidden_layers} layers and the head at {TOKENS} tokens, elementwise steps are "
-        f"{steps.operations:,} of {total:,} operations ({steps.operations / total:.2%}), one for each number written"
-    )
+    few.num_hidden_layers = count = 1 + max(kinds.index(kind) for kind in set(kinds))
+    for masked in (False, True):  # where the code would look at the mask's numbers, it is given one
+        try:
+            products, steps = _operations(AutoModelForCausalLM, few, masked)
+        except Exception:  # whatever the reference code raises on a device without numbers
+            continue
+        return (
+            f"of {f'the first {count} layers' if count > 1 else 'the first layer'} at {TOKENS} tokens, elementwise "
+            f"steps are {steps:,} of {products + steps:,} operations ({steps / (products + steps):.2%}), one for each "
+            "number written"
+        )
+    return "the share of these steps could not be measured: the code does not run on the meta device"
+
+
+def _operations(auto_model: Any, config: Any, masked: bool) -> tuple[int, int]:
+    """FLOPs of the products and numbers written by all else, in one forward pass without the head."""
+    with torch.device("meta"), torch.no_grad():
+        model = auto_model.from_config(config, dtype=torch.bfloat16).eval()
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("grouped_mm")
+        tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
+        mask = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool) if masked else None
+        with FlopCounterMode(display=False, custom_mapping=_PRODUCTS) as products, _ElementwiseSteps() as steps:
+            model.base_model(tokens, attention_mask=mask, use_cache=False)
+    return products.get_total_flops(), steps.operations

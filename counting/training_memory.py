@@ -16,8 +16,8 @@ from torch_models.spec import ModelSpec
 NOTES = (
     "One sequence on one device, nothing sharded. Gradients are let go after each step (set_to_none), unless they are "
     "accumulated in buffers of another format, which stay.",
-    "Gradients that meet are added in place where torch does so. Optimisers are torch's: AdamW's fused kernel, and SGD's "
-    "loop; with master weights one parameter is updated after the other. Step counters are left out.",
+    "Gradients that meet are added in place where torch does so. Optimisers are torch's: AdamW's fused kernel, and "
+    "SGD's loop; with master weights one parameter is updated after the other. Step counters are left out.",
     "muon is counted as one momentum for each parameter; what orthogonalising it takes on the way is not.",
     "fp8 follows DeepSeek-V3's recipe for weights, gradients and optimiser state, by formula from measured parameters; "
     "activations are counted in 16 bits, where the recipe keeps some in fp8, so they are an upper bound.",

@@ -28,8 +28,11 @@ ALLOWED = {
     "torch_models.spec": "msgspec torch_models.errors",
     "torch_models.checkpoint_names": "torch",  # for a type; see NEEDS_TORCH
     "torch_models.families": "",
+    "torch_models.known_fields": "",
+    "torch_models.config_file": "configs torch_models.errors",
     "torch_models.config": (
-        "msgspec configs torch_models.checkpoint_names torch_models.errors torch_models.families torch_models.spec"
+        "msgspec torch_models.checkpoint_names torch_models.config_file torch_models.errors torch_models.families"
+        " torch_models.known_fields torch_models.spec"
     ),
     "torch_models.rope_fields": "msgspec torch_models.config torch_models.errors torch_models.spec",
     "torch_models.common_fields": (
@@ -51,18 +54,32 @@ ALLOWED = {
     "torch_models.training": (
         "torch torch_models.decoder torch_models.layers torch_models.recompute torch_models.spec"
     ),
-    "torch_models.builder": "torch torch_models.decoder torch_models.layers torch_models.spec",
+    "torch_models.builder": ("torch torch_models.decoder torch_models.errors torch_models.layers torch_models.spec"),
     "torch_models.checkpoint_files": "torch safetensors torch_models.errors",
     "torch_models.checkpoint": "torch torch_models.*",
     # What it costs by formula: from the spec, blind to the modules.
     "counting": "",
     "counting.counts": "msgspec",
     "counting.analytic": "msgspec counting.counts torch_models.spec",
-    "counting.lifetimes": "",
-    "counting.analytic_memory_attention": "counting.counts counting.lifetimes torch_models.spec",
-    "counting.analytic_memory": (
-        "counting.analytic counting.analytic_memory_attention counting.counts counting.lifetimes torch_models.spec"
+    "counting.tape": "",
+    "counting.tape_ops": "counting.tape",
+    "counting.analytic_memory_blocks": "counting.tape counting.tape_ops torch_models.spec",
+    "counting.analytic_memory_attention": (
+        "counting.analytic_memory_blocks counting.tape counting.tape_ops torch_models.spec"
     ),
+    "counting.analytic_memory_experts": (
+        "counting.analytic_memory_blocks counting.tape counting.tape_ops torch_models.spec"
+    ),
+    "counting.analytic_memory": (
+        "counting.analytic counting.analytic_memory_attention counting.analytic_memory_blocks"
+        " counting.analytic_memory_experts counting.counts counting.tape counting.tape_ops torch_models.spec"
+    ),
+    "counting.step_profile": "msgspec counting.counts counting.precision torch_models.spec",
+    "counting.analytic_step_memory": (
+        "counting.analytic counting.analytic_memory counting.analytic_memory_blocks counting.counts"
+        " counting.step_profile counting.tape counting.tape_ops torch_models.spec"
+    ),
+    "counting.training_memory": "msgspec counting.step_profile torch_models.spec",
     "counting.derived": "msgspec counting.analytic counting.analytic_memory counting.counts torch_models.spec",
     # What it costs as measured: from the modules, blind to the formulas.
     "counting.components": "torch torch_models.* counting.counts",
@@ -70,13 +87,22 @@ ALLOWED = {
     "counting.parameters": "torch torch_models.* counting.components counting.counts",
     "counting.flops": "torch fvcore torch_models.* counting.components counting.counts counting.meta_kernels",
     "counting.memory": "torch torch_models.* counting.components counting.counts counting.meta_kernels",
+    "counting.optimizer_memory": "torch counting.memory counting.meta_kernels counting.precision",
+    "counting.step_memory": (
+        "torch msgspec torch_models.* counting.counts counting.memory counting.meta_kernels counting.optimizer_memory"
+        " counting.parameters counting.step_profile"
+    ),
     "counting.measured": (
         "torch msgspec torch_models.* counting.counts counting.flops counting.memory counting.meta_kernels"
         " counting.parameters"
     ),
     # Of families without modules and formulas: from transformers, which is imported on this path alone.
-    "counting.foreign_config": "msgspec transformers counting.foreign_share torch_models.config torch_models.errors",
-    "counting.foreign_share": "torch transformers counting.meta_kernels",
+    "counting.foreign_fields": "transformers torch_models.errors torch_models.known_fields",
+    "counting.foreign_config": (
+        "msgspec transformers counting.foreign_fields counting.foreign_share torch_models.config torch_models.errors"
+        " torch_models.known_fields"
+    ),
+    "counting.foreign_share": "torch transformers counting.flops",
     "counting.foreign_ops": "torch counting.flops",
     "counting.foreign_structure": "torch torch_models.errors",
     "counting.through_transformers": (
@@ -138,7 +164,9 @@ NEEDS_TORCH = {
     "counting.measured",
     "counting.memory",
     "counting.meta_kernels",
+    "counting.optimizer_memory",
     "counting.parameters",
+    "counting.step_memory",
     "counting.through_transformers",
 }
 SLOW = ["fvcore", "numpy", "rich", "safetensors", "torch", "transformers"]

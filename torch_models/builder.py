@@ -7,8 +7,27 @@ import torch
 from torch import nn
 
 from torch_models.decoder import CausalLM, MultiTokenPredictionLayer
+from torch_models.errors import UserError, show_value
 from torch_models.layers import RMSNorm
 from torch_models.spec import Kernels, ModelSpec, check_kernels
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_placement(device: torch.device | str, dtype: torch.dtype | None) -> None:
+    """Refuse a device that is not here, and a dtype in which no model can be built, with what may be given instead.
+
+    `dtype` is one of `DTYPES`, or None for fp32. Raises `UserError`.
+    """
+    if dtype not in (None, *DTYPES):
+        raise UserError(f"dtype = {show_value(str(dtype))}: must be one of {', '.join(map(str, DTYPES))}")
+    try:
+        if torch.device(device).type not in ("cpu", "meta"):
+            torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError):  # AssertionError: torch was built without the device
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        here = f"cpu, meta or {found.type} (0 to {torch.accelerator.device_count() - 1})" if found else "cpu or meta"
+        raise UserError(f"device = {show_value(str(device))}: is not here; must be {here}") from None
 
 
 def build_model(
@@ -19,11 +38,13 @@ def build_model(
     kernels: Kernels = "fused",
     initializer_range: float | None = 0.02,
 ) -> CausalLM:
-    """The main model of `spec`; on the meta device it has shapes and no memory.
+    """The main model of `spec`, in fp32 unless `dtype` is given; on the meta device it has shapes and no memory.
 
     Where `initializer_range` is None the weights are whatever the memory held, for a checkpoint to overwrite.
+    Raises `UserError` for kernels, a device or a dtype that cannot be.
     """
     check_kernels(kernels)
+    check_placement(device, dtype)
     with _creation(device, dtype or torch.float32):
         model = CausalLM(spec, kernels)
     if initializer_range is not None:
@@ -44,6 +65,7 @@ def build_mtp_layers(
     `initializer_range` is as for `build_model`.
     """
     check_kernels(kernels)
+    check_placement(device, dtype)
     with _creation(device, dtype or torch.float32):
         layers = nn.ModuleList(MultiTokenPredictionLayer(layer, kernels) for layer in spec.mtp_layers)
     if initializer_range is not None:

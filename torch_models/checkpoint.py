@@ -12,10 +12,11 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torch_models.builder import build_model, build_mtp_layers
+from torch_models.builder import build_model, build_mtp_layers, check_placement
 from torch_models.checkpoint_files import DTYPE_BYTES, StoredTensor, stored_tensors, stream
 from torch_models.checkpoint_names import Place, StoredName, is_irrelevant, parts_of, place_of
-from torch_models.config import family, read_config, spec_from_fields
+from torch_models.config import family, spec_from_fields
+from torch_models.config_file import read_config
 from torch_models.decoder import CausalLM
 from torch_models.errors import CheckpointError, ConfigError
 from torch_models.spec import Kernels, ModelSpec
@@ -52,6 +53,7 @@ def load_checkpoint(
 
     Raises `UserError` (a `ValueError`): `ConfigError` for config.json, `CheckpointError` for what the files hold.
     """
+    check_placement(device, dtype)
     checkpoint = _read(folder)
     spec, stored = checkpoint.spec, checkpoint.stored
     # A tied tensor has two names. Files hold it under one, mostly the embedding's, or a copy under each.
@@ -83,6 +85,7 @@ def load_mtp_checkpoint(
     All else is as for `load_checkpoint`. The layers use the main model's embedding and head, of which published
     checkpoints store copies: those are passed over.
     """
+    check_placement(device, dtype)
     checkpoint = _read(folder)
     spec = checkpoint.spec
 

@@ -1,4 +1,4 @@
-"""Fields that several families share, as specs: grouped-query attention, the gated MLP, which layers have a window."""
+"""Fields that several families share, as specs: attention, the gated MLP, experts, which layers have a window."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,15 @@ from typing import Any
 from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
 from torch_models.rope_fields import rotary_spec
-from torch_models.spec import Activation, GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, check_width
+from torch_models.spec import (
+    Activation,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    RouterSpec,
+    check_width,
+)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -79,6 +87,48 @@ def window_by_layer(config: Any, window: int | None, is_local: Callable[[int], b
     if window is None and SLIDING in types:
         raise ConfigError("sliding_window", None, f"must be given, since layer_types has {SLIDING}")
     return [window if kind == SLIDING else None for kind in types]
+
+
+def softmax_router(config: Any, num_experts: int, *, norm_topk_prob: bool, **options: Any) -> RouterSpec:
+    """A router that weighs the chosen experts by the softmax over all; `options` are further fields of the spec.
+
+    Without options all experts are one group, and the weights are not scaled.
+    """
+    plain = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
+    return RouterSpec(
+        hidden_size=config.hidden_size,
+        num_experts=num_experts,
+        top_k=config.num_experts_per_tok,
+        scoring="softmax",
+        norm_topk_prob=norm_topk_prob,
+        correction_bias=False,
+        **plain | options,
+    )
+
+
+def sigmoid_mixture(config: Any) -> MixtureOfExpertsSpec:
+    """DeepSeek-V3's mixture (arXiv 2412.19437, §2.1.2), by its fields: sigmoid scores, groups, a correction bias."""
+    router = RouterSpec(
+        hidden_size=config.hidden_size,
+        num_experts=config.n_routed_experts,
+        top_k=config.num_experts_per_tok,
+        scoring="sigmoid",
+        n_group=config.n_group,
+        topk_group=config.topk_group,
+        norm_topk_prob=config.norm_topk_prob,
+        routed_scaling_factor=config.routed_scaling_factor,
+        correction_bias=True,
+    )
+    return mixture_with_shared_experts(config, router)
+
+
+def mixture_with_shared_experts(config: Any, router: RouterSpec) -> MixtureOfExpertsSpec:
+    """Experts of `moe_intermediate_size` behind a router, `n_shared_experts` of them for every token."""
+    return MixtureOfExpertsSpec(
+        router=router,
+        expert=gated_mlp(config, config.moe_intermediate_size),
+        shared_experts=shared_experts(config, config.n_shared_experts, config.moe_intermediate_size),
+    )
 
 
 def shared_experts(config: FamilyConfig, count: int | None, intermediate_size: int) -> GatedMLPSpec | None:

@@ -1,18 +1,15 @@
-"""config.json in Hugging Face's format -> ModelSpec: strict JSON, checked fields, nothing unknown passed over.
+"""The fields of a config.json in Hugging Face's format -> ModelSpec: checked, nothing unknown passed over.
 
 A family module has a `Config`, the fields that it understands with their rules, and `model_spec(config, name)`.
-Fields that change nothing here are listed with the reason; any other field is refused, because a field that this
-program does not understand may change the architecture.
+Fields that change nothing here are listed in `known_fields.py` with the reason; any other field is refused, because
+a field that this program does not understand may change the architecture.
 """
 
 import difflib
 import importlib
-import importlib.resources
-import json
 import os
 import pkgutil
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hints
@@ -21,7 +18,9 @@ import msgspec
 
 from torch_models import families
 from torch_models.checkpoint_names import SEPARATE_EXPERTS, StoredName
-from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.config_file import read_config
+from torch_models.errors import ConfigError, show_value
+from torch_models.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.spec import (
     Activation,
     Epsilon,
@@ -38,114 +37,7 @@ from torch_models.spec import (
 # The families: each is one module, named as its model_type.
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
-# Names that course and tool configs use -> Hugging Face's.
-ALIASES = {
-    "num_layers": "num_hidden_layers",
-    "dtype": "torch_dtype",
-    "experts_per_token": "num_experts_per_tok",
-    "sliding_window_size": "sliding_window",
-    "num_mtp_layers": "num_nextn_predict_layers",
-}
-
-# GPT-2's names, which configs made by hand take over.
-GPT_2_NAMES = {
-    "n_layer": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "n_positions": "max_position_embeddings",
-}
-
-# The number of routed experts has three names; a family knows one of them, and reads the others as it.
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-
 CAUSAL_LM = "ForCausalLM"
-MAX_CONFIG_BYTES = 4_000_000
-_TOKENS = "names a token, not a size"
-_GENERATION = "steers generation, not training"
-_BOOKKEEPING = "says who wrote the file"
-
-# Fields that change no parameter, FLOP or byte that is counted here, with the reason.
-IRRELEVANT_FIELDS: dict[str, str] = {
-    "generation_config": _GENERATION,
-    "_source": "says where the file's numbers come from",
-    "_name_or_path": _BOOKKEEPING,
-    "architectures": "repeats the family",
-    "auto_map": "points to remote code, which is never run",
-    "transformers_version": _BOOKKEEPING,
-    "torch_dtype": "counts are for 16-bit numbers, whatever the checkpoint is stored in",
-    "quantization_config": "says how the checkpoint is stored; the trained model is the same",
-    "initializer_range": "sets first values, not shapes",
-    "use_cache": _GENERATION,
-    "cache_implementation": _GENERATION,
-    "transformers.js_config": "of another framework",
-    "unsloth_fixed": _BOOKKEEPING,
-    "_attn_implementation_autoset": "chooses a kernel; the analysis states its own",
-    "bos_token_id": _TOKENS,
-    "eos_token_id": _TOKENS,
-    "pad_token_id": _TOKENS,
-    "sep_token_id": _TOKENS,
-    "decoder_start_token_id": _TOKENS,
-    "forced_bos_token_id": _TOKENS,
-    "forced_eos_token_id": _TOKENS,
-    "begin_suppress_tokens": _TOKENS,
-    "suppress_tokens": _TOKENS,
-    "bad_words_ids": _GENERATION,
-    "pretraining_tp": "splits products without changing their sum",
-    "ep_size": "says how experts were spread over devices",
-    "router_aux_loss_coef": "weighs a balance loss, which multiplies no matrices",
-    "aux_loss_alpha": "weighs a balance loss, which multiplies no matrices",
-    "seq_aux": "chooses the balance loss, which multiplies no matrices",
-    "output_attentions": "asks for outputs",
-    "output_hidden_states": "asks for outputs",
-    "output_router_logits": "asks for outputs",
-    "return_dict": "asks for outputs",
-    "return_dict_in_generate": "asks for outputs",
-    "output_scores": "asks for outputs",
-    "gradient_checkpointing": "the analysis states its own",
-    "id2label": "labels of a classifier",
-    "label2id": "labels of a classifier",
-    "problem_type": "labels of a classifier",
-    "num_labels": "labels of a classifier",
-    "finetuning_task": "labels of a classifier",
-    "task_specific_params": _GENERATION,
-    "tokenizer_class": "the tokenizer is not part of the model",
-    "prefix": _GENERATION,
-    "torchscript": "asks for another execution, not another model",
-    "chunk_size_feed_forward": "splits products without changing their sum",
-    "do_sample": _GENERATION,
-    "early_stopping": _GENERATION,
-    "temperature": _GENERATION,
-    "top_p": _GENERATION,
-    "typical_p": _GENERATION,
-    "max_length": _GENERATION,
-    "min_length": _GENERATION,
-    "num_beams": _GENERATION,
-    "num_beam_groups": _GENERATION,
-    "num_return_sequences": _GENERATION,
-    "diversity_penalty": _GENERATION,
-    "length_penalty": _GENERATION,
-    "repetition_penalty": _GENERATION,
-    "encoder_no_repeat_ngram_size": _GENERATION,
-    "no_repeat_ngram_size": _GENERATION,
-    "exponential_decay_length_penalty": _GENERATION,
-    "remove_invalid_values": _GENERATION,
-    "tf_legacy_loss": "of another framework",
-    "use_bfloat16": "of another framework",
-}
-
-# Architecture switches of the common base class and of published files: only the value that changes nothing.
-FIXED_FIELDS: dict[str, object] = {
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "tie_encoder_decoder": False,
-    "pruned_heads": {},
-    "is_llama_config": True,
-    "rope_interleaved": False,
-    "use_mrope": False,
-    "use_bidirectional_attention": False,
-}
 
 
 class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,7 +96,7 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     source: str  # the file, or whatever else errors shall name
-    model_type: str
+    model_type: str | None  # None: it must be read from `architectures`, by whoever knows these
     fields: dict[str, Any]
 
 
@@ -245,17 +137,21 @@ def _read(path_or_name: str | os.PathLike[str], parse: Callable[[dict[str, Any],
 
 
 def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
-    """The model of these fields: a spec where `model_type` is native, else the fields as they are."""
+    """The model of these fields: a spec where their family is native, else the fields as they are."""
     fields = _text_part(fields)
-    model_type = fields.get("model_type")
-    if isinstance(model_type, str) and model_type not in FAMILIES:
+    model_type, architectures = fields.get("model_type"), architectures_in(fields)
+    if model_type is None:
+        is_foreign = bool(architectures) and not any(map(_family_of, architectures))
+    else:
+        is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
+    if is_foreign:
         return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields)
     return spec_from_fields(fields, name)
 
 
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     """The model that the fields of a config.json describe."""
-    fields = _renamed(_text_part(fields), ALIASES | GPT_2_NAMES)
+    fields = _renamed(_text_part(fields), ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
     for expert_count in set(EXPERT_COUNTS) & set(known):
@@ -280,10 +176,13 @@ def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
     others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
     if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
         return fields
-    around = {field: value for field, value in fields.items() if field not in ("text_config", "architectures")}
-    if "model_type" in inner or "architectures" in inner:
-        around.pop("model_type", None)
-    return around | inner
+    for field in (fields.keys() & inner.keys()) - IRRELEVANT_FIELDS.keys() - {"model_type"}:
+        if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
+            rule = f"stands beside text_config as {show_value(fields[field])}; make them agree"
+            raise ConfigError(f"text_config.{field}", inner[field], rule)
+    names_itself = "model_type" in inner or "architectures" in inner
+    left = {"text_config", "model_type", "architectures"} if names_itself else {"text_config"}
+    return {field: value for field, value in fields.items() if field not in left} | inner
 
 
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
@@ -319,70 +218,6 @@ def convert(fields: dict[str, Any], struct: type[S]) -> S:
         raise _as_config_error(str(error), fields, struct) from None
 
 
-def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    """The path as the user knows it, and the fields of the JSON object in it."""
-    shown = os.fspath(path_or_name)
-    content = _read_bytes(shown)
-    try:
-        fields = json.loads(
-            content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_nan
-        )
-    except UserError as error:
-        raise UserError(f"{shown}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UserError(f"{shown}: not valid JSON: {reason}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{shown}: must be a JSON object of config fields, but is {show_value(fields)}")
-    return shown, fields
-
-
-def _read_bytes(shown: str) -> bytes:
-    try:
-        info = os.stat(shown)
-    except (OSError, ValueError) as error:
-        bundled = {
-            entry.name: entry
-            for entry in importlib.resources.files("configs").iterdir()
-            if entry.name.endswith("_config.json")
-        }
-        for name in (shown, f"{shown}.json", f"{shown}_config.json"):
-            if name in bundled:
-                return bundled[name].read_bytes()
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{shown}: no such file, and configs/ has only {', '.join(sorted(bundled))}") from None
-        raise UserError(f"{shown[:200]}: cannot be read: {_reason(error)}") from None
-    if not stat.S_ISREG(info.st_mode):
-        raise UserError(f"{shown}: must be a file of JSON, but is {_kind(info.st_mode)}")
-    if info.st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"{shown}: {info.st_size} bytes; a config has at most {MAX_CONFIG_BYTES}")
-    try:
-        return Path(shown).read_bytes()
-    except OSError as error:
-        raise UserError(f"{shown}: cannot be read: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _kind(mode: int) -> str:
-    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for field, value in pairs:
-        if field in fields:
-            raise ConfigError(field, value, f"the field stands twice; its first value is {show_value(fields[field])}")
-        fields[field] = value
-    return fields
-
-
-def _refuse_nan(constant: str) -> float:
-    raise UserError(f"{constant} is no JSON number; every number must be finite")
-
-
 def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
     """The fields under their standard names; an alias and its original may both stand there if they agree."""
     renamed = dict(fields)
@@ -398,8 +233,7 @@ def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, An
 
 def _model_type(fields: dict[str, Any]) -> str:
     """The family's name, set in `fields` from `architectures` where the field is missing; the two must agree."""
-    model_type, architectures = fields.get("model_type"), fields.get("architectures")
-    named = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    model_type, named = fields.get("model_type"), architectures_in(fields)
     of_names = {_family_of(name) for name in named}
     if model_type is None:
         if len(of_names) != 1 or None in of_names:
@@ -414,6 +248,12 @@ def _model_type(fields: dict[str, Any]) -> str:
         if not (name.endswith(CAUSAL_LM) and alike):
             raise ConfigError("architectures", name, f"is no language model of model_type {model_type}")
     return model_type
+
+
+def architectures_in(fields: dict[str, Any]) -> list[str]:
+    """The names of classes that the config was saved with; none where the field is missing or of no use."""
+    names = fields.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _family_of(architecture: str) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from torch_models.config import FamilyConfig, convert
-from torch_models.errors import ConfigError
+from torch_models.errors import ConfigError, show_value
 from torch_models.spec import (
     LinearRopeScaling,
     Llama3RopeScaling,
@@ -54,8 +54,9 @@ def rotary_spec(config: FamilyConfig, dim: int, *, size: str = "head_dim", **opt
     """
     if dim < 2 or dim % 2:
         raise ConfigError(size, dim, "the rotated channels of a head must be even in number")
-    if config.rope_parameters and config.rope_scaling:
-        raise ConfigError("rope_scaling", config.rope_scaling, "stands beside rope_parameters; give one of them")
+    if config.rope_parameters and config.rope_scaling and config.rope_parameters != config.rope_scaling:
+        rule = f"is another name of rope_parameters, which is {show_value(config.rope_parameters)}"
+        raise ConfigError("rope_scaling", config.rope_scaling, rule)
     field = "rope_parameters" if config.rope_parameters else "rope_scaling"
     fields: dict[str, Any] = dict(getattr(config, field) or {})
     theta = _theta(config, fields.pop("rope_theta", None))

@@ -1,27 +1,17 @@
 """The two witnesses agree to the integer: on every config, under both kernel profiles, and on random shapes."""
 
 import random
-from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from counting import analytic_memory
 from counting.counts import Counts, ModelCounts
 from counting.derived import derive
-from counting.lifetimes import Lifetimes
 from counting.measured import measure
-from counting.memory import LiveBytes
-from counting.meta_kernels import cuda_kernels_on_meta
 from counting.reconcile import reconcile
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
-from torch_models.builder import _creation
 from torch_models.config import read_spec, spec_from_fields
-from torch_models.decoder import DecoderLayer
-from torch_models.layers import rotary_tables
 from torch_models.spec import (
     ClampedMLPSpec,
     GatedMLPSpec,
@@ -156,61 +146,6 @@ def test_layers_of_random_shape(seed: int) -> None:
     )
     run = (spec, pick.choice([1, 2, 7, 64, 333, 4096]), pick.choice(KERNELS))
     reconcile(spec.name, measure(*run), derive(*run))
-
-
-class Curve(LiveBytes):
-    """The bytes alive after each op that made a tensor."""
-
-    def __init__(self, existing: Iterable[Tensor]) -> None:
-        super().__init__(existing)
-        self.points: list[int] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        born = self.born
-        out = super().__torch_dispatch__(function, types, args, kwargs)
-        if self.born > born:
-            self.points.append(self.live)
-        return out
-
-
-class FormulaCurve(Lifetimes):
-    """The bytes alive after each birth."""
-
-    def __init__(self, *, shared: int, grad: bool) -> None:
-        super().__init__(shared=shared, grad=grad)
-        self.points: list[int] = []
-        CURVES.append(self.points)
-
-    def born(self, *, passing: Mapping[str, int], kept: Mapping[str, int]) -> None:
-        super().born(passing=passing, kept=kept)
-        self.points.append(self.live)
-
-
-CURVES: list[list[int]] = []
-
-
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
-@pytest.mark.parametrize("seed", range(60))
-def test_every_moment_of_the_pass_and_not_the_peak_alone(
-    seed: int, grad: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tensor that the formula forgets shows even where no peak is near."""
-    pick = random.Random(seed)
-    spec, length, kernels = random_layer(pick), pick.choice([2, 7, 64, 333]), pick.choice(KERNELS)
-    monkeypatch.setattr(analytic_memory, "Lifetimes", FormulaCurve)
-    CURVES.clear()
-    analytic_memory.layer_memory(spec, length, kernels, grad=grad)
-    (expected,) = CURVES
-
-    with _creation("meta", torch.bfloat16):
-        layer = DecoderLayer(spec, kernels)
-    tables = rotary_tables(spec.attention.rotary, length, torch.device("meta"), torch.bfloat16)
-    x = torch.empty(1, length, spec.hidden_size, device="meta", dtype=torch.bfloat16).requires_grad_(grad)
-    weights = [*layer.parameters(), *layer.buffers(), x]
-    with cuda_kernels_on_meta(), torch.set_grad_enabled(grad), Curve([*weights, *tables]) as curve:
-        layer(x, tables)
-    fixed = sum(weight.untyped_storage().nbytes() for weight in weights)
-    assert [point - fixed for point in curve.points] == expected
 
 
 # --- Properties that hold whatever the numbers are -------------------------------------------------------------

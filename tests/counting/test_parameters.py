@@ -12,7 +12,8 @@ from counting.analytic import parameters
 from counting.parameters import inactive_parameters, parameter_counts, router_correction_bias
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, read_spec
-from torch_models.config import read_config, spec_from_fields
+from torch_models.config import spec_from_fields
+from torch_models.config_file import read_config
 
 CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
 

@@ -206,9 +206,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "mamba": (
         "mamba2",
         {},
-        rf"{STATE}.*; of 2 layers .* elementwise steps are [\d,]+ of [\d,]+ operations \([\d.]+%\)",
+        rf"{STATE}.*; of the first layer .* elementwise steps are [\d,]+ of [\d,]+ operations \([\d.]+%\)",
     ),
-    "attention and mamba": ("jamba", {}, rf"{STATE}.*; the share of these steps could not be measured"),
+    "the first mamba": ("mamba", {}, rf"{STATE}.* elementwise steps are "),
     "linear attention": ("qwen3_next", {}, f"linear_attention layers {STATE}"),
     "experts computed densely": (
         "llama4_text",

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 import torch_models
 from tests.shrunken import DEEPSEEK_V3, LLAMA
-from torch_models import build, build_mtp, read_spec
-from torch_models.config import FAMILIES, read_config, spec_from_fields
+from torch_models import build, build_mtp, load_checkpoint, load_mtp_checkpoint, read_spec
+from torch_models.config import FAMILIES, spec_from_fields
+from torch_models.config_file import read_config
+from torch_models.errors import UserError
 from torch_models.spec import ModelSpec
 
 CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]
@@ -32,6 +35,31 @@ def test_device_and_dtype() -> None:
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}  # correction biases
     assert {parameter.dtype for parameter in build(spec).parameters()} == {torch.float32}
     assert torch.get_default_dtype() == default
+
+
+@pytest.mark.parametrize(
+    ("placement", "said"),
+    [
+        ({"device": "no_such"}, "device = 'no_such': is not here; must be cpu"),
+        ({"device": "cpu:x"}, "device = 'cpu:x': is not here; must be cpu"),
+        ({"device": "cuda:99"}, "device = 'cuda:99': is not here; must be cpu"),
+        ({"device": None}, "device = 'None': is not here"),
+        ({"dtype": torch.int8}, "dtype = 'torch.int8': must be one of torch.float32, torch.bfloat16"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype = 'torch.float8_e4m3fn': must be one of torch.float32"),
+        ({"dtype": "bfloat16"}, "dtype = 'bfloat16': must be one of torch.float32, torch.bfloat16"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_device_or_a_dtype_that_cannot_be(placement: dict[str, Any], said: str, tmp_path: Path) -> None:
+    spec = spec_from_fields(DEEPSEEK_V3, "x")
+    for create, what in (
+        (build, spec),
+        (build_mtp, spec),
+        (load_checkpoint, tmp_path),
+        (load_mtp_checkpoint, tmp_path),
+    ):
+        with pytest.raises(UserError, match=f"^{said}"):
+            create(what, **placement)
 
 
 def test_first_values() -> None:

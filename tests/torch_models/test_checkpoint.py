@@ -1,6 +1,5 @@
-"""Checkpoint folders into the native modules: every layout, every mistake in one, and what loading holds in memory."""
+"""Checkpoint folders into the native modules: every layout, what is passed over, and what loading holds in memory."""
 
-import json
 import re
 import subprocess
 import sys
@@ -11,95 +10,29 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
 
+from tests.checkpoints import (
+    EXPERTS,
+    INDEX,
+    SINGLE,
+    TIED,
+    State,
+    assert_same_tensors,
+    mtp_state,
+    native_state,
+    separate_experts,
+    write,
+    write_shards,
+)
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
-from torch_models import build, build_mtp, checkpoint_files, load_checkpoint, load_mtp_checkpoint
+from torch_models import build, checkpoint_files, load_checkpoint, load_mtp_checkpoint
 from torch_models.checkpoint_names import SEPARATE_EXPERTS, Place, StoredName, parts_of, place_of
 from torch_models.config import spec_from_fields
-from torch_models.errors import CheckpointError, ConfigError, UserError
+from torch_models.errors import CheckpointError, UserError
 from torch_models.families import deepseek_v3
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TIED = LLAMA | {"tie_word_embeddings": True}
-EXPERTS = "model.layers.1.mlp.experts"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-State = dict[str, Tensor]
-
-
-def random_state(module: nn.Module) -> State:
-    """The module's tensors, drawn anew; what is tied once."""
-    generator = torch.Generator().manual_seed(3)
-    return {
-        name: torch.randn(tensor.shape, generator=generator) * 0.3
-        for name, tensor in module.state_dict().items()
-        if not (name == "lm_head.weight" and module.spec.tie_word_embeddings)
-    }
-
-
-def native_state(fields: dict[str, Any]) -> State:
-    return random_state(build(spec_from_fields(fields, "x")))
-
-
-def separate_experts(state: State) -> State:
-    """The same tensors as DeepSeek-V3 publishes them: one per expert and projection."""
-    separate = {}
-    for name, tensor in state.items():
-        prefix, _, projection = name.rpartition(".")
-        if not prefix.endswith("mlp.experts"):
-            separate[name] = tensor
-            continue
-        for expert, share in enumerate(tensor):
-            parts = {"gate": share.chunk(2)[0], "up": share.chunk(2)[1]} if projection == "gate_up_proj" else {}
-            for part, rows in (parts or {"down": share}).items():
-                separate[f"{prefix}.{expert}.{part}_proj.weight"] = rows.contiguous()
-    return separate
-
-
-def mtp_state(fields: dict[str, Any]) -> State:
-    """One published MTP layer, with the copies of embedding and head that published checkpoints have."""
-    layers = build_mtp(spec_from_fields(fields, "x"))
-    generator = torch.Generator().manual_seed(4)
-    first = fields["num_hidden_layers"]
-    state = {}
-    for name, tensor in layers.state_dict().items():
-        depth, _, rest = name.partition(".")
-        state[f"model.layers.{first + int(depth)}.{rest}"] = torch.randn(tensor.shape, generator=generator)
-    copies = {name: torch.zeros(96, 64) for name in ("embed_tokens.weight", "shared_head.head.weight")}
-    return state | {f"model.layers.{first}.{name}": copy for name, copy in copies.items()}
-
-
-def write(folder: Path, fields: dict[str, Any], state: State) -> Path:
-    """A checkpoint folder of one file."""
-    (folder / "config.json").write_text(json.dumps(fields))
-    save_file(state, folder / SINGLE)
-    return folder
-
-
-def write_shards(folder: Path, fields: dict[str, Any], state: State, shards: int = 3) -> dict[str, str]:
-    """A checkpoint folder of several files, and the map of its index."""
-    (folder / "config.json").write_text(json.dumps(fields))
-    names = list(state)
-    weight_map: dict[str, str] = {}
-    for number in range(shards):
-        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        part = {name: state[name] for name in names[number::shards]}
-        save_file(part, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    write_index(folder, weight_map)
-    return weight_map
-
-
-def write_index(folder: Path, weight_map: object) -> None:
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
-
-
-def assert_same_tensors(module: nn.Module, expected: State) -> None:
-    state = module.state_dict()
-    assert {name for name in state if name not in expected} <= {"lm_head.weight"}
-    for name, tensor in expected.items():
-        torch.testing.assert_close(state[name], tensor.to(state[name].dtype), rtol=0, atol=0, msg=name)
 
 
 # --- What transformers saves -----------------------------------------------------------------------------------
@@ -328,242 +261,15 @@ def test_layers_beyond_those_that_the_config_has_are_surplus(tmp_path: Path) -> 
         load_checkpoint(folder)
 
 
-# --- Tensors that do not fit -----------------------------------------------------------------------------------
-
-Change = Callable[[State], object]
-PROBLEMS: dict[str, tuple[dict[str, Any], Change, str]] = {
-    "missing": (LLAMA, lambda s: s.pop("model.norm.weight"), "1 missing: model.norm.weight (64,)"),
-    "missing expert": (
-        DEEPSEEK_V3,
-        lambda s: s.pop(f"{EXPERTS}.7.up_proj.weight"),
-        f"1 missing: {EXPERTS}.7.up_proj.weight (24, 64)",
-    ),
-    "missing experts": (
-        DEEPSEEK_V3,
-        lambda s: [s.pop(name) for name in list(s) if name.startswith(f"{EXPERTS}.")],
-        f"2 missing: {EXPERTS}.gate_up_proj (16, 48, 64), {EXPERTS}.down_proj (16, 64, 24)",
-    ),
-    "missing layer": (
-        LLAMA,
-        lambda s: [s.pop(name) for name in list(s) if name.startswith("model.layers.2.")],
-        "9 missing: model.layers.2.input_layernorm.weight (64,), model.layers.2.self_attn.q_proj.weight (64, 64), "
-        "model.layers.2.self_attn.k_proj.weight (64, 64), …",
-    ),
-    "surplus": (
-        LLAMA,
-        lambda s: s.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}),
-        f"1 surplus: model.layers.0.self_attn.q_proj.bias in {SINGLE}",
-    ),
-    "surplus expert": (
-        DEEPSEEK_V3,
-        lambda s: s.update({f"{EXPERTS}.16.up_proj.weight": torch.zeros(24, 64)}),
-        f"1 surplus: {EXPERTS}.16.up_proj.weight in {SINGLE}",
-    ),
-    "misshapen": (
-        LLAMA,
-        lambda s: s.update({"model.norm.weight": torch.zeros(65)}),
-        f"1 misshapen: model.norm.weight in {SINGLE} has shape (65,), must be (64,)",
-    ),
-    "transposed": (
-        LLAMA,
-        lambda s: s.update({"lm_head.weight": torch.zeros(64, 96)}),
-        f"1 misshapen: lm_head.weight in {SINGLE} has shape (64, 96), must be (96, 64)",
-    ),
-    "would broadcast": (
-        LLAMA,
-        lambda s: s.update({"model.norm.weight": torch.zeros(1)}),
-        f"1 misshapen: model.norm.weight in {SINGLE} has shape (1,), must be (64,)",
-    ),
-    "misshapen expert": (
-        DEEPSEEK_V3,
-        lambda s: s.update({f"{EXPERTS}.7.up_proj.weight": torch.zeros(48, 64)}),
-        f"1 misshapen: {EXPERTS}.7.up_proj.weight in {SINGLE} has shape (48, 64), must be (24, 64)",
-    ),
-    "renamed": (
-        LLAMA,
-        lambda s: s.update({"norm.weight": s.pop("model.norm.weight")}),
-        f"1 missing: model.norm.weight (64,); 1 surplus: norm.weight in {SINGLE}",
-    ),
-    "stacked and separate": (
-        DEEPSEEK_V3,
-        lambda s: s.update({f"{EXPERTS}.down_proj": torch.zeros(16, 64, 24)}),
-        f"16 stored twice: {EXPERTS}.0.down_proj.weight is also in {EXPERTS}.down_proj, ",
-    ),
-}
-
-
-@pytest.mark.parametrize(("fields", "change", "said"), PROBLEMS.values(), ids=PROBLEMS.keys())
-def test_tensors_that_do_not_fit_are_named(fields: dict[str, Any], change: Change, said: str, tmp_path: Path) -> None:
-    state = separate_experts(native_state(fields))
-    change(state)
-    folder = write(tmp_path, fields, state)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(folder)
-    assert str(caught.value).startswith(f"{folder}: tensors that do not fit config.json: {said}")
-    assert said.endswith((", ", "…")) or str(caught.value).endswith(said)
-
-
-def test_one_name_twice_under_two_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepseek_v3.Config, "stored_names", (StoredName("moe.router", "mlp.gate.weight"),))
-    state = native_state(DEEPSEEK_V3)
-    state["model.layers.1.moe.router"] = state["model.layers.1.mlp.gate.weight"].clone()
-    folder = write(tmp_path, DEEPSEEK_V3, state)
-    with pytest.raises(CheckpointError, match=r"1 stored twice: model\.layers\.1\.m\S+ in model\.safetensors is also"):
-        load_checkpoint(folder)
-
-
-def test_nothing_is_built_before_all_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = native_state(LLAMA)
-    state.pop("model.norm.weight")
-    folder = write(tmp_path, LLAMA, state)
-    devices = []
-    original = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: devices.append(k.get("device")) or original(*a, **k))
-    with pytest.raises(CheckpointError, match="1 missing"):
-        load_checkpoint(folder, device="cpu")
-    assert "cpu" not in {str(device) for device in devices}
-
-
-# --- Broken folders --------------------------------------------------------------------------------------------
-
-
-def refused(folder: Path, error: type[UserError] = CheckpointError) -> str:
-    """What the error says, less the folder."""
-    with pytest.raises(error) as caught:
-        load_checkpoint(folder)
-    return str(caught.value).replace(str(folder), "FOLDER")
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    assert refused(tmp_path / "none") == "FOLDER: no such folder; nothing is downloaded"
-
-
-def test_missing_config(tmp_path: Path) -> None:
-    assert refused(tmp_path) == "FOLDER/config.json: no such file"
-
-
-def test_config_that_is_not_understood(tmp_path: Path) -> None:
-    write(tmp_path, LLAMA | {"sliding_window": 4}, native_state(LLAMA))
-    assert refused(tmp_path, ConfigError).startswith("FOLDER/config.json: sliding_window = 4: this field is not under")
-
-
-def test_missing_weights(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    nothing = "FOLDER: holds neither model.safetensors nor model.safetensors.index.json"
-    assert refused(tmp_path) == nothing
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    assert (
-        refused(tmp_path) == f"{nothing}; pytorch_model.bin is a pickle, which is never read: convert it to safetensors"
-    )
-
-
-@pytest.mark.parametrize("cut", [0, 7, 20, -1], ids=["empty", "no header", "half a header", "last byte gone"])
-def test_truncated_file(cut: int, tmp_path: Path) -> None:
-    file = write(tmp_path, LLAMA, native_state(LLAMA)) / SINGLE
-    file.write_bytes(file.read_bytes()[:cut])
-    assert refused(tmp_path).startswith("FOLDER/model.safetensors: not a whole safetensors file: ")
-
-
-def test_file_of_something_else(tmp_path: Path) -> None:
-    file = write(tmp_path, LLAMA, native_state(LLAMA)) / SINGLE
-    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    assert refused(tmp_path).startswith("FOLDER/model.safetensors: not a whole safetensors file: ")
-
-
-def test_truncated_shard(tmp_path: Path) -> None:
-    weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
-    file = tmp_path / sorted(weight_map.values())[-1]
-    file.write_bytes(file.read_bytes()[:-10])
-    assert refused(tmp_path).startswith(f"FOLDER/{file.name}: not a whole safetensors file: ")
-
-
-def test_shard_that_does_not_exist(tmp_path: Path) -> None:
-    weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
-    (tmp_path / weight_map["model.norm.weight"]).unlink()
-    first = next(name for name, shard in weight_map.items() if shard == weight_map["model.norm.weight"])
-    expected = f"FOLDER/{INDEX}: {first} is in {weight_map[first]!r}, which is no file of this folder"
-    assert refused(tmp_path) == expected
-
-
-def test_shard_outside_the_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    weight_map = write_shards(folder, LLAMA, native_state(LLAMA))
-    shard = weight_map["model.norm.weight"]
-    (folder / shard).rename(tmp_path / shard)
-    write_index(folder, {name: f"../{file}" if file == shard else file for name, file in weight_map.items()})
-    assert refused(folder).endswith(f"is in '../{shard}', which is no file of this folder")
-
-
-def test_tensor_that_only_the_index_has(tmp_path: Path) -> None:
-    weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
-    shard = weight_map["model.norm.weight"]
-    write_index(tmp_path, weight_map | {"model.more": shard})
-    assert refused(tmp_path) == f"FOLDER/{INDEX}: model.more is in {shard}, but that file does not hold it"
-
-
-def test_tensor_that_only_a_shard_has(tmp_path: Path) -> None:
-    weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
-    shard = weight_map.pop("model.norm.weight")
-    write_index(tmp_path, weight_map)
-    assert refused(tmp_path) == f"FOLDER/{shard}: model.norm.weight is not in {INDEX}"
-
-
-def test_tensor_in_another_shard(tmp_path: Path) -> None:
-    weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
-    name, shard = next(iter(weight_map.items()))
-    other = sorted(set(weight_map.values()) - {shard})[0]
-    write_index(tmp_path, weight_map | {name: other})
-    assert refused(tmp_path) == f"FOLDER/{shard}: {name} should be in {other} by {INDEX}"
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "not valid JSON: "),
-        ("[]", "weight_map must be an object of tensor names and files"),
-        ("{}", "weight_map must be an object of tensor names and files"),
-        ('{"weight_map": {"a": 1}}', "weight_map must be an object of tensor names and files"),
-    ],
-)
-def test_broken_index(content: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    (tmp_path / INDEX).write_text(content)
-    assert refused(tmp_path).startswith(f"FOLDER/{INDEX}: {said}")
-
-
-# --- Quantised checkpoints -------------------------------------------------------------------------------------
-
-
-def test_quantised_by_its_config(tmp_path: Path) -> None:
-    write(tmp_path, LLAMA | {"quantization_config": {"quant_method": "fp8"}}, native_state(LLAMA))
-    assert refused(tmp_path, ConfigError) == (
-        "FOLDER/config.json: quantization_config = {'quant_method': 'fp8'}: quantised checkpoints are not supported; "
-        "convert the weights to 16 bits and remove the field"
-    )
-
-
-@pytest.mark.parametrize(
-    ("dtype", "stored_as"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"), (torch.int8, "I8")]
-)
-def test_quantised_by_a_dtype(dtype: torch.dtype, stored_as: str, tmp_path: Path) -> None:
-    name = "model.layers.0.mlp.up_proj.weight"
-    state = native_state(LLAMA)
-    state |= {name: state[name].to(dtype), f"{name}_scale_inv": torch.ones(1, 1)}
-    write(tmp_path, LLAMA, state)
-    assert refused(tmp_path) == (
-        f"FOLDER/{SINGLE}: {name} is stored as {stored_as}, and only BF16, F16, F32, F64 are read: "
-        "quantised checkpoints are not supported"
-    )
-
-
 # --- The extra, and memory -------------------------------------------------------------------------------------
 
 
 def test_without_safetensors_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, LLAMA, native_state(LLAMA))
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    assert refused(tmp_path, UserError) == (
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(tmp_path)
+    assert str(caught.value).replace(str(tmp_path), "FOLDER") == (
         f"FOLDER/{SINGLE}: reading it needs safetensors; install model-training-cost-analysis[checkpoints]"
     )
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
-from torch_models.config import EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS, read_spec, spec_from_fields
+from torch_models.config import read_spec, spec_from_fields
 from torch_models.errors import ConfigError, UserError
+from torch_models.known_fields import EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.spec import LinearRopeScaling, Llama3RopeScaling, ModelSpec, RotarySpec, YarnRopeScaling
 
 WriteConfig = Callable[[str], Path]
@@ -153,7 +154,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (LLAMA | {"y" * 10**6: 1}, "y… = 1: this field is not understood"),
     (
         LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e4}},
-        "stands beside rope_parameters; give one of them",
+        r"rope_scaling = .*: is another name of rope_parameters, which is \{'rope_theta': 10000\.0\}",
     ),
     (
         LLAMA
@@ -168,6 +169,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (
         without(FAMILIES["qwen3_moe"], "num_key_value_heads"),
         "num_key_value_heads = null: is missing and has no default",
+    ),
+    (
+        FAMILIES["qwen3_moe"] | {"use_sliding_window": True, "max_window_layers": 2},
+        "max_window_layers = 2: must be 0 or absent where use_sliding_window is true",
     ),
     (FAMILIES["gpt_oss"] | {"experts_per_token": 5}, "experts_per_token = 5: is another name of num_experts_per_tok"),
     (FAMILIES["gpt_oss"] | {"initial_context_length": 5}, "initial_context_length = 5: rope_scaling"),
@@ -283,6 +288,13 @@ def test_a_config_nested_in_text_config() -> None:
     nested = {"model_type": "wrapper", "architectures": ["Wrapper"], "tie_word_embeddings": True, "text_config": inner}
     assert spec_from_fields(nested, "x").layers == spec_from_fields(LLAMA, "x").layers
     assert spec_from_fields(nested, "x").tie_word_embeddings
+    unnamed = {
+        "architectures": ["LlamaForCausalLM"],
+        "text_config": without(without(LLAMA, "model_type"), "architectures"),
+    }
+    assert spec_from_fields(unnamed, "x").layers == spec_from_fields(LLAMA, "x").layers
+    with pytest.raises(ConfigError, match=r"text_config\.hidden_size = 64: stands beside text_config as 32; make them"):
+        spec_from_fields(nested | {"hidden_size": 32}, "x")
     with pytest.raises(ConfigError, match="model_type = 'wrapper': is not known"):
         spec_from_fields(nested | {"vision_config": {"hidden_size": 4}}, "x")
 
@@ -361,6 +373,7 @@ def test_rope_scaling_in_old_and_new_form(scaling: dict[str, Any] | None, expect
     assert rotary(rope_theta=5e5, rope_scaling=scaling) == RotarySpec(dim=8, theta=5e5, scaling=expected)  # type: ignore[arg-type]
     new_form = (scaling or {}) | {"rope_theta": 5e5}
     assert rotary(rope_parameters=new_form) == RotarySpec(dim=8, theta=5e5, scaling=expected)  # type: ignore[arg-type]
+    assert rotary(rope_parameters=new_form, rope_scaling=new_form) == rotary(rope_parameters=new_form)
 
 
 def test_which_layers_are_mixtures_of_experts() -> None:

@@ -23,7 +23,7 @@ from tests.shrunken import (
     QWEN3,
     QWEN3_MOE,
 )
-from torch_models import build
+from torch_models import build, build_mtp
 from torch_models.builder import build_mtp_layers
 from torch_models.config import spec_from_fields
 from torch_models.layers import rotary_tables
@@ -92,6 +92,7 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
     "olmo2-biases": OLMO2 | {"attention_bias": True},
+    "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
     "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
     "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
     "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
@@ -153,15 +154,17 @@ def test_logits_and_gradients_equal_transformers(fields: dict[str, Any], kernels
         torch.testing.assert_close(gradients[name] / scale, expected_gradient / scale, rtol=0, atol=2e-4, msg=name)
 
 
-def test_multi_token_prediction_layer_equals_transformers() -> None:
-    reference_main = reference_model(DEEPSEEK_V3)
+@pytest.mark.parametrize("fields", [DEEPSEEK_V3, GLM4_MOE], ids=["deepseek_v3", "glm4_moe"])
+def test_multi_token_prediction_layer_equals_transformers(fields: dict[str, Any]) -> None:
+    reference_main = reference_model(fields)
+    last = reference_main.model.layers[-1]
     reference = MtpLayer(
-        reference_main.config, type(reference_main.model.layers[-1]), type(reference_main.model.norm), layer_idx=3
+        reference_main.config, type(last), type(reference_main.model.norm), layer_idx=fields["num_hidden_layers"] - 1
     )
     with torch.no_grad():
         for tensor in reference.state_dict().values():
             tensor.normal_(std=0.3)
-    spec = spec_from_fields(DEEPSEEK_V3, "shrunken")
+    spec = spec_from_fields(fields, "shrunken")
     (layer,) = build_mtp_layers(spec)
     # transformers nests the layer and renames the last norm; the published checkpoint does neither.
     renamed = {
@@ -177,6 +180,39 @@ def test_multi_token_prediction_layer_equals_transformers() -> None:
     expected = reference(embedding, hidden, reference_main.model.rotary_emb(hidden, positions), future, positions, None)
     tables = rotary_tables(spec.mtp_layers[0].attention.rotary, SEQUENCE_LENGTH, hidden.device, hidden.dtype)
     torch.testing.assert_close(layer(hidden, embedding, tables), expected, rtol=1e-4, atol=1e-4)
+
+
+# What zai-org/GLM-4.5 stores below model.layers.92., less its copies of the embedding and the head; its experts, which
+# are stored one by one, stacked. The shapes follow from its config.json.
+GLM_4_5_MTP = {
+    "enorm.weight": (5120,),
+    "hnorm.weight": (5120,),
+    "eh_proj.weight": (5120, 10240),
+    "shared_head.norm.weight": (5120,),
+    "input_layernorm.weight": (5120,),
+    "post_attention_layernorm.weight": (5120,),
+    "self_attn.q_proj.weight": (12288, 5120),
+    "self_attn.q_proj.bias": (12288,),
+    "self_attn.k_proj.weight": (1024, 5120),
+    "self_attn.k_proj.bias": (1024,),
+    "self_attn.v_proj.weight": (1024, 5120),
+    "self_attn.v_proj.bias": (1024,),
+    "self_attn.o_proj.weight": (5120, 12288),
+    "self_attn.q_norm.weight": (128,),
+    "self_attn.k_norm.weight": (128,),
+    "mlp.gate.weight": (160, 5120),
+    "mlp.gate.e_score_correction_bias": (160,),
+    "mlp.experts.gate_up_proj": (160, 2 * 1536, 5120),
+    "mlp.experts.down_proj": (160, 5120, 1536),
+    "mlp.shared_experts.gate_proj.weight": (1536, 5120),
+    "mlp.shared_experts.up_proj.weight": (1536, 5120),
+    "mlp.shared_experts.down_proj.weight": (5120, 1536),
+}
+
+
+def test_multi_token_prediction_of_glm_4_5_has_the_published_names_and_shapes() -> None:
+    (layer,) = build_mtp("glm_4_5", device="meta")
+    assert {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()} == GLM_4_5_MTP
 
 
 @pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3], ids=["llama", "deepseek_v3"])

@@ -8,18 +8,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from torch_models.common_fields import dense_then_moe, gated_mlp, shared_experts
+from torch_models.common_fields import dense_then_moe, gated_mlp, mixture_with_shared_experts, softmax_router
 from torch_models.errors import ConfigError
 from torch_models.latent_attention import LatentAttentionConfig, latent_attention
 from torch_models.spec import (
     Experts,
-    FeedForwardSpec,
     Layers,
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
     Positive,
-    RouterSpec,
     Width,
 )
 
@@ -51,25 +49,19 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     return config.model_spec(name, dense_then_moe(config, dense, moe, config.moe_layer_freq))
 
 
-def _mixture(config: Config) -> FeedForwardSpec:
+def _mixture(config: Config) -> MixtureOfExpertsSpec:
     n_group, topk_group = 1, 1
     if config.topk_method == "group_limited_greedy":
         if config.n_group is None or config.topk_group is None:
             raise ConfigError("topk_method", config.topk_method, "needs n_group and topk_group")
         n_group, topk_group = config.n_group, config.topk_group
-    return MixtureOfExpertsSpec(
-        router=RouterSpec(
-            hidden_size=config.hidden_size,
-            num_experts=config.n_routed_experts,
-            top_k=config.num_experts_per_tok,
-            scoring="softmax",
-            group_rank_experts=1,
-            n_group=n_group,
-            topk_group=topk_group,
-            norm_topk_prob=False,
-            routed_scaling_factor=config.routed_scaling_factor,
-            correction_bias=False,
-        ),
-        expert=gated_mlp(config, config.moe_intermediate_size),
-        shared_experts=shared_experts(config, config.n_shared_experts, config.moe_intermediate_size),
+    router = softmax_router(
+        config,
+        config.n_routed_experts,
+        norm_topk_prob=False,
+        group_rank_experts=1,
+        n_group=n_group,
+        topk_group=topk_group,
+        routed_scaling_factor=config.routed_scaling_factor,
     )
+    return mixture_with_shared_experts(config, router)

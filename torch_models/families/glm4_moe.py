@@ -8,19 +8,16 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from torch_models.common_fields import dense_then_moe, gated_mlp, grouped_query_attention, shared_experts
+from torch_models.common_fields import dense_then_moe, gated_mlp, grouped_query_attention, sigmoid_mixture
 from torch_models.config import FamilyConfig
 from torch_models.rope_fields import rotary_share
 from torch_models.spec import (
     Epsilon,
     Experts,
-    FeedForwardSpec,
     Heads,
     LayerSpec,
-    MixtureOfExpertsSpec,
     ModelSpec,
     Positive,
-    RouterSpec,
     Share,
     Width,
 )
@@ -56,26 +53,9 @@ def model_spec(config: Config, name: str) -> ModelSpec:
         query_key_norm="head" if config.use_qk_norm else None,
     )
     dense = LayerSpec(attention=attention, feed_forward=gated_mlp(config), norm_eps=config.rms_norm_eps)
-    moe = LayerSpec(attention=attention, feed_forward=_mixture(config), norm_eps=config.rms_norm_eps)
+    moe = LayerSpec(attention=attention, feed_forward=sigmoid_mixture(config), norm_eps=config.rms_norm_eps)
     return config.model_spec(
         name,
         layers=dense_then_moe(config, dense, moe),
         mtp_layers=[moe] * config.num_nextn_predict_layers,
-    )
-
-
-def _mixture(config: Config) -> FeedForwardSpec:
-    return MixtureOfExpertsSpec(
-        router=RouterSpec(
-            hidden_size=config.hidden_size,
-            num_experts=config.n_routed_experts,
-            top_k=config.num_experts_per_tok,
-            n_group=config.n_group,
-            topk_group=config.topk_group,
-            norm_topk_prob=config.norm_topk_prob,
-            routed_scaling_factor=config.routed_scaling_factor,
-            correction_bias=True,
-        ),
-        expert=gated_mlp(config, config.moe_intermediate_size),
-        shared_experts=shared_experts(config, config.n_shared_experts, config.moe_intermediate_size),
     )

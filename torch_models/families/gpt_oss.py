@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from torch_models.common_fields import grouped_query_attention, window_by_layer
+from torch_models.common_fields import grouped_query_attention, softmax_router, window_by_layer
 from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
 from torch_models.spec import (
@@ -14,7 +14,6 @@ from torch_models.spec import (
     MixtureOfExpertsSpec,
     ModelSpec,
     Positive,
-    RouterSpec,
     SequenceLength,
     Width,
 )
@@ -47,18 +46,8 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     bias = config.attention_bias
     windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
     mixture = MixtureOfExpertsSpec(
-        router=RouterSpec(
-            hidden_size=config.hidden_size,
-            num_experts=config.num_local_experts,
-            top_k=config.num_experts_per_tok,
-            scoring="softmax",
-            bias=True,
-            checkpoint_name="router",
-            n_group=1,
-            topk_group=1,
-            norm_topk_prob=True,
-            routed_scaling_factor=1.0,
-            correction_bias=False,
+        router=softmax_router(
+            config, config.num_local_experts, norm_topk_prob=True, bias=True, checkpoint_name="router"
         ),
         expert=ClampedMLPSpec(
             hidden_size=config.hidden_size,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from torch_models.checkpoint_names import StoredName
-from torch_models.common_fields import gated_mlp, grouped_query_attention
+from torch_models.common_fields import gated_mlp, grouped_query_attention, softmax_router
 from torch_models.config import FamilyConfig
 from torch_models.spec import (
     Epsilon,
@@ -14,7 +14,6 @@ from torch_models.spec import (
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
-    RouterSpec,
     SequenceLength,
 )
 
@@ -43,17 +42,7 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     layer = LayerSpec(
         attention=grouped_query_attention(config, window=config.sliding_window),
         feed_forward=MixtureOfExpertsSpec(
-            router=RouterSpec(
-                hidden_size=config.hidden_size,
-                num_experts=config.num_local_experts,
-                top_k=config.num_experts_per_tok,
-                scoring="softmax",
-                n_group=1,
-                topk_group=1,
-                norm_topk_prob=True,
-                routed_scaling_factor=1.0,
-                correction_bias=False,
-            ),
+            router=softmax_router(config, config.num_local_experts, norm_topk_prob=True),
             expert=gated_mlp(config),
             shared_experts=None,
         ),

@@ -1,11 +1,12 @@
 """Qwen3-MoE (arXiv 2505.09388): Qwen3 with routed experts in all layers but those that the config keeps dense."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
-from torch_models.common_fields import gated_mlp, grouped_query_attention
+from torch_models.common_fields import gated_mlp, grouped_query_attention, softmax_router
 from torch_models.config import FamilyConfig
+from torch_models.errors import ConfigError
 from torch_models.spec import (
     Experts,
     Heads,
@@ -13,7 +14,6 @@ from torch_models.spec import (
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
-    RouterSpec,
     SequenceLength,
     Width,
 )
@@ -30,27 +30,29 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     norm_topk_prob: bool = False
     decoder_sparse_step: Layers = 1
     mlp_only_layers: list[Annotated[int, Meta(ge=0)]] | None = None
-    use_sliding_window: Literal[False] = False  # published models have none
-    sliding_window: SequenceLength | None = None  # without effect where use_sliding_window is false
+    use_sliding_window: bool = False
+    sliding_window: SequenceLength | None = 4096
     max_window_layers: Annotated[int, Meta(ge=0)] | None = None
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """Every `decoder_sparse_step`-th layer is a mixture of experts, unless `mlp_only_layers` names it."""
+    """Every `decoder_sparse_step`-th layer is a mixture of experts, unless `mlp_only_layers` names it.
+
+    With `use_sliding_window` every layer has the window, as in transformers, which passes `max_window_layers` over.
+    """
+    if config.use_sliding_window and config.max_window_layers:
+        rule = "must be 0 or absent where use_sliding_window is true: transformers gives every layer the window"
+        raise ConfigError("max_window_layers", config.max_window_layers, rule)
     bias = config.attention_bias
-    attention = grouped_query_attention(config, qkv_bias=bias, output_bias=bias, query_key_norm="head")
+    attention = grouped_query_attention(
+        config,
+        qkv_bias=bias,
+        output_bias=bias,
+        query_key_norm="head",
+        window=config.sliding_window if config.use_sliding_window else None,
+    )
     mixture = MixtureOfExpertsSpec(
-        router=RouterSpec(
-            hidden_size=config.hidden_size,
-            num_experts=config.num_experts,
-            top_k=config.num_experts_per_tok,
-            scoring="softmax",
-            n_group=1,
-            topk_group=1,
-            norm_topk_prob=config.norm_topk_prob,
-            routed_scaling_factor=1.0,
-            correction_bias=False,
-        ),
+        router=softmax_router(config, config.num_experts, norm_topk_prob=config.norm_topk_prob),
         expert=gated_mlp(config, config.moe_intermediate_size),
         shared_experts=None,
     )

@@ -1,0 +1,92 @@
+"""Checkpoint folders as tests need them: tensors of a small model, laid out as published, written as files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.shrunken import LLAMA
+from torch_models import build, build_mtp
+from torch_models.config import spec_from_fields
+
+TIED = LLAMA | {"tie_word_embeddings": True}
+EXPERTS = "model.layers.1.mlp.experts"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+State = dict[str, Tensor]
+
+
+def random_state(module: nn.Module) -> State:
+    """The module's tensors, drawn anew; what is tied once."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        name: torch.randn(tensor.shape, generator=generator) * 0.3
+        for name, tensor in module.state_dict().items()
+        if not (name == "lm_head.weight" and module.spec.tie_word_embeddings)
+    }
+
+
+def native_state(fields: dict[str, Any]) -> State:
+    return random_state(build(spec_from_fields(fields, "x")))
+
+
+def separate_experts(state: State) -> State:
+    """The same tensors as DeepSeek-V3 publishes them: one per expert and projection."""
+    separate = {}
+    for name, tensor in state.items():
+        prefix, _, projection = name.rpartition(".")
+        if not prefix.endswith("mlp.experts"):
+            separate[name] = tensor
+            continue
+        for expert, share in enumerate(tensor):
+            parts = {"gate": share.chunk(2)[0], "up": share.chunk(2)[1]} if projection == "gate_up_proj" else {}
+            for part, rows in (parts or {"down": share}).items():
+                separate[f"{prefix}.{expert}.{part}_proj.weight"] = rows.contiguous()
+    return separate
+
+
+def mtp_state(fields: dict[str, Any]) -> State:
+    """One published MTP layer, with the copies of embedding and head that published checkpoints have."""
+    layers = build_mtp(spec_from_fields(fields, "x"))
+    generator = torch.Generator().manual_seed(4)
+    first = fields["num_hidden_layers"]
+    state = {}
+    for name, tensor in layers.state_dict().items():
+        depth, _, rest = name.partition(".")
+        state[f"model.layers.{first + int(depth)}.{rest}"] = torch.randn(tensor.shape, generator=generator)
+    copies = {name: torch.zeros(96, 64) for name in ("embed_tokens.weight", "shared_head.head.weight")}
+    return state | {f"model.layers.{first}.{name}": copy for name, copy in copies.items()}
+
+
+def write(folder: Path, fields: dict[str, Any], state: State) -> Path:
+    """A checkpoint folder of one file."""
+    (folder / "config.json").write_text(json.dumps(fields))
+    save_file(state, folder / SINGLE)
+    return folder
+
+
+def write_shards(folder: Path, fields: dict[str, Any], state: State, shards: int = 3) -> dict[str, str]:
+    """A checkpoint folder of several files, and the map of its index."""
+    (folder / "config.json").write_text(json.dumps(fields))
+    names = list(state)
+    weight_map: dict[str, str] = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = {name: state[name] for name in names[number::shards]}
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    write_index(folder, weight_map)
+    return weight_map
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+
+
+def assert_same_tensors(module: nn.Module, expected: State) -> None:
+    state = module.state_dict()
+    assert {name for name in state if name not in expected} <= {"lm_head.weight"}
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor.to(state[name].dtype), rtol=0, atol=0, msg=name)

@@ -1,0 +1,218 @@
+"""Memory of a training step: measured equals derived for every family, extended equals run whole, goldens by hand."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from counting import memory
+from counting.analytic_step_memory import derive_step
+from counting.memory import LiveBytes
+from counting.precision import OPTIMIZERS, PRECISIONS, find_optimizer, find_precision
+from counting.step_memory import measure_step
+from counting.step_profile import StepOptions, StepProfile
+from counting.training_memory import step_memory
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
+from torch_models import build, build_mtp
+from torch_models.config import read_spec, spec_from_fields
+from torch_models.recompute import set_recompute
+from torch_models.spec import ModelSpec, Recompute
+from torch_models.training import training_loss
+
+RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+
+
+def options(**changes: Any) -> StepOptions:
+    names = {"precision": find_precision, "optimizer": find_optimizer}
+    plain: dict[str, Any] = {
+        "sequence_length": 24,
+        "kernels": "fused",
+        "recompute": "none",
+        "precision": "mixed",
+        "optimizer": "adamw",
+        "mtp": True,
+        "loss_chunk": None,
+    }
+    chosen = plain | changes
+    return StepOptions(**{field: names[field](value) if field in names else value for field, value in chosen.items()})
+
+
+@pytest.mark.parametrize("loss_chunk", [None, 7])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("kernels", ["fused", "eager"])
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
+def test_every_family(fields: dict[str, Any], kernels: Any, recompute: Recompute, loss_chunk: int | None) -> None:
+    spec = spec_from_fields(fields, "shrunken")
+    run = options(kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
+    assert measure_step(spec, run) == derive_step(spec, run)
+
+
+@pytest.mark.parametrize("optimizer", [optimizer.name for optimizer in OPTIMIZERS])
+@pytest.mark.parametrize("precision", [precision.name for precision in PRECISIONS])
+@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3, GPT_OSS], ids=["llama", "deepseek_v3", "gpt_oss"])
+def test_every_recipe(fields: dict[str, Any], precision: str, optimizer: str) -> None:
+    spec = spec_from_fields(fields | {"tie_word_embeddings": optimizer == "sgd"}, "shrunken")
+    run = options(precision=precision, optimizer=optimizer, mtp=precision != "fp32")
+    assert measure_step(spec, run) == derive_step(spec, run)
+
+
+@pytest.mark.parametrize("config", ["llama_7b_config.json", "deepseek_v3_config.json", "gpt_oss_20b_config.json"])
+def test_published_sizes(config: str) -> None:
+    spec, run = read_spec(config), options(sequence_length=4096, recompute="full", loss_chunk=1024)
+    assert measure_step(spec, run) == derive_step(spec, run)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bytes_per_parameter"),
+    [("mixed", 16), ("mixed-fp32-gradients", 18), ("bf16", 8), ("fp32", 16)],
+)
+def test_bytes_per_parameter(precision: str, bytes_per_parameter: int) -> None:
+    """By measurement of torch's AdamW: 2 + 2 + 4 + 4 + 4, 2 + 4 + 4 + 4 + 4, 4 x 2, 4 x 4."""
+    spec = read_spec("llama_7b_config.json")
+    run = options(precision=precision)
+    assert step_memory(spec, run, measure_step(spec, run)).states.total == bytes_per_parameter * 6_738_415_616
+
+
+def test_fp8_states_by_hand() -> None:
+    """Linear layers at 1 byte, the rest at 2; fp32 masters and gradients, two bf16 moments: 12 more for each."""
+    spec = read_spec("llama_7b_config.json")
+    run = options(precision="fp8")
+    linear = 32 * (67_108_864 + 135_266_304)
+    states = step_memory(spec, run, derive_step(spec, run)).states
+    assert states.total == 12 * 6_738_415_616 + linear + 2 * (6_738_415_616 - linear)
+
+
+# --- One layer of each kind stands for all ------------------------------------------------------------------------
+
+
+def all_layers_distinct(spec: ModelSpec) -> ModelSpec:
+    """The same sizes, but no two layers alike: the measurement then runs every one of them."""
+    layers = tuple(
+        msgspec.structs.replace(layer, norm_eps=layer.norm_eps * (1 + index / 1000))
+        for index, layer in enumerate(spec.layers)
+    )
+    return msgspec.structs.replace(spec, layers=layers)
+
+
+@pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gpt_oss", "gemma2"])
+def test_extended_equals_run_whole(family: str, recompute: Recompute, precision: str) -> None:
+    spec = spec_from_fields(FAMILIES[family] | {"num_hidden_layers": 6}, "shrunken")
+    run = options(recompute=recompute, precision=precision, sequence_length=40)
+    whole = all_layers_distinct(spec)
+    assert len(measure_step(whole, run).layers) == 6 > len(measure_step(spec, run).layers)
+    assert step_memory(spec, run, measure_step(spec, run)) == step_memory(whole, run, measure_step(whole, run))
+
+
+def test_a_step_leaves_its_gradients_and_its_loss() -> None:
+    """All activations are gone: what a layer saved forward it lets go backward."""
+    profile: StepProfile = measure_step(spec_from_fields(DEEPSEEK_V3, "shrunken"), options())
+    passes = [profile.embedding_forward, profile.loss, profile.embedding_backward]
+    for layer in profile.layers:
+        assert layer.forward.net + layer.backward.net == layer.backward.gradients == layer.states.gradients
+        passes += [layer.forward, layer.backward]
+    assert sum(stretch.net - stretch.gradients for stretch in passes) == 4
+
+
+def test_llama_7b_saves_by_hand() -> None:
+    """S = 2048, in units of T D and T F numbers of 2 bytes: what the layers keep, none and full recompute."""
+    spec = read_spec("llama_7b_config.json")
+    stream, hidden = 2 * 2048 * 4096, 2 * 2048 * 11008
+    # two norms' outputs, query, key, value, attention's output, both sums; four hidden states of the MLP
+    small = 2 * 4 * 2048 + 4 * 32 * 2048 + 24
+    none = measure_step(spec, options(sequence_length=2048)).layers[0].forward.net
+    assert none == 8 * stream + 4 * hidden + small
+    assert measure_step(spec, options(sequence_length=2048, recompute="full")).layers[0].forward.net == stream
+
+
+def test_phases_and_the_winner() -> None:
+    spec = read_spec("llama_7b_config.json")
+
+    def run(**changes: Any) -> Any:
+        chosen = options(sequence_length=2048, **changes)
+        return step_memory(spec, chosen, measure_step(spec, chosen))
+
+    result = run()
+    assert [phase.name for phase in result.phases] == [
+        "forward",
+        "head and loss",
+        "backward of a layer",
+        "backward of the embedding",
+        "optimiser step",
+    ]
+    assert result.peak_bytes == max(phase.peak_bytes for phase in result.phases)
+    assert result.peak_phase == "optimiser step"
+
+
+def test_a_chunked_loss_trades_logits_for_copies_of_the_head_s_gradient() -> None:
+    """At S = 16,384 logits of all tokens at once (T V, thrice in fp32) are the peak; in chunks, three of D V."""
+    spec = read_spec("llama_7b_config.json")
+    plain = {"precision": "bf16", "optimizer": "sgd", "recompute": "full", "sequence_length": 16384}
+
+    def loss_bytes(loss_chunk: int | None) -> tuple[int, str]:
+        chosen = options(loss_chunk=loss_chunk, **plain)
+        result = step_memory(spec, chosen, measure_step(spec, chosen))
+        return result.phases[1].logits_and_loss, result.peak_phase
+
+    at_once, worst = loss_bytes(None)
+    assert (at_once > 3 * 4 * 16384 * 32000, worst) == (True, "head and loss")
+    gradients = 3 * 2 * 4096 * 32000
+    assert gradients < loss_bytes(1024)[0] < gradients + 4 * 2 * 16384 * 4096
+
+
+# --- The measurement itself -----------------------------------------------------------------------------------------
+
+
+def gradient_sums(events: Iterator[Any]) -> Counter[tuple[str, str]]:
+    """Whether gradients that met were added in place, and in which node, as torch's profiler saw it."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for event in events:
+        parent = event.cpu_parent.name if event.cpu_parent else ""
+        if event.name in ("aten::add", "aten::add_") and ("engine" in parent or "AccumulateGrad" in parent):
+            sums[event.name, parent.split(": ")[-1].split("::")[-1]] += 1
+    return sums
+
+
+class Watching(LiveBytes):
+    """Notes what the tracker decides about each sum of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.sums: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        node = torch._C._current_autograd_node()
+        is_sum = function is torch.ops.aten.add.Tensor and node is not None and not torch.is_grad_enabled()
+        if is_sum and isinstance(args[1], torch.Tensor) and args[0].shape == args[1].shape:
+            name = "aten::add_" if memory._adds_in_place(*args) else "aten::add"
+            self.sums[name, node.name().split("::")[-1]] += 1
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
+def test_gradients_are_added_in_place_where_torch_does(fields: dict[str, Any], recompute: Recompute) -> None:
+    """Held against torch's own profiler on real tensors, where no mode is watching."""
+    spec = spec_from_fields(fields, "shrunken")
+
+    def loss() -> torch.Tensor:
+        model, mtp_layers = build(spec, kernels="eager"), build_mtp(spec, kernels="eager")
+        for part in (model, mtp_layers):
+            set_recompute(part, recompute)
+        token_ids = torch.zeros(1, 24, dtype=torch.long)
+        return training_loss(model, mtp_layers, token_ids, token_ids)
+
+    unwatched = loss()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        unwatched.backward()
+    watched = loss()
+    with Watching() as watcher:
+        watched.backward()
+    expected = gradient_sums(iter(profiler.events()))
+    assert expected
+    assert watcher.sums == expected

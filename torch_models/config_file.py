@@ -1,0 +1,76 @@
+"""A config.json as a JSON object: strict, of bounded size, from a path or by its name in `configs/`."""
+
+import importlib.resources
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from torch_models.errors import ConfigError, UserError, show_value
+
+MAX_CONFIG_BYTES = 4_000_000
+
+
+def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
+    """The path as the user knows it, and the fields of the JSON object in it."""
+    shown = os.fspath(path_or_name)
+    content = _read_bytes(shown)
+    try:
+        fields = json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_nan
+        )
+    except UserError as error:
+        raise UserError(f"{shown}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{shown}: not valid JSON: {reason}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{shown}: must be a JSON object of config fields, but is {show_value(fields)}")
+    return shown, fields
+
+
+def _read_bytes(shown: str) -> bytes:
+    try:
+        info = os.stat(shown)
+    except (OSError, ValueError) as error:
+        bundled = {
+            entry.name: entry
+            for entry in importlib.resources.files("configs").iterdir()
+            if entry.name.endswith("_config.json")
+        }
+        for name in (shown, f"{shown}.json", f"{shown}_config.json"):
+            if name in bundled:
+                return bundled[name].read_bytes()
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{shown}: no such file, and configs/ has only {', '.join(sorted(bundled))}") from None
+        raise UserError(f"{shown[:200]}: cannot be read: {_reason(error)}") from None
+    if not stat.S_ISREG(info.st_mode):
+        raise UserError(f"{shown}: must be a file of JSON, but is {_kind(info.st_mode)}")
+    if info.st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"{shown}: {info.st_size} bytes; a config has at most {MAX_CONFIG_BYTES}")
+    try:
+        return Path(shown).read_bytes()
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "no regular file"
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for field, value in pairs:
+        if field in fields:
+            raise ConfigError(field, value, f"the field stands twice; its first value is {show_value(fields[field])}")
+        fields[field] = value
+    return fields
+
+
+def _refuse_nan(constant: str) -> float:
+    raise UserError(f"{constant} is no JSON number; every number must be finite")
