@@ -69,8 +69,10 @@ def by_formula(
         tape.deliver(out.edge, gradient.again())
         tape.backward()
         del gradient
-    del tables, out
-    return [*tape.points, tape.live - tape.before]
+    del out
+    moments = [*tape.points, tape.live - tape.before]
+    del tables  # which all layers share, and which outlive the pass
+    return moments
 
 
 def by_measurement(
