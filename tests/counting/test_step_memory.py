@@ -150,7 +150,7 @@ def test_phases_and_the_winner() -> None:
 
 
 def test_a_chunked_loss_trades_logits_for_copies_of_the_head_s_gradient() -> None:
-    """S = 16,384: all logits at once are T V numbers, three times in fp32; in chunks, D V numbers three times remain."""
+    """S = 16,384: all logits at once are T V numbers, three times in fp32; in chunks, thrice D V remain."""
     spec = read_spec("llama_7b_config.json")
     plain = {"precision": "bf16", "optimizer": "sgd", "recompute": "full", "sequence_length": 16384}
 
