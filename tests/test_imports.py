@@ -63,6 +63,7 @@ ALLOWED = {
     "counting.analytic_memory": (
         "counting.analytic counting.analytic_memory_attention counting.counts counting.lifetimes torch_models.spec"
     ),
+    "counting.analytic_training": "msgspec counting.analytic counting.counts torch_models.spec",
     "counting.derived": "msgspec counting.analytic counting.analytic_memory counting.counts torch_models.spec",
     # What it costs as measured: from the modules, blind to the formulas.
     "counting.components": "torch torch_models.* counting.counts",
@@ -73,6 +74,10 @@ ALLOWED = {
     "counting.measured": (
         "torch msgspec torch_models.* counting.counts counting.flops counting.memory counting.meta_kernels"
         " counting.parameters"
+    ),
+    "counting.step_flops": (
+        "torch msgspec torch_models.* counting.components counting.counts counting.flops counting.measured"
+        " counting.meta_kernels"
     ),
     # Of families without modules and formulas: from transformers, which is imported on this path alone.
     "counting.foreign_config": "msgspec transformers counting.foreign_share torch_models.config torch_models.errors",
@@ -86,9 +91,14 @@ ALLOWED = {
     ),
     # Where the two meet, knowing only what each hands over.
     "counting.reconcile": "msgspec counting.counts torch_models.errors",
+    "counting.training_step": (
+        "msgspec counting.analytic_training counting.counts counting.reconcile counting.step_flops torch_models.errors"
+        " torch_models.spec"
+    ),
     "counting.analysis": (
         "msgspec counting.counts counting.derived counting.foreign_config counting.measured counting.reconcile"
-        " counting.through_transformers torch_models.config torch_models.errors torch_models.spec"
+        " counting.through_transformers counting.training_step torch_models.config torch_models.errors"
+        " torch_models.spec"
     ),
     # What a budget buys.
     "counting.hardware": "msgspec configs torch_models.errors",
@@ -104,10 +114,11 @@ ALLOWED = {
     ),
     # What leaves the program.
     "counting.output_file": "torch_models.errors",
-    # The only one that formats: it knows the results, not how they came about.
+    # The only ones that format: they know the results, not how they came about.
+    "counting.report_training": "rich counting.training_step",
     "counting.report": (
         "msgspec rich counting.analysis counting.counts counting.design counting.hardware counting.reconcile"
-        " counting.scaling_law counting.training_cost torch_models.errors torch_models.spec"
+        " counting.report_training counting.scaling_law counting.training_cost torch_models.errors torch_models.spec"
     ),
 }
 
@@ -139,6 +150,7 @@ NEEDS_TORCH = {
     "counting.memory",
     "counting.meta_kernels",
     "counting.parameters",
+    "counting.step_flops",
     "counting.through_transformers",
 }
 SLOW = ["fvcore", "numpy", "rich", "safetensors", "torch", "transformers"]
