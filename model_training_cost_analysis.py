@@ -31,11 +31,14 @@ from counting.training_cost import (
     parse_prices,
     plan_budget,
 )
+from counting.training_step import TrainingOptions
 from torch_models import read_spec
 from torch_models.errors import ConfigError, UserError, show_value
-from torch_models.spec import Kernels
+from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
+
+TRAINING_FLAGS = ("recompute", "mtp", "loss_chunk")
 
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
@@ -120,7 +123,7 @@ def _run(options: argparse.Namespace) -> None:
     for flag in budget_flags:
         if getattr(options, flag) is not None and options.training_budget is None:
             raise UserError(f"--{flag} needs --training_budget")
-    for flag in ("seq_len", "kernels"):
+    for flag in ("seq_len", "kernels", *TRAINING_FLAGS):
         if getattr(options, flag) is not None and not options.model_config:
             raise UserError(f"--{flag} needs --model_config")
     if options.force and options.design is None:
@@ -130,8 +133,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
     sequence_length = None if options.seq_len is None else _whole_number(options.seq_len, "--seq_len")
+    training = _training_options(options)
     analyses = [
-        analyze(config, sequence_length=sequence_length, kernels=options.kernels or "fused")
+        analyze(config, sequence_length=sequence_length, kernels=options.kernels or "fused", training=training)
         for config in options.model_config
     ]
     design = None
@@ -139,6 +143,17 @@ def _run(options: argparse.Namespace) -> None:
         design = design_for_budget(plan, name=Path(options.design).stem)
         write_whole(options.design, design.config_json(), overwrite=options.force)
     _print(options, analyses, plan, design)
+
+
+def _training_options(options: argparse.Namespace) -> TrainingOptions | None:
+    """How to run a training step; None where no flag asks for one."""
+    if all(getattr(options, flag) is None for flag in TRAINING_FLAGS):
+        return None
+    return TrainingOptions(
+        recompute=options.recompute or "none",
+        mtp=None if options.mtp is None else options.mtp == "on",
+        loss_chunk=None if options.loss_chunk is None else _whole_number(options.loss_chunk, "--loss_chunk"),
+    )
 
 
 def _plan(options: argparse.Namespace) -> BudgetPlan:
@@ -201,6 +216,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--seq_len", metavar="TOKENS", help="sequence length; else the config's own")
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
+
+    step = parser.add_argument_group("a training step of the model; any of these measures one, forward and backward")
+    step.add_argument("--recompute", choices=get_args(Recompute), help="what backward computes again; default none")
+    step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on where the config has it")
+    step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
 
     budget = parser.add_argument_group("a budget")
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training")

@@ -14,6 +14,7 @@ import msgspec
 from counting.counts import AttentionCore, LayerCounts, LayerMemory, ModelCounts
 from counting.derived import BATCH_SIZE, derive
 from counting.reconcile import Agreement, compare_counters, reconcile
+from counting.training_step import TrainingOptions, TrainingStep, analyze_step
 from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, check_kernels
@@ -122,8 +123,10 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops_full_attention: int
     forward_flops_by_component: dict[str, int]
     mtp_forward_flops: int
+    model_flops: int  # of training the main model on one sequence, however it is run: 3 x forward_flops
     defaulted_fields: tuple[str, ...]
     agreement: Agreement
+    training: TrainingStep | None = None  # where a step was asked for; its model FLOPs may include mtp
 
     @property
     def main_layer(self) -> LayerAnalysis:
@@ -136,20 +139,29 @@ def analyze(
     *,
     sequence_length: int | None = None,
     kernels: Kernels = "fused",
+    training: TrainingOptions | None = None,
 ) -> Analysis:
     """Measure the model of `config` (a path, a name in configs/, a spec, or fields of a family that is not native).
 
-    A native family is reconciled with the formulas; any other is built by transformers and has none. Raises
+    A native family is reconciled with the formulas; any other is built by transformers and has none. With `training`
+    a step is measured too, forward and backward, which takes about as long again; only native families have one. Raises
     `UserError` for what the user can mend, `DisagreementError` where module and formula, or two counters, differ.
     """
     check_kernels(kernels)
     model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
-    if isinstance(model, ForeignConfig):
-        return _analyze_foreign(model, sequence_length, kernels)
-    return _analyze_native(model, sequence_length, kernels)
+    if not isinstance(model, ForeignConfig):
+        return _analyze_native(model, sequence_length, kernels, training)
+    if training is not None:
+        raise UserError(
+            f"{model.model_type} goes through transformers, of which no training step is measured: "
+            "leave out recompute, mtp and loss_chunk"
+        )
+    return _analyze_foreign(model, sequence_length, kernels)
 
 
-def _analyze_native(spec: ModelSpec, sequence_length: int | None, kernels: Kernels) -> Analysis:
+def _analyze_native(
+    spec: ModelSpec, sequence_length: int | None, kernels: Kernels, training: TrainingOptions | None
+) -> Analysis:
     conventions = _conventions(spec, sequence_length, kernels)
 
     from counting.measured import measure
@@ -157,7 +169,12 @@ def _analyze_native(spec: ModelSpec, sequence_length: int | None, kernels: Kerne
     run = (spec, conventions.sequence_length, kernels)
     counts = measure(*run)
     agreement = reconcile(spec.name, counts, derive(*run))
-    return _analysis(spec, "measured = formula", conventions, counts, agreement)
+    analysis = _analysis(spec, "measured = formula", conventions, counts, agreement)
+    if training is None:
+        return analysis
+    step, checks = analyze_step(spec, counts, conventions.sequence_length, kernels, training)
+    agreement = Agreement(ok=True, checks=(*agreement.checks, *checks))
+    return msgspec.structs.replace(analysis, agreement=agreement, training=step)
 
 
 def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernels: Kernels) -> Analysis:
@@ -203,6 +220,7 @@ def _analysis(
         forward_flops_full_attention=counts.forward_flops.total - core.as_run + core.full_square,
         forward_flops_by_component=counts.forward_flops.by_component(),
         mtp_forward_flops=counts.mtp.forward_flops.total,
+        model_flops=3 * counts.forward_flops.total,
         defaulted_fields=model.defaulted_fields,
         agreement=agreement,
     )

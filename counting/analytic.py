@@ -17,6 +17,7 @@ from torch_models.spec import (
     ClampedMLPSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
+    Kernels,
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
@@ -135,6 +136,13 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
 def without_window(spec: AttentionSpec) -> AttentionSpec:
     """The same attention, seeing all the way back."""
     return msgspec.structs.replace(spec, window=None) if isinstance(spec, GroupedQueryAttentionSpec) else spec
+
+
+def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
+    """The layer whose FLOPs are spent: eager kernels multiply the full square and hide what a window excludes."""
+    if kernels == "fused":
+        return spec
+    return msgspec.structs.replace(spec, attention=without_window(spec.attention))
 
 
 # --- Feed-forward ----------------------------------------------------------------------------------------------

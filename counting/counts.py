@@ -112,6 +112,7 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     router_correction_bias: int
     forward_flops: Counts  # each module runs the shared head once more
     dispatched_flops: Counts
+    attention_core: AttentionCore = AttentionCore()
 
 
 class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,9 +122,21 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
     never kept. `recomputed` is what activation checkpointing runs again.
     """
 
-    forward: Counts
-    backward: Counts
-    recomputed: Counts
+    forward: Counts = Counts()
+    backward: Counts = Counts()
+    recomputed: Counts = Counts()
+
+    def __add__(self, other: "StepFlops") -> "StepFlops":
+        return StepFlops(
+            forward=self.forward + other.forward,
+            backward=self.backward + other.backward,
+            recomputed=self.recomputed + other.recomputed,
+        )
+
+    def __mul__(self, factor: int) -> "StepFlops":
+        return StepFlops(
+            forward=self.forward * factor, backward=self.backward * factor, recomputed=self.recomputed * factor
+        )
 
     @property
     def model(self) -> int:
@@ -137,6 +150,11 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
     def hardware(self) -> int:
         """What is executed; HFU is measured in these."""
         return self.forward.total + self.backward.total + self.recomputed.total
+
+    @property
+    def extra_products(self) -> int:
+        """What of the backward pass is in no model FLOPs: the scores that fused attention multiplies once more."""
+        return self.backward.total - 2 * self.forward.total
 
 
 class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import msgspec
 
 from counting import analytic
 from counting.analytic_memory import layer_memory
-from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts
+from counting.counts import AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts
 from torch_models.spec import Kernels, LayerSpec, ModelSpec
 
 BATCH_SIZE = 1
@@ -15,7 +15,7 @@ def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCoun
     layers = tuple(_layer(layer, count, sequence_length, kernels) for layer, count in spec.layer_groups())
     in_layers = sum((layer.parameters * layer.count for layer in layers), Counts())
     run = (sequence_length, BATCH_SIZE)
-    mtp_as_run = tuple(_as_run(layer, kernels) for layer in spec.mtp_layers)
+    mtp_as_run = tuple(analytic.as_run(layer, kernels) for layer in spec.mtp_layers)
     mtp_flops = analytic.mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=mtp_as_run), *run)
     return ModelCounts(
         layers=layers,
@@ -27,13 +27,16 @@ def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCoun
             router_correction_bias=sum(analytic.router_correction_bias(layer) for layer in spec.mtp_layers),
             forward_flops=mtp_flops,
             dispatched_flops=mtp_flops,
+            attention_core=sum(
+                (analytic.attention_core(layer.attention, *run) for layer in mtp_as_run), AttentionCore()
+            ),
         ),
     )
 
 
 def _layer(spec: LayerSpec, count: int, sequence_length: int, kernels: Kernels) -> LayerCounts:
     run = (sequence_length, BATCH_SIZE)
-    visited = _as_run(spec, kernels)
+    visited = analytic.as_run(spec, kernels)
     flops = analytic.forward_flops(visited, *run)
     return LayerCounts(
         kind=spec.kind,
@@ -47,10 +50,3 @@ def _layer(spec: LayerSpec, count: int, sequence_length: int, kernels: Kernels) 
         memory=layer_memory(spec, sequence_length, kernels, grad=True),
         memory_no_grad=layer_memory(spec, sequence_length, kernels, grad=False),
     )
-
-
-def _as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
-    """The layer whose FLOPs are spent: eager kernels multiply the full square and hide what a window excludes."""
-    if kernels == "fused":
-        return spec
-    return msgspec.structs.replace(spec, attention=analytic.without_window(spec.attention))

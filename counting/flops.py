@@ -18,7 +18,7 @@ with warnings.catch_warnings():  # importing fvcore scripts its focal losses, wh
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
 
 from counting.components import counts_of_modules
 from counting.counts import AttentionCore, Counts
@@ -217,10 +217,14 @@ def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
     return counts_of_modules(module, {name.removeprefix(root).removeprefix("."): n for name, n in totals.items()})
 
 
-def dispatched_grouped_mm(rows: Shape, weights: Shape, *_: object, out_shape: Shape, **__: object) -> int:
-    """As `grouped_mm_flops`, in the dispatch counter's terms."""
-    del weights
-    return 2 * prod(out_shape) * rows[-1]
+def dispatched_grouped_mm(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """As `grouped_mm_flops`, and of its backward pass: no row of any group is multiplied by another group's matrix.
+
+    The gradient of the rows is the same product with (E, out, in); that of the matrices is (in, T) with (T, out), whose
+    T is cut into E groups.
+    """
+    assert len(left) == 2, f"no formula for a grouped product of {left} and {right}"
+    return 2 * prod(left) * right[-1]
 
 
 def _dispatched_flash_attention(
@@ -237,7 +241,30 @@ def _dispatched_flash_attention(
     return banded_attention_flops(query, key, value, window)
 
 
+def _dispatched_flash_attention_backward(
+    gradient: Shape,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    sinks: Shape | None,
+    scale: float,
+    window: int | None,
+    *_: object,
+    **__: object,
+) -> int:
+    """Five products over the pairs that the forward pass visits, as torch counts its own fused kernels' backward.
+
+    The scores once more, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv 2307.08691,
+    §3.1.2).
+    """
+    del sinks, scale
+    length = query[2]
+    square: int = sdpa_backward_flop_count(gradient, query, key, value)
+    return square // length * min(window or length, length)
+
+
 DISPATCH_FORMULAS = {
     torch.ops.aten._grouped_mm: dispatched_grouped_mm,
     torch.ops.model_training_cost.flash_attention: _dispatched_flash_attention,
+    torch.ops.model_training_cost.flash_attention_backward: _dispatched_flash_attention_backward,
 }

@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts
+from counting.counts import AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts
 from counting.flops import dispatched_flops, traced_flops
 from counting.memory import layer_memory
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
@@ -20,7 +20,7 @@ from torch_models.spec import Kernels, ModelSpec, RotarySpec
 # Grouped products have a 16-bit meta kernel for bfloat16 alone; float16 has the same bytes and the same FLOPs.
 MEASURED_DTYPE = torch.bfloat16
 
-_ONE_AT_A_TIME = threading.Lock()
+ONE_AT_A_TIME = threading.Lock()  # held by whoever measures: hooks and kernels are the whole process's
 
 
 def measure(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCounts:
@@ -29,7 +29,7 @@ def measure(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCou
     The time it takes depends on the number of distinct layers, not on the number of layers. One measurement runs at
     a time: tracing is a state of the process.
     """
-    with _ONE_AT_A_TIME, torch.inference_mode(False), without_compiler():
+    with ONE_AT_A_TIME, torch.inference_mode(False), without_compiler():
         return _Measurement(spec, sequence_length, kernels).model()
 
 
@@ -80,16 +80,22 @@ class _Measurement:
             )
 
     def _mtp(self, head_flops: Counts, head_dispatched: Counts) -> MtpCounts:
-        parameters, biases, flops, dispatched = Counts(), 0, Counts(), Counts()
+        parameters, biases, flops, dispatched, core = Counts(), 0, Counts(), Counts(), AttentionCore()
         for layer, (spec, count) in zip(self.mtp_layers, self.mtp_groups.items(), strict=True):
             inputs = (self._stream(), self._stream(), self._rotary(spec.attention.rotary))
             parameters += parameter_counts(layer) * count
             biases += router_correction_bias(layer) * count
-            flops += (traced_flops(layer, inputs)[0] + head_flops) * count
+            traced, traced_core = traced_flops(layer, inputs)
+            flops += (traced + head_flops) * count
+            core += traced_core * count
             with cuda_kernels_on_meta():
                 dispatched += (dispatched_flops(layer, inputs) + head_dispatched) * count
         return MtpCounts(
-            parameters=parameters, router_correction_bias=biases, forward_flops=flops, dispatched_flops=dispatched
+            parameters=parameters,
+            router_correction_bias=biases,
+            forward_flops=flops,
+            dispatched_flops=dispatched,
+            attention_core=core,
         )
 
     def _stream(self) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from counting.counts import COMPONENTS, AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts
+from counting.counts import COMPONENTS, AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, StepFlops
 
 WHOLE = "total"  # the component of a number that is not divided into components
 
@@ -76,6 +76,19 @@ def reconcile(name: str, measured: ModelCounts, analytic: ModelCounts) -> Agreem
     return Agreement(ok=True, checks=checks)
 
 
+def reconcile_step(name: str, measured: StepFlops, analytic: StepFlops) -> tuple[Check, ...]:
+    """The FLOPs of one training step beside their formulas; raises `DisagreementError` if any two differ."""
+    checks = tuple(
+        check
+        for part in StepFlops.__struct_fields__
+        for check in _by_component("training_flops", f"step, {part}", getattr(measured, part), getattr(analytic, part))
+    )
+    different = [check for check in checks if not check.ok]
+    if different:
+        raise DisagreementError(name, different)
+    return checks
+
+
 def compare_counters(name: str, counts: ModelCounts) -> Agreement:
     """Every FLOP of a model without formulas, by trace and by dispatch; raises `DisagreementError` if any differ."""
     pairs = [(f"{layer.kind} layer", layer.forward_flops, layer.dispatched_flops) for layer in counts.layers]
@@ -106,6 +119,7 @@ def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
     yield from _by_component("parameters", "mtp", measured.mtp.parameters, analytic.mtp.parameters)
     yield from _by_component("forward_flops", "mtp", measured.mtp.forward_flops, analytic.mtp.forward_flops)
     yield from _by_component("dispatched_flops", "mtp", measured.mtp.dispatched_flops, analytic.mtp.dispatched_flops)
+    yield from _core_checks("mtp", measured.mtp.attention_core, analytic.mtp.attention_core)
     biases = (measured.mtp.router_correction_bias, analytic.mtp.router_correction_bias)
     yield _whole("router_correction_bias", "mtp", *biases)
 

@@ -12,6 +12,7 @@ from counting.analysis import Analysis, LayerAnalysis
 from counting.counts import LayerMemory
 from counting.design import Design
 from counting.reconcile import Check
+from counting.report_training import training_table
 from counting.scaling_law import find_law
 from counting.training_cost import BudgetPlan
 
@@ -73,6 +74,7 @@ def print_analysis(analysis: Analysis) -> None:
         _parameter_table(analysis),
         _flop_table(analysis),
         *([_memory_table(analysis)] if main.peak_memory_parts else []),
+        *([training_table(analysis.training)] if analysis.training else []),
         _agreement_table(analysis),
     )
     console.print()

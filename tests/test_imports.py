@@ -80,6 +80,7 @@ ALLOWED = {
         " counting.step_profile counting.tape counting.tape_ops torch_models.spec"
     ),
     "counting.training_memory": "msgspec counting.step_profile torch_models.spec",
+    "counting.analytic_training": "msgspec counting.analytic counting.counts torch_models.spec",
     "counting.derived": "msgspec counting.analytic counting.analytic_memory counting.counts torch_models.spec",
     # What it costs as measured: from the modules, blind to the formulas.
     "counting.components": "torch torch_models.* counting.counts",
@@ -95,6 +96,10 @@ ALLOWED = {
     "counting.measured": (
         "torch msgspec torch_models.* counting.counts counting.flops counting.memory counting.meta_kernels"
         " counting.parameters"
+    ),
+    "counting.step_flops": (
+        "torch msgspec torch_models.* counting.components counting.counts counting.flops counting.measured"
+        " counting.meta_kernels"
     ),
     # Of families without modules and formulas: from transformers, which is imported on this path alone.
     "counting.foreign_fields": "transformers torch_models.errors torch_models.known_fields",
@@ -112,9 +117,14 @@ ALLOWED = {
     ),
     # Where the two meet, knowing only what each hands over.
     "counting.reconcile": "msgspec counting.counts torch_models.errors",
+    "counting.training_step": (
+        "msgspec counting.analytic_training counting.counts counting.reconcile counting.step_flops torch_models.errors"
+        " torch_models.spec"
+    ),
     "counting.analysis": (
         "msgspec counting.counts counting.derived counting.foreign_config counting.measured counting.reconcile"
-        " counting.through_transformers torch_models.config torch_models.errors torch_models.spec"
+        " counting.through_transformers counting.training_step torch_models.config torch_models.errors"
+        " torch_models.spec"
     ),
     # What a budget buys.
     "counting.hardware": "msgspec configs torch_models.errors",
@@ -130,10 +140,11 @@ ALLOWED = {
     ),
     # What leaves the program.
     "counting.output_file": "torch_models.errors",
-    # The only one that formats: it knows the results, not how they came about.
+    # The only ones that format: they know the results, not how they came about.
+    "counting.report_training": "rich counting.training_step",
     "counting.report": (
         "msgspec rich counting.analysis counting.counts counting.design counting.hardware counting.reconcile"
-        " counting.scaling_law counting.training_cost torch_models.errors torch_models.spec"
+        " counting.report_training counting.scaling_law counting.training_cost torch_models.errors torch_models.spec"
     ),
 }
 
@@ -167,6 +178,7 @@ NEEDS_TORCH = {
     "counting.optimizer_memory",
     "counting.parameters",
     "counting.step_memory",
+    "counting.step_flops",
     "counting.through_transformers",
 }
 SLOW = ["fvcore", "numpy", "rich", "safetensors", "torch", "transformers"]

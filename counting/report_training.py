@@ -1,0 +1,66 @@
+"""The table of one training step."""
+
+from typing import TYPE_CHECKING
+
+from counting.training_step import TrainingStep
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RECOMPUTED = {
+    "none": "nothing is recomputed in the layers",
+    "selective": "the attention core is computed again for backward",
+    "full": "every layer is computed again for backward",
+}
+
+
+def training_table(step: TrainingStep) -> "Table":
+    """Model and hardware FLOPs of one step over one sequence, by component and by pass."""
+    from rich.table import Table
+
+    table = Table(title=_title(step), title_justify="left", caption=_caption(step), caption_justify="left")
+    table.add_column("component", no_wrap=True)
+    for heading in ("forward", "backward", "recomputed", "executed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def add(label: str, *counts: int | None, style: str | None = None) -> None:
+        table.add_row(label, *("" if count is None else f"{count:,}" for count in counts), style=style)
+
+    for component, forward in step.forward_flops_by_component.items():
+        backward = step.backward_flops_by_component[component]
+        recomputed = step.recomputed_flops_by_component[component]
+        if executed := forward + backward + recomputed:
+            add(component, forward, backward, recomputed, executed)
+    table.add_section()
+    passes = (step.forward_flops, step.backward_flops, step.recomputed_flops)
+    add("hardware FLOPs", *passes, step.hardware_flops, style="bold")
+    add("… for each token", None, None, None, step.hardware_flops_per_token)
+    table.add_section()
+    add("model FLOPs, 3 × forward", step.forward_flops, 2 * step.forward_flops, None, step.model_flops, style="bold")
+    add("… for each token", None, None, None, step.model_flops_per_token)
+    add("… with the causal half of attention", None, None, None, step.model_flops_causal)
+    if step.flash_backward_extra_flops:
+        extra = step.flash_backward_extra_flops
+        add("beyond them: flash's extra product", None, extra, None, extra)
+    return table
+
+
+def _title(step: TrainingStep) -> str:
+    return f"One training step over {step.sequence_length:,} tokens, FLOPs: {RECOMPUTED[step.recompute]}"
+
+
+def _caption(step: TrainingStep) -> str:
+    """What governs the numbers above it."""
+    sentences = ["Embedding gradients and the optimiser multiply no matrices."]
+    if step.flash_backward_extra_flops:
+        sentences.append(
+            "Flash attention keeps no scores and multiplies them again in its backward pass, five products to the two "
+            "of the forward pass: no model FLOPs, and not counted as recomputed."
+        )
+    if step.mtp:
+        sentences.append("Multi-token prediction is trained: its projection, layer and run of the head are included.")
+    if step.recomputed_flops_by_component["lm_head"]:
+        sentences.append(
+            f"The loss is made of {step.loss_chunk:,} tokens at a time; no logits are kept, and all are made twice."
+        )
+    return " ".join(sentences)
