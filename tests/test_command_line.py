@@ -334,7 +334,7 @@ BAD_COMMANDS = {
     f"{RUN} --compare": "--compare needs two models or more",
     f"{RUN} --model_config llama_3_8b --compare --gpu_hours 1M": "--compare takes no --gpu_hours",
     f"{RUN},H100 --model_config llama_3_8b --compare": "--compare needs one GPU, but --gpus names 2: A100, H100",
-    "--model_config llama_7b --tokens 15TT --gpus A100": "--tokens = '15TT': must be a whole number of tokens from 1 to",
+    "--model_config llama_7b --tokens 15TT --gpus A100": "--tokens = '15TT': must be a whole number of tokens",
     "--model_config llama_7b --tokens 1e400 --gpus A100": "--tokens = '1e400': must be",
     "--model_config llama_7b --tokens=-1T --gpus A100": "--tokens = '-1T': must be",
     "--model_config llama_7b --tokens 0 --gpus A100": "--tokens = '0': must be",
