@@ -15,11 +15,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from counting.analysis import Analysis, analyze
-from counting.design import Design
+from counting.amounts import parse_hours, parse_num_gpus, parse_tokens
+from counting.analysis import analyze
+from counting.budget_on_model import spend_on
+from counting.claim import examine_claim
+from counting.comparison import compare
 from counting.designed import design_for_budget
 from counting.output_file import refuse_unwritable, write_whole
+from counting.precision import (
+    DEFAULT_OPTIMIZER,
+    DEFAULT_PRECISION,
+    OPTIMIZERS,
+    PRECISIONS,
+    find_optimizer,
+    find_precision,
+)
+from counting.published_runs import examine_published_runs
 from counting.reconcile import DisagreementError
+from counting.report import Results, json_document
 from counting.scaling_law import DEFAULT_LAW, LAWS
 from counting.training_cost import (
     DEFAULT_GPUS,
@@ -31,6 +44,8 @@ from counting.training_cost import (
     parse_prices,
     plan_budget,
 )
+from counting.training_flops import trains_mtp
+from counting.training_run import MFU_RANGE, RunPlan, plan_run
 from counting.training_step import TrainingOptions
 from torch_models import read_spec
 from torch_models.errors import ConfigError, UserError, show_value
@@ -116,20 +131,51 @@ def _short_analysis(model_config_path: str, family: str) -> tuple[int, float, fl
     return analysis.parameters.total, layer.forward_tflops, layer.peak_memory_gb
 
 
-def _run(options: argparse.Namespace) -> None:
-    if not options.model_config and options.training_budget is None:
-        raise UserError("nothing to do: give --model_config or --training_budget, or --help for all flags")
-    budget_flags = ("design", "gpus", "mfu", "gpu_prices", "scaling_law")
-    for flag in budget_flags:
-        if getattr(options, flag) is not None and options.training_budget is None:
-            raise UserError(f"--{flag} needs --training_budget")
-    for flag in ("seq_len", "kernels", *TRAINING_FLAGS):
-        if getattr(options, flag) is not None and not options.model_config:
-            raise UserError(f"--{flag} needs --model_config")
-    if options.force and options.design is None:
-        raise UserError("--force needs --design")
+# Flag -> the flags without one of which it would mean nothing.
+NEEDS = {
+    "tokens": ("model_config",),
+    "seq_len": ("model_config",),
+    "kernels": ("model_config",),
+    "recompute": ("model_config",),
+    "mtp": ("model_config",),
+    "loss_chunk": ("model_config",),
+    "gpus": ("training_budget", "tokens"),
+    "mfu": ("training_budget", "tokens"),
+    "gpu_prices": ("training_budget", "tokens"),
+    "price": ("gpus",),
+    "num_gpus": ("tokens",),
+    "global_batch_tokens": ("tokens",),
+    "gpu_hours": ("tokens",),
+    "precision": ("tokens",),
+    "optimizer": ("tokens",),
+    "compare": ("tokens",),
+    "scaling_law": ("training_budget",),
+    "design": ("training_budget",),
+    "force": ("design",),
+}
 
-    plan = None if options.training_budget is None else _plan(options)
+
+def _check_flags(options: argparse.Namespace) -> None:
+    given = {flag for flag, value in vars(options).items() if value not in (None, False, [])}
+    for flag, others in NEEDS.items():
+        if flag in given and not given.intersection(others):
+            raise UserError(f"--{flag} needs {' or '.join(f'--{other}' for other in others)}")
+    if not given & {"model_config", "training_budget", "published", "claim"}:
+        raise UserError(
+            "nothing to do: give --model_config or --training_budget, --published or --claim, or --help for all flags"
+        )
+    if "tokens" in given and "gpus" not in given:
+        raise UserError("--tokens needs --gpus: say what to train on, as --gpus H100")
+    if {"mfu", "gpu_hours"} <= given:
+        raise UserError("--gpu_hours says what the MFU was: leave out --mfu")
+    if {"price", "gpu_prices"} <= given:
+        raise UserError("give either --price, for every GPU, or --gpu_prices")
+
+
+def _run(options: argparse.Namespace) -> None:
+    _check_flags(options)
+    plan = None if options.training_budget is None else _budget(options)
+    run_plan = None if options.tokens is None else _run_plan(options)
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
     sequence_length = None if options.seq_len is None else _whole_number(options.seq_len, "--seq_len")
@@ -138,11 +184,25 @@ def _run(options: argparse.Namespace) -> None:
         analyze(config, sequence_length=sequence_length, kernels=options.kernels or "fused", training=training)
         for config in options.model_config
     ]
-    design = None
-    if plan is not None and options.design is not None:
-        design = design_for_budget(plan, name=Path(options.design).stem)
-        write_whole(options.design, design.config_json(), overwrite=options.force)
-    _print(options, analyses, plan, design)
+    if options.mtp == "on" and not any(trains_mtp(analysis) for analysis in analyses):
+        raise UserError("--mtp = on: no model here has multi-token prediction")
+    compared = run_plan is not None and options.compare
+    results = Results(
+        analyses=analyses,
+        runs=[plan_run(analysis, run_plan) for analysis in analyses] if run_plan and not compared else [],
+        comparison=compare(analyses, run_plan) if run_plan and compared else None,
+        plan=plan,
+        spent=[spend_on(analysis, plan, options.mtp != "off") for analysis in analyses] if plan else [],
+        design=design_for_budget(plan, name=Path(options.design).stem) if plan and options.design is not None else None,
+        published=examine_published_runs() if options.published else None,
+        claim=examine_claim() if options.claim else None,
+    )
+    if results.design is not None:
+        write_whole(options.design, results.design.config_json(), overwrite=options.force)
+    if options.json:
+        print(json_document(results))
+    else:
+        _print(results, options.design)
 
 
 def _training_options(options: argparse.Namespace) -> TrainingOptions | None:
@@ -156,31 +216,62 @@ def _training_options(options: argparse.Namespace) -> TrainingOptions | None:
     )
 
 
-def _plan(options: argparse.Namespace) -> BudgetPlan:
+def _budget(options: argparse.Namespace) -> BudgetPlan:
     return plan_budget(
         parse_dollars(options.training_budget),
         gpus=DEFAULT_GPUS if options.gpus is None else parse_gpus(options.gpus),
         mfu=DEFAULT_MFU if options.mfu is None else parse_mfu(options.mfu),
         scaling_law=DEFAULT_LAW.name if options.scaling_law is None else options.scaling_law,
-        prices_usd_per_hour=None if options.gpu_prices is None else parse_prices(options.gpu_prices),
+        prices_usd_per_hour=_prices(options),
     )
 
 
-def _print(
-    options: argparse.Namespace, analyses: Sequence[Analysis], plan: BudgetPlan | None, design: Design | None
-) -> None:
-    from counting import report
+def _run_plan(options: argparse.Namespace) -> RunPlan:
+    default_mfus = (DEFAULT_MFU,) if options.compare else MFU_RANGE
+    batch = options.global_batch_tokens
+    return RunPlan(
+        tokens=parse_tokens(options.tokens),
+        gpus=parse_gpus(options.gpus),
+        num_gpus=None if options.num_gpus is None else parse_num_gpus(options.num_gpus),
+        mfus=default_mfus if options.mfu is None else (parse_mfu(options.mfu),),
+        gpu_hours=None if options.gpu_hours is None else parse_hours(options.gpu_hours),
+        prices_usd_per_hour=_prices(options),
+        global_batch_tokens=None if batch is None else parse_tokens(batch, "--global_batch_tokens"),
+        mtp=options.mtp != "off",
+        precision=DEFAULT_PRECISION if options.precision is None else find_precision(options.precision),
+        optimizer=DEFAULT_OPTIMIZER if options.optimizer is None else find_optimizer(options.optimizer),
+    )
 
-    if options.json:
-        print(report.json_document(analyses, plan, design))
-        return
-    print(report.plain_text(analyses, plan))
+
+def _prices(options: argparse.Namespace) -> dict[str, float]:
+    if options.price is not None:
+        return dict.fromkeys(parse_gpus(options.gpus), parse_dollars(options.price, "--price"))
+    return {} if options.gpu_prices is None else parse_prices(options.gpu_prices)
+
+
+def _print(results: Results, design_path: str | None) -> None:
+    """The tables; a comparison stands for the models that it compares."""
+    from counting import report, report_published, report_run
+
+    analyses = results.analyses if results.comparison is None else ()
+    if analyses or results.plan is not None:
+        print(report.plain_text(analyses, results.plan))
     for analysis in analyses:
         report.print_analysis(analysis)
-    if plan is not None:
-        report.print_budget(plan)
-    if design is not None:
-        report.print_design(design, options.design)
+    if results.comparison is not None:
+        report_run.print_comparison(results.comparison)
+    for run in results.runs:
+        report_run.print_run(run)
+    if results.plan is not None:
+        report.print_budget(results.plan)
+        for spent in results.spent:
+            report_run.print_budget_on_model(spent, results.plan)
+    if results.design is not None and design_path is not None:
+        report.print_design(results.design, design_path)
+    if results.published is not None:
+        report_published.print_published(results.published)
+    if results.claim is not None:
+        report_published.print_claim(results.claim)
 
 
 def _whole_number(text: str, flag: str) -> int:
@@ -222,11 +313,35 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on where the config has it")
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
 
+    machines = parser.add_argument_group("machines, for a run or a budget")
+    machines.add_argument(
+        "--gpus", metavar="GPUS", help=f"as H100,B200; of a budget by default {','.join(DEFAULT_GPUS)}"
+    )
+    machines.add_argument("--gpu_prices", metavar="PRICES", help="dollars per hour, as H100=2.10,L4=0.70")
+    machines.add_argument("--price", metavar="USD", help="dollars per hour of every GPU that --gpus names")
+    mfu_range = f"{MFU_RANGE[0]} to {MFU_RANGE[-1]}"
+    machines.add_argument(
+        "--mfu",
+        metavar="SHARE",
+        help=f"model FLOPs utilisation in (0, 1]; default {DEFAULT_MFU} of a budget, {mfu_range} of a run",
+    )
+
+    run = parser.add_argument_group("a run")
+    run.add_argument("--tokens", metavar="TOKENS", help="train each model on so many, as 15T, 300B or 2000000")
+    run.add_argument("--num_gpus", metavar="GPUS", help="how many, for days and tokens per second")
+    run.add_argument("--global_batch_tokens", metavar="TOKENS", help="tokens per step, for the number of steps")
+    run.add_argument("--gpu_hours", metavar="HOURS", help="published hours, as 2.664M: what MFU do they imply?")
+    recipes, optimizers = (", ".join(entry.name for entry in known) for known in (PRECISIONS, OPTIMIZERS))
+    run.add_argument("--precision", metavar="RECIPE", help=f"one of {recipes}; default {DEFAULT_PRECISION.name}")
+    run.add_argument("--optimizer", metavar="NAME", help=f"one of {optimizers}; default {DEFAULT_OPTIMIZER.name}")
+    run.add_argument("--compare", action="store_true", help="several models side by side, on one GPU")
+
+    published = parser.add_argument_group("published runs")
+    published.add_argument("--published", action="store_true", help="published training bills, reproduced")
+    published.add_argument("--claim", action="store_true", help="was DeepSeek-V3 trained for $5.576 million?")
+
     budget = parser.add_argument_group("a budget")
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training")
-    budget.add_argument("--gpus", metavar="GPUS", help=f"GPUs to choose from; default {','.join(DEFAULT_GPUS)}")
-    budget.add_argument("--gpu_prices", metavar="PRICES", help="dollars per hour, as H100=2.10,L4=0.70")
-    budget.add_argument("--mfu", metavar="SHARE", help=f"model FLOPs utilisation in (0, 1]; default {DEFAULT_MFU}")
     laws = ", ".join(law.name for law in LAWS)
     budget.add_argument("--scaling_law", metavar="LAW", help=f"one of {laws}; default {DEFAULT_LAW.name}")
     budget.add_argument("--design", metavar="FILE", help="design a model for the budget and write its config to FILE")

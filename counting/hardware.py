@@ -1,7 +1,8 @@
 """The accelerators that a budget can buy, read from the catalogue `configs/gpus.json`.
 
 A new accelerator is one entry there. Peaks are dense (no structured sparsity), in 10^12 FLOPs per second with one
-multiply-add as 2 FLOPs; memory is in 10^9 bytes and bandwidth in 10^12 bytes per second, as vendors print them.
+multiply-add as 2 FLOPs; memory is in GB and bandwidth in 10^12 bytes per second, as vendors print them; power is the
+board's limit (thermal design power), in watts.
 """
 
 from functools import cache
@@ -20,11 +21,12 @@ class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     compute: str
     memory: str
+    power: str | None
     price: str | None
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One accelerator. `price_usd_per_hour` is None where no price is known: it is asked for, never invented."""
+    """One accelerator. A price or a power that is not known is None: asked for or left out, never invented."""
 
     name: str
     description: str
@@ -33,16 +35,23 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     peak_dense_fp8_tflop_per_s: Positive | None
     memory_gb: Positive
     memory_bandwidth_tb_per_s: Positive
+    power_watts: Positive | None
     price_usd_per_hour: Positive | None
     sources: GpuSources
 
     def __post_init__(self) -> None:
         assert (self.price_usd_per_hour is None) == (self.sources.price is None)
+        assert (self.power_watts is None) == (self.sources.power is None)
 
     @property
     def peak_flop_per_s(self) -> int:
         """Dense peak of the training dtype in FLOPs per second, exact."""
         return round(self.peak_dense_tflop_per_s * 10**12)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Memory in bytes, one GB taken as 2^30: what vendors call 80 GB is 80 GiB, or a little less."""
+        return round(self.memory_gb * 2**30)
 
 
 @cache

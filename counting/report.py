@@ -9,26 +9,53 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from counting.analysis import Analysis, LayerAnalysis
+from counting.budget_on_model import BudgetOnModel
+from counting.claim import Claim
+from counting.comparison import Comparison
 from counting.counts import LayerMemory
 from counting.design import Design
+from counting.published_runs import ExaminedRun
 from counting.reconcile import Check
+from counting.report_format import facts_table, integer, open_console, print_tables, share, shifted
 from counting.report_training import training_table
 from counting.scaling_law import find_law
 from counting.training_cost import BudgetPlan
+from counting.training_run import TrainingRun
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 SCHEMA_VERSION = 1
-WIDTH_OF_A_PIPE = 110  # columns: what the tables of a mixture of experts need
-WIDTH_WITHOUT_BOUNDS = 1000
 
 
-def json_document(analyses: Sequence[Analysis], plan: BudgetPlan | None, design: Design | None) -> str:
-    """Everything as one JSON document; parameters, FLOPs and bytes are integers."""
-    budget = None if plan is None else msgspec.to_builtins(plan) | {"design": msgspec.to_builtins(design)}
-    document = {"schema_version": SCHEMA_VERSION, "analyses": analyses, "budget": budget}
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one command found out."""
+
+    analyses: Sequence[Analysis] = ()
+    runs: Sequence[TrainingRun] = ()
+    comparison: Comparison | None = None
+    plan: BudgetPlan | None = None
+    spent: Sequence[BudgetOnModel] = ()  # the plan's budget on each of the analysed models
+    design: Design | None = None
+    published: Sequence[ExaminedRun] | None = None
+    claim: Claim | None = None
+
+
+def json_document(results: Results) -> str:
+    """Everything as one JSON document; parameters, tokens, FLOPs and bytes are integers."""
+    budget = None
+    if results.plan is not None:
+        beside = {"design": msgspec.to_builtins(results.design), "models": msgspec.to_builtins(results.spent)}
+        budget = msgspec.to_builtins(results.plan) | beside
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "analyses": results.analyses,
+        "runs": results.runs,
+        "comparison": results.comparison,
+        "budget": budget,
+        "published": results.published,
+        "claim": results.claim,
+    }
     return msgspec.json.encode(document).decode()
 
 
@@ -61,7 +88,7 @@ def print_analysis(analysis: Analysis) -> None:
     from rich.markup import escape
 
     conventions, total = analysis.conventions, sum(layer.count for layer in analysis.layers)
-    console = _console()
+    console = open_console()
     main = analysis.main_layer
     console.print(
         f"\n[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
@@ -70,7 +97,7 @@ def print_analysis(analysis: Analysis) -> None:
         + (f", {conventions.kernels} kernels." if conventions.kernels else ".")
         + (" Measured, no formula." if analysis.proof == "measured, no formula" else "")
     )
-    _print_tables(
+    print_tables(
         _parameter_table(analysis),
         _flop_table(analysis),
         *([_memory_table(analysis)] if main.peak_memory_parts else []),
@@ -205,7 +232,7 @@ def print_budget(plan: BudgetPlan) -> None:
     """The tables of a budget: what each GPU would buy, and what the best one is spent on."""
     from rich.table import Table
 
-    console = _console()
+    console = open_console()
     table = Table(title=f"What ${plan.budget_usd:,.2f} buys at {plan.mfu:.3g} of the dense peak", title_justify="left")
     table.add_column("GPU", no_wrap=True)
     for heading in ("$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"):
@@ -230,7 +257,7 @@ def print_budget(plan: BudgetPlan) -> None:
         ("GPU-hours", f"{plan.gpu_hours:,.0f} on {plan.best_gpu}"),
         ("Predicted loss", f"{plan.predicted_loss:.5f} nats per token"),
     ]
-    _print_tables(table, _facts("The compute-optimal model, C = 6 N D", facts))
+    print_tables(table, facts_table("The compute-optimal model, C = 6 N D", facts))
     console.print()
     if plan.extrapolated:
         console.print(
@@ -245,7 +272,7 @@ def print_design(design: Design, path: str) -> None:
     """The designed model, the rules that shaped it, and the tokens that the budget really pays for."""
     from rich.markup import escape
 
-    console = _console()
+    console = open_console()
     config = design.config
     facts = [
         ("Layers × width", f"{config['num_hidden_layers']} × {config['hidden_size']}"),
@@ -261,61 +288,7 @@ def print_design(design: Design, path: str) -> None:
         ("Training FLOPs", f"{float(design.training_flops):.6g}, all that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
-    _print_tables(_facts(f"A model designed for the budget, written to {escape(path)}", facts))
+    print_tables(facts_table(f"A model designed for the budget, written to {escape(path)}", facts))
     console.print()
     for rule in design.rules:
         console.print(f"• {rule}", style="dim")
-
-
-def _facts(title: str, facts: Iterable[tuple[str, str]]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, value in facts:
-        table.add_row(name, value)
-    return table
-
-
-# --- Numbers ---------------------------------------------------------------------------------------------------
-
-
-def integer(value: int) -> str:
-    """1234567 -> 1,234,567."""
-    return f"{value:,}"
-
-
-def share(part: int, whole: int) -> str:
-    """A percentage; what is there but rounds to nothing is not called 0 %."""
-    percent = 100 * part / whole
-    return "< 0.01 %" if part and percent < 0.01 else f"{percent:.2f} %"
-
-
-def shifted(value: int, decimals: int, *, places: int | None = None) -> str:
-    """`value` / 10^decimals in decimal digits: all of them, or rounded to `places`."""
-    if places is not None:
-        return f"{value / 10**decimals:,.{places}f}"
-    whole, rest = divmod(value, 10**decimals)
-    return f"{whole}.{rest:0{decimals}d}".rstrip("0").rstrip(".")
-
-
-def _console(narrowest: int = 0) -> "Console":
-    """A console as wide as the terminal, where there is one, and no narrower than asked for."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    needed = narrowest if console.is_terminal else max(narrowest, WIDTH_OF_A_PIPE)
-    return console if console.width >= needed else Console(highlight=False, width=needed)
-
-
-def _print_tables(*tables: "Table") -> None:
-    """Tables under each other, whole: a terminal too narrow for one breaks its lines, and no digit is cut."""
-    from rich.measure import Measurement
-
-    for table in tables:
-        boundless = _console(WIDTH_WITHOUT_BOUNDS)
-        width = Measurement.get(boundless, boundless.options, table)
-        console = _console(width.maximum if all(column.no_wrap for column in table.columns) else width.minimum)
-        console.print()
-        console.print(table)

@@ -123,6 +123,17 @@ def compute_optimum(law: ScalingLaw, training_flops: float) -> Optimum:
     return Optimum(parameters=parameters, tokens=tokens)
 
 
+def optimal_tokens(law: ScalingLaw, parameters: int) -> float:
+    """The tokens for which a model of `parameters` is the best one: D of the optimum whose N it is.
+
+    From alpha A N^-alpha = beta B D^-beta (see `compute_optimum`): D = (beta B N^alpha / alpha A)^(1 / beta).
+    """
+    alpha, beta = law.parameter_exponent, law.token_exponent
+    balance = beta * law.token_coefficient / (alpha * law.parameter_coefficient)
+    tokens: float = (balance * parameters**alpha) ** (1 / beta)
+    return tokens
+
+
 def affordable_tokens(training_flops: float, training_flops_per_token: int) -> int:
     """The whole tokens that `training_flops` pay for at an exact cost per token; never one more."""
     return int(training_flops) // training_flops_per_token

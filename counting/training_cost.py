@@ -67,7 +67,7 @@ def plan_budget(
     budget_usd = check_dollars(budget_usd, "training_budget")
     mfu = check_mfu(mfu)
     law = find_law(scaling_law)
-    chosen = _priced_gpus(gpus, prices_usd_per_hour or {})
+    chosen = priced_gpus(gpus, prices_usd_per_hour or {})
     options = tuple(_buy(gpu, price, budget_usd, mfu) for gpu, price in chosen)
     best = max(options, key=lambda option: option.training_flops)
     optimum = compute_optimum(law, best.training_flops)
@@ -87,7 +87,7 @@ def plan_budget(
     )
 
 
-def _priced_gpus(names: Sequence[str], prices: Mapping[str, float]) -> list[tuple[Gpu, float]]:
+def priced_gpus(names: Sequence[str], prices: Mapping[str, float]) -> list[tuple[Gpu, float]]:
     """Each GPU with its price in dollars per hour: the one given, else the catalogue's."""
     gpus = [find_gpu(name) for name in names]
     if not gpus:
@@ -111,7 +111,9 @@ def _price(gpu: Gpu, given: Mapping[str, float]) -> float:
     """The price in dollars per hour, or an error that asks for one."""
     price = given.get(gpu.name, gpu.price_usd_per_hour)
     if price is None:
-        raise UserError(f"no price is known for {gpu.name}: give one in US dollars per hour, as {gpu.name}=2.50")
+        raise UserError(
+            f"no price is known for {gpu.name}: give one in US dollars per hour, as --gpu_prices {gpu.name}=2.50"
+        )
     return price
 
 

@@ -62,7 +62,13 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
     configs = ["llama_7b_config.json", "deepseek_v3_config.json"]
     assert main(["--json", "--model_config", *configs, "--seq_len", "2048", "--training_budget", "5e6"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document.keys() == {"schema_version", "analyses", "budget"}
+    assert document.keys() == {"schema_version", "analyses", "runs", "comparison", "budget", "published", "claim"}
+    assert (document["runs"], document["comparison"], document["published"], document["claim"]) == (
+        [],
+        None,
+        None,
+        None,
+    )
     assert document["schema_version"] == 1
     assert [analysis["name"] for analysis in document["analyses"]] == ["llama_7b", "deepseek_v3"]
 
@@ -98,7 +104,9 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
     # Each result can be read back into its type, to the last digit.
     for analysis in document["analyses"]:
         assert json.loads(msgspec.json.encode(msgspec.convert(analysis, Analysis))) == analysis
-    del budget["design"]
+    assert [spent["model"] for spent in budget["models"]] == ["llama_7b", "deepseek_v3"]
+    assert [len(spent["readings"]) for spent in budget["models"]] == [1, 2]
+    del budget["design"], budget["models"]
     assert json.loads(msgspec.json.encode(msgspec.convert(budget, BudgetPlan))) == budget
 
 
@@ -194,6 +202,88 @@ def test_design_cannot_be_written_there(target: str, folder: Path, capsys: pytes
     assert os.listdir(folder) == []
 
 
+# --- Runs, comparisons, published bills -------------------------------------------------------------------------
+
+RUN = "--model_config llama_7b --tokens 1T --gpus A100"
+
+
+def document_of(flags: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["--json", *flags.split()]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_a_run_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"{RUN},H100 --num_gpus 2K --mfu 0.4 --price 2.5 --global_batch_tokens 4M --precision bf16 --optimizer sgd"
+    (run,) = document_of(flags, capsys)["runs"]
+    assert run["tokens"] == 10**12
+    assert run["training_flops"] == 3 * 29_261_612_187_648 * 10**12 // 2048
+    assert run["steps"] == 250_000
+    assert (run["precision"], run["optimizer"]) == ("bf16", "sgd")
+    assert run["model_state_bytes"] == 4 * 6_738_415_616
+    assert [gpu["gpu"] for gpu in run["gpus"]] == ["A100", "H100"]
+    for gpu in run["gpus"]:
+        assert (gpu["num_gpus"], gpu["price_usd_per_hour"]) == (2000, 2.5)
+        (outcome,) = gpu["outcomes"]
+        assert outcome["mfu"] == 0.4
+        assert outcome["cost_usd"] == pytest.approx(2.5 * outcome["gpu_hours"])
+
+
+def test_a_run_in_text_stands_below_the_analysis(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(f"{RUN} --gpu_prices A100=1.5".split()) == 0
+    out = capsys.readouterr().out
+    assert out.index("Number of parameters: 6738415616") < out.index("Forward FLOPs") < out.index("Training llama_7b")
+    assert "30.00 %" in out
+    assert "50.00 %" in out
+
+
+def test_published_hours_imply_an_mfu(capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = document_of(f"{RUN} --gpu_hours 82432", capsys)["runs"]
+    implied = {entry["convention"]: entry["mfu"] for entry in run["gpus"][0]["implied_mfu"]}
+    assert implied.keys() == {"6N", "6N_full_attention", "6N_causal_attention", "own"}
+    assert implied["6N"] == pytest.approx(0.4367, abs=1e-4)
+
+
+def test_mtp_on_and_off(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model_config deepseek_v3 --seq_len 4096 --tokens 1T --gpus H800 --training_budget 1e6 --mtp"
+    on, off = (document_of(f"{flags} {choice}", capsys) for choice in ("on", "off"))
+    assert on["runs"][0]["mtp_trained"]
+    assert not off["runs"][0]["mtp_trained"]
+    assert on["runs"][0]["training_flops"] > off["runs"][0]["training_flops"]
+    assert on["budget"]["models"][0]["tokens"] < off["budget"]["models"][0]["tokens"]
+
+
+def test_a_comparison_takes_the_place_of_its_models(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--compare --model_config llama_7b mixtral_8x7b --seq_len 2048 --tokens 1T --gpus H100"
+    comparison = document_of(flags, capsys)["comparison"]
+    assert comparison["mfu"] == 0.4
+    assert [model["model"] for model in comparison["models"]] == ["llama_7b", "mixtral_8x7b"]
+    assert main(flags.split()) == 0
+    out = capsys.readouterr().out
+    assert "The bill" in out
+    assert "Peak memory" not in out
+
+
+def test_published_and_claim(capsys: pytest.CaptureFixture[str]) -> None:
+    document = document_of("--published --claim", capsys)
+    assert document["analyses"] == []
+    assert {run["name"] for run in document["published"]} >= {"Llama-1 7B", "DeepSeek-V3", "GPT-3 175B", "PaLM 540B"}
+    assert all(
+        isinstance(flops, int) for run in document["published"] for flops in run["training_flops_per_token"].values()
+    )
+    assert document["claim"]["total_cost_usd"] == 5_576_000
+    assert main(["--published", "--claim"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("Stated figures, and ours") < out.index("1. The claim")
+
+
+def test_a_budget_on_a_given_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "llama_7b", "--training_budget", "5000000"]) == 0
+    out = capsys.readouterr().out
+    assert "The budget spent on llama_7b" in out
+    assert "The scaling law course on it" in out
+
+
 # --- What the user can mend ------------------------------------------------------------------------------------
 
 BAD_COMMANDS = {
@@ -229,6 +319,44 @@ BAD_COMMANDS = {
     "--training_budget 5000000 --gpu_prices A100": "must be GPU=price pairs",
     "--training_budget 5000000 --seq_len 8": "--seq_len needs --model_config",
     "--training_budget 5000000 --force": "--force needs --design",
+    "--training_budget 5000000 --num_gpus 8": "--num_gpus needs --tokens",
+    "--training_budget 5000000 --price 2": "--price needs --gpus",
+    "--tokens 15T --gpus H100": "--tokens needs --model_config",
+    "--compare --model_config llama_7b llama_3_8b": "--compare needs --tokens",
+    "--model_config llama_7b --precision mixed": "--precision needs --tokens",
+    "--model_config llama_7b --optimizer sgd": "--optimizer needs --tokens",
+    "--model_config llama_7b --gpu_hours 5": "--gpu_hours needs --tokens",
+    "--model_config llama_7b --global_batch_tokens 5": "--global_batch_tokens needs --tokens",
+    "--model_config llama_7b --tokens 15T": "--tokens needs --gpus: say what to train on",
+    "--training_budget 5 --mtp off": "--mtp needs --model_config",
+    "--model_config llama_7b --mtp on": "--mtp = on: no model here has multi-token prediction",
+    "--model_config llama_7b --mtp maybe": "argument --mtp: invalid choice: 'maybe'",
+    f"{RUN} --compare": "--compare needs two models or more",
+    f"{RUN} --model_config llama_3_8b --compare --gpu_hours 1M": "--compare takes no --gpu_hours",
+    f"{RUN},H100 --model_config llama_3_8b --compare": "--compare needs one GPU, but --gpus names 2: A100, H100",
+    "--model_config llama_7b --tokens 15TT --gpus A100": "--tokens = '15TT': must be a whole number of tokens",
+    "--model_config llama_7b --tokens 1e400 --gpus A100": "--tokens = '1e400': must be",
+    "--model_config llama_7b --tokens=-1T --gpus A100": "--tokens = '-1T': must be",
+    "--model_config llama_7b --tokens 0 --gpus A100": "--tokens = '0': must be",
+    "--model_config llama_7b --tokens nan --gpus A100": "--tokens = 'nan': must be",
+    "--model_config llama_7b --tokens 1T --gpus K80": "unknown GPU 'K80': choose from",
+    "--model_config llama_7b --tokens 1T --gpus A100,a100": "names A100 twice",
+    "--model_config llama_7b --tokens 1T --gpus L4": "no price is known for L4: give one in US dollars per hour",
+    f"{RUN} --price 0": "--price = 0.0: must be a number of US dollars",
+    f"{RUN} --price cheap": "--price = 'cheap': must be a number of US dollars",
+    f"{RUN} --price 2 --gpu_prices A100=2": "give either --price, for every GPU, or --gpu_prices",
+    f"{RUN} --gpu_prices H100=2": "a price is given for H100, but the GPUs considered are A100",
+    f"{RUN} --num_gpus 0": "--num_gpus = '0': must be a whole number of GPUs from 1",
+    f"{RUN} --num_gpus 1.5": "--num_gpus = '1.5': must be a whole number of GPUs",
+    f"{RUN} --mfu 1.5": "mfu = 1.5: must be a number above 0 and at most 1",
+    f"{RUN} --mfu 0.4 --gpu_hours 1M": "--gpu_hours says what the MFU was: leave out --mfu",
+    f"{RUN} --gpu_hours 0": "--gpu_hours = '0': must be a number of hours above 0",
+    f"{RUN} --gpu_hours 100": "--gpu_hours = 100: the claim is impossible",
+    f"{RUN} --global_batch_tokens 2T": "global_batch_tokens = 2000000000000: must be at most tokens (1000000000000)",
+    f"{RUN} --global_batch_tokens x": "--global_batch_tokens = 'x': must be a whole number of tokens",
+    f"{RUN} --precision fp4": "unknown precision 'fp4': choose from mixed",
+    f"{RUN} --optimizer lion": "unknown optimizer 'lion': choose from adamw",
+    "--model_config deepseek_v3 --training_budget 0.01 --gpus T4 --mfu 1e-6": "do not pay for one token",
     "--budget 5000000": "unrecognized arguments: --budget",
     "--training_budget 5 --design x.json": "x.json",
 }

@@ -138,13 +138,47 @@ ALLOWED = {
     "counting.designed": (
         "counting.analysis counting.design counting.training_cost torch_models.config torch_models.spec"
     ),
+    # What a run costs, from a model as analysed.
+    "counting.amounts": "torch_models.errors",
+    "counting.kv_cache": "torch_models.spec",
+    "counting.training_flops": "counting.analysis counting.counts",
+    "counting.training_run": (
+        "msgspec counting.analysis counting.hardware counting.precision counting.training_cost counting.training_flops"
+        " torch_models.errors"
+    ),
+    "counting.budget_on_model": (
+        "msgspec counting.analysis counting.scaling_law counting.training_cost counting.training_flops"
+        " torch_models.errors"
+    ),
+    "counting.comparison": (
+        "msgspec counting.analysis counting.training_cost counting.training_flops counting.training_run"
+        " torch_models.errors"
+    ),
+    "counting.published_runs": (
+        "msgspec configs counting.analysis counting.hardware counting.kv_cache counting.training_cost"
+        " counting.training_flops counting.training_run torch_models.config torch_models.spec"
+    ),
+    "counting.claim": (
+        "msgspec counting.analysis counting.design counting.hardware counting.published_runs counting.training_cost"
+        " counting.training_flops counting.training_run torch_models.config"
+    ),
     # What leaves the program.
     "counting.output_file": "torch_models.errors",
     # The only ones that format: they know the results, not how they came about.
+    "counting.report_format": "rich",
     "counting.report_training": "rich counting.training_step",
     "counting.report": (
-        "msgspec rich counting.analysis counting.counts counting.design counting.hardware counting.reconcile"
-        " counting.report_training counting.scaling_law counting.training_cost torch_models.errors torch_models.spec"
+        "msgspec rich counting.analysis counting.budget_on_model counting.claim counting.comparison counting.counts"
+        " counting.design counting.hardware counting.published_runs counting.reconcile counting.report_format"
+        " counting.report_training"
+        " counting.scaling_law counting.training_cost counting.training_run torch_models.errors torch_models.spec"
+    ),
+    "counting.report_run": (
+        "rich counting.budget_on_model counting.comparison counting.precision counting.report_format"
+        " counting.scaling_law counting.training_cost counting.training_flops counting.training_run"
+    ),
+    "counting.report_published": (
+        "counting.claim counting.published_runs counting.report_format counting.report_run counting.training_flops"
     ),
 }
 

@@ -61,6 +61,23 @@ def test_numbers_must_be_positive() -> None:
         msgspec.convert(entry, type=Gpu)
 
 
+# The board's limit in watts, as datasheets print it; no datasheet of a TPU or of the H20 does.
+POWER = {"V100": 300, "T4": 70, "A100": 400, "L4": 72, "L40S": 350, "H100": 700, "H100-PCIe": 350, "H800": 700}
+POWER |= {"H200": 700, "B200": 1000, "GB200": 1200, "MI250X": 560, "MI300X": 750}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_power_where_it_is_known_and_from_where(name: str) -> None:
+    gpu = find_gpu(name)
+    assert gpu.power_watts == POWER.get(name)
+    assert (gpu.sources.power is None) == (name not in POWER)
+
+
+def test_capacity_takes_a_gb_as_2_to_the_30() -> None:
+    assert find_gpu("H100").capacity_bytes == 80 * 2**30
+    assert find_gpu("B200").capacity_bytes == 180 * 2**30  # of 192
+
+
 def test_the_file_is_read_when_it_is_needed_and_not_before() -> None:
     script = "from counting.hardware import load_gpus as f; assert not f.cache_info().currsize; f(); print('read')"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "read\n"

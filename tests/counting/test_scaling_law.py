@@ -11,6 +11,7 @@ from counting.scaling_law import (
     compute_optimum,
     extrapolates,
     find_law,
+    optimal_tokens,
     predicted_loss,
 )
 from torch_models.errors import UserError
@@ -47,6 +48,13 @@ def test_no_neighbour_on_the_budget_is_better(law: ScalingLaw, training_flops: f
     best = compute_optimum(law, training_flops).parameters
     losses = [predicted_loss(law, n, training_flops / (6 * n)) for n in (best, 0.99 * best, 1.01 * best)]
     assert losses[0] < min(losses[1:])
+
+
+@law_by_name
+@pytest.mark.parametrize("training_flops", [1e19, 5.616e23, 1e27])
+def test_the_tokens_for_which_a_size_is_best_are_those_of_its_optimum(law: ScalingLaw, training_flops: float) -> None:
+    best = compute_optimum(law, training_flops)
+    assert optimal_tokens(law, best.parameters) == pytest.approx(best.tokens, rel=1e-6)
 
 
 @law_by_name

@@ -150,7 +150,7 @@ def test_a_malformed_price_is_refused(text: str, message: str) -> None:
         ([], {}, "gpus: name at least one GPU"),
         (["A100", "T4", "a100"], {}, "gpus = 'A100,T4,a100': names A100 twice"),
         (["A1000"], {}, "unknown GPU 'A1000': choose from "),
-        (["A100", "L4"], {}, r"no price is known for L4: give one in US dollars per hour, as L4=2\.50"),
+        (["A100", "L4"], {}, r"no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2\.50"),
         (["A100"], {"L4": 1.0}, "a price is given for L4, but the GPUs considered are A100"),
         (["A100"], {"A100": 1.0, "a100": 2.0}, "gpu_prices = 'A100,a100': give the price of A100 once"),
         (["A100"], {"A100": 0.0}, f"price of A100 per hour = 0.0: {DOLLARS_RULE}"),

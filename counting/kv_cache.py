@@ -1,0 +1,34 @@
+"""Bytes that decoding keeps of each token: the keys and values of every layer, in closed form.
+
+Torch-free, one formula per attention spec. Where a layer has a window the cache stops growing at its width; until then
+a token takes what is said here.
+"""
+
+from functools import singledispatch
+
+from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, ModelSpec, MultiHeadLatentAttentionSpec
+
+BYTES_PER_NUMBER = 2  # bfloat16
+
+
+@singledispatch
+def cached_numbers(spec: AttentionSpec) -> int:
+    """Numbers that one layer caches of one token."""
+    raise AssertionError(f"no KV cache formula for {type(spec).__name__}")
+
+
+@cached_numbers.register
+def _(spec: GroupedQueryAttentionSpec) -> int:
+    """A key and a value of head_dim for each of G key/value heads (Ainslie et al. 2023, arXiv 2305.13245, §2)."""
+    return 2 * spec.num_key_value_heads * spec.head_dim
+
+
+@cached_numbers.register
+def _(spec: MultiHeadLatentAttentionSpec) -> int:
+    """The latent and the rotated channels that all heads share (DeepSeek-V2, arXiv 2405.04434, §2.1.4, table 1)."""
+    return spec.kv_lora_rank + spec.qk_rope_head_dim
+
+
+def kv_cache_bytes_per_token(spec: ModelSpec) -> int:
+    """Of the main model's layers together, in bfloat16."""
+    return BYTES_PER_NUMBER * sum(cached_numbers(layer.attention) * count for layer, count in spec.layer_groups())
