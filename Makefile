@@ -26,7 +26,7 @@ run: $(VENV)/run.stamp ## Make an environment, install, analyse Llama-7B
 	$(BIN)/python model_training_cost_analysis.py --model_config llama_7b_config.json
 
 test: $(VENV)/test.stamp ## All tests, in the same environment
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/dev.stamp ## Style, format and types
 	$(BIN)/ruff check

@@ -1,18 +1,30 @@
 """Every formula is broken once, and the run turns red naming what broke."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from counting import analytic, analytic_memory, analytic_memory_attention
+from counting import (
+    analytic,
+    analytic_memory,
+    analytic_memory_attention,
+    analytic_memory_blocks,
+    analytic_memory_experts,
+    analytic_step_memory,
+    tape_ops,
+)
 from counting.analysis import analyze
+from counting.analytic_step_memory import derive_step
 from counting.counts import AttentionCore, Counts, LayerMemory, ModelCounts
 from counting.derived import derive
-from counting.lifetimes import Lifetimes
+from counting.precision import find_optimizer, find_precision
 from counting.reconcile import Check, DisagreementError, reconcile
-from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
+from counting.step_profile import StepOptions
+from counting.tape import Array, Tape
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
 from torch_models import spec as specs
 from torch_models.config import spec_from_fields
 
@@ -66,40 +78,94 @@ def test_a_broken_plain_formula_is_found(name: str, monkeypatch: pytest.MonkeyPa
 
 
 MEMORY_BLOCKS = [
-    ("_rotate", LLAMA_SPEC, "eager"),
-    ("norm_memory", LLAMA_SPEC, "fused"),
-    ("norm_memory", LLAMA_SPEC, "eager"),
-    ("_grouped_projections", LLAMA_SPEC, "fused"),
-    ("_latent_projections", DEEPSEEK_SPEC, "fused"),
-    ("_fused_core", LLAMA_SPEC, "fused"),
-    ("_eager_core", LLAMA_SPEC, "eager"),
-    ("_gated_mlp", LLAMA_SPEC, "fused"),
-    ("_router", DEEPSEEK_SPEC, "fused"),
-    ("_routed_experts", DEEPSEEK_SPEC, "fused"),
-    ("_gated_experts", DEEPSEEK_SPEC, "fused"),
-    ("_clamped_experts", GPT_OSS_SPEC, "fused"),
-    ("_hidden_positions", LLAMA_SPEC, "eager"),
+    (analytic_memory_attention, "_rotate", LLAMA_SPEC, "eager"),
+    (analytic_memory_attention, "norm", DEEPSEEK_SPEC, "fused"),
+    (analytic_memory, "norm", LLAMA_SPEC, "fused"),
+    (analytic_memory, "norm", LLAMA_SPEC, "eager"),
+    (analytic_memory_attention, "_grouped_projections", LLAMA_SPEC, "fused"),
+    (analytic_memory_attention, "_latent_projections", DEEPSEEK_SPEC, "fused"),
+    (analytic_memory_attention, "_fused_core", LLAMA_SPEC, "fused"),
+    (analytic_memory_attention, "_eager_core", LLAMA_SPEC, "eager"),
+    (analytic_memory, "gated_mlp", LLAMA_SPEC, "fused"),
+    (analytic_memory_experts, "_router", DEEPSEEK_SPEC, "fused"),
+    (analytic_memory_experts, "_routed_experts", DEEPSEEK_SPEC, "fused"),
+    (analytic_memory_experts, "_gated_experts", DEEPSEEK_SPEC, "fused"),
+    (analytic_memory_experts, "_clamped_experts", GPT_OSS_SPEC, "fused"),
+    (analytic_memory_attention, "_hidden_positions", LLAMA_SPEC, "eager"),
 ]
 
 
-@pytest.mark.parametrize(("block", "spec", "kernels"), MEMORY_BLOCKS, ids=[f"{b}-{k}" for b, _, k in MEMORY_BLOCKS])
-def test_a_forgotten_tensor_is_found(block: str, spec: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "block", "spec", "kernels"), MEMORY_BLOCKS, ids=[f"{b}-{k}" for _, b, _, k in MEMORY_BLOCKS]
+)
+def test_a_forgotten_tensor_is_found(
+    module: Any, block: str, spec: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One byte more that a block keeps, and the peak is wrong."""
-    module = analytic_memory_attention if hasattr(analytic_memory_attention, block) else analytic_memory
     right = getattr(module, block)
-    calls = 0
+    forgotten: list[Array] = []
 
-    def forgetful(memory: Lifetimes, *arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        memory.keep(**{f"forgotten_{calls}": 1})
-        return right(memory, *arguments, **options)
+    def forgetful(tape: Tape, *arguments: Any, **options: Any) -> Any:
+        forgotten.append(tape.new(1, 1))
+        return right(tape, *arguments, **options)
 
     monkeypatch.setattr(module, block, forgetful)
-    if block == "norm_memory":  # which the layer calls too
-        monkeypatch.setattr(analytic_memory, block, forgetful)
     with pytest.raises(DisagreementError, match="peak_memory"):
         analyze(spec, sequence_length=512, kernels=kernels)
+
+
+OPERATIONS = [
+    name
+    for name, function in vars(tape_ops).items()
+    if inspect.isfunction(function) and function.__module__ == tape_ops.__name__ and name != "first"
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_gradient_of_another_size_is_found(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte more that an operation's backward makes, and a step's memory differs from the measured one."""
+    leaks: list[Array] = []
+
+    def leaking(tape: Tape, *arguments: Any, **options: Any) -> Any:
+        before = tape.position
+        out = right(tape, *arguments, **options)
+        for made in tape._operations[before:]:
+            derive = made.derive
+
+            def derive_and_leak(gradients: Any, derive: Any = derive) -> Any:
+                leaks.append(tape.new(1, 1))
+                return derive(gradients)
+
+            made.derive = derive_and_leak
+        return out
+
+    right = getattr(tape_ops, operation)
+    cases = [
+        (spec_from_fields(FAMILIES[family], "shrunken"), kernels)
+        for family in ("deepseek_v3", "gpt_oss", "gemma2")
+        for kernels in ("fused", "eager")
+    ]
+    runs = [(spec, step_options(kernels)) for spec, kernels in cases]
+    expected = [derive_step(*run) for run in runs]
+    for module in (tape_ops, analytic_memory_blocks, analytic_memory_attention, analytic_memory_experts):
+        if hasattr(module, operation):
+            monkeypatch.setattr(module, operation, leaking)
+    for module in (analytic_memory, analytic_step_memory):
+        if hasattr(module, operation):
+            monkeypatch.setattr(module, operation, leaking)
+    assert [derive_step(*run) for run in runs] != expected
+
+
+def step_options(kernels: Any) -> StepOptions:
+    return StepOptions(
+        sequence_length=24,
+        kernels=kernels,
+        recompute="none",
+        precision=find_precision("mixed"),
+        optimizer=find_optimizer("adamw"),
+        mtp=True,
+        loss_chunk=7,
+    )
 
 
 def test_a_disagreement_names_component_both_numbers_and_difference() -> None:
