@@ -27,6 +27,8 @@ from counting.precision import (
     DEFAULT_PRECISION,
     OPTIMIZERS,
     PRECISIONS,
+    Optimizer,
+    Precision,
     find_optimizer,
     find_precision,
 )
@@ -53,7 +55,7 @@ from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
 
-TRAINING_FLAGS = ("recompute", "mtp", "loss_chunk")
+STEP_FLAGS = ("recompute", "loss_chunk")
 
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
@@ -146,8 +148,8 @@ NEEDS = {
     "num_gpus": ("tokens",),
     "global_batch_tokens": ("tokens",),
     "gpu_hours": ("tokens",),
-    "precision": ("tokens",),
-    "optimizer": ("tokens",),
+    "precision": ("model_config",),
+    "optimizer": ("model_config",),
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
@@ -206,13 +208,16 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _training_options(options: argparse.Namespace) -> TrainingOptions | None:
-    """How to run a training step; None where no flag asks for one."""
-    if all(getattr(options, flag) is None for flag in TRAINING_FLAGS):
+    """How to run a training step; None where no flag asks for one. Some have a meaning for a run or a budget too."""
+    flags = STEP_FLAGS if options.tokens or options.training_budget else (*STEP_FLAGS, "mtp", "precision", "optimizer")
+    if all(getattr(options, flag) is None for flag in flags):
         return None
     return TrainingOptions(
         recompute=options.recompute or "none",
         mtp=None if options.mtp is None else options.mtp == "on",
         loss_chunk=None if options.loss_chunk is None else _whole_number(options.loss_chunk, "--loss_chunk"),
+        precision=_precision(options),
+        optimizer=_optimizer(options),
     )
 
 
@@ -238,9 +243,17 @@ def _run_plan(options: argparse.Namespace) -> RunPlan:
         prices_usd_per_hour=_prices(options),
         global_batch_tokens=None if batch is None else parse_tokens(batch, "--global_batch_tokens"),
         mtp=options.mtp != "off",
-        precision=DEFAULT_PRECISION if options.precision is None else find_precision(options.precision),
-        optimizer=DEFAULT_OPTIMIZER if options.optimizer is None else find_optimizer(options.optimizer),
+        precision=_precision(options),
+        optimizer=_optimizer(options),
     )
+
+
+def _precision(options: argparse.Namespace) -> Precision:
+    return DEFAULT_PRECISION if options.precision is None else find_precision(options.precision)
+
+
+def _optimizer(options: argparse.Namespace) -> Optimizer:
+    return DEFAULT_OPTIMIZER if options.optimizer is None else find_optimizer(options.optimizer)
 
 
 def _prices(options: argparse.Namespace) -> dict[str, float]:

@@ -14,6 +14,8 @@ import msgspec
 from counting.counts import AttentionCore, LayerCounts, LayerMemory, ModelCounts
 from counting.derived import BATCH_SIZE, derive
 from counting.reconcile import Agreement, compare_counters, reconcile
+from counting.step_profile import StepOptions
+from counting.training_memory import StepMemory, analyze_step_memory
 from counting.training_step import TrainingOptions, TrainingStep, analyze_step
 from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
@@ -126,6 +128,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     model_flops: int  # of training the main model on one sequence, however it is run: 3 x forward_flops
     defaulted_fields: tuple[str, ...]
     agreement: Agreement
+    memory: StepMemory | None = None  # of that step
     training: TrainingStep | None = None  # where a step was asked for; its model FLOPs may include mtp
 
     @property
@@ -173,8 +176,20 @@ def _analyze_native(
     if training is None:
         return analysis
     step, checks = analyze_step(spec, counts, conventions.sequence_length, kernels, training)
-    agreement = Agreement(ok=True, checks=(*agreement.checks, *checks))
-    return msgspec.structs.replace(analysis, agreement=agreement, training=step)
+    memory, memory_checks = analyze_step_memory(
+        spec,
+        StepOptions(
+            sequence_length=conventions.sequence_length,
+            kernels=kernels,
+            recompute=training.recompute,
+            precision=training.precision,
+            optimizer=training.optimizer,
+            mtp=step.mtp,
+            loss_chunk=training.loss_chunk,
+        ),
+    )
+    agreement = Agreement(ok=True, checks=(*agreement.checks, *checks, *memory_checks))
+    return msgspec.structs.replace(analysis, agreement=agreement, training=step, memory=memory)
 
 
 def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernels: Kernels) -> Analysis:

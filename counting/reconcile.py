@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from counting.counts import COMPONENTS, AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, StepFlops
+from counting.step_profile import StepProfile
 
 WHOLE = "total"  # the component of a number that is not divided into components
 
@@ -87,6 +88,33 @@ def reconcile_step(name: str, measured: StepFlops, analytic: StepFlops) -> tuple
     if different:
         raise DisagreementError(name, different)
     return checks
+
+
+def reconcile_step_memory(name: str, measured: StepProfile, analytic: StepProfile) -> tuple[Check, ...]:
+    """The bytes of one training step beside their formulas; raises `DisagreementError` if any two differ."""
+    pairs = zip(_bytes_of(measured, "step"), _bytes_of(analytic, "step"), strict=True)
+    checks = tuple(
+        Check(quantity="step_memory_bytes", scope=scope, component=component, measured=one, analytic=other)
+        for (scope, component, one), (_, _, other) in pairs
+        if one or other
+    )
+    different = [check for check in checks if not check.ok]
+    if different:
+        raise DisagreementError(name, different)
+    return checks
+
+
+def _bytes_of(profile: msgspec.Struct, scope: str, above: str = "") -> Iterator[tuple[str, str, int]]:
+    """Every number of a profile: whose it is, what it is called, and how much; a count of layers is none."""
+    for field in profile.__struct_fields__:
+        value = getattr(profile, field)
+        if isinstance(value, tuple):
+            for layer in value:
+                yield from _bytes_of(layer, f"{layer.kind} layer")
+        elif isinstance(value, msgspec.Struct):
+            yield from _bytes_of(value, scope, f"{field}.")
+        elif isinstance(value, int) and field != "count":
+            yield scope, f"{above}{field}", value
 
 
 def compare_counters(name: str, counts: ModelCounts) -> Agreement:

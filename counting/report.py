@@ -17,6 +17,7 @@ from counting.design import Design
 from counting.published_runs import ExaminedRun
 from counting.reconcile import Check
 from counting.report_format import facts_table, integer, open_console, print_tables, share, shifted
+from counting.report_memory import memory_table
 from counting.report_training import training_table
 from counting.scaling_law import find_law
 from counting.training_cost import BudgetPlan
@@ -102,6 +103,7 @@ def print_analysis(analysis: Analysis) -> None:
         _flop_table(analysis),
         *([_memory_table(analysis)] if main.peak_memory_parts else []),
         *([training_table(analysis.training)] if analysis.training else []),
+        *([memory_table(analysis.memory)] if analysis.memory else []),
         _agreement_table(analysis),
     )
     console.print()

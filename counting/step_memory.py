@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from counting.counts import Counts
+from counting.measured import ONE_AT_A_TIME
 from counting.memory import LiveBytes
-from counting.meta_kernels import cuda_kernels_on_meta
+from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
 from counting.optimizer_memory import Update
 from counting.parameters import parameter_counts, router_correction_bias
 from counting.step_profile import LayerProfile, ModelStates, StepOptions, StepProfile, Stretch, model_states
@@ -26,8 +27,9 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
 
 
 def measure_step(spec: ModelSpec, options: StepOptions) -> StepProfile:
-    """The profile of a step over one sequence; the caller sees to it that only one measurement runs at a time."""
-    return _Step(spec, options).profile()
+    """The profile of a step over one sequence; one measurement runs at a time."""
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), without_compiler():
+        return _Step(spec, options).profile()
 
 
 class _Step:

@@ -10,6 +10,8 @@ from itertools import groupby
 
 import msgspec
 
+from counting.analytic_step_memory import derive_step
+from counting.reconcile import Check, reconcile_step_memory
 from counting.step_profile import ModelStates, StepOptions, StepProfile, Stretch
 from torch_models.spec import ModelSpec
 
@@ -60,6 +62,15 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     proof: str
     notes: tuple[str, ...] = NOTES
+
+
+def analyze_step_memory(spec: ModelSpec, options: StepOptions) -> tuple[StepMemory, tuple[Check, ...]]:
+    """Measure one step's memory and hold it against the formulas; raises `DisagreementError` where they differ."""
+    from counting.step_memory import measure_step
+
+    measured = measure_step(spec, options)
+    checks = reconcile_step_memory(spec.name, measured, derive_step(spec, options))
+    return step_memory(spec, options, measured), checks
 
 
 def step_memory(spec: ModelSpec, options: StepOptions, profile: StepProfile) -> StepMemory:

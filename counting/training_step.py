@@ -9,6 +9,7 @@ import msgspec
 
 from counting.analytic_training import step_flops, without_mtp
 from counting.counts import AttentionCore, ModelCounts, StepFlops
+from counting.precision import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
 from counting.reconcile import Check, reconcile_step
 from torch_models.errors import UserError, show_value
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, Recompute
@@ -20,6 +21,8 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     recompute: Recompute = "none"
     mtp: bool | None = None  # train multi-token prediction too; None: where the config has it
     loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None for all
+    precision: Precision = DEFAULT_PRECISION
+    optimizer: Optimizer = DEFAULT_OPTIMIZER
 
     def __post_init__(self) -> None:
         if self.recompute not in get_args(Recompute):

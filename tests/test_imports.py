@@ -79,7 +79,10 @@ ALLOWED = {
         "counting.analytic counting.analytic_memory counting.analytic_memory_blocks counting.counts"
         " counting.step_profile counting.tape counting.tape_ops torch_models.spec"
     ),
-    "counting.training_memory": "msgspec counting.step_profile torch_models.spec",
+    "counting.training_memory": (
+        "msgspec counting.analytic_step_memory counting.reconcile counting.step_memory counting.step_profile"
+        " torch_models.spec"
+    ),
     "counting.analytic_training": "msgspec counting.analytic counting.counts torch_models.spec",
     "counting.derived": "msgspec counting.analytic counting.analytic_memory counting.counts torch_models.spec",
     # What it costs as measured: from the modules, blind to the formulas.
@@ -90,8 +93,8 @@ ALLOWED = {
     "counting.memory": "torch torch_models.* counting.components counting.counts counting.meta_kernels",
     "counting.optimizer_memory": "torch counting.memory counting.meta_kernels counting.precision",
     "counting.step_memory": (
-        "torch msgspec torch_models.* counting.counts counting.memory counting.meta_kernels counting.optimizer_memory"
-        " counting.parameters counting.step_profile"
+        "torch msgspec torch_models.* counting.counts counting.measured counting.memory counting.meta_kernels"
+        " counting.optimizer_memory counting.parameters counting.step_profile"
     ),
     "counting.measured": (
         "torch msgspec torch_models.* counting.counts counting.flops counting.memory counting.meta_kernels"
@@ -116,15 +119,15 @@ ALLOWED = {
         " counting.meta_kernels counting.parameters"
     ),
     # Where the two meet, knowing only what each hands over.
-    "counting.reconcile": "msgspec counting.counts torch_models.errors",
+    "counting.reconcile": "msgspec counting.counts counting.step_profile torch_models.errors",
     "counting.training_step": (
-        "msgspec counting.analytic_training counting.counts counting.reconcile counting.step_flops torch_models.errors"
-        " torch_models.spec"
+        "msgspec counting.analytic_training counting.counts counting.precision counting.reconcile counting.step_flops"
+        " torch_models.errors torch_models.spec"
     ),
     "counting.analysis": (
         "msgspec counting.counts counting.derived counting.foreign_config counting.measured counting.reconcile"
-        " counting.through_transformers counting.training_step torch_models.config torch_models.errors"
-        " torch_models.spec"
+        " counting.step_profile counting.through_transformers counting.training_memory counting.training_step"
+        " torch_models.config torch_models.errors torch_models.spec"
     ),
     # What a budget buys.
     "counting.hardware": "msgspec configs torch_models.errors",
@@ -167,10 +170,11 @@ ALLOWED = {
     # The only ones that format: they know the results, not how they came about.
     "counting.report_format": "rich",
     "counting.report_training": "rich counting.training_step",
+    "counting.report_memory": "rich counting.report_format counting.training_memory",
     "counting.report": (
         "msgspec rich counting.analysis counting.budget_on_model counting.claim counting.comparison counting.counts"
         " counting.design counting.hardware counting.published_runs counting.reconcile counting.report_format"
-        " counting.report_training"
+        " counting.report_memory counting.report_training"
         " counting.scaling_law counting.training_cost counting.training_run torch_models.errors torch_models.spec"
     ),
     "counting.report_run": (

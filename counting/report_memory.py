@@ -1,0 +1,44 @@
+"""The table of one training step's memory, phase by phase."""
+
+from typing import TYPE_CHECKING
+
+from counting.report_format import integer, shifted
+from counting.training_memory import PARTS, StepMemory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LABELS = {"optimizer_state": "optimiser state", "logits_and_loss": "logits and loss"}
+
+
+def memory_table(memory: StepMemory) -> "Table":
+    """A row for each thing that is held, a column for each phase at its worst moment; the worst phase stands out."""
+    from rich.table import Table
+
+    options = memory.options
+    title = (
+        f"Memory of that step in bytes: {options.precision.name} precision, {options.optimizer.name}, "
+        f"recompute {options.recompute}; the peak is in the {memory.peak_phase}"
+    )
+    table = Table(title=title, title_justify="left", caption=_caption(memory), caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for phase in memory.phases:
+        worst = phase.name == memory.peak_phase
+        table.add_column(phase.name, justify="right", no_wrap=True, style="bold" if worst else None)
+    for part in PARTS:
+        numbers = [getattr(phase, part) for phase in memory.phases]
+        if any(numbers):
+            table.add_row(LABELS.get(part, part), *map(integer, numbers))
+    table.add_section()
+    table.add_row("peak", *(integer(phase.peak_bytes) for phase in memory.phases))
+    table.add_row("peak in GB", *(shifted(phase.peak_bytes, 9, places=1) for phase in memory.phases))
+    return table
+
+
+def _caption(memory: StepMemory) -> str:
+    states = memory.states
+    return (
+        f"Held from step to step: weights {integer(states.weights)}, gradients {integer(states.gradients)} once all "
+        f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
+        f"{memory.options.precision.description}. " + " ".join(memory.notes)
+    )
