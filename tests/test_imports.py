@@ -132,6 +132,7 @@ ALLOWED = {
     # What a budget buys.
     "counting.hardware": "msgspec configs torch_models.errors",
     "counting.precision": "msgspec torch_models.errors",
+    "counting.gpt_activations": "torch_models.spec",
     "counting.scaling_law": "msgspec torch_models.errors",
     "counting.training_cost": "msgspec counting.counts counting.hardware counting.scaling_law torch_models.errors",
     "counting.design": (

@@ -1,0 +1,53 @@
+"""The table and the JSON of a training step's memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from counting.training_memory import PARTS
+from model_training_cost_analysis import main
+from tests.shrunken import DEEPSEEK_V3
+
+WAYS = [
+    "--recompute full",
+    "--recompute selective --precision mixed-fp32-gradients",
+    "--loss_chunk 7 --mtp off",
+    "--precision fp8 --optimizer muon",
+    "--precision fp32 --optimizer sgd",
+]
+
+
+@pytest.mark.parametrize("flags", WAYS)
+def test_json_and_table_say_the_same(flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(DEEPSEEK_V3))
+    assert main(["--model_config", str(config), "--json", *flags.split()]) == 0
+    (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
+    memory = analysis["memory"]
+    peaks = {phase["name"]: sum(phase[part] for part in PARTS) for phase in memory["phases"]}
+    assert max(peaks, key=lambda name: peaks[name]) == memory["peak_phase"]
+    assert peaks[memory["peak_phase"]] == memory["peak_bytes"]
+    assert analysis["training"]["mtp"] == memory["options"]["mtp"]
+    assert any(check["quantity"] == "step_memory_bytes" for check in analysis["agreement"]["checks"])
+    assert main(["--model_config", str(config), *flags.split()]) == 0
+    printed = " ".join(capsys.readouterr().out.split())  # a title may be broken into lines
+    assert f"the peak is in the {memory['peak_phase']}" in printed
+    for number in (memory["peak_bytes"], memory["states"]["weights"]):
+        assert f"{number:,}" in printed
+    assert "…│" not in printed
+
+
+def test_no_step_without_being_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "llama_7b", "--json"]) == 0
+    (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
+    assert analysis["memory"] is analysis["training"] is None
+
+
+def test_unknown_recipes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "llama_7b", "--precision", "int4"]) == 2
+    assert (
+        "unknown precision 'int4': choose from mixed, mixed-fp32-gradients, bf16, fp32, fp8" in capsys.readouterr().err
+    )
+    assert main(["--model_config", "llama_7b", "--optimizer", "lion"]) == 2
+    assert "unknown optimizer 'lion': choose from adamw, sgd, muon" in capsys.readouterr().err
