@@ -323,8 +323,6 @@ BAD_COMMANDS = {
     "--training_budget 5000000 --price 2": "--price needs --gpus",
     "--tokens 15T --gpus H100": "--tokens needs --model_config",
     "--compare --model_config llama_7b llama_3_8b": "--compare needs --tokens",
-    "--model_config llama_7b --precision mixed": "--precision needs --tokens",
-    "--model_config llama_7b --optimizer sgd": "--optimizer needs --tokens",
     "--model_config llama_7b --gpu_hours 5": "--gpu_hours needs --tokens",
     "--model_config llama_7b --global_batch_tokens 5": "--global_batch_tokens needs --tokens",
     "--model_config llama_7b --tokens 15T": "--tokens needs --gpus: say what to train on",
