@@ -80,6 +80,7 @@ class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
     router_correction_bias: int
     mtp_router_correction_bias: int
     by_component: dict[str, int]
+    mtp_by_component: dict[str, int]
 
 
 class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +275,7 @@ def _parameter_totals(counts: ModelCounts) -> ParameterTotals:
         router_correction_bias=counts.router_correction_bias,
         mtp_router_correction_bias=counts.mtp.router_correction_bias,
         by_component=parameters.by_component(),
+        mtp_by_component=counts.mtp.parameters.by_component(),
     )
 
 

@@ -14,15 +14,16 @@ from math import ceil
 import msgspec
 
 from counting.analysis import Analysis
+from counting.counts import Counts
 from counting.hardware import Gpu
 from counting.precision import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
+from counting.step_profile import model_states
 from counting.training_cost import SECONDS_PER_HOUR, check_mfu, exactly, priced_gpus
-from counting.training_flops import Convention, flops_by_convention, trained_parameters, trains_mtp
+from counting.training_flops import Convention, flops_by_convention, trains_mtp
 from torch_models.errors import ConfigError, UserError
 
 HOURS_PER_DAY = 24
 MFU_RANGE = (0.3, 0.4, 0.5)  # where none is given
-UNQUANTISED = ("word_embedding", "positional_embedding", "router", "norm", "lm_head")  # what FP8 recipes leave alone
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,15 +132,11 @@ def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
 
 
 def model_state_bytes(analysis: Analysis, precision: Precision, optimizer: Optimizer, mtp: bool = True) -> int:
-    """Parameters, gradients, master copy and moments of everything that is trained, unsharded.
-
-    Where a recipe quantises weights, embedding, head, router and norms stay as they are; the few of multi-token
-    prediction count as quantised.
-    """
-    parameters = analysis.parameters.by_component
-    unquantised = sum(parameters.get(component, 0) for component in UNQUANTISED)
-    all_quantised = trained_parameters(analysis, mtp) * precision.state_bytes(optimizer.moments)
-    return all_quantised + unquantised * (precision.unquantised_weight_bytes - precision.weight_bytes)
+    """Parameters, gradients, master copy and moments of everything that is trained, unsharded."""
+    trained = Counts(**analysis.parameters.by_component)
+    if mtp:
+        trained += Counts(**analysis.parameters.mtp_by_component)
+    return model_states(trained, precision, optimizer).total
 
 
 def _on_gpu(

@@ -327,6 +327,7 @@ BAD_COMMANDS = {
     "--model_config llama_7b --global_batch_tokens 5": "--global_batch_tokens needs --tokens",
     "--model_config llama_7b --tokens 15T": "--tokens needs --gpus: say what to train on",
     "--training_budget 5 --mtp off": "--mtp needs --model_config",
+    "--model_config llama_7b --loss_chunk 1": "loss_chunk = 1: makes 2048 chunks of 2048 tokens, and may make 256",
     "--model_config llama_7b --mtp on": "mtp = on: llama_7b has no multi-token prediction",
     "--model_config llama_7b --mtp maybe": "argument --mtp: invalid choice: 'maybe'",
     f"{RUN} --compare": "--compare needs two models or more",

@@ -74,7 +74,7 @@ ALLOWED = {
         "counting.analytic counting.analytic_memory_attention counting.analytic_memory_blocks"
         " counting.analytic_memory_experts counting.counts counting.tape counting.tape_ops torch_models.spec"
     ),
-    "counting.step_profile": "msgspec counting.counts counting.precision torch_models.spec",
+    "counting.step_profile": "msgspec counting.counts counting.precision torch_models.errors torch_models.spec",
     "counting.analytic_step_memory": (
         "counting.analytic counting.analytic_memory counting.analytic_memory_blocks counting.counts"
         " counting.step_profile counting.tape counting.tape_ops torch_models.spec"
@@ -148,7 +148,7 @@ ALLOWED = {
     "counting.training_flops": "counting.analysis counting.counts",
     "counting.training_run": (
         "msgspec counting.analysis counting.hardware counting.precision counting.training_cost counting.training_flops"
-        " torch_models.errors"
+        " torch_models.errors counting.counts counting.step_profile"
     ),
     "counting.budget_on_model": (
         "msgspec counting.analysis counting.scaling_law counting.training_cost counting.training_flops"
