@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn, get_args
 
 from counting.amounts import parse_hours, parse_num_gpus, parse_tokens
-from counting.analysis import analyze
+from counting.analysis import Analysis, analyze
 from counting.budget_on_model import spend_on
 from counting.claim import examine_claim
 from counting.comparison import compare
@@ -50,12 +50,11 @@ from counting.training_flops import trains_mtp
 from counting.training_run import MFU_RANGE, RunPlan, plan_run
 from counting.training_step import TrainingOptions
 from torch_models import read_spec
+from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
-
-STEP_FLAGS = ("recompute", "loss_chunk")
 
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
@@ -180,14 +179,11 @@ def _run(options: argparse.Namespace) -> None:
     run_plan = None if options.tokens is None else _run_plan(options)
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
-    sequence_length = None if options.seq_len is None else _whole_number(options.seq_len, "--seq_len")
-    training = _training_options(options)
-    analyses = [
-        analyze(config, sequence_length=sequence_length, kernels=options.kernels or "fused", training=training)
-        for config in options.model_config
-    ]
+    analyses = [_analysis(config, options) for config in options.model_config]
     if options.mtp == "on" and not any(trains_mtp(analysis) for analysis in analyses):
-        raise UserError("--mtp = on: no model here has multi-token prediction")
+        raise UserError(
+            "--mtp = on: no model here has multi-token prediction (num_nextn_predict_layers); leave it out or say off"
+        )
     compared = run_plan is not None and options.compare
     results = Results(
         analyses=analyses,
@@ -207,14 +203,29 @@ def _run(options: argparse.Namespace) -> None:
         _print(results, options.design)
 
 
-def _training_options(options: argparse.Namespace) -> TrainingOptions | None:
-    """How to run a training step; None where no flag asks for one. Some have a meaning for a run or a budget too."""
-    flags = STEP_FLAGS if options.tokens or options.training_budget else (*STEP_FLAGS, "mtp", "precision", "optimizer")
-    if all(getattr(options, flag) is None for flag in flags):
-        return None
+def _analysis(config: str, options: argparse.Namespace) -> Analysis:
+    """What one model costs, a training step included; none is measured of a model that goes through transformers."""
+    model = read_model(config)
+    measures_a_step = not isinstance(model, ForeignConfig) or _asks_for_a_step(options)
+    return analyze(
+        model,
+        sequence_length=None if options.seq_len is None else _whole_number(options.seq_len, "--seq_len"),
+        kernels=options.kernels or "fused",
+        training=_training_options(options) if measures_a_step else None,
+    )
+
+
+def _asks_for_a_step(options: argparse.Namespace) -> bool:
+    """Whether a flag has a meaning for a step alone; three have one for a run or a budget too."""
+    shared = () if options.tokens or options.training_budget else ("mtp", "precision", "optimizer")
+    return any(getattr(options, flag) is not None for flag in ("recompute", "loss_chunk", *shared))
+
+
+def _training_options(options: argparse.Namespace) -> TrainingOptions:
+    """How to run a training step; multi-token prediction is trained where a config has it, unless it is off."""
     return TrainingOptions(
         recompute=options.recompute or "none",
-        mtp=None if options.mtp is None else options.mtp == "on",
+        mtp=False if options.mtp == "off" else None,
         loss_chunk=None if options.loss_chunk is None else _whole_number(options.loss_chunk, "--loss_chunk"),
         precision=_precision(options),
         optimizer=_optimizer(options),
@@ -321,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--seq_len", metavar="TOKENS", help="sequence length; else the config's own")
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 
-    step = parser.add_argument_group("a training step of the model; any of these measures one, forward and backward")
+    step = parser.add_argument_group("a training step of the model, forward and backward")
     step.add_argument("--recompute", choices=get_args(Recompute), help="what backward computes again; default none")
     step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on where the config has it")
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")

@@ -1,37 +1,26 @@
-"""The command as a user types it: what it prints where, what it writes, and how it fails."""
+"""The command as a user types it: what it prints, and what it writes."""
 
 import json
 import os
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from counting import analytic
 from counting.analysis import Analysis
-from counting.counts import Counts
 from counting.training_cost import BudgetPlan
-from model_training_cost_analysis import VERSION, main
-from tests.shrunken import DEEPSEEK_V3, LLAMA
-from torch_models.config import read_spec, spec_from_fields
-from torch_models.spec import GatedMLPSpec
+from model_training_cost_analysis import main
+from tests.shrunken import DEEPSEEK_V3
+from torch_models.config import read_spec
 
-SCRIPT = Path(__file__).resolve().parent.parent / "model_training_cost_analysis.py"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
 # --- Analyses --------------------------------------------------------------------------------------------------
@@ -181,7 +170,7 @@ def test_the_committed_design_is_what_the_command_writes(folder: Path, capsys: p
     assert main(["--training_budget", "5000000", "--design", "my_model_config.json"]) == 0
     assert "A model designed for the budget, written to my_model_config.json" in capsys.readouterr().out
     written = (folder / "my_model_config.json").read_text()
-    assert written == (SCRIPT.parent / "configs" / "my_model_config.json").read_text()
+    assert written == (CONFIGS / "my_model_config.json").read_text()
     assert read_spec("my_model_config.json").model_type == "llama"
 
 
@@ -200,6 +189,25 @@ def test_design_cannot_be_written_there(target: str, folder: Path, capsys: pytes
     assert main(["--training_budget", "10000", "--design", target, "--force"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert os.listdir(folder) == []
+
+
+def test_design_replaces_no_pipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "real.json").write_text("precious")
+    (folder / "link.json").symlink_to(folder / "real.json")
+    for name in ("pipe", "link.json"):
+        assert main(["--training_budget", "10000", "--design", name, "--force"]) == 2
+        assert capsys.readouterr().err == f"error: {name}: is no regular file, and is not replaced\n"
+    assert (folder / "pipe").is_fifo()
+    assert (folder / "real.json").read_text() == "precious"
+
+
+def test_a_replaced_file_keeps_its_permissions(folder: Path) -> None:
+    path = folder / "mine.json"
+    path.write_text("old")
+    path.chmod(0o600)
+    assert main(["--training_budget", "10000", "--design", "mine.json", "--force", "--json"]) == 0
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 # --- Runs, comparisons, published bills -------------------------------------------------------------------------
@@ -282,242 +290,3 @@ def test_a_budget_on_a_given_model(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "The budget spent on llama_7b" in out
     assert "The scaling law course on it" in out
-
-
-# --- What the user can mend ------------------------------------------------------------------------------------
-
-BAD_COMMANDS = {
-    "": "nothing to do: give --model_config or --training_budget",
-    "--model_config no_such.json": "no_such.json: no such file",
-    "--model_config .": "must be a file of JSON, but is a folder",
-    "--model_config bad.json": "bad.json: num_experts_per_tok = 17: must be at most the number of experts (16)",
-    "--model_config": "argument --model_config: expected at least one argument",
-    "--model_config llama_7b --seq_len 0": "seq_len = 0: must be a whole number of tokens from 1 to 16777216",
-    "--model_config llama_7b --seq_len -5": "--seq_len",
-    "--model_config llama_7b --seq_len 4k": "--seq_len = '4k': must be a whole number",
-    "--model_config llama_7b --seq_len 99999999999": "seq_len = 99999999999: must be a whole number of tokens from 1",
-    "--model_config llama_7b --kernels flash": "argument --kernels: invalid choice: 'flash'",
-    "--model_config llama_7b --gpus A100": "--gpus needs --training_budget",
-    "--model_config llama_7b --design x.json": "--design needs --training_budget",
-    "--model_config no_length.json": "max_position_embeddings = null: is missing, and so is max_sequence_length",
-    "--training_budget abc": "--training_budget = 'abc': must be a number of US dollars",
-    "--training_budget -5": "--training_budget",
-    "--training_budget=-5": "training_budget = -5",
-    "--training_budget 0": "training_budget = 0",
-    "--training_budget nan": "training_budget = nan",
-    "--training_budget inf": "training_budget = inf",
-    "--training_budget 1e400": "training_budget = inf",
-    "--training_budget 5000000 --gpus K80": "unknown GPU 'K80': choose from V100",
-    "--training_budget 5000000 --gpus A100,A100": "twice",
-    "--training_budget 5000000 --gpus MI300X": "no price is known for MI300X",
-    "--training_budget 5000000 --gpus=": "must be GPU names separated by commas",
-    "--training_budget 5000000 --mfu 0": "mfu = 0",
-    "--training_budget 5000000 --mfu 1.01": "mfu = 1.01: must be a number above 0 and at most 1",
-    "--training_budget 5000000 --mfu 40%": "--mfu = '40%'",
-    "--training_budget 5000000 --mfu nan": "mfu = nan",
-    "--training_budget 5000000 --scaling_law chinchilla": "unknown scaling law 'chinchilla': choose from course",
-    "--training_budget 5000000 --gpu_prices A100": "must be GPU=price pairs",
-    "--training_budget 5000000 --seq_len 8": "--seq_len needs --model_config",
-    "--training_budget 5000000 --force": "--force needs --design",
-    "--training_budget 5000000 --num_gpus 8": "--num_gpus needs --tokens",
-    "--training_budget 5000000 --price 2": "--price needs --gpus",
-    "--tokens 15T --gpus H100": "--tokens needs --model_config",
-    "--compare --model_config llama_7b llama_3_8b": "--compare needs --tokens",
-    "--model_config llama_7b --gpu_hours 5": "--gpu_hours needs --tokens",
-    "--model_config llama_7b --global_batch_tokens 5": "--global_batch_tokens needs --tokens",
-    "--model_config llama_7b --tokens 15T": "--tokens needs --gpus: say what to train on",
-    "--training_budget 5 --mtp off": "--mtp needs --model_config",
-    "--model_config llama_7b --loss_chunk 1": "loss_chunk = 1: makes 2048 chunks of 2048 tokens, and may make 256",
-    "--model_config llama_7b --mtp on": "mtp = on: llama_7b has no multi-token prediction",
-    "--model_config llama_7b --mtp maybe": "argument --mtp: invalid choice: 'maybe'",
-    f"{RUN} --compare": "--compare needs two models or more",
-    f"{RUN} --model_config llama_3_8b --compare --gpu_hours 1M": "--compare takes no --gpu_hours",
-    f"{RUN},H100 --model_config llama_3_8b --compare": "--compare needs one GPU, but --gpus names 2: A100, H100",
-    "--model_config llama_7b --tokens 15TT --gpus A100": "--tokens = '15TT': must be a whole number of tokens",
-    "--model_config llama_7b --tokens 1e400 --gpus A100": "--tokens = '1e400': must be",
-    "--model_config llama_7b --tokens=-1T --gpus A100": "--tokens = '-1T': must be",
-    "--model_config llama_7b --tokens 0 --gpus A100": "--tokens = '0': must be",
-    "--model_config llama_7b --tokens nan --gpus A100": "--tokens = 'nan': must be",
-    "--model_config llama_7b --tokens 1T --gpus K80": "unknown GPU 'K80': choose from",
-    "--model_config llama_7b --tokens 1T --gpus A100,a100": "names A100 twice",
-    "--model_config llama_7b --tokens 1T --gpus L4": "no price is known for L4: give one in US dollars per hour",
-    f"{RUN} --price 0": "--price = 0.0: must be a number of US dollars",
-    f"{RUN} --price cheap": "--price = 'cheap': must be a number of US dollars",
-    f"{RUN} --price 2 --gpu_prices A100=2": "give either --price, for every GPU, or --gpu_prices",
-    f"{RUN} --gpu_prices H100=2": "a price is given for H100, but the GPUs considered are A100",
-    f"{RUN} --num_gpus 0": "--num_gpus = '0': must be a whole number of GPUs from 1",
-    f"{RUN} --num_gpus 1.5": "--num_gpus = '1.5': must be a whole number of GPUs",
-    f"{RUN} --mfu 1.5": "mfu = 1.5: must be a number above 0 and at most 1",
-    f"{RUN} --mfu 0.4 --gpu_hours 1M": "--gpu_hours says what the MFU was: leave out --mfu",
-    f"{RUN} --gpu_hours 0": "--gpu_hours = '0': must be a number of hours above 0",
-    f"{RUN} --gpu_hours 100": "--gpu_hours = 100: the claim is impossible",
-    f"{RUN} --global_batch_tokens 2T": "global_batch_tokens = 2000000000000: must be at most tokens (1000000000000)",
-    f"{RUN} --global_batch_tokens x": "--global_batch_tokens = 'x': must be a whole number of tokens",
-    f"{RUN} --precision fp4": "unknown precision 'fp4': choose from mixed",
-    f"{RUN} --optimizer lion": "unknown optimizer 'lion': choose from adamw",
-    "--model_config deepseek_v3 --training_budget 0.01 --gpus T4 --mfu 1e-6": "do not pay for one token",
-    "--budget 5000000": "unrecognized arguments: --budget",
-    "--training_budget 5 --design x.json": "x.json",
-}
-
-
-@pytest.mark.parametrize(("flags", "message"), BAD_COMMANDS.items(), ids=BAD_COMMANDS.keys())
-def test_one_line_and_exit_2(flags: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "bad.json").write_text(json.dumps(DEEPSEEK_V3 | {"num_experts_per_tok": 17}))
-    no_length = {field: value for field, value in LLAMA.items() if field != "max_position_embeddings"}
-    (folder / "no_length.json").write_text(json.dumps(no_length))
-    if flags.endswith("--design x.json") and "budget 5" in flags:
-        message = "cannot design a model"
-    assert main(flags.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert message in captured.err
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert "x.json" not in os.listdir(folder)
-
-
-def test_a_function_for_one_family_refuses_the_other() -> None:
-    from model_training_cost_analysis import model_training_cost_analysis_llama
-
-    with pytest.raises(
-        ValueError, match=r"deepseek_v3_config\.json: model_type = 'deepseek_v3': this function is for llama"
-    ):
-        model_training_cost_analysis_llama("deepseek_v3_config.json")
-
-
-# --- As a process ----------------------------------------------------------------------------------------------
-
-
-def test_exit_3_where_module_and_formula_differ(capsys: pytest.CaptureFixture[str]) -> None:
-    right = analytic.parameters.dispatch(GatedMLPSpec)
-    analytic.parameters.register(GatedMLPSpec, lambda spec: right(spec) + Counts(mlp=1))
-    try:
-        assert main(["--model_config", "llama_7b_config.json", "--json"]) == 3
-    finally:
-        analytic.parameters.register(GatedMLPSpec, right)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "parameters, dense layer, mlp: measured 135,266,304 differs from formula 135,266,305, by -1" in captured.err
-
-
-def test_as_a_process_from_another_folder(tmp_path: Path) -> None:
-    done = run("--model_config", "llama_7b_config.json", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Number of parameters: 6738415616\n")
-
-
-def test_a_bad_flag_as_a_process(tmp_path: Path) -> None:
-    done = run("--training_budget", "x", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-
-
-def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--training_budget", "5000000"],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-    )
-    os.close(writer)
-    _, errors = process.communicate(timeout=60)
-    assert errors == b""
-
-
-COMMAND = "import sys; sys.argv[1:] = {arguments!r}; from model_training_cost_analysis import command; command()"
-
-
-def run_command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """The installed command's entry point, with `options` of subprocess.run."""
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)} | options.pop("env", {})
-    code = COMMAND.format(arguments=list(arguments))
-    return subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False, **options)
-
-
-def test_the_entry_point_is_the_command() -> None:
-    project = tomllib.loads((SCRIPT.parent / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"model-training-cost-analysis": "model_training_cost_analysis:command"}
-    assert project["version"] == VERSION
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_an_output_without_our_characters(encoding: str) -> None:
-    flags = ("--model_config", "llama_7b", "--training_budget", "5000000")
-    done = run_command(*flags, capture_output=True, env={"PYTHONIOENCODING": encoding})
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.startswith(b"Number of parameters: 6738415616")
-
-
-def test_warnings_as_errors_stop_nothing() -> None:
-    done = run_command("--model_config", "llama_7b", "--json", capture_output=True, env={"PYTHONWARNINGS": "error"})
-    assert (done.returncode, done.stderr) == (0, b"")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line_and_exit_2() -> None:
-    with open("/dev/full", "w") as full:
-        done = run_command("--training_budget", "5000000", stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 2
-    assert done.stderr == b"error: the output cannot be written: No space left on device\n"
-
-
-def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
-    shell = f"{sys.executable} {SCRIPT} --training_budget 5000000 >&- 2>err; echo $?; wc -c <err"
-    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == ["0", "0"]
-
-
-def test_head_has_seen_enough(tmp_path: Path) -> None:
-    shell = f"{{ {sys.executable} {SCRIPT} --model_config llama_7b; echo $? >status; }} | head -1"
-    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("Number of parameters: 6738415616\n", "")
-    assert (tmp_path / "status").read_text() == "0\n"
-
-
-def test_design_replaces_no_pipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    os.mkfifo(folder / "pipe")
-    (folder / "real.json").write_text("precious")
-    (folder / "link.json").symlink_to(folder / "real.json")
-    for name in ("pipe", "link.json"):
-        assert main(["--training_budget", "10000", "--design", name, "--force"]) == 2
-        assert capsys.readouterr().err == f"error: {name}: is no regular file, and is not replaced\n"
-    assert (folder / "pipe").is_fifo()
-    assert (folder / "real.json").read_text() == "precious"
-
-
-def test_a_replaced_file_keeps_its_permissions(folder: Path) -> None:
-    path = folder / "mine.json"
-    path.write_text("old")
-    path.chmod(0o600)
-    assert main(["--training_budget", "10000", "--design", "mine.json", "--force", "--json"]) == 0
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; from model_training_cost_analysis import main; main(['--training_budget', '5000000']);"
-        "print(sorted({'torch', 'fvcore', 'numpy'} & set(sys.modules)))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_the_number_of_layers_does_not_matter() -> None:
-    """One layer of each kind is measured, however many there are; of multi-token prediction too."""
-    from counting.measured import _Measurement
-
-    for layers in (61, 6100):
-        fields = DEEPSEEK_V3 | {"num_hidden_layers": layers, "num_nextn_predict_layers": layers // 100 + 1}
-        measurement = _Measurement(spec_from_fields(fields, "deep"), 16, "fused")
-        assert (len(measurement.module.model.layers), len(measurement.mtp_layers)) == (2, 1)

@@ -189,3 +189,13 @@ def test_only_the_attention_core_grows_with_the_square_of_the_length() -> None:
 def test_a_scaled_rotary_embedding_changes_no_count() -> None:
     scaling = {"type": "yarn", "factor": 4, "original_max_position_embeddings": 16}
     assert measured(DEEPSEEK_V3 | {"rope_scaling": scaling}) == measured(DEEPSEEK_V3)
+
+
+def test_the_number_of_layers_does_not_matter() -> None:
+    """One layer of each kind is measured, however many there are; of multi-token prediction too."""
+    from counting.measured import _Measurement
+
+    for layers in (61, 6100):
+        fields = DEEPSEEK_V3 | {"num_hidden_layers": layers, "num_nextn_predict_layers": layers // 100 + 1}
+        measurement = _Measurement(spec_from_fields(fields, "deep"), 16, "fused")
+        assert (len(measurement.module.model.layers), len(measurement.mtp_layers)) == (2, 1)

@@ -38,10 +38,26 @@ def test_json_and_table_say_the_same(flags: str, tmp_path: Path, capsys: pytest.
     assert "…│" not in printed
 
 
-def test_no_step_without_being_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_config", "llama_7b", "--json"]) == 0
-    (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
-    assert analysis["memory"] is analysis["training"] is None
+def test_each_analysis_has_a_step_without_being_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model_config llama_7b deepseek_v3 --seq_len 128 --json --tokens 1B --gpus H100 --training_budget 100"
+    for more in ("", " --compare"):
+        assert main((flags + more).split()) == 0
+        for analysis in json.loads(capsys.readouterr().out)["analyses"]:
+            assert analysis["memory"]["options"]["recompute"] == analysis["training"]["recompute"] == "none"
+            assert analysis["memory"]["options"]["precision"]["name"] == "mixed"
+            assert analysis["training"]["mtp"] == (analysis["name"] == "deepseek_v3")
+
+
+def test_a_run_and_a_step_are_run_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--model_config llama_7b deepseek_v3 --seq_len 128 --json --tokens 1B --gpus H100"
+    flags += " --mtp on --precision mixed-fp32-gradients --optimizer muon"
+    assert main(flags.split()) == 0
+    document = json.loads(capsys.readouterr().out)
+    for analysis, run in zip(document["analyses"], document["runs"], strict=True):
+        assert analysis["training"]["mtp"] == run["mtp_trained"] == (analysis["name"] == "deepseek_v3")
+        assert analysis["memory"]["options"]["precision"]["name"] == "mixed-fp32-gradients"
+        states = analysis["memory"]["states"]
+        assert sum(states.values()) == run["model_state_bytes"]
 
 
 def test_unknown_recipes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -264,6 +264,20 @@ def test_eager_kernels_are_refused() -> None:
         analyze(foreign("gpt2", GPT2), kernels="eager")
 
 
+def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    flags = ["--model_config", str(config), "--seq_len", "32", "--json"]
+    # Precision and optimiser are a run's too.
+    for more in ((), ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd")):
+        assert main([*flags, *more]) == 0
+        (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
+        assert analysis["training"] is analysis["memory"] is None
+    for more in (("--recompute", "none"), ("--loss_chunk", "8"), ("--precision", "fp32"), ("--mtp", "off")):
+        assert main([*flags, *more]) == 2
+        assert "gpt2 goes through transformers, of which no training step is measured" in capsys.readouterr().err
+
+
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
