@@ -45,7 +45,7 @@ def build_model(
     """
     check_kernels(kernels)
     check_placement(device, dtype)
-    with _creation(device, dtype or torch.float32):
+    with creating(device, dtype or torch.float32):
         model = CausalLM(spec, kernels)
     if initializer_range is not None:
         initialize(model, initializer_range)
@@ -66,7 +66,7 @@ def build_mtp_layers(
     """
     check_kernels(kernels)
     check_placement(device, dtype)
-    with _creation(device, dtype or torch.float32):
+    with creating(device, dtype or torch.float32):
         layers = nn.ModuleList(MultiTokenPredictionLayer(layer, kernels) for layer in spec.mtp_layers)
     if initializer_range is not None:
         initialize(layers, initializer_range)
@@ -89,7 +89,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
 
 
 @contextlib.contextmanager
-def _creation(device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
+def creating(device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
     """New tensors go to `device` as `dtype`; the default dtype is restored afterwards."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -15,7 +15,7 @@ import torch
 from counting.memory import LiveBytes
 from counting.meta_kernels import cuda_kernels_on_meta
 from tests.shrunken import FAMILIES
-from torch_models.builder import _creation, initialize
+from torch_models.builder import creating, initialize
 from torch_models.config import read_spec, spec_from_fields
 from torch_models.decoder import DecoderLayer
 from torch_models.layers import rotary_tables
@@ -53,7 +53,7 @@ def kernels_of(spec: LayerSpec) -> Kernels:
 
 
 def step(spec: LayerSpec, kernels: Kernels, device: str) -> tuple[Any, ...]:
-    with _creation(device, BF16):
+    with creating(device, BF16):
         layer = DecoderLayer(spec, kernels)
     initialize(layer, 0.02)
     tables = rotary_tables(spec.attention.rotary, LENGTH, torch.device(device), BF16)

@@ -16,7 +16,7 @@ from counting.memory import LiveBytes
 from counting.meta_kernels import cuda_kernels_on_meta
 from counting.tape import Array, Size, Tape
 from tests.counting.test_measured_equals_derived import KERNELS, random_layer
-from torch_models.builder import _creation
+from torch_models.builder import creating
 from torch_models.decoder import DecoderLayer
 from torch_models.layers import rotary_tables
 from torch_models.recompute import set_recompute
@@ -78,7 +78,7 @@ def by_formula(
 def by_measurement(
     spec: LayerSpec, length: int, kernels: Kernels, recompute: Recompute, dtype: torch.dtype, *, grad: bool
 ) -> list[int]:
-    with _creation("meta", dtype):
+    with creating("meta", dtype):
         layer = DecoderLayer(spec, kernels)
     set_recompute(layer, recompute)
     tables = rotary_tables(spec.attention.rotary, length, torch.device("meta"), dtype)
