@@ -221,9 +221,13 @@ def _analysis(config: str, options: argparse.Namespace) -> Analysis:
 
 
 def _asks_for_a_step(options: argparse.Namespace) -> bool:
-    """Whether a flag has a meaning for a step alone; three have one for a run or a budget too."""
-    shared = () if options.tokens or options.training_budget else ("mtp", "precision", "optimizer")
-    return any(getattr(options, flag) is not None for flag in ("recompute", "loss_chunk", *shared))
+    """Whether a flag has a meaning for a step alone; of a run three have one too, and of a budget one."""
+    flags = ["recompute", "loss_chunk"]
+    if options.tokens is None:
+        flags += ["precision", "optimizer"]
+        if options.training_budget is None:
+            flags.append("mtp")
+    return any(getattr(options, flag) is not None for flag in flags)
 
 
 def _training_options(options: argparse.Namespace) -> TrainingOptions:

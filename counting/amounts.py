@@ -9,7 +9,7 @@ SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 LARGEST_TOKENS = 10**18
 LARGEST_GPUS = 10**8
 LARGEST_HOURS = 10**15
-_AMOUNT = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:[eE]\+?([0-9]{1,2}))?([KMBT]?)", re.IGNORECASE)
+_AMOUNT = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:[eE]\+?([0-9]{1,2}))?([KMBTkmbt]?)")
 
 
 def parse_tokens(text: str, field: str = "--tokens") -> int:

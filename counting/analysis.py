@@ -157,8 +157,8 @@ def analyze(
         return _analyze_native(model, sequence_length, kernels, training)
     if training is not None:
         raise UserError(
-            f"{model.model_type} goes through transformers, of which no training step is measured: "
-            "leave out recompute, mtp and loss_chunk"
+            f"{model.name}: {model.model_type} goes through transformers, of which no training step is measured: "
+            "leave out recompute, loss_chunk, mtp, and, unless they are a run's, precision and optimizer"
         )
     return _analyze_foreign(model, sequence_length, kernels)
 
@@ -176,19 +176,18 @@ def _analyze_native(
     analysis = _analysis(spec, "measured = formula", conventions, counts, agreement)
     if training is None:
         return analysis
+    training = training.of_sequence(conventions.sequence_length, spec.name)
     step, checks = analyze_step(spec, counts, conventions.sequence_length, kernels, training)
-    memory, memory_checks = analyze_step_memory(
-        spec,
-        StepOptions(
-            sequence_length=conventions.sequence_length,
-            kernels=kernels,
-            recompute=training.recompute,
-            precision=training.precision,
-            optimizer=training.optimizer,
-            mtp=step.mtp,
-            loss_chunk=training.loss_chunk,
-        ),
+    options = StepOptions(
+        sequence_length=conventions.sequence_length,
+        kernels=kernels,
+        recompute=training.recompute,
+        precision=training.precision,
+        optimizer=training.optimizer,
+        mtp=step.mtp,
+        loss_chunk=training.loss_chunk,
     )
+    memory, memory_checks = analyze_step_memory(spec, options)
     agreement = Agreement(ok=True, checks=(*agreement.checks, *checks, *memory_checks))
     return msgspec.structs.replace(analysis, agreement=agreement, training=step, memory=memory)
 

@@ -28,6 +28,7 @@ class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
     training_flops_per_token_if_dense: int  # every routed expert run for every token
     saved_by_routing: float  # 1 - the one / the other; 0 of a dense model
     model_state_bytes: int
+    step_peak_bytes: int | None  # of one sequence on one device; None where no step was measured
     fewest_gpus: int
     outcome: Outcome
     cost_over_cheapest: float
@@ -76,6 +77,7 @@ def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
                 training_flops_per_token_if_dense=ceil(if_dense),
                 saved_by_routing=float(1 - flops / if_dense),
                 model_state_bytes=run.model_state_bytes,
+                step_peak_bytes=None if analysis.memory is None else analysis.memory.peak_bytes,
                 fewest_gpus=on_gpu.fewest_gpus,
                 outcome=outcome,
                 cost_over_cheapest=float(exactly(outcome.cost_usd) / exactly(cheapest)),

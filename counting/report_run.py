@@ -126,7 +126,8 @@ def print_comparison(comparison: Comparison) -> None:
     title = f"{integer(comparison.tokens)} tokens on {gpus}{comparison.gpu} at {percent(comparison.mfu, 0)} MFU"
     size = ("model", "parameters", "active", "FLOPs per token", "if dense", "saved", "sequence")
     sizes = rows_table(f"Training {title}", size)
-    bill = rows_table("The bill", ("model", "GPU-hours", "days", "cost", "× cheapest", "states, GB", "GPUs at least"))
+    columns = ("GPU-hours", "days", "cost", "× cheapest", "states, GB", "step, GB", "GPUs at least")
+    bill = rows_table("The bill", ("model", *columns))
     for model in comparison.models:
         sizes.add_row(
             model.model,
@@ -144,6 +145,7 @@ def print_comparison(comparison: Comparison) -> None:
             dollars(model.outcome.cost_usd),
             f"{model.cost_over_cheapest:.2f}",
             f"{model.model_state_bytes / 10**9:,.1f}",
+            optional(None if model.step_peak_bytes is None else model.step_peak_bytes / 10**9, 1),
             integer(model.fewest_gpus),
         )
     print_tables(sizes, bill)
@@ -155,6 +157,7 @@ def print_comparison(comparison: Comparison) -> None:
         "visit. Saved: what routing saves of that.",
         MFU_NOTE,
         STATES_NOTE,
+        "Step: the peak of a training step over one sequence on one device, nothing sharded; --json has its phases.",
     ]
     if len({model.sequence_length for model in comparison.models}) > 1:
         notes.append("The models are at different sequence lengths; --seq_len sets one for all.")

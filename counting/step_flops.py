@@ -30,7 +30,7 @@ from torch_models.recompute import set_recompute
 from torch_models.spec import Kernels, ModelSpec, Recompute
 from torch_models.training import training_loss
 
-MOST_CHUNKS = 8  # of the loss that are run: every token's logits are made in one of them, however many there are
+CHUNKS_RUN = 8  # of the loss that are run: every token's logits are made in one of them, however many there are
 
 Phase = Literal["forward", "backward"]
 
@@ -88,7 +88,7 @@ def _run(
     for part in (model, mtp_layers):
         set_recompute(part, recompute)
     if loss_chunk is not None:
-        loss_chunk = max(loss_chunk, -(-sequence_length // MOST_CHUNKS))
+        loss_chunk = max(loss_chunk, -(-sequence_length // CHUNKS_RUN))
     token_ids = torch.zeros(1, sequence_length, dtype=torch.long, device="meta")
     counter = FlopCounterMode(display=False, custom_mapping=DISPATCH_FORMULAS)
     tracker: Any = _Owners(owners)

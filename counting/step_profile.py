@@ -8,10 +8,7 @@ import msgspec
 
 from counting.counts import Counts
 from counting.precision import Optimizer, Precision
-from torch_models.errors import UserError
 from torch_models.spec import Kernels, Recompute
-
-MOST_CHUNKS = 256  # of the loss; fewer tokens at a time save nothing that is worth seeing
 
 
 class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,15 +21,6 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: Optimizer
     mtp: bool
     loss_chunk: int | None  # tokens whose logits are in memory at a time; None for all
-
-    def __post_init__(self) -> None:
-        """Each chunk is run, so their number is bounded."""
-        chunks = -(-self.sequence_length // (self.loss_chunk or self.sequence_length))
-        if chunks > MOST_CHUNKS:
-            raise UserError(
-                f"loss_chunk = {self.loss_chunk}: makes {chunks} chunks of {self.sequence_length} tokens, and may make "
-                f"{MOST_CHUNKS}: give at least {-(-self.sequence_length // MOST_CHUNKS)}"
-            )
 
 
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ SECONDS_PER_HOUR = 3600
 DEFAULT_GPUS = ("A100", "V100", "T4")
 DEFAULT_MFU = 0.4
 SMALLEST_DOLLARS = 0.01
+SMALLEST_MFU = 1e-06
 LARGEST_DOLLARS = 1e15  # ten times what the world produces in a year
 
 
@@ -146,8 +147,10 @@ def check_dollars(value: object, field: str) -> float:
 
 
 def check_mfu(value: object, field: str = "mfu") -> float:
-    """A model FLOPs utilisation in (0, 1], as a float."""
-    return _check_number(value, field, "must be a number above 0 and at most 1", 0 < _number(value) <= 1)
+    """A model FLOPs utilisation between a millionth and 1, as a float."""
+    return _check_number(
+        value, field, f"must be a number from {SMALLEST_MFU} to 1", SMALLEST_MFU <= _number(value) <= 1
+    )
 
 
 def parse_dollars(text: str, field: str = "--training_budget") -> float:
@@ -183,9 +186,12 @@ def parse_prices(text: str, field: str = "--gpu_prices") -> dict[str, float]:
 
 
 def _parse_float(text: str) -> float | str:
-    """The number that `text` spells, else the text itself, which no check lets pass."""
+    """The number that `text` spells, else the text itself, which no check lets pass.
+
+    Python's float also takes digits of other scripts, and underscores: 1_0 for 10.
+    """
     try:
-        return float(text)
+        return float(text) if text.isascii() and "_" not in text else text
     except ValueError:
         return text
 

@@ -100,11 +100,15 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
 def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
     """The run of `plan` for the model of `analysis`.
 
-    Raises UserError for an unknown GPU, the same one twice, one without a price, an MFU outside (0, 1], a batch
-    beyond the tokens, and hours in which no such GPU could have done the work.
+    Raises UserError for an unknown GPU, the same one twice, one without a price, an MFU above 1 or as good as 0, a
+    batch beyond the tokens or below one sequence, and hours in which no such GPU could have done the work.
     """
     if plan.global_batch_tokens is not None and plan.global_batch_tokens > plan.tokens:
         raise ConfigError("global_batch_tokens", plan.global_batch_tokens, f"must be at most tokens ({plan.tokens})")
+    sequence_length = analysis.conventions.sequence_length
+    if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
+        rule = f"must be at least one sequence of {analysis.name}, {sequence_length} tokens; --seq_len sets its length"
+        raise ConfigError("global_batch_tokens", plan.global_batch_tokens, rule)
     per_token = flops_by_convention(analysis, plan.mtp)
     states = model_state_bytes(analysis, plan.precision, plan.optimizer, plan.mtp)
     conventions = analysis.conventions

@@ -3,6 +3,7 @@
 Torch is imported when a step is measured, not with this module.
 """
 
+from math import ceil
 from typing import get_args
 
 import msgspec
@@ -13,6 +14,8 @@ from counting.precision import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, 
 from counting.reconcile import Check, reconcile_step
 from torch_models.errors import UserError, show_value
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, Recompute
+
+MOST_CHUNKS = 256  # of the loss; fewer tokens at a time save nothing that is worth seeing
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +38,22 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UserError(
                 f"loss_chunk = {show_value(chunk)}: must be a whole number of tokens from 1 to {MAX_SEQUENCE_LENGTH}"
             )
+
+    def of_sequence(self, sequence_length: int, name: str) -> "TrainingOptions":
+        """The same for one sequence of the model `name`: a chunk as long as the sequence is none.
+
+        Every chunk is run, so there may not be too many; raises `UserError`.
+        """
+        chunk = self.loss_chunk
+        if chunk is None or chunk >= sequence_length:
+            return msgspec.structs.replace(self, loss_chunk=None)
+        chunks = ceil(sequence_length / chunk)
+        if chunks > MOST_CHUNKS:
+            raise UserError(
+                f"{name}: loss_chunk = {chunk}: makes {chunks} chunks of {sequence_length} tokens, and may make "
+                f"{MOST_CHUNKS}: give at least {ceil(sequence_length / MOST_CHUNKS)}"
+            )
+        return self
 
 
 class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):

@@ -237,7 +237,7 @@ def _model_type(fields: dict[str, Any]) -> str:
     of_names = {_family_of(name) for name in named}
     if model_type is None:
         if len(of_names) != 1 or None in of_names:
-            raise ConfigError("model_type", model_type, f"is missing; must be one of {', '.join(FAMILIES)}")
+            raise ConfigError("model_type", model_type, f"is missing: it names the family, as {', '.join(FAMILIES)}")
         (model_type,) = of_names
         fields["model_type"] = model_type
     if not isinstance(model_type, str) or model_type not in FAMILIES:

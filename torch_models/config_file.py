@@ -43,7 +43,9 @@ def _read_bytes(shown: str) -> bytes:
             if name in bundled:
                 return bundled[name].read_bytes()
         if isinstance(error, FileNotFoundError):
-            raise UserError(f"{shown}: no such file, and configs/ has only {', '.join(sorted(bundled))}") from None
+            raise UserError(
+                f"{shown or repr(shown)}: no such file, and configs/ has only {', '.join(sorted(bundled))}"
+            ) from None
         raise UserError(f"{shown[:200]}: cannot be read: {_reason(error)}") from None
     if not stat.S_ISREG(info.st_mode):
         raise UserError(f"{shown}: must be a file of JSON, but is {_kind(info.st_mode)}")

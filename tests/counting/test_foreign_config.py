@@ -320,7 +320,7 @@ def test_neither_model_type_nor_an_architecture_of_use(fields: dict[str, Any], t
     path = tmp_path / "small_config.json"
     path.write_text(json.dumps(SMALL | fields))
     with pytest.raises(
-        ConfigError, match=r"architectures = .*are no causal|model_type = null: is missing; must be one of"
+        ConfigError, match=r"architectures = .*are no causal|model_type = null: is missing: it names the family"
     ):
         analyze(path)
 

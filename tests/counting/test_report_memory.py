@@ -42,7 +42,11 @@ def test_each_analysis_has_a_step_without_being_asked(capsys: pytest.CaptureFixt
     flags = "--model_config llama_7b deepseek_v3 --seq_len 128 --json --tokens 1B --gpus H100 --training_budget 100"
     for more in ("", " --compare"):
         assert main((flags + more).split()) == 0
-        for analysis in json.loads(capsys.readouterr().out)["analyses"]:
+        document = json.loads(capsys.readouterr().out)
+        for index, analysis in enumerate(document["analyses"]):
+            if document["comparison"]:
+                compared = document["comparison"]["models"][index]
+                assert compared["step_peak_bytes"] == analysis["memory"]["peak_bytes"]
             assert analysis["memory"]["options"]["recompute"] == analysis["training"]["recompute"] == "none"
             assert analysis["memory"]["options"]["precision"]["name"] == "mixed"
             assert analysis["training"]["mtp"] == (analysis["name"] == "deepseek_v3")

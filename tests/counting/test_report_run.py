@@ -15,6 +15,7 @@ from counting.report_published import print_claim, print_published
 from counting.report_run import print_budget_on_model, print_comparison, print_run
 from counting.training_cost import plan_budget
 from counting.training_run import RunPlan, plan_run
+from counting.training_step import TrainingOptions
 
 WIDTH = 120
 
@@ -90,7 +91,9 @@ def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[
 
 
 def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    analyses = [deepseek, analyze("llama_7b")]
+    llama = analyze("llama_7b", training=TrainingOptions())
+    assert llama.memory is not None
+    analyses = [deepseek, llama]
     comparison = compare(analyses, RunPlan(tokens=10**12, gpus=("H100",), mfus=(0.4,)))
     print_comparison(comparison)
     out = capsys.readouterr().out
@@ -99,6 +102,7 @@ def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) ->
     assert sizes[1][1:3] == ["671,026,404,352", "37,552,282,624"]
     assert sizes[1][5] == "92.9 %"
     assert bill[2][4] == "1.00"
+    assert [row[6] for row in bill[1:]] == [NONE, f"{llama.memory.peak_bytes / 10**9:,.1f}"]
     assert "different sequence lengths" in words(out)
 
 

@@ -269,13 +269,16 @@ def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     config.write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
     flags = ["--model_config", str(config), "--seq_len", "32", "--json"]
     # Precision and optimiser are a run's too.
-    for more in ((), ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd")):
+    run = ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd", "--mtp", "off")
+    budget = ("--training_budget", "100")
+    for more in ((), run, (*budget, "--mtp", "off")):
         assert main([*flags, *more]) == 0
         (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
         assert analysis["training"] is analysis["memory"] is None
-    for more in (("--recompute", "none"), ("--loss_chunk", "8"), ("--precision", "fp32"), ("--mtp", "off")):
+    precision = ("--precision", "fp32")
+    for more in (("--recompute", "none"), ("--loss_chunk", "8"), precision, (*budget, *precision), ("--mtp", "off")):
         assert main([*flags, *more]) == 2
-        assert "gpt2 goes through transformers, of which no training step is measured" in capsys.readouterr().err
+        assert "small: gpt2 goes through transformers, of which no training step is" in capsys.readouterr().err
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

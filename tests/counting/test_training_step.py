@@ -350,6 +350,14 @@ def test_a_chunk_that_cannot_be(chunk: Any) -> None:
         TrainingOptions(loss_chunk=chunk)
 
 
+def test_a_chunk_as_long_as_the_sequence_is_none() -> None:
+    spec = spec_from_fields(LLAMA, "small")
+    whole = analyze(spec, sequence_length=24, training=TrainingOptions())
+    for chunk in (24, 25, 2**24):
+        assert analyze(spec, sequence_length=24, training=TrainingOptions(loss_chunk=chunk)) == whole
+    assert analyze(spec, sequence_length=24, training=TrainingOptions(loss_chunk=23)) != whole
+
+
 def test_an_unknown_recompute_is_refused() -> None:
     with pytest.raises(UserError, match="recompute = 'some': must be one of none, selective, full"):
         TrainingOptions(recompute="some")  # type: ignore[arg-type]
