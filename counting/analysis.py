@@ -80,7 +80,8 @@ class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
     router_correction_bias: int
     mtp_router_correction_bias: int
     by_component: dict[str, int]
-    mtp_by_component: dict[str, int]
+    linear_weights: int  # in the matrices of attention and feed-forward: what fp8 recipes quantise
+    mtp_linear_weights: int
 
 
 class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,7 +275,8 @@ def _parameter_totals(counts: ModelCounts) -> ParameterTotals:
         router_correction_bias=counts.router_correction_bias,
         mtp_router_correction_bias=counts.mtp.router_correction_bias,
         by_component=parameters.by_component(),
-        mtp_by_component=counts.mtp.parameters.by_component(),
+        linear_weights=counts.linear_weights,
+        mtp_linear_weights=counts.mtp.linear_weights,
     )
 
 

@@ -33,6 +33,17 @@ def parameters(spec: Spec) -> Counts:
 
 
 @singledispatch
+def linear_weights(spec: Spec) -> int:
+    """Weights in the matrices of attention and feed-forward, without biases and routers.
+
+    These are what DeepSeek-V3's checkpoint holds in fp8; its embedding, head, router, norms and the projection of
+    multi-token prediction are not (arXiv 2412.19437, §3.3.1, names all but the last, which the checkpoint's count of
+    scales shows).
+    """
+    raise AssertionError(f"no formula of linear weights for {type(spec).__name__}")
+
+
+@singledispatch
 def forward_flops(spec: Spec, sequence_length: int, batch_size: int) -> Counts:
     """FLOPs of one forward pass over `batch_size` sequences of `sequence_length` tokens, by component."""
     raise AssertionError(f"no FLOP formula for {type(spec).__name__}")
@@ -52,20 +63,26 @@ def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -
 # --- Attention -------------------------------------------------------------------------------------------------
 
 
+@linear_weights.register
+def _(spec: GroupedQueryAttentionSpec) -> int:
+    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245)."""
+    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads
+    return spec.hidden_size * heads * spec.head_dim
+
+
 @parameters.register
 def _(spec: GroupedQueryAttentionSpec) -> Counts:
-    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245).
+    """The projections and, where the family has them, biases, norms and sinks.
 
     Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
     arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
     """
     query_width = spec.num_attention_heads * spec.head_dim
     key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
-    weights = spec.hidden_size * (query_width + key_value_width) + query_width * spec.hidden_size
     biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
     norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, None: 0}
     sinks = spec.sinks * spec.num_attention_heads
-    return Counts(attention=weights + biases + sinks, norm=norms[spec.query_key_norm])
+    return Counts(attention=linear_weights(spec) + biases + sinks, norm=norms[spec.query_key_norm])
 
 
 @attention_core.register
@@ -107,14 +124,19 @@ def _latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple
     ]
 
 
+@linear_weights.register
+def _(spec: MultiHeadLatentAttentionSpec) -> int:
+    """Of all projections."""
+    return sum(rows * columns for rows, columns in _latent_attention_matrices(spec))
+
+
 @parameters.register
 def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
     """The projections, and the norms of the two latents (DeepSeek-V3, arXiv 2412.19437, §4.2)."""
-    weights = sum(rows * columns for rows, columns in _latent_attention_matrices(spec))
     biases = 0
     if spec.bias:  # on what reads or writes the residual stream, but not on a direct query projection
         biases = (spec.q_lora_rank or 0) + spec.kv_lora_rank + spec.qk_rope_head_dim + spec.hidden_size
-    return Counts(attention=weights + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
+    return Counts(attention=linear_weights(spec) + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
 
 
 @attention_core.register
@@ -148,11 +170,17 @@ def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
 # --- Feed-forward ----------------------------------------------------------------------------------------------
 
 
+@linear_weights.register
+def _(spec: GatedMLPSpec | ClampedMLPSpec) -> int:
+    """gate, up and down: three D x F matrices (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    return 3 * spec.hidden_size * spec.intermediate_size
+
+
 @parameters.register
 def _(spec: GatedMLPSpec) -> Counts:
-    """gate, up and down: three D x F matrices (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    """The matrices and, where the family has them, a bias each."""
     biases = spec.bias * (2 * spec.intermediate_size + spec.hidden_size)
-    return Counts(mlp=3 * spec.hidden_size * spec.intermediate_size + biases)
+    return Counts(mlp=linear_weights(spec) + biases)
 
 
 @forward_flops.register
@@ -163,15 +191,21 @@ def _(spec: GatedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
 
 @parameters.register
 def _(spec: ClampedMLPSpec) -> Counts:
-    """gate, up and down with a bias each: three D x F matrices, 2 F + D biases (gpt-oss, arXiv 2508.10925)."""
-    matrices = 3 * spec.hidden_size * spec.intermediate_size
-    return Counts(mlp=matrices + 2 * spec.intermediate_size + spec.hidden_size)
+    """gate, up and down with a bias each: 2 F + D of these (gpt-oss, arXiv 2508.10925)."""
+    return Counts(mlp=linear_weights(spec) + 2 * spec.intermediate_size + spec.hidden_size)
 
 
 @forward_flops.register
 def _(spec: ClampedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
     """Three products of D x F per token."""
     return Counts(mlp=3 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
+
+
+@linear_weights.register
+def _(spec: MixtureOfExpertsSpec) -> int:
+    """Of E experts and the shared ones."""
+    shared = linear_weights(spec.shared_experts) if spec.shared_experts else 0
+    return spec.router.num_experts * linear_weights(spec.expert) + shared
 
 
 @parameters.register
@@ -217,6 +251,12 @@ def inactive_parameters(spec: LayerSpec) -> int:
 # --- Layers and models -----------------------------------------------------------------------------------------
 
 
+@linear_weights.register
+def _(spec: LayerSpec) -> int:
+    """Of attention and feed-forward."""
+    return linear_weights(spec.attention) + linear_weights(spec.feed_forward)
+
+
 @parameters.register
 def _(spec: LayerSpec) -> Counts:
     """Attention, feed-forward and the norms before, after or around each."""
@@ -251,13 +291,6 @@ def _(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
 def head_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
     """Of the logits: D x V per token."""
     return Counts(lm_head=2 * batch_size * sequence_length * spec.hidden_size * spec.vocab_size)
-
-
-def model_attention_core(spec: ModelSpec, sequence_length: int, batch_size: int) -> AttentionCore:
-    """The attention core of a whole model's forward pass."""
-    run = (sequence_length, batch_size)
-    layers = (attention_core(layer.attention, *run) * count for layer, count in spec.layer_groups())
-    return sum(layers, AttentionCore())
 
 
 def mtp_parameters(spec: ModelSpec) -> Counts:

@@ -60,7 +60,7 @@ class _Step:
                 LayerProfile(
                     kind=layer_spec.kind,
                     count=count,
-                    states=self._states(analytic.parameters(layer_spec)),
+                    states=self._states(analytic.parameters(layer_spec).total, analytic.linear_weights(layer_spec)),
                     forward=forth,
                     backward=back,
                 )
@@ -68,7 +68,9 @@ class _Step:
             ),
             loss=loss_stretch,
             embedding_backward=clock.stretch(),
-            outside_states=self._states(self._outside_parameters()),
+            outside_states=self._states(
+                self._outside_parameters().total, sum(map(analytic.linear_weights, self.mtp_layers))
+            ),
             optimizer_step=self._optimizer_step(),
             inputs=self._inputs(),
             buffers=self._buffers(),
@@ -81,8 +83,8 @@ class _Step:
         in_layers = sum((analytic.parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
         return analytic.parameters(spec) - in_layers + (analytic.mtp_parameters(spec) if self.mtp_layers else Counts())
 
-    def _states(self, parameters: Counts) -> ModelStates:
-        return model_states(parameters, self.options.precision, self.options.optimizer)
+    def _states(self, parameters: int, linear_weights: int) -> ModelStates:
+        return model_states(parameters, linear_weights, self.options.precision, self.options.optimizer)
 
     def _optimizer_step(self) -> int:
         """Of one parameter after the other, a 16-bit gradient becomes an fp32 one; the update itself is one kernel."""

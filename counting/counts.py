@@ -97,6 +97,7 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     count: int  # how many layers of the model are like this one
     parameters: Counts
     inactive_parameters: int  # of the routed experts that one token does not visit
+    linear_weights: int  # in the matrices of attention and feed-forward
     router_correction_bias: int
     forward_flops: Counts  # by fvcore's trace
     dispatched_flops: Counts  # by torch's dispatch counter
@@ -109,6 +110,7 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     """All multi-token-prediction modules together, without the embedding and head they share."""
 
     parameters: Counts
+    linear_weights: int  # without those of the projection, which fp8 recipes leave alone
     router_correction_bias: int
     forward_flops: Counts  # each module runs the shared head once more
     dispatched_flops: Counts
@@ -175,6 +177,11 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     def active_parameters(self) -> int:
         """Those that one token uses."""
         return self.parameters.total - sum(layer.inactive_parameters * layer.count for layer in self.layers)
+
+    @property
+    def linear_weights(self) -> int:
+        """In the matrices of attention and feed-forward, routers left out."""
+        return sum(layer.linear_weights * layer.count for layer in self.layers)
 
     @property
     def router_correction_bias(self) -> int:

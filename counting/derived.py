@@ -24,6 +24,7 @@ def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCoun
         outside_dispatched_flops=analytic.head_flops(spec, *run),
         mtp=MtpCounts(
             parameters=analytic.mtp_parameters(spec),
+            linear_weights=sum(map(analytic.linear_weights, spec.mtp_layers)),
             router_correction_bias=sum(analytic.router_correction_bias(layer) for layer in spec.mtp_layers),
             forward_flops=mtp_flops,
             dispatched_flops=mtp_flops,
@@ -43,6 +44,7 @@ def _layer(spec: LayerSpec, count: int, sequence_length: int, kernels: Kernels) 
         count=count,
         parameters=analytic.parameters(spec),
         inactive_parameters=analytic.inactive_parameters(spec),
+        linear_weights=analytic.linear_weights(spec),
         router_correction_bias=analytic.router_correction_bias(spec),
         forward_flops=flops,
         dispatched_flops=flops,

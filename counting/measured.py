@@ -11,7 +11,7 @@ from counting.counts import AttentionCore, Counts, LayerCounts, ModelCounts, Mtp
 from counting.flops import dispatched_flops, traced_flops
 from counting.memory import layer_memory
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
-from counting.parameters import inactive_parameters, parameter_counts, router_correction_bias
+from counting.parameters import inactive_parameters, linear_weights, parameter_counts, router_correction_bias
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.decoder import CausalLM
 from torch_models.layers import RotaryTables, rotary_tables
@@ -71,6 +71,7 @@ class _Measurement:
                 count=count,
                 parameters=parameter_counts(layer),
                 inactive_parameters=inactive_parameters(layer),
+                linear_weights=linear_weights(layer),
                 router_correction_bias=router_correction_bias(layer),
                 forward_flops=flops,
                 dispatched_flops=dispatched_flops(layer, inputs),
@@ -80,10 +81,12 @@ class _Measurement:
             )
 
     def _mtp(self, head_flops: Counts, head_dispatched: Counts) -> MtpCounts:
-        parameters, biases, flops, dispatched, core = Counts(), 0, Counts(), Counts(), AttentionCore()
+        parameters, flops, dispatched, core = Counts(), Counts(), Counts(), AttentionCore()
+        weights = biases = 0
         for layer, (spec, count) in zip(self.mtp_layers, self.mtp_groups.items(), strict=True):
             inputs = (self._stream(), self._stream(), self._rotary(spec.attention.rotary))
             parameters += parameter_counts(layer) * count
+            weights += linear_weights(layer) * count
             biases += router_correction_bias(layer) * count
             traced, traced_core = traced_flops(layer, inputs)
             flops += (traced + head_flops) * count
@@ -92,6 +95,7 @@ class _Measurement:
                 dispatched += (dispatched_flops(layer, inputs) + head_dispatched) * count
         return MtpCounts(
             parameters=parameters,
+            linear_weights=weights,
             router_correction_bias=biases,
             forward_flops=flops,
             dispatched_flops=dispatched,

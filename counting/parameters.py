@@ -6,6 +6,8 @@ from counting.components import component_of
 from counting.counts import COMPONENTS, Counts
 from torch_models.moe import RoutedExperts, Router
 
+LINEAR = ("attention", "mlp", "routed_experts", "shared_experts")
+
 
 def parameter_counts(module: nn.Module) -> Counts:
     """Trainable parameters by component; a parameter shared by two modules counts once, where it stands first."""
@@ -21,6 +23,23 @@ def router_correction_bias(module: nn.Module) -> int:
     """Numbers in the routers' correction biases: part of the model, but no optimiser updates them."""
     routers = (router for router in module.modules() if isinstance(router, Router))
     return sum(buffer.numel() for router in routers for buffer in router.buffers(recurse=False))
+
+
+def linear_weights(module: nn.Module) -> int:
+    """Weights in the matrices of attention and feed-forward, which DeepSeek-V3's checkpoint holds in fp8.
+
+    Not so its routers, nor the projection of multi-token prediction.
+    """
+    matrices = (
+        (name.rpartition(".")[0], parameter)
+        for name, parameter in module.named_parameters()
+        if parameter.dim() >= 2 and not name.endswith("bias")
+    )
+    return sum(
+        parameter.numel()
+        for owner, parameter in matrices
+        if component_of(module, owner) in LINEAR and owner.rpartition(".")[2] != "eh_proj"
+    )
 
 
 def inactive_parameters(module: nn.Module) -> int:

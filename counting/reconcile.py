@@ -141,15 +141,15 @@ def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
     yield from _by_component("parameters", "model", measured.parameters, analytic.parameters)
     yield from _by_component("forward_flops", "model", measured.forward_flops, analytic.forward_flops)
     yield from _by_component("dispatched_flops", "model", measured.dispatched_flops, analytic.dispatched_flops)
-    for quantity in ("active_parameters", "router_correction_bias"):
+    for quantity in ("active_parameters", "linear_weights", "router_correction_bias"):
         yield _whole(quantity, "model", getattr(measured, quantity), getattr(analytic, quantity))
     yield from _core_checks("model", measured.attention_core, analytic.attention_core)
     yield from _by_component("parameters", "mtp", measured.mtp.parameters, analytic.mtp.parameters)
     yield from _by_component("forward_flops", "mtp", measured.mtp.forward_flops, analytic.mtp.forward_flops)
     yield from _by_component("dispatched_flops", "mtp", measured.mtp.dispatched_flops, analytic.mtp.dispatched_flops)
     yield from _core_checks("mtp", measured.mtp.attention_core, analytic.mtp.attention_core)
-    biases = (measured.mtp.router_correction_bias, analytic.mtp.router_correction_bias)
-    yield _whole("router_correction_bias", "mtp", *biases)
+    for quantity in ("linear_weights", "router_correction_bias"):
+        yield _whole(quantity, "mtp", getattr(measured.mtp, quantity), getattr(analytic.mtp, quantity))
 
 
 def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Check]:
@@ -157,7 +157,7 @@ def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Chec
     for quantity in ("parameters", "forward_flops", "dispatched_flops"):
         yield from _by_component(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
     yield from _core_checks(scope, measured.attention_core, analytic.attention_core)
-    for quantity in ("inactive_parameters", "router_correction_bias"):
+    for quantity in ("inactive_parameters", "linear_weights", "router_correction_bias"):
         yield _whole(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
     assert measured.memory and analytic.memory and measured.memory_no_grad and analytic.memory_no_grad
     for quantity, one, other in (

@@ -11,12 +11,11 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from counting.counts import Counts
 from counting.measured import ONE_AT_A_TIME
 from counting.memory import LiveBytes
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
 from counting.optimizer_memory import Update
-from counting.parameters import parameter_counts, router_correction_bias
+from counting.parameters import linear_weights, parameter_counts, router_correction_bias
 from counting.step_profile import LayerProfile, ModelStates, StepOptions, StepProfile, Stretch, model_states
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.recompute import set_recompute
@@ -68,9 +67,10 @@ class _Step:
         if self.options.precision.measurable:
             states = self._states([*(list(layer.parameters()) for layer in layers), outside])
         else:
-            in_layers = [parameter_counts(layer) for layer in layers]
-            everything = parameter_counts(self.model) + parameter_counts(self.mtp_layers)
-            states = self._states_by_recipe([*in_layers, sum(in_layers, Counts()) * -1 + everything])
+            states = self._states_by_recipe(
+                [*((parameter_counts(layer).total, linear_weights(layer)) for layer in layers)],
+                (sum(parameter.numel() for parameter in outside), linear_weights(self.mtp_layers)),
+            )
         biases = [router_correction_bias(layer) * n for layer, (_, n) in zip(layers, self.groups, strict=True)]
         biases.append(router_correction_bias(self.mtp_layers))
         return StepProfile(
@@ -138,10 +138,11 @@ class _Step:
             )
         return states
 
-    def _states_by_recipe(self, counts: list[Counts]) -> list[ModelStates]:
+    def _states_by_recipe(self, in_layers: list[tuple[int, int]], outside: tuple[int, int]) -> list[ModelStates]:
         """Of formats in which torch neither multiplies nor updates on the meta device: by measured parameters alone."""
         self.optimizer_step = 0
-        return [model_states(count, self.options.precision, self.options.optimizer) for count in counts]
+        precision, optimizer = self.options.precision, self.options.optimizer
+        return [model_states(*counts, precision, optimizer) for counts in (*in_layers, outside)]
 
     def _cut_before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Here on the way forward, and on the way back when the gradient of what goes in is complete."""

@@ -6,7 +6,6 @@
 
 import msgspec
 
-from counting.counts import Counts
 from counting.precision import Optimizer, Precision
 from torch_models.spec import Kernels, Recompute
 
@@ -81,17 +80,15 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     buffers: int  # bytes of what no optimiser updates
 
 
-# fp8 recipes quantise the linear layers of attention and feed-forward alone.
-QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
+def model_states(parameters: int, linear_weights: int, precision: Precision, optimizer: Optimizer) -> ModelStates:
+    """What a recipe holds for these parameters, of which fp8 recipes quantise the linear weights alone.
 
-
-def model_states(parameters: Counts, precision: Precision, optimizer: Optimizer) -> ModelStates:
-    """What a recipe holds for these parameters; the scales of quantised blocks, 1 / 4096 of them, left out."""
-    quantised = sum(getattr(parameters, component) for component in QUANTISED)
-    total = parameters.total
+    The scales of quantised blocks, one for each 128 x 128 numbers, are left out.
+    """
+    rest = parameters - linear_weights
     return ModelStates(
-        weights=precision.weight_bytes * quantised + precision.unquantised_weight_bytes * (total - quantised),
-        gradients=precision.gradient_bytes * total,
-        masters=precision.master_bytes * total,
-        moments=optimizer.moments * precision.moment_bytes * total,
+        weights=precision.weight_bytes * linear_weights + precision.unquantised_weight_bytes * rest,
+        gradients=precision.gradient_bytes * parameters,
+        masters=precision.master_bytes * parameters,
+        moments=optimizer.moments * precision.moment_bytes * parameters,
     )

@@ -32,7 +32,7 @@ from counting.foreign_structure import (
 )
 from counting.memory import layer_memory
 from counting.meta_kernels import cuda_kernels_on_meta
-from counting.parameters import parameter_counts
+from counting.parameters import linear_weights, parameter_counts
 from torch_models.errors import UserError
 
 MEASURED_DTYPE = torch.bfloat16
@@ -137,7 +137,11 @@ class _Measurement:
             outside_flops=traced,
             outside_dispatched_flops=dispatched,
             mtp=MtpCounts(
-                parameters=Counts(), router_correction_bias=0, forward_flops=Counts(), dispatched_flops=Counts()
+                parameters=Counts(),
+                linear_weights=0,
+                router_correction_bias=0,
+                forward_flops=Counts(),
+                dispatched_flops=Counts(),
             ),
             built_as=f"{type(self.module).__name__} of transformers {transformers.__version__}",
         )
@@ -256,6 +260,7 @@ class _Measurement:
             count=count,
             parameters=parameter_counts(layer),
             inactive_parameters=sum(self._inactive(module, handles) for module in experts.values()),
+            linear_weights=linear_weights(layer),
             router_correction_bias=0,
             forward_flops=counts_of_modules(call, counted(by_module)),
             dispatched_flops=dispatched_flops(call, call.tensors),

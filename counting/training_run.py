@@ -14,12 +14,11 @@ from math import ceil
 import msgspec
 
 from counting.analysis import Analysis
-from counting.counts import Counts
 from counting.hardware import Gpu
 from counting.precision import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
 from counting.step_profile import model_states
 from counting.training_cost import SECONDS_PER_HOUR, check_mfu, exactly, priced_gpus
-from counting.training_flops import Convention, flops_by_convention, trains_mtp
+from counting.training_flops import Convention, flops_by_convention, trained_parameters, trains_mtp
 from torch_models.errors import ConfigError, UserError
 
 HOURS_PER_DAY = 24
@@ -137,10 +136,9 @@ def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
 
 def model_state_bytes(analysis: Analysis, precision: Precision, optimizer: Optimizer, mtp: bool = True) -> int:
     """Parameters, gradients, master copy and moments of everything that is trained, unsharded."""
-    trained = Counts(**analysis.parameters.by_component)
-    if mtp:
-        trained += Counts(**analysis.parameters.mtp_by_component)
-    return model_states(trained, precision, optimizer).total
+    parameters = analysis.parameters
+    linear_weights = parameters.linear_weights + (parameters.mtp_linear_weights if mtp else 0)
+    return model_states(trained_parameters(analysis, mtp), linear_weights, precision, optimizer).total
 
 
 def _on_gpu(

@@ -36,7 +36,7 @@ SPECS_WITH = {specs.GroupedQueryAttentionSpec: LLAMA_SPEC, specs.ClampedMLPSpec:
 
 FORMULAS = [
     (formula, spec_type)
-    for formula in (analytic.parameters, analytic.forward_flops, analytic.attention_core)
+    for formula in (analytic.parameters, analytic.linear_weights, analytic.forward_flops, analytic.attention_core)
     for spec_type in formula.registry
     if spec_type not in (object, specs.Spec) and (formula, spec_type) != (analytic.forward_flops, specs.ModelSpec)
 ]

@@ -1,6 +1,7 @@
 """Published and recomputed figures, each with its source, as golden numbers of what is measured."""
 
 from decimal import Decimal
+from math import ceil
 
 import pytest
 
@@ -87,12 +88,33 @@ def test_deepseek_v3_multi_token_prediction(deepseek_4096: Analysis) -> None:
     assert parameters.mtp - moe.parameters == 102_781_952 == 2 * 7168**2 + 3 * 7168  # eh_proj and three norms
 
 
+# Matrices that DeepSeek-V3's checkpoint holds in fp8 (how many, rows, columns), one scale for each 128 x 128 numbers:
+# the count of scales, 41,540,496, is right with these alone, and wrong with multi-token prediction's projection.
+HEADS, ALL_LAYERS, MOE_LAYERS, DENSE_LAYERS = 128, 61 + 1, 58 + 1, 3
+FP8_MATRICES = [
+    (ALL_LAYERS, 1536, 7168),
+    (ALL_LAYERS, HEADS * 192, 1536),
+    (ALL_LAYERS, 512 + 64, 7168),
+    (ALL_LAYERS, HEADS * 256, 512),
+    (ALL_LAYERS, 7168, HEADS * 128),
+    (3 * DENSE_LAYERS, 18432, 7168),
+    (3 * MOE_LAYERS * (256 + 1), 2048, 7168),
+]
+
+
+def test_deepseek_v3_linear_weights(deepseek_4096: Analysis) -> None:
+    parameters = deepseek_4096.parameters
+    in_fp8 = sum(count * rows * columns for count, rows, columns in FP8_MATRICES)
+    assert parameters.linear_weights + parameters.mtp_linear_weights == in_fp8
+
+
 def test_deepseek_v3_checkpoint_total(deepseek_4096: Analysis) -> None:
     parameters = deepseek_4096.parameters
     vocabulary_matrix = parameters.by_component["word_embedding"]
     main = parameters.total + parameters.router_correction_bias
     mtp = parameters.mtp + parameters.mtp_router_correction_bias
-    fp8_scales = 41_540_496
+    fp8_scales = sum(count * ceil(rows / 128) * ceil(columns / 128) for count, rows, columns in FP8_MATRICES)
+    assert fp8_scales == 41_540_496
     assert main + mtp + 2 * vocabulary_matrix + fp8_scales == 684_531_386_000
 
 

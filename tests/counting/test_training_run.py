@@ -98,10 +98,12 @@ def test_model_states(llama: Analysis, precision: str, optimizer: str, per_param
     assert states == per_parameter * 6_738_415_616
 
 
-def test_fp8_leaves_embedding_head_router_and_norms_as_they_are(deepseek: Analysis) -> None:
+def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are(deepseek: Analysis) -> None:
     states = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"))
     main_model = 2 * 926_679_040 + 106_430_464 + 1_006_592
-    prediction = 1_835_008 + 16_384 + 3 * 7_168  # router, the layer's norms, and three of its own
+    prediction = (
+        1_835_008 + 16_384 + 3 * 7_168 + 2 * 7_168**2
+    )  # router, the layer's norms, three of its own, projection
     assert states == 13 * (671_026_404_352 + 11_610_067_968) + main_model + prediction
 
 

@@ -188,7 +188,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (LLAMA | {"model_type": 7}, "model_type = 7: is not known"),
     (
         without(without(LLAMA, "model_type"), "architectures"),
-        "model_type = null: is missing: it names the family, as .*llama",
+        "model_type = null: is missing: it names the family",
     ),
     (LLAMA | {"num_layers": 4}, "num_layers = 4: is another name of num_hidden_layers, which is 3"),
     (LLAMA | {"hidden_sizes": 64}, r"hidden_sizes = 64: this field is not understood; did you mean hidden_size\?"),
