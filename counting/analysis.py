@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from counting.counts import AttentionCore, LayerCounts, LayerMemory, ModelCounts
-from counting.derived import BATCH_SIZE, derive
+from counting.counts import BATCH_SIZE, AttentionCore, LayerCounts, LayerMemory, ModelCounts
+from counting.derived import derive
 from counting.reconcile import Agreement, compare_counters, reconcile
 from counting.step_profile import StepOptions
 from counting.training_memory import StepMemory, analyze_step_memory
@@ -37,7 +37,8 @@ NOTES = (
     "transients at the worst moment. No gradients, no optimiser state, no workspaces within a kernel. GB = 10^9 bytes.",
     "Fused kernels: flash attention, or torch's memory-efficient kernel where queries and values differ in size, and "
     "fused RMSNorm, as torch runs them on an A100. What a kernel pads (head sizes that are no multiple of 8) is not "
-    "counted, nor is a head above 256 channels refused, as flash attention would.",
+    "counted, nor is a head above 256 channels refused, as flash attention would. Windows, soft caps and sinks are in "
+    "a kernel of this project's, of flash attention's memory, since torch has none.",
     "Measured in bfloat16, which has float16's bytes: grouped products have no float16 meta kernel.",
 )
 

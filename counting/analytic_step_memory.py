@@ -234,7 +234,10 @@ class _Clock:
         """From the last cut to here."""
         tape = self.tape
         stretch = Stretch(
-            peak=tape.peak - self.live, net=tape.live - self.live, gradients=tape.gradient_bytes - self.gradients
+            peak=tape.peak - self.live,
+            net=tape.live - self.live,
+            gradients=tape.gradient_bytes - self.gradients,
+            peak_gradients=tape.gradient_bytes_at_peak - self.gradients,
         )
         self._start()
         return stretch

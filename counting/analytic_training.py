@@ -11,7 +11,7 @@ from functools import singledispatch
 import msgspec
 
 from counting import analytic
-from counting.counts import Counts, StepFlops
+from counting.counts import BATCH_SIZE, Counts, StepFlops
 from torch_models.spec import (
     AttentionSpec,
     GroupedQueryAttentionSpec,
@@ -21,8 +21,6 @@ from torch_models.spec import (
     MultiHeadLatentAttentionSpec,
     Recompute,
 )
-
-BATCH_SIZE = 1
 
 
 def step_flops(

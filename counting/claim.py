@@ -28,7 +28,7 @@ from counting.training_run import HOURS_PER_DAY, gpu_hours
 from torch_models.config import spec_from_fields
 
 CLAIM = "DeepSeek-V3"
-MEASURED = "DeepSeek-V3 (Insights)"  # the same run's speed, published later and independently of its hours
+MEASURED = "DeepSeek-V3 (Insights)"  # the speed of its training, published apart from the hours
 OTHER_GPUS = ("A100", "H100", "H800", "B200")
 MFUS = (0.2, 0.3, 0.4, 0.5, 0.6)
 PRICES_USD_PER_HOUR = (1.0, 2.0, 3.0, 4.0)

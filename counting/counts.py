@@ -9,6 +9,8 @@ The components are the rows of every table, the keys of the JSON and the ids of 
 
 import msgspec
 
+BATCH_SIZE = 1  # sequences in every pass and step that is counted
+
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters, FLOPs or bytes of each component; exact integers."""

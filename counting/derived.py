@@ -4,10 +4,8 @@ import msgspec
 
 from counting import analytic
 from counting.analytic_memory import layer_memory
-from counting.counts import AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts
+from counting.counts import BATCH_SIZE, AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts
 from torch_models.spec import Kernels, LayerSpec, ModelSpec
-
-BATCH_SIZE = 1
 
 
 def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCounts:

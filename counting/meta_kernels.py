@@ -127,10 +127,6 @@ _ON_META: dict[str, Callable[..., Any]] = {
 class _CompilerStandIn(types.ModuleType):
     """Answers for torch's compiler while that is not loaded, and hands over to it should it be loaded later."""
 
-    config = types.SimpleNamespace(
-        error_on_nested_fx_trace=True
-    )  # activation checkpointing asks; the compiler's default
-
     def disable(self, function: Callable[..., Any], recursive: bool = True, **options: Any) -> Callable[..., Any]:
         """`function`, hidden from the compiler if there is one by the time it is called."""
         disabled = None

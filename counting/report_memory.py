@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from counting.hardware import load_gpus
 from counting.report_format import integer, shifted
-from counting.training_memory import PARTS, StepMemory
+from counting.training_memory import PARTS, Phase, StepMemory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,15 +17,18 @@ def memory_table(memory: StepMemory) -> "Table":
     from rich.table import Table
 
     options = memory.options
+    (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
     title = (
         f"Memory of that step in bytes: {options.precision.name} precision, {options.optimizer.name}, "
-        f"recompute {options.recompute}; the peak is in the {memory.peak_phase}"
+        f"recompute {options.recompute}; the peak is in the {peak.name}"
+        + ("" if peak.layer is None else f", {_layer(peak)}")
     )
     table = Table(title=title, title_justify="left", caption=_caption(memory), caption_justify="left")
     table.add_column("", no_wrap=True)
     for phase in memory.phases:
         worst = phase.name == memory.peak_phase
         table.add_column(phase.name, justify="right", no_wrap=True, style="bold" if worst else None)
+    table.add_row("at its worst in", *("" if phase.layer is None else _layer(phase) for phase in memory.phases))
     for part in PARTS:
         numbers = [getattr(phase, part) for phase in memory.phases]
         if any(numbers):
@@ -35,10 +39,20 @@ def memory_table(memory: StepMemory) -> "Table":
     return table
 
 
+def _layer(phase: Phase) -> str:
+    return f"layer {phase.layer} ({phase.layer_kind})"
+
+
 def _caption(memory: StepMemory) -> str:
     states = memory.states
     return (
         f"Held from step to step: weights {integer(states.weights)}, gradients {integer(states.gradients)} once all "
         f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
-        f"{memory.options.precision.description}. " + " ".join(memory.notes)
+        f"{memory.options.precision.description}. {_where_it_fits(memory)} " + " ".join(memory.notes)
     )
+
+
+def _where_it_fits(memory: StepMemory) -> str:
+    """The GPUs of the catalogue of which one is enough, by size alone."""
+    enough = [gpu.name for gpu in load_gpus() if gpu.capacity_bytes >= memory.peak_bytes]
+    return f"As large as the peak, by themselves: {', '.join(enough)}." if enough else "No single GPU is as large."

@@ -172,8 +172,9 @@ def print_claim(claim: Claim) -> None:
         ),
         (
             "Does it agree?",
-            f"The implied MFU differs by at most {percent(claim.largest_mfu_difference)} from what was measured in the "
-            f"same run and published apart from the bill ({claim.measured.source}).",
+            f"The implied MFU differs by at most {percent(claim.largest_mfu_difference)} from what the same authors "
+            f"measured of its training and published apart from the bill ({claim.measured.source}); of which run it is "
+            "not said.",
         ),
         ("What it leaves out", f"By the report's own account: {claim.left_out.what} ({claim.left_out.source})."),
         (

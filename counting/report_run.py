@@ -71,7 +71,7 @@ def print_run(run: TrainingRun) -> None:
             table.add_row(
                 gpu.gpu,
                 optional(gpu.num_gpus),
-                percent(outcome.mfu),
+                _utilisation(outcome.mfu),
                 f"{gpu.price_usd_per_hour:,.2f}",
                 f"{outcome.gpu_hours:,.0f}",
                 optional(outcome.days, 1),
@@ -85,13 +85,23 @@ def print_run(run: TrainingRun) -> None:
     implied = [gpu for gpu in run.gpus if gpu.implied_mfu]
     if implied:
         print_tables(_implied_table(run, implied))
-    notes = [MFU_NOTE, STATES_NOTE, BILL_NOTE]
+    notes = []
+    if run.sequence_length_source != "seq_len":
+        notes.append(
+            f"At sequence length {integer(run.sequence_length)} (from {run.sequence_length_source}) the products of "
+            f"attention are {percent(run.attention_core_share, 0)} of the model's FLOPs; --seq_len sets the length "
+            "that is trained at."
+        )
+    notes += [MFU_NOTE, STATES_NOTE, BILL_NOTE]
+    if run.precision == "fp32":
+        notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: the MFU of fp32 is a fraction of the usual.")
     if implied:
         notes.append(CONVENTION_NOTE)
         if any(entry.mfu > 1 for gpu in implied for entry in gpu.implied_mfu):
-            notes.append("An MFU above 1 is impossible in that dtype under that convention.")
-    if run.sequence_length_source != "seq_len":
-        notes.append("FLOPs depend on the sequence length; --seq_len sets the one that is trained at.")
+            notes.append(
+                "An MFU above 1 is impossible in that dtype: if FLOPs are counted so, and the model was trained at "
+                "this sequence length, the claim is not true."
+            )
     if any(gpu.power_watts for gpu in run.gpus):
         notes.append(ENERGY_NOTE)
     for gpu in run.gpus:
@@ -101,6 +111,10 @@ def print_run(run: TrainingRun) -> None:
                 f"{integer(gpu.fewest_gpus)} are needed, or a part must move to the hosts."
             )
     print_notes(notes)
+
+
+def _utilisation(mfu: float) -> str:
+    return percent(mfu) if mfu <= 1 else f"{percent(mfu)}, impossible"
 
 
 def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
@@ -114,7 +128,7 @@ def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
                 integer(entry.training_flops_per_token),
                 scientific(entry.training_flops or 0),
                 f"{entry.tflop_per_s:,.1f}",
-                percent(entry.mfu),
+                _utilisation(entry.mfu),
             )
         table.add_section()
     return table

@@ -57,6 +57,11 @@ def _caption(step: TrainingStep) -> str:
             "Flash attention keeps no scores and multiplies them again in its backward pass, five products to the two "
             "of the forward pass: no model FLOPs, and not counted as recomputed."
         )
+        if step.recompute == "selective":
+            sentences.append(
+                "So running its core again saves next to nothing: recompute everything, or use eager kernels, which do "
+                "keep the scores."
+            )
     if step.mtp:
         sentences.append("Multi-token prediction is trained: its projection, layer and run of the head are included.")
     if step.recomputed_flops_by_component["lm_head"]:

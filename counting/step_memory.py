@@ -159,6 +159,7 @@ class _Step:
                 peak=tracker.peak - self.live,
                 net=tracker.live - self.live,
                 gradients=self._gradient_bytes() - self.gradients,
+                peak_gradients=self._gradient_bytes_at_peak() - self.gradients,
             )
         )
         self._start()
@@ -169,6 +170,10 @@ class _Step:
 
     def _gradient_bytes(self) -> int:
         return sum(p.grad.untyped_storage().nbytes() for p in self.parameters if p.grad is not None)
+
+    def _gradient_bytes_at_peak(self) -> int:
+        serials = {self.tracker.serial(p.grad) for p in self.parameters if p.grad is not None}
+        return sum(self.tracker.at_peak.get(serial, 0) for serial in serials)
 
 
 def _let_go(parameter: Tensor) -> None:

@@ -25,12 +25,13 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the step, from one moment to another: bytes beyond those alive at its start.
 
-    `gradients` are those of parameters, which are in `net`.
+    Gradients of parameters are told apart: `gradients` of `net` are, and `peak_gradients` of `peak`, finished or not.
     """
 
     peak: int
     net: int
     gradients: int = 0
+    peak_gradients: int = 0
 
 
 class ModelStates(msgspec.Struct, frozen=True, kw_only=True):

@@ -275,6 +275,11 @@ class Tape:
             self._gradients.append(gradient)
             self.gradient_bytes += gradient.size.bytes
 
+    @property
+    def gradient_bytes_at_peak(self) -> int:
+        """Of the parameters' gradients that there are now, what was alive at the peak."""
+        return sum(self.at_peak.get(serial, 0) for serial in {gradient.storage.serial for gradient in self._gradients})
+
     def backward(self, down_to: int = 0) -> None:
         """Undo the newest operations until `down_to` of them are left."""
         while len(self._operations) > down_to:

@@ -40,9 +40,14 @@ def training_flops_per_token(analysis: Analysis, mtp: bool = True) -> Fraction:
     return _per_token(analysis, analysis.forward_flops + trains_mtp(analysis, mtp) * analysis.mtp_forward_flops)
 
 
+def attention_core(analysis: Analysis) -> AttentionCore:
+    """FLOPs of the main model's attention core, of one forward pass."""
+    return sum((layer.attention_core_flops * layer.count for layer in analysis.layers), AttentionCore())
+
+
 def flops_by_convention(analysis: Analysis, mtp: bool = True) -> Mapping[Convention, Fraction]:
     """Training FLOPs per token under each convention, exact; multi-token prediction is in `own` alone."""
-    core = sum((layer.attention_core_flops * layer.count for layer in analysis.layers), AttentionCore())
+    core = attention_core(analysis)
     matrices = FLOPS_PER_PARAMETER * multiplied_parameters(analysis)
     return {
         "6N": Fraction(FLOPS_PER_PARAMETER * analysis.parameters.active),

@@ -7,6 +7,7 @@ the recipe accumulates them in buffers of their own. Torch-free.
 
 from collections.abc import Iterator
 from itertools import groupby
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,25 +17,41 @@ from counting.step_profile import ModelStates, StepOptions, StepProfile, Stretch
 from torch_models.spec import ModelSpec
 
 NOTES = (
-    "One sequence on one device, nothing sharded. Gradients are let go after each step (set_to_none), unless they are "
-    "accumulated in buffers of another format, which stay.",
+    "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are let go after "
+    "each step (set_to_none), unless they are accumulated in buffers of another format, which stay.",
     "Gradients that meet are added in place where torch does so. Optimisers are torch's: AdamW's fused kernel, and "
-    "SGD's loop; with master weights one parameter is updated after the other. Step counters are left out.",
-    "muon is counted as one momentum for each parameter; what orthogonalising it takes on the way is not.",
+    "SGD's loop; with master weights one parameter is updated after the other, where an optimiser that converts all "
+    "gradients first holds an fp32 copy of each. Step counters are left out.",
+    "Not counted: workspaces within kernels (flash attention's backward has one in fp32), the allocator's rounding and "
+    "gaps, the CUDA context.",
+)
+MUON_NOTE = (
+    "muon is counted as one momentum for each parameter, whatever its shape; Muon itself leaves embedding, head and "
+    "vectors to AdamW, with two. What orthogonalising takes on the way is not counted."
+)
+FP8_NOTE = (
     "fp8 follows DeepSeek-V3's recipe for weights, gradients and optimiser state, by formula from measured parameters; "
-    "activations are counted in 16 bits, where the recipe keeps some in fp8, so they are an upper bound.",
+    "activations are counted in 16 bits, where the recipe keeps some in fp8, so they are an upper bound."
+)
+FUSED_FP32_NOTE = (
+    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel, or, with grouped queries, none. What "
+    "is counted is flash attention's memory, with numbers of 4 bytes; --kernels eager has that of plain arithmetic."
 )
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """The worst moment of one phase of the step, in bytes.
 
-    `activations` were saved before the phase's own stretch began (token ids, labels and rotary tables included), and
-    `gradients` born; what the stretch adds is `logits_and_loss` where it is head and loss, else `transients`: a
-    layer's own activations on the way forward, its new gradients on the way back.
+    `gradients` are those of parameters, and `activations` what was saved before the phase's own stretch began (token
+    ids, labels and rotary tables included). What else the stretch holds is `logits_and_loss` where it is head and loss,
+    with multi-token prediction's passes where that is trained, else `transients`: of a layer's way forward its own
+    activations, of its way back the gradients of those. A gradient that waits for another use of its parameter, as an
+    embedding's that multi-token prediction used, still counts as an activation.
     """
 
     name: str
+    layer: int | None  # where it is, in a phase of many layers; the first is 0
+    layer_kind: str | None
     parameters: int
     gradients: int
     optimizer_state: int
@@ -48,7 +65,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
         return sum(getattr(self, field) for field in PARTS)
 
 
-PARTS = Phase.__struct_fields__[1:]
+PARTS = Phase.__struct_fields__[3:]
 
 
 class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +78,7 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     peak_phase: str
     peak_bytes: int
     proof: str
-    notes: tuple[str, ...] = NOTES
+    notes: tuple[str, ...]
 
 
 def analyze_step_memory(spec: ModelSpec, options: StepOptions) -> tuple[StepMemory, tuple[Check, ...]]:
@@ -79,7 +96,7 @@ def step_memory(spec: ModelSpec, options: StepOptions, profile: StepProfile) -> 
     for layer in profile.layers:
         states += layer.states * layer.count
     phases = tuple(_phases(spec, options, profile, states))
-    worst = max(phases, key=lambda phase: phase.peak_bytes)
+    worst = _worst(list(phases))
     return StepMemory(
         options=options,
         states=states,
@@ -90,26 +107,36 @@ def step_memory(spec: ModelSpec, options: StepOptions, profile: StepProfile) -> 
         proof="measured = formula"
         if options.precision.measurable
         else "activations measured = formula, states by recipe",
+        notes=tuple(_notes(options)),
     )
+
+
+def _notes(options: StepOptions) -> Iterator[str]:
+    yield from NOTES
+    if options.optimizer.name == "muon":
+        yield MUON_NOTE
+    if not options.precision.measurable:
+        yield FP8_NOTE
+    if options.precision.name == "fp32" and options.kernels == "fused":
+        yield FUSED_FP32_NOTE
 
 
 def _phases(spec: ModelSpec, options: StepOptions, profile: StepProfile, states: ModelStates) -> Iterator[Phase]:
     position = _Position(states, profile, apart=options.precision.gradients_apart)
-    runs = _runs(spec)
-    yield _worst(
-        "forward",
-        [
-            position.pass_through(profile.embedding_forward),
-            *(moment for kind, count in runs for moment in position.repeat(profile.layers[kind].forward, count)),
-        ],
-    )
-    yield position.pass_through(profile.loss, name="head and loss", logits=True)
-    yield _worst(
-        "backward of a layer",
-        [moment for kind, count in reversed(runs) for moment in position.repeat(profile.layers[kind].backward, count)],
-    )
-    yield position.pass_through(profile.embedding_backward, name="backward of the embedding")
-    yield position.pass_through(Stretch(peak=profile.optimizer_step, net=0), name="optimiser step")
+    runs = list(_runs(spec))
+    moments = [position.pass_through(profile.embedding_forward, "forward")]
+    for run in runs:
+        moments += position.pass_layers(profile.layers[run.kind].forward, "forward", run.kind_name, run.layers)
+    yield _worst(moments)
+    predicted = options.mtp and spec.mtp_layers
+    yield position.pass_through(profile.loss, "head, loss and MTP" if predicted else "head and loss", logits=True)
+    moments = []
+    for run in reversed(runs):
+        layers = run.layers[::-1]
+        moments += position.pass_layers(profile.layers[run.kind].backward, "backward of a layer", run.kind_name, layers)
+    yield _worst(moments)
+    yield position.pass_through(profile.embedding_backward, "backward of the embedding")
+    yield position.pass_through(Stretch(peak=profile.optimizer_step, net=0), "optimiser step")
 
 
 class _Position:
@@ -121,40 +148,57 @@ class _Position:
         self.gradients = states.gradients if apart else 0
         self.activations = profile.inputs
 
-    def pass_through(self, stretch: Stretch, name: str = "", *, logits: bool = False) -> Phase:
+    def pass_through(
+        self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
+    ) -> Phase:
         """The worst moment of `stretch`, which lies behind afterwards."""
+        others = stretch.peak - stretch.peak_gradients
         phase = Phase(
             name=name,
+            layer=layer,
+            layer_kind=kind,
             parameters=self.parameters,
-            gradients=self.gradients,
+            gradients=self.gradients + stretch.peak_gradients,
             optimizer_state=self.optimizer_state,
             activations=self.activations,
-            logits_and_loss=stretch.peak if logits else 0,
-            transients=0 if logits else stretch.peak,
+            logits_and_loss=others if logits else 0,
+            transients=0 if logits else others,
         )
         self._skip(stretch, 1)
         return phase
 
-    def repeat(self, stretch: Stretch, count: int) -> list[Phase]:
-        """The first and the last of `count` equal stretches: between them memory rises or falls evenly."""
-        if count == 1:
-            return [self.pass_through(stretch)]
-        first = self.pass_through(stretch)
-        self._skip(stretch, count - 2)
-        return [first, self.pass_through(stretch)]
+    def pass_layers(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
+        """The first and the last of equal layers in a row: between them memory rises or falls evenly."""
+        first = self.pass_through(stretch, name, layer=layers[0], kind=kind)
+        if len(layers) == 1:
+            return [first]
+        self._skip(stretch, len(layers) - 2)
+        return [first, self.pass_through(stretch, name, layer=layers[-1], kind=kind)]
 
     def _skip(self, stretch: Stretch, count: int) -> None:
         self.gradients += stretch.gradients * count
         self.activations += (stretch.net - stretch.gradients) * count
 
 
-def _worst(name: str, moments: list[Phase]) -> Phase:
-    return msgspec.structs.replace(max(moments, key=lambda phase: phase.peak_bytes), name=name)
+def _worst(moments: list[Phase]) -> Phase:
+    return max(moments, key=lambda phase: phase.peak_bytes)
 
 
-def _runs(spec: ModelSpec) -> list[tuple[int, int]]:
-    """The layers in order, as (index of the kind, how many in a row)."""
+class _Run(NamedTuple):
+    """Equal layers in a row."""
+
+    kind: int  # its index in the profile
+    kind_name: str
+    layers: range
+
+
+def _runs(spec: ModelSpec) -> Iterator[_Run]:
+    """The layers in the model's order."""
     kinds = {layer: index for index, (layer, _) in enumerate(spec.layer_groups())}
     by_identity = {id(layer): kinds[layer] for layer in {id(layer): layer for layer in spec.layers}.values()}
     order = (by_identity[id(layer)] for layer in spec.layers)
-    return [(kind, sum(1 for _ in group)) for kind, group in groupby(order)]
+    first = 0
+    for kind, group in groupby(order):
+        after = first + sum(1 for _ in group)
+        yield _Run(kind, spec.layers[first].kind, range(first, after))
+        first = after

@@ -18,7 +18,7 @@ from counting.hardware import Gpu
 from counting.precision import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
 from counting.step_profile import model_states
 from counting.training_cost import SECONDS_PER_HOUR, check_mfu, exactly, priced_gpus
-from counting.training_flops import Convention, flops_by_convention, trained_parameters, trains_mtp
+from counting.training_flops import Convention, attention_core, flops_by_convention, trained_parameters, trains_mtp
 from torch_models.errors import ConfigError, UserError
 
 HOURS_PER_DAY = 24
@@ -86,6 +86,7 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     active_parameters: int
     mtp_trained: bool
     training_flops_per_token: int
+    attention_core_share: float  # of the main model's FLOPs: what grows with the sequence length
     training_flops: int
     global_batch_tokens: int | None
     steps: int | None
@@ -120,6 +121,7 @@ def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
         active_parameters=analysis.parameters.active,
         mtp_trained=trains_mtp(analysis, plan.mtp),
         training_flops_per_token=ceil(per_token["own"]),
+        attention_core_share=attention_core(analysis).as_run / analysis.forward_flops,
         training_flops=ceil(per_token["own"] * plan.tokens),
         global_batch_tokens=plan.global_batch_tokens,
         steps=None if plan.global_batch_tokens is None else ceil(Fraction(plan.tokens, plan.global_batch_tokens)),

@@ -171,7 +171,7 @@ ALLOWED = {
     # The only ones that format: they know the results, not how they came about.
     "counting.report_format": "rich",
     "counting.report_training": "rich counting.training_step",
-    "counting.report_memory": "rich counting.report_format counting.training_memory",
+    "counting.report_memory": "rich counting.hardware counting.report_format counting.training_memory",
     "counting.report": (
         "msgspec rich counting.analysis counting.budget_on_model counting.claim counting.comparison counting.counts"
         " counting.design counting.hardware counting.published_runs counting.reconcile counting.report_format"

@@ -37,6 +37,15 @@ def test_a_dense_model(llama: Analysis) -> None:
     assert reading.extrapolated  # 13 trillion tokens
 
 
+def test_what_the_law_was_fitted_to_is_no_extrapolation() -> None:
+    """A billion parameters, and between 5 and 500 billion tokens."""
+    model = analyze("llama_3_2_1b", sequence_length=2048)
+    for budget, within in ((1_000, True), (100, False), (1_000_000, False)):
+        spent = spend_on(model, plan_budget(budget))
+        assert (5e9 <= spent.tokens <= 500e9) == within
+        assert [reading.extrapolated for reading in spent.readings] == [not within]
+
+
 def test_a_mixture_of_experts_is_taken_twice(deepseek: Analysis) -> None:
     spent = spend_on(deepseek, plan_budget(5_328_000, gpus=["H800"], mfu=0.5))
     assert spent.mixture_of_experts

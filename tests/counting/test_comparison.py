@@ -7,6 +7,7 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.comparison import Comparison, compare
+from counting.training_flops import training_flops_per_token
 from counting.training_run import RunPlan, plan_run
 from torch_models.config import read_spec
 from torch_models.errors import UserError
@@ -37,6 +38,9 @@ def test_what_routing_saves(analyses: list[Analysis]) -> None:
     assert deepseek.training_flops_per_token_if_dense - deepseek.training_flops_per_token == 6 * (
         671_026_404_352 - 37_552_282_624
     )
+    inactive = 671_026_404_352 - 37_552_282_624
+    flops = training_flops_per_token(analyses[0])
+    assert deepseek.saved_by_routing == float(1 - flops / (flops + 6 * inactive))
     assert f"{deepseek.saved_by_routing:.3f}" == "0.929"
     assert llama.saved_by_routing == 0
     assert llama.training_flops_per_token_if_dense == llama.training_flops_per_token

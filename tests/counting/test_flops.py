@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counting import analytic, flops
+from counting.counts import AttentionCore
 from counting.flops import dispatched_flops, traced_flops
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
 from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
@@ -15,6 +16,7 @@ from torch_models.builder import build_model
 from torch_models.config import spec_from_fields
 from torch_models.decoder import CausalLM
 from torch_models.flash_attention import flash_attention
+from torch_models.spec import ModelSpec
 
 
 class Op(nn.Module):
@@ -109,6 +111,11 @@ def without_windows(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"layer_types": ["full_attention"] * fields["num_hidden_layers"]}
 
 
+def attention_core(spec: ModelSpec, sequence_length: int, batch_size: int) -> AttentionCore:
+    layers = (analytic.attention_core(layer.attention, sequence_length, batch_size) for layer in spec.layers)
+    return sum(layers, AttentionCore())
+
+
 @pytest.mark.parametrize("kernels", ["fused", "eager"])
 @pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3, GPT_OSS], ids=["llama", "deepseek_v3", "gpt_oss"])
 def test_the_whole_model_traced_is_the_sum_of_its_layers(fields: dict[str, Any], kernels: Any) -> None:
@@ -119,7 +126,7 @@ def test_the_whole_model_traced_is_the_sum_of_its_layers(fields: dict[str, Any],
         spec = spec_from_fields(without_windows(fields), "shrunken")
     expected = analytic.forward_flops(spec, 32, 1)
     with without_compiler():
-        assert traced_flops(model, (ids,)) == (expected, analytic.model_attention_core(spec, 32, 1))
+        assert traced_flops(model, (ids,)) == (expected, attention_core(spec, 32, 1))
     with cuda_kernels_on_meta():
         assert dispatched_flops(model, (ids,)) == expected
 
@@ -137,7 +144,7 @@ def test_two_sequences_cost_twice_one() -> None:
     with without_compiler():
         counts, core = traced_flops(model, (meta(2, 32, dtype=torch.int64),))
     assert counts == analytic.forward_flops(spec, 32, 2) == 2 * analytic.forward_flops(spec, 32, 1)
-    assert core == analytic.model_attention_core(spec, 32, 2)
+    assert core == attention_core(spec, 32, 2)
 
 
 # 4 heads of 8 channels, 10 positions, window 3: a pair costs 2 * 8 for its score and 2 * 8 for its value.

@@ -83,5 +83,15 @@ def test_first_stage_of_the_paper_s_models(model: tuple[int, int, int, int, int,
     assert float(selective) == pytest.approx({59.25: 9.5625, 66.84375: 12.3516}[float(none)], abs=5e-5)
 
 
+def test_full_recomputation_is_not_split() -> None:
+    """2sbh, the layer's input, however many devices share the layer (table 2)."""
+    assert activation_bytes_per_layer(64, 1, 64, 4, tensor_parallel=8, recompute="full") == 2 * 64 * 64
+
+
+def test_a_pipeline_without_interleaving_keeps_as_many_layers_as_the_model_has() -> None:
+    """p micro-batches of L / p layers (§4.2.3)."""
+    assert first_stage_activation_bytes(Fraction(10), 96, pipeline_parallel=8) == 960
+
+
 def test_states_of_the_22b_model() -> None:
     assert state_bytes(48, 6144, tensor_parallel=8) == Fraction("45.5625") * GIB

@@ -64,19 +64,23 @@ def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sequence length 4,096, from seq_len, with multi-token prediction" in text
     assert f"{run.steps:,} of 62,914,560 tokens" in text
     assert "64 H800 cannot hold the model states: at least 128 are needed" in text
-    assert "--seq_len sets the one" not in text
+    assert "--seq_len sets the length" not in text
     assert "64 B200 cannot hold" not in text
 
 
 def test_a_run_of_a_foreign_length_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     print_run(plan_run(analyze("llama_7b"), RunPlan(tokens=10**12, gpus=("A100",))))
-    assert "--seq_len sets the one that is trained at" in words(capsys.readouterr().out)
+    assert (
+        "At sequence length 2,048 (from max_sequence_length) the products of attention are 8 % of the model's FLOPs; "
+        "--seq_len sets the length that is trained at."
+    ) in words(capsys.readouterr().out)
 
 
 def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[str]) -> None:
     llama = analyze("llama_7b")
     plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000, precision=find_precision("fp8"))
-    print_run(plan_run(llama, plan))
+    run_of_llama = plan_run(llama, plan)
+    print_run(run_of_llama)
     out = capsys.readouterr().out
     rows = cells(out, "What 8,000 GPU-hours imply")
     assert [row[1] for row in rows[1:]] == [
@@ -85,9 +89,11 @@ def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[
         "6 N' + causal attention",
         "the model's own count",
     ]
+    implied = run_of_llama.gpus[0].implied_mfu
+    assert [row[-1].endswith(" %, impossible") for row in rows[1:]] == [entry.mfu > 1 for entry in implied]
     assert "An MFU above 1 is impossible" in words(out)
     print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=82_432)))
-    assert "An MFU above 1 is impossible" not in words(capsys.readouterr().out)
+    assert "impossible" not in words(capsys.readouterr().out)
 
 
 def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:

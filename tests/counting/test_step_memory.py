@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from counting import memory
 from counting.analytic_step_memory import derive_step
 from counting.memory import LiveBytes
+from counting.meta_kernels import cuda_kernels_on_meta
 from counting.precision import OPTIMIZERS, PRECISIONS, find_optimizer, find_precision
 from counting.step_memory import measure_step
 from counting.step_profile import StepOptions, StepProfile
@@ -109,6 +110,78 @@ def test_extended_equals_run_whole(family: str, recompute: Recompute, precision:
     assert step_memory(spec, run, measure_step(spec, run)) == step_memory(whole, run, measure_step(whole, run))
 
 
+@pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gpt_oss", "gemma2"])
+def test_the_peak_of_a_step_that_is_not_cut(family: str, recompute: Recompute, precision: str) -> None:
+    """The whole model run once on meta, nothing extended: what is alive at the worst moment, and the states beside."""
+    spec = spec_from_fields(FAMILIES[family] | {"num_hidden_layers": 6}, "shrunken")
+    run = options(recompute=recompute, precision=precision, sequence_length=40)
+    extended = step_memory(spec, run, derive_step(spec, run))
+    how: Any = {"device": "meta", "dtype": torch.bfloat16}
+    model, mtp_layers = build(spec, **how), build_mtp(spec, **how)
+    parts = (model, mtp_layers)
+    for part in parts:
+        set_recompute(part, recompute)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    if run.precision.gradients_apart:
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    token_ids, labels = (torch.empty(1, 40, dtype=torch.long, device="meta") for _ in range(2))
+    tables = model.model.rotary_tables(token_ids)
+    held = [*parameters, *model.buffers(), *mtp_layers.buffers(), token_ids, labels]
+    held += [table for pair in tables.values() for table in pair]
+    with cuda_kernels_on_meta(), LiveBytes(held) as tracker:
+        training_loss(model, mtp_layers, token_ids, labels, tables=tables).backward()
+    states = extended.states
+    beside = states.masters + states.moments + (states.gradients if run.precision.gradients_apart else 0)
+    assert max(phase.peak_bytes for phase in extended.phases[:-1]) == tracker.peak + beside
+    update = extended.phases[-1]
+    assert update.peak_bytes - update.activations - update.transients == states.total + extended.buffers
+
+
+def test_parts_and_layers_of_the_phases() -> None:
+    """DeepSeek-V3's kinds in order: the first dense layer is the last to be undone, with almost all gradients there."""
+    spec = read_spec("deepseek_v3_config.json")
+    run = options(sequence_length=4096, recompute="full")
+    memory = step_memory(spec, run, derive_step(spec, run))
+    forward, loss, backward, embedding, update = memory.phases
+    assert loss.name == "head, loss and MTP"
+    assert (forward.layer, forward.layer_kind, backward.layer, backward.layer_kind) == (60, "moe", 0, "dense")
+    assert (loss.layer, embedding.layer, update.layer) == (None, None, None)
+    # The worst moment comes when all of multi-token prediction's gradients are there.
+    assert loss.gradients == 2 * 11_610_067_968
+    # Full recomputation keeps each layer's input, and the embedding of multi-token prediction waits for the other.
+    stream, inputs = 2 * 4096 * 7168, 2 * 8 * 4096 + 2 * 2 * 4096 * 32
+    assert forward.activations == 61 * stream + inputs
+    whole = 671_026_404_352 + 11_610_067_968
+    assert update.gradients == 2 * whole
+    assert update.activations == inputs + 4  # and the loss
+    assert memory.buffers == 4 * (14_848 + 256) == update.parameters - 2 * whole
+
+
+def test_apart_gradients_are_there_from_the_start() -> None:
+    spec = read_spec("llama_7b_config.json")
+    run = options(precision="mixed-fp32-gradients")
+    memory = step_memory(spec, run, derive_step(spec, run))
+    assert {phase.gradients for phase in memory.phases} == {4 * 6_738_415_616}
+    assert {phase.optimizer_state for phase in memory.phases} == {12 * 6_738_415_616}
+
+
+def test_notes_are_of_the_step_at_hand() -> None:
+    spec = spec_from_fields(LLAMA, "shrunken")
+
+    def notes(**changes: Any) -> set[str]:
+        run = options(**changes)
+        return set(step_memory(spec, run, derive_step(spec, run)).notes)
+
+    plain = notes()
+    assert {note.split()[0] for note in notes(optimizer="muon") - plain} == {"muon"}
+    assert {note.split()[0] for note in notes(precision="fp8") - plain} == {"fp8"}
+    assert {note.split()[0] for note in notes(precision="fp32") - plain} == {"CUDA"}
+    assert notes(precision="fp32", kernels="eager") == plain
+
+
 def test_a_step_leaves_its_gradients_and_its_loss() -> None:
     """All activations are gone: what a layer saved forward it lets go backward."""
     profile: StepProfile = measure_step(spec_from_fields(DEEPSEEK_V3, "shrunken"), options())
@@ -156,7 +229,8 @@ def test_a_chunked_loss_trades_logits_for_copies_of_the_head_s_gradient() -> Non
 
     def loss_bytes(loss_chunk: int | None) -> int:
         chosen = options(loss_chunk=loss_chunk, **plain)
-        return step_memory(spec, chosen, measure_step(spec, chosen)).phases[1].logits_and_loss
+        phase = step_memory(spec, chosen, measure_step(spec, chosen)).phases[1]
+        return phase.logits_and_loss + phase.gradients
 
     assert loss_bytes(None) > 3 * 4 * 16384 * 32000
     gradients = 3 * 2 * 4096 * 32000

@@ -101,9 +101,8 @@ def test_model_states(llama: Analysis, precision: str, optimizer: str, per_param
 def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are(deepseek: Analysis) -> None:
     states = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"))
     main_model = 2 * 926_679_040 + 106_430_464 + 1_006_592
-    prediction = (
-        1_835_008 + 16_384 + 3 * 7_168 + 2 * 7_168**2
-    )  # router, the layer's norms, three of its own, projection
+    # router, the layer's norms, three of its own, the projection
+    prediction = 1_835_008 + 16_384 + 3 * 7_168 + 2 * 7_168**2
     assert states == 13 * (671_026_404_352 + 11_610_067_968) + main_model + prediction
 
 
@@ -114,6 +113,22 @@ def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -
         capacity = find_gpu(gpu.gpu).capacity_bytes
         assert (gpu.fewest_gpus - 1) * capacity < run.model_state_bytes <= gpu.fewest_gpus * capacity
     assert [gpu.fewest_gpus for gpu in run.gpus] == [128, 57]  # 80 GiB, and the usable 180 of B200's 192
+
+
+def test_gpus_that_are_exactly_full(llama: Analysis) -> None:
+    """16 bytes for each of 5 x 2^30 parameters are 80 GiB, one H100 to the last byte."""
+    for more, gpus in ((-1, 1), (0, 1), (1, 2)):
+        parameters = msgspec.structs.replace(llama.parameters, total=5 * 2**30 + more)
+        run = plan_run(msgspec.structs.replace(llama, parameters=parameters), RunPlan(tokens=1, gpus=("H100",)))
+        assert run.gpus[0].fewest_gpus == gpus
+
+
+def test_attention_s_share(llama: Analysis, deepseek: Analysis) -> None:
+    """4 S D of 32 layers of the FLOPs per token of Llama-7B."""
+    plan = RunPlan(tokens=1, gpus=("H100",))
+    assert plan_run(llama, plan).attention_core_share == 32 * 4 * 2048 * 4096 * 2048 / 29_261_612_187_648
+    core = 2 * 128 * 4096 * 4096 * (192 + 128) * 61
+    assert plan_run(deepseek, plan).attention_core_share == core / 383_866_460_176_384
 
 
 def test_lossless_to_json(deepseek: Analysis) -> None:
@@ -156,6 +171,7 @@ def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
         ({"gpus": ()}, "name at least one GPU"),
         ({"gpus": ("L4",)}, r"no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2\.50"),
         ({"mfus": (1.5,)}, r"mfu = 1\.5: must be a number from 1e-06 to 1"),
+        ({"global_batch_tokens": 2047, "tokens": 10**6}, "must be at least one sequence of llama_7b, 2048 tokens"),
         ({"global_batch_tokens": 11}, r"global_batch_tokens = 11: must be at most tokens \(10\)"),
     ],
 )
