@@ -7,7 +7,16 @@ from counting import analytic
 from counting.analytic_memory import layer, transform
 from counting.analytic_memory_blocks import norm
 from counting.counts import Counts
-from counting.step_profile import LayerProfile, ModelStates, StepOptions, StepProfile, Stretch, model_states
+from counting.step_profile import (
+    Cut,
+    LayerProfile,
+    ModelStates,
+    StepOptions,
+    StepProfile,
+    Stretch,
+    model_states,
+    stretches_between,
+)
 from counting.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.tape_ops import add, cast, first, join, linear, reshape, scale, split, unary
 from torch_models.spec import LayerSpec, ModelSpec
@@ -34,26 +43,9 @@ class _Step:
 
     def profile(self) -> StepProfile:
         """Forth through the stretches and back."""
-        tape, groups = self.tape, self.spec.layer_groups()
-        clock = _Clock(tape)
-        stream = [self._embed(None)]
-        embedding_forward = clock.stretch()
-        starts, forward = [tape.position], []
-        for layer_spec, _ in groups:
-            stream.append(self._layer(layer_spec, stream.pop()))
-            forward.append(clock.stretch())
-            starts.append(tape.position)
-        loss = self._loss(stream)
-        seed = tape.new(1, SINGLE)
-        tape.deliver(loss.edge, seed.again())
-        tape.backward(down_to=starts.pop())
-        loss_stretch = clock.stretch()
-        backward = []
-        while starts:
-            tape.backward(down_to=starts.pop())
-            backward.append(clock.stretch())
-        tape.backward()
-        del seed
+        groups, stretches = self.spec.layer_groups(), self._run()
+        embedding_forward, *forward = stretches[: len(groups) + 1]
+        loss, *backward, embedding_backward = stretches[len(groups) + 1 :]
         return StepProfile(
             embedding_forward=embedding_forward,
             layers=tuple(
@@ -66,8 +58,8 @@ class _Step:
                 )
                 for (layer_spec, count), forth, back in zip(groups, forward, reversed(backward), strict=True)
             ),
-            loss=loss_stretch,
-            embedding_backward=clock.stretch(),
+            loss=loss,
+            embedding_backward=embedding_backward,
             outside_states=self._states(
                 self._outside_parameters().total, sum(map(analytic.linear_weights, self.mtp_layers))
             ),
@@ -103,6 +95,34 @@ class _Step:
         return SINGLE * sum(analytic.router_correction_bias(layer) for layer in layers)
 
     # --- The passes --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> list[Stretch]:
+        """Forward and backward, cut before and after each layer."""
+        tape = self.tape
+        cuts: list[Cut] = []
+
+        def cut() -> None:
+            cuts.append(Cut(tape.at_peak, dict(tape.alive)))
+            tape.watch()
+
+        cut()
+        stream = [self._embed(None)]
+        cut()
+        starts = [tape.position]
+        for layer_spec, _ in self.spec.layer_groups():
+            stream.append(self._layer(layer_spec, stream.pop()))
+            cut()
+            starts.append(tape.position)
+        loss = self._loss(stream)
+        seed = tape.new(1, SINGLE)
+        tape.deliver(loss.edge, seed.again())
+        while starts:
+            tape.backward(down_to=starts.pop())
+            cut()
+        tape.backward()
+        del seed
+        cut()
+        return stretches_between(cuts, tape.gradients())
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
         return layer(self.tape, spec, x, self.tokens, self.options.kernels, self.options.recompute)
@@ -217,27 +237,3 @@ class _Step:
         if spec.final_logit_softcap is None:
             return logits
         return scale(tape, unary(tape, scale(tape, logits), keeps_output=True))
-
-
-class _Clock:
-    """Cuts the tape into stretches."""
-
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
-        self._start()
-
-    def _start(self) -> None:
-        self.tape.watch()
-        self.live, self.gradients = self.tape.live, self.tape.gradient_bytes
-
-    def stretch(self) -> Stretch:
-        """From the last cut to here."""
-        tape = self.tape
-        stretch = Stretch(
-            peak=tape.peak - self.live,
-            net=tape.live - self.live,
-            gradients=tape.gradient_bytes - self.gradients,
-            peak_gradients=tape.gradient_bytes_at_peak - self.gradients,
-        )
-        self._start()
-        return stretch

@@ -55,9 +55,9 @@ class LiveBytes(TorchDispatchMode):
         """The number of the live storage that `tensor` views."""
         return self._serials[id(tensor.untyped_storage())]
 
-    def serials(self) -> set[int]:
-        """The numbers of all live storages."""
-        return set(self._bytes)
+    def alive(self) -> dict[int, int]:
+        """The bytes of all live storages, by their numbers."""
+        return dict(self._bytes)
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -125,7 +125,7 @@ def layer_memory(layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *,
         out = layer(boundary, shared)
     weight_serials = {tracker.serial(weight) for weight in weights}
     boundary_serial = tracker.serial(boundary)
-    kept = tracker.serials() if grad else set()  # shared inputs outlive the pass without it, but not for backward
+    kept = set(tracker.alive()) if grad else set()  # shared inputs outlive the pass without it, but not for backward
     saved_serials = kept - weight_serials - {boundary_serial, tracker.serial(out)}
     groups = {"weights": 0, "boundary": 0, "saved": 0, "transients": 0}
     for serial, size in tracker.at_peak.items():

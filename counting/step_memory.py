@@ -16,7 +16,16 @@ from counting.memory import LiveBytes
 from counting.meta_kernels import cuda_kernels_on_meta, without_compiler
 from counting.optimizer_memory import Update
 from counting.parameters import linear_weights, parameter_counts, router_correction_bias
-from counting.step_profile import LayerProfile, ModelStates, StepOptions, StepProfile, Stretch, model_states
+from counting.step_profile import (
+    Cut,
+    LayerProfile,
+    ModelStates,
+    StepOptions,
+    StepProfile,
+    Stretch,
+    model_states,
+    stretches_between,
+)
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.recompute import set_recompute
 from torch_models.spec import ModelSpec
@@ -53,15 +62,14 @@ class _Step:
         for part in (self.model, self.mtp_layers):
             set_recompute(part, options.recompute)
         self.parameters = [p for part in (self.model, self.mtp_layers) for p in part.parameters()]
-        self.stretches: list[Stretch] = []
+        self.cuts: list[Cut] = []
 
     def profile(self) -> StepProfile:
         layers = self.model.model.layers
-        inputs = self._run()
+        stretches = self._run()
         count = len(self.groups)
-        embedding_forward, *forward = self.stretches[: count + 1]
-        loss, *backward = self.stretches[count + 1 :]
-        embedding_backward = backward.pop()
+        embedding_forward, *forward = stretches[: count + 1]
+        loss, *backward, embedding_backward = stretches[count + 1 :]
         inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
         outside = [parameter for parameter in self.parameters if id(parameter) not in inside]
         if self.options.precision.measurable:
@@ -91,12 +99,12 @@ class _Step:
             embedding_backward=embedding_backward,
             outside_states=states[-1],
             optimizer_step=self.optimizer_step,
-            inputs=inputs,
+            inputs=self.inputs,
             buffers=torch.float32.itemsize * sum(biases),
         )
 
-    def _run(self) -> int:
-        """Fill in `stretches`; returns the bytes of the step's inputs."""
+    def _run(self) -> list[Stretch]:
+        """Forward and backward, cut before and after each layer."""
         token_ids, labels = (
             torch.empty(1, self.options.sequence_length, dtype=torch.long, device="meta") for _ in range(2)
         )
@@ -105,7 +113,7 @@ class _Step:
         inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
         existing = [*self.parameters, *self.model.buffers(), *self.mtp_layers.buffers(), *inputs]
         with cuda_kernels_on_meta(), LiveBytes(existing) as self.tracker:
-            self._start()
+            self._cut()
             hooks = [module.register_forward_pre_hook(self._cut_before) for module in (*decoder.layers, decoder.norm)]
             if self.options.precision.gradients_apart:
                 hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in self.parameters]
@@ -116,7 +124,9 @@ class _Step:
             self._cut()
         for hook in hooks:
             hook.remove()
-        return sum(tensor.untyped_storage().nbytes() for tensor in inputs)
+        self.inputs = sum(tensor.untyped_storage().nbytes() for tensor in inputs)
+        gradients = {self.tracker.serial(p.grad) for p in self.parameters if p.grad is not None}
+        return stretches_between(self.cuts, gradients)
 
     def _states(self, groups: list[list[nn.Parameter]]) -> list[ModelStates]:
         """Of each group of parameters, and `optimizer_step`, from steps of the optimiser."""
@@ -153,27 +163,8 @@ class _Step:
         self._cut()
 
     def _cut(self) -> None:
-        tracker = self.tracker
-        self.stretches.append(
-            Stretch(
-                peak=tracker.peak - self.live,
-                net=tracker.live - self.live,
-                gradients=self._gradient_bytes() - self.gradients,
-                peak_gradients=self._gradient_bytes_at_peak() - self.gradients,
-            )
-        )
-        self._start()
-
-    def _start(self) -> None:
+        self.cuts.append(Cut(self.tracker.at_peak, self.tracker.alive()))
         self.tracker.watch()
-        self.live, self.gradients = self.tracker.live, self._gradient_bytes()
-
-    def _gradient_bytes(self) -> int:
-        return sum(p.grad.untyped_storage().nbytes() for p in self.parameters if p.grad is not None)
-
-    def _gradient_bytes_at_peak(self) -> int:
-        serials = {self.tracker.serial(p.grad) for p in self.parameters if p.grad is not None}
-        return sum(self.tracker.at_peak.get(serial, 0) for serial in serials)
 
 
 def _let_go(parameter: Tensor) -> None:

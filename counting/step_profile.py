@@ -4,6 +4,10 @@
 `counting.training_memory` extends it to the whole model. Torch-free.
 """
 
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
 import msgspec
 
 from counting.precision import Optimizer, Precision
@@ -25,13 +29,46 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     """A part of the step, from one moment to another: bytes beyond those alive at its start.
 
-    Gradients of parameters are told apart: `gradients` of `net` are, and `peak_gradients` of `peak`, finished or not.
+    Of `net` and of `peak`, gradients of parameters are told apart: the storages that hold them in the end.
+    `peak_released` are bytes alive at the start and no more at the peak.
     """
 
     peak: int
     net: int
     gradients: int = 0
     peak_gradients: int = 0
+    peak_released: int = 0
+
+
+Alive = Mapping[int, int]  # serial numbers of storages -> bytes
+
+
+class Cut(NamedTuple):
+    """A moment between two stretches."""
+
+    at_peak: Alive  # at the worst moment since the last cut
+    now: Alive
+
+
+def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[Stretch]:
+    """From each cut to the next; `gradients` are the storages that hold parameters' gradients in the end."""
+
+    def bytes_of_gradients(alive: Alive) -> int:
+        return sum(alive.get(serial, 0) for serial in gradients)
+
+    stretches = []
+    for (_, before), (at_peak, after) in pairwise(cuts):
+        start, start_gradients = sum(before.values()), bytes_of_gradients(before)
+        stretches.append(
+            Stretch(
+                peak=sum(at_peak.values()) - start,
+                net=sum(after.values()) - start,
+                gradients=bytes_of_gradients(after) - start_gradients,
+                peak_gradients=bytes_of_gradients(at_peak) - start_gradients,
+                peak_released=sum(size for serial, size in before.items() if serial not in at_peak),
+            )
+        )
+    return stretches
 
 
 class ModelStates(msgspec.Struct, frozen=True, kw_only=True):

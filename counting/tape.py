@@ -148,7 +148,6 @@ class Tape:
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
-        self.gradient_bytes = 0
         self.parameters: list[int] = []  # how many numbers each has
         self._again = False
         self._serial = 0
@@ -273,12 +272,10 @@ class Tape:
         assert gradient is not None
         if self.keeps_gradients:
             self._gradients.append(gradient)
-            self.gradient_bytes += gradient.size.bytes
 
-    @property
-    def gradient_bytes_at_peak(self) -> int:
-        """Of the parameters' gradients that there are now, what was alive at the peak."""
-        return sum(self.at_peak.get(serial, 0) for serial in {gradient.storage.serial for gradient in self._gradients})
+    def gradients(self) -> frozenset[int]:
+        """The serial numbers of the parameters' gradients."""
+        return frozenset(gradient.storage.serial for gradient in self._gradients)
 
     def backward(self, down_to: int = 0) -> None:
         """Undo the newest operations until `down_to` of them are left."""

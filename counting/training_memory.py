@@ -42,11 +42,11 @@ FUSED_FP32_NOTE = (
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """The worst moment of one phase of the step, in bytes.
 
-    `gradients` are those of parameters, and `activations` what was saved before the phase's own stretch began (token
-    ids, labels and rotary tables included). What else the stretch holds is `logits_and_loss` where it is head and loss,
-    with multi-token prediction's passes where that is trained, else `transients`: of a layer's way forward its own
-    activations, of its way back the gradients of those. A gradient that waits for another use of its parameter, as an
-    embedding's that multi-token prediction used, still counts as an activation.
+    `gradients` are those of parameters, and `activations` what was saved before the phase's own stretch began and is
+    still there (token ids, labels and rotary tables included). What else the stretch holds is `logits_and_loss` where
+    it is head and loss, with multi-token prediction's passes where that is trained, else `transients`: of a layer's way
+    forward its own activations, of its way back the gradients of those. A gradient that waits for the parameter's other
+    use, to be added up out of place as a tied head's, is an activation until then.
     """
 
     name: str
@@ -152,7 +152,7 @@ class _Position:
         self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
     ) -> Phase:
         """The worst moment of `stretch`, which lies behind afterwards."""
-        others = stretch.peak - stretch.peak_gradients
+        others = stretch.peak - stretch.peak_gradients + stretch.peak_released
         phase = Phase(
             name=name,
             layer=layer,
@@ -160,7 +160,7 @@ class _Position:
             parameters=self.parameters,
             gradients=self.gradients + stretch.peak_gradients,
             optimizer_state=self.optimizer_state,
-            activations=self.activations,
+            activations=self.activations - stretch.peak_released,
             logits_and_loss=others if logits else 0,
             transients=0 if logits else others,
         )
