@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command() -> NoReturn:
     """Run `main` and leave at once: taking torch's modules apart would take longer than most analyses.
 
-    Nor are cycles collected on the way, which would take a tenth of the time to find a megabyte.
+    Nor are cycles collected on the way, which would take time and find little.
     """
     gc.disable()
     _write_what_the_terminal_can()
@@ -211,23 +211,24 @@ def _run(options: argparse.Namespace) -> None:
 def _analysis(config: str, options: argparse.Namespace) -> Analysis:
     """What one model costs, a training step included; none is measured of a model that goes through transformers."""
     model = read_model(config)
-    measures_a_step = not isinstance(model, ForeignConfig) or _asks_for_a_step(options)
+    foreign = isinstance(model, ForeignConfig)
+    if foreign and (flags := _flags_of_a_step_alone(options)):
+        raise UserError(
+            f"{config}: {model.model_type or 'its family'} goes through transformers, and no training step of it is "
+            f"measured: leave out {', '.join(f'--{flag}' for flag in flags)}"
+        )
     return analyze(
         model,
         sequence_length=None if options.seq_len is None else _whole_number(options.seq_len, "--seq_len"),
         kernels=options.kernels or "fused",
-        training=_training_options(options) if measures_a_step else None,
+        training=None if foreign else _training_options(options),
     )
 
 
-def _asks_for_a_step(options: argparse.Namespace) -> bool:
-    """Whether a flag has a meaning for a step alone; of a run three have one too, and of a budget one."""
-    flags = ["recompute", "loss_chunk"]
-    if options.tokens is None:
-        flags += ["precision", "optimizer"]
-        if options.training_budget is None:
-            flags.append("mtp")
-    return any(getattr(options, flag) is not None for flag in flags)
+def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
+    """The flags given that mean nothing without a step; a run has a precision and an optimiser too."""
+    flags = ["recompute", "loss_chunk"] + ([] if options.tokens else ["precision", "optimizer"])
+    return [flag for flag in flags if getattr(options, flag) is not None]
 
 
 def _training_options(options: argparse.Namespace) -> TrainingOptions:

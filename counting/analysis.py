@@ -159,8 +159,8 @@ def analyze(
         return _analyze_native(model, sequence_length, kernels, training)
     if training is not None:
         raise UserError(
-            f"{model.name}: {model.model_type} goes through transformers, of which no training step is measured: "
-            "leave out recompute, loss_chunk, mtp, and, unless they are a run's, precision and optimizer"
+            f"{model.source}: {model.model_type or 'its family'} goes through transformers, which measures no training "
+            "step: leave out training"
         )
     return _analyze_foreign(model, sequence_length, kernels)
 

@@ -32,6 +32,7 @@ CONVENTIONS: dict[Convention, str] = {
     "own": "the model's own count",
 }
 
+IMPOSSIBLE = "impossible"
 MFU_NOTE = (
     "MFU is against the dense peak of the 16-bit training dtype, under the model's own count: three forward passes, "
     "nothing recomputed."
@@ -71,7 +72,7 @@ def print_run(run: TrainingRun) -> None:
             table.add_row(
                 gpu.gpu,
                 optional(gpu.num_gpus),
-                _utilisation(outcome.mfu),
+                _utilisation(outcome.mfu, gpu),
                 f"{gpu.price_usd_per_hour:,.2f}",
                 f"{outcome.gpu_hours:,.0f}",
                 optional(outcome.days, 1),
@@ -97,9 +98,9 @@ def print_run(run: TrainingRun) -> None:
         notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: the MFU of fp32 is a fraction of the usual.")
     if implied:
         notes.append(CONVENTION_NOTE)
-        if any(entry.mfu > 1 for gpu in implied for entry in gpu.implied_mfu):
+        if any(_utilisation(entry.mfu, gpu).endswith(IMPOSSIBLE) for gpu in implied for entry in gpu.implied_mfu):
             notes.append(
-                "An MFU above 1 is impossible in that dtype: if FLOPs are counted so, and the model was trained at "
+                "Impossible: more than the GPU's dense peak. If FLOPs are counted so, and the model was trained at "
                 "this sequence length, the claim is not true."
             )
     if any(gpu.power_watts for gpu in run.gpus):
@@ -113,8 +114,12 @@ def print_run(run: TrainingRun) -> None:
     print_notes(notes)
 
 
-def _utilisation(mfu: float) -> str:
-    return percent(mfu) if mfu <= 1 else f"{percent(mfu)}, impossible"
+def _utilisation(mfu: float, gpu: GpuRun) -> str:
+    """An MFU, and where it is above 1 whether it can be."""
+    if mfu <= 1:
+        return percent(mfu)
+    attainable = gpu.attainable_tflop_per_s / gpu.peak_dense_tflop_per_s
+    return f"{percent(mfu)}, {'in FP8' if mfu <= attainable else IMPOSSIBLE}"
 
 
 def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
@@ -128,7 +133,7 @@ def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
                 integer(entry.training_flops_per_token),
                 scientific(entry.training_flops or 0),
                 f"{entry.tflop_per_s:,.1f}",
-                _utilisation(entry.mfu),
+                _utilisation(entry.mfu, gpu),
             )
         table.add_section()
     return table

@@ -67,6 +67,7 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     training_dtype: str  # of the peak
     peak_dense_tflop_per_s: float
+    attainable_tflop_per_s: float  # what no run can exceed: the same, or of an fp8 recipe the FP8 peak
     price_usd_per_hour: float
     power_watts: float | None
     num_gpus: int | None
@@ -108,7 +109,8 @@ def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
     sequence_length = analysis.conventions.sequence_length
     if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
         rule = f"must be at least one sequence of {analysis.name}, {sequence_length} tokens; --seq_len sets its length"
-        raise ConfigError("global_batch_tokens", plan.global_batch_tokens, rule)
+        field = "tokens" if plan.tokens < sequence_length else "global_batch_tokens"
+        raise ConfigError(field, getattr(plan, field), rule)
     per_token = flops_by_convention(analysis, plan.mtp)
     states = model_state_bytes(analysis, plan.precision, plan.optimizer, plan.mtp)
     conventions = analysis.conventions
@@ -160,6 +162,7 @@ def _on_gpu(
         gpu=gpu.name,
         training_dtype=gpu.training_dtype,
         peak_dense_tflop_per_s=gpu.peak_dense_tflop_per_s,
+        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, plan.precision),
         price_usd_per_hour=price,
         power_watts=gpu.power_watts,
         num_gpus=plan.num_gpus,
@@ -202,16 +205,21 @@ def implied_mfus(
     )
 
 
+def _attainable_tflop_per_s(gpu: Gpu, precision: Precision) -> float:
+    """The dense peak in the format that a recipe multiplies in; GPUs without FP8 multiply its numbers in 16 bits."""
+    if precision.name == "fp8" and gpu.peak_dense_fp8_tflop_per_s is not None:
+        return gpu.peak_dense_fp8_tflop_per_s
+    return gpu.peak_dense_tflop_per_s
+
+
 def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu) -> None:
     """Even the convention that counts least needs more than the GPU's peak; of FP8 recipes, more than its FP8 peak."""
     least = min(implied, key=lambda entry: entry.mfu)
     assert plan.gpu_hours is not None and least.training_flops is not None
-    fp8_peak = gpu.peak_dense_fp8_tflop_per_s or 0
-    in_fp8 = plan.precision.name == "fp8" and fp8_peak > 0
-    peak = fp8_peak if in_fp8 else gpu.peak_dense_tflop_per_s
+    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, plan.precision)
     if least.tflop_per_s <= peak:
         return
-    dtype = "fp8" if in_fp8 else gpu.training_dtype
+    dtype = gpu.training_dtype if peak == gpu.peak_dense_tflop_per_s else "fp8"
     hint = "; if it trained in FP8, give --precision fp8" if least.tflop_per_s <= fp8_peak else ""
     raise UserError(
         f"--gpu_hours = {plan.gpu_hours:.12g}: the claim is impossible: {float(least.training_flops):.4g} training "

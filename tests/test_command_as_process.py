@@ -94,6 +94,14 @@ def test_head_has_seen_enough(tmp_path: Path) -> None:
     assert (tmp_path / "status").read_text() == "0\n"
 
 
+def test_no_cycles_are_collected(tmp_path: Path) -> None:
+    code = "import gc, model_training_cost_analysis as m; m.main = lambda: print(gc.isenabled()) or 0; m.command()"
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=60)
+    assert done.stdout == b"False\n"
+
+
 def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from model_training_cost_analysis import main; main(['--training_budget', '5000000']);"

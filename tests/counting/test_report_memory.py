@@ -1,13 +1,26 @@
 """The table and the JSON of a training step's memory."""
 
 import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from counting.analysis import Analysis, analyze
+from counting.hardware import find_gpu, load_gpus
+from counting.report_memory import memory_table
 from counting.training_memory import PARTS
+from counting.training_step import TrainingOptions
 from model_training_cost_analysis import main
-from tests.shrunken import DEEPSEEK_V3
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.config import spec_from_fields
+
+
+@pytest.fixture(scope="module")
+def small() -> Analysis:
+    return analyze(spec_from_fields(LLAMA, "small"), sequence_length=16, training=TrainingOptions())
+
 
 WAYS = [
     "--recompute full",
@@ -62,6 +75,31 @@ def test_a_run_and_a_step_are_run_alike(capsys: pytest.CaptureFixture[str]) -> N
         assert analysis["memory"]["options"]["precision"]["name"] == "mixed-fp32-gradients"
         states = analysis["memory"]["states"]
         assert sum(states.values()) == run["model_state_bytes"]
+
+
+def test_where_a_step_fits(small: Analysis) -> None:
+    assert small.memory is not None
+    memory, h100 = small.memory, find_gpu("H100").capacity_bytes
+
+    def names(peak_bytes: int) -> set[str]:
+        caption = str(memory_table(msgspec.structs.replace(memory, peak_bytes=peak_bytes)).caption)
+        if "No single GPU is as large." in caption:
+            return set()
+        (listed,) = re.findall(r"As large as the peak, by themselves: (.*?)\.", caption)
+        return set(listed.split(", "))
+
+    assert names(1) == {gpu.name for gpu in load_gpus()}
+    assert "H100" in names(h100)
+    assert not {"H100", "T4"} & names(h100 + 1)
+    assert "H200" in names(h100 + 1)
+    assert names(2**50) == set()
+
+
+def test_a_peak_in_a_layer_names_it(small: Analysis) -> None:
+    assert small.memory is not None
+    backward = small.memory.phases[2]
+    memory = msgspec.structs.replace(small.memory, peak_phase=backward.name)
+    assert str(memory_table(memory).title).endswith(f"the backward of a layer, layer {backward.layer} (dense)")
 
 
 def test_unknown_recipes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,23 +77,47 @@ def test_a_run_of_a_foreign_length_says_so(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[str]) -> None:
-    llama = analyze("llama_7b")
-    plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000, precision=find_precision("fp8"))
-    run_of_llama = plan_run(llama, plan)
-    print_run(run_of_llama)
+    """At its longest sequence, where attention is most of DeepSeek-V3's FLOPs; counted as 6 N it is possible."""
+    plan = RunPlan(tokens=148 * 10**11, gpus=("H800",), gpu_hours=2_664_000)
+    run = plan_run(analyze("deepseek_v3"), plan)
+    print_run(run)
     out = capsys.readouterr().out
-    rows = cells(out, "What 8,000 GPU-hours imply")
+    implied, rows = run.gpus[0].implied_mfu, cells(out, "What 2,664,000 GPU-hours imply")
     assert [row[1] for row in rows[1:]] == [
         "6 N",
         "6 N' + full attention",
         "6 N' + causal attention",
         "the model's own count",
     ]
-    implied = run_of_llama.gpus[0].implied_mfu
-    assert [row[-1].endswith(" %, impossible") for row in rows[1:]] == [entry.mfu > 1 for entry in implied]
-    assert "An MFU above 1 is impossible" in words(out)
+    assert [entry.mfu > 1 for entry in implied] == [False, True, True, True]
+    assert [row[-1].endswith(" %, impossible") for row in rows[1:]] == [False, True, True, True]
+    assert cells(out, "What it takes")[1][2].endswith(" %, impossible")
+    assert "Impossible: more than the GPU's dense peak" in words(out)
+
+
+def test_fp8_is_held_against_its_own_peak(capsys: pytest.CaptureFixture[str]) -> None:
+    llama = analyze("llama_7b")
+    plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000, precision=find_precision("fp8"))
+    print_run(plan_run(llama, plan))
+    out = capsys.readouterr().out
+    rows = cells(out, "What 8,000 GPU-hours imply")
+    assert all(row[-1].endswith(" %, in FP8") for row in rows[1:])
+    assert cells(out, "What it takes")[1][2].endswith(" %, in FP8")
+    assert "mpossible" not in words(out)
     print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=82_432)))
-    assert "impossible" not in words(capsys.readouterr().out)
+    assert "mpossible" not in words(capsys.readouterr().out)
+
+
+def test_all_of_the_peak_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
+    print_run(plan_run(analyze("llama_7b"), RunPlan(tokens=10**12, gpus=("A100",), mfus=(1.0,))))
+    assert cells(capsys.readouterr().out, "What it takes")[1][2] == "100.00 %"
+
+
+def test_fp32_does_not_reach_the_16_bit_peak(capsys: pytest.CaptureFixture[str]) -> None:
+    llama = analyze("llama_7b")
+    for precision, said in (("fp32", True), ("mixed", False)):
+        print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), precision=find_precision(precision))))
+        assert ("No GPU multiplies fp32 numbers at its 16-bit peak" in words(capsys.readouterr().out)) == said
 
 
 def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:

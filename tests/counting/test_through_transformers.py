@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from counting.analysis import Analysis, analyze
 from counting.flops import dispatched_grouped_mm
 from counting.reconcile import DisagreementError
+from counting.training_step import TrainingOptions
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.config import ForeignConfig, spec_from_fields
@@ -267,14 +268,18 @@ def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     # Precision and optimiser are a run's too.
     run = ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd", "--mtp", "off")
     budget = ("--training_budget", "100")
-    for more in ((), run, (*budget, "--mtp", "off")):
+    for more in ((), run, (*budget, "--mtp", "off"), ("--mtp", "off")):
         assert main([*flags, *more]) == 0
         (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
         assert analysis["training"] is analysis["memory"] is None
     precision = ("--precision", "fp32")
-    for more in (("--recompute", "none"), ("--loss_chunk", "8"), precision, (*budget, *precision), ("--mtp", "off")):
+    refused = [("--recompute", "none"), ("--loss_chunk", "8"), precision, (*budget, *precision), ("--optimizer", "sgd")]
+    for more in (*refused, (*run, "--recompute", "full")):
         assert main([*flags, *more]) == 2
-        assert "small: gpt2 goes through transformers, of which no training step is" in capsys.readouterr().err
+        expected = f"{config}: gpt2 goes through transformers, and no training step of it is measured: leave out"
+        assert capsys.readouterr().err == f"error: {expected} {more[-2]}\n"
+    with pytest.raises(ValueError, match="gpt2 goes through transformers, which measures no training step"):
+        analyze(foreign("gpt2", GPT2), training=TrainingOptions())
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_an_impossible_budget_is_refused(value: object) -> None:
         check_dollars(value, "training_budget")
 
 
-@pytest.mark.parametrize("value", [0, -0.4, 1.0001, 40, float("nan"), float("inf"), True, None])
+@pytest.mark.parametrize("value", [0, -0.4, 9.9e-7, 1.0001, 40, float("nan"), float("inf"), True, None])
 def test_an_impossible_utilisation_is_refused(value: object) -> None:
     with pytest.raises(UserError, match=f"^mfu = .*: {MFU_RULE}$"):
         check_mfu(value)

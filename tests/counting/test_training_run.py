@@ -104,6 +104,8 @@ def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are
     # router, the layer's norms, three of its own, the projection
     prediction = 1_835_008 + 16_384 + 3 * 7_168 + 2 * 7_168**2
     assert states == 13 * (671_026_404_352 + 11_610_067_968) + main_model + prediction
+    without = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"), mtp=False)
+    assert without == 13 * 671_026_404_352 + main_model
 
 
 def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -> None:
@@ -129,6 +131,16 @@ def test_attention_s_share(llama: Analysis, deepseek: Analysis) -> None:
     assert plan_run(llama, plan).attention_core_share == 32 * 4 * 2048 * 4096 * 2048 / 29_261_612_187_648
     core = 2 * 128 * 4096 * 4096 * (192 + 128) * 61
     assert plan_run(deepseek, plan).attention_core_share == core / 383_866_460_176_384
+    mistral = analyze("mistral_7b", sequence_length=8192)  # beyond its window of 4,096
+    assert plan_run(mistral, plan).attention_core_share == 32 * 4 * 8192 * 4096 * 4096 / mistral.forward_flops
+
+
+def test_a_batch_from_one_sequence_to_all_tokens(llama: Analysis) -> None:
+    for batch, steps in ((2048, 2), (4096, 1)):
+        plan = RunPlan(tokens=4096, gpus=("H100",), global_batch_tokens=batch)
+        assert plan_run(llama, plan).steps == steps
+    with pytest.raises(UserError, match=r"tokens = 11: must be at least one sequence of llama_7b, 2048 tokens; --seq"):
+        plan_run(llama, RunPlan(tokens=11, gpus=("H100",), global_batch_tokens=11))
 
 
 def test_lossless_to_json(deepseek: Analysis) -> None:

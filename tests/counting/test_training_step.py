@@ -358,6 +358,15 @@ def test_a_chunk_as_long_as_the_sequence_is_none() -> None:
     assert analyze(spec, sequence_length=24, training=TrainingOptions(loss_chunk=23)) != whole
 
 
+@pytest.mark.parametrize(("length", "fewest"), [(1024, 4), (1025, 5), (16_777_216, 65_536)])
+def test_as_many_chunks_as_there_may_be(length: int, fewest: int) -> None:
+    options = TrainingOptions(loss_chunk=fewest)
+    assert options.of_sequence(length, "small") == options
+    fewer = TrainingOptions(loss_chunk=fewest - 1)
+    with pytest.raises(UserError, match=f"^small: loss_chunk = {fewest - 1}: makes .* give at least {fewest}$"):
+        fewer.of_sequence(length, "small")
+
+
 def test_an_unknown_recompute_is_refused() -> None:
     with pytest.raises(UserError, match="recompute = 'some': must be one of none, selective, full"):
         TrainingOptions(recompute="some")  # type: ignore[arg-type]
