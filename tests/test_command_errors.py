@@ -12,13 +12,6 @@ from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.spec import GatedMLPSpec
 
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 RUN = "--model_config llama_7b --tokens 1T --gpus A100"
 
 BAD_COMMANDS = {

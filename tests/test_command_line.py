@@ -17,12 +17,6 @@ from torch_models.config import read_spec
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # --- Analyses --------------------------------------------------------------------------------------------------
 
 
