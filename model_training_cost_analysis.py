@@ -324,8 +324,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="model_training_cost_analysis",
         allow_abbrev=False,
-        description="What training a model costs: parameters, FLOPs, memory, and the best model for a budget. Every "
-        "number is measured on real modules on the meta device and proven equal to a closed-form formula.",
+        description="What training a model costs: parameters, FLOPs, memory, hours, dollars, and the best model for a "
+        "budget. Numbers are measured on real modules on the meta device and held against closed-form formulas; where "
+        "there is no formula, it says so.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
@@ -342,10 +343,15 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--seq_len", metavar="TOKENS", help="sequence length; else the config's own")
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 
-    step = parser.add_argument_group("a training step of the model, forward and backward")
+    step = parser.add_argument_group(
+        "a training step of the model, forward and backward; the last three are a run's, too"
+    )
     step.add_argument("--recompute", choices=get_args(Recompute), help="what backward computes again; default none")
-    step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on where the config has it")
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
+    step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on where the config has it")
+    recipes, optimizers = (", ".join(entry.name for entry in known) for known in (PRECISIONS, OPTIMIZERS))
+    step.add_argument("--precision", metavar="RECIPE", help=f"one of {recipes}; default {DEFAULT_PRECISION.name}")
+    step.add_argument("--optimizer", metavar="NAME", help=f"one of {optimizers}; default {DEFAULT_OPTIMIZER.name}")
 
     machines = parser.add_argument_group("machines, for a run or a budget")
     machines.add_argument(
@@ -357,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     machines.add_argument(
         "--mfu",
         metavar="SHARE",
-        help=f"model FLOPs utilisation in (0, 1]; default {DEFAULT_MFU} of a budget, {mfu_range} of a run",
+        help=f"model FLOPs utilisation, at most 1; default {DEFAULT_MFU} of a budget, {mfu_range} of a run",
     )
 
     run = parser.add_argument_group("a run")
@@ -365,9 +371,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--num_gpus", metavar="GPUS", help="how many, for days and tokens per second")
     run.add_argument("--global_batch_tokens", metavar="TOKENS", help="tokens per step, for the number of steps")
     run.add_argument("--gpu_hours", metavar="HOURS", help="published hours, as 2.664M: what MFU do they imply?")
-    recipes, optimizers = (", ".join(entry.name for entry in known) for known in (PRECISIONS, OPTIMIZERS))
-    run.add_argument("--precision", metavar="RECIPE", help=f"one of {recipes}; default {DEFAULT_PRECISION.name}")
-    run.add_argument("--optimizer", metavar="NAME", help=f"one of {optimizers}; default {DEFAULT_OPTIMIZER.name}")
     run.add_argument("--compare", action="store_true", help="several models side by side, on one GPU")
 
     published = parser.add_argument_group("published runs")

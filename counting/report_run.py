@@ -32,7 +32,6 @@ CONVENTIONS: dict[Convention, str] = {
     "own": "the model's own count",
 }
 
-IMPOSSIBLE = "impossible"
 MFU_NOTE = (
     "MFU is against the dense peak of the 16-bit training dtype, under the model's own count: three forward passes, "
     "nothing recomputed."
@@ -98,7 +97,7 @@ def print_run(run: TrainingRun) -> None:
         notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: the MFU of fp32 is a fraction of the usual.")
     if implied:
         notes.append(CONVENTION_NOTE)
-        if any(_utilisation(entry.mfu, gpu).endswith(IMPOSSIBLE) for gpu in implied for entry in gpu.implied_mfu):
+        if any(_is_impossible(entry.mfu, gpu) for gpu in implied for entry in gpu.implied_mfu):
             notes.append(
                 "Impossible: more than the GPU's dense peak. If FLOPs are counted so, and the model was trained at "
                 "this sequence length, the claim is not true."
@@ -118,8 +117,11 @@ def _utilisation(mfu: float, gpu: GpuRun) -> str:
     """An MFU, and where it is above 1 whether it can be."""
     if mfu <= 1:
         return percent(mfu)
-    attainable = gpu.attainable_tflop_per_s / gpu.peak_dense_tflop_per_s
-    return f"{percent(mfu)}, {'in FP8' if mfu <= attainable else IMPOSSIBLE}"
+    return f"{percent(mfu)}, {'impossible' if _is_impossible(mfu, gpu) else 'in FP8'}"
+
+
+def _is_impossible(mfu: float, gpu: GpuRun) -> bool:
+    return mfu * gpu.peak_dense_tflop_per_s > gpu.attainable_tflop_per_s
 
 
 def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
