@@ -131,8 +131,8 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     model_flops: int  # of training the main model on one sequence, however it is run: 3 x forward_flops
     defaulted_fields: tuple[str, ...]
     agreement: Agreement
+    training: TrainingStep | None = None  # where a step was measured; its model FLOPs may include mtp
     memory: StepMemory | None = None  # of that step
-    training: TrainingStep | None = None  # where a step was asked for; its model FLOPs may include mtp
 
     @property
     def main_layer(self) -> LayerAnalysis:

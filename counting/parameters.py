@@ -6,6 +6,7 @@ from counting.components import component_of
 from counting.counts import COMPONENTS, Counts
 from torch_models.moe import RoutedExperts, Router
 
+# Where linear layers stand, but for head and router, which recipes in fp8 leave alone.
 LINEAR = ("attention", "mlp", "routed_experts", "shared_experts")
 
 

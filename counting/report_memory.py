@@ -44,12 +44,17 @@ def _layer(phase: Phase) -> str:
 
 
 def _caption(memory: StepMemory) -> str:
-    states = memory.states
-    return (
+    states, backward = memory.states, memory.layer_backward_peak_bytes
+    lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
+    sentences = [
         f"Held from step to step: weights {integer(states.weights)}, gradients {integer(states.gradients)} once all "
         f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
-        f"{memory.options.precision.description}. {_where_it_fits(memory)} " + " ".join(memory.notes)
-    )
+        f"{memory.options.precision.description}.",
+        f"From layer to layer the peak of backward lies between {lowest} and {highest} GB.",
+        _where_it_fits(memory),
+        *memory.notes,
+    ]
+    return " ".join(sentences)
 
 
 def _where_it_fits(memory: StepMemory) -> str:

@@ -5,7 +5,7 @@ order. One sequence, one device: nothing is sharded, and gradients do not exist 
 the recipe accumulates them in buffers of their own. Torch-free.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     states: ModelStates
     buffers: int  # router correction biases
     phases: tuple[Phase, ...]
+    layer_backward_peak_bytes: tuple[int, ...]  # of each layer's way back, in the model's order
     peak_phase: str
     peak_bytes: int
     proof: str
@@ -95,13 +96,31 @@ def step_memory(spec: ModelSpec, options: StepOptions, profile: StepProfile) -> 
     states = profile.outside_states
     for layer in profile.layers:
         states += layer.states * layer.count
-    phases = tuple(_phases(spec, options, profile, states))
-    worst = _worst(list(phases))
+    position = _Position(states, profile, apart=options.precision.gradients_apart)
+    runs = list(_runs(spec))
+    forward = [position.pass_through(profile.embedding_forward, "forward")]
+    for run in runs:
+        forward += position.pass_layers(profile.layers[run.kind].forward, "forward", run.kind_name, run.layers)
+    predicted = options.mtp and spec.mtp_layers
+    loss = position.pass_through(profile.loss, "head, loss and MTP" if predicted else "head and loss", logits=True)
+    backward: list[Phase] = []
+    for run in reversed(runs):
+        stretch, layers = profile.layers[run.kind].backward, run.layers[::-1]
+        backward += position.pass_layers(stretch, "backward of a layer", run.kind_name, layers)
+    phases = (
+        _worst(forward),
+        loss,
+        _worst(backward),
+        position.pass_through(profile.embedding_backward, "backward of the embedding"),
+        position.pass_through(Stretch(peak=profile.optimizer_step, net=0), "optimiser step"),
+    )
+    worst = _worst(phases)
     return StepMemory(
         options=options,
         states=states,
         buffers=profile.buffers,
         phases=phases,
+        layer_backward_peak_bytes=tuple(moment.peak_bytes for moment in reversed(backward)),
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
         proof="measured = formula"
@@ -119,24 +138,6 @@ def _notes(options: StepOptions) -> Iterator[str]:
         yield FP8_NOTE
     if options.precision.name == "fp32" and options.kernels == "fused":
         yield FUSED_FP32_NOTE
-
-
-def _phases(spec: ModelSpec, options: StepOptions, profile: StepProfile, states: ModelStates) -> Iterator[Phase]:
-    position = _Position(states, profile, apart=options.precision.gradients_apart)
-    runs = list(_runs(spec))
-    moments = [position.pass_through(profile.embedding_forward, "forward")]
-    for run in runs:
-        moments += position.pass_layers(profile.layers[run.kind].forward, "forward", run.kind_name, run.layers)
-    yield _worst(moments)
-    predicted = options.mtp and spec.mtp_layers
-    yield position.pass_through(profile.loss, "head, loss and MTP" if predicted else "head and loss", logits=True)
-    moments = []
-    for run in reversed(runs):
-        layers = run.layers[::-1]
-        moments += position.pass_layers(profile.layers[run.kind].backward, "backward of a layer", run.kind_name, layers)
-    yield _worst(moments)
-    yield position.pass_through(profile.embedding_backward, "backward of the embedding")
-    yield position.pass_through(Stretch(peak=profile.optimizer_step, net=0), "optimiser step")
 
 
 class _Position:
@@ -164,23 +165,16 @@ class _Position:
             logits_and_loss=others if logits else 0,
             transients=0 if logits else others,
         )
-        self._skip(stretch, 1)
+        self.gradients += stretch.gradients
+        self.activations += stretch.net - stretch.gradients
         return phase
 
     def pass_layers(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
-        """The first and the last of equal layers in a row: between them memory rises or falls evenly."""
-        first = self.pass_through(stretch, name, layer=layers[0], kind=kind)
-        if len(layers) == 1:
-            return [first]
-        self._skip(stretch, len(layers) - 2)
-        return [first, self.pass_through(stretch, name, layer=layers[-1], kind=kind)]
-
-    def _skip(self, stretch: Stretch, count: int) -> None:
-        self.gradients += stretch.gradients * count
-        self.activations += (stretch.net - stretch.gradients) * count
+        """The worst moment of each of these equal layers, in the order in which they are passed."""
+        return [self.pass_through(stretch, name, layer=layer, kind=kind) for layer in layers]
 
 
-def _worst(moments: list[Phase]) -> Phase:
+def _worst(moments: Sequence[Phase]) -> Phase:
     return max(moments, key=lambda phase: phase.peak_bytes)
 
 

@@ -95,6 +95,12 @@ def test_where_a_step_fits(small: Analysis) -> None:
     assert names(2**50) == set()
 
 
+def test_the_caption_has_the_span_of_the_layers(small: Analysis) -> None:
+    assert small.memory is not None
+    memory = msgspec.structs.replace(small.memory, layer_backward_peak_bytes=(3 * 10**9, 10**9, 2 * 10**9))
+    assert "the peak of backward lies between 1.0 and 3.0 GB" in str(memory_table(memory).caption)
+
+
 def test_a_peak_in_a_layer_names_it(small: Analysis) -> None:
     assert small.memory is not None
     backward = small.memory.phases[2]

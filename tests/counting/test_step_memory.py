@@ -110,6 +110,22 @@ def test_extended_equals_run_whole(family: str, recompute: Recompute, precision:
     assert step_memory(spec, run, measure_step(spec, run)) == step_memory(whole, run, measure_step(whole, run))
 
 
+class Uncut(LiveBytes):
+    """Notes at each boundary how many storages had been born, and of the peak which boundary came before it."""
+
+    mark = 0
+    mark_of_peak = 0
+
+    def watch(self) -> None:
+        super().watch()
+        self.mark_of_peak = self.mark
+
+    def pass_boundary(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        """Before the module, and on the way back when the gradient of what goes in is there."""
+        self.mark = self.born
+        args[0].register_hook(lambda gradient: setattr(self, "mark", self.born))
+
+
 @pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
 @pytest.mark.parametrize("recompute", RECOMPUTES)
 @pytest.mark.parametrize(
@@ -133,13 +149,20 @@ def test_the_peak_of_a_step_that_is_not_cut(family: str, layers: int, recompute:
     tables = model.model.rotary_tables(token_ids)
     held = [*parameters, *model.buffers(), *mtp_layers.buffers(), token_ids, labels]
     held += [table for pair in tables.values() for table in pair]
-    with cuda_kernels_on_meta(), LiveBytes(held) as tracker:
+    with cuda_kernels_on_meta(), Uncut(held) as tracker:
+        for module in (*model.model.layers, model.model.norm):
+            module.register_forward_pre_hook(tracker.pass_boundary)
         training_loss(model, mtp_layers, token_ids, labels, tables=tables).backward()
     states = extended.states
     beside = states.masters + states.moments + (states.gradients if run.precision.gradients_apart else 0)
     gradients = {tracker.serial(p.grad) for p in parameters if p.grad is not None}
     worst = max(extended.phases[:-1], key=lambda phase: phase.peak_bytes)
     assert worst.peak_bytes == tracker.peak + beside
+    at_peak = {serial: size for serial, size in tracker.at_peak.items() if serial not in gradients}
+    weights = {tracker.serial(x) for x in (*parameters, *model.buffers(), *mtp_layers.buffers())}
+    new = {serial: size for serial, size in at_peak.items() if serial >= tracker.mark_of_peak}
+    assert worst.activations == sum(size for serial, size in at_peak.items() if serial not in {*weights, *new})
+    assert worst.logits_and_loss + worst.transients == sum(new.values())
     if not run.precision.gradients_apart:
         assert worst.gradients == sum(tracker.at_peak.get(serial, 0) for serial in gradients)
     update = extended.phases[-1]
@@ -184,6 +207,12 @@ def test_parts_and_layers_of_the_phases() -> None:
     # Full recomputation keeps each layer's input, and the embedding of multi-token prediction waits for the other.
     stream, inputs = 2 * 4096 * 7168, 2 * 8 * 4096 + 2 * 2 * 4096 * 32
     assert forward.activations == 61 * stream + inputs
+    assert backward.activations == 2 * stream + inputs + 4 + 4  # its input, the gradient; the loss, and the loss's own
+    peaks = memory.layer_backward_peak_bytes
+    assert (len(peaks), max(peaks)) == (61, backward.peak_bytes) == (61, peaks[0])
+    # Down the layers each adds its gradients and lets go of its input, and of nothing else.
+    moe = 2 * 11_507_286_016
+    assert {peaks[layer] - peaks[layer + 1] for layer in range(3, 60)} == {moe - stream}
     whole = 671_026_404_352 + 11_610_067_968
     assert update.gradients == 2 * whole
     assert update.activations == inputs + 4  # and the loss
