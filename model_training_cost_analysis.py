@@ -16,28 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from counting.amounts import parse_hours, parse_num_gpus, parse_tokens
 from counting.analysis import Analysis, analyze
-from counting.budget_on_model import spend_on
-from counting.claim import examine_claim
-from counting.comparison import compare
-from counting.designed import design_for_budget
-from counting.output_file import refuse_unwritable, write_whole
-from counting.precision import (
-    DEFAULT_OPTIMIZER,
-    DEFAULT_PRECISION,
-    OPTIMIZERS,
-    PRECISIONS,
-    Optimizer,
-    Precision,
-    find_optimizer,
-    find_precision,
-)
-from counting.published_runs import examine_published_runs
-from counting.reconcile import DisagreementError
-from counting.report import Results, json_document
-from counting.scaling_law import DEFAULT_LAW, LAWS
-from counting.training_cost import (
+from counting.command.amounts import parse_hours, parse_num_gpus, parse_tokens
+from counting.command.output_file import refuse_unwritable, write_whole
+from counting.cost.budget import (
     DEFAULT_GPUS,
     DEFAULT_MFU,
     BudgetPlan,
@@ -47,12 +29,30 @@ from counting.training_cost import (
     parse_prices,
     plan_budget,
 )
-from counting.training_flops import trains_mtp
-from counting.training_run import MFU_RANGE, RunPlan, plan_run
+from counting.cost.budget_on_model import spend_on
+from counting.cost.comparison import compare
+from counting.cost.conventions import trains_mtp
+from counting.cost.design_for_budget import design_for_budget
+from counting.cost.run import MFU_RANGE, RunPlan, plan_run
+from counting.cost.scaling_laws import DEFAULT_LAW, LAWS
+from counting.published.claim import examine_claim
+from counting.published.runs import examine_published_runs
+from counting.recipes import (
+    DEFAULT_OPTIMIZER,
+    DEFAULT_PRECISION,
+    OPTIMIZERS,
+    PRECISIONS,
+    Optimizer,
+    Precision,
+    find_optimizer,
+    find_precision,
+)
+from counting.reconcile import DisagreementError
+from counting.report.model import Results, json_document
 from counting.training_step import TrainingOptions
 from torch_models import read_spec
-from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
@@ -285,7 +285,9 @@ def _prices(options: argparse.Namespace) -> dict[str, float]:
 
 def _print(results: Results, design_path: str | None) -> None:
     """The tables; a comparison stands for the models that it compares."""
-    from counting import report, report_published, report_run
+    from counting.report.model import model as report
+    from counting.report.model import published as report_published
+    from counting.report.model import run as report_run
 
     analyses = results.analyses if results.comparison is None else ()
     if analyses or results.plan is not None:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from counting.counts import BATCH_SIZE, AttentionCore, LayerCounts, LayerMemory, ModelCounts
-from counting.derived import derive
+from counting.formulas.model import derive
 from counting.reconcile import Agreement, compare_counters, reconcile
+from counting.step_memory import StepMemory, analyze_step_memory
 from counting.step_profile import StepOptions
-from counting.training_memory import StepMemory, analyze_step_memory
 from counting.training_step import TrainingOptions, TrainingStep, analyze_step
-from torch_models.config import ForeignConfig, read_model
 from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, check_kernels
 
 if TYPE_CHECKING:
-    from counting.foreign_config import ForeignModel
+    from counting.via_transformers.config import ForeignModel
 
 # Printed beside the numbers they govern.
 NOTES = (
@@ -170,7 +170,7 @@ def _analyze_native(
 ) -> Analysis:
     conventions = _conventions(spec, sequence_length, kernels)
 
-    from counting.measured import measure
+    from counting.measurements.probe import measure
 
     run = (spec, conventions.sequence_length, kernels)
     counts = measure(*run)
@@ -201,12 +201,12 @@ def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernel
             f"kernels = {show_value(kernels)}: {foreign.model_type or 'its family'} goes through transformers, and is "
             "measured with fused attention only"
         )
-    from counting.foreign_config import read_foreign
+    from counting.via_transformers.config import read_foreign
 
     model = read_foreign(foreign)
     conventions = _conventions(model, sequence_length, kernels)
 
-    from counting.through_transformers import measure_foreign
+    from counting.via_transformers.measure import measure_foreign
 
     counts = measure_foreign(model, conventions.sequence_length)
     if not counts.layers:

@@ -3,7 +3,7 @@
 The components are the rows of every table, the keys of the JSON and the ids of the tests. Multi-token prediction
 (`mtp`) is counted in the same components but never added to the main model's.
 
-`ModelCounts` is made twice, by `counting.measured` from the modules and by `counting.derived` from the spec, and
+`ModelCounts` is made twice, from the modules and from the spec, and
 `counting.reconcile` holds one against the other.
 """
 

@@ -1,7 +1,7 @@
 """What both witnesses say of the memory of one training step: stretch by stretch, for one layer of each kind.
 
-`counting.step_memory` measures a `StepProfile`, `counting.analytic_step_memory` derives it, and
-`counting.training_memory` extends it to the whole model. Torch-free.
+`counting.measurements.step` measures a `StepProfile`, `counting.formulas.memory.step` derives it, and
+`counting.step_memory` extends it to the whole model. Torch-free.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from counting.precision import Optimizer, Precision
+from counting.recipes import Optimizer, Precision
 from torch_models.spec import Kernels, Recompute
 
 

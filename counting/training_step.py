@@ -8,9 +8,9 @@ from typing import get_args
 
 import msgspec
 
-from counting.analytic_training import step_flops, without_mtp
 from counting.counts import AttentionCore, ModelCounts, StepFlops
-from counting.precision import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
+from counting.formulas.step_flops import step_flops, without_mtp
+from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
 from counting.reconcile import Check, reconcile_step
 from torch_models.errors import UserError, show_value
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, Recompute
@@ -96,7 +96,7 @@ def analyze_step(
         )
     trained = without_mtp(spec) if options.mtp is False else spec
 
-    from counting.step_flops import measure_step
+    from counting.measurements.dispatch import measure_step
 
     run = (trained, sequence_length, kernels)
     measured = measure_step(*run, recompute=options.recompute, loss_chunk=options.loss_chunk)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.shrunken import LLAMA
 from torch_models import build, build_mtp
-from torch_models.config import spec_from_fields
+from torch_models.fields.config import spec_from_fields
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 EXPERTS = "model.layers.1.mlp.experts"

@@ -10,15 +10,15 @@ Importing this package, or reading a config, does not import torch; building and
 import os
 from typing import TYPE_CHECKING
 
-from torch_models.config import read_spec
 from torch_models.errors import CheckpointError, ConfigError, UserError
+from torch_models.fields.config import read_spec
 from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from torch_models.decoder import CausalLM
+    from torch_models.modules.decoder import CausalLM
     from torch_models.spec import Kernels
 
 __all__ = [
@@ -77,7 +77,7 @@ def load_checkpoint(
     whatever the files are stored in. Tensors are read one at a time; what does not fit the config is a
     `CheckpointError`. Needs the extra `checkpoints`.
     """
-    from torch_models.checkpoint import load_checkpoint
+    from torch_models.checkpoints.load import load_checkpoint
 
     return load_checkpoint(folder, device=device, dtype=dtype, kernels=kernels)
 
@@ -90,7 +90,7 @@ def load_mtp_checkpoint(
     kernels: "Kernels" = "fused",
 ) -> "nn.ModuleList":
     """The multi-token-prediction layers of a checkpoint folder; empty where its config has none."""
-    from torch_models.checkpoint import load_mtp_checkpoint
+    from torch_models.checkpoints.load import load_mtp_checkpoint
 
     return load_mtp_checkpoint(folder, device=device, dtype=dtype, kernels=kernels)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from torch_models.decoder import CausalLM, MultiTokenPredictionLayer
 from torch_models.errors import UserError, show_value
-from torch_models.layers import RMSNorm
+from torch_models.modules.decoder import CausalLM, MultiTokenPredictionLayer
+from torch_models.modules.layers import RMSNorm
 from torch_models.spec import Kernels, ModelSpec, check_kernels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -7,26 +7,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from counting import (
-    analytic,
-    analytic_memory,
-    analytic_memory_attention,
-    analytic_memory_blocks,
-    analytic_memory_experts,
-    analytic_step_memory,
-    tape_ops,
-)
 from counting.analysis import analyze
-from counting.analytic_step_memory import derive_step
 from counting.counts import AttentionCore, Counts, LayerMemory, ModelCounts
-from counting.derived import derive
-from counting.precision import find_optimizer, find_precision
+from counting.formulas import flops as analytic
+from counting.formulas.memory import attention as analytic_memory_attention
+from counting.formulas.memory import blocks as analytic_memory_blocks
+from counting.formulas.memory import experts as analytic_memory_experts
+from counting.formulas.memory import layer as analytic_memory
+from counting.formulas.memory import operations as tape_ops
+from counting.formulas.memory import step as analytic_step_memory
+from counting.formulas.memory.step import derive_step
+from counting.formulas.memory.tape import Array, Tape
+from counting.formulas.model import derive
+from counting.recipes import find_optimizer, find_precision
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.step_profile import StepOptions
-from counting.tape import Array, Tape
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
 from torch_models import spec as specs
-from torch_models.config import spec_from_fields
+from torch_models.fields.config import spec_from_fields
 
 DEEPSEEK_SPEC = spec_from_fields(DEEPSEEK_V3, "shrunken")
 LLAMA_SPEC = spec_from_fields(LLAMA, "shrunken")

@@ -10,21 +10,23 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import torch_models.training
-from counting import analytic, analytic_training, step_flops
+import torch_models.training.loss
 from counting.analysis import Analysis, analyze
 from counting.counts import AttentionCore, Counts, StepFlops
-from counting.flops import DISPATCH_FORMULAS
-from counting.measured import measure
-from counting.meta_kernels import cuda_kernels_on_meta
+from counting.formulas import flops as analytic
+from counting.formulas import step_flops as analytic_training
+from counting.measurements import dispatch as step_flops
+from counting.measurements.dispatch import measure_step, measure_steps
+from counting.measurements.meta_device import cuda_kernels_on_meta
+from counting.measurements.probe import measure
+from counting.measurements.trace import DISPATCH_FORMULAS
 from counting.reconcile import DisagreementError, reconcile_step
-from counting.step_flops import measure_step, measure_steps
 from counting.training_step import TrainingOptions
-from tests.counting.test_measured_equals_derived import random_layer
+from tests.random_specs import random_layer
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from torch_models import UserError, build, build_mtp
-from torch_models.config import read_spec, spec_from_fields
-from torch_models.recompute import set_recompute
+from torch_models.fields.config import read_spec, spec_from_fields
+from torch_models.modules.recompute import set_recompute
 from torch_models.spec import Kernels, ModelSpec, Recompute
 
 CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
@@ -147,7 +149,7 @@ def test_the_whole_model_counted_without_asking_for_whom(spec: ModelSpec, kernel
     ids = torch.empty(1, 24, dtype=torch.long, device="meta")
     counter = FlopCounterMode(display=False, custom_mapping=DISPATCH_FORMULAS)
     with cuda_kernels_on_meta(), counter:
-        torch_models.training.training_loss(model, mtp_layers, ids, ids, loss_chunk=way[1]).backward()
+        torch_models.training.loss.training_loss(model, mtp_layers, ids, ids, loss_chunk=way[1]).backward()
     measured = measure_step(spec, 24, kernels, recompute=way[0], loss_chunk=way[1])
     assert measured.hardware == counter.get_total_flops()
 
@@ -208,13 +210,13 @@ def test_one_layer_of_each_kind_is_run_however_many_there_are() -> None:
 
 def test_few_chunks_of_the_loss_are_run_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = []
-    right = torch_models.training._summed_loss
+    right = torch_models.training.loss._summed_loss
 
     def noting(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         tokens.append(len(labels))
         return right(model, hidden, labels)
 
-    monkeypatch.setattr(torch_models.training, "_summed_loss", noting)
+    monkeypatch.setattr(torch_models.training.loss, "_summed_loss", noting)
     spec = spec_from_fields(LLAMA, "s")
     assert measure_step(spec, 4096, "fused", loss_chunk=1) == derived(spec, 4096, "fused", ("none", 1))
     assert tokens == [4096] + 16 * [512]  # whole; then in chunks, forward and again for backward

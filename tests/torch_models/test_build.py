@@ -11,9 +11,9 @@ import torch
 import torch_models
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, build_mtp, load_checkpoint, load_mtp_checkpoint, read_spec
-from torch_models.config import FAMILIES, spec_from_fields
-from torch_models.config_file import read_config
 from torch_models.errors import UserError
+from torch_models.fields.config import FAMILIES, spec_from_fields
+from torch_models.fields.file import read_config
 from torch_models.spec import ModelSpec
 
 CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from torch_models.common_fields import dense_then_moe, gated_mlp, mixture_with_shared_experts, softmax_router
 from torch_models.errors import ConfigError
-from torch_models.latent_attention import LatentAttentionConfig, latent_attention
+from torch_models.fields.latent_attention import LatentAttentionConfig, latent_attention
+from torch_models.fields.shared import dense_then_moe, gated_mlp, mixture_with_shared_experts, softmax_router
 from torch_models.spec import (
     Experts,
     Layers,

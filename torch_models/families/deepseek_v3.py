@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from torch_models.common_fields import dense_then_moe, gated_mlp, sigmoid_mixture
-from torch_models.latent_attention import LatentAttentionConfig, latent_attention
+from torch_models.fields.latent_attention import LatentAttentionConfig, latent_attention
+from torch_models.fields.shared import dense_then_moe, gated_mlp, sigmoid_mixture
 from torch_models.spec import (
     Experts,
     Layers,

@@ -1,8 +1,8 @@
 """Gemma-2 (arXiv 2408.00118): norms around each block, GeGLU, soft-capped scores and logits, alternate local layers."""
 
-from torch_models.common_fields import gated_mlp, grouped_query_attention, window_by_layer
-from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
+from torch_models.fields.config import FamilyConfig
+from torch_models.fields.shared import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.spec import Activation, Heads, LayerSpec, ModelSpec, Positive, SequenceLength, Width
 
 

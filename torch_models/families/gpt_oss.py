@@ -2,9 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from torch_models.common_fields import grouped_query_attention, softmax_router, window_by_layer
-from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
+from torch_models.fields.config import FamilyConfig
+from torch_models.fields.shared import grouped_query_attention, softmax_router, window_by_layer
 from torch_models.spec import (
     ClampedMLPSpec,
     Epsilon,

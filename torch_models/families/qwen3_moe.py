@@ -4,9 +4,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from torch_models.common_fields import gated_mlp, grouped_query_attention, softmax_router
-from torch_models.config import FamilyConfig
 from torch_models.errors import ConfigError
+from torch_models.fields.config import FamilyConfig
+from torch_models.fields.shared import gated_mlp, grouped_query_attention, softmax_router
 from torch_models.spec import (
     Experts,
     Heads,

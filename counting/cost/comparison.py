@@ -1,0 +1,96 @@
+"""Several models side by side, trained on the same tokens with the same GPU at the same utilisation.
+
+What a mixture of experts saves is told against the same model with every routed expert run for every token, which is a
+dense one of its total size: 6 FLOPs per token more for each parameter that a token does not visit.
+"""
+
+from collections.abc import Sequence
+from math import ceil
+
+import msgspec
+
+from counting.analysis import Analysis
+from counting.cost.budget import exactly
+from counting.cost.conventions import FLOPS_PER_PARAMETER, training_flops_per_token
+from counting.cost.run import Outcome, RunPlan, plan_run
+from torch_models.errors import UserError
+
+
+class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of the comparison."""
+
+    model: str
+    sequence_length: int
+    mtp_trained: bool
+    total_parameters: int
+    active_parameters: int
+    training_flops_per_token: int
+    training_flops_per_token_if_dense: int  # every routed expert run for every token
+    saved_by_routing: float  # 1 - the one / the other; 0 of a dense model
+    model_state_bytes: int
+    step_peak_bytes: int | None  # of one sequence on one device; None where no step was measured
+    fewest_gpus: int
+    outcome: Outcome
+    cost_over_cheapest: float
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """The models, and what they have in common."""
+
+    tokens: int
+    gpu: str
+    training_dtype: str
+    price_usd_per_hour: float
+    num_gpus: int | None
+    mfu: float
+    precision: str
+    optimizer: str
+    models: tuple[ComparedModel, ...]
+
+
+def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
+    """The runs of `plan` for each model; it must name one GPU and one utilisation. Errors as of `plan_run`."""
+    if len(analyses) < 2:
+        raise UserError("--compare needs two models or more: give --model_config with several configs")
+    if len(plan.gpus) != 1:
+        raise UserError(f"--compare needs one GPU, but --gpus names {len(plan.gpus)}: {', '.join(plan.gpus)}")
+    if plan.gpu_hours is not None:
+        raise UserError("--compare takes no --gpu_hours, which are of one model's run: give --mfu")
+    assert len(plan.mfus) == 1
+    runs = [plan_run(analysis, plan) for analysis in analyses]
+    cheapest = min(run.gpus[0].outcomes[0].cost_usd for run in runs)
+    models = []
+    for analysis, run in zip(analyses, runs, strict=True):
+        (on_gpu,) = run.gpus
+        (outcome,) = on_gpu.outcomes
+        flops = training_flops_per_token(analysis, plan.mtp)
+        inactive = analysis.parameters.total - analysis.parameters.active
+        if_dense = flops + FLOPS_PER_PARAMETER * inactive
+        models.append(
+            ComparedModel(
+                model=run.model,
+                sequence_length=run.sequence_length,
+                mtp_trained=run.mtp_trained,
+                total_parameters=run.total_parameters,
+                active_parameters=run.active_parameters,
+                training_flops_per_token=run.training_flops_per_token,
+                training_flops_per_token_if_dense=ceil(if_dense),
+                saved_by_routing=float(1 - flops / if_dense),
+                model_state_bytes=run.model_state_bytes,
+                step_peak_bytes=None if analysis.memory is None else analysis.memory.peak_bytes,
+                fewest_gpus=on_gpu.fewest_gpus,
+                outcome=outcome,
+                cost_over_cheapest=float(exactly(outcome.cost_usd) / exactly(cheapest)),
+            )
+        )
+    return Comparison(
+        tokens=plan.tokens,
+        gpu=on_gpu.gpu,
+        training_dtype=on_gpu.training_dtype,
+        price_usd_per_hour=on_gpu.price_usd_per_hour,
+        num_gpus=plan.num_gpus,
+        mfu=plan.mfus[0],
+        precision=plan.precision.name,
+        optimizer=plan.optimizer.name,
+        models=tuple(models),
+    )

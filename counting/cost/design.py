@@ -1,0 +1,348 @@
+"""A Llama-style model designed for a parameter count, and the tokens that a compute budget pays for on it.
+
+The search is small and deterministic: the hidden sizes whose depth lies within the range of published models of that
+size, and for each the SwiGLU widths near 8/3 of it with the depth that fits. counting.formulas.flops counts them all.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from itertools import count
+from math import ceil, exp, floor, fsum, log
+
+import msgspec
+
+from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
+from counting.formulas.flops import parameters as count_parameters
+from torch_models.errors import UserError
+from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, ModelSpec, RotarySpec
+
+SMALLEST_DESIGN = 250_000_000  # below it whole layers and tiles are steps too coarse to come within 0.5 % of any N
+LARGEST_DESIGN = 10**13  # beyond it the largest published dense model is no guide
+LARGEST_RELATIVE_ERROR = 0.005
+
+HEAD_DIM = 128
+WIDTH_STEP = 256
+KEY_VALUE_HEADS = 8  # of Llama-3 at every size; the most that a design takes
+SWIGLU_RATIO = 8 / 3
+SWIGLU_TOLERANCE = 0.05
+NORM_EPS = 1e-5
+
+
+class PublishedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The size, width and depth of a published dense model, as its source prints them."""
+
+    name: str
+    parameters: int
+    hidden_size: int
+    layers: int
+    source: str
+
+    @property
+    def width_to_depth(self) -> float:
+        """Hidden size / layers."""
+        return self.hidden_size / self.layers
+
+
+class Tier(msgspec.Struct, frozen=True, kw_only=True):
+    """What a design takes over from published models of its order of size."""
+
+    vocab_sizes: tuple[int, ...]  # the preferred one first
+    tie_word_embeddings: bool
+    sequence_length: int
+    rope_theta: float
+    rule: str
+
+
+SMALL_TIER = Tier(
+    vocab_sizes=(32_000, 32_768, 49_152),
+    tie_word_embeddings=True,
+    sequence_length=2048,
+    rope_theta=10_000.0,
+    rule="below 5e9 parameters, 2,048 positions and RoPE base 10,000 as Llama-1 (arXiv 2302.13971); its vocabulary of "
+    "32,000, else that of Mistral-7B v0.3 (32,768) or SmolLM2 (49,152), and the head tied to the embedding as in "
+    "SmolLM2 and Llama-3.2 1B and 3B, so that the vocabulary does not dominate",
+)
+LARGE_TIER = Tier(
+    vocab_sizes=(128_256,),
+    tie_word_embeddings=False,
+    sequence_length=8192,
+    rope_theta=500_000.0,
+    rule="from 5e9 parameters, vocabulary, 8,192 positions, RoPE base 500,000 and a head of its own as Llama-3 8B "
+    "(arXiv 2407.21783); a larger model deserves a larger vocabulary (Tao et al. 2024, arXiv 2407.13623)",
+)
+LARGE_FROM = 5 * 10**9  # the geometric mean of Llama-3.2 3B, which ties its head, and Llama-3 8B, which does not
+
+
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+    """A designed config.json, and how near it comes to the parameters asked for."""
+
+    config: dict[str, object]  # Hugging Face's Llama fields
+    parameters: int
+    target_parameters: int
+    relative_error: float  # parameters / target - 1
+    rules: tuple[str, ...]  # every rule that shaped it, with its source
+
+    def config_json(self) -> str:
+        """The config as the text of a config.json."""
+        return msgspec.json.format(msgspec.json.encode(self.config), indent=2).decode() + "\n"
+
+
+class Design(Architecture, frozen=True, kw_only=True):
+    """An architecture as measured, the tokens that the budget pays for, and the loss that the law predicts."""
+
+    tokens: int
+    tokens_per_parameter: float
+    training_flops_per_token: int
+    training_flops: int  # of all tokens; at most the budget's
+    scaling_law: str
+    predicted_loss: float  # nats per token
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes that the search chooses."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_key_value_heads: int
+    vocab_size: int
+    layers: int = 1
+
+    @property
+    def heads(self) -> int:
+        """Query heads: together as wide as the residual stream."""
+        return self.hidden_size // HEAD_DIM
+
+    @property
+    def swiglu_ratio(self) -> float:
+        """SwiGLU width / hidden size."""
+        return self.intermediate_size / self.hidden_size
+
+
+def design_model(target_parameters: int) -> Architecture:
+    """The soundest Llama-style config within 0.5 % of `target_parameters`, for 2.5 x 10^8 to 10^13 of them.
+
+    The smallest sum of five deviations wins: hidden size / layers from the geometric mean of published models of that
+    size, and SwiGLU width from 8/3 of the hidden size, each as a share of what its rule allows; parameters from the
+    target, as a quarter of such a share; half a point for each key/value head fewer than 8; and the vocabulary's
+    growth over the preferred one.
+    Raises UserError outside the sizes that the rules hold for.
+    """
+    if not SMALLEST_DESIGN <= target_parameters <= LARGEST_DESIGN:
+        raise UserError(
+            f"cannot design a model of {target_parameters:,} parameters: the design rules hold from "
+            f"{SMALLEST_DESIGN:,} to {LARGEST_DESIGN:,}; change the budget, the GPUs or the utilisation"
+        )
+    tier = LARGE_TIER if target_parameters >= LARGE_FROM else SMALL_TIER
+    _, shape = min(_candidates(target_parameters, tier), key=lambda candidate: candidate[0])
+    parameters = count_parameters(_model_spec(shape, tier)).total
+    return Architecture(
+        config=_config(shape, tier),
+        parameters=parameters,
+        target_parameters=target_parameters,
+        relative_error=parameters / target_parameters - 1,
+        rules=_rules(shape, target_parameters, tier),
+    )
+
+
+def resolve_tokens(
+    architecture: Architecture,
+    *,
+    training_flops: float,
+    scaling_law: str,
+    measured_parameters: int,
+    measured_forward_flops: int,
+) -> Design:
+    """The design with D = floor(C / training FLOPs per token), and the loss that the law predicts at (N, D).
+
+    `measured_forward_flops` is one forward pass over one sequence of max_position_embeddings tokens, attention over
+    the full square. The backward pass costs twice that (Kaplan et al. 2020, arXiv 2001.08361, §2.1) and nothing is
+    computed twice. A fraction of a FLOP per token is rounded up, so that the budget `training_flops` is not exceeded.
+    """
+    sequence_length = architecture.config["max_position_embeddings"]
+    assert isinstance(sequence_length, int)
+    flops_per_token = -(-3 * measured_forward_flops // sequence_length)
+    tokens = affordable_tokens(training_flops, flops_per_token)
+    if not tokens:
+        raise UserError(
+            f"{training_flops:.3g} training FLOPs pay for no token of this model at {flops_per_token:.3g} each"
+        )
+    law = find_law(scaling_law)
+    return Design(
+        config=architecture.config,
+        parameters=measured_parameters,
+        target_parameters=architecture.target_parameters,
+        relative_error=measured_parameters / architecture.target_parameters - 1,
+        rules=architecture.rules,
+        tokens=tokens,
+        tokens_per_parameter=tokens / measured_parameters,
+        training_flops_per_token=flops_per_token,
+        training_flops=tokens * flops_per_token,
+        scaling_law=law.name,
+        predicted_loss=predicted_loss(law, measured_parameters, tokens),
+    )
+
+
+@cache
+def published_models() -> tuple[PublishedModel, ...]:
+    """The table `configs/published_models.json`, by size; the file is read on the first call."""
+    table = files("configs").joinpath("published_models.json").read_bytes()
+    models = msgspec.json.decode(table, type=tuple[PublishedModel, ...])
+    return tuple(sorted(models, key=lambda model: model.parameters))
+
+
+def published_peers(parameters: int) -> tuple[PublishedModel, ...]:
+    """The published models within a factor of 3 of that size; beyond the table, of its nearest end."""
+    models = published_models()
+    size = min(max(parameters, models[0].parameters), models[-1].parameters)
+    return tuple(model for model in models if size / 3 <= model.parameters <= size * 3)
+
+
+# --- The search ------------------------------------------------------------------------------------------------
+
+
+def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, Shape]]:
+    """(Penalty, shape) of all within 0.5 % of the target and within the published range of hidden size / layers."""
+    log_ratios = [log(model.width_to_depth) for model in published_peers(target)]
+    lowest, ideal, highest = min(log_ratios), fsum(log_ratios) / len(log_ratios), max(log_ratios)
+    for shape in _one_layer_shapes(target, tier, exp(lowest), exp(highest)):
+        layers, parameters = _fill(shape, target, tier)
+        error = abs(parameters / target - 1)
+        log_ratio = log(shape.hidden_size / layers)
+        if error <= LARGEST_RELATIVE_ERROR and lowest <= log_ratio <= highest:
+            penalty = (
+                abs(log_ratio - ideal) / (highest - ideal if log_ratio > ideal else ideal - lowest)
+                + abs(shape.swiglu_ratio / SWIGLU_RATIO - 1) / SWIGLU_TOLERANCE
+                + error / LARGEST_RELATIVE_ERROR / 4
+                + (KEY_VALUE_HEADS - shape.num_key_value_heads) / 2
+                + (shape.vocab_size / tier.vocab_sizes[0] - 1)
+            )
+            yield penalty, msgspec.structs.replace(shape, layers=layers)
+
+
+def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_ratio: float) -> Iterator[Shape]:
+    """The widths to try, without their depth: those that come near the published hidden size / layers."""
+    for hidden_size in _hidden_sizes():
+        groups, *fewer_groups = _key_value_heads(hidden_size // HEAD_DIM)
+        shape = Shape(
+            hidden_size=hidden_size,
+            intermediate_size=round(SWIGLU_RATIO * hidden_size),
+            num_key_value_heads=groups,
+            vocab_size=tier.vocab_sizes[0],
+        )
+        ratio = hidden_size / _fill(shape, target, tier)[0]
+        if ratio > 1.2 * highest_ratio:
+            return  # too shallow, and all wider ones more so
+        if ratio < lowest_ratio / 1.2:
+            continue
+        for intermediate_size in _swiglu_widths(hidden_size):
+            for num_key_value_heads in (groups, *fewer_groups):
+                for vocab_size in tier.vocab_sizes:
+                    yield Shape(
+                        hidden_size=hidden_size,
+                        intermediate_size=intermediate_size,
+                        num_key_value_heads=num_key_value_heads,
+                        vocab_size=vocab_size,
+                    )
+
+
+def _fill(shape: Shape, target: int, tier: Tier) -> tuple[int, int]:
+    """(Layers, parameters): the whole number of layers that brings the shape nearest to the target."""
+    model = _model_spec(shape, tier)
+    first, further = count_parameters(model).total, count_parameters(model.layers[0]).total
+    further_layers = max(0, round((target - first) / further))
+    return 1 + further_layers, first + further_layers * further
+
+
+def _hidden_sizes() -> Iterator[int]:
+    """Multiples of 256 from 512, of 512 from 2,048 and of 1,024 from 8,192, without end."""
+    yield from range(512, 2048, 256)
+    yield from range(2048, 8192, 512)
+    yield from count(8192, 1024)
+
+
+def _swiglu_widths(hidden_size: int) -> range:
+    """The multiples of 256 within 5 % of 8/3 `hidden_size`, or within one step where that is more."""
+    ideal = SWIGLU_RATIO * hidden_size
+    tolerance = max(SWIGLU_TOLERANCE * ideal, WIDTH_STEP)
+    return range(ceil((ideal - tolerance) / WIDTH_STEP) * WIDTH_STEP, floor(ideal + tolerance) + 1, WIDTH_STEP)
+
+
+def _key_value_heads(heads: int) -> tuple[int, ...]:
+    """The numbers up to 8 that divide `heads` into groups of two or more, the largest first; from 64 heads on, 8."""
+    if heads >= 64:  # the steps of the hidden size are multiples of 8 heads there
+        return (KEY_VALUE_HEADS,)
+    return tuple(groups for groups in range(KEY_VALUE_HEADS, 1, -1) if heads % groups == 0 and heads >= 2 * groups)
+
+
+def _model_spec(shape: Shape, tier: Tier) -> ModelSpec:
+    """The spec of a Llama-style model, for counting."""
+    layer = LayerSpec(
+        attention=GroupedQueryAttentionSpec(
+            hidden_size=shape.hidden_size,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            head_dim=HEAD_DIM,
+            rotary=RotarySpec(dim=HEAD_DIM, theta=tier.rope_theta),
+        ),
+        feed_forward=GatedMLPSpec(hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size),
+        norm_eps=NORM_EPS,
+    )
+    return ModelSpec(
+        name="design",
+        model_type="llama",
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        layers=(layer,) * shape.layers,
+        norm_eps=NORM_EPS,
+        tie_word_embeddings=tier.tie_word_embeddings,
+        sequence_length=tier.sequence_length,
+        sequence_length_source="max_position_embeddings",
+    )
+
+
+# --- What it writes --------------------------------------------------------------------------------------------
+
+
+def _config(shape: Shape, tier: Tier) -> dict[str, object]:
+    """The shape as Hugging Face's config.json of a Llama."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "head_dim": HEAD_DIM,
+        "max_position_embeddings": tier.sequence_length,
+        "hidden_act": "silu",
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": tier.rope_theta,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tier.tie_word_embeddings,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _rules(shape: Shape, target: int, tier: Tier) -> tuple[str, ...]:
+    """Every rule with the value it gave here and its source."""
+    peers = published_peers(target)
+    ratios = [model.width_to_depth for model in peers]
+    mean = exp(fsum(map(log, ratios)) / len(ratios))
+    return (
+        f"hidden size / layers = {shape.hidden_size / shape.layers:.0f}: within {min(ratios):.0f} to {max(ratios):.0f} "
+        f"(mean {mean:.0f}) of published models nearest in size: {', '.join(model.name for model in peers)}",
+        f"hidden size {shape.hidden_size}: a multiple of 256, whole tiles of a matrix multiply; of 512 from 2,048 and "
+        "of 1,024 from 8,192 on",
+        f"head_dim {HEAD_DIM}: as Llama-1 to 3 from 7B on (arXiv 2302.13971, 2407.21783)",
+        f"{shape.heads} query heads share {shape.num_key_value_heads} key/value heads (Ainslie et al. 2023, arXiv "
+        "2305.13245): 8 as Llama-3 at every size (arXiv 2407.21783, table 3), fewer where 8 do not divide the query "
+        "heads in twos or more, or a small model needs it to meet its size, as in SmolLM2 (3, 5) and Qwen2.5 (2, 4)",
+        f"SwiGLU width {shape.intermediate_size} = {shape.swiglu_ratio:.3f} x hidden size: a multiple of 256 within 5 "
+        "% of 8/3, or within one step (Shazeer 2020, arXiv 2002.05202; Touvron et al. 2023, arXiv 2302.13971, §2.2)",
+        f"vocabulary {shape.vocab_size:,}: {tier.rule}",
+        "RMSNorm epsilon 1e-5, silu and no biases: as Llama-2 and Llama-3",
+    )

@@ -1,0 +1,228 @@
+"""What it takes to train an analysed model on a number of tokens: FLOPs, hours, days, dollars, energy.
+
+    training FLOPs = FLOPs per token x tokens,    GPU-hours = training FLOPs / (3600 s x peak FLOP/s x MFU)
+
+and from published hours the other way round, the MFU that they imply. The utilisation (MFU; Chowdhery et al. 2022,
+arXiv 2204.02311, §4.1) is against the dense 16-bit peak, as papers state it, also of those that train in FP8. Energy
+is GPU-hours x the board's power limit: an upper bound for the boards, and nothing else of the machine room is in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import ceil
+
+import msgspec
+
+from counting.analysis import Analysis
+from counting.cost.budget import SECONDS_PER_HOUR, check_mfu, exactly, priced_gpus
+from counting.cost.conventions import Convention, attention_core, flops_by_convention, trained_parameters, trains_mtp
+from counting.cost.hardware import Gpu
+from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
+from counting.step_profile import model_states
+from torch_models.errors import ConfigError, UserError
+
+HOURS_PER_DAY = 24
+MFU_RANGE = (0.3, 0.4, 0.5)  # where none is given
+
+
+class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user decides about a run; either the utilisation or, of a run that took place, its hours."""
+
+    tokens: int
+    gpus: tuple[str, ...]
+    num_gpus: int | None = None
+    mfus: tuple[float, ...] = MFU_RANGE
+    gpu_hours: float | None = None  # published; decides the MFU
+    prices_usd_per_hour: Mapping[str, float] = {}
+    global_batch_tokens: int | None = None
+    mtp: bool = True  # train multi-token prediction where the config has it
+    precision: Precision = DEFAULT_PRECISION
+    optimizer: Optimizer = DEFAULT_OPTIMIZER
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The run at one utilisation; what depends on the number of GPUs is None where none was given."""
+
+    mfu: float  # under the model's own count
+    gpu_hours: float
+    cost_usd: float
+    energy_mwh: float | None  # None where the board's power is not known
+    tokens_per_second: float | None
+    days: float | None
+
+
+class ImpliedMfu(msgspec.Struct, frozen=True, kw_only=True):
+    """The utilisation that published hours imply under one convention."""
+
+    convention: Convention
+    training_flops_per_token: int  # rounded up, as all FLOPs per token
+    training_flops: int | None  # None where the number of tokens is not known
+    tflop_per_s: float  # of one GPU
+    mfu: float
+
+
+class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The run on one kind of GPU."""
+
+    gpu: str
+    training_dtype: str  # of the peak
+    peak_dense_tflop_per_s: float
+    attainable_tflop_per_s: float  # what no run can exceed: the same, or of an fp8 recipe the FP8 peak
+    price_usd_per_hour: float
+    power_watts: float | None
+    num_gpus: int | None
+    fewest_gpus: int  # whose memory holds the model states evenly sharded, and nothing else: a lower bound
+    outcomes: tuple[Outcome, ...]
+    implied_mfu: tuple[ImpliedMfu, ...]  # empty unless hours were given
+
+
+class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One model trained once, on each kind of GPU."""
+
+    model: str
+    sequence_length: int
+    sequence_length_source: str
+    tokens: int
+    total_parameters: int
+    active_parameters: int
+    mtp_trained: bool
+    training_flops_per_token: int
+    attention_core_share: float  # of the main model's FLOPs: what grows with the sequence length
+    training_flops: int
+    global_batch_tokens: int | None
+    steps: int | None
+    published_gpu_hours: float | None
+    precision: str
+    optimizer: str
+    model_state_bytes: int  # parameters, gradients and optimiser state
+    gpus: tuple[GpuRun, ...]
+
+
+def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
+    """The run of `plan` for the model of `analysis`.
+
+    Raises UserError for an unknown GPU, the same one twice, one without a price, an MFU above 1 or as good as 0, a
+    batch beyond the tokens or below one sequence, and hours in which no such GPU could have done the work.
+    """
+    if plan.global_batch_tokens is not None and plan.global_batch_tokens > plan.tokens:
+        raise ConfigError("global_batch_tokens", plan.global_batch_tokens, f"must be at most tokens ({plan.tokens})")
+    sequence_length = analysis.conventions.sequence_length
+    if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
+        rule = f"must be at least one sequence of {analysis.name}, {sequence_length} tokens; --seq_len sets its length"
+        field = "tokens" if plan.tokens < sequence_length else "global_batch_tokens"
+        raise ConfigError(field, getattr(plan, field), rule)
+    per_token = flops_by_convention(analysis, plan.mtp)
+    states = model_state_bytes(analysis, plan.precision, plan.optimizer, plan.mtp)
+    conventions = analysis.conventions
+    return TrainingRun(
+        model=analysis.name,
+        sequence_length=conventions.sequence_length,
+        sequence_length_source=conventions.sequence_length_source,
+        tokens=plan.tokens,
+        total_parameters=analysis.parameters.total,
+        active_parameters=analysis.parameters.active,
+        mtp_trained=trains_mtp(analysis, plan.mtp),
+        training_flops_per_token=ceil(per_token["own"]),
+        attention_core_share=attention_core(analysis).as_run / analysis.forward_flops,
+        training_flops=ceil(per_token["own"] * plan.tokens),
+        global_batch_tokens=plan.global_batch_tokens,
+        steps=None if plan.global_batch_tokens is None else ceil(Fraction(plan.tokens, plan.global_batch_tokens)),
+        published_gpu_hours=plan.gpu_hours,
+        precision=plan.precision.name,
+        optimizer=plan.optimizer.name,
+        model_state_bytes=states,
+        gpus=tuple(
+            _on_gpu(gpu, price, plan, per_token, states)
+            for gpu, price in priced_gpus(plan.gpus, plan.prices_usd_per_hour)
+        ),
+    )
+
+
+def model_state_bytes(analysis: Analysis, precision: Precision, optimizer: Optimizer, mtp: bool = True) -> int:
+    """Parameters, gradients, master copy and moments of everything that is trained, unsharded."""
+    parameters = analysis.parameters
+    linear_weights = parameters.linear_weights + (parameters.mtp_linear_weights if mtp else 0)
+    return model_states(trained_parameters(analysis, mtp), linear_weights, precision, optimizer).total
+
+
+def _on_gpu(
+    gpu: Gpu, price: float, plan: RunPlan, per_token: Mapping[Convention, Fraction], state_bytes: int
+) -> GpuRun:
+    implied: tuple[ImpliedMfu, ...] = ()
+    if plan.gpu_hours is None:
+        mfus = [exactly(check_mfu(mfu)) for mfu in plan.mfus]
+        hours = [gpu_hours(per_token["own"] * plan.tokens, gpu, mfu) for mfu in mfus]
+    else:
+        hours = [exactly(plan.gpu_hours)]
+        tokens_per_gpu_second = plan.tokens / (hours[0] * SECONDS_PER_HOUR)
+        implied = implied_mfus(per_token, plan.tokens, tokens_per_gpu_second, gpu)
+        mfus = [per_token["own"] * tokens_per_gpu_second / gpu.peak_flop_per_s]
+        _refuse_impossible(implied, plan, gpu)
+    return GpuRun(
+        gpu=gpu.name,
+        training_dtype=gpu.training_dtype,
+        peak_dense_tflop_per_s=gpu.peak_dense_tflop_per_s,
+        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, plan.precision),
+        price_usd_per_hour=price,
+        power_watts=gpu.power_watts,
+        num_gpus=plan.num_gpus,
+        fewest_gpus=ceil(Fraction(state_bytes, gpu.capacity_bytes)),
+        outcomes=tuple(_outcome(gpu, price, plan, *pair) for pair in zip(mfus, hours, strict=True)),
+        implied_mfu=implied,
+    )
+
+
+def _outcome(gpu: Gpu, price: float, plan: RunPlan, mfu: Fraction, hours: Fraction) -> Outcome:
+    days = None if plan.num_gpus is None else hours / plan.num_gpus / HOURS_PER_DAY
+    return Outcome(
+        mfu=float(mfu),
+        gpu_hours=float(hours),
+        cost_usd=float(hours * exactly(price)),
+        energy_mwh=None if gpu.power_watts is None else float(hours * exactly(gpu.power_watts) / 10**6),
+        tokens_per_second=None if days is None else float(plan.tokens / (days * HOURS_PER_DAY * SECONDS_PER_HOUR)),
+        days=None if days is None else float(days),
+    )
+
+
+def gpu_hours(training_flops: Fraction, gpu: Gpu, mfu: Fraction) -> Fraction:
+    """How long one GPU would take, in hours, at `mfu` of its dense 16-bit peak."""
+    return training_flops / (SECONDS_PER_HOUR * gpu.peak_flop_per_s * mfu)
+
+
+def implied_mfus(
+    flops_per_token: Mapping[Convention, Fraction], tokens: int | None, tokens_per_gpu_second: Fraction, gpu: Gpu
+) -> tuple[ImpliedMfu, ...]:
+    """What a speed means under each convention; nothing keeps a bad claim from coming out above 1."""
+    return tuple(
+        ImpliedMfu(
+            convention=convention,
+            training_flops_per_token=ceil(flops),
+            training_flops=None if tokens is None else ceil(flops * tokens),
+            tflop_per_s=float(flops * tokens_per_gpu_second / 10**12),
+            mfu=float(flops * tokens_per_gpu_second / gpu.peak_flop_per_s),
+        )
+        for convention, flops in flops_per_token.items()
+    )
+
+
+def _attainable_tflop_per_s(gpu: Gpu, precision: Precision) -> float:
+    """The dense peak in the format that a recipe multiplies in; GPUs without FP8 multiply its numbers in 16 bits."""
+    if precision.name == "fp8" and gpu.peak_dense_fp8_tflop_per_s is not None:
+        return gpu.peak_dense_fp8_tflop_per_s
+    return gpu.peak_dense_tflop_per_s
+
+
+def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu) -> None:
+    """Even the convention that counts least needs more than the GPU's peak; of FP8 recipes, more than its FP8 peak."""
+    least = min(implied, key=lambda entry: entry.mfu)
+    assert plan.gpu_hours is not None and least.training_flops is not None
+    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, plan.precision)
+    if least.tflop_per_s <= peak:
+        return
+    dtype = gpu.training_dtype if peak == gpu.peak_dense_tflop_per_s else "fp8"
+    hint = "; if it trained in FP8, give --precision fp8" if least.tflop_per_s <= fp8_peak else ""
+    raise UserError(
+        f"--gpu_hours = {plan.gpu_hours:.12g}: the claim is impossible: {float(least.training_flops):.4g} training "
+        f"FLOPs ({least.convention}, the fewest of all conventions) take {least.tflop_per_s:,.4g} TFLOP/s of each "
+        f"{gpu.name}, whose dense {dtype} peak is {peak:,g}: an MFU of {least.tflop_per_s / peak:.4g}, above 1{hint}"
+    )

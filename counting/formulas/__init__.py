@@ -1,0 +1,1 @@
+"""What a spec says, in closed form and without torch."""

@@ -1,0 +1,1 @@
+"""A simulation of the memory that autograd takes."""

@@ -1,0 +1,211 @@
+"""The memory of attention, operation by operation, from its spec alone; analytic_memory.py has the rest of a layer.
+
+The legend of dimension letters is in analytic_memory.py.
+"""
+
+from counting.formulas.memory.blocks import norm
+from counting.formulas.memory.operations import (
+    add,
+    batched_product,
+    cast,
+    copy,
+    every_other,
+    join,
+    linear,
+    reordered,
+    repeat,
+    repeat_view,
+    scale,
+    softmax,
+    split,
+    subtract,
+    unary,
+    without_last,
+)
+from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, Leaf, Results, Size, Tape
+from torch_models.spec import (
+    AttentionSpec,
+    GroupedQueryAttentionSpec,
+    Kernels,
+    MultiHeadLatentAttentionSpec,
+    Recompute,
+)
+
+FLASH_RANDOM_STATE = 24  # dropout's seed and offset, which the kernel returns though there is no dropout
+EFFICIENT_RANDOM_STATE = 16
+EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its rows of log-sum-exp up to this
+
+
+def attention(tape: Tape, spec: AttentionSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
+    """From the normed input to what is added to the residual stream."""
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        query, key, value = _grouped_projections(tape, spec, x, tokens, kernels)
+        bias = spec.output_bias
+    else:
+        query, key, value = _latent_projections(tape, spec, x, tokens, kernels)
+        bias = spec.bias
+
+    def core(query: Array, key: Array, value: Array) -> Array:
+        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, tokens)
+
+    attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
+    flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, tokens) else None
+    if flattened is None:  # heads come one after the other; the projection reads a token's heads together
+        flattened = copy(tape, attended)
+    width = spec.hidden_size
+    return linear(tape, flattened, tokens, width, bias=_bias(tape, width, x) if bias else None)
+
+
+def _by_head(heads: int, tokens: int) -> bool:
+    """Whether a tensor of all tokens of the first head, then of the second … is in another order than by token."""
+    return heads > 1 and tokens > 1
+
+
+def _bias(tape: Tape, width: int, x: Array) -> Leaf:
+    return tape.parameter(width, x.size.width)
+
+
+# --- Projections -----------------------------------------------------------------------------------------------
+
+
+def _rotate(tape: Tape, x: Array, rotated: int, *, interleaved: bool) -> Array:
+    """Rotary embedding of the first `rotated` numbers of `x`: two halves, each of two products with the angles."""
+    if rotated < x.numel:
+        turned, rest = split(tape, x, rotated, x.numel - rotated)
+        return join(tape, _rotate(tape, turned, rotated, interleaved=interleaved), rest)
+    if interleaved:
+        first, second = every_other(tape, x), every_other(tape, x)
+    else:
+        first, second = split(tape, x, rotated // 2, rotated // 2)
+    return join(
+        tape,
+        subtract(tape, scale(tape, first), scale(tape, second)),
+        add(tape, scale(tape, second), scale(tape, first)),
+    )
+
+
+def _grouped_projections(
+    tape: Tape, spec: GroupedQueryAttentionSpec, x: Array, tokens: int, kernels: Kernels
+) -> tuple[Array, Array, Array]:
+    """Query, key and value."""
+
+    def projected(heads: int) -> Array:
+        width = heads * spec.head_dim
+        out = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+        if spec.query_key_norm:
+            rows = tokens * heads if spec.query_key_norm == "head" else tokens
+            out = norm(tape, out, rows, kernels)
+        return out
+
+    def rotated(heads: int) -> Array:
+        return _rotate(tape, projected(heads), tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+
+    query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads)
+    width = spec.num_key_value_heads * spec.head_dim
+    value = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+    copied = kernels == "eager" and _by_head(spec.num_key_value_heads, tokens)
+    return query, key, reordered(tape, value, copied=copied)
+
+
+def _latent_projections(
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels
+) -> tuple[Array, Array, Array]:
+    """Query, key and value; the value is a part of what the latent expands to."""
+    query = _latent_query(tape, spec, x, tokens, kernels)
+    heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
+    both = linear(
+        tape, x, tokens, spec.kv_lora_rank + rope, bias=_bias(tape, spec.kv_lora_rank + rope, x) if spec.bias else None
+    )
+    latent, shared = split(tape, both, tokens * spec.kv_lora_rank, tokens * rope)
+    width = heads * (spec.qk_nope_head_dim + spec.v_head_dim)
+    expanded = linear(tape, norm(tape, latent, tokens, kernels, gaps=tokens > 1), tokens, width)
+    own, value = split(tape, expanded, tokens * heads * spec.qk_nope_head_dim, tokens * heads * spec.v_head_dim)
+    rotated = _rotate(tape, shared, tokens * rope, interleaved=spec.rotary.interleaved)
+    return query, join(tape, own, repeat_view(tape, rotated, heads)), value
+
+
+def _latent_query(tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels) -> Array:
+    heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
+    width = heads * (spec.qk_nope_head_dim + rope)
+    if spec.q_lora_rank is None:
+        query = linear(tape, x, tokens, width)
+    else:
+        bias = _bias(tape, spec.q_lora_rank, x) if spec.bias else None
+        latent = norm(tape, linear(tape, x, tokens, spec.q_lora_rank, bias=bias), tokens, kernels)
+        query = linear(tape, latent, tokens, width)
+        del latent
+    own, turned = split(tape, query, tokens * heads * spec.qk_nope_head_dim, tokens * heads * rope)
+    return join(tape, own, _rotate(tape, turned, tokens * heads * rope, interleaved=spec.rotary.interleaved))
+
+
+# --- The core --------------------------------------------------------------------------------------------------
+
+
+def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
+    """One kernel: the output, and the log-sum-exp of each row, from which backward makes the scores again."""
+    heads = spec.num_attention_heads
+    logsumexp, state, sinks = heads * tokens, 0, None
+    if isinstance(spec, MultiHeadLatentAttentionSpec):
+        channels = spec.v_head_dim
+        if spec.qk_nope_head_dim + spec.qk_rope_head_dim == channels:
+            state = FLASH_RANDOM_STATE
+        else:  # torch's memory-efficient kernel
+            padded = -(-tokens // EFFICIENT_ROW_BLOCK) * EFFICIENT_ROW_BLOCK
+            logsumexp, state = (heads * padded if tape.grad_enabled else 0), EFFICIENT_RANDOM_STATE
+    else:
+        channels = spec.head_dim
+        sinks = tape.parameter(heads, query.size.width) if spec.sinks else None
+        if not (spec.window or spec.logit_softcap or spec.sinks):
+            state = FLASH_RANDOM_STATE
+    out, logsumexps, states = tape.born(
+        Size(tokens * heads * channels, query.size.width), Size(logsumexp, SINGLE), Size(state, 1)
+    )
+    sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
+
+    def derive(gradients: Gradients) -> Results:
+        return [*tape.born(*sizes), *([] if sinks else [None])]
+
+    tape.record([out], [query, key, value, sinks], [query, key, value, out, logsumexps, states], derive)
+    return out
+
+
+def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
+    """Scores, mask and probabilities in memory, each S x S in every head."""
+    heads, options = spec.num_attention_heads, spec if isinstance(spec, GroupedQueryAttentionSpec) else None
+    per_group = heads // options.num_key_value_heads if options else 1
+    if per_group > 1:
+        key, value = repeat(tape, key, per_group), repeat(tape, value, per_group)
+    square = tokens * tokens
+    scores = scale(tape, batched_product(tape, query, key, heads * square))
+    if options and options.logit_softcap:
+        scores = scale(tape, unary(tape, scale(tape, scores), keeps_output=True))
+    scores = _masked(tape, scores, _hidden_positions(tape, square, windowed=bool(options and options.window)))
+    if options and options.sinks:
+        sinks = repeat_view(tape, tape.parameter(heads, query.size.width), tokens)
+        probabilities = without_last(tape, softmax(tape, join(tape, scores, sinks)), heads * square)
+    else:
+        probabilities = softmax(tape, scores)
+    return batched_product(tape, cast(tape, probabilities, query.size.width), value, value.numel)
+
+
+def _masked(tape: Tape, scores: Array, hidden: Array) -> Array:
+    out = tape.like(scores.size)
+    size = scores.size
+    tape.record([out], [scores], [hidden], lambda gradients: [tape.like(size)])
+    return out
+
+
+def _hidden_positions(tape: Tape, square: int, *, windowed: bool) -> Array:
+    """The mask of the future, and of what lies before the window."""
+
+    def triangle() -> Array:
+        ones = tape.new(square, BOOL)
+        out = tape.new(square, BOOL)
+        del ones
+        return out
+
+    hidden = triangle()
+    if not windowed:
+        return hidden
+    before_window = triangle()
+    return tape.new(square, BOOL) if before_window else hidden

@@ -1,0 +1,75 @@
+"""The memory of what every family shares, operation by operation: RMSNorm and the gated MLP."""
+
+from counting.formulas.memory.operations import (
+    add_number,
+    cast,
+    cast_parameter,
+    inverse_root,
+    linear,
+    mean_of_rows,
+    multiply,
+    square,
+    unary,
+)
+from counting.formulas.memory.tape import SINGLE, Array, Gradients, Leaf, Results, Tape
+from torch_models.spec import GatedMLPSpec, Kernels
+
+
+def norm(tape: Tape, x: Array, rows: int, kernels: Kernels, *, gaps: bool = False, unit_offset: bool = False) -> Array:
+    """RMSNorm of each of `rows`; with `gaps` they are parts of longer ones, and the fused kernel reads a copy."""
+    weight = tape.parameter(x.numel // rows, x.size.width)
+    if kernels == "fused":
+        return _fused(tape, x, add_number(tape, weight) if unit_offset else weight, rows, gaps=gaps)
+    x_fp32 = cast(tape, x, SINGLE)
+    inverse_rms = inverse_root(tape, add_number(tape, mean_of_rows(tape, square(tape, x_fp32), rows)))
+    if unit_offset:
+        return cast(
+            tape,
+            multiply(
+                tape,
+                multiply(tape, x_fp32, inverse_rms),
+                add_number(tape, cast_parameter(tape, weight, SINGLE)),
+                vector=True,
+            ),
+            x.size.width,
+        )
+    normed = cast(tape, multiply(tape, x_fp32, inverse_rms), x.size.width)
+    return multiply(tape, normed, weight, vector=True)
+
+
+def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool) -> Array:
+    """One kernel, which keeps its input and 1 / rms of each row."""
+    of_x, of_weight = x.size, weight.size
+    inverse_rms = tape.new(rows, SINGLE)
+
+    def without_gaps() -> Array | None:
+        return tape.like(of_x) if gaps else None
+
+    copied = without_gaps()
+    out = tape.like(of_x)
+    del copied
+
+    def derive(gradients: Gradients) -> Results:
+        copied = without_gaps()
+        x_gradient = tape.like(of_x)
+        del copied
+        return [x_gradient, tape.like(of_weight)]
+
+    kept = [x, inverse_rms, *([weight] if isinstance(weight, Array) else [])]
+    tape.record([out], [x, weight], kept, derive)
+    return out
+
+
+def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int) -> Array:
+    """gate, activation, up, their product, down."""
+
+    def project(x: Array, outputs: int) -> Array:
+        bias = tape.parameter(outputs, x.size.width) if spec.bias else None
+        return linear(tape, x, tokens, outputs, bias=bias)
+
+    hidden = multiply(
+        tape,
+        unary(tape, project(x, spec.intermediate_size), keeps_input=True),
+        project(x, spec.intermediate_size),
+    )
+    return project(hidden, spec.hidden_size)

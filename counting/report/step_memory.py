@@ -1,0 +1,63 @@
+"""The table of one training step's memory, phase by phase."""
+
+from typing import TYPE_CHECKING
+
+from counting.cost.hardware import load_gpus
+from counting.report.format import integer, shifted
+from counting.step_memory import PARTS, Phase, StepMemory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LABELS = {"optimizer_state": "optimiser state", "logits_and_loss": "logits and loss"}
+
+
+def memory_table(memory: StepMemory) -> "Table":
+    """A row for each thing that is held, a column for each phase at its worst moment; the worst phase stands out."""
+    from rich.table import Table
+
+    options = memory.options
+    (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
+    title = (
+        f"Memory of that step in bytes: {options.precision.name} precision, {options.optimizer.name}, "
+        f"recompute {options.recompute}; the peak is in the {peak.name}"
+        + ("" if peak.layer is None else f", {_layer(peak)}")
+    )
+    table = Table(title=title, title_justify="left", caption=_caption(memory), caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for phase in memory.phases:
+        worst = phase.name == memory.peak_phase
+        table.add_column(phase.name, justify="right", no_wrap=True, style="bold" if worst else None)
+    table.add_row("at its worst in", *("" if phase.layer is None else _layer(phase) for phase in memory.phases))
+    for part in PARTS:
+        numbers = [getattr(phase, part) for phase in memory.phases]
+        if any(numbers):
+            table.add_row(LABELS.get(part, part), *map(integer, numbers))
+    table.add_section()
+    table.add_row("peak", *(integer(phase.peak_bytes) for phase in memory.phases))
+    table.add_row("peak in GB", *(shifted(phase.peak_bytes, 9, places=1) for phase in memory.phases))
+    return table
+
+
+def _layer(phase: Phase) -> str:
+    return f"layer {phase.layer} ({phase.layer_kind})"
+
+
+def _caption(memory: StepMemory) -> str:
+    states, backward = memory.states, memory.layer_backward_peak_bytes
+    lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
+    sentences = [
+        f"Held from step to step: weights {integer(states.weights)}, gradients {integer(states.gradients)} once all "
+        f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
+        f"{memory.options.precision.description}.",
+        f"From layer to layer the peak of backward lies between {lowest} and {highest} GB.",
+        _where_it_fits(memory),
+        *memory.notes,
+    ]
+    return " ".join(sentences)
+
+
+def _where_it_fits(memory: StepMemory) -> str:
+    """The GPUs of the catalogue of which one is enough, by size alone."""
+    enough = [gpu.name for gpu in load_gpus() if gpu.capacity_bytes >= memory.peak_bytes]
+    return f"As large as the peak, by themselves: {', '.join(enough)}." if enough else "No single GPU is as large."

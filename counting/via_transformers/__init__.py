@@ -1,0 +1,1 @@
+"""Families without modules here, as transformers builds them."""

@@ -1,0 +1,232 @@
+"""A config of a family without a module here, read by transformers: checked, completed, or refused in one line.
+
+Nothing is downloaded and no remote code is run: the configuration class is one that the installed transformers has.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from counting.via_transformers.fields import check_fields, declared_fields, under_own_names, value_of
+from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in
+from torch_models.fields.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS
+
+EXTRA = "transformers"
+
+# What a layer may do with its tokens; any other kind is refused by name.
+ATTENTION_KINDS = {
+    "attention",
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "indexed_attention",
+    "global",
+    "local",
+}
+STATE_KINDS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"}
+
+
+class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What the measurement needs to know of a config that transformers has read."""
+
+    name: str
+    source: str  # what errors name
+    model_type: str
+    config: Any  # of transformers' class
+    sequence_length: int | None
+    sequence_length_source: str | None
+    defaulted_fields: tuple[str, ...]  # "field = value" for what the config left to transformers
+    notes: tuple[str, ...]  # what the config has and transformers does not build
+
+
+def read_foreign(foreign: ForeignConfig) -> ForeignModel:
+    """The config as transformers understands it.
+
+    Raises `UserError` where transformers is missing, does not know the family or rejects a value; where a field is
+    not understood; and where the model is no text decoder.
+    """
+    try:
+        return _read(foreign)
+    except ConfigError as error:
+        raise error.in_file(foreign.source) from None
+
+
+def _read(foreign: ForeignConfig) -> ForeignModel:
+    with quiet():
+        known, config_classes = _what_transformers_knows(foreign)
+        model_type = foreign.model_type or _model_type(foreign, known, config_classes)
+        if model_type not in config_classes:
+            rule = f"is not known; must be one of {', '.join(FAMILIES)}, and transformers has no such family"
+            raise ConfigError("model_type", model_type, rule)
+        config_class = config_classes[model_type]
+    fields = under_own_names(foreign.fields, config_class) | {"model_type": model_type}
+    _refuse_other_models(model_type, config_class, fields, known)
+    passed_on = {field: value for field, value in fields.items() if field not in ("dtype", "quantization_config")}
+    with quiet():
+        try:
+            config = config_class.from_dict(passed_on)
+        except Exception as error:  # transformers' own checks raise whatever they like
+            raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
+        _refuse_other_mixers(model_type, config)
+        check_fields(passed_on, config)
+    if vars(config).get("num_key_value_heads", 0) is None:  # documented so for all, and not done by every class
+        config.num_key_value_heads = config.num_attention_heads
+    length, source = _sequence_length(fields, config)
+    return ForeignModel(
+        name=foreign.name,
+        source=foreign.source,
+        model_type=model_type,
+        config=config,
+        sequence_length=length,
+        sequence_length_source=source,
+        defaulted_fields=tuple(_defaulted(fields, config)),
+        notes=tuple(_left_out(fields, config_class)),
+    )
+
+
+def _what_transformers_knows(foreign: ForeignConfig) -> tuple[Any, Any]:
+    """Its tables of families' models and of their configurations, or an error that says what to install."""
+    try:
+        from transformers.models.auto import modeling_auto
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError:
+        field = "model_type" if foreign.model_type else "architectures"
+        rule = (
+            f"is not known here; must be one of {', '.join(FAMILIES)}, or a family of transformers, which is not "
+            f"installed: pip install 'model-training-cost-analysis[{EXTRA}]'"
+        )
+        raise ConfigError(field, foreign.fields.get(field), rule) from None
+    return modeling_auto, CONFIG_MAPPING
+
+
+def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
+    """The family of a config that names none, by its `architectures`."""
+    named = architectures_in(foreign.fields)
+    found = {
+        config_classes[model_type].model_type  # several names may stand for one configuration
+        for model_type, architecture in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        if architecture in named
+    }
+    if len(found) != 1:
+        names = f"may be {' or '.join(sorted(found))}" if found else "are no causal language model of transformers"
+        raise ConfigError("architectures", named, f"{names}; give model_type, which is missing")
+    return str(found.pop())
+
+
+def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
+    """What the config leaves to transformers of the family's own fields, as "field = value"."""
+    own = declared_fields(type(config)) - declared_fields(type(config).__mro__[1])
+    for field in sorted(own - IRRELEVANT_FIELDS.keys() - FIXED_FIELDS.keys()):
+        value = value_of(field, config)
+        if fields.get(field) is None and value is not None:
+            yield f"{field} = {show_value(value)}"
+
+
+def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
+    """What stands beside the model in published checkpoints, and is no part of what transformers builds."""
+    field = "num_nextn_predict_layers"
+    if fields.get(field) and field not in declared_fields(config_class):
+        yield (
+            f"Multi-token prediction ({field} = {show_value(fields[field])}) is not counted: transformers does not "
+            "build it with the model."
+        )
+
+
+def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:
+    """Refuse what is no text decoder, by what its class declares."""
+    if fields.get("auto_map"):
+        rule = "points to remote code, which is never run; without the field, transformers' own class is measured"
+        raise ConfigError("auto_map", fields["auto_map"], rule)
+    if fields.get("is_encoder_decoder", getattr(config_class, "is_encoder_decoder", False)):
+        raise ConfigError("model_type", model_type, "has an encoder beside its decoder; only decoders are measured")
+    parts = ", ".join(
+        name
+        for name, part in config_class.sub_configs.items()
+        if getattr(part, "model_type", None) in (None, *known.MODEL_MAPPING_NAMES)  # None: a model of any family
+    )
+    if parts:
+        rule = f"is made of several models ({parts}); only text decoders are measured: give its text_config alone"
+        raise ConfigError("model_type", model_type, rule)
+    if model_type not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError("model_type", model_type, "transformers has no causal language model of this family")
+    fills_gaps = model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if fills_gaps and not fields.get("is_decoder", getattr(config_class, "is_decoder", True)):
+        raise ConfigError(
+            "model_type", model_type, "is an encoder unless is_decoder is true; only decoders are measured"
+        )
+    expected = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    for architecture in architectures_in(fields):
+        if architecture != expected:
+            rule = f"is not what model_type {model_type} is measured as, which is {expected}"
+            raise ConfigError("architectures", architecture, rule)
+
+
+def _refuse_other_mixers(model_type: str, config: Any) -> None:
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    other = {str(kind) for kind in kinds} - ATTENTION_KINDS
+    with_state = ", ".join(sorted(other & STATE_KINDS))
+    if with_state:
+        from counting.via_transformers.elementwise_share import share_of_elementwise_steps
+
+        share = share_of_elementwise_steps(config)
+        raise ConfigError("model_type", model_type, f"{no_count_of(f'its {with_state} layers')}; {share}")
+    if other:
+        rule = f"is made of layers whose kind is not known here: {', '.join(sorted(other))}"
+        raise ConfigError("model_type", model_type, rule)
+
+
+def no_count_of(mixer: str) -> str:
+    """Why layers that keep a state are refused."""
+    return (
+        f"{mixer} carry a state from token to token, which transformers' reference code computes in part by "
+        "elementwise steps: a count of matrix products would leave that out, so none is given"
+    )
+
+
+def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, str | None]:
+    """The length to analyse and where it stands; checked like the one a user gives."""
+    standard = "max_position_embeddings"
+    own_name = config.attribute_map.get(standard, standard)
+    for field in ("max_sequence_length", own_name, standard, "seq_length"):
+        if fields.get(field) is not None:
+            return fields[field], field
+    default = getattr(config, standard, None)
+    return default, None if default is None else f"{own_name}, transformers' default"
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """An error of transformers on one line that fits."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing that transformers says reaches the user's terminal, and it asks no server anything."""
+    logger = logging.getLogger("transformers")
+    before, disabled = os.environ.get("HF_HUB_OFFLINE"), logger.disabled
+    level = logging.root.manager.disable
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        logger.disabled = disabled
+        if before is None:
+            os.environ.pop("HF_HUB_OFFLINE", None)
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before

@@ -1,0 +1,68 @@
+"""How much of a model with layers that keep a state is no matrix product: said when such a model is refused."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from counting.measurements.trace import dispatched_grouped_mm
+
+TOKENS = 256
+_PRODUCTS = {torch.ops.aten._grouped_mm: dispatched_grouped_mm}
+
+
+class _ElementwiseSteps(TorchDispatchMode):
+    """Counts the numbers that ops write which are neither products nor views: one operation for each, at least."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        op = function._overloadpacket
+        if op not in flop_registry and op not in _PRODUCTS and not function.is_view:
+            written = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            self.operations += sum(tensor.numel() for tensor in written)
+        return out
+
+
+def share_of_elementwise_steps(config: Any) -> str:
+    """A sentence with the share, measured on the first layers by transformers' reference code on the meta device.
+
+    There are as many of them as it takes to have one of each kind. Where the code does not run there, the sentence
+    says so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kinds = list(getattr(config, "layer_types", None) or [None])
+    few = copy.deepcopy(config)
+    few.num_hidden_layers = count = 1 + max(kinds.index(kind) for kind in set(kinds))
+    for masked in (False, True):  # where the code would look at the mask's numbers, it is given one
+        try:
+            products, steps = _operations(AutoModelForCausalLM, few, masked)
+        except Exception:  # whatever the reference code raises on a device without numbers
+            continue
+        return (
+            f"of {f'the first {count} layers' if count > 1 else 'the first layer'} at {TOKENS} tokens, elementwise "
+            f"steps are {steps:,} of {products + steps:,} operations ({steps / (products + steps):.2%}), one for each "
+            "number written"
+        )
+    return "the share of these steps could not be measured: the code does not run on the meta device"
+
+
+def _operations(auto_model: Any, config: Any, masked: bool) -> tuple[int, int]:
+    """FLOPs of the products and numbers written by all else, in one forward pass without the head."""
+    with torch.device("meta"), torch.no_grad():
+        model = auto_model.from_config(config, dtype=torch.bfloat16).eval()
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("grouped_mm")
+        tokens = torch.zeros(1, TOKENS, dtype=torch.int64)
+        mask = torch.ones(1, 1, TOKENS, TOKENS, dtype=torch.bool) if masked else None
+        with FlopCounterMode(display=False, custom_mapping=_PRODUCTS) as products, _ElementwiseSteps() as steps:
+            model.base_model(tokens, attention_mask=mask, use_cache=False)
+    return products.get_total_flops(), steps.operations

@@ -1,0 +1,157 @@
+"""FLOP formulas and harmless ops of models that transformers builds, beyond those of our own modules."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from counting.measurements.trace import (
+    HANDLES,
+    PROJECTION,
+    ZERO_FLOP_OPS,
+    Handle,
+    Shape,
+    attention_flops,
+    core_counts,
+    grouped_mm_flops,
+    register,
+)
+
+FOREIGN_HANDLES: dict[str, Handle] = {
+    op: handle for op, handle in HANDLES.items() if op not in ("aten::matmul", "aten::_grouped_mm")
+}
+
+# Of the ops that neither fvcore nor our own modules know: elementwise arithmetic, choices, data movement.
+FOREIGN_ZERO_FLOP_OPS = (
+    *ZERO_FLOP_OPS,
+    "aten::__or__",
+    "aten::abs",
+    "aten::all",
+    "aten::argsort",
+    "aten::bitwise_and",
+    "aten::bitwise_or",
+    "aten::broadcast_tensors",
+    "aten::clamp_min",
+    "aten::clone",
+    "aten::cumsum",
+    "aten::diff",
+    "aten::div_",
+    "aten::erfinv",
+    "aten::exp",
+    "aten::expm1",
+    "aten::feature_dropout",
+    "aten::fill_",
+    "aten::histc",
+    "aten::index_add",
+    "aten::index_add_",
+    "aten::layer_norm",
+    "aten::le",
+    "aten::linalg_vector_norm",
+    "aten::log",
+    "aten::log_softmax",
+    "aten::logical_and",
+    "aten::logical_not",
+    "aten::logical_or",
+    "aten::lt",
+    "aten::masked_fill_",
+    "aten::maximum",
+    "aten::min",
+    "aten::minimum",
+    "aten::movedim",
+    "aten::mul_",
+    "aten::ne",
+    "aten::neg",
+    "aten::new_ones",
+    "aten::norm",
+    "aten::numpy_T",
+    "aten::one_hot",
+    "aten::pad",
+    "aten::repeat",
+    "aten::rsub",
+    "aten::scalar_tensor",
+    "aten::scatter_",
+    "aten::scatter_add",
+    "aten::softplus",
+    "aten::sqrt",
+    "aten::std",
+    "aten::sub_",
+    "aten::tanh",
+    "aten::tril",
+    "aten::unfold",
+    "aten::var",
+    "aten::where",
+)
+
+
+@register("aten::addmm", PROJECTION, FOREIGN_HANDLES)
+def addmm_flops(bias: Shape, x: Shape, weight: Shape) -> int:
+    """(n, k) with (k, m), as GPT-2's Conv1D does it: 2 k m per row; adding the bias multiplies nothing."""
+    del bias
+    return 2 * prod(x) * weight[-1]
+
+
+@register("aten::mm", PROJECTION, FOREIGN_HANDLES)
+def mm_flops(x: Shape, weight: Shape) -> int:
+    """(n, k) with (k, m)."""
+    return 2 * prod(x) * weight[-1]
+
+
+def matmul_flops(left: Shape, right: Shape) -> int:
+    """(…, n, k) with (…, k, m), leading sizes broadcast against each other."""
+    assert len(left) >= 2 and len(right) >= 2 and left[-1] == right[-2], f"no formula for matmul of {left} and {right}"
+    leading: Shape = list(torch.broadcast_shapes(tuple(left[:-2]), tuple(right[:-2])))
+    return 2 * prod(leading) * left[-2] * left[-1] * right[-1]
+
+
+def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    """Queries, keys and values; a mask may follow, which changes no product's size."""
+    del outputs
+    return core_counts(attention_flops(*(value.type().sizes() for value in inputs[:3])))
+
+
+def _nothing(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+    del inputs, outputs
+    return Counter()
+
+
+class LayerHandles:
+    """The handles of one layer's trace; notes the rows that grouped products take.
+
+    A product of two activations belongs to the attention core, one with a stacked weight does not, and is no
+    grouped product either: it would multiply every token with every expert.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        shapes = [tuple(weight.shape) for weight in layer.parameters() if weight.dim() == 3]
+        self._stacked = {*shapes, *((e, m, n) for e, n, m in shapes)}
+        self.grouped_rows: set[int] = set()
+
+    def handles(self) -> dict[str, Handle]:
+        """Op -> handle, as `counting.measurements.trace.trace` takes them."""
+        return {
+            **FOREIGN_HANDLES,
+            "aten::matmul": self._product,
+            "aten::bmm": self._product,
+            "aten::baddbmm": lambda inputs, outputs: self._product(inputs[1:], outputs),
+            "aten::scaled_dot_product_attention": _attention,
+            "aten::_grouped_mm": self._grouped,
+            "prim::PythonOp.GeLUFunction": _nothing,  # Bloom's own gelu, which fvcore does not let be passed over
+        }
+
+    def _product(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+        del outputs
+        left, right = (value.type().sizes() for value in inputs[:2])
+        assert not self._stacked & {tuple(left), tuple(right)}, (
+            f"a product with the stacked weights of all experts, {left} and {right}: it is not one of grouped rows"
+        )
+        flops = matmul_flops(left, right)
+        return core_counts(flops) if len(right) > 2 else Counter({PROJECTION: flops})
+
+    def _grouped(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+        del outputs
+        shapes = [value.type().sizes() for value in inputs if value.isCompleteTensor()]
+        self.grouped_rows.add(shapes[0][0])
+        return Counter({PROJECTION: grouped_mm_flops(*shapes)})

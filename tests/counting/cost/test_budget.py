@@ -1,0 +1,167 @@
+"""What a budget buys, against reference figures, and what is refused."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import pytest
+
+from counting.cost.budget import (
+    BudgetPlan,
+    check_dollars,
+    check_mfu,
+    parse_dollars,
+    parse_gpus,
+    parse_mfu,
+    parse_prices,
+    plan_budget,
+)
+from torch_models.errors import UserError
+
+
+def test_five_million_dollars_on_the_default_gpus() -> None:
+    plan = plan_budget(5e6)
+    assert (plan.best_gpu, plan.scaling_law, plan.mfu) == ("A100", "course", 0.4)
+    assert plan.training_flops == 5616 * 10**20
+    assert plan.optimal_parameters == 47_476_210_890
+    assert plan.optimal_tokens == 1_971_513_695_919
+    assert plan.tokens_per_parameter == pytest.approx(41.526, abs=1e-3)
+    assert plan.predicted_loss == pytest.approx(1.89696, abs=5e-6)
+    assert plan.gpu_hours == 1_250_000
+    assert plan.extrapolated
+
+
+def test_each_option_of_five_million_dollars() -> None:
+    options = {option.gpu: option for option in plan_budget(5e6).options}
+    assert list(options) == ["A100", "V100", "T4"]
+    assert options["A100"].training_flops == 5616 * 10**20
+    assert options["V100"].training_flops == 36 * 10**22
+    assert options["T4"].training_flops == 468 * 10**21
+    assert [option.gpu_hours for option in options.values()] == [1.25e6, 2e6, 5e6]
+    assert [option.training_dtype for option in options.values()] == ["bfloat16", "float16", "float16"]
+
+
+def test_five_million_dollars_on_newer_gpus() -> None:
+    plan = plan_budget(5e6, gpus=["H100", "H200", "B200"])
+    assert plan.best_gpu == "B200"
+    assert plan.training_flops == 27 * 10**23
+    assert plan.optimal_parameters == pytest.approx(9.7810033e10, rel=1e-8)
+    assert plan.optimal_tokens == pytest.approx(4.600755e12, rel=1e-7)
+    assert plan.predicted_loss == pytest.approx(1.85187, abs=5e-6)
+
+
+@pytest.mark.parametrize("budget", [1.0, 1e3, 5e6, 1e9, 1e15])
+@pytest.mark.parametrize("mfu", [0.1, 0.4, 1.0])
+def test_the_tokens_do_not_exceed_the_flops(budget: float, mfu: float) -> None:
+    plan = plan_budget(budget, mfu=mfu)
+    assert isinstance(plan.optimal_parameters, int)
+    assert isinstance(plan.optimal_tokens, int)
+    spent = 6 * plan.optimal_parameters * plan.optimal_tokens
+    assert spent <= plan.training_flops < spent + 6 * plan.optimal_parameters
+
+
+def test_flops_grow_with_budget_and_utilisation() -> None:
+    base = plan_budget(1e6, mfu=0.2).training_flops
+    assert plan_budget(2e6, mfu=0.2).training_flops == 2 * base
+    assert plan_budget(1e6, mfu=0.4).training_flops == 2 * base
+
+
+def test_of_equals_the_first_is_best() -> None:
+    prices = {"H100": 2.0, "H200": 2.0}
+    assert plan_budget(1e6, gpus=["H200", "H100"], prices_usd_per_hour=prices).best_gpu == "H200"
+    assert plan_budget(1e6, gpus=["H100", "H200"], prices_usd_per_hour=prices).best_gpu == "H100"
+
+
+def test_a_given_price_replaces_the_catalogues_and_completes_it() -> None:
+    plan = plan_budget(1e6, gpus=["A100", "MI300X"], prices_usd_per_hour={"a100": 1.0, "MI300X": 2.5})
+    assert [option.price_usd_per_hour for option in plan.options] == [1.0, 2.5]
+    assert plan.options[0].gpu_hours == 1e6
+    assert plan.best_gpu == "MI300X"  # 1307 / 2.5 = 523 against 312 TFLOP/s per dollar
+
+
+def test_the_plan_survives_json() -> None:
+    plan = plan_budget(5e6)
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=BudgetPlan) == plan
+
+
+DOLLARS_RULE = r"must be a number of US dollars from 0\.01 to 1e\+15"
+MFU_RULE = "must be a number from 1e-06 to 1"
+
+
+@pytest.mark.parametrize("value", [0, -5, 0.009, 1.1e15, 10**400, float("nan"), float("inf"), True, None, "5"])
+def test_an_impossible_budget_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match=f"^training_budget = .*: {DOLLARS_RULE}$"):
+        check_dollars(value, "training_budget")
+
+
+@pytest.mark.parametrize("value", [0, -0.4, 9.9e-7, 1.0001, 40, float("nan"), float("inf"), True, None])
+def test_an_impossible_utilisation_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match=f"^mfu = .*: {MFU_RULE}$"):
+        check_mfu(value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.01, 0.01), (1e15, 1e15), (5_000_000, 5e6)])
+def test_a_possible_budget_is_a_float(value: float, expected: float) -> None:
+    assert check_dollars(value, "training_budget") == expected
+    assert isinstance(check_dollars(value, "training_budget"), float)
+
+
+@pytest.mark.parametrize("text", ["", "much", "5M", "$5", "nan", "inf", "-inf", "-1", "0", "1e16", "0x10"])
+def test_text_that_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"^--training_budget = .*: {DOLLARS_RULE}$"):
+        parse_dollars(text)
+
+
+@pytest.mark.parametrize("text", ["", "40%", "40", "0", "-0.1", "nan"])
+def test_text_that_is_no_utilisation_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"^--mfu = .*: {MFU_RULE}$"):
+        parse_mfu(text)
+
+
+def test_text_that_is_a_number_is_read() -> None:
+    assert (parse_dollars("5e6"), parse_dollars("5000000"), parse_mfu("1"), parse_mfu("0.4")) == (5e6, 5e6, 1.0, 0.4)
+    assert parse_gpus("h100, H200") == ("H100", "H200")
+    assert parse_prices("a100=1.50,L4=0.7") == {"A100": 1.5, "L4": 0.7}
+
+
+@pytest.mark.parametrize("text", ["", ",", "A100,", "A100,,T4"])
+def test_an_empty_gpu_name_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--gpus = .*: must be GPU names separated by commas, as H100,H200$"):
+        parse_gpus(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A100", "--gpu_prices = 'A100': must be GPU=price pairs separated by commas, as A100=1.50,L4=0.70"),
+        ("A100=1,a100=2", "--gpu_prices = 'A100=1,a100=2': give the price of A100 once"),
+        ("A100=-1", f"--gpu_prices A100 = -1.0: {DOLLARS_RULE}"),
+        ("A100=", f"--gpu_prices A100 = '': {DOLLARS_RULE}"),
+        ("X1=2", "unknown GPU 'X1': choose from "),
+    ],
+)
+def test_a_malformed_price_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        parse_prices(text)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "prices", "message"),
+    [
+        ([], {}, "gpus: name at least one GPU"),
+        (["A100", "T4", "a100"], {}, "gpus = 'A100,T4,a100': names A100 twice"),
+        (["A1000"], {}, "unknown GPU 'A1000': choose from "),
+        (["A100", "L4"], {}, r"no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2\.50"),
+        (["A100"], {"L4": 1.0}, "a price is given for L4, but the GPUs considered are A100"),
+        (["A100"], {"A100": 1.0, "a100": 2.0}, "gpu_prices = 'A100,a100': give the price of A100 once"),
+        (["A100"], {"A100": 0.0}, f"price of A100 per hour = 0.0: {DOLLARS_RULE}"),
+        (["A100"], {"A100": float("nan")}, f"price of A100 per hour = nan: {DOLLARS_RULE}"),
+    ],
+)
+def test_gpus_and_prices_that_make_no_plan(gpus: Sequence[str], prices: Mapping[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        plan_budget(1e6, gpus=gpus, prices_usd_per_hour=prices)
+
+
+def test_an_unknown_law_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown scaling law 'none'"):
+        plan_budget(1e6, scaling_law="none")

@@ -1,0 +1,84 @@
+"""Models side by side on the same tokens and GPU."""
+
+import json
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.comparison import Comparison, compare
+from counting.cost.conventions import training_flops_per_token
+from counting.cost.run import RunPlan, plan_run
+from torch_models.errors import UserError
+from torch_models.fields.config import read_spec
+from torch_models.spec import MixtureOfExpertsSpec, ModelSpec
+
+PLAN = RunPlan(tokens=15 * 10**12, gpus=("H100",), num_gpus=2048, mfus=(0.4,))
+
+
+@pytest.fixture(scope="module")
+def analyses() -> list[Analysis]:
+    return [analyze(config, sequence_length=4096) for config in ("deepseek_v3", "llama_3_1_405b", "mixtral_8x7b")]
+
+
+def test_each_is_its_own_run(analyses: list[Analysis]) -> None:
+    comparison = compare(analyses, PLAN)
+    for analysis, model in zip(analyses, comparison.models, strict=True):
+        run = plan_run(analysis, PLAN)
+        assert model.model == analysis.name
+        assert model.outcome == run.gpus[0].outcomes[0]
+        assert model.fewest_gpus == run.gpus[0].fewest_gpus
+        assert model.training_flops_per_token == run.training_flops_per_token
+    costs = [model.outcome.cost_usd for model in comparison.models]
+    assert [model.cost_over_cheapest for model in comparison.models] == [cost / costs[2] for cost in costs]
+
+
+def test_what_routing_saves(analyses: list[Analysis]) -> None:
+    deepseek, llama, mixtral = compare(analyses, PLAN).models
+    assert deepseek.training_flops_per_token_if_dense - deepseek.training_flops_per_token == 6 * (
+        671_026_404_352 - 37_552_282_624
+    )
+    inactive = 671_026_404_352 - 37_552_282_624
+    flops = training_flops_per_token(analyses[0])
+    assert deepseek.saved_by_routing == float(1 - flops / (flops + 6 * inactive))
+    assert f"{deepseek.saved_by_routing:.3f}" == "0.929"
+    assert llama.saved_by_routing == 0
+    assert llama.training_flops_per_token_if_dense == llama.training_flops_per_token
+    # Mixtral runs 2 of 8 experts: with all of them its own count would be this.
+    dense = analyze(with_all_experts(read_spec("mixtral_8x7b")), sequence_length=4096)
+    assert mixtral.training_flops_per_token_if_dense * 4096 == 3 * dense.forward_flops
+
+
+def with_all_experts(spec: ModelSpec) -> ModelSpec:
+    """The same model, each token visiting every routed expert."""
+    layers = []
+    for layer in spec.layers:
+        assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+        router = msgspec.structs.replace(layer.feed_forward.router, top_k=layer.feed_forward.router.num_experts)
+        feed_forward = msgspec.structs.replace(layer.feed_forward, router=router)
+        layers.append(msgspec.structs.replace(layer, feed_forward=feed_forward))
+    return msgspec.structs.replace(spec, layers=tuple(layers))
+
+
+def test_lossless_to_json(analyses: list[Analysis]) -> None:
+    comparison = compare(analyses, PLAN)
+    text = msgspec.json.encode(comparison)
+    assert msgspec.json.decode(text, type=Comparison) == comparison
+    assert isinstance(json.loads(text)["models"][0]["training_flops_per_token_if_dense"], int)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gpus": ("H100", "B200")}, "--compare needs one GPU, but --gpus names 2: H100, B200"),
+        ({"gpu_hours": 1e6}, "--compare takes no --gpu_hours"),
+    ],
+)
+def test_refused(change: dict[str, object], message: str, analyses: list[Analysis]) -> None:
+    with pytest.raises(UserError, match=message):
+        compare(analyses, msgspec.structs.replace(PLAN, **change))
+
+
+def test_one_model_is_no_comparison(analyses: list[Analysis]) -> None:
+    with pytest.raises(UserError, match="--compare needs two models or more"):
+        compare(analyses[:1], PLAN)

@@ -1,0 +1,192 @@
+"""A training run: hours, days, dollars, energy; and the MFU that hours imply."""
+
+import json
+from fractions import Fraction
+from math import ceil
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.hardware import find_gpu
+from counting.cost.run import MFU_RANGE, RunPlan, TrainingRun, model_state_bytes, plan_run
+from counting.recipes import find_optimizer, find_precision
+from torch_models.errors import UserError
+
+LLAMA_FLOPS = Fraction(3 * 29_261_612_187_648, 2048)  # per token, at sequence length 2048
+
+
+@pytest.fixture(scope="module")
+def llama() -> Analysis:
+    return analyze("llama_7b")
+
+
+@pytest.fixture(scope="module")
+def deepseek() -> Analysis:
+    return analyze("deepseek_v3", sequence_length=4096)
+
+
+def test_a_run_by_hand(llama: Analysis) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("A100",), num_gpus=1000, mfus=(0.4,), global_batch_tokens=4_000_001)
+    run = plan_run(llama, plan)
+    assert run.training_flops_per_token == ceil(LLAMA_FLOPS)
+    assert run.training_flops == LLAMA_FLOPS * 10**12
+    assert run.steps == 250_000  # 249,999.94 of them
+    (on_gpu,) = run.gpus
+    (outcome,) = on_gpu.outcomes
+    hours = LLAMA_FLOPS * 10**12 / (312 * 10**12 * Fraction(2, 5) * 3600)
+    assert outcome.gpu_hours == float(hours)
+    assert outcome.days == float(hours / 1000 / 24)
+    assert outcome.cost_usd == float(hours * 4)
+    assert outcome.energy_mwh == float(hours * 400 / 10**6)
+    assert outcome.tokens_per_second == float(10**12 * 1000 / (hours * 3600))
+    assert on_gpu.implied_mfu == ()
+
+
+def test_a_row_for_each_gpu_and_a_range_of_utilisation(llama: Analysis) -> None:
+    run = plan_run(llama, RunPlan(tokens=10**12, gpus=("H100", "B200")))
+    assert [gpu.gpu for gpu in run.gpus] == ["H100", "B200"]
+    for gpu in run.gpus:
+        assert [outcome.mfu for outcome in gpu.outcomes] == list(MFU_RANGE) == [0.3, 0.4, 0.5]
+        hours = [outcome.gpu_hours for outcome in gpu.outcomes]
+        assert hours[0] * 0.3 == pytest.approx(hours[2] * 0.5, rel=1e-12)
+        assert all(outcome.days is None and outcome.tokens_per_second is None for outcome in gpu.outcomes)
+    assert run.steps is None
+
+
+def test_no_energy_where_no_power_is_known(llama: Analysis) -> None:
+    run = plan_run(llama, RunPlan(tokens=10, gpus=("TPU-v4",), prices_usd_per_hour={"TPU-v4": 3}))
+    assert all(outcome.energy_mwh is None for outcome in run.gpus[0].outcomes)
+
+
+def test_hours_and_mfu_are_each_others_inverse(deepseek: Analysis) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("H800",), mfus=(0.4,))
+    hours = plan_run(deepseek, plan).gpus[0].outcomes[0].gpu_hours
+    back = plan_run(deepseek, msgspec.structs.replace(plan, gpu_hours=hours)).gpus[0]
+    assert {entry.convention: entry.mfu for entry in back.implied_mfu}["own"] == pytest.approx(0.4, rel=1e-12)
+    assert back.outcomes[0].mfu == pytest.approx(0.4, rel=1e-12)
+    assert back.outcomes[0].gpu_hours == hours
+
+
+def test_implied_mfu_of_deepseek_v3(deepseek: Analysis) -> None:
+    plan = RunPlan(tokens=148 * 10**11, gpus=("H800",), num_gpus=2048, gpu_hours=2_664_000)
+    (on_gpu,) = plan_run(deepseek, plan).gpus
+    assert [(entry.convention, f"{entry.mfu:.2%}") for entry in on_gpu.implied_mfu] == [
+        ("6N", "35.16%"),
+        ("6N_full_attention", "43.87%"),
+        ("6N_causal_attention", "39.08%"),
+        ("own", "45.54%"),
+    ]
+    assert on_gpu.outcomes[0].cost_usd == 5_328_000
+    assert f"{on_gpu.outcomes[0].days:.1f}" == "54.2"
+
+
+def test_mtp_is_trained_unless_it_is_off(deepseek: Analysis) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("H800",))
+    on, off = (plan_run(deepseek, msgspec.structs.replace(plan, mtp=mtp)) for mtp in (True, False))
+    assert (on.mtp_trained, off.mtp_trained) == (True, False)
+    assert on.training_flops - off.training_flops == Fraction(3 * 14_602_351_935_488, 4096) * 10**12
+    assert on.model_state_bytes - off.model_state_bytes == 16 * 11_610_067_968
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "per_parameter"),
+    [("mixed", "adamw", 16), ("mixed-fp32-gradients", "adamw", 18), ("bf16", "sgd", 4), ("fp32", "muon", 12)],
+)
+def test_model_states(llama: Analysis, precision: str, optimizer: str, per_parameter: int) -> None:
+    states = model_state_bytes(llama, find_precision(precision), find_optimizer(optimizer))
+    assert states == per_parameter * 6_738_415_616
+
+
+def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are(deepseek: Analysis) -> None:
+    states = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"))
+    main_model = 2 * 926_679_040 + 106_430_464 + 1_006_592
+    # router, the layer's norms, three of its own, the projection
+    prediction = 1_835_008 + 16_384 + 3 * 7_168 + 2 * 7_168**2
+    assert states == 13 * (671_026_404_352 + 11_610_067_968) + main_model + prediction
+    without = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"), mtp=False)
+    assert without == 13 * 671_026_404_352 + main_model
+
+
+def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -> None:
+    run = plan_run(deepseek, RunPlan(tokens=1, gpus=("H100", "B200")))
+    assert run.model_state_bytes == 16 * (671_026_404_352 + 11_610_067_968)
+    for gpu in run.gpus:
+        capacity = find_gpu(gpu.gpu).capacity_bytes
+        assert (gpu.fewest_gpus - 1) * capacity < run.model_state_bytes <= gpu.fewest_gpus * capacity
+    assert [gpu.fewest_gpus for gpu in run.gpus] == [128, 57]  # 80 GiB, and the usable 180 of B200's 192
+
+
+def test_gpus_that_are_exactly_full(llama: Analysis) -> None:
+    """16 bytes for each of 5 x 2^30 parameters are 80 GiB, one H100 to the last byte."""
+    for more, gpus in ((-1, 1), (0, 1), (1, 2)):
+        parameters = msgspec.structs.replace(llama.parameters, total=5 * 2**30 + more)
+        run = plan_run(msgspec.structs.replace(llama, parameters=parameters), RunPlan(tokens=1, gpus=("H100",)))
+        assert run.gpus[0].fewest_gpus == gpus
+
+
+def test_attention_s_share(llama: Analysis, deepseek: Analysis) -> None:
+    """4 S D of 32 layers of the FLOPs per token of Llama-7B."""
+    plan = RunPlan(tokens=1, gpus=("H100",))
+    assert plan_run(llama, plan).attention_core_share == 32 * 4 * 2048 * 4096 * 2048 / 29_261_612_187_648
+    core = 2 * 128 * 4096 * 4096 * (192 + 128) * 61
+    assert plan_run(deepseek, plan).attention_core_share == core / 383_866_460_176_384
+    mistral = analyze("mistral_7b", sequence_length=8192)  # beyond its window of 4,096
+    assert plan_run(mistral, plan).attention_core_share == 32 * 4 * 8192 * 4096 * 4096 / mistral.forward_flops
+
+
+def test_a_batch_from_one_sequence_to_all_tokens(llama: Analysis) -> None:
+    for batch, steps in ((2048, 2), (4096, 1)):
+        plan = RunPlan(tokens=4096, gpus=("H100",), global_batch_tokens=batch)
+        assert plan_run(llama, plan).steps == steps
+    with pytest.raises(UserError, match=r"tokens = 11: must be at least one sequence of llama_7b, 2048 tokens; --seq"):
+        plan_run(llama, RunPlan(tokens=11, gpus=("H100",), global_batch_tokens=11))
+
+
+def test_lossless_to_json(deepseek: Analysis) -> None:
+    plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "H100"), gpu_hours=2_664_000, global_batch_tokens=10**6)
+    run = plan_run(deepseek, plan)
+    text = msgspec.json.encode(run)
+    assert msgspec.json.decode(text, type=TrainingRun) == run
+    assert isinstance(json.loads(text)["training_flops"], int)
+
+
+# --- What the user can mend ------------------------------------------------------------------------------------
+
+
+def test_more_flops_than_the_gpus_can_do_is_an_impossible_claim(llama: Analysis) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=30_000)
+    with pytest.raises(
+        UserError, match=r"gpu_hours = 30000: the claim is impossible: .* \(6N, the fewest.*MFU of 1\.2"
+    ):
+        plan_run(llama, plan)
+
+
+def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000)
+    with pytest.raises(UserError, match=r"dense bfloat16 peak is 989: .*; if it trained in FP8, give --precision fp8"):
+        plan_run(llama, plan)
+    in_fp8 = msgspec.structs.replace(plan, precision=find_precision("fp8"))
+    assert plan_run(llama, in_fp8).gpus[0].implied_mfu[0].mfu > 1
+    with pytest.raises(UserError, match=r"dense fp8 peak is 1,979: an MFU of [\d.]+, above 1$"):
+        plan_run(llama, msgspec.structs.replace(in_fp8, gpu_hours=4_000))
+    on_a100 = msgspec.structs.replace(in_fp8, gpus=("A100",))  # which has no FP8
+    with pytest.raises(UserError, match=r"dense bfloat16 peak is 312: an MFU of [^;]*$"):
+        plan_run(llama, on_a100)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gpus": ("K80",)}, "unknown GPU 'K80'"),
+        ({"gpus": ("H100", "H100")}, "names H100 twice"),
+        ({"gpus": ()}, "name at least one GPU"),
+        ({"gpus": ("L4",)}, r"no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2\.50"),
+        ({"mfus": (1.5,)}, r"mfu = 1\.5: must be a number from 1e-06 to 1"),
+        ({"global_batch_tokens": 2047, "tokens": 10**6}, "must be at least one sequence of llama_7b, 2048 tokens"),
+        ({"global_batch_tokens": 11}, r"global_batch_tokens = 11: must be at most tokens \(10\)"),
+    ],
+)
+def test_refused(change: dict[str, object], message: str, llama: Analysis) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_run(llama, msgspec.structs.replace(RunPlan(tokens=10, gpus=("H100",)), **change))

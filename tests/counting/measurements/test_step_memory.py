@@ -1,0 +1,349 @@
+"""Memory of a training step: measured equals derived for every family, extended equals run whole, goldens by hand."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from counting.formulas.memory.step import derive_step
+from counting.measurements import live_bytes as memory
+from counting.measurements.live_bytes import LiveBytes
+from counting.measurements.meta_device import cuda_kernels_on_meta
+from counting.measurements.step import measure_step
+from counting.recipes import OPTIMIZERS, PRECISIONS, find_optimizer, find_precision
+from counting.step_memory import PARTS, step_memory
+from counting.step_profile import StepOptions, StepProfile
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
+from torch_models import build, build_mtp
+from torch_models.fields.config import read_spec, spec_from_fields
+from torch_models.modules.recompute import set_recompute
+from torch_models.spec import ModelSpec, Recompute
+from torch_models.training.loss import training_loss
+
+RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+
+
+def options(**changes: Any) -> StepOptions:
+    names = {"precision": find_precision, "optimizer": find_optimizer}
+    plain: dict[str, Any] = {
+        "sequence_length": 24,
+        "kernels": "fused",
+        "recompute": "none",
+        "precision": "mixed",
+        "optimizer": "adamw",
+        "mtp": True,
+        "loss_chunk": None,
+    }
+    chosen = plain | changes
+    return StepOptions(**{field: names[field](value) if field in names else value for field, value in chosen.items()})
+
+
+@pytest.mark.parametrize("loss_chunk", [None, 7])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("kernels", ["fused", "eager"])
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
+def test_every_family(fields: dict[str, Any], kernels: Any, recompute: Recompute, loss_chunk: int | None) -> None:
+    spec = spec_from_fields(fields, "shrunken")
+    run = options(kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
+    assert measure_step(spec, run) == derive_step(spec, run)
+
+
+@pytest.mark.parametrize("optimizer", [optimizer.name for optimizer in OPTIMIZERS])
+@pytest.mark.parametrize("precision", [precision.name for precision in PRECISIONS])
+@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3, GPT_OSS], ids=["llama", "deepseek_v3", "gpt_oss"])
+def test_every_recipe(fields: dict[str, Any], precision: str, optimizer: str) -> None:
+    spec = spec_from_fields(fields | {"tie_word_embeddings": optimizer == "sgd"}, "shrunken")
+    run = options(precision=precision, optimizer=optimizer, mtp=precision != "fp32")
+    assert measure_step(spec, run) == derive_step(spec, run)
+
+
+@pytest.mark.parametrize("config", ["llama_7b_config.json", "deepseek_v3_config.json", "gpt_oss_20b_config.json"])
+def test_published_sizes(config: str) -> None:
+    spec, run = read_spec(config), options(sequence_length=4096, recompute="full", loss_chunk=1024)
+    assert measure_step(spec, run) == derive_step(spec, run)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bytes_per_parameter"),
+    [("mixed", 16), ("mixed-fp32-gradients", 18), ("bf16", 8), ("fp32", 16)],
+)
+def test_bytes_per_parameter(precision: str, bytes_per_parameter: int) -> None:
+    """By measurement of torch's AdamW: 2 + 2 + 4 + 4 + 4, 2 + 4 + 4 + 4 + 4, 4 x 2, 4 x 4."""
+    spec = read_spec("llama_7b_config.json")
+    run = options(precision=precision)
+    assert step_memory(spec, run, measure_step(spec, run)).states.total == bytes_per_parameter * 6_738_415_616
+
+
+def test_fp8_states_by_hand() -> None:
+    """Linear layers at 1 byte, the rest at 2; fp32 masters and gradients, two bf16 moments: 12 more for each."""
+    spec = read_spec("llama_7b_config.json")
+    run = options(precision="fp8")
+    linear = 32 * (67_108_864 + 135_266_304)
+    states = step_memory(spec, run, derive_step(spec, run)).states
+    assert states.total == 12 * 6_738_415_616 + linear + 2 * (6_738_415_616 - linear)
+
+
+# --- One layer of each kind stands for all ------------------------------------------------------------------------
+
+
+def all_layers_distinct(spec: ModelSpec) -> ModelSpec:
+    """The same sizes, but no two layers alike: the measurement then runs every one of them."""
+    layers = tuple(
+        msgspec.structs.replace(layer, norm_eps=layer.norm_eps * (1 + index / 1000))
+        for index, layer in enumerate(spec.layers)
+    )
+    return msgspec.structs.replace(spec, layers=layers)
+
+
+@pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gpt_oss", "gemma2"])
+def test_extended_equals_run_whole(family: str, recompute: Recompute, precision: str) -> None:
+    spec = spec_from_fields(FAMILIES[family] | {"num_hidden_layers": 6}, "shrunken")
+    run = options(recompute=recompute, precision=precision, sequence_length=40)
+    whole = all_layers_distinct(spec)
+    assert len(measure_step(whole, run).layers) == 6 > len(measure_step(spec, run).layers)
+    assert step_memory(spec, run, measure_step(spec, run)) == step_memory(whole, run, measure_step(whole, run))
+
+
+class Uncut(LiveBytes):
+    """Notes at each boundary how many storages had been born, and of the peak which boundary came before it."""
+
+    mark = 0
+    mark_of_peak = 0
+
+    def watch(self) -> None:
+        super().watch()
+        self.mark_of_peak = self.mark
+
+    def pass_boundary(self, module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        """Before the module, and on the way back when the gradient of what goes in is there."""
+        self.mark = self.born
+        args[0].register_hook(lambda gradient: setattr(self, "mark", self.born))
+
+
+@pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize(
+    ("family", "layers"), [("llama", 2), ("llama", 6), ("deepseek_v3", 6), ("gpt_oss", 6), ("gemma2", 6)]
+)
+def test_the_peak_of_a_step_that_is_not_cut(family: str, layers: int, recompute: Recompute, precision: str) -> None:
+    """The whole model run once on meta, nothing extended: what is alive at the worst moment, and the states beside."""
+    spec = spec_from_fields(FAMILIES[family] | {"num_hidden_layers": layers}, "shrunken")
+    run = options(recompute=recompute, precision=precision, sequence_length=40)
+    extended = step_memory(spec, run, derive_step(spec, run))
+    how: Any = {"device": "meta", "dtype": torch.bfloat16}
+    model, mtp_layers = build(spec, **how), build_mtp(spec, **how)
+    parts = (model, mtp_layers)
+    for part in parts:
+        set_recompute(part, recompute)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    if run.precision.gradients_apart:
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    token_ids, labels = (torch.empty(1, 40, dtype=torch.long, device="meta") for _ in range(2))
+    tables = model.model.rotary_tables(token_ids)
+    held = [*parameters, *model.buffers(), *mtp_layers.buffers(), token_ids, labels]
+    held += [table for pair in tables.values() for table in pair]
+    with cuda_kernels_on_meta(), Uncut(held) as tracker:
+        for module in (*model.model.layers, model.model.norm):
+            module.register_forward_pre_hook(tracker.pass_boundary)
+        training_loss(model, mtp_layers, token_ids, labels, tables=tables).backward()
+    states = extended.states
+    beside = states.masters + states.moments + (states.gradients if run.precision.gradients_apart else 0)
+    gradients = {tracker.serial(p.grad) for p in parameters if p.grad is not None}
+    worst = max(extended.phases[:-1], key=lambda phase: phase.peak_bytes)
+    assert worst.peak_bytes == tracker.peak + beside
+    at_peak = {serial: size for serial, size in tracker.at_peak.items() if serial not in gradients}
+    weights = {tracker.serial(x) for x in (*parameters, *model.buffers(), *mtp_layers.buffers())}
+    new = {serial: size for serial, size in at_peak.items() if serial >= tracker.mark_of_peak}
+    assert worst.activations == sum(size for serial, size in at_peak.items() if serial not in {*weights, *new})
+    assert worst.logits_and_loss + worst.transients == sum(new.values())
+    if not run.precision.gradients_apart:
+        assert worst.gradients == sum(tracker.at_peak.get(serial, 0) for serial in gradients)
+    update = extended.phases[-1]
+    assert update.peak_bytes - update.activations - update.transients == states.total + extended.buffers
+
+
+@pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("kernels", ["fused", "eager"])
+@pytest.mark.parametrize("config", ["deepseek_v3_config.json", "gemma_2_9b_config.json", "gpt_oss_20b_config.json"])
+def test_no_part_is_less_than_nothing(config: str, kernels: Any, recompute: Recompute, precision: str) -> None:
+    spec = read_spec(config)
+    for length in (1, 4096):
+        run = options(sequence_length=length, recompute=recompute, kernels=kernels, precision=precision)
+        memory = step_memory(spec, run, derive_step(spec, run))
+        for phase in memory.phases:
+            assert min(getattr(phase, part) for part in PARTS) >= 0
+            assert phase.gradients <= memory.states.gradients
+
+
+def test_a_phase_is_named_for_what_is_trained() -> None:
+    for fields, mtp, name in (
+        (DEEPSEEK_V3, True, "head, loss and MTP"),
+        (DEEPSEEK_V3, False, "head and loss"),
+        (LLAMA, True, "head and loss"),
+    ):
+        spec, run = spec_from_fields(fields, "shrunken"), options(mtp=mtp)
+        assert step_memory(spec, run, derive_step(spec, run)).phases[1].name == name
+
+
+def test_parts_and_layers_of_the_phases() -> None:
+    """DeepSeek-V3's kinds in order: the first dense layer is the last to be undone, with almost all gradients there."""
+    spec = read_spec("deepseek_v3_config.json")
+    run = options(sequence_length=4096, recompute="full")
+    memory = step_memory(spec, run, derive_step(spec, run))
+    forward, loss, backward, embedding, update = memory.phases
+    assert loss.name == "head, loss and MTP"
+    assert (forward.layer, forward.layer_kind, backward.layer, backward.layer_kind) == (60, "moe", 0, "dense")
+    assert (loss.layer, embedding.layer, update.layer) == (None, None, None)
+    # The worst moment comes when all of multi-token prediction's gradients are there.
+    assert loss.gradients == 2 * (11_610_067_968 + 926_679_040)  # and the embedding's waits for its other use
+    # Full recomputation keeps each layer's input, and the embedding of multi-token prediction waits for the other.
+    stream, inputs = 2 * 4096 * 7168, 2 * 8 * 4096 + 2 * 2 * 4096 * 32
+    assert forward.activations == 61 * stream + inputs
+    assert backward.activations == 2 * stream + inputs + 4 + 4  # its input, the gradient; the loss, and the loss's own
+    peaks = memory.layer_backward_peak_bytes
+    assert (len(peaks), max(peaks)) == (61, backward.peak_bytes) == (61, peaks[0])
+    # Down the layers each adds its gradients and lets go of its input, and of nothing else.
+    moe = 2 * 11_507_286_016
+    assert {peaks[layer] - peaks[layer + 1] for layer in range(3, 60)} == {moe - stream}
+    whole = 671_026_404_352 + 11_610_067_968
+    assert update.gradients == 2 * whole
+    assert update.activations == inputs + 4  # and the loss
+    assert memory.buffers == 4 * (14_848 + 256) == update.parameters - 2 * whole
+
+
+def test_apart_gradients_are_there_from_the_start() -> None:
+    spec = read_spec("llama_7b_config.json")
+    run = options(precision="mixed-fp32-gradients")
+    memory = step_memory(spec, run, derive_step(spec, run))
+    assert {phase.gradients for phase in memory.phases} == {4 * 6_738_415_616}
+    assert {phase.optimizer_state for phase in memory.phases} == {12 * 6_738_415_616}
+
+
+def test_notes_are_of_the_step_at_hand() -> None:
+    spec = spec_from_fields(LLAMA, "shrunken")
+
+    def notes(**changes: Any) -> set[str]:
+        run = options(**changes)
+        return set(step_memory(spec, run, derive_step(spec, run)).notes)
+
+    plain = notes()
+    assert {note.split()[0] for note in notes(optimizer="muon") - plain} == {"muon"}
+    assert {note.split()[0] for note in notes(precision="fp8") - plain} == {"fp8"}
+    assert {note.split()[0] for note in notes(precision="fp32") - plain} == {"CUDA"}
+    assert notes(precision="fp32", kernels="eager") == plain
+
+
+def test_a_step_leaves_its_gradients_and_its_loss() -> None:
+    """All activations are gone: what a layer saved forward it lets go backward."""
+    profile: StepProfile = measure_step(spec_from_fields(DEEPSEEK_V3, "shrunken"), options())
+    passes = [profile.embedding_forward, profile.loss, profile.embedding_backward]
+    for layer in profile.layers:
+        assert layer.forward.net + layer.backward.net == layer.backward.gradients == layer.states.gradients
+        passes += [layer.forward, layer.backward]
+    assert sum(stretch.net - stretch.gradients for stretch in passes) == 4
+
+
+def test_llama_7b_saves_by_hand() -> None:
+    """S = 2048, in units of T D and T F numbers of 2 bytes: what the layers keep, none and full recompute."""
+    spec = read_spec("llama_7b_config.json")
+    stream, hidden = 2 * 2048 * 4096, 2 * 2048 * 11008
+    # two norms' outputs, query, key, value, attention's output, both sums; four hidden states of the MLP
+    small = 2 * 4 * 2048 + 4 * 32 * 2048 + 24
+    none = measure_step(spec, options(sequence_length=2048)).layers[0].forward.net
+    assert none == 8 * stream + 4 * hidden + small
+    assert measure_step(spec, options(sequence_length=2048, recompute="full")).layers[0].forward.net == stream
+
+
+def test_phases_and_the_winner() -> None:
+    spec = read_spec("llama_7b_config.json")
+
+    def run(**changes: Any) -> Any:
+        chosen = options(sequence_length=2048, **changes)
+        return step_memory(spec, chosen, measure_step(spec, chosen))
+
+    result = run()
+    assert [phase.name for phase in result.phases] == [
+        "forward",
+        "head and loss",
+        "backward of a layer",
+        "backward of the embedding",
+        "optimiser step",
+    ]
+    assert result.peak_bytes == max(phase.peak_bytes for phase in result.phases)
+    assert result.peak_phase == "optimiser step"
+
+
+def test_a_chunked_loss_trades_logits_for_copies_of_the_head_s_gradient() -> None:
+    """S = 16,384: all logits at once are T V numbers, three times in fp32; in chunks, thrice D V remain."""
+    spec = read_spec("llama_7b_config.json")
+    plain = {"precision": "bf16", "optimizer": "sgd", "recompute": "full", "sequence_length": 16384}
+
+    def loss_bytes(loss_chunk: int | None) -> int:
+        chosen = options(loss_chunk=loss_chunk, **plain)
+        phase = step_memory(spec, chosen, measure_step(spec, chosen)).phases[1]
+        return phase.logits_and_loss + phase.gradients
+
+    assert loss_bytes(None) > 3 * 4 * 16384 * 32000
+    gradients = 3 * 2 * 4096 * 32000
+    assert gradients < loss_bytes(1024) < gradients + 4 * 2 * 16384 * 4096
+
+
+# --- The measurement itself -----------------------------------------------------------------------------------------
+
+
+def gradient_sums(events: Iterator[Any]) -> Counter[tuple[str, str]]:
+    """Whether gradients that met were added in place, and in which node, as torch's profiler saw it."""
+    sums: Counter[tuple[str, str]] = Counter()
+    for event in events:
+        parent = event.cpu_parent.name if event.cpu_parent else ""
+        if event.name in ("aten::add", "aten::add_") and ("engine" in parent or "AccumulateGrad" in parent):
+            sums[event.name, parent.split(": ")[-1].split("::")[-1]] += 1
+    return sums
+
+
+class Watching(LiveBytes):
+    """Notes what the tracker decides about each sum of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.sums: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        node = torch._C._current_autograd_node()
+        is_sum = function is torch.ops.aten.add.Tensor and node is not None and not torch.is_grad_enabled()
+        if is_sum and isinstance(args[1], torch.Tensor) and args[0].shape == args[1].shape:
+            name = "aten::add_" if memory._adds_in_place(*args) else "aten::add"
+            self.sums[name, node.name().split("::")[-1]] += 1
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
+def test_gradients_are_added_in_place_where_torch_does(fields: dict[str, Any], recompute: Recompute) -> None:
+    """Held against torch's own profiler on real tensors, where no mode is watching."""
+    spec = spec_from_fields(fields, "shrunken")
+
+    def loss() -> torch.Tensor:
+        model, mtp_layers = build(spec, kernels="eager"), build_mtp(spec, kernels="eager")
+        for part in (model, mtp_layers):
+            set_recompute(part, recompute)
+        token_ids = torch.zeros(1, 24, dtype=torch.long)
+        return training_loss(model, mtp_layers, token_ids, token_ids)
+
+    unwatched = loss()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        unwatched.backward()
+    watched = loss()
+    with Watching() as watcher:
+        watched.backward()
+    expected = gradient_sums(iter(profiler.events()))
+    assert expected
+    assert watcher.sums == expected

@@ -1,0 +1,290 @@
+"""Families without modules here: what transformers builds, measured; and everything that is refused instead."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from counting.analysis import Analysis, analyze
+from counting.measurements.trace import dispatched_grouped_mm
+from counting.reconcile import DisagreementError
+from counting.training_step import TrainingOptions
+from model_training_cost_analysis import main
+from tests.foreign_families import FAMILIES, GPT2, SMALL, without
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.fields.config import ForeignConfig, spec_from_fields
+
+LENGTH = 32
+
+WITHOUT_MEMORY = {"bloom", "falcon", "deepseek_v32"}
+
+
+def foreign(model_type: str, fields: dict[str, Any]) -> ForeignConfig:
+    return ForeignConfig(
+        name="small", source="small", model_type=model_type, fields={"model_type": model_type, **fields}
+    )
+
+
+def measured(model_type: str, fields: dict[str, Any]) -> Analysis:
+    return analyze(foreign(model_type, fields), sequence_length=LENGTH)
+
+
+def whole_model(model_type: str, fields: dict[str, Any]) -> Any:
+    """transformers' own model, all of its layers, on the meta device."""
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_family(model_type: str) -> None:
+    fields, kinds = FAMILIES[model_type]
+    analysis = measured(model_type, fields)
+    model = whole_model(model_type, fields)
+    numel = sum(parameter.numel() for parameter in model.parameters())
+    assert analysis.parameters.total == sum(analysis.parameters.by_component.values()) == numel
+    assert {layer.kind: layer.count for layer in analysis.layers} == kinds
+    assert analysis.proof == "measured, no formula"
+    assert analysis.agreement.checks == ()
+    assert all(check.ok for check in analysis.agreement.trace_checks)
+    assert len(analysis.agreement.trace_checks) >= 4
+    in_layers = sum(layer.count * layer.forward_flops for layer in analysis.layers)
+    outside = [check.traced for check in analysis.agreement.trace_checks if check.scope == "outside the layers"][-1]
+    assert analysis.forward_flops == in_layers + outside == sum(analysis.forward_flops_by_component.values())
+    assert analysis.forward_flops_by_component["lm_head"] > 0
+    assert analysis.forward_flops_causal < analysis.forward_flops
+    for layer in analysis.layers:
+        assert layer.forward_flops_by_component.get("other", 0) == 0
+        assert layer.parameters_by_component.get("other", 0) == 0
+        assert (layer.peak_memory_bytes is None) is (model_type in WITHOUT_MEMORY)
+        if layer.peak_memory_parts is not None:
+            assert layer.peak_memory_parts.weights == 2 * layer.parameters
+            assert layer.peak_memory_parts.boundary == 2 * LENGTH * 64
+    assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "cohere2", "gemma3_text", "olmoe", "deepseek_v32"])
+def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None:
+    """The whole model, none of its layers left out, in transformers' own attention; rotary tables apart."""
+    fields, _ = FAMILIES[model_type]
+    model = whole_model(model_type, fields)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("grouped_mm")
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: dispatched_grouped_mm})
+    mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool, device="meta")
+    with torch.no_grad(), counter:
+        ids = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    rotary = sum(count for name, count in counts.items() if name.rpartition(".")[2].startswith("rotary_emb"))
+    assert measured(model_type, fields).forward_flops == counts["Global"] - rotary
+
+
+def test_gpt2_by_hand() -> None:
+    analysis = measured("gpt2", GPT2)
+    # S = 32 rows; query, key, value and output of 64 x 64; 32 x 32 scores and values of 4 heads of 16 channels.
+    attention = 2 * 32 * (3 + 1) * 64 * 64 + 2 * (2 * 32 * 32 * 64)
+    mlp = 2 * (2 * 32 * 64 * 256)
+    (layer,) = analysis.layers
+    assert layer.forward_flops_by_component["attention"] == attention == 1_310_720
+    assert layer.forward_flops_by_component["mlp"] == mlp == 2_097_152
+    assert layer.attention_core_flops.as_run == 262_144
+    assert analysis.forward_flops == 3 * (attention + mlp) + 2 * 32 * 64 * 96
+    components = analysis.parameters.by_component
+    assert components["word_embedding"] == 96 * 64
+    assert components["positional_embedding"] == 64 * 64
+    assert components["lm_head"] == 0  # tied
+    assert components["attention"] == 3 * (64 * 192 + 192 + 64 * 64 + 64)
+    assert components["mlp"] == 3 * (64 * 256 + 256 + 256 * 64 + 64)
+    assert components["norm"] == (2 * 3 + 1) * 2 * 64
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [LLAMA, LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2, "attention_bias": True}, DEEPSEEK_V3],
+    ids=["llama", "llama-variant", "deepseek_v3"],
+)
+def test_a_native_family_through_transformers_is_the_native_analysis(fields: dict[str, Any]) -> None:
+    native = analyze(spec_from_fields(fields, "small"), sequence_length=LENGTH)
+    other = measured(fields["model_type"], without(fields, "model_type"))
+    # transformers has no mtp; buffers
+    left_out = ("mtp", "mtp_linear_weights", "router_correction_bias", "mtp_router_correction_bias")
+    mine, theirs = (msgspec.to_builtins(analysis.parameters) for analysis in (native, other))
+    assert without(mine, *left_out) == without(theirs, *left_out)
+    assert other.forward_flops_by_component == native.forward_flops_by_component
+    assert other.forward_flops_causal == native.forward_flops_causal
+    assert [(layer.kind, layer.count) for layer in other.layers] == [(x.kind, x.count) for x in native.layers]
+    for one, two in zip(native.layers, other.layers, strict=True):
+        assert one.parameters_by_component == two.parameters_by_component
+        assert one.forward_flops_by_component == two.forward_flops_by_component
+        assert one.attention_core_flops == two.attention_core_flops
+        assert two.peak_memory_parts is not None
+        assert one.peak_memory_parts is not None
+        assert two.peak_memory_parts.boundary == one.peak_memory_parts.boundary
+        assert two.peak_memory_bytes > one.peak_memory_bytes  # type: ignore[operator]  # norms step by step
+
+
+def test_sequence_length_and_what_was_defaulted() -> None:
+    analysis = analyze(foreign("gpt2", GPT2))
+    assert (analysis.conventions.sequence_length, analysis.conventions.sequence_length_source) == (64, "n_positions")
+    assert "tie_word_embeddings = true" in analysis.defaulted_fields
+    assert not any(field.startswith("n_layer") for field in analysis.defaulted_fields)
+    source = analyze(foreign("phi3", without(SMALL, "max_position_embeddings"))).conventions.sequence_length_source
+    assert source == "max_position_embeddings, transformers' default"
+
+
+def test_fields_of_published_configs() -> None:
+    fields, _ = FAMILIES["falcon"]
+    published = {"apply_residual_connection_post_layernorm": False, "n_ctx": 64, "torch_dtype": "bfloat16"}
+    published |= {"quantization_config": {"quant_method": "fp8"}, "rope_theta": 10000.0}
+    assert measured("falcon", fields | published).parameters == measured("falcon", fields).parameters
+
+
+STATE = "carry a state from token to token"
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "encoder-decoder": ("t5", {}, "has an encoder beside its decoder; only decoders are measured"),
+    "encoder-decoder with a causal class": ("bart", {}, "has an encoder beside its decoder"),
+    "encoder": ("bert", {}, "is an encoder unless is_decoder is true; only decoders are measured"),
+    "vision and text": ("llava", {}, r"is made of several models \(vision_config, text_config\).*give its text_config"),
+    "vision": ("vit", {}, "transformers has no causal language model of this family"),
+    "mamba": (
+        "mamba2",
+        {},
+        rf"{STATE}.*; of the first layer .* elementwise steps are [\d,]+ of [\d,]+ operations \([\d.]+%\)",
+    ),
+    "the first mamba": ("mamba", {}, rf"{STATE}.* elementwise steps are "),
+    "linear attention": ("qwen3_next", {}, f"linear_attention layers {STATE}"),
+    "experts computed densely": (
+        "llama4_text",
+        SMALL | {"num_local_experts": 4, "intermediate_size_mlp": 64, "head_dim": 16},
+        "a product with the stacked weights of all experts",
+    ),
+    "unknown everywhere": ("lama", {}, "must be one of .*llama, .*, and transformers has no such family"),
+    "misspelled field": ("gpt2", {"n_layers": 3}, r"n_layers = 3: transformers' GPT2Config.*did you mean n_layer\?"),
+    "cross-attention": ("gpt2", {"add_cross_attention": True}, "add_cross_attention = true: must be false: only"),
+    "a switch turned on": ("gpt2", {"activation_dropout": 0.1}, "activation_dropout = 0.1: .*has no such field"),
+    "unknown field": ("gpt2", {"memory_slots": 3}, "memory_slots = 3: .*if it does not change the architecture"),
+    "remote code": ("falcon", {"auto_map": {"AutoModel": "a.B"}}, "auto_map = .*remote code, which is never run"),
+    "a value of the wrong type": ("gpt2", {"n_layer": "three"}, "transformers rejects the config"),
+    "heads that do not divide": ("gpt2", {"n_embd": 64, "n_head": 7}, "must be divisible|`?embed_dim`?"),
+    "sequence length": ("gpt2", {"max_sequence_length": "long"}, "max_sequence_length = 'long': must be a whole"),
+}
+
+
+@pytest.mark.parametrize(("model_type", "fields", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused(model_type: str, fields: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        analyze(foreign(model_type, fields), sequence_length=None if "max_sequence_length" in fields else LENGTH)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("small: ") or "seq" in message
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_an_op_without_a_formula_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from counting.via_transformers import measure as through_transformers
+
+    fewer = tuple(op for op in through_transformers.FOREIGN_ZERO_FLOP_OPS if op != "aten::tanh")
+    monkeypatch.setattr(through_transformers, "FOREIGN_ZERO_FLOP_OPS", fewer)
+    with pytest.raises(ValueError, match=r"ops without a FLOP formula: aten::tanh"):
+        measured("gpt2", GPT2)
+
+
+def test_counters_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from counting.via_transformers import ops as foreign_ops
+
+    monkeypatch.setitem(foreign_ops.FOREIGN_HANDLES, "aten::addmm", lambda inputs, outputs: {"projection": 1})
+    with pytest.raises(DisagreementError, match=r"dense layer, mlp: traced 2 differs from dispatched 2,097,152, by"):
+        measured("gpt2", GPT2)
+
+
+def test_eager_kernels_are_refused() -> None:
+    with pytest.raises(ValueError, match="kernels = 'eager': gpt2 goes through transformers"):
+        analyze(foreign("gpt2", GPT2), kernels="eager")
+
+
+def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    flags = ["--model_config", str(config), "--seq_len", "32", "--json"]
+    # Precision and optimiser are a run's too.
+    run = ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd", "--mtp", "off")
+    budget = ("--training_budget", "100")
+    for more in ((), run, (*budget, "--mtp", "off"), ("--mtp", "off")):
+        assert main([*flags, *more]) == 0
+        (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
+        assert analysis["training"] is analysis["memory"] is None
+    precision = ("--precision", "fp32")
+    refused = [("--recompute", "none"), ("--loss_chunk", "8"), precision, (*budget, *precision), ("--optimizer", "sgd")]
+    for more in (*refused, (*run, "--recompute", "full")):
+        assert main([*flags, *more]) == 2
+        expected = f"{config}: gpt2 goes through transformers, and no training step of it is measured: leave out"
+        assert capsys.readouterr().err == f"error: {expected} {more[-2]}\n"
+    with pytest.raises(ValueError, match="gpt2 goes through transformers, which measures no training step"):
+        analyze(foreign("gpt2", GPT2), training=TrainingOptions())
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"pip install 'model-training-cost-analysis\[transformers\]'"):
+        measured("gpt2", GPT2)
+
+
+def test_the_network_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"a connection: {args}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert measured("olmoe", FAMILIES["olmoe"][0]).parameters.active < 10**6
+
+
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "small_config.json"
+    path.write_text(json.dumps({"model_type": "starcoder2"} | SMALL | {"bos_token_id": 50256}))
+    assert main(["--model_config", str(path)]) == 0
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == [
+        "Number of parameters",
+        "Number of TFLOPs",
+        "Peak memory cost",
+    ]
+    text = " ".join(captured.out.split())
+    assert "Measured, no formula." in text
+    assert "5 numbers, each traced = dispatched" in text
+    assert "each measured = formula" not in text
+    assert "Starcoder2ForCausalLM of transformers" in text
+
+    path.write_text(json.dumps({"model_type": "falcon"} | FAMILIES["falcon"][0]))
+    assert main(["--model_config", str(path)]) == 0
+    out = capfd.readouterr().out
+    assert "Peak memory cost: not measured" in out
+    assert "kernels" not in out.partition("Parameters")[0]
+
+    path.write_text(json.dumps({"model_type": "bert"}))
+    assert main(["--model_config", str(path)]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {path}: model_type = 'bert': is an encoder")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"n_layer": 0}, "no decoder layers|cannot be measured"),
+        ({"num_layers": 4}, "is another name of"),
+        ({"num_hidden_layers": 4}, "is another name of"),
+        ({"max_position_embeddings": 128}, "is another name of"),
+    ],
+)
+def test_gpt2_fields_that_contradict_each_other(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        analyze(foreign("gpt2", GPT2 | fields))

@@ -1,0 +1,57 @@
+"""Small configs of families that go through transformers, for several test files."""
+
+from typing import Any
+
+from tests.shrunken import DEEPSEEK_V3
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+ONE_HEAD_EACH = without(SMALL, "num_key_value_heads")
+GPT2: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
+GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
+
+# What works, each with the kinds of its distinct layers and how many there are of each.
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "gpt2": (GPT2, {"dense": 3}),
+    "opt": (
+        without(ONE_HEAD_EACH, "intermediate_size") | {"ffn_dim": 112, "word_embed_proj_dim": 32},
+        {"dense": 4},
+    ),
+    "bloom": (
+        {"vocab_size": 96, "hidden_size": 64, "n_layer": 3, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
+        {"dense": 3},
+    ),
+    "falcon": (without(ONE_HEAD_EACH, "intermediate_size"), {"dense": 4}),
+    "phi3": (SMALL, {"dense": 4}),
+    "cohere2": (SMALL | {"sliding_window": 8}, {"dense, sliding_attention": 3, "dense": 1}),
+    "starcoder2": (SMALL, {"dense": 4}),
+    "granite": (SMALL, {"dense": 4}),
+    "nemotron": (SMALL, {"dense": 4}),
+    "stablelm": (SMALL | {"qk_layernorm": True}, {"dense": 4}),
+    "gemma3_text": (
+        SMALL | {"num_hidden_layers": 6, "head_dim": 16, "sliding_window": 8},
+        {"dense, sliding_attention": 5, "dense": 1},
+    ),
+    "olmoe": (SMALL | {"num_experts": 8, "num_experts_per_tok": 3}, {"moe": 4}),
+    "deepseek_v32": (
+        without(DEEPSEEK_V3, "architectures", "model_type")
+        | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "bos_token_id": 1, "eos_token_id": 2},
+        {"dense, indexed_attention": 1, "moe, indexed_attention": 3},
+    ),
+}

@@ -1,0 +1,98 @@
+"""Layers and models of extreme proportions, for tests that hold one witness against another."""
+
+import random
+
+from torch_models.spec import (
+    ClampedMLPSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    MultiHeadLatentAttentionSpec,
+    NormPlacement,
+    RotarySpec,
+    RouterSpec,
+)
+
+
+def random_layer(pick: random.Random) -> LayerSpec:
+    """A layer of extreme proportions, so that its memory peaks at a moment that no real model's does."""
+    width, bias = pick.choice([8, 16, 64, 256, 1024]), pick.random() < 0.3
+    attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
+    if pick.random() < 0.5:
+        groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
+        attention = GroupedQueryAttentionSpec(
+            hidden_size=width,
+            num_attention_heads=groups * pick.choice([1, 2, 5]),
+            num_key_value_heads=groups,
+            head_dim=channels,
+            rotary=RotarySpec(dim=pick.choice([channels, 2]), theta=1e4),
+            qkv_bias=bias,
+            output_bias=pick.random() < 0.3,
+            query_key_norm=pick.choice([None, "head", "width"]),
+            window=pick.choice([None, None, 1, 5, 100]),
+            logit_softcap=pick.choice([None, None, 5.0]),
+            sinks=pick.random() < 0.3,
+        )
+    else:
+        rope, nope = pick.choice([2, 8, 64]), pick.choice([1, 8, 128])
+        attention = MultiHeadLatentAttentionSpec(
+            hidden_size=width,
+            num_attention_heads=pick.choice([1, 2, 7, 16]),
+            q_lora_rank=pick.choice([None, 1, 8, 300]),
+            kv_lora_rank=pick.choice([1, 16, 512]),
+            qk_nope_head_dim=nope,
+            qk_rope_head_dim=rope,
+            v_head_dim=pick.choice([2, nope + rope, 128]),
+            rotary=RotarySpec(dim=rope, theta=1e4, interleaved=pick.random() < 0.5),
+            bias=bias,
+        )
+
+    def mlp(intermediate_size: int, bias: bool = False) -> GatedMLPSpec:
+        return GatedMLPSpec(
+            hidden_size=width,
+            intermediate_size=intermediate_size,
+            activation=pick.choice(["silu", "gelu", "gelu_pytorch_tanh"]),
+            bias=bias,
+        )
+
+    placement: NormPlacement = pick.choice(["before", "after", "around"])
+    offset = pick.random() < 0.3
+    if pick.random() < 0.4:
+        dense = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        return LayerSpec(
+            attention=attention,
+            feed_forward=dense,
+            norm_eps=1e-6,
+            norm_placement=placement,
+            norm_unit_offset=offset,
+        )
+    groups, per_group = pick.choice([1, 2, 4]), pick.choice([2, 3, 16, 64])
+    topk_group = pick.randint(1, groups)
+    router = RouterSpec(
+        hidden_size=width,
+        num_experts=groups * per_group,
+        top_k=pick.randint(1, min(topk_group * per_group, 12)),
+        scoring=pick.choice(["sigmoid", "softmax"]),
+        bias=pick.random() < 0.3,
+        group_rank_experts=pick.choice([1, 2]),
+        n_group=groups,
+        topk_group=topk_group,
+        norm_topk_prob=pick.random() < 0.5,
+        routed_scaling_factor=2.5,
+        correction_bias=pick.random() < 0.7,
+    )
+    shared, expert_size = pick.choice([None, 8, 2048]), pick.choice([8, 64, 512])
+    clamped = ClampedMLPSpec(hidden_size=width, intermediate_size=expert_size, alpha=1.7, limit=7.0)
+    mixture = MixtureOfExpertsSpec(
+        router=router,
+        expert=mlp(expert_size) if pick.random() < 0.7 else clamped,
+        shared_experts=None if shared is None else mlp(shared),
+    )
+    return LayerSpec(
+        attention=attention,
+        feed_forward=mixture,
+        norm_eps=1e-6,
+        norm_placement=placement,
+        norm_unit_offset=offset,
+    )

@@ -1,0 +1,287 @@
+"""The fields of a config.json in Hugging Face's format -> ModelSpec: checked, nothing unknown passed over.
+
+A family module has a `Config`, the fields that it understands with their rules, and `model_spec(config, name)`.
+Fields that change nothing here are listed in `known_fields.py` with the reason; any other field is refused, because
+a field that this program does not understand may change the architecture.
+"""
+
+import difflib
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hints
+
+import msgspec
+
+from torch_models import families
+from torch_models.checkpoints.names import SEPARATE_EXPERTS, StoredName
+from torch_models.errors import ConfigError, show_value
+from torch_models.fields.file import read_config
+from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
+from torch_models.spec import (
+    Activation,
+    Epsilon,
+    Heads,
+    Layers,
+    LayerSpec,
+    ModelSpec,
+    SequenceLength,
+    Theta,
+    Vocabulary,
+    Width,
+)
+
+# The families: each is one module, named as its model_type.
+FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
+
+CAUSAL_LM = "ForCausalLM"
+
+
+class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields that every family has; a subclass adds its own. Rules are in the types, defaults are the family's."""
+
+    default_rope_theta: ClassVar[float] = 10_000.0
+    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # what its checkpoints name otherwise than we do
+
+    model_type: str
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads | None = None
+    head_dim: Width | None = None
+    max_sequence_length: SequenceLength | None = None
+    max_position_embeddings: SequenceLength | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    tie_word_embeddings: bool = False
+    hidden_act: Activation = "silu"
+    attention_bias: bool = False
+    attention_dropout: float | None = 0.0
+    rope_theta: Theta | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention_dropout:
+            raise ConfigError("attention_dropout", self.attention_dropout, "must be 0: dropout is not modelled")
+
+    def model_spec(
+        self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
+    ) -> ModelSpec:
+        """The model of these layers, with all that families have in common; `options` are further fields."""
+        length, source = self.max_sequence_length, "max_sequence_length"
+        if length is None:
+            length, source = self.max_position_embeddings, "max_position_embeddings"
+        return ModelSpec(
+            name=name,
+            model_type=self.model_type,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            layers=tuple(layers),
+            norm_eps=self.rms_norm_eps,
+            tie_word_embeddings=self.tie_word_embeddings,
+            sequence_length=length,
+            sequence_length_source=None if length is None else source,
+            mtp_layers=tuple(mtp_layers),
+            **options,
+        )
+
+
+class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A config whose family has no module here: its fields as they stand in the file, unchecked."""
+
+    name: str
+    source: str  # the file, or whatever else errors shall name
+    model_type: str | None  # None: it must be read from `architectures`, by whoever knows these
+    fields: dict[str, Any]
+
+
+class Family(Protocol):
+    """What a family module offers."""
+
+    Config: type[FamilyConfig]
+
+    def model_spec(self, config: Any, name: str) -> ModelSpec:
+        """The spec of a checked config."""
+
+
+def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
+    """The model that a config describes; `path_or_name` is a path, or a file's name in `configs/`.
+
+    Raises `UserError` (a `ValueError`) naming file, field, value and rule.
+    """
+    return _read(path_or_name, spec_from_fields)
+
+
+def read_model(path_or_name: str | os.PathLike[str]) -> ModelSpec | ForeignConfig:
+    """As `read_spec`, but a family that is not native is handed on instead of refused."""
+    model = _read(path_or_name, model_from_fields)
+    if isinstance(model, ForeignConfig):
+        return msgspec.structs.replace(model, source=os.fspath(path_or_name))
+    return model
+
+
+R = TypeVar("R")
+
+
+def _read(path_or_name: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], R]) -> R:
+    file, fields = read_config(path_or_name)
+    try:
+        return parse(fields, Path(file).stem.removesuffix("_config"))
+    except ConfigError as error:
+        raise error.in_file(file) from None
+
+
+def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
+    """The model of these fields: a spec where their family is native, else the fields as they are."""
+    fields = _text_part(fields)
+    model_type, architectures = fields.get("model_type"), architectures_in(fields)
+    if model_type is None:
+        is_foreign = bool(architectures) and not any(map(_family_of, architectures))
+    else:
+        is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
+    if is_foreign:
+        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields)
+    return spec_from_fields(fields, name)
+
+
+def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
+    """The model that the fields of a config.json describe."""
+    fields = _renamed(_text_part(fields), ALIASES)
+    module = family(_model_type(fields))
+    known = module.Config.__struct_fields__
+    for expert_count in set(EXPERT_COUNTS) & set(known):
+        fields = _renamed(fields, dict.fromkeys(set(EXPERT_COUNTS) - {expert_count}, expert_count))
+    for field, value in fields.items():
+        if field in FIXED_FIELDS:
+            if value is not None and value != FIXED_FIELDS[field]:
+                raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: nothing else is modelled")
+        elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
+            raise ConfigError(field, value, _unknown_field_rule(field, known))
+    config = convert({field: fields[field] for field in known if field in fields}, module.Config)
+    spec = module.model_spec(config, name)
+    return msgspec.structs.replace(spec, defaulted_fields=tuple(_defaulted(config, fields)))
+
+
+def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config nested in `text_config`, with those around it that it does not repeat.
+
+    Beside another model's config (`vision_config`) it is left where it is, to be refused: a part is not the whole.
+    """
+    inner = fields.get("text_config")
+    others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
+    if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
+        return fields
+    for field in (fields.keys() & inner.keys()) - IRRELEVANT_FIELDS.keys() - {"model_type"}:
+        if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
+            rule = f"stands beside text_config as {show_value(fields[field])}; make them agree"
+            raise ConfigError(f"text_config.{field}", inner[field], rule)
+    names_itself = "model_type" in inner or "architectures" in inner
+    left = {"text_config", "model_type", "architectures"} if names_itself else {"text_config"}
+    return {field: value for field, value in fields.items() if field not in left} | inner
+
+
+def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
+    """What the config leaves to the family, as "field = value"."""
+    for field in config.__struct_fields__:
+        value = getattr(config, field)
+        if field not in fields and value is not None:
+            yield f"{field} = {show_value(value)}"
+    if config.num_key_value_heads is None:
+        yield "num_key_value_heads = num_attention_heads"
+    if config.rope_theta is None and "rope_theta" not in (config.rope_parameters or {}):
+        yield f"rope_theta = {config.default_rope_theta}"
+
+
+def family(model_type: str) -> Family:
+    """The module that reads configs of this type, which must be one of `FAMILIES`."""
+    return cast(Family, importlib.import_module(f"{families.__name__}.{model_type}"))
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def convert(fields: dict[str, Any], struct: type[S]) -> S:
+    """`fields` as a `struct`, or a `ConfigError` that names field and rule."""
+    try:
+        return msgspec.convert(fields, struct)
+    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell and no text holds
+        field = next(f for f, value in fields.items() if isinstance(value, str) and value == error.object)
+        raise ConfigError(field, fields[field], "is no valid text") from None
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):  # raised by a struct's own check
+            raise error.__cause__ from None
+        raise _as_config_error(str(error), fields, struct) from None
+
+
+def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The fields under their standard names; an alias and its original may both stand there if they agree."""
+    renamed = dict(fields)
+    for alias, standard in aliases.items():
+        if alias not in renamed:
+            continue
+        value = renamed.pop(alias)
+        if standard in renamed and renamed[standard] != value:
+            raise ConfigError(alias, value, f"is another name of {standard}, which is {show_value(renamed[standard])}")
+        renamed[standard] = value
+    return renamed
+
+
+def _model_type(fields: dict[str, Any]) -> str:
+    """The family's name, set in `fields` from `architectures` where the field is missing; the two must agree."""
+    model_type, named = fields.get("model_type"), architectures_in(fields)
+    of_names = {_family_of(name) for name in named}
+    if model_type is None:
+        if len(of_names) != 1 or None in of_names:
+            raise ConfigError("model_type", model_type, f"is missing: it names the family, as {', '.join(FAMILIES)}")
+        (model_type,) = of_names
+        fields["model_type"] = model_type
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError("model_type", model_type, f"is not known; must be one of {', '.join(FAMILIES)}")
+    for name in named:
+        of_name = _family_of(name)
+        alike = of_name in (None, model_type) or issubclass(family(model_type).Config, family(of_name).Config)
+        if not (name.endswith(CAUSAL_LM) and alike):
+            raise ConfigError("architectures", name, f"is no language model of model_type {model_type}")
+    return model_type
+
+
+def architectures_in(fields: dict[str, Any]) -> list[str]:
+    """The names of classes that the config was saved with; none where the field is missing or of no use."""
+    names = fields.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _family_of(architecture: str) -> str | None:
+    """The family of an architecture: Qwen3MoeForCausalLM is of qwen3_moe; None where there is no such family."""
+    name = re.sub("(?<!^)(?=[A-Z])", "_", architecture.removesuffix(CAUSAL_LM)).lower()
+    return name if name in FAMILIES and architecture.endswith(CAUSAL_LM) else None
+
+
+def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
+    hint = f"; did you mean {close[0]}?" if close else "; if it does not change the architecture, remove it"
+    return f"this field is not understood{hint}"
+
+
+def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.Struct]) -> ConfigError:
+    """msgspec's "<rule> - at `$.<path>`" as field, value and rule."""
+    rule, _, path = message.partition(" - at `$.")
+    if rule.startswith("Object missing required field"):
+        return ConfigError(rule.split("`")[1], None, "is missing and has no default")
+    if rule.startswith("Object contains unknown field"):
+        field = rule.split("`")[1]
+        return ConfigError(field, fields.get(field), "this field is not understood")
+    keys = path.rstrip("`").split(".")
+    value: Any = fields
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if rule.startswith("Invalid enum value"):
+        allowed = get_args(get_type_hints(struct).get(keys[-1]))
+        rule = f"must be {' or '.join(map(show_value, allowed))}"
+    rule = rule.replace("`", "").replace("Expected ", "must be ").replace(", got", ", is")
+    return ConfigError(".".join(keys), value, rule)

@@ -1,0 +1,57 @@
+"""The fields of multi-head latent attention, which DeepSeek-V2, DeepSeek-V3 and Kimi-K2 share."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from torch_models.errors import ConfigError
+from torch_models.fields.config import FamilyConfig
+from torch_models.fields.rope import rotary_spec
+from torch_models.spec import MAX_WIDTH, MultiHeadLatentAttentionSpec, Width
+
+
+class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of the attention; what decides a shape has no default."""
+
+    q_lora_rank: Width | None
+    kv_lora_rank: Width
+    qk_nope_head_dim: Width
+    qk_rope_head_dim: Width
+    v_head_dim: Annotated[int, Meta(ge=2, le=MAX_WIDTH)]  # a value of one channel is no head
+    qk_head_dim: Width | None = None  # transformers writes this and head_dim, both derived, into the files it saves
+    rope_interleave: bool = True
+
+
+def latent_attention(config: LatentAttentionConfig) -> MultiHeadLatentAttentionSpec:
+    """The attention that the fields describe; derived sizes that stand there too must agree."""
+    heads = config.num_attention_heads
+    derived = (
+        ("num_key_value_heads", config.num_key_value_heads, heads, "num_attention_heads: every head has its own key"),
+        ("head_dim", config.head_dim, config.qk_rope_head_dim, "qk_rope_head_dim, the rotated channels"),
+        (
+            "qk_head_dim",
+            config.qk_head_dim,
+            config.qk_nope_head_dim + config.qk_rope_head_dim,
+            "qk_nope_head_dim + qk_rope_head_dim",
+        ),
+    )
+    for field, given, expected, meaning in derived:
+        if given not in (None, expected):
+            raise ConfigError(field, given, f"must be {expected}, {meaning}")
+    return MultiHeadLatentAttentionSpec(
+        hidden_size=config.hidden_size,
+        num_attention_heads=heads,
+        q_lora_rank=config.q_lora_rank,
+        kv_lora_rank=config.kv_lora_rank,
+        qk_nope_head_dim=config.qk_nope_head_dim,
+        qk_rope_head_dim=config.qk_rope_head_dim,
+        v_head_dim=config.v_head_dim,
+        rotary=rotary_spec(
+            config,
+            config.qk_rope_head_dim,
+            size="qk_rope_head_dim",
+            interleaved=config.rope_interleave,
+            scores_scaled=True,
+        ),
+        bias=config.attention_bias,
+    )

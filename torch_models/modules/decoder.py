@@ -1,0 +1,197 @@
+"""The decoder-only language model that every spec describes, with Hugging Face's parameter names.
+
+`CausalLM` is the main model; `MultiTokenPredictionLayer` is what DeepSeek-V3 trains beside it. The legend of
+dimension letters is in layers.py; V is vocab_size.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
+from torch_models.modules.moe import MixtureOfExperts
+from torch_models.modules.recompute import run
+from torch_models.spec import (
+    AttentionSpec,
+    FeedForwardSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    Kernels,
+    LayerSpec,
+    ModelSpec,
+    NormPlacement,
+    RotarySpec,
+)
+
+
+def attention_module(spec: AttentionSpec, kernels: Kernels) -> nn.Module:
+    """The module that `spec` describes."""
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        return GroupedQueryAttention(spec, kernels)
+    return MultiHeadLatentAttention(spec, kernels)
+
+
+def feed_forward_module(spec: FeedForwardSpec) -> nn.Module:
+    """The module that `spec` describes."""
+    return GatedMLP(spec) if isinstance(spec, GatedMLPSpec) else MixtureOfExperts(spec)
+
+
+# The names that checkpoints give the norms of a layer: before and after attention, before and after the feed-forward.
+NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | None]] = {
+    "before": ("input_layernorm", None, "post_attention_layernorm", None),
+    "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "around": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+
+
+class _Block(nn.Module):
+    """The parts of a decoder layer, under the names that checkpoints give them."""
+
+    self_attn: nn.Module
+    mlp: nn.Module
+    recompute_layer = False  # see recompute.py
+
+    def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.spec = spec
+        before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[spec.norm_placement]
+        norm = partial(RMSNorm, spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+        parts = (
+            (before_attention, norm),
+            ("self_attn", partial(attention_module, spec.attention, kernels)),
+            (after_attention, norm),
+            (before_mlp, norm),
+            ("mlp", partial(feed_forward_module, spec.feed_forward)),
+            (after_mlp, norm),
+        )
+        for name, make in parts:
+            if name is not None:
+                self.add_module(name, make())
+
+    def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[self.spec.norm_placement]
+        x_BSD = x_BSD + self._norm(after_attention, self.self_attn(self._norm(before_attention, x_BSD), rotary))
+        return x_BSD + self._norm(after_mlp, self.mlp(self._norm(before_mlp, x_BSD)))
+
+    def _norm(self, name: str | None, x_BSD: Tensor) -> Tensor:
+        if name is None:
+            return x_BSD
+        normed: Tensor = self.get_submodule(name)(x_BSD)
+        return normed
+
+
+class DecoderLayer(_Block):
+    """Attention, then feed-forward, each with its residual connection and the norms that the spec places in it."""
+
+    def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """(B, S, D) -> (B, S, D); `rotary` are the tables of this layer's `spec.attention.rotary`."""
+        return run(self._transform, x_BSD, rotary, recompute=self.recompute_layer)
+
+
+class MultiTokenPredictionLayer(_Block):
+    """One decoder layer that predicts one token further (DeepSeek-V3, arXiv 2412.19437, §2.2).
+
+    Parameter names are those of the published checkpoint below ``model.layers.<num_hidden_layers + k>.``, whose
+    copies of the embedding and the head are the main model's. The checkpoint joins [embedding; hidden state] in
+    this order, although eq. 21 prints the other.
+    """
+
+    component = "mlp"  # of eh_proj, which stands in no layer of the main model
+
+    def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
+        super().__init__(spec, kernels)
+        self.enorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.hnorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
+        self.eh_proj = Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": RMSNorm(spec.hidden_size, spec.norm_eps, kernels)})
+
+    def forward(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """What the shared head turns into logits, (B, S, D).
+
+        `hidden_BSD` is the hidden state of the previous depth at each position, `next_embedding_BSD` the embedding
+        of the token that it should have predicted.
+        """
+        return run(self._predict, hidden_BSD, next_embedding_BSD, rotary, recompute=self.recompute_layer)
+
+    def _predict(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        joined = torch.cat((self.enorm(next_embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
+        out: Tensor = self.shared_head["norm"](self._transform(self.eh_proj(joined), rotary))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: token ids (B, S) -> hidden states (B, S, D)."""
+
+    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+        self.embedding_scale = spec.embedding_scale
+        self.rotary_specs = tuple({layer.attention.rotary: None for layer in (*spec.layers, *spec.mtp_layers)})
+
+    def forward(self, token_ids_BS: Tensor, tables: Mapping[RotarySpec, RotaryTables] | None = None) -> Tensor:
+        """(B, S) -> (B, S, D); `tables` are those of `rotary_tables`, where they have been made already."""
+        if tables is None:
+            tables = self.rotary_tables(token_ids_BS)
+        x_BSD = self.embed(token_ids_BS)
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            x_BSD = layer(x_BSD, tables[layer.spec.attention.rotary])
+        out: Tensor = self.norm(x_BSD)
+        return out
+
+    def embed(self, token_ids_BS: Tensor) -> Tensor:
+        """The residual stream before the first layer, (B, S) -> (B, S, D)."""
+        x_BSD: Tensor = self.embed_tokens(token_ids_BS)
+        return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
+
+    def rotary_tables(self, token_ids_BS: Tensor) -> dict[RotarySpec, RotaryTables]:
+        """The tables of every rotary embedding that the layers use, as long as the sequences."""
+        length, device, dtype = token_ids_BS.shape[1], token_ids_BS.device, self.embed_tokens.weight.dtype
+        return {rotary: rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs}
+
+
+class TokenEmbedding(nn.Embedding):
+    """`nn.Embedding` that leaves its weight uninitialised, as `Linear` does."""
+
+    component = "word_embedding"
+
+    def reset_parameters(self) -> None:
+        """Do nothing; see `torch_models.builder.initialize`."""
+
+
+class LanguageModelHead(Linear):
+    """Hidden states (B, S, D) -> logits (B, S, V)."""
+
+    component = "lm_head"
+
+
+class CausalLM(nn.Module):
+    """A decoder and its head; token ids (B, S) -> logits (B, S, V)."""
+
+    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Decoder(spec, kernels)
+        self.lm_head = LanguageModelHead(spec.hidden_size, spec.vocab_size, bias=False)
+        if spec.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, token_ids_BS: Tensor) -> Tensor:
+        """(B, S) -> (B, S, V)."""
+        return self.logits(self.model(token_ids_BS))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of hidden states, (…, D) -> (…, V), bounded where the model bounds them."""
+        logits: Tensor = self.lm_head(hidden)
+        cap = self.spec.final_logit_softcap
+        return logits if cap is None else (logits / cap).tanh() * cap

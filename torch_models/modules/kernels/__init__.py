@@ -1,0 +1,1 @@
+"""Operations that torch has under no public name, each with a fake kernel."""

@@ -1,0 +1,145 @@
+"""Mixture of experts: the router, the routed experts as one stacked parameter per projection, the shared experts.
+
+Every shape is static: tokens are sorted by expert and each projection is one grouped matrix product, so the same
+forward trains on real tensors and is traced on the meta device, with any number of experts and no loop over them.
+The legend of dimension letters is in layers.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_models.modules.layers import GatedMLP, activation_function
+from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+
+
+class Router(nn.Module):
+    """Chooses top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16)."""
+
+    component = "router"
+    e_score_correction_bias: Tensor
+
+    def __init__(self, spec: RouterSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
+        self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
+        if spec.correction_bias:  # a buffer: the load, not the gradient, moves it
+            self.register_buffer("e_score_correction_bias", torch.zeros(spec.num_experts, dtype=torch.float32))
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> weights (T, K) in fp32 and expert indices (T, K)."""
+        scores_TE = self._scores(x_TD)
+        experts_TK = self._choose(scores_TE)
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if self.spec.norm_topk_prob:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return weights_TK * self.spec.routed_scaling_factor, experts_TK
+
+    def _scores(self, x_TD: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        logits_TE = F.linear(x_TD.float(), self.weight.float(), bias)
+        return logits_TE.sigmoid() if self.spec.scoring == "sigmoid" else logits_TE.softmax(-1)
+
+    @torch.no_grad()
+    def _choose(self, scores_TE: Tensor) -> Tensor:
+        """The top_k experts of the eligible groups by corrected score; a group's rank is its best experts' sum."""
+        spec = self.spec
+        if spec.correction_bias:
+            scores_TE = scores_TE + self.e_score_correction_bias
+        if spec.n_group > 1:
+            groups = scores_TE.unflatten(1, (spec.n_group, -1))
+            rank = groups.topk(spec.group_rank_experts, dim=-1).values.sum(-1)
+            eligible = rank.topk(spec.topk_group, dim=-1, sorted=False).indices
+            excluded = torch.ones_like(rank, dtype=torch.bool).scatter(1, eligible, 0)
+            scores_TE = groups.masked_fill(excluded.unsqueeze(-1), float("-inf")).flatten(1)
+        return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
+
+
+class RoutedExperts(nn.Module):
+    """E experts, of which each token visits `top_k`; a subclass has their weights and says what they compute."""
+
+    component = "routed_experts"
+
+    def __init__(self, num_experts: int, top_k: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.top_k = top_k
+
+    def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, (T, D). Rows are (token, choice) pairs, sorted by expert."""
+        experts, order = experts_TK.flatten().sort(stable=True)
+        all_experts = torch.arange(self.num_experts, device=x_TD.device)
+        ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # where each expert's rows end
+        token = order // self.top_k
+        rows = x_TD.index_select(0, token)
+        rows = self.transform(rows, experts, ends_E)
+        rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
+        # Not index_add_, which would keep all its rows for backward.
+        return torch.zeros_like(x_TD).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
+
+    def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
+        """What each row's expert makes of it, (T K, D) -> (T K, D)."""
+        raise NotImplementedError
+
+
+class GatedExperts(RoutedExperts):
+    """Gated MLPs without bias; `gate_up_proj` stacks gate above up, (E, 2F, D), and `down_proj` is (E, D, F)."""
+
+    def __init__(self, spec: GatedMLPSpec, num_experts: int, top_k: int) -> None:
+        super().__init__(num_experts, top_k)
+        self.activation = spec.activation
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * spec.intermediate_size, spec.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, spec.hidden_size, spec.intermediate_size))
+
+    def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
+        """down(activation(gate(x)) * up(x)) of each row's expert."""
+        del experts
+        gate, up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
+        hidden = activation_function(self.activation, gate) * up
+        return F.grouped_mm(hidden, self.down_proj.transpose(1, 2), offs=ends_E)
+
+
+class ClampedExperts(RoutedExperts):
+    """gpt-oss's experts: weights stored (E, in, out) with biases, gate and up in alternating columns."""
+
+    def __init__(self, spec: ClampedMLPSpec, num_experts: int, top_k: int) -> None:
+        super().__init__(num_experts, top_k)
+        self.alpha = spec.alpha
+        self.limit = spec.limit
+        width, hidden = spec.hidden_size, spec.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, width, 2 * hidden))
+        self.gate_up_proj_bias = nn.Parameter(torch.empty(num_experts, 2 * hidden))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden, width))
+        self.down_proj_bias = nn.Parameter(torch.empty(num_experts, width))
+
+    def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
+        """(up + 1) * gate * sigmoid(alpha gate) between two projections with biases, gate and up clamped."""
+        gate_up = F.grouped_mm(rows, self.gate_up_proj, offs=ends_E) + self.gate_up_proj_bias.index_select(0, experts)
+        gate = gate_up[..., 0::2].clamp(max=self.limit)
+        up = gate_up[..., 1::2].clamp(min=-self.limit, max=self.limit)
+        hidden = (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
+        return F.grouped_mm(hidden, self.down_proj, offs=ends_E) + self.down_proj_bias.index_select(0, experts)
+
+
+class MixtureOfExperts(nn.Module):
+    """The routed experts' output plus the shared experts', which every token uses."""
+
+    def __init__(self, spec: MixtureOfExpertsSpec) -> None:
+        super().__init__()
+        self.router_name = spec.router.checkpoint_name
+        self.add_module(self.router_name, Router(spec.router))
+        experts = (spec.router.num_experts, spec.router.top_k)
+        self.experts: RoutedExperts = (
+            GatedExperts(spec.expert, *experts)
+            if isinstance(spec.expert, GatedMLPSpec)
+            else ClampedExperts(spec.expert, *experts)
+        )
+        self.shared_experts = GatedMLP(spec.shared_experts, "shared_experts") if spec.shared_experts else None
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        x_TD = x_BSD.flatten(0, 1)
+        routed_BSD = self.experts(x_TD, *self.get_submodule(self.router_name)(x_TD)).view_as(x_BSD)
+        out: Tensor = routed_BSD if self.shared_experts is None else routed_BSD + self.shared_experts(x_BSD)
+        return out
