@@ -1,15 +1,20 @@
-"""Counts: integers by component, that add, subtract and scale; and what both witnesses say of a model.
+"""What every witness fills in: integers by component, for each distinct layer, for the whole model, for one step.
 
 The components are the rows of every table, the keys of the JSON and the ids of the tests. Multi-token prediction
 (`mtp`) is counted in the same components but never added to the main model's.
 
-`ModelCounts` is made twice, from the modules and from the spec, and
-`counting.reconcile` holds one against the other.
+A `ModelCounts` is made several times, by measurements and by formulas, and `counting.reconcile` holds one against the
+other. A field is None where a witness does not speak of it.
 """
+
+from collections.abc import Iterable
+from typing import ClassVar, TypeVar
 
 import msgspec
 
-BATCH_SIZE = 1  # sequences in every pass and step that is counted
+from counting.step_profile import StepProfile
+
+MODEL_FLOPS_PER_FORWARD = 3  # a training step's model FLOPs in forward passes: backward is two of them
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,8 +68,8 @@ class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
     transients: int
 
     @property
-    def peak(self) -> int:
-        """All of it together."""
+    def total(self) -> int:
+        """All of it together: the peak."""
         return self.weights + self.boundary + self.saved + self.transients
 
 
@@ -91,40 +96,62 @@ class AttentionCore(msgspec.Struct, frozen=True, kw_only=True):
             as_run=self.as_run * factor, causal=self.causal * factor, full_square=self.full_square * factor
         )
 
+    def causal_flops(self, forward_flops: int) -> int:
+        """Of FLOPs that have this core in them, those that remain without the keys in the future."""
+        return forward_flops - self.as_run + self.causal
+
+    def full_square_flops(self, forward_flops: int) -> int:
+        """What FLOPs that have this core in them would be if every query met every key."""
+        return forward_flops - self.as_run + self.full_square
+
 
 class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One distinct decoder layer; FLOPs and bytes are of one forward pass over one sequence."""
+    """One distinct decoder layer; FLOPs and bytes are of one forward pass over one micro-batch."""
 
     kind: str  # "dense" or "moe"
     count: int  # how many layers of the model are like this one
-    parameters: Counts
-    inactive_parameters: int  # of the routed experts that one token does not visit
-    linear_weights: int  # in the matrices of attention and feed-forward
-    router_correction_bias: int
-    forward_flops: Counts  # by fvcore's trace
-    dispatched_flops: Counts  # by torch's dispatch counter
-    attention_core: AttentionCore
-    memory: LayerMemory | None  # with gradients wanted: the pass that rematerialisation runs
-    memory_no_grad: LayerMemory | None  # the first pass of a checkpointed layer
+    parameters: Counts | None = None
+    inactive_parameters: int | None = None  # of the routed experts that one token does not visit
+    linear_weights: int | None = None  # in the matrices of attention and feed-forward
+    router_correction_bias: int | None = None
+    forward_flops: Counts | None = None
+    attention_core_flops: AttentionCore | None = None
+    weight_bytes: int | None = None  # in 16 bits, correction biases in fp32
+    boundary_bytes: int | None = None  # of the layer's input, in 16 bits
+    peak_memory_bytes: LayerMemory | None = None  # with gradients wanted: the pass that rematerialisation runs
+    peak_memory_no_grad_bytes: LayerMemory | None = None  # the first pass of a checkpointed layer
+
+
+class OutsideCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands outside the layers: embedding, final norm, head."""
+
+    scope: ClassVar[str] = "outside the layers"
+
+    parameters: Counts | None = None
+    forward_flops: Counts | None = None
 
 
 class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     """All multi-token-prediction modules together, without the embedding and head they share."""
 
-    parameters: Counts
-    linear_weights: int  # without those of the projection, which fp8 recipes leave alone
-    router_correction_bias: int
-    forward_flops: Counts  # each module runs the shared head once more
-    dispatched_flops: Counts
-    attention_core: AttentionCore = AttentionCore()
+    scope: ClassVar[str] = "mtp"
+
+    parameters: Counts | None = None
+    linear_weights: int | None = None  # without those of the projection, which fp8 recipes leave alone
+    router_correction_bias: int | None = None
+    forward_flops: Counts | None = None  # each module runs the shared head once more
+    attention_core_flops: AttentionCore | None = None
 
 
 class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one training step over one sequence, as a machine runs it, by component.
+    """FLOPs of one training step over one micro-batch, as a machine runs it, by component.
 
     `backward` is two products for each of the forward pass and, of fused attention, one more: the scores, which were
     never kept. `recomputed` is what activation checkpointing runs again.
     """
+
+    scope: ClassVar[str] = "step"
+    quantity: ClassVar[str] = "training_flops"
 
     forward: Counts = Counts()
     backward: Counts = Counts()
@@ -144,11 +171,8 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> int:
-        """What the model asks for, however it is run: the forward pass and twice that for the backward pass.
-
-        Model FLOPs as of Chowdhery et al. 2022 (arXiv 2204.02311), appendix B; MFU is measured in these.
-        """
-        return 3 * self.forward.total
+        """What the model asks for, however it is run; MFU is measured in these."""
+        return model_flops(self.forward.total)
 
     @property
     def hardware(self) -> int:
@@ -158,49 +182,75 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def extra_products(self) -> int:
         """What of the backward pass is in no model FLOPs: the scores that fused attention multiplies once more."""
-        return self.backward.total - 2 * self.forward.total
+        return self.hardware - self.recomputed.total - self.model
+
+
+class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over all layers of the main model and what stands outside them."""
+
+    scope: ClassVar[str] = "model"
+
+    parameters: Counts | None
+    active_parameters: int | None  # those that one token uses
+    linear_weights: int | None  # in the matrices of attention and feed-forward, routers left out
+    router_correction_bias: int | None
+    forward_flops: Counts | None
+    attention_core_flops: AttentionCore | None  # the part that depends on which keys a query visits
 
 
 class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole model: its distinct layers, what stands outside them, and multi-token prediction beside it."""
+    """One witness's word on a model: its distinct layers, the rest, multi-token prediction, and a training step."""
 
     layers: tuple[LayerCounts, ...]
-    outside_parameters: Counts  # embedding, final norm, head
-    outside_flops: Counts
-    outside_dispatched_flops: Counts
-    mtp: MtpCounts
+    outside: OutsideCounts = OutsideCounts()
+    mtp: MtpCounts = MtpCounts()
+    training_flops: StepFlops | None = None
+    step_memory: StepProfile | None = None
 
-    @property
-    def parameters(self) -> Counts:
-        """Of the main model."""
-        return sum((layer.parameters * layer.count for layer in self.layers), self.outside_parameters)
+    def whole_model(self) -> WholeModel:
+        """The sums; None where a part of one is not known."""
+        inactive = self._sum_over_layers("inactive_parameters")
+        parameters = self._with_outside("parameters")
+        return WholeModel(
+            parameters=parameters,
+            active_parameters=None if parameters is None or inactive is None else parameters.total - inactive,
+            linear_weights=self._sum_over_layers("linear_weights"),
+            router_correction_bias=self._sum_over_layers("router_correction_bias"),
+            forward_flops=self._with_outside("forward_flops"),
+            attention_core_flops=_sum(
+                None if layer.attention_core_flops is None else layer.attention_core_flops * layer.count
+                for layer in self.layers
+            ),
+        )
 
-    @property
-    def active_parameters(self) -> int:
-        """Those that one token uses."""
-        return self.parameters.total - sum(layer.inactive_parameters * layer.count for layer in self.layers)
+    def _with_outside(self, field: str) -> Counts | None:
+        parts: list[Counts | None] = [getattr(self.outside, field)]
+        for layer in self.layers:
+            counts: Counts | None = getattr(layer, field)
+            parts.append(None if counts is None else counts * layer.count)
+        return _sum(parts)
 
-    @property
-    def linear_weights(self) -> int:
-        """In the matrices of attention and feed-forward, routers left out."""
-        return sum(layer.linear_weights * layer.count for layer in self.layers)
+    def _sum_over_layers(self, field: str) -> int | None:
+        numbers = [(getattr(layer, field), layer.count) for layer in self.layers]
+        return _sum(None if number is None else number * count for number, count in numbers)
 
-    @property
-    def router_correction_bias(self) -> int:
-        """Numbers in the main model's correction biases, which are no parameters."""
-        return sum(layer.router_correction_bias * layer.count for layer in self.layers)
 
-    @property
-    def forward_flops(self) -> Counts:
-        """Of the main model's forward pass."""
-        return sum((layer.forward_flops * layer.count for layer in self.layers), self.outside_flops)
+def model_flops(forward_flops: int) -> int:
+    """FLOPs that training asks for, from those of a forward pass: that pass, and twice it for the backward pass.
 
-    @property
-    def dispatched_flops(self) -> Counts:
-        """The same by torch's dispatch counter."""
-        return sum((layer.dispatched_flops * layer.count for layer in self.layers), self.outside_dispatched_flops)
+    Model FLOPs as of Chowdhery et al. 2022 (arXiv 2204.02311), appendix B; nothing recomputed is in them.
+    """
+    return MODEL_FLOPS_PER_FORWARD * forward_flops
 
-    @property
-    def attention_core(self) -> AttentionCore:
-        """The part of the forward pass that depends on which keys a query visits."""
-        return sum((layer.attention_core * layer.count for layer in self.layers), AttentionCore())
+
+N = TypeVar("N", int, Counts, AttentionCore)
+
+
+def _sum(parts: Iterable[N | None]) -> N | None:
+    """The sum; None where there is nothing, or a part is None."""
+    total: N | None = None
+    for index, part in enumerate(parts):
+        if part is None:
+            return None
+        total = part if index == 0 or total is None else total + part
+    return total

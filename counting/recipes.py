@@ -34,10 +34,6 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
         updated_bytes = self.master_bytes or self.weight_bytes
         return self.weight_bytes == self.activation_bytes and self.moment_bytes == updated_bytes
 
-    def state_bytes(self, moments: int) -> int:
-        """Per parameter of a layer's matrices, with this many moments: weight, gradient, master copy and moments."""
-        return self.weight_bytes + self.gradient_bytes + self.master_bytes + moments * self.moment_bytes
-
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     """An optimiser, by how many numbers it remembers of each parameter."""
@@ -45,6 +41,40 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     moments: int
     citation: str
+
+
+class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a run holds for its parameters from one step to the next; gradients once all have arrived."""
+
+    weights: int
+    gradients: int
+    masters: int
+    moments: int
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.weights + self.gradients + self.masters + self.moments
+
+    def __add__(self, other: "ModelStates") -> "ModelStates":
+        return ModelStates(**{f: getattr(self, f) + getattr(other, f) for f in self.__struct_fields__})
+
+    def __mul__(self, factor: int) -> "ModelStates":
+        return ModelStates(**{f: getattr(self, f) * factor for f in self.__struct_fields__})
+
+
+def model_states(parameters: int, linear_weights: int, precision: Precision, optimizer: Optimizer) -> ModelStates:
+    """What a recipe holds for these parameters, of which fp8 recipes quantise the linear weights alone.
+
+    The scales of quantised blocks, one for each 128 x 128 numbers, are left out.
+    """
+    rest = parameters - linear_weights
+    return ModelStates(
+        weights=precision.weight_bytes * linear_weights + precision.unquantised_weight_bytes * rest,
+        gradients=precision.gradient_bytes * parameters,
+        masters=precision.master_bytes * parameters,
+        moments=optimizer.moments * precision.moment_bytes * parameters,
+    )
 
 
 PRECISIONS = (

@@ -1,199 +1,142 @@
-"""The measurement held against the formulas: equal to the integer, or an error that names the component."""
+"""Witnesses of one type held against each other: equal to the integer, or an error that names what differs.
 
-from collections.abc import Iterator, Sequence
+A witness is a struct of integers, nested as deep as it likes: counts of layers, of a model, of a step. Witnesses are
+walked together, field by field. A field is None where one does not speak of it; what only one of them says is listed
+as such.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from counting.counts import COMPONENTS, AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, StepFlops
-from counting.step_profile import StepProfile
+from counting.counts import Counts
 
 WHOLE = "total"  # the component of a number that is not divided into components
+IDENTITY = ("kind", "count")  # which layers a struct is of, and no counts
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One number of which the module and the formula speak independently."""
+    """One number, and what each witness says of it."""
 
     quantity: str
     scope: str
     component: str
-    measured: int
-    analytic: int
+    values: dict[str, int]  # witness -> its integer
 
     @property
-    def ok(self) -> bool:
-        """Equal; there is no tolerance."""
-        return self.measured == self.analytic
-
-    def __str__(self) -> str:
-        relation = "=" if self.ok else "differs from"
-        text = f"{self.quantity}, {self.scope}, {self.component}: measured {self.measured:,} {relation} "
-        text += f"formula {self.analytic:,}"
-        return text if self.ok else f"{text}, by {self.measured - self.analytic:+,}"
-
-
-class TraceCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One number that fvcore's trace and torch's dispatch counter measured independently."""
-
-    quantity: str
-    scope: str
-    component: str
-    traced: int
-    dispatched: int
+    def agree(self) -> bool:
+        """All equal; there is no tolerance."""
+        return len(set(self.values.values())) == 1
 
     @property
-    def ok(self) -> bool:
-        """Equal; there is no tolerance."""
-        return self.traced == self.dispatched
+    def proven(self) -> bool:
+        """Whether more than one witness speaks of it."""
+        return len(self.values) > 1
 
     def __str__(self) -> str:
-        relation = "=" if self.ok else "differs from"
-        text = f"{self.quantity}, {self.scope}, {self.component}: traced {self.traced:,} {relation} "
-        text += f"dispatched {self.dispatched:,}"
-        return text if self.ok else f"{text}, by {self.traced - self.dispatched:+,}"
+        text = f"{self.quantity}, {self.scope}, {self.component}: "
+        (first, value), *others = self.values.items()
+        text += f"{first} {value:,}"
+        for name, other in others:
+            text += (
+                f" = {name} {other:,}" if other == value else f" differs from {name} {other:,}, by {value - other:+,}"
+            )
+        return text
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """All checks of one analysis: against formulas for a native family, else of one measurement against another."""
+    """Every number of an analysis with its witnesses."""
 
-    ok: bool
+    witnesses: tuple[str, ...]
     checks: tuple[Check, ...]
-    trace_checks: tuple[TraceCheck, ...] = ()
 
 
 class DisagreementError(Exception):
     """Two witnesses of one number differ: one of them is wrong, and no number of this analysis can be trusted."""
 
-    def __init__(self, name: str, checks: Sequence[Check | TraceCheck]) -> None:
+    def __init__(self, name: str, checks: Sequence[Check]) -> None:
         self.checks = checks
         super().__init__("\n".join(f"{name}: {check}" for check in checks))
 
 
-def reconcile(name: str, measured: ModelCounts, analytic: ModelCounts) -> Agreement:
-    """Every number of `measured` beside its formula; raises `DisagreementError` if any two differ."""
-    checks = tuple(_checks(measured, analytic))
-    different = [check for check in checks if not check.ok]
+W = TypeVar("W", bound=msgspec.Struct)
+
+
+def reconcile(name: str, witnesses: Mapping[str, W]) -> tuple[W, Agreement]:
+    """What all witnesses together say, with every number's check; raises `DisagreementError` if any two differ.
+
+    `name` is the model's, for the error. Tables of layers must be of the same layers in the same order. A number that
+    is zero for all is no check.
+    """
+    checks: list[Check] = []
+    merged: W = _walk(dict(witnesses), _Place("model", None, ""), checks)
+    different = [check for check in checks if not check.agree]
     if different:
         raise DisagreementError(name, different)
-    return Agreement(ok=True, checks=checks)
+    return merged, Agreement(witnesses=tuple(witnesses), checks=tuple(checks))
 
 
-def reconcile_step(name: str, measured: StepFlops, analytic: StepFlops) -> tuple[Check, ...]:
-    """The FLOPs of one training step beside their formulas; raises `DisagreementError` if any two differ."""
-    checks = tuple(
-        check
-        for part in StepFlops.__struct_fields__
-        for check in _by_component("training_flops", f"step, {part}", getattr(measured, part), getattr(analytic, part))
-    )
-    different = [check for check in checks if not check.ok]
-    if different:
-        raise DisagreementError(name, different)
-    return checks
+class _Place(NamedTuple):
+    """Where the walk is: whose numbers these are, what they measure, and the names passed since that was known."""
+
+    scope: str
+    quantity: str | None
+    path: str
+
+    def enter(self, value: Any) -> "_Place":
+        """Within a struct that says itself whose numbers it has, or what they measure."""
+        kind = getattr(value, "kind", None)
+        scope = f"{kind} layer" if kind else getattr(type(value), "scope", self.scope)
+        return self._replace(scope=scope, quantity=getattr(type(value), "quantity", self.quantity))
+
+    def at(self, field: str, value: Any) -> "_Place":
+        """At a field: the first one names the quantity, unless it is known; those after it the component."""
+        if isinstance(value, tuple) or hasattr(type(value), "scope"):
+            return self
+        if self.quantity is None:
+            return self._replace(quantity=field)
+        if isinstance(value, Counts):
+            return self._replace(scope=f"{self.scope}, {field}")
+        return self._replace(path=f"{self.path}.{field}" if self.path else field)
+
+    def check(self, values: dict[str, int], component: str | None = None) -> Iterator[Check]:
+        """The check of one number."""
+        assert self.quantity is not None
+        if any(values.values()):
+            yield Check(quantity=self.quantity, scope=self.scope, component=component or WHOLE, values=values)
 
 
-def reconcile_step_memory(name: str, measured: StepProfile, analytic: StepProfile) -> tuple[Check, ...]:
-    """The bytes of one training step beside their formulas; raises `DisagreementError` if any two differ."""
-    pairs = zip(_bytes_of(measured, "step"), _bytes_of(analytic, "step"), strict=True)
-    checks = tuple(
-        Check(quantity="step_memory_bytes", scope=scope, component=component, measured=one, analytic=other)
-        for (scope, component, one), (_, _, other) in pairs
-        if one or other
-    )
-    different = [check for check in checks if not check.ok]
-    if different:
-        raise DisagreementError(name, different)
-    return checks
-
-
-def _bytes_of(profile: msgspec.Struct, scope: str, above: str = "") -> Iterator[tuple[str, str, int]]:
-    """Every number of a profile: whose it is, what it is called, and how much; a count of layers is none."""
-    for field in profile.__struct_fields__:
-        value = getattr(profile, field)
-        if isinstance(value, tuple):
-            for layer in value:
-                yield from _bytes_of(layer, f"{layer.kind} layer")
-        elif isinstance(value, msgspec.Struct):
-            yield from _bytes_of(value, scope, f"{field}.")
-        elif isinstance(value, int) and field != "count":
-            yield scope, f"{above}{field}", value
-
-
-def compare_counters(name: str, counts: ModelCounts) -> Agreement:
-    """Every FLOP of a model without formulas, by trace and by dispatch; raises `DisagreementError` if any differ."""
-    pairs = [(f"{layer.kind} layer", layer.forward_flops, layer.dispatched_flops) for layer in counts.layers]
-    pairs.append(("outside the layers", counts.outside_flops, counts.outside_dispatched_flops))
-    checks = tuple(check for pair in pairs for check in _trace_checks(*pair))
-    different = [check for check in checks if not check.ok]
-    if different:
-        raise DisagreementError(name, different)
-    return Agreement(ok=True, checks=(), trace_checks=checks)
-
-
-def _trace_checks(scope: str, traced: Counts, dispatched: Counts) -> Iterator[TraceCheck]:
-    components = [c for c in COMPONENTS if getattr(traced, c) or getattr(dispatched, c)]
-    rows = [(c, getattr(traced, c), getattr(dispatched, c)) for c in components]
-    for component, one, other in [*rows, (WHOLE, traced.total, dispatched.total)]:
-        yield TraceCheck(quantity="forward_flops", scope=scope, component=component, traced=one, dispatched=other)
-
-
-def _checks(measured: ModelCounts, analytic: ModelCounts) -> Iterator[Check]:
-    for one, other in zip(measured.layers, analytic.layers, strict=True):
-        yield from _layer_checks(one, other)
-    yield from _by_component("parameters", "model", measured.parameters, analytic.parameters)
-    yield from _by_component("forward_flops", "model", measured.forward_flops, analytic.forward_flops)
-    yield from _by_component("dispatched_flops", "model", measured.dispatched_flops, analytic.dispatched_flops)
-    for quantity in ("active_parameters", "linear_weights", "router_correction_bias"):
-        yield _whole(quantity, "model", getattr(measured, quantity), getattr(analytic, quantity))
-    yield from _core_checks("model", measured.attention_core, analytic.attention_core)
-    yield from _by_component("parameters", "mtp", measured.mtp.parameters, analytic.mtp.parameters)
-    yield from _by_component("forward_flops", "mtp", measured.mtp.forward_flops, analytic.mtp.forward_flops)
-    yield from _by_component("dispatched_flops", "mtp", measured.mtp.dispatched_flops, analytic.mtp.dispatched_flops)
-    yield from _core_checks("mtp", measured.mtp.attention_core, analytic.mtp.attention_core)
-    for quantity in ("linear_weights", "router_correction_bias"):
-        yield _whole(quantity, "mtp", getattr(measured.mtp, quantity), getattr(analytic.mtp, quantity))
-
-
-def _layer_checks(measured: LayerCounts, analytic: LayerCounts) -> Iterator[Check]:
-    scope = f"{measured.kind} layer"
-    for quantity in ("parameters", "forward_flops", "dispatched_flops"):
-        yield from _by_component(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
-    yield from _core_checks(scope, measured.attention_core, analytic.attention_core)
-    for quantity in ("inactive_parameters", "linear_weights", "router_correction_bias"):
-        yield _whole(quantity, scope, getattr(measured, quantity), getattr(analytic, quantity))
-    assert measured.memory and analytic.memory and measured.memory_no_grad and analytic.memory_no_grad
-    for quantity, one, other in (
-        ("peak_memory_bytes", measured.memory, analytic.memory),
-        ("peak_memory_no_grad_bytes", measured.memory_no_grad, analytic.memory_no_grad),
-    ):
-        for part in LayerMemory.__struct_fields__:
-            yield Check(
-                quantity=quantity,
-                scope=scope,
-                component=part,
-                measured=getattr(one, part),
-                analytic=getattr(other, part),
-            )
-        yield _whole(quantity, scope, one.peak, other.peak)
-
-
-def _core_checks(scope: str, measured: AttentionCore, analytic: AttentionCore) -> Iterator[Check]:
-    for part in AttentionCore.__struct_fields__:
-        yield Check(
-            quantity="attention_core_flops",
-            scope=scope,
-            component=part,
-            measured=getattr(measured, part),
-            analytic=getattr(analytic, part),
+def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
+    """The witnesses' values at one place as one, their checks added to `checks`."""
+    first = next(iter(values.values()))
+    if isinstance(first, tuple):
+        assert len({len(value) for value in values.values()}) == 1, f"{place.scope}: tables of unequal length"
+        return tuple(
+            _walk({name: value[index] for name, value in values.items()}, place, checks) for index in range(len(first))
         )
+    if isinstance(first, msgspec.Struct):
+        return _walk_struct(values, place.enter(first), checks)
+    checks.extend(place.check(values, place.path))
+    return first
 
 
-def _by_component(quantity: str, scope: str, measured: Counts, analytic: Counts) -> Iterator[Check]:
-    """A check for each component that either side counts, and one for the sum."""
-    for component in COMPONENTS:
-        count, formula = getattr(measured, component), getattr(analytic, component)
-        if count or formula:
-            yield Check(quantity=quantity, scope=scope, component=component, measured=count, analytic=formula)
-    yield _whole(quantity, scope, measured.total, analytic.total)
-
-
-def _whole(quantity: str, scope: str, measured: int, analytic: int) -> Check:
-    return Check(quantity=quantity, scope=scope, component=WHOLE, measured=measured, analytic=analytic)
+def _walk_struct(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
+    first = next(iter(values.values()))
+    merged: dict[str, Any] = {}
+    for field in first.__struct_fields__:
+        given = {name: getattr(value, field) for name, value in values.items() if getattr(value, field) is not None}
+        if not given:
+            merged[field] = None
+        elif field in IDENTITY:
+            assert len(set(given.values())) == 1, f"{place.scope}: witnesses speak of different layers: {given}"
+            merged[field] = next(iter(given.values()))
+        else:
+            merged[field] = _walk(given, place.at(field, next(iter(given.values()))), checks)
+    if hasattr(first, "total") and place.quantity is not None:
+        checks.extend(
+            place.check(
+                {name: value.total for name, value in values.items()}, f"{place.path}.{WHOLE}" if place.path else WHOLE
+            )
+        )
+    return type(first)(**merged)

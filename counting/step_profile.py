@@ -1,29 +1,17 @@
-"""What both witnesses say of the memory of one training step: stretch by stretch, for one layer of each kind.
+"""What a witness says of the memory of one training step: stretch by stretch, for one layer of each kind.
 
-`counting.measurements.step` measures a `StepProfile`, `counting.formulas.memory.step` derives it, and
-`counting.step_memory` extends it to the whole model. Torch-free.
+`counting.measurements.step` measures a `StepProfile`, `counting.formulas.memory` simulates it, and
+`counting.step_memory` extends it to the whole model. What the forward pass keeps for backward stands in it once more,
+by itself: closed forms say how much that must be (`counting.formulas.held`). Torch-free.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from counting.recipes import Optimizer, Precision
-from torch_models.spec import Kernels, Recompute
-
-
-class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training step over one sequence is run with; the rest is the model's."""
-
-    sequence_length: int
-    kernels: Kernels
-    recompute: Recompute
-    precision: Precision
-    optimizer: Optimizer
-    mtp: bool
-    loss_chunk: int | None  # tokens whose logits are in memory at a time; None for all
+from counting.recipes import ModelStates
 
 
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,34 +59,15 @@ def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[S
     return stretches
 
 
-class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a run holds for its parameters from one step to the next; gradients once all have arrived."""
-
-    weights: int
-    gradients: int
-    masters: int
-    moments: int
-
-    @property
-    def total(self) -> int:
-        """All of it together."""
-        return self.weights + self.gradients + self.masters + self.moments
-
-    def __add__(self, other: "ModelStates") -> "ModelStates":
-        return ModelStates(**{f: getattr(self, f) + getattr(other, f) for f in self.__struct_fields__})
-
-    def __mul__(self, factor: int) -> "ModelStates":
-        return ModelStates(**{f: getattr(self, f) * factor for f in self.__struct_fields__})
-
-
 class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
     """One distinct decoder layer, of which the model has `count`."""
 
     kind: str
     count: int
-    states: ModelStates
-    forward: Stretch
-    backward: Stretch
+    states: ModelStates | None = None
+    held: int | None = None  # by the forward pass, until the layer's backward: kept activations, its output among them
+    forward: Stretch | None = None
+    backward: Stretch | None = None
 
 
 class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,25 +77,16 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     trained, the multi-token-prediction modules, whose passes are a part of `loss`.
     """
 
-    embedding_forward: Stretch
+    scope: ClassVar[str] = "step"
+    quantity: ClassVar[str] = "step_memory_bytes"
+
     layers: tuple[LayerProfile, ...]
-    loss: Stretch
-    embedding_backward: Stretch
-    outside_states: ModelStates
-    optimizer_step: int  # bytes of what the optimiser makes on the way, at its worst moment
-    inputs: int  # bytes of token ids, labels and rotary tables, which are there throughout
-    buffers: int  # bytes of what no optimiser updates
-
-
-def model_states(parameters: int, linear_weights: int, precision: Precision, optimizer: Optimizer) -> ModelStates:
-    """What a recipe holds for these parameters, of which fp8 recipes quantise the linear weights alone.
-
-    The scales of quantised blocks, one for each 128 x 128 numbers, are left out.
-    """
-    rest = parameters - linear_weights
-    return ModelStates(
-        weights=precision.weight_bytes * linear_weights + precision.unquantised_weight_bytes * rest,
-        gradients=precision.gradient_bytes * parameters,
-        masters=precision.master_bytes * parameters,
-        moments=optimizer.moments * precision.moment_bytes * parameters,
-    )
+    embedding_held: int | None = None  # the residual stream before the first layer
+    loss_held: int | None = None  # by final norm, head and loss (and multi-token prediction) when backward begins
+    embedding_forward: Stretch | None = None
+    loss: Stretch | None = None
+    embedding_backward: Stretch | None = None
+    outside_states: ModelStates | None = None
+    optimizer_step: int | None = None  # bytes of what the optimiser makes on the way, at its worst moment
+    inputs: int | None = None  # bytes of token ids, labels and rotary tables, which are there throughout
+    buffers: int | None = None  # bytes of what no optimiser updates

@@ -6,8 +6,10 @@ from torch_models.spec import (
     ClampedMLPSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
+    LayerRun,
     LayerSpec,
     MixtureOfExpertsSpec,
+    ModelSpec,
     MultiHeadLatentAttentionSpec,
     NormPlacement,
     RotarySpec,
@@ -95,4 +97,20 @@ def random_layer(pick: random.Random) -> LayerSpec:
         norm_eps=1e-6,
         norm_placement=placement,
         norm_unit_offset=offset,
+    )
+
+
+def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:
+    """A model of one to three such layers, and up to two more that predict further tokens."""
+    return ModelSpec(
+        name=f"random {seed}",
+        model_type="deepseek_v3",
+        vocab_size=pick.choice([2, 1000]),
+        hidden_size=layer.hidden_size,
+        layer_runs=(LayerRun(layer=layer, count=pick.randint(1, 3)),),
+        norm_eps=1e-6,
+        tie_word_embeddings=pick.random() < 0.5,
+        sequence_length=None,
+        sequence_length_source=None,
+        mtp_layers=(layer,) * pick.randint(0, 2),
     )

@@ -8,8 +8,21 @@ class UserError(ValueError):
     """A mistake in what the user gave: a file, a field, a flag. The command prints it as one line and exits with 2."""
 
 
+class ArgumentError(UserError):
+    """An argument whose value breaks a rule: reads as ``field = value: rule``.
+
+    Whoever knows the argument under another name, such as a flag, puts that name to `field`, `value` and `rule`.
+    """
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        self.field = field
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{show_name(field)} = {show_value(value)}: {rule}")
+
+
 class ConfigError(UserError):
-    """A field whose value breaks a rule.
+    """A field of a config whose value breaks a rule.
 
     Reads as ``file: field = value: rule``; the file is filled in by whoever knows it (`in_file`).
     """

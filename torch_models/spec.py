@@ -5,12 +5,13 @@ it, and the closed-form formulas read nothing else. All sizes are element counts
 refused where it is made, with a `ConfigError` that names the field as Hugging Face's config.json does.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
-from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.errors import ArgumentError, ConfigError
 
 # Beyond these no transformer exists, and the bytes of one tensor could exceed 64 bits.
 MAX_WIDTH = 2**20  # hidden_size, intermediate_size, a projection's output
@@ -288,6 +289,24 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
         return self.attention.hidden_size
 
 
+class LayerRun(Spec, frozen=True, kw_only=True):
+    """Equal layers in a row."""
+
+    layer: LayerSpec
+    count: int
+
+
+def runs_of(layers: Iterable[LayerSpec]) -> tuple[LayerRun, ...]:
+    """Layers in the model's order, equal neighbours joined."""
+    runs: list[tuple[LayerSpec, int]] = []
+    for layer in layers:
+        if runs and (layer is runs[-1][0] or layer == runs[-1][0]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((layer, 1))
+    return tuple(LayerRun(layer=layer, count=count) for layer, count in runs)
+
+
 class ModelSpec(Spec, frozen=True, kw_only=True):
     """A decoder-only language model: embedding, layers, final norm, head.
 
@@ -299,7 +318,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     model_type: str
     vocab_size: int
     hidden_size: int
-    layers: tuple[LayerSpec, ...]
+    layer_runs: tuple[LayerRun, ...]  # in the model's order; `runs_of` makes them of single layers
     norm_eps: float
     tie_word_embeddings: bool
     sequence_length: int | None  # what the config says the model is trained at, and which field said so
@@ -311,19 +330,23 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     defaulted_fields: tuple[str, ...] = ()  # "field = value" for what the config left to the family's default
 
     def __post_init__(self) -> None:
-        assert self.layers and all(layer.hidden_size == self.hidden_size for layer in self.layers)
+        assert self.layer_runs and all(run.layer.hidden_size == self.hidden_size for run in self.layer_runs)
+
+    @property
+    def num_layers(self) -> int:
+        """Of the main model."""
+        return sum(run.count for run in self.layer_runs)
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """Every layer of the main model, in its order: for whoever builds them all."""
+        return tuple(run.layer for run in self.layer_runs for _ in range(run.count))
 
     def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
         """The distinct layers with how often each occurs, in order of first appearance."""
         counts: dict[LayerSpec, int] = {}
-        previous, run = self.layers[0], 0
-        for layer in self.layers:  # runs of one object are counted without hashing it each time
-            if layer is previous:
-                run += 1
-            else:
-                counts[previous] = counts.get(previous, 0) + run
-                previous, run = layer, 1
-        counts[previous] = counts.get(previous, 0) + run
+        for run in self.layer_runs:
+            counts[run.layer] = counts.get(run.layer, 0) + run.count
         return tuple(counts.items())
 
 
@@ -336,4 +359,4 @@ def check_width(field: str, value: int) -> None:
 def check_kernels(kernels: str) -> None:
     """Refuse a kernel profile that there is not."""
     if kernels not in get_args(Kernels):
-        raise UserError(f"kernels = {show_value(kernels)}: must be one of {', '.join(get_args(Kernels))}")
+        raise ArgumentError("kernels", kernels, f"must be one of {', '.join(get_args(Kernels))}")

@@ -15,7 +15,7 @@ import msgspec
 from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
 from counting.formulas.flops import parameters as count_parameters
 from torch_models.errors import UserError
-from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, ModelSpec, RotarySpec
+from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerRun, LayerSpec, ModelSpec, RotarySpec
 
 SMALLEST_DESIGN = 250_000_000  # below it whole layers and tiles are steps too coarse to come within 0.5 % of any N
 LARGEST_DESIGN = 10**13  # beyond it the largest published dense model is no guide
@@ -249,7 +249,7 @@ def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_rati
 def _fill(shape: Shape, target: int, tier: Tier) -> tuple[int, int]:
     """(Layers, parameters): the whole number of layers that brings the shape nearest to the target."""
     model = _model_spec(shape, tier)
-    first, further = count_parameters(model).total, count_parameters(model.layers[0]).total
+    first, further = count_parameters(model).total, count_parameters(model.layer_runs[0].layer).total
     further_layers = max(0, round((target - first) / further))
     return 1 + further_layers, first + further_layers * further
 
@@ -293,7 +293,7 @@ def _model_spec(shape: Shape, tier: Tier) -> ModelSpec:
         model_type="llama",
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
-        layers=(layer,) * shape.layers,
+        layer_runs=(LayerRun(layer=layer, count=shape.layers),),
         norm_eps=NORM_EPS,
         tie_word_embeddings=tier.tie_word_embeddings,
         sequence_length=tier.sequence_length,

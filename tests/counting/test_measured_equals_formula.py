@@ -10,12 +10,11 @@ from counting.counts import Counts, ModelCounts
 from counting.formulas.model import derive
 from counting.measurements.probe import measure
 from counting.reconcile import reconcile
-from tests.random_specs import random_layer
+from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import (
     Kernels,
-    ModelSpec,
 )
 
 CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
@@ -41,18 +40,7 @@ def test_every_sequence_length(fields: dict[str, Any], kernels: Kernels, sequenc
 def test_layers_of_random_shape(seed: int) -> None:
     pick = random.Random(seed)
     layer = random_layer(pick)
-    spec = ModelSpec(
-        name=f"random {seed}",
-        model_type="deepseek_v3",
-        vocab_size=pick.choice([2, 1000]),
-        hidden_size=layer.hidden_size,
-        layers=(layer,) * pick.randint(1, 3),
-        norm_eps=1e-6,
-        tie_word_embeddings=pick.random() < 0.5,
-        sequence_length=None,
-        sequence_length_source=None,
-        mtp_layers=(layer,) * pick.randint(0, 2),
-    )
+    spec = random_model(pick, layer, seed)
     run = (spec, pick.choice([1, 2, 7, 64, 333, 4096]), pick.choice(KERNELS))
     reconcile(spec.name, measure(*run), derive(*run))
 

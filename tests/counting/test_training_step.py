@@ -22,7 +22,7 @@ from counting.measurements.probe import measure
 from counting.measurements.trace import DISPATCH_FORMULAS
 from counting.reconcile import DisagreementError, reconcile_step
 from counting.training_step import TrainingOptions
-from tests.random_specs import random_layer
+from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from torch_models import UserError, build, build_mtp
 from torch_models.fields.config import read_spec, spec_from_fields
@@ -115,18 +115,7 @@ def test_every_config(config: str, kernels: Kernels) -> None:
 def test_layers_of_random_shape(seed: int) -> None:
     pick = random.Random(seed)
     layer = random_layer(pick)
-    spec = ModelSpec(
-        name=f"random {seed}",
-        model_type="deepseek_v3",
-        vocab_size=pick.choice([2, 1000]),
-        hidden_size=layer.hidden_size,
-        layers=(layer,) * pick.randint(1, 3),
-        norm_eps=1e-6,
-        tie_word_embeddings=pick.random() < 0.5,
-        sequence_length=None,
-        sequence_length_source=None,
-        mtp_layers=(layer,) * pick.randint(0, 2),
-    )
+    spec = random_model(pick, layer, seed)
     length, kernels = pick.choice([1, 2, 7, 64, 333, 4096]), pick.choice(KERNELS)
     way: Way = (pick.choice(RECOMPUTES), pick.choice([None, 1, 3, 64, 5000]))
     measured = measure_step(spec, length, kernels, recompute=way[0], loss_chunk=way[1])

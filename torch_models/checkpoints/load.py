@@ -94,7 +94,7 @@ def load_mtp_checkpoint(
 
     def tensors_of(layers: nn.ModuleList) -> dict[str, Tensor]:
         return {
-            f"{LAYERS}{len(spec.layers) + depth}.{name}": tensor
+            f"{LAYERS}{spec.num_layers + depth}.{name}": tensor
             for depth, layer in enumerate(layers)
             for name, tensor in layer.state_dict().items()
         }
@@ -138,7 +138,7 @@ def _is_mtp(name: str, spec: ModelSpec) -> bool:
     number = name.removeprefix(LAYERS).partition(".")[0]
     if not name.startswith(LAYERS) or not number.isdecimal():
         return False
-    return len(spec.layers) <= int(number) < len(spec.layers) + len(spec.mtp_layers)
+    return spec.num_layers <= int(number) < spec.num_layers + len(spec.mtp_layers)
 
 
 def _load(

@@ -32,6 +32,7 @@ from torch_models.spec import (
     Theta,
     Vocabulary,
     Width,
+    runs_of,
 )
 
 # The families: each is one module, named as its model_type.
@@ -81,7 +82,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             model_type=self.model_type,
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            layers=tuple(layers),
+            layer_runs=runs_of(layers),
             norm_eps=self.rms_norm_eps,
             tie_word_embeddings=self.tie_word_embeddings,
             sequence_length=length,

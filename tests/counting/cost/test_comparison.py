@@ -11,7 +11,7 @@ from counting.cost.conventions import training_flops_per_token
 from counting.cost.run import RunPlan, plan_run
 from torch_models.errors import UserError
 from torch_models.fields.config import read_spec
-from torch_models.spec import MixtureOfExpertsSpec, ModelSpec
+from torch_models.spec import MixtureOfExpertsSpec, ModelSpec, runs_of
 
 PLAN = RunPlan(tokens=15 * 10**12, gpus=("H100",), num_gpus=2048, mfus=(0.4,))
 
@@ -57,7 +57,7 @@ def with_all_experts(spec: ModelSpec) -> ModelSpec:
         router = msgspec.structs.replace(layer.feed_forward.router, top_k=layer.feed_forward.router.num_experts)
         feed_forward = msgspec.structs.replace(layer.feed_forward, router=router)
         layers.append(msgspec.structs.replace(layer, feed_forward=feed_forward))
-    return msgspec.structs.replace(spec, layers=tuple(layers))
+    return msgspec.structs.replace(spec, layer_runs=runs_of(layers))
 
 
 def test_lossless_to_json(analyses: list[Analysis]) -> None:

@@ -21,7 +21,7 @@ from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
 from torch_models import build, build_mtp
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.modules.recompute import set_recompute
-from torch_models.spec import ModelSpec, Recompute
+from torch_models.spec import ModelSpec, Recompute, runs_of
 from torch_models.training.loss import training_loss
 
 RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
@@ -96,7 +96,7 @@ def all_layers_distinct(spec: ModelSpec) -> ModelSpec:
         msgspec.structs.replace(layer, norm_eps=layer.norm_eps * (1 + index / 1000))
         for index, layer in enumerate(spec.layers)
     )
-    return msgspec.structs.replace(spec, layers=layers)
+    return msgspec.structs.replace(spec, layer_runs=runs_of(layers))
 
 
 @pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
