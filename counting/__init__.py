@@ -1,1 +1,68 @@
-"""What a model costs: counts measured on modules, formulas that prove them, and what a budget buys."""
+"""What a model costs to train, measured on torch's meta device and proven by formulas.
+
+    from counting import Setup, analyze
+    print(analyze("deepseek_v3", Setup(sequence_length=4096)).parameters.total)
+
+The public names; each is imported from its module when it is first used, so that importing this package is quick and
+imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from counting.analysis import Analysis, analyze
+    from counting.cost.budget import plan_budget
+    from counting.cost.comparison import compare
+    from counting.cost.design_for_budget import design_for_budget
+    from counting.cost.hardware import find_gpu
+    from counting.cost.run import RunPlan, plan_run
+    from counting.cost.scaling_laws import find_law
+    from counting.measurements.tools import count_flops, measure_memory
+    from counting.reconcile import DisagreementError
+    from counting.setup import Setup
+    from torch_models.errors import UserError
+
+__all__ = [
+    "Analysis",
+    "DisagreementError",
+    "RunPlan",
+    "Setup",
+    "UserError",
+    "analyze",
+    "compare",
+    "count_flops",
+    "design_for_budget",
+    "find_gpu",
+    "find_law",
+    "measure_memory",
+    "plan_budget",
+    "plan_run",
+]
+
+_HOMES = {
+    "Analysis": "counting.analysis",
+    "DisagreementError": "counting.reconcile",
+    "RunPlan": "counting.cost.run",
+    "Setup": "counting.setup",
+    "UserError": "torch_models.errors",
+    "analyze": "counting.analysis",
+    "compare": "counting.cost.comparison",
+    "count_flops": "counting.measurements.tools",
+    "design_for_budget": "counting.cost.design_for_budget",
+    "find_gpu": "counting.cost.hardware",
+    "find_law": "counting.cost.scaling_laws",
+    "measure_memory": "counting.measurements.tools",
+    "plan_budget": "counting.cost.budget",
+    "plan_run": "counting.cost.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

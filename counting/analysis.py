@@ -1,25 +1,25 @@
 """What one model costs: measured, reconciled with the formulas, and put into words that need no knowledge of torch.
 
-    from counting.analysis import analyze
-    print(analyze("deepseek_v3_config.json", sequence_length=4096).forward_flops)
+    from counting import Setup, analyze
+    print(analyze("deepseek_v3", Setup(sequence_length=4096)).forward_flops)
 
 Torch is imported when a model is measured, not with this module.
 """
 
 import os
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from counting.counts import BATCH_SIZE, AttentionCore, LayerCounts, LayerMemory, ModelCounts
-from counting.formulas.model import derive
-from counting.reconcile import Agreement, compare_counters, reconcile
-from counting.step_memory import StepMemory, analyze_step_memory
-from counting.step_profile import StepOptions
-from counting.training_step import TrainingOptions, TrainingStep, analyze_step
-from torch_models.errors import ConfigError, UserError, show_value
+from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, WholeModel, model_flops
+from counting.reconcile import Agreement, reconcile
+from counting.setup import Setup, resolve
+from counting.step_memory import StepMemory, step_memory
+from counting.training_step import TrainingStep, training_step
+from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import ForeignConfig, read_model
-from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelSpec, check_kernels
+from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from counting.via_transformers.config import ForeignModel
@@ -54,17 +54,6 @@ FOREIGN_NOTES = (
     "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "
     "attention as one fused kernel. It is left out where attention is the family's own code.",
 )
-
-
-class Conventions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the numbers rest on."""
-
-    sequence_length: int
-    sequence_length_source: str
-    batch_size: int
-    dtype: str
-    kernels: Kernels | None  # None where no memory was measured, which is all that they decide
-    notes: tuple[str, ...] = NOTES
 
 
 Proof = Literal["measured = formula", "measured, no formula"]
@@ -120,7 +109,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     model_type: str
     proof: Proof
-    conventions: Conventions
+    setup: Setup  # nothing in it is left open
     parameters: ParameterTotals
     layers: tuple[LayerAnalysis, ...]
     forward_flops: int
@@ -128,173 +117,173 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops_full_attention: int
     forward_flops_by_component: dict[str, int]
     mtp_forward_flops: int
-    model_flops: int  # of training the main model on one sequence, however it is run: 3 x forward_flops
+    model_flops: int  # of training the main model on one micro-batch, however it is run
     defaulted_fields: tuple[str, ...]
     agreement: Agreement
+    notes: tuple[str, ...]
     training: TrainingStep | None = None  # where a step was measured; its model FLOPs may include mtp
     memory: StepMemory | None = None  # of that step
+    # Of a cluster, over which nothing is spread yet.
+    layout: None = None
+    rank_classes: None = None
+    fits: None = None
+    step_time: None = None
 
     @property
     def main_layer(self) -> LayerAnalysis:
         """The layer that the short report speaks of: the mixture of experts where there is one."""
         return next((layer for layer in self.layers if layer.kind.startswith("moe")), self.layers[0])
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        assert self.setup.sequence_length is not None
+        return self.setup.sequence_length
 
-def analyze(
-    config: str | os.PathLike[str] | ModelSpec | ForeignConfig,
-    *,
-    sequence_length: int | None = None,
-    kernels: Kernels = "fused",
-    training: TrainingOptions | None = None,
-) -> Analysis:
-    """Measure the model of `config` (a path, a name in configs/, a spec, or fields of a family that is not native).
 
-    A native family is reconciled with the formulas; any other is built by transformers and has none. With `training`
-    a step is measured too, forward and backward, which takes about as long again; only native families have one. Raises
-    `UserError` for what the user can mend, `DisagreementError` where module and formula, or two counters, differ.
+DEFAULT_SETUP = Setup()
+
+AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | ModelSpec | ForeignConfig
+
+
+def analyze(config: AnyConfig, setup: Setup = DEFAULT_SETUP, *, step: bool = True) -> Analysis:
+    """Measure the model of `config` under `setup`, and reconcile every witness of each number.
+
+    `config` is a path, a name in configs/, a mapping of a config's fields, a spec, or the fields of a family that has
+    no modules here: that one is built by transformers, has no formulas and no training step. With `step` a native
+    family's training step is measured too, forward and backward, which takes about as long again. Raises `UserError`
+    for what the user can mend, `DisagreementError` where two witnesses differ.
     """
-    check_kernels(kernels)
     model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
-    if not isinstance(model, ForeignConfig):
-        return _analyze_native(model, sequence_length, kernels, training)
-    if training is not None:
-        raise UserError(
-            f"{model.source}: {model.model_type or 'its family'} goes through transformers, which measures no training "
-            "step: leave out training"
-        )
-    return _analyze_foreign(model, sequence_length, kernels)
+    if isinstance(model, ForeignConfig):
+        return _analyze_via_transformers(model, setup)
+    return _analyze_native(model, resolve(setup, model), step)
 
 
-def _analyze_native(
-    spec: ModelSpec, sequence_length: int | None, kernels: Kernels, training: TrainingOptions | None
-) -> Analysis:
-    conventions = _conventions(spec, sequence_length, kernels)
+def count_by_formula(spec: ModelSpec) -> Counts:
+    """Parameters by formula alone, in microseconds: for a search over many models, of which one is then measured."""
+    from counting.formulas.parameters import parameters
 
-    from counting.measurements.probe import measure
+    return parameters(spec)
 
-    run = (spec, conventions.sequence_length, kernels)
-    counts = measure(*run)
-    agreement = reconcile(spec.name, counts, derive(*run))
-    analysis = _analysis(spec, "measured = formula", conventions, counts, agreement)
-    if training is None:
+
+def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
+    from counting.formulas.memory import simulate
+    from counting.formulas.model import by_formula
+    from counting.measurements.model import measure
+
+    witnesses = measure(spec, setup, step=step)
+    witnesses["formula"] = by_formula(spec, setup, step=step)
+    witnesses["simulation"] = simulate(spec, setup, step=step)
+    measured_dtype = "float32" if step and setup.precision_recipe.activation_bytes == 4 else "bfloat16"
+    setup = msgspec.structs.replace(setup, measured_dtype=measured_dtype)
+    analysis, counts = _analysis(spec, "measured = formula", setup, NOTES, witnesses)
+    if not step:
         return analysis
-    training = training.of_sequence(conventions.sequence_length, spec.name)
-    step, checks = analyze_step(spec, counts, conventions.sequence_length, kernels, training)
-    options = StepOptions(
-        sequence_length=conventions.sequence_length,
-        kernels=kernels,
-        recompute=training.recompute,
-        precision=training.precision,
-        optimizer=training.optimizer,
-        mtp=step.mtp,
-        loss_chunk=training.loss_chunk,
+    core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops
+    assert counts.training_flops and counts.step_memory and core and mtp_core
+    return msgspec.structs.replace(
+        analysis,
+        training=training_step(counts.training_flops, core + mtp_core if setup.mtp else core, setup),
+        memory=step_memory(spec, setup, counts.step_memory),
     )
-    memory, memory_checks = analyze_step_memory(spec, options)
-    agreement = Agreement(ok=True, checks=(*agreement.checks, *checks, *memory_checks))
-    return msgspec.structs.replace(analysis, agreement=agreement, training=step, memory=memory)
 
 
-def _analyze_foreign(foreign: ForeignConfig, sequence_length: int | None, kernels: Kernels) -> Analysis:
+def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
     """Through transformers, which is imported here and nowhere else."""
-    if kernels != "fused":
-        raise UserError(
-            f"kernels = {show_value(kernels)}: {foreign.model_type or 'its family'} goes through transformers, and is "
-            "measured with fused attention only"
-        )
+    family = foreign.model_type or "its family"
+    if setup.kernels != "fused":
+        rule = f"{family} goes through transformers, and is measured with fused attention only"
+        raise ArgumentError("kernels", setup.kernels, rule)
+    for field, plain in (("recompute", "none"), ("loss_chunk", None)):
+        if getattr(setup, field) != plain:
+            rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"
+            raise ArgumentError(field, getattr(setup, field), rule)
     from counting.via_transformers.config import read_foreign
 
     model = read_foreign(foreign)
-    conventions = _conventions(model, sequence_length, kernels)
+    setup = msgspec.structs.replace(resolve(setup, model), measured_dtype="bfloat16")
 
-    from counting.via_transformers.measure import measure_foreign
+    from counting.via_transformers.measure import measure_via_transformers
 
-    counts = measure_foreign(model, conventions.sequence_length)
-    if not counts.layers:
+    measured = measure_via_transformers(model, setup)
+    if not measured.witnesses["numel"].layers:
         raise UserError(f"{model.source}: the model has no decoder layers")
-    conventions = msgspec.structs.replace(
-        conventions,
-        dtype="bfloat16",
-        kernels=kernels if all(layer.memory for layer in counts.layers) else None,
-        notes=(*FOREIGN_NOTES, *model.notes, f"Built as {counts.built_as}."),
-    )
-    agreement = compare_counters(model.name, counts)
-    return _analysis(model, "measured, no formula", conventions, counts, agreement)
+    notes = (*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}.")
+    return _analysis(model, "measured, no formula", setup, notes, measured.witnesses)[0]
 
 
 def _analysis(
-    model: "ModelSpec | ForeignModel", proof: Proof, conventions: Conventions, counts: ModelCounts, agreement: Agreement
-) -> Analysis:
-    core = counts.attention_core
-    return Analysis(
+    model: "ModelSpec | ForeignModel",
+    proof: Proof,
+    setup: Setup,
+    notes: tuple[str, ...],
+    witnesses: Mapping[str, ModelCounts],
+) -> tuple[Analysis, ModelCounts]:
+    """The result without a step, and what all witnesses together say."""
+    counts, agreement = reconcile(model.name, witnesses)
+    whole, of_sums = reconcile(model.name, _sums(witnesses))
+    flops, core, mtp_flops = whole.forward_flops, whole.attention_core_flops, counts.mtp.forward_flops
+    assert flops is not None and core is not None and mtp_flops is not None
+    analysis = Analysis(
         name=model.name,
         model_type=model.model_type,
         proof=proof,
-        conventions=conventions,
-        parameters=_parameter_totals(counts),
+        setup=setup,
+        parameters=_parameter_totals(counts, whole),
         layers=tuple(_layer_analysis(layer) for layer in counts.layers),
-        forward_flops=counts.forward_flops.total,
-        forward_flops_causal=counts.forward_flops.total - core.as_run + core.causal,
-        forward_flops_full_attention=counts.forward_flops.total - core.as_run + core.full_square,
-        forward_flops_by_component=counts.forward_flops.by_component(),
-        mtp_forward_flops=counts.mtp.forward_flops.total,
-        model_flops=3 * counts.forward_flops.total,
+        forward_flops=flops.total,
+        forward_flops_causal=core.causal_flops(flops.total),
+        forward_flops_full_attention=core.full_square_flops(flops.total),
+        forward_flops_by_component=flops.by_component(),
+        mtp_forward_flops=mtp_flops.total,
+        model_flops=model_flops(flops.total),
         defaulted_fields=model.defaulted_fields,
-        agreement=agreement,
+        agreement=msgspec.structs.replace(agreement, checks=(*agreement.checks, *of_sums.checks)),
+        notes=notes,
     )
+    return analysis, counts
 
 
-def _conventions(spec: "ModelSpec | ForeignModel", sequence_length: int | None, kernels: Kernels) -> Conventions:
-    length, source = spec.sequence_length, spec.sequence_length_source
-    if sequence_length is not None:
-        length, source = sequence_length, "seq_len"
-    if source is not None and length is not None:
-        if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length <= MAX_SEQUENCE_LENGTH:
-            raise UserError(
-                f"{source} = {show_value(length)}: must be a whole number of tokens from 1 to {MAX_SEQUENCE_LENGTH}"
-            )
-    else:
-        raise ConfigError(
-            "max_position_embeddings", None, "is missing, and so is max_sequence_length; give seq_len", spec.name
-        )
-    return Conventions(
-        sequence_length=length,
-        sequence_length_source=source,
-        batch_size=BATCH_SIZE,
-        dtype="float16",
-        kernels=kernels,
-    )
+def _sums(witnesses: Mapping[str, ModelCounts]) -> dict[str, WholeModel]:
+    return {name: counts.whole_model() for name, counts in witnesses.items()}
 
 
-def _parameter_totals(counts: ModelCounts) -> ParameterTotals:
-    parameters, active = counts.parameters, counts.active_parameters
+def _parameter_totals(counts: ModelCounts, whole: WholeModel) -> ParameterTotals:
+    parameters, active, mtp = whole.parameters, whole.active_parameters, counts.mtp
+    assert parameters is not None and active is not None and mtp.parameters is not None
+    assert whole.router_correction_bias is not None and whole.linear_weights is not None
+    assert mtp.router_correction_bias is not None and mtp.linear_weights is not None
     return ParameterTotals(
         total=parameters.total,
         active=active,
         active_without_embedding=active - parameters.word_embedding,
         active_without_vocabulary=active - parameters.word_embedding - parameters.lm_head,
-        mtp=counts.mtp.parameters.total,
-        router_correction_bias=counts.router_correction_bias,
-        mtp_router_correction_bias=counts.mtp.router_correction_bias,
+        mtp=mtp.parameters.total,
+        router_correction_bias=whole.router_correction_bias,
+        mtp_router_correction_bias=mtp.router_correction_bias,
         by_component=parameters.by_component(),
-        linear_weights=counts.linear_weights,
-        mtp_linear_weights=counts.mtp.linear_weights,
+        linear_weights=whole.linear_weights,
+        mtp_linear_weights=mtp.linear_weights,
     )
 
 
 def _layer_analysis(layer: LayerCounts) -> LayerAnalysis:
-    core = layer.attention_core
+    parameters, flops, core = layer.parameters, layer.forward_flops, layer.attention_core_flops
+    memory, no_grad = layer.peak_memory_bytes, layer.peak_memory_no_grad_bytes
+    assert parameters is not None and flops is not None and core is not None
     return LayerAnalysis(
         kind=layer.kind,
         count=layer.count,
-        parameters=layer.parameters.total,
-        parameters_by_component=layer.parameters.by_component(),
-        forward_flops=layer.forward_flops.total,
-        forward_flops_causal=layer.forward_flops.total - core.as_run + core.causal,
-        forward_flops_full_attention=layer.forward_flops.total - core.as_run + core.full_square,
-        forward_flops_by_component=layer.forward_flops.by_component(),
+        parameters=parameters.total,
+        parameters_by_component=parameters.by_component(),
+        forward_flops=flops.total,
+        forward_flops_causal=core.causal_flops(flops.total),
+        forward_flops_full_attention=core.full_square_flops(flops.total),
+        forward_flops_by_component=flops.by_component(),
         attention_core_flops=core,
-        peak_memory_bytes=None if layer.memory is None else layer.memory.peak,
-        peak_memory_parts=layer.memory,
-        peak_memory_no_grad_bytes=None if layer.memory_no_grad is None else layer.memory_no_grad.peak,
-        peak_memory_no_grad_parts=layer.memory_no_grad,
+        peak_memory_bytes=None if memory is None else memory.total,
+        peak_memory_parts=memory,
+        peak_memory_no_grad_bytes=None if no_grad is None else no_grad.total,
+        peak_memory_no_grad_parts=no_grad,
     )

@@ -243,12 +243,12 @@ def model_flops(forward_flops: int) -> int:
     return MODEL_FLOPS_PER_FORWARD * forward_flops
 
 
-N = TypeVar("N", int, Counts, AttentionCore)
+_N = TypeVar("_N", int, Counts, AttentionCore)
 
 
-def _sum(parts: Iterable[N | None]) -> N | None:
+def _sum(parts: Iterable[_N | None]) -> _N | None:
     """The sum; None where there is nothing, or a part is None."""
-    total: N | None = None
+    total: _N | None = None
     for index, part in enumerate(parts):
         if part is None:
             return None

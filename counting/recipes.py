@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from torch_models.errors import UserError, show_value
+from torch_models.errors import ArgumentError
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,20 +145,20 @@ DEFAULT_PRECISION, DEFAULT_OPTIMIZER = PRECISIONS[0], OPTIMIZERS[0]
 
 
 def find_precision(name: str) -> Precision:
-    """The recipe called `name`, whatever its case; a UserError lists the known ones."""
+    """The recipe called `name`, whatever its case; an ArgumentError lists the known ones."""
     return _find(PRECISIONS, name, "precision")
 
 
 def find_optimizer(name: str) -> Optimizer:
-    """The optimiser called `name`, whatever its case; a UserError lists the known ones."""
+    """The optimiser called `name`, whatever its case; an ArgumentError lists the known ones."""
     return _find(OPTIMIZERS, name, "optimizer")
 
 
-N = TypeVar("N", Precision, Optimizer)
+_N = TypeVar("_N", Precision, Optimizer)
 
 
-def _find(known: tuple[N, ...], name: str, what: str) -> N:
+def _find(known: tuple[_N, ...], name: str, what: str) -> _N:
     for entry in known:
-        if entry.name == name.strip().lower():
+        if isinstance(name, str) and entry.name == name.strip().lower():
             return entry
-    raise UserError(f"unknown {what} {show_value(name)}: choose from {', '.join(entry.name for entry in known)}")
+    raise ArgumentError(what, name, f"is not known: choose from {', '.join(entry.name for entry in known)}")

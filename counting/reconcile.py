@@ -60,17 +60,17 @@ class DisagreementError(Exception):
         super().__init__("\n".join(f"{name}: {check}" for check in checks))
 
 
-W = TypeVar("W", bound=msgspec.Struct)
+_W = TypeVar("_W", bound=msgspec.Struct)
 
 
-def reconcile(name: str, witnesses: Mapping[str, W]) -> tuple[W, Agreement]:
+def reconcile(name: str, witnesses: Mapping[str, _W]) -> tuple[_W, Agreement]:
     """What all witnesses together say, with every number's check; raises `DisagreementError` if any two differ.
 
     `name` is the model's, for the error. Tables of layers must be of the same layers in the same order. A number that
     is zero for all is no check.
     """
     checks: list[Check] = []
-    merged: W = _walk(dict(witnesses), _Place("model", None, ""), checks)
+    merged: _W = _walk(dict(witnesses), _Place("model", None, ""), checks)
     different = [check for check in checks if not check.agree]
     if different:
         raise DisagreementError(name, different)

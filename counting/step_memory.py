@@ -1,22 +1,21 @@
 """The memory of a training step of the whole model: its phases, each with the worst moment in it, and the worst of all.
 
 A `StepProfile` speaks of one layer of each kind; here each stands as often as the model has it, and in the model's
-order. One sequence, one device: nothing is sharded, and gradients do not exist before the step's backward pass unless
-the recipe accumulates them in buffers of their own. Torch-free.
+order, equal layers in a row at once. One device: nothing is sharded, and gradients do not exist before the step's
+backward pass unless the recipe accumulates them in buffers of their own. Torch-free.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
 
-from counting.formulas.memory.step import derive_step
-from counting.reconcile import Check, reconcile_step_memory
-from counting.step_profile import ModelStates, StepOptions, StepProfile, Stretch
+from counting.recipes import ModelStates
+from counting.setup import Setup
+from counting.step_profile import StepProfile, Stretch
 from torch_models.spec import ModelSpec
 
-NOTES = (
+STEP_NOTES = (
     "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are let go after "
     "each step (set_to_none), unless they are accumulated in buffers of another format, which stay.",
     "Gradients that meet are added in place where torch does so. Optimisers are torch's: AdamW's fused kernel, and "
@@ -35,7 +34,7 @@ FP8_NOTE = (
 )
 FUSED_FP32_NOTE = (
     "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel, or, with grouped queries, none. What "
-    "is counted is flash attention's memory, with numbers of 4 bytes; --kernels eager has that of plain arithmetic."
+    "is counted is flash attention's memory, with numbers of 4 bytes; eager kernels have that of plain arithmetic."
 )
 
 
@@ -71,7 +70,6 @@ PARTS = Phase.__struct_fields__[3:]
 class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     """The phases of one training step in order, what is held between steps, and the assumptions."""
 
-    options: StepOptions
     states: ModelStates
     buffers: int  # router correction biases
     phases: tuple[Phase, ...]
@@ -82,61 +80,66 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
-def analyze_step_memory(spec: ModelSpec, options: StepOptions) -> tuple[StepMemory, tuple[Check, ...]]:
-    """Measure one step's memory and hold it against the formulas; raises `DisagreementError` where they differ."""
-    from counting.measurements.step import measure_step
-
-    measured = measure_step(spec, options)
-    checks = reconcile_step_memory(spec.name, measured, derive_step(spec, options))
-    return step_memory(spec, options, measured), checks
-
-
-def step_memory(spec: ModelSpec, options: StepOptions, profile: StepProfile) -> StepMemory:
-    """`profile`, extended to all layers of `spec`."""
+def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
+    """`profile`, of which nothing is left out, extended to all layers of `spec`."""
+    loss_stretch, embedding_forward, embedding_backward = (
+        profile.loss,
+        profile.embedding_forward,
+        profile.embedding_backward,
+    )
+    assert loss_stretch and embedding_forward and embedding_backward
+    assert profile.outside_states and profile.optimizer_step is not None and profile.buffers is not None
     states = profile.outside_states
     for layer in profile.layers:
+        assert layer.states is not None
         states += layer.states * layer.count
-    position = _Position(states, profile, apart=options.precision.gradients_apart)
-    runs = list(_runs(spec))
-    forward = [position.pass_through(profile.embedding_forward, "forward")]
+    position = _Position(states, profile, apart=setup.precision_recipe.gradients_apart)
+    runs = list(_runs(spec, profile))
+    forward = [position.pass_through(embedding_forward, "forward")]
     for run in runs:
-        forward += position.pass_layers(profile.layers[run.kind].forward, "forward", run.kind_name, run.layers)
-    predicted = options.mtp and spec.mtp_layers
-    loss = position.pass_through(profile.loss, "head, loss and MTP" if predicted else "head and loss", logits=True)
+        forward += position.pass_run(run.forward, "forward", run.kind, run.layers)
+    name = "head, loss and MTP" if setup.mtp else "head and loss"
+    loss = position.pass_through(loss_stretch, name, logits=True)
     backward: list[Phase] = []
+    backward_peaks: list[int] = []
     for run in reversed(runs):
-        stretch, layers = profile.layers[run.kind].backward, run.layers[::-1]
-        backward += position.pass_layers(stretch, "backward of a layer", run.kind_name, layers)
+        ends = position.pass_run(run.backward, "backward of a layer", run.kind, run.layers[::-1])
+        backward += ends
+        backward_peaks += _between(ends[0].peak_bytes, ends[-1].peak_bytes, len(run.layers))
     phases = (
         _worst(forward),
         loss,
         _worst(backward),
-        position.pass_through(profile.embedding_backward, "backward of the embedding"),
+        position.pass_through(embedding_backward, "backward of the embedding"),
         position.pass_through(Stretch(peak=profile.optimizer_step, net=0), "optimiser step"),
     )
     worst = _worst(phases)
+    measurable = setup.precision_recipe.measurable
     return StepMemory(
-        options=options,
         states=states,
         buffers=profile.buffers,
         phases=phases,
-        layer_backward_peak_bytes=tuple(moment.peak_bytes for moment in reversed(backward)),
+        layer_backward_peak_bytes=tuple(reversed(backward_peaks)),
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
-        proof="measured = formula"
-        if options.precision.measurable
-        else "activations measured = formula, states by recipe",
-        notes=tuple(_notes(options)),
+        proof="measured = simulated" if measurable else "activations measured = simulated, states by recipe",
+        notes=tuple(_notes(setup)),
     )
 
 
-def _notes(options: StepOptions) -> Iterator[str]:
-    yield from NOTES
-    if options.optimizer.name == "muon":
+def _between(first: int, last: int, count: int) -> list[int]:
+    """`count` numbers in equal steps."""
+    step = (last - first) // (count - 1) if count > 1 else 0
+    return [first + step * index for index in range(count)]
+
+
+def _notes(setup: Setup) -> Iterator[str]:
+    yield from STEP_NOTES
+    if setup.optimizer == "muon":
         yield MUON_NOTE
-    if not options.precision.measurable:
+    if not setup.precision_recipe.measurable:
         yield FP8_NOTE
-    if options.precision.name == "fp32" and options.kernels == "fused":
+    if setup.precision == "fp32" and setup.kernels == "fused":
         yield FUSED_FP32_NOTE
 
 
@@ -144,6 +147,7 @@ class _Position:
     """How much is alive between two stretches."""
 
     def __init__(self, states: ModelStates, profile: StepProfile, *, apart: bool) -> None:
+        assert profile.inputs is not None and profile.buffers is not None
         self.parameters = states.weights + profile.buffers
         self.optimizer_state = states.masters + states.moments
         self.gradients = states.gradients if apart else 0
@@ -169,9 +173,17 @@ class _Position:
         self.activations += stretch.net - stretch.gradients
         return phase
 
-    def pass_layers(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
-        """The worst moment of each of these equal layers, in the order in which they are passed."""
-        return [self.pass_through(stretch, name, layer=layer, kind=kind) for layer in layers]
+    def pass_run(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
+        """The worst moments of the first and the last of these equal layers, in the order in which they are passed.
+
+        Each leaves the same behind, so those between have their worst moments in equal steps between these two.
+        """
+        first = self.pass_through(stretch, name, layer=layers[0], kind=kind)
+        if len(layers) == 1:
+            return [first]
+        self.gradients += stretch.gradients * (len(layers) - 2)
+        self.activations += (stretch.net - stretch.gradients) * (len(layers) - 2)
+        return [first, self.pass_through(stretch, name, layer=layers[-1], kind=kind)]
 
 
 def _worst(moments: Sequence[Phase]) -> Phase:
@@ -181,18 +193,18 @@ def _worst(moments: Sequence[Phase]) -> Phase:
 class _Run(NamedTuple):
     """Equal layers in a row."""
 
-    kind: int  # its index in the profile
-    kind_name: str
+    kind: str
+    forward: Stretch
+    backward: Stretch
     layers: range
 
 
-def _runs(spec: ModelSpec) -> Iterator[_Run]:
+def _runs(spec: ModelSpec, profile: StepProfile) -> Iterator[_Run]:
     """The layers in the model's order."""
-    kinds = {layer: index for index, (layer, _) in enumerate(spec.layer_groups())}
-    by_identity = {id(layer): kinds[layer] for layer in {id(layer): layer for layer in spec.layers}.values()}
-    order = (by_identity[id(layer)] for layer in spec.layers)
+    of_layer = {layer: found for (layer, _), found in zip(spec.layer_groups(), profile.layers, strict=True)}
     first = 0
-    for kind, group in groupby(order):
-        after = first + sum(1 for _ in group)
-        yield _Run(kind, spec.layers[first].kind, range(first, after))
-        first = after
+    for run in spec.layer_runs:
+        found = of_layer[run.layer]
+        assert found.forward is not None and found.backward is not None
+        yield _Run(found.kind, found.forward, found.backward, range(first, first + run.count))
+        first += run.count

@@ -113,4 +113,7 @@ def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:
         sequence_length=None,
         sequence_length_source=None,
         mtp_layers=(layer,) * pick.randint(0, 2),
+        norm_unit_offset=pick.random() < 0.3,
+        embedding_scale=pick.choice([1.0, 8.0]),
+        final_logit_softcap=pick.choice([None, 30.0]),
     )

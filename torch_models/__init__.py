@@ -1,99 +1,74 @@
 """What a model is: typed specs, read from a config.json, and the real modules that they build.
 
-    from torch_models import build
-    model = build("deepseek_v3_config.json", device="meta")
+    from torch_models import build, load_checkpoint
+    model = build("deepseek_v3", device="meta")
     model = load_checkpoint("a/folder/with/config.json/and/safetensors")
 
-Importing this package, or reading a config, does not import torch; building and loading do.
+The public names; each is imported from its module when it is first used, so that importing this package, or reading a
+config, imports no torch. Building, loading and `set_recompute` do.
 """
 
-import os
-from typing import TYPE_CHECKING
-
-from torch_models.errors import CheckpointError, ConfigError, UserError
-from torch_models.fields.config import read_spec
-from torch_models.spec import ModelSpec
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from torch_models.modules.decoder import CausalLM
-    from torch_models.spec import Kernels
+    from torch_models.builder import build, build_mtp
+    from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint
+    from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError
+    from torch_models.fields.config import read_spec
+    from torch_models.modules.recompute import set_recompute
+    from torch_models.spec import (
+        ClampedMLPSpec,
+        GatedMLPSpec,
+        GroupedQueryAttentionSpec,
+        LayerRun,
+        LayerSpec,
+        MixtureOfExpertsSpec,
+        ModelSpec,
+        MultiHeadLatentAttentionSpec,
+        RotarySpec,
+        RouterSpec,
+    )
 
 __all__ = [
+    "ArgumentError",
     "CheckpointError",
+    "ClampedMLPSpec",
     "ConfigError",
+    "GatedMLPSpec",
+    "GroupedQueryAttentionSpec",
+    "LayerRun",
+    "LayerSpec",
+    "MixtureOfExpertsSpec",
     "ModelSpec",
+    "MultiHeadLatentAttentionSpec",
+    "RotarySpec",
+    "RouterSpec",
     "UserError",
     "build",
     "build_mtp",
     "load_checkpoint",
     "load_mtp_checkpoint",
     "read_spec",
+    "set_recompute",
 ]
 
-
-def build(
-    config: str | os.PathLike[str] | ModelSpec,
-    *,
-    device: "torch.device | str" = "cpu",
-    dtype: "torch.dtype | None" = None,
-    kernels: "Kernels" = "fused",
-) -> "CausalLM":
-    """The main model of `config` (a path, a name in configs/, or a spec): token ids (B, S) -> logits (B, S, V).
-
-    `dtype` is fp32 unless given. Parameter names and shapes are Hugging Face's, experts stacked as in
-    transformers 5. On the meta device the model takes no memory, whatever its size.
-    """
-    from torch_models.builder import build_model
-
-    return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
+_HOMES = {
+    "build": "builder",
+    "build_mtp": "builder",
+    "load_checkpoint": "checkpoints.load",
+    "load_mtp_checkpoint": "checkpoints.load",
+    "read_spec": "fields.config",
+    "set_recompute": "modules.recompute",
+}
 
 
-def build_mtp(
-    config: str | os.PathLike[str] | ModelSpec,
-    *,
-    device: "torch.device | str" = "cpu",
-    dtype: "torch.dtype | None" = None,
-    kernels: "Kernels" = "fused",
-) -> "nn.ModuleList":
-    """The multi-token-prediction layers of `config`, which stand beside the main model; empty where it has none."""
-    from torch_models.builder import build_mtp_layers
-
-    return build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name) or ("errors" if name.endswith("Error") else "spec")
+    return getattr(import_module(f"{__name__}.{home}"), name)
 
 
-def load_checkpoint(
-    folder: str | os.PathLike[str],
-    *,
-    device: "torch.device | str" = "cpu",
-    dtype: "torch.dtype | None" = None,
-    kernels: "Kernels" = "fused",
-) -> "CausalLM":
-    """The main model of a Hugging Face checkpoint folder, with its weights: token ids (B, S) -> logits (B, S, V).
-
-    The folder holds config.json and model.safetensors, or shards and their index. `dtype` is fp32 unless given,
-    whatever the files are stored in. Tensors are read one at a time; what does not fit the config is a
-    `CheckpointError`. Needs the extra `checkpoints`.
-    """
-    from torch_models.checkpoints.load import load_checkpoint
-
-    return load_checkpoint(folder, device=device, dtype=dtype, kernels=kernels)
-
-
-def load_mtp_checkpoint(
-    folder: str | os.PathLike[str],
-    *,
-    device: "torch.device | str" = "cpu",
-    dtype: "torch.dtype | None" = None,
-    kernels: "Kernels" = "fused",
-) -> "nn.ModuleList":
-    """The multi-token-prediction layers of a checkpoint folder; empty where its config has none."""
-    from torch_models.checkpoints.load import load_mtp_checkpoint
-
-    return load_mtp_checkpoint(folder, device=device, dtype=dtype, kernels=kernels)
-
-
-def _spec(config: str | os.PathLike[str] | ModelSpec) -> ModelSpec:
-    return config if isinstance(config, ModelSpec) else read_spec(config)
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

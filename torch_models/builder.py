@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from torch_models.errors import UserError, show_value
+from torch_models.errors import ArgumentError
+from torch_models.fields.config import Source, read_spec
 from torch_models.modules.decoder import CausalLM, MultiTokenPredictionLayer
 from torch_models.modules.layers import RMSNorm
 from torch_models.spec import Kernels, ModelSpec, check_kernels
@@ -20,14 +21,48 @@ def check_placement(device: torch.device | str, dtype: torch.dtype | None) -> No
     `dtype` is one of `DTYPES`, or None for fp32. Raises `UserError`.
     """
     if dtype not in (None, *DTYPES):
-        raise UserError(f"dtype = {show_value(str(dtype))}: must be one of {', '.join(map(str, DTYPES))}")
+        raise ArgumentError("dtype", str(dtype), f"must be one of {', '.join(map(str, DTYPES))}")
     try:
         if torch.device(device).type not in ("cpu", "meta"):
             torch.empty(0, device=device)
     except (AssertionError, RuntimeError, TypeError):  # AssertionError: torch was built without the device
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         here = f"cpu, meta or {found.type} (0 to {torch.accelerator.device_count() - 1})" if found else "cpu or meta"
-        raise UserError(f"device = {show_value(str(device))}: is not here; must be {here}") from None
+        raise ArgumentError("device", str(device), f"is not here; must be {here}") from None
+
+
+def build(
+    config: Source | ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+) -> CausalLM:
+    """The main model of `config`: token ids (B, S) -> logits (B, S, V).
+
+    `config` is a path, a name in configs/, a mapping of a config's fields, or a spec. `dtype` is fp32 unless given.
+    Parameter names and shapes are Hugging Face's, experts stacked as in transformers 5. On the meta device the model
+    takes no memory, whatever its size. Raises `UserError` for a config, kernels, a device or a dtype that cannot be.
+    """
+    return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
+
+
+def build_mtp(
+    config: Source | ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+) -> nn.ModuleList:
+    """The multi-token-prediction layers of `config`, which stand beside the main model; empty where it has none.
+
+    All else is as for `build`.
+    """
+    return build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
+
+
+def _spec(config: Source | ModelSpec) -> ModelSpec:
+    return config if isinstance(config, ModelSpec) else read_spec(config)
 
 
 def build_model(

@@ -6,7 +6,6 @@ size, and for each the SwiGLU widths near 8/3 of it with the depth that fits. co
 
 from collections.abc import Iterator
 from functools import cache
-from importlib.resources import files
 from itertools import count
 from math import ceil, exp, floor, fsum, log
 
@@ -15,6 +14,7 @@ import msgspec
 from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
 from counting.formulas.flops import parameters as count_parameters
 from torch_models.errors import UserError
+from torch_models.fields.bundled import bundled_data
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerRun, LayerSpec, ModelSpec, RotarySpec
 
 SMALLEST_DESIGN = 250_000_000  # below it whole layers and tiles are steps too coarse to come within 0.5 % of any N
@@ -186,7 +186,7 @@ def resolve_tokens(
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
     """The table `configs/published_models.json`, by size; the file is read on the first call."""
-    table = files("configs").joinpath("published_models.json").read_bytes()
+    table = (bundled_data() / "published_models.json").read_bytes()
     models = msgspec.json.decode(table, type=tuple[PublishedModel, ...])
     return tuple(sorted(models, key=lambda model: model.parameters))
 

@@ -6,12 +6,12 @@ board's limit (thermal design power), in watts.
 """
 
 from functools import cache
-from importlib.resources import files
 from typing import Annotated, Literal
 
 import msgspec
 
 from torch_models.errors import UserError, show_value
+from torch_models.fields.bundled import bundled_data
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -57,7 +57,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 @cache
 def load_gpus() -> tuple[Gpu, ...]:
     """Every accelerator of the catalogue, in its order; the file is read on the first call."""
-    catalogue = files("configs").joinpath("gpus.json").read_bytes()
+    catalogue = (bundled_data() / "gpus.json").read_bytes()
     gpus = msgspec.json.decode(catalogue, type=tuple[Gpu, ...])
     assert len({gpu.name.lower() for gpu in gpus}) == len(gpus)
     return gpus

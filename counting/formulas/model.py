@@ -1,52 +1,94 @@
-"""The formulas' word on a whole model, in the same shape as the measurement's. Torch-free."""
+"""The formulas' word on a whole model, of the type that every witness fills in. Torch-free.
+
+Peaks and transients are not in it: these are simulated (formulas/memory/) and measured.
+"""
 
 import msgspec
 
-from counting.counts import BATCH_SIZE, AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts
-from counting.formulas import flops as analytic
-from counting.formulas.memory.layer import layer_memory
-from torch_models.spec import Kernels, LayerSpec, ModelSpec
+from counting.counts import AttentionCore, LayerCounts, ModelCounts, MtpCounts, OutsideCounts
+from counting.formulas.flops import as_run, attention_core, forward_flops, head_flops, mtp_forward_flops
+from counting.formulas.held import (
+    boundary_bytes,
+    embedding_held,
+    forward_pass,
+    layer_held,
+    loss_held,
+    weight_bytes,
+)
+from counting.formulas.parameters import (
+    inactive_parameters,
+    linear_weights,
+    mtp_parameters,
+    outside_parameters,
+    parameters,
+    router_correction_bias,
+)
+from counting.formulas.states import buffer_bytes, input_bytes, layer_states, outside_states
+from counting.formulas.step_flops import training_flops
+from counting.setup import Setup
+from counting.step_profile import LayerProfile, StepProfile
+from torch_models.spec import LayerSpec, ModelSpec
 
 
-def derive(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> ModelCounts:
-    """Parameters, FLOPs and bytes of `spec` by the closed-form formulas, for one sequence."""
-    layers = tuple(_layer(layer, count, sequence_length, kernels) for layer, count in spec.layer_groups())
-    in_layers = sum((layer.parameters * layer.count for layer in layers), Counts())
-    run = (sequence_length, BATCH_SIZE)
-    mtp_as_run = tuple(analytic.as_run(layer, kernels) for layer in spec.mtp_layers)
-    mtp_flops = analytic.mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=mtp_as_run), *run)
+def by_formula(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
+    """Parameters, FLOPs and held bytes of `spec` in closed form and, with `step`, those of a training step.
+
+    `setup` is resolved. FLOPs and bytes are of one micro-batch.
+    """
+    assert setup.sequence_length is not None, "a resolved setup"
+    run = (setup.sequence_length, setup.micro_batch_size)
     return ModelCounts(
-        layers=layers,
-        outside_parameters=analytic.parameters(spec) - in_layers,
-        outside_flops=analytic.head_flops(spec, *run),
-        outside_dispatched_flops=analytic.head_flops(spec, *run),
-        mtp=MtpCounts(
-            parameters=analytic.mtp_parameters(spec),
-            linear_weights=sum(map(analytic.linear_weights, spec.mtp_layers)),
-            router_correction_bias=sum(analytic.router_correction_bias(layer) for layer in spec.mtp_layers),
-            forward_flops=mtp_flops,
-            dispatched_flops=mtp_flops,
-            attention_core=sum(
-                (analytic.attention_core(layer.attention, *run) for layer in mtp_as_run), AttentionCore()
-            ),
-        ),
+        layers=tuple(_layer_counts(layer, count, setup) for layer, count in spec.layer_groups()),
+        outside=OutsideCounts(parameters=outside_parameters(spec), forward_flops=head_flops(spec, *run)),
+        mtp=_mtp_counts(spec, setup),
+        training_flops=training_flops(spec, setup) if step else None,
+        step_memory=_step_profile(spec, setup) if step else None,
     )
 
 
-def _layer(spec: LayerSpec, count: int, sequence_length: int, kernels: Kernels) -> LayerCounts:
-    run = (sequence_length, BATCH_SIZE)
-    visited = analytic.as_run(spec, kernels)
-    flops = analytic.forward_flops(visited, *run)
+def _layer_counts(spec: LayerSpec, count: int, setup: Setup) -> LayerCounts:
+    assert setup.sequence_length is not None
+    run = (setup.sequence_length, setup.micro_batch_size)
+    visited = as_run(spec, setup.kernels)
     return LayerCounts(
         kind=spec.kind,
         count=count,
-        parameters=analytic.parameters(spec),
-        inactive_parameters=analytic.inactive_parameters(spec),
-        linear_weights=analytic.linear_weights(spec),
-        router_correction_bias=analytic.router_correction_bias(spec),
-        forward_flops=flops,
-        dispatched_flops=flops,
-        attention_core=analytic.attention_core(visited.attention, *run),
-        memory=layer_memory(spec, sequence_length, kernels, grad=True),
-        memory_no_grad=layer_memory(spec, sequence_length, kernels, grad=False),
+        parameters=parameters(spec),
+        inactive_parameters=inactive_parameters(spec),
+        linear_weights=linear_weights(spec),
+        router_correction_bias=router_correction_bias(spec),
+        forward_flops=forward_flops(visited, *run),
+        attention_core_flops=attention_core(visited.attention, *run),
+        weight_bytes=weight_bytes(spec),
+        boundary_bytes=boundary_bytes(spec, setup.tokens),
+    )
+
+
+def _mtp_counts(spec: ModelSpec, setup: Setup) -> MtpCounts:
+    """Whether they are trained or not: they are counted beside the main model."""
+    assert setup.sequence_length is not None
+    run = (setup.sequence_length, setup.micro_batch_size)
+    visited = tuple(as_run(layer, setup.kernels) for layer in spec.mtp_layers)
+    return MtpCounts(
+        parameters=mtp_parameters(spec),
+        linear_weights=sum(map(linear_weights, spec.mtp_layers)),
+        router_correction_bias=sum(map(router_correction_bias, spec.mtp_layers)),
+        forward_flops=mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=visited), *run),
+        attention_core_flops=sum((attention_core(layer.attention, *run) for layer in visited), AttentionCore()),
+    )
+
+
+def _step_profile(spec: ModelSpec, setup: Setup) -> StepProfile:
+    """What is held; the stretches between are None."""
+    run = forward_pass(setup)
+    return StepProfile(
+        layers=tuple(
+            LayerProfile(kind=layer.kind, count=count, states=layer_states(layer, setup), held=layer_held(layer, run))
+            for layer, count in spec.layer_groups()
+        ),
+        embedding_held=embedding_held(spec, run),
+        loss_held=loss_held(spec, setup),
+        outside_states=outside_states(spec, setup),
+        inputs=input_bytes(spec, setup),
+        buffers=buffer_bytes(spec, setup),
     )

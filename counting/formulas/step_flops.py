@@ -1,17 +1,15 @@
 """FLOPs of one training step in closed form: forward, backward, and what activation checkpointing runs again.
 
-Torch-free and blind to the modules, as analytic.py, whose forward pass and legend these formulas take. What is trained
-is the spec: its multi-token-prediction layers too, unless it is given without them. Looking an embedding up, its
-gradient, norms, softmax and the optimiser multiply no matrices.
+Torch-free and blind to the modules, as flops.py, whose forward pass and legend these formulas take. Looking an
+embedding up, its gradient, norms, softmax and the optimiser multiply no matrices.
 """
 
 from collections import Counter
 from functools import singledispatch
 
-import msgspec
-
-from counting.counts import BATCH_SIZE, Counts, StepFlops
-from counting.formulas import flops as analytic
+from counting.counts import Counts, StepFlops
+from counting.formulas.flops import as_run, attention_core, forward_flops, head_flops
+from counting.setup import Setup
 from torch_models.spec import (
     AttentionSpec,
     GroupedQueryAttentionSpec,
@@ -23,29 +21,22 @@ from torch_models.spec import (
 )
 
 
-def step_flops(
-    spec: ModelSpec,
-    sequence_length: int,
-    kernels: Kernels,
-    *,
-    recompute: Recompute = "none",
-    loss_chunk: int | None = None,
-) -> StepFlops:
-    """Of one training step over one sequence.
+def training_flops(spec: ModelSpec, setup: Setup) -> StepFlops:
+    """Of one training step over one micro-batch; `setup` is resolved, and its `mtp` says whether `mtp_layers` train.
 
     The head's logits are made for the main model and again for each multi-token-prediction layer (DeepSeek-V3, arXiv
     2412.19437, eq. 23). A loss in chunks of fewer tokens than there are keeps no logits, and makes them once more.
     """
-    run = (sequence_length, BATCH_SIZE)
-    chunked = loss_chunk is not None and loss_chunk < BATCH_SIZE * sequence_length
-    head = analytic.head_flops(spec, *run)
-    heads = StepFlops(forward=head, backward=head * 2, recomputed=head * chunked) * (1 + len(spec.mtp_layers))
-    layers = (layer_step_flops(layer, *run, kernels, recompute) * count for layer, count in spec.layer_groups())
-    mtp_layers = (
-        mtp_layer_step_flops(layer, *run, kernels, recompute) * count
-        for layer, count in Counter(spec.mtp_layers).items()
-    )
-    return sum((*layers, *mtp_layers), heads)
+    assert setup.sequence_length is not None and setup.mtp is not None, "a resolved setup"
+    run = (setup.sequence_length, setup.micro_batch_size)
+    how = (setup.kernels, setup.recompute)
+    mtp_layers = spec.mtp_layers if setup.mtp else ()
+    chunked = setup.loss_chunk is not None and setup.loss_chunk < setup.tokens
+    head = head_flops(spec, *run)
+    heads = StepFlops(forward=head, backward=head * 2, recomputed=head * chunked) * (1 + len(mtp_layers))
+    layers = (layer_step_flops(layer, *run, *how) * count for layer, count in spec.layer_groups())
+    further = (mtp_layer_step_flops(layer, *run, *how) * count for layer, count in Counter(mtp_layers).items())
+    return sum((*layers, *further), heads)
 
 
 def layer_step_flops(
@@ -59,9 +50,9 @@ def layer_step_flops(
     arXiv 2205.05198, §5).
     """
     run = (sequence_length, batch_size)
-    spec = analytic.as_run(spec, kernels)
-    forward = analytic.forward_flops(spec, *run)
-    core = analytic.attention_core(spec.attention, *run).as_run
+    spec = as_run(spec, kernels)
+    forward = forward_flops(spec, *run)
+    core = attention_core(spec.attention, *run).as_run
     core_backward = fused_core_backward(spec.attention, *run) if kernels == "fused" else 2 * core
     return StepFlops(
         forward=forward,
@@ -106,8 +97,3 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
     """Scores and the gradients of queries and keys over nope + rope channels, the other two over v_head_dim."""
     channels = 3 * (spec.qk_nope_head_dim + spec.qk_rope_head_dim) + 2 * spec.v_head_dim
     return 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
-
-
-def without_mtp(spec: ModelSpec) -> ModelSpec:
-    """The same model, trained without multi-token prediction."""
-    return msgspec.structs.replace(spec, mtp_layers=())

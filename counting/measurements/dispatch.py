@@ -1,176 +1,117 @@
-"""Measured FLOPs of one training step: real modules run forward and backward on meta, every product counted.
+"""Measured FLOPs by torch's dispatch: every op that runs is counted, for the module that it is run for.
 
-By `torch.utils.flop_counter`, as the forward pass in flops.py. Which module an op of the backward pass belongs to that
-counter only guesses: modules that run side by side, as a router, its experts and the shared ones, get each other's
-products. Here it is told: the module whose forward pass made the autograd node that runs, by the node's sequence
-number; or, of a forward pass that is run again for backward, the module that runs.
+Which module an op of the backward pass belongs to is told by the autograd node that runs: the module whose forward pass
+made it, by the node's sequence number. Within a backward pass, activation checkpointing runs parts of the forward pass
+again: these ops are told apart.
 """
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from fractions import Fraction
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.flop_counter import FlopCounterMode
 
-from counting.counts import Counts, StepFlops
+from counting.counts import Counts
 from counting.measurements.components import component_of
-from counting.measurements.meta_device import cuda_kernels_on_meta
-from counting.measurements.probe import MEASURED_DTYPE, ONE_AT_A_TIME
-from counting.measurements.trace import DISPATCH_FORMULAS
-from torch_models.builder import build_model, build_mtp_layers
-from torch_models.modules.decoder import CausalLM
-from torch_models.modules.recompute import set_recompute
-from torch_models.spec import Kernels, ModelSpec, Recompute
-from torch_models.training.loss import training_loss
+from counting.measurements.op_formulas import op_flops
 
-CHUNKS_RUN = 8  # of the loss that are run: every token's logits are made in one of them, however many there are
+Pass = Literal["forward", "backward", "recomputed"]
 
-Phase = Literal["forward", "backward"]
+
+class Attribution:
+    """Within it, knows of the op at hand in which phase and for which module it runs.
+
+    Of ops that stand in no module, the module is None. Hooks of every module of the process are set until it is left.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[nn.Module] = []  # modules whose forward pass runs now, the innermost last
+        # The forward pass numbers its autograd nodes; whose they are from which number on.
+        self._first_numbers: list[int] = []
+        self._modules_of_nodes: list[nn.Module | None] = []
+
+    def where(self) -> tuple[Pass, nn.Module | None]:
+        """The phase, and the innermost module, of the op that is dispatched now."""
+        node: Any = torch._C._current_autograd_node()
+        if node is None:
+            return "forward", self._innermost()
+        module = self._innermost() or self._module_of(node._sequence_nr())
+        return ("recomputed" if self._runs_again() else "backward"), module
+
+    def _runs_again(self) -> bool:
+        """Whether an op of the backward pass is one of the forward pass, by what only a forward pass has.
+
+        A module that runs; gradients, which an op of torch's own library disables within itself; or, of a function that
+        is no module, the hooks by which torch's checkpointing takes what is saved.
+        """
+        takes_what_is_saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        return bool(self._running) or torch.is_grad_enabled() or takes_what_is_saved
+
+    def _innermost(self) -> nn.Module | None:
+        return self._running[-1] if self._running else None
+
+    def _module_of(self, number: int) -> nn.Module | None:
+        index = bisect_right(self._first_numbers, number) - 1
+        return self._modules_of_nodes[index] if index >= 0 else None
+
+    def _begin(self, module: nn.Module, _: Any) -> None:
+        self._running.append(module)
+        self._note()
+
+    def _end(self, module: nn.Module, _: Any, __: Any) -> None:
+        self._running.pop()
+        self._note()
+
+    def _note(self) -> None:
+        if torch._C._current_autograd_node() is None:
+            self._first_numbers.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+            self._modules_of_nodes.append(self._innermost())
+
+    def __enter__(self) -> "Attribution":
+        self._hooks = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
 
 class Owner(NamedTuple):
     """Whose FLOPs a module's are, and how many such modules the whole model has for the one that is run."""
 
     component: str | None  # None for what multiplies nothing by itself
-    times: Fraction
+    times: int
 
 
-def measure_step(
-    spec: ModelSpec,
-    sequence_length: int,
-    kernels: Kernels,
-    *,
-    recompute: Recompute = "none",
-    loss_chunk: int | None = None,
-) -> StepFlops:
-    """FLOPs of one step over one sequence, by component; all `spec.mtp_layers` are trained.
+class FlopCounter:
+    """FLOPs of every op that it is told of, by phase and module; what `LiveBytes` takes as `observe`."""
 
-    One layer of each distinct kind is built and run, so the time does not depend on their number. One measurement runs
-    at a time, and none while `counting.measurements.probe.measure` does.
-    """
-    return measure_steps(spec, sequence_length, kernels, [(recompute, loss_chunk)])[0]
+    def __init__(self, attribution: Attribution) -> None:
+        self._attribution = attribution
+        self.flops: Counter[tuple[Pass, nn.Module | None]] = Counter()
 
+    def __call__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Count one op; raises `UserError` naming one of which it is not known whether it multiplies matrices."""
+        if flops := op_flops(function, args, kwargs, out):
+            self.flops[self._attribution.where()] += flops
 
-def measure_steps(
-    spec: ModelSpec, sequence_length: int, kernels: Kernels, ways: Iterable[tuple[Recompute, int | None]]
-) -> list[StepFlops]:
-    """As `measure_step`, for several ways to run the step: what to recompute, and the tokens of a chunk of the loss.
-
-    What is recomputed is what the backward pass runs beyond that of a step in which nothing is.
-    """
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), cuda_kernels_on_meta():
-        run = partial(_run, *_one_of_each(spec, kernels), sequence_length)
-        once = run("none", None)
-        steps = []
-        for recompute, loss_chunk in ways:
-            again = once if (recompute, loss_chunk) == ("none", None) else run(recompute, loss_chunk)
-            recomputed = again.backward - once.backward
-            steps.append(StepFlops(forward=again.forward, backward=once.backward, recomputed=recomputed))
-        return steps
+    def of_pass(self, phase: Pass, owners: Mapping[nn.Module, Owner]) -> Counts:
+        """What was counted in one phase, by the component of each module, times how many such modules there are."""
+        counts: Counter[str] = Counter()
+        for (counted_in, module), flops in self.flops.items():
+            if counted_in == phase:
+                owner = None if module is None else owners.get(module)
+                assert owner and owner.component, f"{flops} FLOPs of {type(module).__name__} belong to no component"
+                counts[owner.component] += flops * owner.times
+        return Counts(**counts)
 
 
-def _run(
-    model: CausalLM,
-    mtp_layers: nn.ModuleList,
-    owners: Mapping[nn.Module, Owner],
-    sequence_length: int,
-    recompute: Recompute,
-    loss_chunk: int | None,
-) -> StepFlops:
-    """One step, forward and backward; what it recomputes is in its backward pass."""
-    for part in (model, mtp_layers):
-        set_recompute(part, recompute)
-    if loss_chunk is not None:
-        loss_chunk = max(loss_chunk, -(-sequence_length // CHUNKS_RUN))
-    token_ids = torch.zeros(1, sequence_length, dtype=torch.long, device="meta")
-    counter = FlopCounterMode(display=False, custom_mapping=DISPATCH_FORMULAS)
-    tracker: Any = _Owners(owners)
-    counter.mod_tracker = tracker
-    with counter:
-        training_loss(model, mtp_layers, token_ids, token_ids, loss_chunk=loss_chunk).backward()
-    return _of_whole_model(counter.flop_counts)
-
-
-def _one_of_each(spec: ModelSpec, kernels: Kernels) -> tuple[CausalLM, nn.ModuleList, dict[nn.Module, Owner]]:
-    """The modules of a model with one layer of each kind, and whose FLOPs theirs are."""
-    groups, mtp_groups = spec.layer_groups(), Counter(spec.mtp_layers)
-    small = msgspec.structs.replace(
-        spec, layers=tuple(layer for layer, _ in groups), mtp_layers=tuple(layer for layer in mtp_groups)
-    )
-    model = build_model(small, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
-    mtp_layers = build_mtp_layers(small, device="meta", dtype=MEASURED_DTYPE, kernels=kernels)
-    heads = Fraction(1 + len(spec.mtp_layers), 1 + len(mtp_groups))  # the head runs for the model and for each of these
-    owners = dict(_owners(model, heads))
-    for layer, (_, count) in zip(model.model.layers, groups, strict=True):
-        owners |= _owners(layer, Fraction(count))
-    for layer, count in zip(mtp_layers, mtp_groups.values(), strict=True):
-        owners |= _owners(layer, Fraction(count))
-    return model, mtp_layers, owners
-
-
-def _owners(root: nn.Module, times: Fraction) -> Iterator[tuple[nn.Module, Owner]]:
-    return ((module, Owner(component_of(root, name), times)) for name, module in root.named_modules())
-
-
-def _of_whole_model(flop_counts: Mapping[Any, Mapping[Any, int]]) -> StepFlops:
-    """What the counter counted under each phase and owner, times how many of that owner's modules there are."""
-    totals: dict[Phase, dict[str, Fraction]] = {"forward": {}, "backward": {}}
-    for (phase, owner), flops_by_op in flop_counts.items():
-        assert owner is not None and owner.component is not None, f"products of no component: {dict(flops_by_op)}"
-        counts = totals[phase]
-        counts[owner.component] = counts.get(owner.component, 0) + sum(flops_by_op.values()) * owner.times
-    assert all(count.denominator == 1 for counts in totals.values() for count in counts.values())
-    return StepFlops(**{phase: Counts(**{c: int(n) for c, n in counts.items()}) for phase, counts in totals.items()})
-
-
-class _Owners:
-    """Tells torch's counter, in place of its own tracker, in which phase and for whom the op at hand is run."""
-
-    def __init__(self, owners: Mapping[nn.Module, Owner]) -> None:
-        self.owners = owners
-        self.running: list[Owner] = []  # those of the modules that run forward now, the innermost last
-        # The forward pass numbers its autograd nodes; whose they are from which number on.
-        self.first_numbers: list[int] = []
-        self.owners_of_nodes: list[Owner | None] = []
-
-    @property
-    def parents(self) -> set[tuple[Phase, Owner | None]]:
-        """The one key under which the counter counts the op that is dispatched now."""
-        node: Any = torch._C._current_autograd_node()
-        if node is None:
-            return {("forward", self._innermost())}
-        return {("backward", self._innermost() or self._owner_of(node._sequence_nr()))}
-
-    def _innermost(self) -> Owner | None:
-        return self.running[-1] if self.running else None
-
-    def _owner_of(self, number: int) -> Owner | None:
-        index = bisect_right(self.first_numbers, number) - 1
-        return self.owners_of_nodes[index] if index >= 0 else None
-
-    def _begin(self, module: nn.Module, _: Any) -> None:
-        self.running.append(self.owners[module])
-        self._note()
-
-    def _end(self, module: nn.Module, _: Any, __: Any) -> None:
-        self.running.pop()
-        self._note()
-
-    def _note(self) -> None:
-        if torch._C._current_autograd_node() is None:
-            self.first_numbers.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
-            self.owners_of_nodes.append(self._innermost())
-
-    def __enter__(self) -> None:
-        self.hooks = [register_module_forward_pre_hook(self._begin), register_module_forward_hook(self._end)]
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+def owners_in(root: nn.Module, times: int = 1) -> dict[nn.Module, Owner]:
+    """Every module within `root`, itself included; the model has `times` of them."""
+    return {module: Owner(component_of(root, name), times) for name, module in root.named_modules()}

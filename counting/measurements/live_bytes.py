@@ -1,7 +1,7 @@
-"""Measured memory of one layer's forward pass: the bytes of live storages, followed op by op on the meta device."""
+"""Measured memory: the bytes of live storages, followed op by op; and with it the peak of one layer's forward pass."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -12,18 +12,22 @@ from torch.utils._pytree import tree_leaves
 
 from counting.counts import LayerMemory
 
-aten = torch.ops.aten
+_aten = torch.ops.aten
+
+# What is told of every op that runs: the op, its arguments, and what it returned.
+Observe = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class LiveBytes(TorchDispatchMode):
     """Follows every storage that ops within it create, from birth to release; views share their storage.
 
     What kernels take and give back inside one op (workspaces) is not seen; storages are counted at their exact size,
-    where an allocator would round up.
+    where an allocator would round up. `existing` are tensors that are there before; `observe` is told of every op.
     """
 
-    def __init__(self, existing: Iterable[Tensor]) -> None:
+    def __init__(self, existing: Iterable[Tensor], observe: Observe | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._observe = observe
         self._serials: dict[int, int] = {}  # id of a live storage -> its serial number, which is never reused
         self._bytes: dict[int, int] = {}  # serial number of a live storage -> bytes
         self.born = 0
@@ -37,14 +41,16 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function is aten.add.Tensor and _adds_in_place(*args):
-            function = aten.add_.Tensor
+        if function is _aten.add.Tensor and _adds_in_place(*args):
+            function = _aten.add_.Tensor
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._follow(leaf)
         if self.live > self.peak:
             self.watch()
+        if self._observe is not None:
+            self._observe(function, args, kwargs or {}, out)
         return out
 
     def watch(self) -> None:
@@ -101,7 +107,7 @@ def _sole_references() -> tuple[int, int]:
 
     class Watcher(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function is aten.add.Tensor:
+            if function is _aten.add.Tensor:
                 found.append(_references(args[0]))
             return function(*args, **(kwargs or {}))
 
@@ -114,14 +120,16 @@ def _sole_references() -> tuple[int, int]:
     return references
 
 
-def layer_memory(layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *, grad: bool) -> LayerMemory:
+def layer_memory(
+    layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *, grad: bool, observe: Observe | None = None
+) -> LayerMemory:
     """The peak of `layer(x_BSD, shared)`: with `grad` as rematerialisation runs it, without as the first pass does.
 
     `shared` are inputs that all layers share (rotary tables). The layer's weights stay alive throughout.
     """
     weights = [*layer.parameters(), *layer.buffers()]
     boundary = x_BSD.detach().requires_grad_(grad)
-    with torch.set_grad_enabled(grad), LiveBytes([*weights, boundary, *shared]) as tracker:
+    with torch.set_grad_enabled(grad), LiveBytes([*weights, boundary, *shared], observe) as tracker:
         out = layer(boundary, shared)
     weight_serials = {tracker.serial(weight) for weight in weights}
     boundary_serial = tracker.serial(boundary)

@@ -1,13 +1,14 @@
-"""Makes the meta device behave as a CUDA device would, op by op, and quickly.
+"""The one context in which anything is measured: there the meta device behaves as a CUDA device would, and quickly.
 
 On meta tensors torch takes the CPU's paths: attention falls back to arithmetic that materialises S x S scores in
-fp32, and the fused norm to eight separate operations. Training runs neither. Inside `cuda_kernels_on_meta` the same
-calls, made by the same modules, go to the kernels that torch picks on CUDA, whose meta versions say what they
-allocate.
+fp32, and the fused norm to eight separate operations. Training runs neither. Within `measuring` the same calls, made by
+the same modules, go to the kernels that torch picks on CUDA, whose meta versions say what they allocate. Outside it
+nothing of torch is changed.
 """
 
 import contextlib
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -16,59 +17,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-aten = torch.ops.aten
+_aten = torch.ops.aten
+
+ONE_AT_A_TIME = threading.RLock()  # hooks, replaced functions and tracing are states of the whole process
+
+COMPILER = "torch._dynamo"
 
 
 @contextlib.contextmanager
-def cuda_kernels_on_meta() -> Iterator[None]:
-    """Within it, attention, RMSNorm and grouped products of meta tensors are CUDA's kernels; others are left alone.
+def measuring() -> Iterator[None]:
+    """Within it one thread at a time measures; modes that would hide gradients are off.
 
+    For meta tensors, `scaled_dot_product_attention`, `rms_norm` and `grouped_mm` are CUDA's kernels, but while torch's
+    JIT traces, which cannot take these; torch's optimisers take `fused=True`; and torch's compiler is not imported.
     The functions themselves are replaced, not intercepted by a mode: torch suspends modes during a backward pass, in
     which activation checkpointing runs the forward pass again.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(without_compiler())
+    with (
+        ONE_AT_A_TIME,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _without_compiler(),
+        _fused_optimizers(),
+        contextlib.ExitStack() as stack,
+    ):
         for name, on_meta in _ON_META.items():
-            stack.enter_context(_replaced(F, name, on_meta))
+            stack.enter_context(_replaced(name, on_meta))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(module: types.ModuleType, name: str, on_meta: Callable[..., Any]) -> Iterator[None]:
-    original = getattr(module, name)
+def _replaced(name: str, on_meta: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(F, name)
 
     def function(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (on_meta if x.is_meta else original)(x, *args, **kwargs)
+        on_cuda = x.is_meta and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        return (on_meta if on_cuda else original)(x, *args, **kwargs)
 
-    setattr(module, name, function)
+    setattr(F, name, function)
     try:
         yield
     finally:
-        setattr(module, name, original)
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool = False
-) -> Tensor:
-    """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes."""
-    if query.shape[-1] == value.shape[-1]:
-        out: Tensor = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
-        return out
-    assert not enable_gqa, "the memory-efficient kernel has no grouped queries"
-    keep_logsumexp = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    out = aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, keep_logsumexp, 0.0, is_causal, scale=scale
-    )[0]
-    return out
-
-
-def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) -> Tensor:
-    del normalized_shape
-    return cast(Tensor, _FusedRMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
+        setattr(F, name, original)
 
 
 @contextlib.contextmanager
-def fused_optimizers_on_meta() -> Iterator[None]:
+def _fused_optimizers() -> Iterator[None]:
     """Within it, torch's optimisers take `fused=True` for meta parameters, as they do for CUDA's."""
     module: Any = sys.modules["torch.optim.optimizer"]  # no attribute of torch.optim
     devices = module._get_fused_kernels_supported_devices
@@ -79,42 +73,103 @@ def fused_optimizers_on_meta() -> Iterator[None]:
         module._get_fused_kernels_supported_devices = devices
 
 
+# --- What CUDA's kernels allocate ------------------------------------------------------------------------------
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes.
+
+    With a mask torch's own memory-efficient kernel runs, which adds it to the scores of its blocks.
+    """
+    if query.shape[-1] == value.shape[-1] and attn_mask is None:
+        out: Tensor = _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return out
+    if enable_gqa and query.shape[1] != key.shape[1]:  # the memory-efficient kernel has no grouped queries
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    if attn_mask is not None:
+        attn_mask = _as_bias(attn_mask, query, key)
+    keep_logsumexp = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    out = _aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, keep_logsumexp, dropout_p, is_causal, scale=scale
+    )[0]
+    return out
+
+
+def _as_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """A mask as the kernel takes it: numbers that are added to the scores of every head, (B, H, S, S)."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+
+
+def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    del normalized_shape
+    return cast(Tensor, _FusedRMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
+
+
 class _FusedRMSNorm(torch.autograd.Function):
     """What CUDA's fused RMSNorm allocates: the output, and 1 / rms per row in fp32, which backward reads."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
         inverse_rms = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
         ctx.save_for_backward(x, weight, inverse_rms)
         return torch.empty_like(x.contiguous())  # the kernel reads rows without gaps
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x.contiguous()), torch.empty_like(weight), None
+        return torch.empty_like(x.contiguous()), None if weight is None else torch.empty_like(weight), None
 
 
-def _grouped_mm(rows: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
+def _grouped_mm(
+    rows: Tensor,
+    weights: Tensor,
+    *,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
     """torch's own for bfloat16; it has no other on the meta device."""
-    if rows.dtype == torch.bfloat16:
-        out: Tensor = aten._grouped_mm(rows, weights, offs)
+    if rows.dtype == torch.bfloat16 or offs is None or rows.dim() != 2 or weights.dim() != 3:
+        out: Tensor = _aten._grouped_mm(rows, weights, offs, bias, out_dtype)
         return out
+    assert bias is None and out_dtype in (None, rows.dtype), "a grouped product of another form than experts have"
     return cast(Tensor, _GroupedProduct.apply(rows, weights, offs))  # type: ignore[no-untyped-call]
 
 
+_OPS = torch.library.Library("model_training_cost", "FRAGMENT")
+_OPS.define("grouped_product(Tensor rows, Tensor weights, Tensor ends) -> Tensor")
+_OPS.define("grouped_weight_gradient(Tensor rows, Tensor gradient, Tensor weights) -> Tensor")
+_OPS.impl("grouped_product", lambda rows, weights, ends: rows.new_empty(rows.shape[0], weights.shape[2]), "Meta")
+_OPS.impl("grouped_weight_gradient", lambda rows, gradient, weights: torch.empty_like(weights), "Meta")
+
+
 class _GroupedProduct(torch.autograd.Function):
-    """What a grouped product allocates: its output, and for backward the two gradients."""
+    """What a grouped product allocates: its output, and for backward the two gradients, each by an op that is seen."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weights, ends)
-        return rows.new_empty(rows.shape[0], weights.shape[2])
+        out: Tensor = torch.ops.model_training_cost.grouped_product(rows, weights, ends)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, weights, _ = ctx.saved_tensors
-        weight_gradient = torch.empty_like(weights)  # first, as torch's own
-        return torch.empty_like(rows), weight_gradient, None
+        rows, weights, ends = ctx.saved_tensors
+        ops = torch.ops.model_training_cost
+        weight_gradient = ops.grouped_weight_gradient(rows, gradient, weights)  # first, as torch's own
+        return ops.grouped_product(gradient, weights.transpose(1, 2), ends), weight_gradient, None
 
 
 _ON_META: dict[str, Callable[..., Any]] = {
@@ -122,6 +177,9 @@ _ON_META: dict[str, Callable[..., Any]] = {
     "rms_norm": _rms_norm,
     "grouped_mm": _grouped_mm,
 }
+
+
+# --- torch's compiler ------------------------------------------------------------------------------------------
 
 
 class _CompilerStandIn(types.ModuleType):
@@ -149,17 +207,16 @@ class _CompilerStandIn(types.ModuleType):
         """Nothing is being compiled that could be broken off."""
 
 
-COMPILER = "torch._dynamo"
 _STAND_IN = _CompilerStandIn(COMPILER)
 
 
 @contextlib.contextmanager
-def without_compiler() -> Iterator[None]:
+def _without_compiler() -> Iterator[None]:
     """Spare the import of torch's compiler, which takes as long as importing torch.
 
     torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
-    first use to say so. Where it is not loaded there is nothing to be left alone by. The stand-in is there for the
-    whole process: importing a submodule of the compiler within fails.
+    first use to say so. Where it is not loaded there is nothing to be left alone by. Importing a submodule of the
+    compiler within fails.
     """
     if COMPILER in sys.modules:
         yield

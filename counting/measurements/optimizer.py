@@ -5,63 +5,72 @@ an optimiser of its own, the new weights written back. So no more than one gradi
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from counting.measurements.live_bytes import LiveBytes
-from counting.measurements.meta_device import fused_optimizers_on_meta
-from counting.recipes import Optimizer, Precision
+from counting.recipes import ModelStates, Optimizer, Precision
 
 MASTERS = torch.float32
 
 
-class Update:
-    """Two steps of an optimiser on parameters that have their gradients: the first makes its state."""
+class Update(NamedTuple):
+    """What an update holds and makes."""
 
-    def __init__(self, parameters: Sequence[Tensor], precision: Precision, optimizer: Optimizer) -> None:
-        self.moments: list[int] = []  # bytes of each parameter's moments, its masters and its gradient
-        self.masters: list[int] = []
-        self.gradients: list[int] = []
-        self.parameters = parameters
-        self.updated = list(parameters)
-        self.buffers: list[Tensor] | None = None
-        if precision.gradients_apart:
-            self.buffers = [torch.empty_like(p, dtype=MASTERS) for p in parameters]
-        if precision.master_bytes:
-            self.updated = [p.detach().to(MASTERS).requires_grad_() for p in parameters]
-        with fused_optimizers_on_meta():
-            self.optimizers = [_make(optimizer.name, [p]) for p in self.updated]
-            self._step()
-            states = [x for made in self.optimizers for x in tree_leaves(dict(made.state)) if isinstance(x, Tensor)]
-            gradients = [p.grad for p in parameters if p.grad is not None] + (self.buffers or [])
-            with LiveBytes([*parameters, *self.updated, *states, *gradients]) as tracker:
-                before = tracker.live
-                tracker.watch()
-                self._step()
-            self.peak = tracker.peak - before
-        for index, parameter in enumerate(parameters):
-            updated, made = self.updated[index], self.optimizers[index].state[self.updated[index]]
-            state = [x for x in made.values() if isinstance(x, Tensor) and x.shape == parameter.shape]
-            self.moments.append(sum(map(_bytes, state)))
-            self.masters.append(0 if updated is parameter else _bytes(updated))
-            self.gradients.append(_bytes(self._gradient(index)))
+    states: list[ModelStates]  # of each parameter
+    peak: int  # bytes of what is made on the way, at the worst moment
 
-    def _gradient(self, index: int) -> Tensor:
-        gradient = self.parameters[index].grad if self.buffers is None else self.buffers[index]
-        assert gradient is not None
-        return gradient
 
-    def _step(self) -> None:
-        for index, (parameter, updated) in enumerate(zip(self.parameters, self.updated, strict=True)):
-            if updated is not parameter:
-                updated.grad = self._gradient(index).to(MASTERS)  # which is the buffer itself where there is one
-            self.optimizers[index].step()
-            if updated is not parameter:
-                updated.grad = None
-                with torch.no_grad():
-                    parameter.copy_(updated)
+def update_parameters(parameters: Sequence[Tensor], precision: Precision, optimizer: Optimizer) -> Update:
+    """Two steps of an optimiser on parameters that have their gradients: the first makes its state.
+
+    Runs within `measuring`.
+    """
+    updated = list(parameters)
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    if precision.gradients_apart:
+        gradients = [torch.empty_like(p, dtype=MASTERS) for p in parameters]
+    assert len(gradients) == len(parameters)
+    if precision.master_bytes:
+        updated = [p.detach().to(MASTERS).requires_grad_() for p in parameters]
+    optimizers = [_make(optimizer.name, [p]) for p in updated]
+    _step(parameters, updated, gradients, optimizers)
+    state = [x for made in optimizers for x in tree_leaves(dict(made.state)) if isinstance(x, Tensor)]
+    with LiveBytes([*parameters, *updated, *state, *gradients]) as tracker:
+        before = tracker.live
+        tracker.watch()
+        _step(parameters, updated, gradients, optimizers)
+    states = []
+    for parameter, master, gradient, made in zip(parameters, updated, gradients, optimizers, strict=True):
+        moments = [x for x in made.state[master].values() if isinstance(x, Tensor) and x.shape == parameter.shape]
+        states.append(
+            ModelStates(
+                weights=_bytes(parameter),
+                gradients=_bytes(gradient),
+                masters=0 if master is parameter else _bytes(master),
+                moments=sum(map(_bytes, moments)),
+            )
+        )
+    return Update(states, tracker.peak - before)
+
+
+def _step(
+    parameters: Sequence[Tensor],
+    updated: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
+    for parameter, master, gradient, optimizer in zip(parameters, updated, gradients, optimizers, strict=True):
+        if master is not parameter:
+            master.grad = gradient.to(MASTERS)  # which is the buffer itself where there is one
+        optimizer.step()
+        if master is not parameter:
+            master.grad = None
+            with torch.no_grad():
+                parameter.copy_(master)
 
 
 def _make(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from torch_models.modules.moe import RoutedExperts, Router
 LINEAR = ("attention", "mlp", "routed_experts", "shared_experts")
 
 
-def parameter_counts(module: nn.Module) -> Counts:
+def count_parameters(module: nn.Module) -> Counts:
     """Trainable parameters by component; a parameter shared by two modules counts once, where it stands first."""
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, parameter in module.named_parameters():
@@ -29,17 +29,14 @@ def router_correction_bias(module: nn.Module) -> int:
 def linear_weights(module: nn.Module) -> int:
     """Weights in the matrices of attention and feed-forward, which DeepSeek-V3's checkpoint holds in fp8.
 
-    Not so its routers, nor the projection of multi-token prediction.
+    Not so its routers, nor a module that says of itself that it is not `quantised`.
     """
-    matrices = (
-        (name.rpartition(".")[0], parameter)
-        for name, parameter in module.named_parameters()
-        if parameter.dim() >= 2 and not name.endswith("bias")
-    )
     return sum(
         parameter.numel()
-        for owner, parameter in matrices
-        if component_of(module, owner) in LINEAR and owner.rpartition(".")[2] != "eh_proj"
+        for name, owner in module.named_modules()
+        if component_of(module, name) in LINEAR and getattr(owner, "quantised", True)
+        for weight, parameter in owner.named_parameters(recurse=False)
+        if parameter.dim() >= 2 and not weight.endswith("bias")
     )
 
 

@@ -1,170 +1,161 @@
-"""Measured memory of one training step: real modules run forward and backward on the meta device, storages followed.
+"""Measured training step: real modules run once forward and backward on the meta device, FLOPs and bytes together.
 
-One layer of each kind is built, whatever their number; `counting.step_memory` extends what is measured here to the
-whole model.
+One layer of each kind is run, whatever their number; `counting.step_memory` extends what is measured here to the whole
+model.
 """
 
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
+from counting.counts import StepFlops
+from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.live_bytes import LiveBytes
-from counting.measurements.meta_device import cuda_kernels_on_meta, without_compiler
-from counting.measurements.optimizer import Update
-from counting.measurements.parameters import linear_weights, parameter_counts, router_correction_bias
-from counting.measurements.probe import ONE_AT_A_TIME
-from counting.step_profile import (
-    Cut,
-    LayerProfile,
-    ModelStates,
-    StepOptions,
-    StepProfile,
-    Stretch,
-    model_states,
-    stretches_between,
-)
-from torch_models.builder import build_model, build_mtp_layers
+from counting.measurements.optimizer import update_parameters
+from counting.measurements.parameters import count_parameters, linear_weights, router_correction_bias
+from counting.measurements.probe import Probe
+from counting.recipes import ModelStates, model_states
+from counting.setup import Setup
+from counting.step_profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
 from torch_models.modules.recompute import set_recompute
-from torch_models.spec import ModelSpec
 from torch_models.training.loss import training_loss
 
-DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
+
+class Step(NamedTuple):
+    """What one step showed; `by_recipe` are the states of formats that torch does not run, else None."""
+
+    flops: StepFlops
+    memory: StepProfile
+    by_recipe: StepProfile | None
 
 
-def measure_step(spec: ModelSpec, options: StepOptions) -> StepProfile:
-    """The profile of a step over one sequence; one measurement runs at a time."""
-    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), without_compiler():
-        return _Step(spec, options).profile()
+class _Passes(NamedTuple):
+    """The stretches of forward and backward, in their order, and what was counted on the way."""
+
+    stretches: Sequence[Stretch]
+    loss_held: int
+    inputs: int
+    flops: StepFlops
 
 
-class _Step:
-    """A model with one layer of each kind, run once forward and backward, with a cut between its stretches."""
+def run_step(probe: Probe, setup: Setup) -> Step:
+    """One step of `setup`, resolved, over one micro-batch; the parameters keep their gradients.
 
-    def __init__(self, spec: ModelSpec, options: StepOptions) -> None:
-        self.spec = spec
-        self.options = options
-        self.groups = spec.layer_groups()
-        small = msgspec.structs.replace(
-            spec,
-            layers=tuple(layer for layer, _ in self.groups),
-            mtp_layers=spec.mtp_layers if options.mtp else (),
-        )
-        how: dict[str, Any] = {
-            "device": "meta",
-            "dtype": DTYPES[options.precision.activation_bytes],
-            "kernels": options.kernels,
-        }
-        self.model = build_model(small, **how)
-        self.mtp_layers = build_mtp_layers(small, **how)
-        for part in (self.model, self.mtp_layers):
-            set_recompute(part, options.recompute)
-        self.parameters = [p for part in (self.model, self.mtp_layers) for p in part.parameters()]
-        self.cuts: list[Cut] = []
+    Runs within `measuring`.
+    """
+    mtp_layers = probe.mtp_layers if setup.mtp else nn.ModuleList()
+    roots = (probe.model, mtp_layers)
+    for root in roots:
+        set_recompute(root, setup.recompute)
+    parameters = [parameter for root in roots for parameter in root.parameters()]
+    passes = _run(probe, mtp_layers, parameters, setup)
+    inside = {id(parameter) for layer in probe.layers for parameter in layer.parameters()}
+    groups = [list(layer.parameters()) for layer in probe.layers]
+    groups.append([parameter for parameter in parameters if id(parameter) not in inside])
 
-    def profile(self) -> StepProfile:
-        layers = self.model.model.layers
-        stretches = self._run()
-        count = len(self.groups)
-        embedding_forward, *forward = stretches[: count + 1]
-        loss, *backward, embedding_backward = stretches[count + 1 :]
-        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        outside = [parameter for parameter in self.parameters if id(parameter) not in inside]
-        if self.options.precision.measurable:
-            states = self._states([*(list(layer.parameters()) for layer in layers), outside])
-        else:
-            states = self._states_by_recipe(
-                [*((parameter_counts(layer).total, linear_weights(layer)) for layer in layers)],
-                (sum(parameter.numel() for parameter in outside), linear_weights(self.mtp_layers)),
-            )
-        biases = [router_correction_bias(layer) * n for layer, (_, n) in zip(layers, self.groups, strict=True)]
-        biases.append(router_correction_bias(self.mtp_layers))
-        return StepProfile(
-            embedding_forward=embedding_forward,
-            layers=tuple(
-                LayerProfile(
-                    kind=layer_spec.kind,
-                    count=number,
-                    states=of_layer,
-                    forward=forth,
-                    backward=back,
-                )
-                for (layer_spec, number), of_layer, forth, back in zip(
-                    self.groups, states[:-1], forward, reversed(backward), strict=True
-                )
-            ),
-            loss=loss,
-            embedding_backward=embedding_backward,
-            outside_states=states[-1],
-            optimizer_step=self.optimizer_step,
-            inputs=self.inputs,
-            buffers=torch.float32.itemsize * sum(biases),
-        )
+    number = len(probe.groups)
+    embedding_forward, *forward = passes.stretches[: number + 1]
+    loss, *backward, embedding_backward = passes.stretches[number + 1 :]
+    backward.reverse()
+    biases = [router_correction_bias(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
+    memory = StepProfile(
+        layers=tuple(
+            LayerProfile(kind=spec.kind, count=count, held=forth.net, forward=forth, backward=back)
+            for (spec, count), forth, back in zip(probe.groups, forward, backward, strict=True)
+        ),
+        embedding_held=embedding_forward.net,
+        loss_held=passes.loss_held,
+        embedding_forward=embedding_forward,
+        loss=loss,
+        embedding_backward=embedding_backward,
+        inputs=passes.inputs,
+        buffers=torch.float32.itemsize * (sum(biases) + router_correction_bias(mtp_layers)),
+    )
+    if not setup.precision_recipe.measurable:
+        return Step(passes.flops, memory, _states_by_recipe(probe, mtp_layers, groups[-1], setup))
+    update = update_parameters([p for group in groups for p in group], setup.precision_recipe, setup.optimizer_recipe)
+    states = iter(update.states)
+    *of_layers, outside = (sum(islice(states, len(group)), NOTHING) for group in groups)
+    return Step(passes.flops, _with_states(memory, of_layers, outside, update.peak), None)
 
-    def _run(self) -> list[Stretch]:
-        """Forward and backward, cut before and after each layer."""
-        token_ids, labels = (
-            torch.empty(1, self.options.sequence_length, dtype=torch.long, device="meta") for _ in range(2)
-        )
-        decoder = self.model.model
-        tables = decoder.rotary_tables(token_ids)
-        inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
-        existing = [*self.parameters, *self.model.buffers(), *self.mtp_layers.buffers(), *inputs]
-        with cuda_kernels_on_meta(), LiveBytes(existing) as self.tracker:
-            self._cut()
-            hooks = [module.register_forward_pre_hook(self._cut_before) for module in (*decoder.layers, decoder.norm)]
-            if self.options.precision.gradients_apart:
-                hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in self.parameters]
-            loss = training_loss(
-                self.model, self.mtp_layers, token_ids, labels, tables=tables, loss_chunk=self.options.loss_chunk
-            )
-            loss.backward()
-            self._cut()
-        for hook in hooks:
-            hook.remove()
-        self.inputs = sum(tensor.untyped_storage().nbytes() for tensor in inputs)
-        gradients = {self.tracker.serial(p.grad) for p in self.parameters if p.grad is not None}
-        return stretches_between(self.cuts, gradients)
 
-    def _states(self, groups: list[list[nn.Parameter]]) -> list[ModelStates]:
-        """Of each group of parameters, and `optimizer_step`, from steps of the optimiser."""
-        precision, optimizer = self.options.precision, self.options.optimizer
-        parameters = [parameter for group in groups for parameter in group]
-        update = Update(parameters, precision, optimizer)
-        self.optimizer_step = update.peak
-        rows = iter(zip(parameters, update.gradients, update.masters, update.moments, strict=True))
-        states = []
-        for group in groups:
-            weights, gradients, masters, moments = zip(*islice(rows, len(group)), strict=True)
-            states.append(
-                ModelStates(
-                    weights=sum(weight.untyped_storage().nbytes() for weight in weights),
-                    gradients=sum(gradients),
-                    masters=sum(masters),
-                    moments=sum(moments),
-                )
-            )
-        return states
+NOTHING = ModelStates(weights=0, gradients=0, masters=0, moments=0)
 
-    def _states_by_recipe(self, in_layers: list[tuple[int, int]], outside: tuple[int, int]) -> list[ModelStates]:
-        """Of formats in which torch neither multiplies nor updates on the meta device: by measured parameters alone."""
-        self.optimizer_step = 0
-        precision, optimizer = self.options.precision, self.options.optimizer
-        return [model_states(*counts, precision, optimizer) for counts in (*in_layers, outside)]
 
-    def _cut_before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Here on the way forward, and on the way back when the gradient of what goes in is complete."""
-        self._cut()
-        args[0].register_hook(self._cut_backward)
+def _with_states(
+    profile: StepProfile, of_layers: Sequence[ModelStates], outside: ModelStates, optimizer_step: int
+) -> StepProfile:
+    layers = zip(profile.layers, of_layers, strict=True)
+    return structs.replace(
+        profile,
+        layers=tuple(structs.replace(layer, states=states) for layer, states in layers),
+        outside_states=outside,
+        optimizer_step=optimizer_step,
+    )
 
-    def _cut_backward(self, gradient: Tensor) -> None:
-        self._cut()
 
-    def _cut(self) -> None:
-        self.cuts.append(Cut(self.tracker.at_peak, self.tracker.alive()))
-        self.tracker.watch()
+def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence[Tensor], setup: Setup) -> StepProfile:
+    """Of formats in which torch neither multiplies nor updates on the meta device: by measured parameters alone."""
+    recipe = (setup.precision_recipe, setup.optimizer_recipe)
+    counts = [(count_parameters(layer).total, linear_weights(layer)) for layer in probe.layers]
+    layers = tuple(LayerProfile(kind=spec.kind, count=count) for spec, count in probe.groups)
+    return _with_states(
+        StepProfile(layers=layers),
+        [model_states(*of_layer, *recipe) for of_layer in counts],
+        model_states(sum(parameter.numel() for parameter in outside), linear_weights(mtp_layers), *recipe),
+        0,
+    )
+
+
+def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Passes:
+    """Forward and backward, cut before and after each layer."""
+    model, cuts = probe.model, list[Cut]()
+    token_ids, labels = (
+        torch.empty(setup.micro_batch_size, setup.sequence_length, dtype=torch.long, device="meta") for _ in range(2)
+    )
+    tables = model.model.rotary_tables(token_ids)
+    inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
+    existing = [*parameters, *model.buffers(), *mtp_layers.buffers(), *inputs]
+
+    with Attribution() as attribution, LiveBytes(existing, counter := FlopCounter(attribution)) as tracker:
+
+        def cut() -> None:
+            cuts.append(Cut(tracker.at_peak, tracker.alive()))
+            tracker.watch()
+
+        def cut_before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            """Here on the way forward, and on the way back when the gradient of what goes in is complete."""
+            cut()
+            args[0].register_hook(lambda gradient: cut())
+
+        cut()
+        hooks = [module.register_forward_pre_hook(cut_before) for module in (*probe.layers, model.model.norm)]
+        if setup.precision_recipe.gradients_apart:
+            hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in parameters]
+        loss = training_loss(model, mtp_layers, token_ids, labels, tables=tables, loss_chunk=setup.loss_chunk)
+        loss_held = tracker.live - sum(cuts[-1].now.values())
+        loss.backward()
+        cut()
+    for hook in hooks:
+        hook.remove()
+
+    owners = owners_in(model) | owners_in(mtp_layers)
+    for layer, (_, count) in zip(probe.layers, probe.groups, strict=True):
+        owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
+    return _Passes(
+        stretches_between(cuts, {tracker.serial(p.grad) for p in parameters if p.grad is not None}),
+        loss_held,
+        sum(tensor.untyped_storage().nbytes() for tensor in inputs),
+        StepFlops(
+            forward=counter.of_pass("forward", owners),
+            backward=counter.of_pass("backward", owners),
+            recomputed=counter.of_pass("recomputed", owners),
+        ),
+    )
 
 
 def _let_go(parameter: Tensor) -> None:

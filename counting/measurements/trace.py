@@ -1,4 +1,4 @@
-"""Measured forward FLOPs: fvcore's trace, and again torch's dispatch counter, of the same forward on the meta device.
+"""Measured forward FLOPs by fvcore's trace, on the meta device.
 
 fvcore counts multiply-adds and has no handle, or a wrong one, for several products; here each op that multiplies
 matrices has a handle of ours that counts 2 FLOPs per multiply-add, and an op that is neither one of these nor known
@@ -18,10 +18,10 @@ with warnings.catch_warnings():  # importing fvcore scripts its focal losses, wh
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count
 
-from counting.counts import AttentionCore, Counts
+from counting.counts import AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts, OutsideCounts
 from counting.measurements.components import counts_of_modules
+from counting.measurements.probe import Probe
 from torch_models.modules.kernels.flash_attention import NAME as FLASH_ATTENTION
 
 Shape = list[int]
@@ -202,69 +202,21 @@ def trace(
     return by_module
 
 
-def dispatched_flops(module: nn.Module, inputs: tuple[Any, ...]) -> Counts:
-    """FLOPs of one forward by component, by `torch.utils.flop_counter`, which sees ops one level below the trace.
-
-    Its formulas are torch's own, but for grouped products and our fused attention, which it does not know.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=DISPATCH_FORMULAS)
-    with torch.no_grad(), counter:
-        module(*inputs)
-    root = type(module).__name__
-    totals = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    entire = totals.pop("Global", 0)
-    assert totals.get(root, 0) == entire, f"{entire} FLOPs in all, {totals.get(root, 0)} of them in modules"
-    return counts_of_modules(module, {name.removeprefix(root).removeprefix("."): n for name, n in totals.items()})
-
-
-def dispatched_grouped_mm(left: Shape, right: Shape, *_: object, **__: object) -> int:
-    """As `grouped_mm_flops`, and of its backward pass: no row of any group is multiplied by another group's matrix.
-
-    The gradient of the rows is the same product with (E, out, in); that of the matrices is (in, T) with (T, out), whose
-    T is cut into E groups.
-    """
-    assert len(left) == 2, f"no formula for a grouped product of {left} and {right}"
-    return 2 * prod(left) * right[-1]
-
-
-def _dispatched_flash_attention(
-    query: Shape,
-    key: Shape,
-    value: Shape,
-    sinks: Shape | None,
-    scale: float,
-    window: int | None,
-    *_: object,
-    **__: object,
-) -> int:
-    del sinks, scale
-    return banded_attention_flops(query, key, value, window)
-
-
-def _dispatched_flash_attention_backward(
-    gradient: Shape,
-    query: Shape,
-    key: Shape,
-    value: Shape,
-    sinks: Shape | None,
-    scale: float,
-    window: int | None,
-    *_: object,
-    **__: object,
-) -> int:
-    """Five products over the pairs that the forward pass visits, as torch counts its own fused kernels' backward.
-
-    The scores once more, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv 2307.08691,
-    §3.1.2).
-    """
-    del sinks, scale
-    length = query[2]
-    square: int = sdpa_backward_flop_count(gradient, query, key, value)
-    return square // length * min(window or length, length)
-
-
-DISPATCH_FORMULAS = {
-    torch.ops.aten._grouped_mm: dispatched_grouped_mm,
-    torch.ops.model_training_cost.flash_attention: _dispatched_flash_attention,
-    torch.ops.model_training_cost.flash_attention_backward: _dispatched_flash_attention_backward,
-}
+def trace_model(probe: Probe, sequence_length: int) -> ModelCounts:
+    """The witness of forward FLOPs and of the attention core in them, of one sequence."""
+    stream = probe.stream(sequence_length)
+    head_flops = traced_flops(probe.model.lm_head, (stream,))[0]
+    layers = []
+    for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):
+        flops, core = traced_flops(layer, (stream, probe.rotary(spec, sequence_length)))
+        layers.append(LayerCounts(kind=spec.kind, count=count, forward_flops=flops, attention_core_flops=core))
+    mtp_flops, mtp_core = Counts(), AttentionCore()
+    for module, spec, count in probe.mtp_kinds():
+        flops, core = traced_flops(module, (stream, stream, probe.rotary(spec, sequence_length)))
+        mtp_flops += (flops + head_flops) * count
+        mtp_core += core * count
+    return ModelCounts(
+        layers=tuple(layers),
+        outside=OutsideCounts(forward_flops=head_flops),
+        mtp=MtpCounts(forward_flops=mtp_flops, attention_core_flops=mtp_core),
+    )

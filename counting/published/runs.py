@@ -9,7 +9,6 @@ like any other; one whose family is not native here is counted by the formula of
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from math import ceil
 from typing import ClassVar, Literal
 
@@ -21,6 +20,7 @@ from counting.cost.conventions import FLOPS_PER_PARAMETER, Convention, flops_by_
 from counting.cost.hardware import find_gpu
 from counting.cost.run import HOURS_PER_DAY, ImpliedMfu, implied_mfus
 from counting.formulas.kv_cache import kv_cache_bytes_per_token
+from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec
 from torch_models.spec import ModelSpec
 
@@ -189,7 +189,7 @@ class ExaminedRun(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def load_published_runs() -> tuple[PublishedRun, ...]:
     """The file `configs/published_runs.json`, in its order; it is read on the first call."""
-    text = files("configs").joinpath("published_runs.json").read_bytes()
+    text = (bundled_data() / "published_runs.json").read_bytes()
     runs = msgspec.json.decode(text, type=tuple[PublishedRun, ...])
     assert len({run.name for run in runs}) == len(runs)
     return runs

@@ -3,17 +3,13 @@
 Nothing is downloaded and no remote code is run: the configuration class is one that the installed transformers has.
 """
 
-import contextlib
-import io
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from counting.via_transformers.fields import check_fields, declared_fields, under_own_names, value_of
+from counting.via_transformers.quiet import one_line, quiet
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in
 from torch_models.fields.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS
@@ -74,7 +70,8 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
             config = config_class.from_dict(passed_on)
         except Exception as error:  # transformers' own checks raise whatever they like
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
-        _refuse_other_mixers(model_type, config)
+    _refuse_other_mixers(model_type, config)
+    with quiet():
         check_fields(passed_on, config)
     if vars(config).get("num_key_value_heads", 0) is None:  # documented so for all, and not done by every class
         config.num_key_value_heads = config.num_attention_heads
@@ -199,34 +196,3 @@ def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, s
             return fields[field], field
     default = getattr(config, standard, None)
     return default, None if default is None else f"{own_name}, transformers' default"
-
-
-def one_line(error: BaseException, longest: int = 300) -> str:
-    """An error of transformers on one line that fits."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing that transformers says reaches the user's terminal, and it asks no server anything."""
-    logger = logging.getLogger("transformers")
-    before, disabled = os.environ.get("HF_HUB_OFFLINE"), logger.disabled
-    level = logging.root.manager.disable
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        logger.disabled = disabled
-        if before is None:
-            os.environ.pop("HF_HUB_OFFLINE", None)
-        else:
-            os.environ["HF_HUB_OFFLINE"] = before

@@ -9,10 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from counting.measurements.trace import dispatched_grouped_mm
+from counting.measurements.meta_device import ONE_AT_A_TIME
+from counting.measurements.op_formulas import grouped_product
+from counting.via_transformers.discover import load_code_of
+from counting.via_transformers.quiet import quiet
 
 TOKENS = 256
-_PRODUCTS = {torch.ops.aten._grouped_mm: dispatched_grouped_mm}
+_PRODUCTS = {torch.ops.aten._grouped_mm: grouped_product}
 
 
 class _ElementwiseSteps(TorchDispatchMode):
@@ -37,14 +40,14 @@ def share_of_elementwise_steps(config: Any) -> str:
     There are as many of them as it takes to have one of each kind. Where the code does not run there, the sentence
     says so.
     """
-    from transformers import AutoModelForCausalLM
-
+    load_code_of(config)
     kinds = list(getattr(config, "layer_types", None) or [None])
     few = copy.deepcopy(config)
     few.num_hidden_layers = count = 1 + max(kinds.index(kind) for kind in set(kinds))
     for masked in (False, True):  # where the code would look at the mask's numbers, it is given one
         try:
-            products, steps = _operations(AutoModelForCausalLM, few, masked)
+            with ONE_AT_A_TIME, quiet():  # no measurement's kernels: the reference code is what is asked about
+                products, steps = _operations(few, masked)
         except Exception:  # whatever the reference code raises on a device without numbers
             continue
         return (
@@ -55,10 +58,14 @@ def share_of_elementwise_steps(config: Any) -> str:
     return "the share of these steps could not be measured: the code does not run on the meta device"
 
 
-def _operations(auto_model: Any, config: Any, masked: bool) -> tuple[int, int]:
+def _operations(config: Any, masked: bool) -> tuple[int, int]:
     """FLOPs of the products and numbers written by all else, in one forward pass without the head."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"), torch.no_grad():
-        model = auto_model.from_config(config, dtype=torch.bfloat16).eval()
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.bfloat16
+        ).eval()
         if model._can_set_experts_implementation():
             model.set_experts_implementation("grouped_mm")
         tokens = torch.zeros(1, TOKENS, dtype=torch.int64)

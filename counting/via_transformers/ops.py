@@ -99,7 +99,7 @@ def mm_flops(x: Shape, weight: Shape) -> int:
     return 2 * prod(x) * weight[-1]
 
 
-def matmul_flops(left: Shape, right: Shape) -> int:
+def broadcast_matmul_flops(left: Shape, right: Shape) -> int:
     """(…, n, k) with (…, k, m), leading sizes broadcast against each other."""
     assert len(left) >= 2 and len(right) >= 2 and left[-1] == right[-2], f"no formula for matmul of {left} and {right}"
     leading: Shape = list(torch.broadcast_shapes(tuple(left[:-2]), tuple(right[:-2])))
@@ -147,7 +147,7 @@ class LayerHandles:
         assert not self._stacked & {tuple(left), tuple(right)}, (
             f"a product with the stacked weights of all experts, {left} and {right}: it is not one of grouped rows"
         )
-        flops = matmul_flops(left, right)
+        flops = broadcast_matmul_flops(left, right)
         return core_counts(flops) if len(right) > 2 else Counter({PROJECTION: flops})
 
     def _grouped(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:

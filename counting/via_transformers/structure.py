@@ -3,7 +3,7 @@
 Parts are told by type, shape and what they computed, never by their names. What cannot be told is `other`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -91,15 +91,15 @@ def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
     _label_norms(layer)
 
 
-def label_outside(model: nn.Module, layers: nn.ModuleList, positions: int | None) -> None:
+def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int | None) -> None:
     """Give what stands outside the layers its `component`.
 
     A table of embeddings beside that of the words is one of positions if it has about as many rows as there are.
     """
-    inside = {id(module) for module in layers.modules()}
+    inside = {module for layer in layers for module in layer.modules()}
     words, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     for module in model.modules():
-        if id(module) in inside:
+        if module in inside:
             continue
         _set(module, "other")
         if module is words:

@@ -1,7 +1,6 @@
 """The two witnesses agree to the integer: on every config, under both kernel profiles, and on random shapes."""
 
 import random
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -12,12 +11,13 @@ from counting.measurements.probe import measure
 from counting.reconcile import reconcile
 from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
+from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import (
     Kernels,
 )
 
-CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
+CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
 KERNELS: list[Kernels] = ["fused", "eager"]
 
 

@@ -2,7 +2,6 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -25,11 +24,12 @@ from counting.training_step import TrainingOptions
 from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from torch_models import UserError, build, build_mtp
+from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.modules.recompute import set_recompute
 from torch_models.spec import Kernels, ModelSpec, Recompute
 
-CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
+CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
 KERNELS: list[Kernels] = ["fused", "eager"]
 RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
 Way = tuple[Recompute, int | None]

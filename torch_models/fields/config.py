@@ -18,7 +18,7 @@ import msgspec
 
 from torch_models import families
 from torch_models.checkpoints.names import SEPARATE_EXPERTS, StoredName
-from torch_models.errors import ConfigError, show_value
+from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.spec import (
@@ -39,6 +39,7 @@ from torch_models.spec import (
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 CAUSAL_LM = "ForCausalLM"
+NAME_OF_A_MAPPING = "config"  # of a model whose fields are given without a file
 
 
 class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,27 +111,35 @@ class Family(Protocol):
         """The spec of a checked config."""
 
 
-def read_spec(path_or_name: str | os.PathLike[str]) -> ModelSpec:
-    """The model that a config describes; `path_or_name` is a path, or a file's name in `configs/`.
+Source = str | os.PathLike[str] | Mapping[str, Any]  # of a config: a path, a name in configs/, or its fields
+
+
+def read_spec(config: Source) -> ModelSpec:
+    """The model that a config describes: a path, a file's name in `configs/`, or a mapping of the fields themselves.
 
     Raises `UserError` (a `ValueError`) naming file, field, value and rule.
     """
-    return _read(path_or_name, spec_from_fields)
+    return _read(config, spec_from_fields)
 
 
-def read_model(path_or_name: str | os.PathLike[str]) -> ModelSpec | ForeignConfig:
+def read_model(config: Source) -> ModelSpec | ForeignConfig:
     """As `read_spec`, but a family that is not native is handed on instead of refused."""
-    model = _read(path_or_name, model_from_fields)
-    if isinstance(model, ForeignConfig):
-        return msgspec.structs.replace(model, source=os.fspath(path_or_name))
+    model = _read(config, model_from_fields)
+    if isinstance(model, ForeignConfig) and not isinstance(config, Mapping):
+        return msgspec.structs.replace(model, source=os.fspath(config))
     return model
 
 
 R = TypeVar("R")
 
 
-def _read(path_or_name: str | os.PathLike[str], parse: Callable[[dict[str, Any], str], R]) -> R:
-    file, fields = read_config(path_or_name)
+def _read(config: Source, parse: Callable[[dict[str, Any], str], R]) -> R:
+    if isinstance(config, Mapping):
+        for field in config:
+            if not isinstance(field, str):
+                raise UserError(f"a config's fields have names, but one is {show_value(field)}")
+        return parse(dict(config), NAME_OF_A_MAPPING)
+    file, fields = read_config(config)
     try:
         return parse(fields, Path(file).stem.removesuffix("_config"))
     except ConfigError as error:

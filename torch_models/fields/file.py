@@ -1,6 +1,5 @@
 """A config.json as a JSON object: strict, of bounded size, from a path or by its name in `configs/`."""
 
-import importlib.resources
 import json
 import os
 import stat
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.fields.bundled import bundled_data
 
 MAX_CONFIG_BYTES = 4_000_000
 
@@ -34,11 +34,7 @@ def _read_bytes(shown: str) -> bytes:
     try:
         info = os.stat(shown)
     except (OSError, ValueError) as error:
-        bundled = {
-            entry.name: entry
-            for entry in importlib.resources.files("configs").iterdir()
-            if entry.name.endswith("_config.json")
-        }
+        bundled = {entry.name: entry for entry in bundled_data().iterdir() if entry.name.endswith("_config.json")}
         for name in (shown, f"{shown}.json", f"{shown}_config.json"):
             if name in bundled:
                 return bundled[name].read_bytes()

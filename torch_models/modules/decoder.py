@@ -96,6 +96,13 @@ class DecoderLayer(_Block):
         return run(self._transform, x_BSD, rotary, recompute=self.recompute_layer)
 
 
+class MultiTokenProjection(Linear):
+    """[embedding; hidden state] to a hidden state, (…, 2D) -> (…, D); it stands in no layer of the main model."""
+
+    component = "mlp"
+    quantised = False  # DeepSeek-V3's fp8 checkpoint leaves it alone
+
+
 class MultiTokenPredictionLayer(_Block):
     """One decoder layer that predicts one token further (DeepSeek-V3, arXiv 2412.19437, §2.2).
 
@@ -104,13 +111,11 @@ class MultiTokenPredictionLayer(_Block):
     this order, although eq. 21 prints the other.
     """
 
-    component = "mlp"  # of eh_proj, which stands in no layer of the main model
-
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
         super().__init__(spec, kernels)
         self.enorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
         self.hnorm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels)
-        self.eh_proj = Linear(2 * spec.hidden_size, spec.hidden_size, bias=False)
+        self.eh_proj = MultiTokenProjection(2 * spec.hidden_size, spec.hidden_size, bias=False)
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(spec.hidden_size, spec.norm_eps, kernels)})
 
     def forward(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:

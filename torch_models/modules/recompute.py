@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_models.errors import UserError, show_value
+from torch_models.errors import ArgumentError
 from torch_models.spec import Recompute
 
 R = TypeVar("R")
@@ -24,7 +24,7 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
     from queries, keys and values (Korthikanti et al. 2022, arXiv 2205.05198, §5). ``full``: each layer's input alone.
     """
     if recompute not in get_args(Recompute):
-        raise UserError(f"recompute = {show_value(recompute)}: must be one of {', '.join(get_args(Recompute))}")
+        raise ArgumentError("recompute", recompute, f"must be one of {', '.join(get_args(Recompute))}")
     for flag, what in (("recompute_layer", "full"), ("recompute_core", "selective")):
         for module in model.modules():
             if hasattr(module, flag):

@@ -1,7 +1,4 @@
-"""The memory of attention, operation by operation, from its spec alone; analytic_memory.py has the rest of a layer.
-
-The legend of dimension letters is in analytic_memory.py.
-"""
+"""Attention, operation by operation, from its spec alone. The legend of dimension letters is in layer.py."""
 
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.operations import (

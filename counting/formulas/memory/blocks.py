@@ -1,4 +1,4 @@
-"""The memory of what every family shares, operation by operation: RMSNorm and the gated MLP."""
+"""What every family shares, operation by operation: RMSNorm and the gated MLP."""
 
 from counting.formulas.memory.operations import (
     add_number,

@@ -1,7 +1,4 @@
-"""The memory of a mixture of experts, operation by operation, from its spec alone.
-
-The legend of dimension letters is in analytic_memory.py.
-"""
+"""A mixture of experts, operation by operation, from its spec alone. The legend of dimension letters is in layer.py."""
 
 from counting.formulas.memory.blocks import gated_mlp
 from counting.formulas.memory.operations import (

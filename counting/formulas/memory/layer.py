@@ -1,9 +1,8 @@
-"""Memory of a layer in closed form: every tensor's size and life, written out from the spec alone.
+"""One decoder layer, operation by operation, and the bytes alive at the worst moment of its forward pass.
 
-Each function tells what one block computes in the order in which it is computed, in operations whose memory
-operations.py states. Torch-free and blind to the modules: the other witness of the live bytes. For batch size 1 and
-the kernels that torch runs on CUDA. A tensor lives as long as the Python variable, operation or gradient that refers
-to it, here as in torch.
+Each function runs what one block computes, in the order in which it is computed. For one sequence and the kernels that
+torch runs on CUDA. A tensor lives as long as the Python variable, operation or gradient that refers to it, here as in
+torch.
 
 Legend: T tokens, D hidden_size, F intermediate_size, E experts, K experts per token, H query heads, G key/value
 heads, C channels of a query head.
@@ -12,16 +11,16 @@ heads, C channels of a query head.
 from functools import partial
 
 from counting.counts import LayerMemory
-from counting.formulas import flops as analytic
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.experts import mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
+from counting.formulas.parameters import parameters, router_correction_bias
 from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, Recompute
 
 
-def layer_memory(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, grad: bool) -> LayerMemory:
+def simulate_layer(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, grad: bool) -> LayerMemory:
     """Bytes alive at the worst moment of one layer's forward pass over one sequence.
 
     With `grad` it is the pass that rematerialisation runs, without it the first one.
@@ -37,7 +36,7 @@ def layer_memory(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, gra
     kept -= set() if grad else tape.alive.keys()
     saved = sum(size for serial, size in at_peak.items() if serial in kept)
     return LayerMemory(
-        weights=HALF * analytic.parameters(spec).total + SINGLE * analytic.router_correction_bias(spec),
+        weights=HALF * parameters(spec).total + SINGLE * router_correction_bias(spec),
         boundary=at_peak[boundary],
         saved=saved,
         transients=sum(at_peak.values()) - at_peak[boundary] - saved,

@@ -1,98 +1,76 @@
-"""The memory of one training step in closed form: forward, loss and backward, operation by operation.
+"""One training step, operation by operation: embedding, layers, loss forward, then all of it backward.
 
-The other witness of `counting.measurements.step`; analytic_memory.py has the layers, and says how to read this.
+The step has one layer of each kind. The layers' own operations are in layer.py.
 """
 
-from counting.counts import Counts
-from counting.formulas import flops as analytic
 from counting.formulas.memory.blocks import norm
-from counting.formulas.memory.layer import layer, transform
+from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
-from counting.step_profile import (
-    Cut,
-    LayerProfile,
-    ModelStates,
-    StepOptions,
-    StepProfile,
-    Stretch,
-    model_states,
-    stretches_between,
-)
-from torch_models.spec import LayerSpec, ModelSpec
+from counting.setup import Setup
+from counting.step_profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
+from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
-def derive_step(spec: ModelSpec, options: StepOptions) -> StepProfile:
-    """The profile of a step over one sequence, from the sizes in `spec` alone."""
-    return _Step(spec, options).profile()
+def simulate_step(spec: ModelSpec, setup: Setup) -> StepProfile:
+    """The profile of a step over one sequence, without the model states; `setup` is resolved."""
+    return _Step(spec, setup).profile()
 
 
 class _Step:
     """A step of a model with one layer of each kind."""
 
-    def __init__(self, spec: ModelSpec, options: StepOptions) -> None:
+    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+        assert setup.mtp is not None, "a resolved setup"
         self.spec = spec
-        self.options = options
-        self.tokens = options.sequence_length
-        self.mtp_layers = spec.mtp_layers if options.mtp else ()
-        self.tape = Tape(grad=True, keeps_gradients=not options.precision.gradients_apart)
-        self.width = options.precision.activation_bytes
+        self.setup = setup
+        self.tokens = setup.tokens
+        self.precision = setup.precision_recipe
+        self.groups = spec.layer_groups()
+        self.mtp_layers = spec.mtp_layers if setup.mtp else ()
+        self.tape = Tape(grad=True, keeps_gradients=not self.precision.gradients_apart)
+        self.width = self.precision.activation_bytes
+        self.token_ids, self.labels = self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+        rotary = {each.attention.rotary: each for each in (*(each for each, _ in self.groups), *self.mtp_layers)}
+        self.tables = [rotary_tables(self.tape, each, self.tokens, self.width) for each in rotary.values()]
+        self.inputs = self.tape.live
         matrix = spec.vocab_size * spec.hidden_size
         self.embedding = self.tape.parameter(matrix, self.width)
         self.head = self.embedding if spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
 
     def profile(self) -> StepProfile:
-        """Forth through the stretches and back."""
-        groups, stretches = self.spec.layer_groups(), self._run()
-        embedding_forward, *forward = stretches[: len(groups) + 1]
-        loss, *backward, embedding_backward = stretches[len(groups) + 1 :]
+        """Forward through the stretches and back."""
+        stretches = self._run()
+        embedding_forward, *forward = stretches[: len(self.groups) + 1]
+        loss, *backward, embedding_backward = stretches[len(self.groups) + 1 :]
         return StepProfile(
             embedding_forward=embedding_forward,
+            embedding_held=embedding_forward.net,
             layers=tuple(
-                LayerProfile(
-                    kind=layer_spec.kind,
-                    count=count,
-                    states=self._states(analytic.parameters(layer_spec).total, analytic.linear_weights(layer_spec)),
-                    forward=forth,
-                    backward=back,
-                )
-                for (layer_spec, count), forth, back in zip(groups, forward, reversed(backward), strict=True)
+                LayerProfile(kind=layer_spec.kind, count=count, held=on_way.net, forward=on_way, backward=back)
+                for (layer_spec, count), on_way, back in zip(self.groups, forward, reversed(backward), strict=True)
             ),
             loss=loss,
+            loss_held=self.loss_held,
             embedding_backward=embedding_backward,
-            outside_states=self._states(
-                self._outside_parameters().total, sum(map(analytic.linear_weights, self.mtp_layers))
-            ),
-            optimizer_step=self._optimizer_step(),
-            inputs=self._inputs(),
+            optimizer_step=self._optimizer_step() if self.precision.measurable else None,
+            inputs=self.inputs,
             buffers=self._buffers(),
         )
 
-    # --- What stands outside the passes ----------------------------------------------------------------------------
-
-    def _outside_parameters(self) -> Counts:
-        spec = self.spec
-        in_layers = sum((analytic.parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
-        return analytic.parameters(spec) - in_layers + (analytic.mtp_parameters(spec) if self.mtp_layers else Counts())
-
-    def _states(self, parameters: int, linear_weights: int) -> ModelStates:
-        return model_states(parameters, linear_weights, self.options.precision, self.options.optimizer)
-
     def _optimizer_step(self) -> int:
         """Of one parameter after the other, a 16-bit gradient becomes an fp32 one; the update itself is one kernel."""
-        precision = self.options.precision
-        converts = precision.master_bytes and not precision.gradients_apart
-        return precision.master_bytes * max(self.tape.parameters) if converts else 0
-
-    def _inputs(self) -> int:
-        """Token ids and labels, and cos and sin of half the rotated channels for each rotary embedding."""
-        rotary = {layer.attention.rotary for layer in (*self.spec.layers, *self.spec.mtp_layers)}
-        tables = sum(2 * self.width * self.tokens * spec.dim // 2 for spec in rotary)
-        return 2 * LONG * self.tokens + tables
+        converts = self.precision.master_bytes and not self.precision.gradients_apart
+        return self.precision.master_bytes * max(self.tape.parameters) if converts else 0
 
     def _buffers(self) -> int:
-        layers = (*self.spec.layers, *self.mtp_layers)
-        return SINGLE * sum(analytic.router_correction_bias(layer) for layer in layers)
+        """The correction biases of all routers, in fp32."""
+        numbers = 0
+        for layer_spec, count in (*self.groups, *((layer_spec, 1) for layer_spec in self.mtp_layers)):
+            experts = layer_spec.feed_forward
+            if isinstance(experts, MixtureOfExpertsSpec) and experts.router.correction_bias:
+                numbers += experts.router.num_experts * count
+        return SINGLE * numbers
 
     # --- The passes --------------------------------------------------------------------------------------------------
 
@@ -105,15 +83,18 @@ class _Step:
             cuts.append(Cut(tape.at_peak, dict(tape.alive)))
             tape.watch()
 
+        tape.watch()
         cut()
-        stream = [self._embed(None)]
+        stream = [self._embed(self.token_ids)]
         cut()
         starts = [tape.position]
-        for layer_spec, _ in self.spec.layer_groups():
+        for layer_spec, _ in self.groups:
             stream.append(self._layer(layer_spec, stream.pop()))
             cut()
             starts.append(tape.position)
+        before_loss = tape.live
         loss = self._loss(stream)
+        self.loss_held = tape.live - before_loss
         seed = tape.new(1, SINGLE)
         tape.deliver(loss.edge, seed.again())
         while starts:
@@ -125,25 +106,23 @@ class _Step:
         return stretches_between(cuts, tape.gradients())
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
-        return layer(self.tape, spec, x, self.tokens, self.options.kernels, self.options.recompute)
+        return layer(self.tape, spec, x, self.tokens, self.setup.kernels, self.setup.recompute)
 
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
-        return norm(self.tape, x, self.tokens, self.options.kernels, unit_offset=unit_offset)
+        return norm(self.tape, x, self.tokens, self.setup.kernels, unit_offset=unit_offset)
 
-    def _embed(self, token_ids: Array | None) -> Array:
+    def _embed(self, token_ids: Array) -> Array:
         """Rows of the embedding; its gradient is as large as the embedding, whatever rows were read."""
         tape, of_embedding = self.tape, self.embedding.size
         x = tape.new(self.tokens * self.spec.hidden_size, self.width)
-        kept = [] if token_ids is None else [token_ids]
-        tape.record([x], [self.embedding], kept, lambda gradients: [tape.like(of_embedding)])
+        tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
         return x if self.spec.embedding_scale == 1 else scale(tape, x)
 
     def _loss(self, stream: list[Array]) -> Array:
         """Final norm, head and loss, and those of the multi-token-prediction modules."""
-        tape = self.tape
+        tape, labels = self.tape, self.labels
         hidden = self._final_norm(stream)
-        loss = self._mean_loss(hidden)
-        labels = None
+        loss = self._mean_loss(hidden, labels)
         for layer_spec in self.mtp_layers:
             embedded = self._embed(tape.new(self.tokens, LONG))
             hidden = self._mtp_layer(layer_spec, hidden, embedded)
@@ -163,7 +142,7 @@ class _Step:
         return labels
 
     def _mtp_layer(self, spec: LayerSpec, hidden: Array, embedded: Array) -> Array:
-        options, tape = self.options, self.tape
+        setup, tape = self.setup, self.tape
 
         def predict(hidden: Array, embedded: Array) -> Array:
             joined = join(tape, self._norm(embedded), self._norm(hidden))
@@ -171,28 +150,27 @@ class _Step:
                 transform(
                     tape,
                     spec,
-                    linear(tape, joined, self.tokens, spec.hidden_size),
+                    linear(tape, joined, self.tokens, spec.hidden_size),  # no variable of its own, as in the module
                     self.tokens,
-                    options.kernels,
-                    options.recompute,
+                    setup.kernels,
+                    setup.recompute,
                 )
             )
 
-        if options.recompute == "full":
+        if setup.recompute == "full":
             return tape.checkpoint(predict, hidden, embedded)
         return predict(hidden, embedded)
 
-    def _mean_loss(self, hidden: Array, labels: Array | None = None) -> Array:
-        """The loss summed over the tokens, divided by how many have a label; no `labels` where they are an input."""
-        tape, chunk = self.tape, self.options.loss_chunk
+    def _mean_loss(self, hidden: Array, labels: Array) -> Array:
+        """The loss summed over the tokens, divided by how many have a label."""
+        tape, chunk = self.tape, self.setup.loss_chunk
         rows = reshape(tape, hidden)
         if chunk is None or chunk >= self.tokens:
-            total = self._summed_loss(rows, *([labels] if labels else []))
+            total = self._summed_loss(rows, labels)
         else:
             sizes = [min(chunk, self.tokens - start) for start in range(0, self.tokens, chunk)]
             chunks = split(tape, rows, *(size * self.spec.hidden_size for size in sizes))
-            more = [labels] if labels else []
-            total = self._sum_of([tape.checkpoint(self._summed_loss, part, *more) for part in chunks])
+            total = self._sum_of([tape.checkpoint(self._summed_loss, part, labels) for part in chunks])
         labelled = tape.new(self.tokens, BOOL)
         count = tape.new(1, LONG)
         del labelled
@@ -214,7 +192,7 @@ class _Step:
         tape.record([out], [total], [count], lambda gradients: [tape.new(1, SINGLE)])
         return out
 
-    def _summed_loss(self, hidden: Array, *labels: Array) -> Array:
+    def _summed_loss(self, hidden: Array, labels: Array) -> Array:
         """Logits, in fp32, and their cross-entropy, which keeps the logarithm of the softmax."""
         tape = self.tape
         logits = self._logits_in_fp32(hidden)
@@ -223,7 +201,7 @@ class _Step:
         loss, weight = tape.born(Size(1, SINGLE), Size(1, SINGLE))
         del logits
         tape.record(
-            [loss], [log_probabilities], [log_probabilities, weight, *labels], lambda gradients: [tape.like(size)]
+            [loss], [log_probabilities], [log_probabilities, weight, labels], lambda gradients: [tape.like(size)]
         )
         return loss
 

@@ -1,9 +1,9 @@
-"""The arithmetic below the memory formulas: bytes alive while tensors are born, kept, differentiated and let go.
+"""The simulation's autograd: bytes alive while tensors are allocated, kept, differentiated and freed.
 
-A `Tape` runs nothing. It knows the size of every tensor that a formula names, which of them backward needs, and what
-backward allocates in return; it follows the rules of reverse-mode differentiation as torch carries it out (Paszke et
-al. 2019, arXiv 1912.01703, §5.3): the newest operation first, each letting go of what it kept once it is done, and
-gradients that meet added up. A tensor is alive as long as a formula's variable, an operation that keeps it, or a
+A `Tape` computes nothing. It knows the size of every tensor, which of them backward needs, and what backward allocates
+in return; it follows the rules of reverse-mode differentiation as torch carries it out (Paszke et al. 2019, arXiv
+1912.01703, §5.3): the newest operation first, each freeing what it kept once it is done, and gradients that meet added
+up. A tensor is alive as long as a variable of the code that runs on the tape, an operation that keeps it, or a
 gradient on its way refers to it. Torch-free.
 """
 
@@ -289,7 +289,7 @@ class Tape:
             self._run_again(operation.segment)
         assert operation.derive is not None
         results = operation.derive(operation.gradients)
-        if operation.segment is not None:  # what was recomputed is handed out, not lent
+        if operation.segment is not None:  # what was recomputed is freed as soon as it has been used
             operation.kept = ()
         for index, result in enumerate(results):
             if isinstance(result, TooLarge):

@@ -5,7 +5,6 @@ soft caps is an op of ours without a CUDA kernel, so families that need it are c
 """
 
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import cuda_kernels_on_meta
 from tests.shrunken import FAMILIES
 from torch_models.builder import creating, initialize
+from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.modules.decoder import DecoderLayer
 from torch_models.modules.layers import rotary_tables
@@ -31,7 +31,7 @@ LENGTH = 2048
 BF16 = torch.bfloat16
 # Shrunken configs, widened until an allocator's rounding to 512 bytes does not matter.
 WIDER = {"hidden_size": 1024, "intermediate_size": 2816, "head_dim": 128, "moe_intermediate_size": 512}
-FULL_SIZE = [name.name for name in files("configs").iterdir() if name.name.endswith("_config.json")]
+FULL_SIZE = [name.name for name in bundled_data().iterdir() if name.name.endswith("_config.json")]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Measured parameters: against transformers, by owner, complete."""
 
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from counting.formulas.flops import parameters
 from counting.measurements.parameters import inactive_parameters, parameter_counts, router_correction_bias
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, read_spec
+from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.file import read_config
 
-CONFIGS = sorted(file.name for file in files("configs").iterdir() if file.name.endswith("_config.json"))
+CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -9,13 +9,13 @@ from pathlib import Path
 from tests.shrunken import QWEN3_MOE
 
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = ("configs", "counting", "torch_models")
+FOLDERS = ("configs", "counting", "torch_models")
 COMMAND = "model_training_cost_analysis.py"
 
 
 def test_a_new_family_is_one_file(tmp_path: Path) -> None:
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / COMMAND, tmp_path)
     families = tmp_path / "torch_models" / "families"
     shutil.copy(families / "qwen3_moe.py", families / "new_moe.py")

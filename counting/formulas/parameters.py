@@ -1,0 +1,196 @@
+"""Parameters in closed form: one formula per spec type, from the spec alone.
+
+Torch-free and blind to the modules: held against the sizes of the modules' own parameters.
+
+Legend: D hidden_size, F intermediate_size, V vocab_size, E experts, K experts per token, H query heads, G key/value
+heads.
+"""
+
+from functools import singledispatch
+
+from counting.counts import Counts
+from torch_models.spec import (
+    ClampedMLPSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    MultiHeadLatentAttentionSpec,
+    Spec,
+)
+
+
+@singledispatch
+def parameters(spec: Spec) -> Counts:
+    """Trainable parameters of what `spec` describes, by component."""
+    raise AssertionError(f"no parameter formula for {type(spec).__name__}")
+
+
+@singledispatch
+def linear_weights(spec: Spec) -> int:
+    """Weights in the matrices of attention and feed-forward, without biases and routers.
+
+    These are what DeepSeek-V3's checkpoint holds in fp8; its embedding, head, router, norms and the projection of
+    multi-token prediction are not (arXiv 2412.19437, §3.3.1, names all but the last, which the checkpoint's count of
+    scales shows).
+    """
+    raise AssertionError(f"no formula of linear weights for {type(spec).__name__}")
+
+
+# --- Attention -------------------------------------------------------------------------------------------------
+
+
+@linear_weights.register
+def _(spec: GroupedQueryAttentionSpec) -> int:
+    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245)."""
+    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads
+    return spec.hidden_size * heads * spec.head_dim
+
+
+@parameters.register
+def _(spec: GroupedQueryAttentionSpec) -> Counts:
+    """The projections and, where the family has them, biases, norms and sinks.
+
+    Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
+    arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
+    """
+    query_width = spec.num_attention_heads * spec.head_dim
+    key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
+    biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
+    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, None: 0}
+    sinks = spec.sinks * spec.num_attention_heads
+    return Counts(attention=linear_weights(spec) + biases + sinks, norm=norms[spec.query_key_norm])
+
+
+def latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple[int, int]]:
+    """(in, out) of each projection; DeepSeek-V2, arXiv 2405.04434, eq. 9-15 and 19; W_DKV and W_KR are one matrix."""
+    heads = spec.num_attention_heads
+    queries = heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
+    if spec.q_lora_rank is None:
+        query_matrices = [(spec.hidden_size, queries)]
+    else:
+        query_matrices = [(spec.hidden_size, spec.q_lora_rank), (spec.q_lora_rank, queries)]
+    return [
+        *query_matrices,
+        (spec.hidden_size, spec.kv_lora_rank + spec.qk_rope_head_dim),
+        (spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim)),
+        (heads * spec.v_head_dim, spec.hidden_size),
+    ]
+
+
+@linear_weights.register
+def _(spec: MultiHeadLatentAttentionSpec) -> int:
+    """Of all projections."""
+    return sum(rows * columns for rows, columns in latent_attention_matrices(spec))
+
+
+@parameters.register
+def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
+    """The projections, and the norms of the two latents (DeepSeek-V3, arXiv 2412.19437, §4.2)."""
+    biases = 0
+    if spec.bias:  # on what reads or writes the residual stream, but not on a direct query projection
+        biases = (spec.q_lora_rank or 0) + spec.kv_lora_rank + spec.qk_rope_head_dim + spec.hidden_size
+    return Counts(attention=linear_weights(spec) + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
+
+
+# --- Feed-forward ----------------------------------------------------------------------------------------------
+
+
+@linear_weights.register
+def _(spec: GatedMLPSpec | ClampedMLPSpec) -> int:
+    """gate, up and down: three D x F matrices (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    return 3 * spec.hidden_size * spec.intermediate_size
+
+
+@parameters.register
+def _(spec: GatedMLPSpec) -> Counts:
+    """The matrices and, where the family has them, a bias each."""
+    biases = spec.bias * (2 * spec.intermediate_size + spec.hidden_size)
+    return Counts(mlp=linear_weights(spec) + biases)
+
+
+@parameters.register
+def _(spec: ClampedMLPSpec) -> Counts:
+    """gate, up and down with a bias each: 2 F + D of these (gpt-oss, arXiv 2508.10925)."""
+    return Counts(mlp=linear_weights(spec) + 2 * spec.intermediate_size + spec.hidden_size)
+
+
+@linear_weights.register
+def _(spec: MixtureOfExpertsSpec) -> int:
+    """Of E experts and the shared ones."""
+    shared = linear_weights(spec.shared_experts) if spec.shared_experts else 0
+    return spec.router.num_experts * linear_weights(spec.expert) + shared
+
+
+@parameters.register
+def _(spec: MixtureOfExpertsSpec) -> Counts:
+    """E experts, the shared ones, and D x E for the router (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
+
+    The correction bias of eq. 16 is a buffer: no gradient updates it.
+    """
+    router = spec.router
+    return Counts(
+        router=(router.hidden_size + router.bias) * router.num_experts,
+        routed_experts=router.num_experts * parameters(spec.expert).total,
+        shared_experts=parameters(spec.shared_experts).total if spec.shared_experts else 0,
+    )
+
+
+def router_correction_bias(spec: LayerSpec) -> int:
+    """Numbers in the layer's correction bias, one per expert; fp32, and updated by no optimiser."""
+    if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):
+        return 0
+    return spec.feed_forward.router.correction_bias * spec.feed_forward.router.num_experts
+
+
+def inactive_parameters(spec: LayerSpec) -> int:
+    """Parameters of the routed experts that one token does not visit."""
+    if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):
+        return 0
+    router = spec.feed_forward.router
+    return (router.num_experts - router.top_k) * parameters(spec.feed_forward.expert).total
+
+
+# --- Layers and models -----------------------------------------------------------------------------------------
+
+
+@linear_weights.register
+def _(spec: LayerSpec) -> int:
+    """Of attention and feed-forward."""
+    return linear_weights(spec.attention) + linear_weights(spec.feed_forward)
+
+
+@parameters.register
+def _(spec: LayerSpec) -> Counts:
+    """Attention, feed-forward and the norms before, after or around each."""
+    norms = 4 if spec.norm_placement == "around" else 2
+    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * spec.hidden_size)
+
+
+@parameters.register
+def _(spec: ModelSpec) -> Counts:
+    """The layers, and what stands outside them."""
+    layers = sum((parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
+    return layers + outside_parameters(spec)
+
+
+def outside_parameters(spec: ModelSpec) -> Counts:
+    """Embedding, final norm and head: V x D, D and V x D; a tied head is the embedding and counts once."""
+    matrix = spec.vocab_size * spec.hidden_size
+    head = 0 if spec.tie_word_embeddings else matrix
+    return Counts(word_embedding=matrix, norm=spec.hidden_size, lm_head=head)
+
+
+def mtp_parameters(spec: ModelSpec) -> Counts:
+    """Of the multi-token-prediction modules, without the embedding and head they share with the main model.
+
+    Each is a decoder layer, a 2D x D projection of [hidden state; next embedding], a norm for each of these two
+    (DeepSeek-V3, arXiv 2412.19437, eq. 21-23), and one before the head, as in the published checkpoint. The projection
+    stands under `mlp`.
+    """
+    total = Counts()
+    for layer in spec.mtp_layers:
+        projection = 2 * spec.hidden_size * spec.hidden_size
+        total += parameters(layer) + Counts(mlp=projection, norm=3 * spec.hidden_size)
+    return total

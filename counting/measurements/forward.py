@@ -1,0 +1,56 @@
+"""Measured forward passes of single layers: FLOPs by dispatch, and the memory of the course's figure."""
+
+import torch
+from torch import nn
+
+from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts, OutsideCounts
+from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
+from counting.measurements.live_bytes import LiveBytes, layer_memory
+from counting.measurements.probe import Probe
+from torch_models.spec import LayerSpec
+
+
+def run_layers(probe: Probe, sequence_length: int) -> ModelCounts:
+    """The witness of forward FLOPs and of a layer's memory, of one sequence.
+
+    Each layer runs once without gradients, where its FLOPs are counted and its storages followed, and once with.
+    """
+    head_flops = dispatched_flops(probe.model.lm_head, (probe.stream(sequence_length),))
+    mtp_flops = Counts()
+    for module, spec, count in probe.mtp_kinds():
+        inputs = (probe.stream(sequence_length), probe.stream(sequence_length), probe.rotary(spec, sequence_length))
+        mtp_flops += (dispatched_flops(module, inputs) + head_flops) * count
+    return ModelCounts(
+        layers=tuple(
+            _run_layer(probe, layer, spec, count, sequence_length)
+            for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True)
+        ),
+        outside=OutsideCounts(forward_flops=head_flops),
+        mtp=MtpCounts(forward_flops=mtp_flops),
+    )
+
+
+def _run_layer(probe: Probe, layer: nn.Module, spec: LayerSpec, count: int, sequence_length: int) -> LayerCounts:
+    stream, rotary = probe.stream(sequence_length), probe.rotary(spec, sequence_length)
+    with Attribution() as attribution:
+        counter = FlopCounter(attribution)
+        no_grad = layer_memory(layer, stream, rotary, grad=False, observe=counter)
+    with_grad = layer_memory(layer, stream, rotary, grad=True)
+    return LayerCounts(
+        kind=spec.kind,
+        count=count,
+        forward_flops=counter.of_pass("forward", owners_in(layer)),
+        weight_bytes=with_grad.weights,
+        boundary_bytes=with_grad.boundary,
+        peak_memory_bytes=with_grad,
+        peak_memory_no_grad_bytes=no_grad,
+    )
+
+
+def dispatched_flops(module: nn.Module, inputs: tuple[object, ...]) -> Counts:
+    """FLOPs of one forward pass without gradients, by component."""
+    with torch.no_grad(), Attribution() as attribution:
+        counter = FlopCounter(attribution)
+        with LiveBytes([], counter):
+            module(*inputs)
+    return counter.of_pass("forward", owners_in(module))

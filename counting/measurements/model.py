@@ -1,0 +1,80 @@
+"""The measurements' word on a whole model: its modules built, counted, traced and run."""
+
+import torch
+from msgspec import structs
+
+from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts, OutsideCounts
+from counting.measurements.forward import run_layers
+from counting.measurements.meta_device import measuring
+from counting.measurements.parameters import (
+    count_parameters,
+    inactive_parameters,
+    linear_weights,
+    router_correction_bias,
+)
+from counting.measurements.probe import MEASURED_DTYPE, Probe, build_probe
+from counting.measurements.step import run_step
+from counting.measurements.trace import trace_model
+from counting.setup import Setup
+from torch_models.spec import ModelSpec
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32}  # of a step's activations, by bytes
+
+
+def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCounts]:
+    """What each measurement says of the modules that `spec` builds, under `setup`, resolved; with `step`, of one too.
+
+    ``numel`` speaks of parameters, ``trace`` (fvcore's) of forward FLOPs, ``dispatch`` (torch's) of forward FLOPs, of
+    memory, and of the step; ``recipe`` of the states of a step in formats that torch does not run.
+    """
+    assert setup.sequence_length is not None
+    with measuring():
+        probe = build_probe(spec, setup.kernels)
+        witnesses = {
+            "numel": count_model(probe),
+            "trace": trace_model(probe, setup.sequence_length),
+            "dispatch": run_layers(probe, setup.sequence_length),
+        }
+        if step:
+            dtype = step_dtype(setup)
+            shown = run_step(probe if dtype == MEASURED_DTYPE else build_probe(spec, setup.kernels, dtype), setup)
+            witnesses["dispatch"] = structs.replace(
+                witnesses["dispatch"], training_flops=shown.flops, step_memory=shown.memory
+            )
+            if shown.by_recipe is not None:
+                layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in shown.by_recipe.layers)
+                witnesses["recipe"] = ModelCounts(layers=layers, step_memory=shown.by_recipe)
+        return witnesses
+
+
+def step_dtype(setup: Setup) -> torch.dtype:
+    """In which a step's activations are measured."""
+    return DTYPES[setup.precision_recipe.activation_bytes]
+
+
+def count_model(probe: Probe) -> ModelCounts:
+    """The witness of parameters."""
+    in_layers = Counts()
+    layers = []
+    for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):
+        parameters = count_parameters(layer)
+        in_layers += parameters
+        layers.append(
+            LayerCounts(
+                kind=spec.kind,
+                count=count,
+                parameters=parameters,
+                inactive_parameters=inactive_parameters(layer),
+                linear_weights=linear_weights(layer),
+                router_correction_bias=router_correction_bias(layer),
+            )
+        )
+    return ModelCounts(
+        layers=tuple(layers),
+        outside=OutsideCounts(parameters=count_parameters(probe.model) - in_layers),
+        mtp=MtpCounts(
+            parameters=count_parameters(probe.mtp_layers),
+            linear_weights=linear_weights(probe.mtp_layers),
+            router_correction_bias=router_correction_bias(probe.mtp_layers),
+        ),
+    )

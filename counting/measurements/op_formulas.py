@@ -1,0 +1,230 @@
+"""FLOPs of one op that torch dispatches, forward or backward: 2 per multiply-add of matrix products and convolutions.
+
+By torch's own formulas (torch/utils/flop_counter.py), and ours where it has none or a wrong one. Everything else must
+be known to multiply no matrices: an op that nothing is known of is an error, never a zero.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+# Registers the grouped products of formats that torch has none for, and the fused attention's ops.
+from counting.measurements import meta_device as _meta_device  # noqa: F401
+from counting.measurements.ops_without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
+from torch_models.errors import UserError
+from torch_models.modules.kernels import flash_attention as _flash_attention  # noqa: F401
+
+Shape = torch.Size
+
+aten = torch.ops.aten
+
+TAGS_WITHOUT_PRODUCTS = frozenset({torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy})
+
+
+def op_flops(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, out: Any) -> int:
+    """FLOPs of `out = function(*args, **kwargs)`, one dispatched op; 0 for what multiplies no matrices.
+
+    The multiplications of complex numbers count as those of real ones. Raises `UserError` naming the op if it has no
+    formula and is not known to multiply no matrices.
+    """
+    if not isinstance(function, OpOverload):  # a higher-order op, which runs functions of its own
+        raise _unknown(str(function))
+    packet = function.overloadpacket
+    formula = OP_FORMULAS.get(packet)
+    if formula is not None:
+        shapes = {name: _shape(value) for name, value in (kwargs or {}).items()}
+        return formula(*map(_shape, args), **shapes, out_shape=_shape(out))
+    formula = flop_registry.get(packet)
+    if formula is not None:
+        return int(formula(*args, **(kwargs or {}), out_val=out))
+    if not _multiplies_nothing(packet):
+        raise _unknown(str(function))
+    return 0
+
+
+def _shape(value: Any) -> Any:
+    """The shape of a tensor; of what is no tensor, itself."""
+    if isinstance(value, Tensor):
+        return value.shape
+    return tuple(map(_shape, value)) if isinstance(value, tuple | list) else value
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        f"{name}: no FLOP formula for this op, nor is it known to multiply no matrices; "
+        "torch.utils.flop_counter.register_flop_formula gives it one"
+    )
+
+
+@cache
+def _multiplies_nothing(packet: Any) -> bool:
+    """Whether an op without a formula is known to multiply no matrices."""
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    if namespace != "aten":
+        return namespace in NAMESPACES_WITHOUT_PRODUCTS
+    # What an op does to one tensor, out of place, it does to a list of them, and in place.
+    names = {name, name.removesuffix("_")}
+    names |= {each.removeprefix("_foreach_") for each in names}
+    return any(each in OPS_WITHOUT_PRODUCTS or _is_tagged(each) for each in names)
+
+
+def _is_tagged(name: str) -> bool:
+    """Whether torch says of the op that it is elementwise, a reduction or a view."""
+    packet = getattr(aten, name, None)
+    if packet is None:
+        return False
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    return any(each.is_view or bool(TAGS_WITHOUT_PRODUCTS.intersection(each.tags)) for each in overloads)
+
+
+def _product(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """(m, k) or (b, m, k) with (k, n) or (b, k, n)."""
+    return 2 * prod(left) * right[-1]
+
+
+def _product_added(total: Shape, left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """The product added to another tensor, which multiplies nothing more; `addbmm` sums over b as well."""
+    del total
+    return _product(left, right)
+
+
+def _linear(x: Shape, weight: Shape, *_: object, **__: object) -> int:
+    """(…, in) with (out, in)."""
+    return 2 * prod(x) * prod(weight[:-1])
+
+
+def _matrix_vector(matrix: Shape, *_: object, **__: object) -> int:
+    """(n, m) with (m), or (m) with (m): as many multiply-adds as the matrix has elements."""
+    return 2 * prod(matrix)
+
+
+def _matrix_vector_added(total: Shape, matrix: Shape, *_: object, **__: object) -> int:
+    del total
+    return _matrix_vector(matrix)
+
+
+def _outer_product_added(total: Shape, left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """(n, 1) with (1, m)."""
+    del total
+    return 2 * prod(left) * prod(right)
+
+
+def grouped_product(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """No row of any of the E groups is multiplied by another group's matrix, however the T rows are grouped.
+
+    (T, k) with (E, k, n), and the gradient of the rows, the same with (E, n, k); the gradient of the matrices,
+    (k, T) with (T, n), whose T is cut into E groups; (E, m, k) with (E, k, n); (E, m, k) with (k, T).
+    """
+    if len(left) == 3 and len(right) == 2:
+        return 2 * prod(left[1:]) * right[1]
+    return _product(left, right)
+
+
+def _grouped_weight_gradient(rows: Shape, gradient: Shape, *_: object, **__: object) -> int:
+    """(in, T) with (T, out), whose T is cut into groups."""
+    return 2 * prod(rows) * gradient[1]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+def _banded_attention(
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    sinks: Shape | None,
+    scale: float,
+    window: int | None,
+    *_: object,
+    **__: object,
+) -> int:
+    """Scores and weighted values, where each query visits no more keys than the window holds; the causal half in it."""
+    del sinks, scale
+    return _attention(query, key, value) // key[2] * min(window or key[2], key[2])
+
+
+def _banded_attention_backward(
+    gradient: Shape,
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    sinks: Shape | None,
+    scale: float,
+    window: int | None,
+    *_: object,
+    **__: object,
+) -> int:
+    """Five products over the pairs that the forward pass visits, as torch counts its own fused kernels' backward.
+
+    The scores once more, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv 2307.08691,
+    §3.1.2).
+    """
+    del sinks, scale
+    return _attention_backward(gradient, query, key, value) // key[2] * min(window or key[2], key[2])
+
+
+def _convolution_backward(
+    gradient: Shape,
+    x: Shape,
+    weight: Shape,
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    output_mask: tuple[bool, ...],
+    **_: object,
+) -> int:
+    """As many products as the forward pass for each of the two gradients, that of the input and that of the weight.
+
+    Torch's own formula (2.13) counts the weight's gradient `groups` times.
+    """
+    del bias, stride, padding, dilation, output_padding, groups
+    points = x[2:] if transposed else gradient[2:]
+    return 2 * x[0] * prod(points) * prod(weight) * sum(output_mask[:2])
+
+
+# Formulas of the shapes of an op's tensors and its other arguments, and of its outputs as `out_shape`; before torch's.
+OP_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten._grouped_mm: grouped_product,
+    torch.ops.model_training_cost.grouped_product: grouped_product,
+    torch.ops.model_training_cost.grouped_weight_gradient: _grouped_weight_gradient,
+    aten._scaled_grouped_mm: grouped_product,
+    aten._int_mm: _product,
+    aten._addmm_activation: _product_added,
+    aten.addmm_: _product_added,
+    aten.addbmm: _product_added,
+    aten.addbmm_: _product_added,
+    aten.baddbmm_: _product_added,
+    aten.linear: _linear,
+    aten.mv: _matrix_vector,
+    aten.dot: _matrix_vector,
+    aten.vdot: _matrix_vector,
+    aten.addmv: _matrix_vector_added,
+    aten.addmv_: _matrix_vector_added,
+    aten.addr: _outer_product_added,
+    aten.addr_: _outer_product_added,
+    aten.convolution_backward: _convolution_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward,
+    torch.ops.model_training_cost.flash_attention: _banded_attention,
+    torch.ops.model_training_cost.flash_attention_backward: _banded_attention_backward,
+}
+for _name in ("_scaled_mm_v2", "_scaled_grouped_mm_v2"):  # of newer versions of torch
+    if hasattr(aten, _name):
+        OP_FORMULAS[getattr(aten, _name)] = _product if _name == "_scaled_mm_v2" else grouped_product

@@ -1,0 +1,85 @@
+"""Attention as one fused kernel, in the form in which transformers' models call their attention.
+
+transformers keeps such functions in a table of the whole process, `AttentionInterface`. A function stands in it under
+a name of ours while a measurement runs, and is taken out again.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ONE_KERNEL = "one_fused_kernel"  # the name in transformers' table
+
+AttentionFunction = Callable[..., tuple[Tensor, None]]
+
+
+@contextlib.contextmanager
+def attention_known_as(name: str, function: AttentionFunction) -> Iterator[None]:
+    """Within it, models of transformers whose attention is set to `name` run `function`."""
+    from transformers import AttentionInterface
+
+    table = AttentionInterface._global_mapping  # there is no public way to take a name out
+    before = table.get(name)
+    AttentionInterface.register(name, function)
+    try:
+        yield
+    finally:
+        if before is None:
+            del table[name]
+        else:
+            table[name] = before
+
+
+def attention_in_one_kernel(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    indices: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over the full square: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
+
+    Windows, sinks, biases and soft caps change no product's size; dropout inside the kernel stores nothing. A mask
+    is passed on, because what computed it would else be dropped from the trace.
+    """
+    if indices is not None:  # keys chosen for each query: all are multiplied here, but the choice stays in the trace
+        query = query + 0 * indices.sum().to(query.dtype)
+    shared_keys = query.shape[1] != key.shape[1]
+    if shared_keys and query.shape[-1] != value.shape[-1]:  # the kernel for unequal sizes has no grouped queries
+        repeats = query.shape[1] // key.shape[1]
+        key, value, shared_keys = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
+    causal = mask is None and bool(getattr(module, "is_causal", True))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    more: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
+    out = F.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, scale=scale, enable_gqa=bool(shared_keys), **more
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
+    """The same, adding to `noted` each module whose attention runs as the kernel alone.
+
+    Not so with a mask or a choice of keys: what such attention stores is not what a fused kernel does.
+    """
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        indices: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        if mask is None and indices is None:
+            noted.add(module)
+        return attention_in_one_kernel(module, query, key, value, mask, indices=indices, **options)
+
+    return attention

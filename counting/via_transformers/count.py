@@ -1,0 +1,203 @@
+"""Parameters, FLOPs and bytes of the parts that a run recorded, each part measured by itself.
+
+FLOPs twice, by fvcore's trace and by torch's dispatch, parameters by `numel`, and bytes where attention is one fused
+kernel. Nothing outside those parts may multiply matrices.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, MtpCounts, OutsideCounts
+from counting.measurements.components import counts_of_modules
+from counting.measurements.forward import dispatched_flops
+from counting.measurements.live_bytes import layer_memory
+from counting.measurements.parameters import count_parameters, linear_weights
+from counting.measurements.trace import CORE, core_of, counted, trace
+from counting.via_transformers.calls import Call, LayerCall
+from counting.via_transformers.config import no_count_of
+from counting.via_transformers.discover import Discovered, LayerGroup
+from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
+from counting.via_transformers.quiet import one_line
+from counting.via_transformers.run import Recorded
+from counting.via_transformers.structure import experts_in, label_layer, label_outside, number_of_experts
+from torch_models.errors import UserError
+
+
+class Traced(NamedTuple):
+    """What fvcore's trace counted of one call."""
+
+    flops: Mapping[str, Counter[str]]  # by kind, of each module within the call
+    grouped_rows: frozenset[int]  # of its grouped products
+
+    def core_of_parts(self) -> dict[str, int]:
+        """FLOPs of attention's core in each module of the part that was called; "part" is all of it."""
+        return {name.removeprefix("part."): counts[CORE] for name, counts in self.flops.items()}
+
+
+def count(found: Discovered, recorded: Recorded, sequence_length: int) -> dict[str, ModelCounts]:
+    """The witnesses "numel", "trace" and "dispatch" of a model over one sequence.
+
+    Each module of the model is given its `component`, which is how the measurements tell components; nothing else of
+    it is changed. Raises `UserError` naming the op or the module that cannot be counted.
+    """
+    calls = [_call_of(found, recorded, group) for group in found.groups]
+    traced = [_trace(call) for call in calls]
+    for group, of_call in zip(found.groups, traced, strict=True):
+        if not of_call.core_of_parts().get("part"):
+            layers = type(group.layer).__name__
+            raise UserError(no_count_of(f"its layers ({layers}, without a product of two activations)"))
+    _label(found, traced)
+    kinds = _kinds(found)
+    return {
+        "numel": count_numel(found, kinds, traced, sequence_length),
+        "trace": count_by_trace(found, recorded, kinds, calls, traced),
+        "dispatch": count_by_dispatch(found, recorded, kinds, calls),
+    }
+
+
+# --- The witnesses -------------------------------------------------------------------------------------------------
+
+
+def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced], sequence_length: int) -> ModelCounts:
+    """Parameters, by `numel` of those that the modules own; which of the experts one token visits, by the trace."""
+    layers = []
+    for group, kind, of_call in zip(found.groups, kinds, traced, strict=True):
+        inactive = [_inactive(experts, of_call, sequence_length) for experts in experts_in(group.layer).values()]
+        layers.append(
+            LayerCounts(
+                kind=kind,
+                count=group.number,
+                parameters=count_parameters(group.layer),
+                inactive_parameters=sum(inactive),
+                linear_weights=linear_weights(group.layer),
+                router_correction_bias=0,
+            )
+        )
+    in_layers = sum((count_parameters(group.layer) * group.number for group in found.groups), Counts())
+    return ModelCounts(
+        layers=tuple(layers),
+        outside=OutsideCounts(parameters=count_parameters(found.model) - in_layers),
+        mtp=MtpCounts(parameters=Counts(), linear_weights=0, router_correction_bias=0),
+    )
+
+
+def count_by_trace(
+    found: Discovered, recorded: Recorded, kinds: Sequence[str], calls: Sequence[Call], traced: Sequence[Traced]
+) -> ModelCounts:
+    """Forward FLOPs by fvcore's trace, and attention's core in them."""
+    rows = zip(found.groups, kinds, calls, traced, strict=True)
+    outside = Counts()
+    for call in _parts_with_products(found, recorded):
+        outside += counts_of_modules(call, counted(_trace(call).flops))
+    return ModelCounts(
+        layers=tuple(
+            LayerCounts(
+                kind=kind,
+                count=group.number,
+                forward_flops=counts_of_modules(call, counted(of_call.flops)),
+                attention_core_flops=core_of(of_call.flops[""]),
+            )
+            for group, kind, call, of_call in rows
+        ),
+        outside=OutsideCounts(forward_flops=outside),
+        mtp=MtpCounts(forward_flops=Counts(), attention_core_flops=AttentionCore()),
+    )
+
+
+def count_by_dispatch(
+    found: Discovered, recorded: Recorded, kinds: Sequence[str], calls: Sequence[Call]
+) -> ModelCounts:
+    """Forward FLOPs by the ops that torch dispatches; and the layers' bytes, where attention is one kernel."""
+    outside = Counts()
+    for call in _parts_with_products(found, recorded):
+        outside += dispatched_flops(call, call.tensors)
+    layers = []
+    for group, kind, call in zip(found.groups, kinds, calls, strict=True):
+        in_one_kernel = not recorded.in_one_kernel.isdisjoint(call.part.modules())
+        layers.append(
+            LayerCounts(
+                kind=kind,
+                count=group.number,
+                forward_flops=dispatched_flops(call, call.tensors),
+                peak_memory_bytes=_memory(call, grad=True) if in_one_kernel else None,
+                peak_memory_no_grad_bytes=_memory(call, grad=False) if in_one_kernel else None,
+            )
+        )
+    return ModelCounts(
+        layers=tuple(layers), outside=OutsideCounts(forward_flops=outside), mtp=MtpCounts(forward_flops=Counts())
+    )
+
+
+# --- Their parts ---------------------------------------------------------------------------------------------------
+
+
+def _call_of(found: Discovered, recorded: Recorded, group: LayerGroup) -> Call:
+    call = recorded.layers.get(group.first)
+    if call is None or not call.tensors:
+        raise UserError(f"layer {group.first} is not called in a forward pass")
+    return call
+
+
+def _trace(call: Call) -> Traced:
+    handles = LayerHandles(call.part)
+    try:
+        flops = trace(call, call.tensors, handles.handles(), FOREIGN_ZERO_FLOP_OPS)
+    except (AssertionError, RuntimeError) as error:  # ours, or the tracer's own
+        raise UserError(one_line(error)) from None
+    return Traced(flops, frozenset(handles.grouped_rows))
+
+
+def _label(found: Discovered, traced: Sequence[Traced]) -> None:
+    """Give every module its component."""
+    cores = {group.first: of_call.core_of_parts() for group, of_call in zip(found.groups, traced, strict=True)}
+    for layer, like in zip(found.layers, found.first_alike, strict=True):
+        label_layer(layer, cores[like])
+    positions = getattr(found.model.config, "max_position_embeddings", None)
+    label_outside(found.model, found.layers, positions)
+
+
+def _kinds(found: Discovered) -> list[str]:
+    """A name for each group: what it is, what the config calls it, and a number where the two are not enough."""
+    seen: Counter[str] = Counter()
+    names = []
+    for group in found.groups:
+        name = "moe" if experts_in(group.layer) else "dense"
+        if group.kind:
+            name = f"{name}, {group.kind}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return names
+
+
+def _inactive(experts: nn.Module, traced: Traced, sequence_length: int) -> int:
+    """Parameters of the experts that a token does not visit; how many it visits is read off the products' rows."""
+    total, rows = number_of_experts(experts), next(iter(traced.grouped_rows), 0)
+    if len(traced.grouped_rows) != 1 or rows % sequence_length:
+        raise UserError(f"{type(experts).__name__} is not computed by grouped products of one number of rows")
+    return sum(weight.numel() for weight in experts.parameters()) // total * (total - rows // sequence_length)
+
+
+def _memory(call: Call, *, grad: bool) -> LayerMemory:
+    stream, *shared = call.tensors
+    call.part.train()
+    try:
+        return layer_memory(LayerCall(call), stream, tuple(shared), grad=grad)
+    finally:
+        call.part.eval()
+
+
+def _parts_with_products(found: Discovered, recorded: Recorded) -> list[Call]:
+    """The parts outside the layers that multiply matrices, such as the head.
+
+    Raises `UserError` where products stand in neither these nor the layers.
+    """
+    parts = [call for call in recorded.outside.values() if recorded.flops.get(call.part)]
+    accounted = {module for group in found.groups for module in group.layer.modules()}
+    accounted |= {call.part for call in parts}
+    elsewhere = sum(flops for module, flops in recorded.flops.items() if module not in accounted)
+    if elsewhere:
+        raise UserError(f"{elsewhere:,} FLOPs of its forward pass lie outside its layers and its linear parts")
+    return parts
