@@ -79,7 +79,7 @@ ROOMS = {
         "counting.analysis counting.cost counting.published counting.recipes counting.reconcile counting.report"
         " counting.setup torch_models.errors torch_models.fields torch_models.spec"
     ),
-    TOP_FILE: "counting.analysis counting.command torch_models",
+    TOP_FILE: "counting counting.command torch_models",
 }
 
 # Library -> the packages that may import it. The standard library and msgspec are everywhere.

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: the one room that names flags."""

@@ -13,7 +13,7 @@ import msgspec
 
 from counting.cost.hardware import Gpu, find_gpu
 from counting.cost.scaling_laws import DEFAULT_LAW, compute_optimum, extrapolates, find_law, predicted_loss
-from torch_models.errors import ConfigError, UserError
+from torch_models.errors import ArgumentError
 
 SECONDS_PER_HOUR = 3600
 DEFAULT_GPUS = ("A100", "V100", "T4")
@@ -21,6 +21,7 @@ DEFAULT_MFU = 0.4
 SMALLEST_DOLLARS = 0.01
 SMALLEST_MFU = 1e-06
 LARGEST_DOLLARS = 1e15  # ten times what the world produces in a year
+DOLLARS_RULE = f"must be a number of US dollars from {SMALLEST_DOLLARS} to {LARGEST_DOLLARS:g}"
 
 
 class GpuOption(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +66,7 @@ def plan_budget(
     outside 0.01 to 1e15 dollars, an MFU outside (0, 1], no GPU or the same one twice, an unknown GPU or law, and a
     GPU without a price.
     """
-    budget_usd = check_dollars(budget_usd, "training_budget")
+    budget_usd = check_dollars(budget_usd)
     mfu = check_mfu(mfu)
     law = find_law(scaling_law)
     chosen = priced_gpus(gpus, prices_usd_per_hour or {})
@@ -92,19 +93,22 @@ def priced_gpus(names: Sequence[str], prices: Mapping[str, float]) -> list[tuple
     """Each GPU with its price in dollars per hour: the one given, else the catalogue's."""
     gpus = [find_gpu(name) for name in names]
     if not gpus:
-        raise UserError("gpus: name at least one GPU")
+        raise ArgumentError("gpus", "", "name at least one GPU")
     considered = [gpu.name for gpu in gpus]
     for name in considered:
         if considered.count(name) > 1:
-            raise ConfigError("gpus", ",".join(names), f"names {name} twice")
+            raise ArgumentError("gpus", ",".join(names), f"names {name} twice")
     given: dict[str, float] = {}
     for name, price in prices.items():
         gpu = find_gpu(name)
         if gpu.name not in considered:
-            raise UserError(f"a price is given for {gpu.name}, but the GPUs considered are {', '.join(considered)}")
+            rule = f"a price is given for {gpu.name}, but the GPUs considered are {', '.join(considered)}"
+            raise ArgumentError("prices_usd_per_hour", name, rule)
         if gpu.name in given:
-            raise ConfigError("gpu_prices", ",".join(prices), f"give the price of {gpu.name} once")
-        given[gpu.name] = check_dollars(price, f"price of {gpu.name} per hour")
+            raise ArgumentError("prices_usd_per_hour", ",".join(prices), f"give the price of {gpu.name} once")
+        if not SMALLEST_DOLLARS <= _number(price) <= LARGEST_DOLLARS:
+            raise ArgumentError("prices_usd_per_hour", f"{name}={price}", DOLLARS_RULE)
+        given[gpu.name] = float(price)
     return [(gpu, _price(gpu, given)) for gpu in gpus]
 
 
@@ -112,9 +116,8 @@ def _price(gpu: Gpu, given: Mapping[str, float]) -> float:
     """The price in dollars per hour, or an error that asks for one."""
     price = given.get(gpu.name, gpu.price_usd_per_hour)
     if price is None:
-        raise UserError(
-            f"no price is known for {gpu.name}: give one in US dollars per hour, as --gpu_prices {gpu.name}=2.50"
-        )
+        rule = f"no price is known for {gpu.name}: give one in US dollars per hour"
+        raise ArgumentError("prices_usd_per_hour", gpu.name, rule)
     return price
 
 
@@ -137,71 +140,20 @@ def exactly(value: float) -> Fraction:
     return Fraction(repr(value))
 
 
-# --- What a user types -----------------------------------------------------------------------------------------
-
-
-def check_dollars(value: object, field: str) -> float:
+def check_dollars(value: object, field: str = "budget_usd") -> float:
     """An amount of US dollars between a cent and 10^15, as a float; `field` is what the error calls it."""
-    rule = f"must be a number of US dollars from {SMALLEST_DOLLARS} to {LARGEST_DOLLARS:g}"
-    return _check_number(value, field, rule, SMALLEST_DOLLARS <= _number(value) <= LARGEST_DOLLARS)
+    if not SMALLEST_DOLLARS <= _number(value) <= LARGEST_DOLLARS:
+        raise ArgumentError(field, value, DOLLARS_RULE)
+    return float(_number(value))
 
 
 def check_mfu(value: object, field: str = "mfu") -> float:
-    """A model FLOPs utilisation between a millionth and 1, as a float."""
-    return _check_number(
-        value, field, f"must be a number from {SMALLEST_MFU} to 1", SMALLEST_MFU <= _number(value) <= 1
-    )
-
-
-def parse_dollars(text: str, field: str = "--training_budget") -> float:
-    """The amount that `text` spells; not a number, NaN, infinite, zero, negative: an error that names the flag."""
-    return check_dollars(_parse_float(text), field)
-
-
-def parse_mfu(text: str, field: str = "--mfu") -> float:
-    """The utilisation that `text` spells."""
-    return check_mfu(_parse_float(text), field)
-
-
-def parse_gpus(text: str, field: str = "--gpus") -> tuple[str, ...]:
-    """GPU names, as the catalogue spells them, from "H100,H200"."""
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ConfigError(field, text, "must be GPU names separated by commas, as H100,H200")
-    return tuple(find_gpu(name).name for name in names)
-
-
-def parse_prices(text: str, field: str = "--gpu_prices") -> dict[str, float]:
-    """Dollars per hour by GPU, from "A100=1.50,L4=0.70"."""
-    prices: dict[str, float] = {}
-    for item in text.split(","):
-        name, equals, price = item.partition("=")
-        if not equals:
-            raise ConfigError(field, text, "must be GPU=price pairs separated by commas, as A100=1.50,L4=0.70")
-        gpu = find_gpu(name).name
-        if gpu in prices:
-            raise ConfigError(field, text, f"give the price of {gpu} once")
-        prices[gpu] = parse_dollars(price, f"{field} {gpu}")
-    return prices
-
-
-def _parse_float(text: str) -> float | str:
-    """The number that `text` spells, else the text itself, which no check lets pass.
-
-    Python's float also takes digits of other scripts, and underscores: 1_0 for 10.
-    """
-    try:
-        return float(text) if text.isascii() and "_" not in text else text
-    except ValueError:
-        return text
+    """A model FLOPs utilisation between a millionth and 1, as a float; `field` is what the error calls it."""
+    if not SMALLEST_MFU <= _number(value) <= 1:
+        raise ArgumentError(field, value, f"must be a number from {SMALLEST_MFU} to 1")
+    return float(_number(value))
 
 
 def _number(value: object) -> float:
     """The value where it is a number, else NaN, which fails every comparison."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
-def _check_number(value: object, field: str, rule: str, holds: bool) -> float:
-    if not holds:
-        raise ConfigError(field, value, rule)
-    return float(_number(value))

@@ -42,9 +42,9 @@ class BudgetOnModel(msgspec.Struct, frozen=True, kw_only=True):
     readings: tuple[LawOnModel, ...]  # one of a dense model; of a mixture of experts total and active
 
 
-def spend_on(analysis: Analysis, plan: BudgetPlan, mtp: bool = True) -> BudgetOnModel:
+def spend_on(analysis: Analysis, plan: BudgetPlan) -> BudgetOnModel:
     """The tokens that `plan` trains the model of `analysis` on; a UserError where they are not one."""
-    per_token = training_flops_per_token(analysis, mtp)
+    per_token = training_flops_per_token(analysis)
     tokens = floor(plan.training_flops / per_token)
     if not tokens:
         raise UserError(
@@ -72,8 +72,8 @@ def spend_on(analysis: Analysis, plan: BudgetPlan, mtp: bool = True) -> BudgetOn
         )
     return BudgetOnModel(
         model=analysis.name,
-        sequence_length=analysis.conventions.sequence_length,
-        mtp_trained=trains_mtp(analysis, mtp),
+        sequence_length=analysis.sequence_length,
+        mtp_trained=trains_mtp(analysis),
         training_flops_per_token=ceil(per_token),
         tokens=tokens,
         scaling_law=law.name,

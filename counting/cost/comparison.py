@@ -10,10 +10,11 @@ from math import ceil
 import msgspec
 
 from counting.analysis import Analysis
-from counting.cost.budget import exactly
-from counting.cost.conventions import FLOPS_PER_PARAMETER, training_flops_per_token
+from counting.cost.budget import DEFAULT_MFU, exactly
+from counting.cost.conventions import training_flops_per_token
 from counting.cost.run import Outcome, RunPlan, plan_run
-from torch_models.errors import UserError
+from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
+from torch_models.errors import ArgumentError
 
 
 class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,23 +50,21 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
-    """The runs of `plan` for each model; it must name one GPU and one utilisation. Errors as of `plan_run`."""
-    if len(analyses) < 2:
-        raise UserError("--compare needs two models or more: give --model_config with several configs")
-    if len(plan.gpus) != 1:
-        raise UserError(f"--compare needs one GPU, but --gpus names {len(plan.gpus)}: {', '.join(plan.gpus)}")
-    if plan.gpu_hours is not None:
-        raise UserError("--compare takes no --gpu_hours, which are of one model's run: give --mfu")
-    assert len(plan.mfus) == 1
-    runs = [plan_run(analysis, plan) for analysis in analyses]
+    """The runs of `plan` for each model, with one GPU at one utilisation: `DEFAULT_MFU` is assumed where none is given.
+
+    Raises UserError for fewer than two models, models whose setups differ in precision or optimiser, several GPUs or
+    utilisations, and published hours; else as `plan_run`.
+    """
+    _check_comparable(analyses, plan)
+    runs = [plan_run(analysis, plan, assumed_mfus=(DEFAULT_MFU,)) for analysis in analyses]
     cheapest = min(run.gpus[0].outcomes[0].cost_usd for run in runs)
     models = []
     for analysis, run in zip(analyses, runs, strict=True):
         (on_gpu,) = run.gpus
         (outcome,) = on_gpu.outcomes
-        flops = training_flops_per_token(analysis, plan.mtp)
+        flops = training_flops_per_token(analysis)
         inactive = analysis.parameters.total - analysis.parameters.active
-        if_dense = flops + FLOPS_PER_PARAMETER * inactive
+        if_dense = flops + FLOPS_PER_PARAMETER_AND_TOKEN * inactive
         models.append(
             ComparedModel(
                 model=run.model,
@@ -89,8 +88,25 @@ def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
         training_dtype=on_gpu.training_dtype,
         price_usd_per_hour=on_gpu.price_usd_per_hour,
         num_gpus=plan.num_gpus,
-        mfu=plan.mfus[0],
-        precision=plan.precision.name,
-        optimizer=plan.optimizer.name,
+        mfu=outcome.mfu,
+        precision=run.precision,
+        optimizer=run.optimizer,
         models=tuple(models),
     )
+
+
+def _check_comparable(analyses: Sequence[Analysis], plan: RunPlan) -> None:
+    if len(analyses) < 2:
+        raise ArgumentError("analyses", len(analyses), "a comparison needs two models or more")
+    for field in ("precision", "optimizer"):
+        if len(values := {getattr(analysis.setup, field) for analysis in analyses}) > 1:
+            raise ArgumentError("analyses", ", ".join(sorted(values)), f"models compared are of one {field}")
+    if len(plan.gpus) != 1:
+        rule = f"a comparison needs one GPU, but {len(plan.gpus)} are named"
+        raise ArgumentError("gpus", ",".join(plan.gpus), rule)
+    if plan.gpu_hours is not None:
+        rule = "a comparison takes no hours, which are of one model's run: give the utilisation (mfu)"
+        raise ArgumentError("gpu_hours", plan.gpu_hours, rule)
+    if plan.mfus is not None and len(plan.mfus) != 1:
+        rule = f"a comparison needs one utilisation, but {len(plan.mfus)} are given"
+        raise ArgumentError("mfu", ",".join(map(str, plan.mfus)), rule)

@@ -1,15 +1,15 @@
 """Training FLOPs per token of an analysed model, under each of the conventions that papers count by.
 
-The backward pass costs twice the forward pass, so training costs three times it; nothing is recomputed. Legend: N
-active parameters, those one token uses; N' the same without the input embedding, which is looked up and multiplies
-nothing (where embedding and head are one matrix, it is the head, and N' = N); S sequence length.
+Training costs three forward passes (`counting.counts.model_flops`); nothing is recomputed. Legend: N active parameters,
+those one token uses; N' the same without the input embedding, which is looked up and multiplies nothing (where
+embedding and head are one matrix, it is the head, and N' = N); S sequence length.
 
     6N                      6 N: Kaplan et al. 2020 (arXiv 2001.08361), §2.1
     6N_full_attention       6 N' + attention's products on the full S x S square, in the manner of Chowdhery et al.
                             2022 (arXiv 2204.02311), appendix B, whose N has the embedding in it
     6N_causal_attention     6 N' + half of those (within windows): "Insights into DeepSeek-V3" (ISCA 2025), table 2
     own                     3 x the measured forward pass, attention as its kernels run it (the full square, or a
-                            window's band), and multi-token prediction when it is trained
+                            window's band), and multi-token prediction where the setup trains it
 """
 
 from collections.abc import Mapping
@@ -17,43 +17,41 @@ from fractions import Fraction
 from typing import Literal
 
 from counting.analysis import Analysis
-from counting.counts import AttentionCore
+from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
+from counting.counts import AttentionCore, model_flops
 
 Convention = Literal["6N", "6N_full_attention", "6N_causal_attention", "own"]
 
-TRAINING_PER_FORWARD = 3
-FLOPS_PER_PARAMETER = 6
+
+def trains_mtp(analysis: Analysis) -> bool:
+    """Whether multi-token prediction is part of training."""
+    return analysis.setup.mtp is True
 
 
-def trains_mtp(analysis: Analysis, mtp: bool = True) -> bool:
-    """Whether multi-token prediction is part of training: where the config has it, unless `mtp` is False."""
-    return mtp and analysis.mtp_forward_flops > 0
-
-
-def trained_parameters(analysis: Analysis, mtp: bool = True) -> int:
+def trained_parameters(analysis: Analysis) -> int:
     """What the optimiser updates: the main model, and multi-token prediction where it is trained."""
-    return analysis.parameters.total + trains_mtp(analysis, mtp) * analysis.parameters.mtp
+    return analysis.parameters.total + trains_mtp(analysis) * analysis.parameters.mtp
 
 
-def training_flops_per_token(analysis: Analysis, mtp: bool = True) -> Fraction:
+def training_flops_per_token(analysis: Analysis) -> Fraction:
     """The model's own count, exact."""
-    return _per_token(analysis, analysis.forward_flops + trains_mtp(analysis, mtp) * analysis.mtp_forward_flops)
+    return _per_token(analysis, analysis.forward_flops + trains_mtp(analysis) * analysis.mtp_forward_flops)
 
 
-def attention_core(analysis: Analysis) -> AttentionCore:
+def main_attention_core(analysis: Analysis) -> AttentionCore:
     """FLOPs of the main model's attention core, of one forward pass."""
     return sum((layer.attention_core_flops * layer.count for layer in analysis.layers), AttentionCore())
 
 
-def flops_by_convention(analysis: Analysis, mtp: bool = True) -> Mapping[Convention, Fraction]:
+def flops_by_convention(analysis: Analysis) -> Mapping[Convention, Fraction]:
     """Training FLOPs per token under each convention, exact; multi-token prediction is in `own` alone."""
-    core = attention_core(analysis)
-    matrices = FLOPS_PER_PARAMETER * multiplied_parameters(analysis)
+    core = main_attention_core(analysis)
+    matrices = FLOPS_PER_PARAMETER_AND_TOKEN * multiplied_parameters(analysis)
     return {
-        "6N": Fraction(FLOPS_PER_PARAMETER * analysis.parameters.active),
+        "6N": Fraction(FLOPS_PER_PARAMETER_AND_TOKEN * analysis.parameters.active),
         "6N_full_attention": matrices + _per_token(analysis, core.full_square),
         "6N_causal_attention": matrices + _per_token(analysis, core.causal),
-        "own": training_flops_per_token(analysis, mtp),
+        "own": training_flops_per_token(analysis),
     }
 
 
@@ -64,5 +62,5 @@ def multiplied_parameters(analysis: Analysis) -> int:
 
 
 def _per_token(analysis: Analysis, forward_flops: int) -> Fraction:
-    """Of training, from a forward pass over one sequence."""
-    return Fraction(TRAINING_PER_FORWARD * forward_flops, analysis.conventions.sequence_length)
+    """Of training, from a forward pass over one micro-batch."""
+    return Fraction(model_flops(forward_flops), analysis.setup.tokens)

@@ -1,7 +1,7 @@
-"""A Llama-style model designed for a parameter count, and the tokens that a compute budget pays for on it.
+"""A Llama-style model designed for a parameter count.
 
 The search is small and deterministic: the hidden sizes whose depth lies within the range of published models of that
-size, and for each the SwiGLU widths near 8/3 of it with the depth that fits. counting.formulas.flops counts them all.
+size, and for each the SwiGLU widths near 8/3 of it with the depth that fits. All are counted by formula.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,7 @@ from math import ceil, exp, floor, fsum, log
 
 import msgspec
 
-from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
-from counting.formulas.flops import parameters as count_parameters
+from counting.analysis import count_by_formula
 from torch_models.errors import UserError
 from torch_models.fields.bundled import bundled_data
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerRun, LayerSpec, ModelSpec, RotarySpec
@@ -88,18 +87,7 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self.config), indent=2).decode() + "\n"
 
 
-class Design(Architecture, frozen=True, kw_only=True):
-    """An architecture as measured, the tokens that the budget pays for, and the loss that the law predicts."""
-
-    tokens: int
-    tokens_per_parameter: float
-    training_flops_per_token: int
-    training_flops: int  # of all tokens; at most the budget's
-    scaling_law: str
-    predicted_loss: float  # nats per token
-
-
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
+class LlamaShape(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes that the search chooses."""
 
     hidden_size: int
@@ -135,51 +123,13 @@ def design_model(target_parameters: int) -> Architecture:
         )
     tier = LARGE_TIER if target_parameters >= LARGE_FROM else SMALL_TIER
     _, shape = min(_candidates(target_parameters, tier), key=lambda candidate: candidate[0])
-    parameters = count_parameters(_model_spec(shape, tier)).total
+    parameters = count_by_formula(_model_spec(shape, tier)).total
     return Architecture(
         config=_config(shape, tier),
         parameters=parameters,
         target_parameters=target_parameters,
         relative_error=parameters / target_parameters - 1,
         rules=_rules(shape, target_parameters, tier),
-    )
-
-
-def resolve_tokens(
-    architecture: Architecture,
-    *,
-    training_flops: float,
-    scaling_law: str,
-    measured_parameters: int,
-    measured_forward_flops: int,
-) -> Design:
-    """The design with D = floor(C / training FLOPs per token), and the loss that the law predicts at (N, D).
-
-    `measured_forward_flops` is one forward pass over one sequence of max_position_embeddings tokens, attention over
-    the full square. The backward pass costs twice that (Kaplan et al. 2020, arXiv 2001.08361, §2.1) and nothing is
-    computed twice. A fraction of a FLOP per token is rounded up, so that the budget `training_flops` is not exceeded.
-    """
-    sequence_length = architecture.config["max_position_embeddings"]
-    assert isinstance(sequence_length, int)
-    flops_per_token = -(-3 * measured_forward_flops // sequence_length)
-    tokens = affordable_tokens(training_flops, flops_per_token)
-    if not tokens:
-        raise UserError(
-            f"{training_flops:.3g} training FLOPs pay for no token of this model at {flops_per_token:.3g} each"
-        )
-    law = find_law(scaling_law)
-    return Design(
-        config=architecture.config,
-        parameters=measured_parameters,
-        target_parameters=architecture.target_parameters,
-        relative_error=measured_parameters / architecture.target_parameters - 1,
-        rules=architecture.rules,
-        tokens=tokens,
-        tokens_per_parameter=tokens / measured_parameters,
-        training_flops_per_token=flops_per_token,
-        training_flops=tokens * flops_per_token,
-        scaling_law=law.name,
-        predicted_loss=predicted_loss(law, measured_parameters, tokens),
     )
 
 
@@ -201,7 +151,7 @@ def published_peers(parameters: int) -> tuple[PublishedModel, ...]:
 # --- The search ------------------------------------------------------------------------------------------------
 
 
-def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, Shape]]:
+def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, LlamaShape]]:
     """(Penalty, shape) of all within 0.5 % of the target and within the published range of hidden size / layers."""
     log_ratios = [log(model.width_to_depth) for model in published_peers(target)]
     lowest, ideal, highest = min(log_ratios), fsum(log_ratios) / len(log_ratios), max(log_ratios)
@@ -220,11 +170,11 @@ def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, Shape]]:
             yield penalty, msgspec.structs.replace(shape, layers=layers)
 
 
-def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_ratio: float) -> Iterator[Shape]:
+def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_ratio: float) -> Iterator[LlamaShape]:
     """The widths to try, without their depth: those that come near the published hidden size / layers."""
     for hidden_size in _hidden_sizes():
         groups, *fewer_groups = _key_value_heads(hidden_size // HEAD_DIM)
-        shape = Shape(
+        shape = LlamaShape(
             hidden_size=hidden_size,
             intermediate_size=round(SWIGLU_RATIO * hidden_size),
             num_key_value_heads=groups,
@@ -238,7 +188,7 @@ def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_rati
         for intermediate_size in _swiglu_widths(hidden_size):
             for num_key_value_heads in (groups, *fewer_groups):
                 for vocab_size in tier.vocab_sizes:
-                    yield Shape(
+                    yield LlamaShape(
                         hidden_size=hidden_size,
                         intermediate_size=intermediate_size,
                         num_key_value_heads=num_key_value_heads,
@@ -246,10 +196,12 @@ def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_rati
                     )
 
 
-def _fill(shape: Shape, target: int, tier: Tier) -> tuple[int, int]:
+def _fill(shape: LlamaShape, target: int, tier: Tier) -> tuple[int, int]:
     """(Layers, parameters): the whole number of layers that brings the shape nearest to the target."""
-    model = _model_spec(shape, tier)
-    first, further = count_parameters(model).total, count_parameters(model.layer_runs[0].layer).total
+    first, second = (
+        count_by_formula(_model_spec(msgspec.structs.replace(shape, layers=layers), tier)).total for layers in (1, 2)
+    )
+    further = second - first
     further_layers = max(0, round((target - first) / further))
     return 1 + further_layers, first + further_layers * further
 
@@ -275,7 +227,7 @@ def _key_value_heads(heads: int) -> tuple[int, ...]:
     return tuple(groups for groups in range(KEY_VALUE_HEADS, 1, -1) if heads % groups == 0 and heads >= 2 * groups)
 
 
-def _model_spec(shape: Shape, tier: Tier) -> ModelSpec:
+def _model_spec(shape: LlamaShape, tier: Tier) -> ModelSpec:
     """The spec of a Llama-style model, for counting."""
     layer = LayerSpec(
         attention=GroupedQueryAttentionSpec(
@@ -304,7 +256,7 @@ def _model_spec(shape: Shape, tier: Tier) -> ModelSpec:
 # --- What it writes --------------------------------------------------------------------------------------------
 
 
-def _config(shape: Shape, tier: Tier) -> dict[str, object]:
+def _config(shape: LlamaShape, tier: Tier) -> dict[str, object]:
     """The shape as Hugging Face's config.json of a Llama."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -327,7 +279,7 @@ def _config(shape: Shape, tier: Tier) -> dict[str, object]:
     }
 
 
-def _rules(shape: Shape, target: int, tier: Tier) -> tuple[str, ...]:
+def _rules(shape: LlamaShape, target: int, tier: Tier) -> tuple[str, ...]:
     """Every rule with the value it gave here and its source."""
     peers = published_peers(target)
     ratios = [model.width_to_depth for model in peers]

@@ -1,19 +1,66 @@
 """From a budget to a model designed for it, measured, and the tokens that the budget then pays for."""
 
-from counting.analysis import analyze
+from math import ceil
+
+from counting.analysis import Analysis, analyze
 from counting.cost.budget import BudgetPlan
-from counting.cost.design import Design, design_model, resolve_tokens
+from counting.cost.conventions import training_flops_per_token
+from counting.cost.design import Architecture, design_model
+from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
+from counting.setup import Setup
+from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
 
 
+class Design(Architecture, frozen=True, kw_only=True):
+    """An architecture as measured, the tokens that the budget pays for, and the loss that the law predicts."""
+
+    tokens: int
+    tokens_per_parameter: float
+    training_flops_per_token: int
+    training_flops: int  # of all tokens; at most the budget's
+    scaling_law: str
+    predicted_loss: float  # nats per token
+
+
 def design_for_budget(plan: BudgetPlan, name: str) -> Design:
-    """A Llama-style model of about `plan.optimal_parameters`; parameters and FLOPs are those of its modules."""
+    """A Llama-style model of about `plan.optimal_parameters`; parameters and FLOPs are those of its modules.
+
+    It is measured at the positions that its config has. Raises UserError for a size that the design rules do not hold
+    for, and a budget that pays for no token.
+    """
     architecture = design_model(plan.optimal_parameters)
-    analysis = analyze(spec_from_fields(architecture.config, name))
-    return resolve_tokens(
-        architecture,
-        training_flops=plan.training_flops,
-        scaling_law=plan.scaling_law,
-        measured_parameters=analysis.parameters.total,
-        measured_forward_flops=analysis.forward_flops,
+    positions = architecture.config["max_position_embeddings"]
+    assert isinstance(positions, int)
+    analysis = analyze(spec_from_fields(architecture.config, name), Setup(sequence_length=positions), step=False)
+    return resolve_tokens(architecture, analysis, training_flops=plan.training_flops, scaling_law=plan.scaling_law)
+
+
+def resolve_tokens(
+    architecture: Architecture, analysis: Analysis, *, training_flops: float, scaling_law: str
+) -> Design:
+    """The design with D = floor(C / training FLOPs per token), and the loss that the law predicts at (N, D).
+
+    `analysis` is of the architecture. A fraction of a FLOP per token is rounded up, so that the budget
+    `training_flops` is not exceeded.
+    """
+    flops_per_token = ceil(training_flops_per_token(analysis))
+    tokens = affordable_tokens(training_flops, flops_per_token)
+    if not tokens:
+        raise UserError(
+            f"{training_flops:.3g} training FLOPs pay for no token of this model at {flops_per_token:.3g} each"
+        )
+    law, parameters = find_law(scaling_law), analysis.parameters.total
+    return Design(
+        config=architecture.config,
+        parameters=parameters,
+        target_parameters=architecture.target_parameters,
+        relative_error=parameters / architecture.target_parameters - 1,
+        rules=architecture.rules,
+        tokens=tokens,
+        tokens_per_parameter=tokens / parameters,
+        training_flops_per_token=flops_per_token,
+        training_flops=tokens * flops_per_token,
+        scaling_law=law.name,
+        predicted_loss=predicted_loss(law, parameters, tokens),
     )

@@ -10,40 +10,69 @@ is GPU-hours x the board's power limit: an upper bound for the boards, and nothi
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import ceil
+from typing import Literal
 
 import msgspec
 
 from counting.analysis import Analysis
 from counting.cost.budget import SECONDS_PER_HOUR, check_mfu, exactly, priced_gpus
-from counting.cost.conventions import Convention, attention_core, flops_by_convention, trained_parameters, trains_mtp
+from counting.cost.conventions import (
+    Convention,
+    flops_by_convention,
+    main_attention_core,
+    trained_parameters,
+    trains_mtp,
+)
 from counting.cost.hardware import Gpu
-from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION, Optimizer, Precision
-from counting.step_profile import model_states
-from torch_models.errors import ConfigError, UserError
+from counting.recipes import model_states
+from torch_models.errors import ArgumentError
 
 HOURS_PER_DAY = 24
-MFU_RANGE = (0.3, 0.4, 0.5)  # where none is given
+MFU_RANGE = (0.3, 0.4, 0.5)  # assumed where none is given
+
+MfuSource = Literal["given", "assumed", "predicted"]  # published hours give it too
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user decides about a run; either the utilisation or, of a run that took place, its hours."""
+    """What is decided about a run: either the utilisation or, of a run that took place, its hours.
+
+    How a step is run (sequence length, precision, optimiser, multi-token prediction) is the analysis's setup. Raises
+    UserError for a number that cannot be.
+    """
 
     tokens: int
     gpus: tuple[str, ...]
     num_gpus: int | None = None
-    mfus: tuple[float, ...] = MFU_RANGE
+    mfus: tuple[float, ...] | None = None  # one outcome for each; None: a range is assumed
     gpu_hours: float | None = None  # published; decides the MFU
     prices_usd_per_hour: Mapping[str, float] = {}
     global_batch_tokens: int | None = None
-    mtp: bool = True  # train multi-token prediction where the config has it
-    precision: Precision = DEFAULT_PRECISION
-    optimizer: Optimizer = DEFAULT_OPTIMIZER
+
+    def __post_init__(self) -> None:
+        for field in ("tokens", "num_gpus", "global_batch_tokens"):
+            value = getattr(self, field)
+            missing = value is None and field != "tokens"
+            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ArgumentError(field, value, "must be a whole number, at least 1")
+        if self.mfus is not None:
+            if not self.mfus:
+                raise ArgumentError("mfu", "", "give at least one utilisation, or none for a range that is assumed")
+            msgspec.structs.force_setattr(self, "mfus", tuple(check_mfu(mfu) for mfu in self.mfus))
+        if self.gpu_hours is not None:
+            if not 0 < self.gpu_hours < float("inf"):
+                raise ArgumentError("gpu_hours", self.gpu_hours, "must be a number of hours above 0")
+            if self.mfus is not None:
+                raise ArgumentError("gpu_hours", self.gpu_hours, "hours say what the utilisation was: leave out mfu")
+        batch = self.global_batch_tokens
+        if batch is not None and batch > self.tokens:
+            raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({self.tokens})")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The run at one utilisation; what depends on the number of GPUs is None where none was given."""
 
     mfu: float  # under the model's own count
+    mfu_source: MfuSource
     gpu_hours: float
     cost_usd: float
     energy_mwh: float | None  # None where the board's power is not known
@@ -98,84 +127,93 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuRun, ...]
 
 
-def plan_run(analysis: Analysis, plan: RunPlan) -> TrainingRun:
-    """The run of `plan` for the model of `analysis`.
+def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ...] = MFU_RANGE) -> TrainingRun:
+    """The run of `plan` for the model of `analysis`, at `assumed_mfus` where it says neither utilisation nor hours.
 
-    Raises UserError for an unknown GPU, the same one twice, one without a price, an MFU above 1 or as good as 0, a
-    batch beyond the tokens or below one sequence, and hours in which no such GPU could have done the work.
+    Raises UserError for an unknown GPU, the same one twice, one without a price, a batch below one sequence, and hours
+    in which no such GPU could have done the work.
     """
-    if plan.global_batch_tokens is not None and plan.global_batch_tokens > plan.tokens:
-        raise ConfigError("global_batch_tokens", plan.global_batch_tokens, f"must be at most tokens ({plan.tokens})")
-    sequence_length = analysis.conventions.sequence_length
+    setup, sequence_length = analysis.setup, analysis.sequence_length
     if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
-        rule = f"must be at least one sequence of {analysis.name}, {sequence_length} tokens; --seq_len sets its length"
+        rule = f"must be at least one sequence of {analysis.name}, {sequence_length} tokens"
         field = "tokens" if plan.tokens < sequence_length else "global_batch_tokens"
-        raise ConfigError(field, getattr(plan, field), rule)
-    per_token = flops_by_convention(analysis, plan.mtp)
-    states = model_state_bytes(analysis, plan.precision, plan.optimizer, plan.mtp)
-    conventions = analysis.conventions
+        raise ArgumentError(field, getattr(plan, field), rule)
+    assert setup.sequence_length_source is not None
+    per_token = flops_by_convention(analysis)
+    states = model_state_bytes(analysis)
     return TrainingRun(
         model=analysis.name,
-        sequence_length=conventions.sequence_length,
-        sequence_length_source=conventions.sequence_length_source,
+        sequence_length=sequence_length,
+        sequence_length_source=setup.sequence_length_source,
         tokens=plan.tokens,
         total_parameters=analysis.parameters.total,
         active_parameters=analysis.parameters.active,
-        mtp_trained=trains_mtp(analysis, plan.mtp),
+        mtp_trained=trains_mtp(analysis),
         training_flops_per_token=ceil(per_token["own"]),
-        attention_core_share=attention_core(analysis).as_run / analysis.forward_flops,
+        attention_core_share=main_attention_core(analysis).as_run / analysis.forward_flops,
         training_flops=ceil(per_token["own"] * plan.tokens),
         global_batch_tokens=plan.global_batch_tokens,
         steps=None if plan.global_batch_tokens is None else ceil(Fraction(plan.tokens, plan.global_batch_tokens)),
         published_gpu_hours=plan.gpu_hours,
-        precision=plan.precision.name,
-        optimizer=plan.optimizer.name,
+        precision=setup.precision,
+        optimizer=setup.optimizer,
         model_state_bytes=states,
         gpus=tuple(
-            _on_gpu(gpu, price, plan, per_token, states)
+            _on_gpu(gpu, price, plan, assumed_mfus, per_token, states, setup.precision)
             for gpu, price in priced_gpus(plan.gpus, plan.prices_usd_per_hour)
         ),
     )
 
 
-def model_state_bytes(analysis: Analysis, precision: Precision, optimizer: Optimizer, mtp: bool = True) -> int:
+def model_state_bytes(analysis: Analysis) -> int:
     """Parameters, gradients, master copy and moments of everything that is trained, unsharded."""
-    parameters = analysis.parameters
-    linear_weights = parameters.linear_weights + (parameters.mtp_linear_weights if mtp else 0)
-    return model_states(trained_parameters(analysis, mtp), linear_weights, precision, optimizer).total
+    parameters, setup = analysis.parameters, analysis.setup
+    linear_weights = parameters.linear_weights + trains_mtp(analysis) * parameters.mtp_linear_weights
+    trained = trained_parameters(analysis)
+    return model_states(trained, linear_weights, setup.precision_recipe, setup.optimizer_recipe).total
 
 
 def _on_gpu(
-    gpu: Gpu, price: float, plan: RunPlan, per_token: Mapping[Convention, Fraction], state_bytes: int
+    gpu: Gpu,
+    price: float,
+    plan: RunPlan,
+    assumed_mfus: tuple[float, ...],
+    per_token: Mapping[Convention, Fraction],
+    state_bytes: int,
+    precision: str,
 ) -> GpuRun:
     implied: tuple[ImpliedMfu, ...] = ()
+    source: MfuSource = "given"
     if plan.gpu_hours is None:
-        mfus = [exactly(check_mfu(mfu)) for mfu in plan.mfus]
+        if plan.mfus is None:
+            source = "assumed"
+        mfus = [exactly(mfu) for mfu in plan.mfus or assumed_mfus]
         hours = [gpu_hours(per_token["own"] * plan.tokens, gpu, mfu) for mfu in mfus]
     else:
         hours = [exactly(plan.gpu_hours)]
         tokens_per_gpu_second = plan.tokens / (hours[0] * SECONDS_PER_HOUR)
         implied = implied_mfus(per_token, plan.tokens, tokens_per_gpu_second, gpu)
         mfus = [per_token["own"] * tokens_per_gpu_second / gpu.peak_flop_per_s]
-        _refuse_impossible(implied, plan, gpu)
+        _refuse_impossible(implied, plan.gpu_hours, gpu, precision)
     return GpuRun(
         gpu=gpu.name,
         training_dtype=gpu.training_dtype,
         peak_dense_tflop_per_s=gpu.peak_dense_tflop_per_s,
-        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, plan.precision),
+        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, precision),
         price_usd_per_hour=price,
         power_watts=gpu.power_watts,
         num_gpus=plan.num_gpus,
         fewest_gpus=ceil(Fraction(state_bytes, gpu.capacity_bytes)),
-        outcomes=tuple(_outcome(gpu, price, plan, *pair) for pair in zip(mfus, hours, strict=True)),
+        outcomes=tuple(_outcome(gpu, price, plan, source, *pair) for pair in zip(mfus, hours, strict=True)),
         implied_mfu=implied,
     )
 
 
-def _outcome(gpu: Gpu, price: float, plan: RunPlan, mfu: Fraction, hours: Fraction) -> Outcome:
+def _outcome(gpu: Gpu, price: float, plan: RunPlan, source: MfuSource, mfu: Fraction, hours: Fraction) -> Outcome:
     days = None if plan.num_gpus is None else hours / plan.num_gpus / HOURS_PER_DAY
     return Outcome(
         mfu=float(mfu),
+        mfu_source=source,
         gpu_hours=float(hours),
         cost_usd=float(hours * exactly(price)),
         energy_mwh=None if gpu.power_watts is None else float(hours * exactly(gpu.power_watts) / 10**6),
@@ -205,24 +243,25 @@ def implied_mfus(
     )
 
 
-def _attainable_tflop_per_s(gpu: Gpu, precision: Precision) -> float:
+def _attainable_tflop_per_s(gpu: Gpu, precision: str) -> float:
     """The dense peak in the format that a recipe multiplies in; GPUs without FP8 multiply its numbers in 16 bits."""
-    if precision.name == "fp8" and gpu.peak_dense_fp8_tflop_per_s is not None:
+    if precision == "fp8" and gpu.peak_dense_fp8_tflop_per_s is not None:
         return gpu.peak_dense_fp8_tflop_per_s
     return gpu.peak_dense_tflop_per_s
 
 
-def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu) -> None:
+def _refuse_impossible(implied: Sequence[ImpliedMfu], hours: float, gpu: Gpu, precision: str) -> None:
     """Even the convention that counts least needs more than the GPU's peak; of FP8 recipes, more than its FP8 peak."""
     least = min(implied, key=lambda entry: entry.mfu)
-    assert plan.gpu_hours is not None and least.training_flops is not None
-    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, plan.precision)
+    assert least.training_flops is not None
+    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, precision)
     if least.tflop_per_s <= peak:
         return
     dtype = gpu.training_dtype if peak == gpu.peak_dense_tflop_per_s else "fp8"
-    hint = "; if it trained in FP8, give --precision fp8" if least.tflop_per_s <= fp8_peak else ""
-    raise UserError(
-        f"--gpu_hours = {plan.gpu_hours:.12g}: the claim is impossible: {float(least.training_flops):.4g} training "
-        f"FLOPs ({least.convention}, the fewest of all conventions) take {least.tflop_per_s:,.4g} TFLOP/s of each "
-        f"{gpu.name}, whose dense {dtype} peak is {peak:,g}: an MFU of {least.tflop_per_s / peak:.4g}, above 1{hint}"
+    hint = "; if it trained in FP8, say so (precision fp8)" if least.tflop_per_s <= fp8_peak else ""
+    rule = (
+        f"the claim is impossible: {float(least.training_flops):.4g} training FLOPs ({least.convention}, the fewest of "
+        f"all conventions) take {least.tflop_per_s:,.4g} TFLOP/s of each {gpu.name}, whose dense {dtype} peak is "
+        f"{peak:,g}: an MFU of {least.tflop_per_s / peak:.4g}, above 1{hint}"
     )
+    raise ArgumentError("gpu_hours", int(hours) if hours == int(hours) else hours, rule)

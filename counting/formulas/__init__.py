@@ -1,1 +1,1 @@
-"""What a spec says, in closed form and without torch."""
+"""What a spec says without torch: closed forms, one subject a file, and in `memory` a simulation of autograd."""

@@ -1,7 +1,7 @@
 """Forward FLOPs in closed form: one formula per spec type, from the spec alone.
 
-Torch-free and blind to the modules: held against fvcore's trace and torch's dispatch. One multiply-add is 2 FLOPs;
-only matrix multiplications count; attention counts the full S x S square.
+Torch-free; no module is read: the numbers are held against fvcore's trace and torch's dispatch. One multiply-add is
+2 FLOPs; only matrix multiplications count; attention counts the full S x S square.
 
 Legend: B batch, S sequence length, T = B * S tokens, D hidden_size, F intermediate_size, V vocab_size, E experts,
 K experts per token, H query heads, G key/value heads.

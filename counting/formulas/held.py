@@ -38,9 +38,9 @@ FP32 = 4
 INT64 = 8
 INT32 = 4
 
-FLASH_RANDOM_STATE = 24  # bytes: seed and offset of a dropout of 0, which torch's flash attention returns and keeps
-EFFICIENT_RANDOM_STATE = 16  # the same of torch's memory-efficient attention
-EFFICIENT_ROWS = 32  # which rounds its rows of log-sum-exp up to a multiple of this
+FLASH_STATE_BYTES = 24  # bytes: seed and offset of a dropout of 0, which torch's flash attention returns and keeps
+EFFICIENT_STATE_BYTES = 16  # the same of torch's memory-efficient attention
+EFFICIENT_ROWS_MULTIPLE = 32  # which rounds its rows of log-sum-exp up to a multiple of this
 
 
 class ForwardPass(NamedTuple):
@@ -129,7 +129,7 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
         core = _eager_core_held(heads, run, softcap=spec.logit_softcap is not None, sinks=spec.sinks)
     elif run.recompute != "selective":
         ours = spec.window is not None or spec.logit_softcap is not None or spec.sinks
-        core = FP32 * heads * run.tokens + (0 if ours else FLASH_RANDOM_STATE)  # log-sum-exp of each row of scores
+        core = FP32 * heads * run.tokens + (0 if ours else FLASH_STATE_BYTES)  # log-sum-exp of each row of scores
     query = attended = run.width * run.tokens * heads * channels
     key = value = run.width * run.tokens * held_heads * channels
     return x + norms + query + key + value + core + attended
@@ -161,10 +161,10 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     if run.recompute != "selective" and run.kernels == "eager":
         core = _eager_core_held(heads, run)
     elif run.recompute != "selective" and spec.qk_head_dim == spec.v_head_dim:
-        core = FP32 * heads * tokens + FLASH_RANDOM_STATE
+        core = FP32 * heads * tokens + FLASH_STATE_BYTES
     elif run.recompute != "selective":  # flash attention takes values as wide as keys alone
-        rows = -(-tokens // EFFICIENT_ROWS) * EFFICIENT_ROWS
-        core = FP32 * heads * rows + EFFICIENT_RANDOM_STATE
+        rows = -(-tokens // EFFICIENT_ROWS_MULTIPLE) * EFFICIENT_ROWS_MULTIPLE
+        core = FP32 * heads * rows + EFFICIENT_STATE_BYTES
     return x + query_latent + latent + query + key + expanded + core + attended
 
 

@@ -1,4 +1,4 @@
-"""The formulas' word on a whole model, of the type that every witness fills in. Torch-free.
+"""What the formulas say of a whole model, in the type that every witness fills in. Torch-free.
 
 Peaks and transients are not in it: these are simulated (formulas/memory/) and measured.
 """

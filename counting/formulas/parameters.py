@@ -1,6 +1,6 @@
 """Parameters in closed form: one formula per spec type, from the spec alone.
 
-Torch-free and blind to the modules: held against the sizes of the modules' own parameters.
+Torch-free; no module is read: the numbers are held against the sizes of the modules' own parameters.
 
 Legend: D hidden_size, F intermediate_size, V vocab_size, E experts, K experts per token, H query heads, G key/value
 heads.

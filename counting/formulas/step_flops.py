@@ -1,6 +1,6 @@
 """FLOPs of one training step in closed form: forward, backward, and what activation checkpointing runs again.
 
-Torch-free and blind to the modules, as flops.py, whose forward pass and legend these formulas take. Looking an
+Torch-free; no module is read, as in flops.py, whose forward pass and legend these formulas take. Looking an
 embedding up, its gradient, norms, softmax and the optimiser multiply no matrices.
 """
 

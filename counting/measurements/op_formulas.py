@@ -26,6 +26,8 @@ aten = torch.ops.aten
 
 TAGS_WITHOUT_PRODUCTS = frozenset({torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy})
 
+FFN_WEIGHTS = 8  # where they begin among the arguments of a whole encoder layer, counted after the output projection
+
 
 def op_flops(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, out: Any) -> int:
     """FLOPs of `out = function(*args, **kwargs)`, one dispatched op; 0 for what multiplies no matrices.
@@ -197,6 +199,32 @@ def _convolution_backward(
     return 2 * x[0] * prod(points) * prod(weight) * sum(output_mask[:2])
 
 
+def _attention_block(
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    embed_dim: int,
+    heads: int,
+    qkv_weight: Shape,
+    qkv_bias: Shape,
+    out_weight: Shape,
+    *_: object,
+    **__: object,
+) -> int:
+    """`nn.MultiheadAttention` of (B, S, E) in one op, as it runs without gradients: four projections and the core."""
+    del key, value, embed_dim, heads, qkv_bias
+    return 2 * prod(query[:-1]) * (prod(qkv_weight) + prod(out_weight)) + 4 * prod(query) * query[1]
+
+
+def _encoder_layer(
+    x: Shape, embed_dim: int, heads: int, qkv_weight: Shape, qkv_bias: Shape, out_weight: Shape, *rest: Any, **_: object
+) -> int:
+    """`nn.TransformerEncoderLayer` of (B, S, E) in one op, as it runs without gradients."""
+    up, down = rest[FFN_WEIGHTS], rest[FFN_WEIGHTS + 2]
+    block = _attention_block(x, x, x, embed_dim, heads, qkv_weight, qkv_bias, out_weight)
+    return int(block + 2 * prod(x[:-1]) * (prod(up) + prod(down)))
+
+
 # Formulas of the shapes of an op's tensors and its other arguments, and of its outputs as `out_shape`; before torch's.
 OP_FORMULAS: dict[Any, Callable[..., int]] = {
     aten._grouped_mm: grouped_product,
@@ -222,6 +250,8 @@ OP_FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._scaled_dot_product_fused_attention_overrideable: _attention,
     aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward,
+    aten._native_multi_head_attention: _attention_block,
+    aten._transformer_encoder_layer_fwd: _encoder_layer,
     torch.ops.model_training_cost.flash_attention: _banded_attention,
     torch.ops.model_training_cost.flash_attention_backward: _banded_attention_backward,
 }

@@ -117,7 +117,9 @@ def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parame
     token_ids, labels = (
         torch.empty(setup.micro_batch_size, setup.sequence_length, dtype=torch.long, device="meta") for _ in range(2)
     )
-    tables = model.model.rotary_tables(token_ids)
+    run = [spec for spec, _ in probe.groups] + (list(probe.spec.mtp_layers) if setup.mtp else [])
+    used = {spec.attention.rotary for spec in run}
+    tables = {rotary: made for rotary, made in model.model.rotary_tables(token_ids).items() if rotary in used}
     inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
     existing = [*parameters, *model.buffers(), *mtp_layers.buffers(), *inputs]
 

@@ -17,14 +17,15 @@ from counting.cost.design import design_model
 from counting.cost.hardware import find_gpu
 from counting.cost.run import HOURS_PER_DAY, gpu_hours
 from counting.published.runs import (
-    Config,
     ExaminedRun,
     LeftOut,
+    OwnConfig,
     PublishedRun,
     examine,
     load_published_runs,
     measure_published,
 )
+from counting.setup import Setup
 from torch_models.fields.config import spec_from_fields
 
 CLAIM = "DeepSeek-V3"
@@ -95,7 +96,7 @@ def examine_claim() -> Claim:
     """The claim with all that follows from it; measures DeepSeek-V3 and two dense models."""
     runs = {run.name: run for run in load_published_runs()}
     run = runs[CLAIM]
-    assert isinstance(run.model, Config) and run.gpu is not None and run.tokens is not None
+    assert isinstance(run.model, OwnConfig) and run.gpu is not None and run.tokens is not None
     assert run.gpu_hours is not None and run.all_gpu_hours is not None and run.num_gpus is not None
     assert run.price_usd_per_hour is not None and run.left_out is not None
     price, hours, gpu = exactly(run.price_usd_per_hour), exactly(run.gpu_hours), find_gpu(run.gpu)
@@ -144,14 +145,15 @@ def _on_gpu(name: str, flops: Fraction, mfu: Fraction) -> OnGpu:
 
 def _models(run: PublishedRun, mfu: Fraction) -> tuple[OfModel, ...]:
     """The claim's model, and dense ones of its total and of its active size."""
-    assert isinstance(run.model, Config) and run.tokens is not None and run.gpu is not None
+    assert isinstance(run.model, OwnConfig) and run.tokens is not None and run.gpu is not None
     assert run.price_usd_per_hour is not None
     itself = measure_published(run.model)
     analyses = {CLAIM: itself}
     for label, parameters in (("total", itself.parameters.total), ("active", itself.parameters.active)):
         config = design_model(parameters).config
         name = f"dense, of its {label} size"
-        analyses[name] = analyze(spec_from_fields(config, name), sequence_length=run.model.sequence_length)
+        setup = Setup(sequence_length=run.model.sequence_length)
+        analyses[name] = analyze(spec_from_fields(config, name), setup, step=False)
     claimed = training_flops_per_token(itself)
     models = []
     for name, analysis in analyses.items():

@@ -16,10 +16,12 @@ import msgspec
 
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import SECONDS_PER_HOUR, exactly
-from counting.cost.conventions import FLOPS_PER_PARAMETER, Convention, flops_by_convention
+from counting.cost.conventions import Convention, flops_by_convention
 from counting.cost.hardware import find_gpu
 from counting.cost.run import HOURS_PER_DAY, ImpliedMfu, implied_mfus
+from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from counting.formulas.kv_cache import kv_cache_bytes_per_token
+from counting.setup import Setup
 from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec
 from torch_models.spec import ModelSpec
@@ -42,7 +44,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of what the file holds."""
 
 
-class Config(Record, frozen=True, kw_only=True, tag_field="type", tag="config"):
+class OwnConfig(Record, frozen=True, kw_only=True, tag_field="type", tag="config"):
     """A model of this project, trained at this sequence length."""
 
     config: str
@@ -57,7 +59,7 @@ class SixN(Record, frozen=True, kw_only=True, tag_field="type", tag="6N"):
 
     def flops_per_token(self) -> Mapping[Convention, Fraction]:
         """6 N."""
-        return {"6N": Fraction(FLOPS_PER_PARAMETER * self.parameters)}
+        return {"6N": Fraction(FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters)}
 
 
 class Palm(Record, frozen=True, kw_only=True, tag_field="type", tag="palm"):
@@ -72,7 +74,7 @@ class Palm(Record, frozen=True, kw_only=True, tag_field="type", tag="palm"):
 
     def flops_per_token(self) -> Mapping[Convention, Fraction]:
         """Without attention, and with it."""
-        matrices = Fraction(FLOPS_PER_PARAMETER * self.parameters)
+        matrices = Fraction(FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters)
         attention = 12 * self.layers * self.heads * self.head_dim * self.sequence_length
         return {"6N": matrices, "6N_full_attention": matrices + attention}
 
@@ -103,7 +105,7 @@ class Stated(Record, frozen=True, kw_only=True):
     at_mfu: float | None = None  # of a time that follows from a utilisation
 
 
-class Phase(Record, frozen=True, kw_only=True):
+class FurtherPhase(Record, frozen=True, kw_only=True):
     """Hours beyond the run itself that the paper adds to the bill."""
 
     phase: str
@@ -122,7 +124,7 @@ class PublishedRun(Record, frozen=True, kw_only=True):
 
     name: str
     source: str
-    model: Config | SixN | Palm | GptBlock
+    model: OwnConfig | SixN | Palm | GptBlock
     gpu: str | None = None
     num_gpus: int | None = None
     tokens: int | None = None
@@ -131,7 +133,7 @@ class PublishedRun(Record, frozen=True, kw_only=True):
     tokens_per_step: int | None = None
     seconds_per_step: float | None = None
     price_usd_per_hour: float | None = None
-    further_hours: tuple[Phase, ...] = ()
+    further_hours: tuple[FurtherPhase, ...] = ()
     left_out: LeftOut | None = None
     stated: tuple[Stated, ...] = ()
     note: str | None = None
@@ -203,7 +205,7 @@ def examine_published_runs() -> tuple[ExaminedRun, ...]:
 def examine(run: PublishedRun) -> ExaminedRun:
     """One published run: its FLOPs under each convention, the MFU its hours imply, and its stated figures redone."""
     spec: ModelSpec | None = None
-    if isinstance(run.model, Config):
+    if isinstance(run.model, OwnConfig):
         spec = read_spec(run.model.config)
         flops_per_token = flops_by_convention(measure_published(run.model))
         counted_by = "measured"
@@ -218,7 +220,7 @@ def examine(run: PublishedRun) -> ExaminedRun:
         name=run.name,
         source=run.source,
         counted_by=counted_by,
-        config=run.model.config if isinstance(run.model, Config) else None,
+        config=run.model.config if isinstance(run.model, OwnConfig) else None,
         sequence_length=None if isinstance(run.model, SixN) else run.model.sequence_length,
         gpu=run.gpu,
         num_gpus=run.num_gpus,
@@ -232,9 +234,9 @@ def examine(run: PublishedRun) -> ExaminedRun:
 
 
 @cache
-def measure_published(model: Config) -> Analysis:
+def measure_published(model: OwnConfig) -> Analysis:
     """The model as analysed at the sequence length it was trained at."""
-    return analyze(model.config, sequence_length=model.sequence_length)
+    return analyze(model.config, Setup(sequence_length=model.sequence_length), step=False)
 
 
 def _figure(

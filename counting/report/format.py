@@ -51,6 +51,11 @@ def optional(value: float | None, places: int = 0) -> str:
     return NONE if value is None else f"{value:,.{places}f}"
 
 
+def length_source(source: str | None) -> str:
+    """Who says how long a sequence is: whoever gave it, or a field of the config."""
+    return "given" if source == "given" else f"from {source}"
+
+
 # --- Tables ----------------------------------------------------------------------------------------------------
 
 

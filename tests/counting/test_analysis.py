@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from counting.analysis import Analysis, analyze
+from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import UserError, build
 from torch_models.fields.config import spec_from_fields
@@ -18,9 +19,8 @@ SPECS = {"llama": spec_from_fields(LLAMA, "small"), "deepseek_v3": spec_from_fie
 @pytest.mark.parametrize("kernels", ["fused", "eager"])
 @pytest.mark.parametrize("family", SPECS)
 def test_lossless_to_json_and_consistent(family: str, kernels: Any) -> None:
-    analysis = analyze(SPECS[family], kernels=kernels)
+    analysis = analyze(SPECS[family], Setup(kernels=kernels))
     assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
-    assert analysis.agreement.ok
     assert analysis.parameters.total == sum(analysis.parameters.by_component.values())
     assert analysis.parameters.by_component["positional_embedding"] == 0
     assert analysis.forward_flops == sum(analysis.forward_flops_by_component.values())
@@ -34,20 +34,20 @@ def test_lossless_to_json_and_consistent(family: str, kernels: Any) -> None:
 
 
 def test_the_sequence_length_given_wins() -> None:
-    own, given = analyze(SPECS["llama"]), analyze(SPECS["llama"], sequence_length=16)
-    assert (own.conventions.sequence_length, own.conventions.sequence_length_source) == (64, "max_position_embeddings")
-    assert (given.conventions.sequence_length, given.conventions.sequence_length_source) == (16, "seq_len")
+    own, given = analyze(SPECS["llama"]), analyze(SPECS["llama"], Setup(sequence_length=16))
+    assert (own.setup.sequence_length, own.setup.sequence_length_source) == (64, "max_position_embeddings")
+    assert (given.setup.sequence_length, given.setup.sequence_length_source) == (16, "given")
 
 
 @pytest.mark.parametrize("length", [0, -1, 2**24 + 1, True, 1.5, "16"])
 def test_a_sequence_length_that_cannot_be(length: Any) -> None:
-    with pytest.raises(ValueError, match=r"seq_len = .*: must be a whole number of tokens from 1 to 16777216"):
-        analyze(SPECS["llama"], sequence_length=length)
+    with pytest.raises(ValueError, match=r"sequence_length = .*: must be a whole number of tokens from 1 to 16777216"):
+        Setup(sequence_length=length)
 
 
 def test_unknown_kernels() -> None:
     with pytest.raises(ValueError, match="kernels = 'flash': must be one of fused, eager"):
-        analyze(SPECS["llama"], kernels="flash")  # type: ignore[arg-type]
+        Setup(kernels="flash")  # type: ignore[arg-type]
 
 
 def test_the_largest_sizes_do_not_overflow() -> None:
@@ -59,8 +59,7 @@ def test_the_largest_sizes_do_not_overflow() -> None:
         "vocab_size": 2**24,
         "num_hidden_layers": 100_000,
     }
-    analysis = analyze(spec_from_fields(fields, "absurd"), sequence_length=2**24, kernels="eager")
-    assert analysis.agreement.ok
+    analysis = analyze(spec_from_fields(fields, "absurd"), Setup(sequence_length=2**24, kernels="eager"))
     assert analysis.forward_flops > 2**80  # far beyond 64 bits
     assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
 
@@ -73,7 +72,7 @@ def test_main_layer() -> None:
 
 def test_windows_are_followed_and_the_full_figure_stands_beside() -> None:
     """Mistral-7B at twice its window of 4096: the band is half the square, and causally three eighths."""
-    analysis = analyze("mistral_7b_config.json", sequence_length=8192)
+    analysis = analyze("mistral_7b_config.json", Setup(sequence_length=8192))
     (layer,) = analysis.layers
     square = 4 * 8192**2 * 4096  # scores and values, 2 FLOPs each, 32 heads of 128 channels
     assert layer.kind == "dense_window_4096"
@@ -81,9 +80,9 @@ def test_windows_are_followed_and_the_full_figure_stands_beside() -> None:
     assert layer.attention_core_flops.as_run == square // 2
     assert layer.attention_core_flops.causal == square * 3 // 8
     assert layer.forward_flops_full_attention - layer.forward_flops == square // 2
-    within = analyze("mistral_7b_config.json", sequence_length=4096).layers[0]
+    within = analyze("mistral_7b_config.json", Setup(sequence_length=4096)).layers[0]
     assert within.forward_flops == within.forward_flops_full_attention
-    eager = analyze("mistral_7b_config.json", sequence_length=8192, kernels="eager").layers[0]
+    eager = analyze("mistral_7b_config.json", Setup(sequence_length=8192, kernels="eager")).layers[0]
     assert eager.forward_flops == layer.forward_flops_full_attention
 
 

@@ -6,6 +6,7 @@ from math import ceil
 import pytest
 
 from counting.analysis import Analysis, analyze
+from counting.setup import Setup
 from model_training_cost_analysis import (
     get_optimal_N_D_from_cost,
     model_training_cost_analysis_deepseek,
@@ -25,7 +26,7 @@ def llama() -> Analysis:
 
 @pytest.fixture(scope="module")
 def deepseek_4096() -> Analysis:
-    return analyze(DEEPSEEK, sequence_length=4096)
+    return analyze(DEEPSEEK, Setup(sequence_length=4096))
 
 
 def test_llama_7b_parameters(llama: Analysis) -> None:
@@ -42,8 +43,8 @@ def test_llama_7b_layer_flops(llama: Analysis) -> None:
     assert 2048 * (8 * 4096**2 + 6 * 4096 * 11008 + 4 * 2048 * 4096) == 897_648_164_864
     assert layer.forward_flops == 897_648_164_864
     assert layer.forward_flops_causal == 863_288_426_496
-    assert llama.conventions.sequence_length == 2048
-    assert llama.conventions.sequence_length_source == "max_sequence_length"
+    assert llama.setup.sequence_length == 2048
+    assert llama.setup.sequence_length_source == "max_sequence_length"
 
 
 def test_llama_7b_layer_weights(llama: Analysis) -> None:
@@ -63,8 +64,8 @@ def test_llama_3_8b_parameters_and_layer_flops() -> None:
     analysis = analyze(LLAMA_3)
     (layer,) = analysis.layers
     assert analysis.parameters.total == 8_030_261_248  # also the published checkpoint's total
-    assert analysis.conventions.sequence_length == 8192
-    assert analysis.conventions.sequence_length_source == "max_position_embeddings"
+    assert analysis.setup.sequence_length == 8192
+    assert analysis.setup.sequence_length_source == "max_position_embeddings"
     assert layer.forward_flops == 4_672_924_418_048
     assert layer.forward_flops_causal == 4_123_168_604_160
 
@@ -126,7 +127,7 @@ def test_deepseek_v3_checkpoint_total(deepseek_4096: Analysis) -> None:
     ],
 )
 def test_deepseek_v3_layer_flops(sequence_length: int, dense: int, moe: int) -> None:
-    layers = analyze(DEEPSEEK, sequence_length=sequence_length).layers
+    layers = analyze(DEEPSEEK, Setup(sequence_length=sequence_length), step=False).layers
     assert [(layer.kind, layer.count, layer.forward_flops) for layer in layers] == [
         ("dense", 3, dense),
         ("moe", 58, moe),
@@ -139,14 +140,14 @@ def test_deepseek_v3_dense_and_moe_layers_differ_by_the_router_alone(deepseek_40
 
 
 def test_deepseek_v3_whole_forward() -> None:
-    analysis = analyze(DEEPSEEK, sequence_length=2048)
+    analysis = analyze(DEEPSEEK, Setup(sequence_length=2048), step=False)
     assert round(Decimal(analysis.forward_flops) / 10**12, 4) == Decimal("170.9738")
     assert round(Decimal(analysis.forward_flops_causal) / 10**12, 3) == Decimal("160.494")
 
 
 def test_deepseek_v3_config_is_for_163840_tokens() -> None:
-    conventions = analyze(DEEPSEEK).conventions
-    assert (conventions.sequence_length, conventions.sequence_length_source) == (163_840, "max_position_embeddings")
+    setup = analyze(DEEPSEEK, step=False).setup
+    assert (setup.sequence_length, setup.sequence_length_source) == (163_840, "max_position_embeddings")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from counting.formulas.memory.operations import (
     unary,
     without_last,
 )
-from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, Leaf, Results, Size, Tape
+from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Leaf, Size, Tape
 from torch_models.spec import (
     AttentionSpec,
     GroupedQueryAttentionSpec,
@@ -159,7 +159,7 @@ def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value
     )
     sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         return [*tape.born(*sizes), *([] if sinks else [None])]
 
     tape.record([out], [query, key, value, sinks], [query, key, value, out, logsumexps, states], derive)

@@ -11,7 +11,7 @@ from counting.formulas.memory.operations import (
     square,
     unary,
 )
-from counting.formulas.memory.tape import SINGLE, Array, Gradients, Leaf, Results, Tape
+from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Leaf, Tape
 from torch_models.spec import GatedMLPSpec, Kernels
 
 
@@ -49,7 +49,7 @@ def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool)
     out = tape.like(of_x)
     del copied
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         copied = without_gaps()
         x_gradient = tape.like(of_x)
         del copied

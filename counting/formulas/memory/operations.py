@@ -6,7 +6,18 @@ derivatives are those of tools/autograd/derivatives.yaml in torch's source; the 
 decide a peak, is that of its generated code.
 """
 
-from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, Leaf, Results, Size, Storage, Tape, TooLarge
+from counting.formulas.memory.tape import (
+    BOOL,
+    SINGLE,
+    Array,
+    Gradients,
+    InputGradients,
+    Leaf,
+    Size,
+    Storage,
+    Tape,
+    TooLarge,
+)
 
 Operand = Array | Leaf
 
@@ -41,7 +52,7 @@ def linear(
     sizes = x.size, weight.size, None if bias is None else bias.size
     out = tape.new(tokens * outputs, x.size.width)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         of_x, of_weight, of_bias = sizes
         bias_gradient = None
         if of_bias is None:
@@ -61,7 +72,7 @@ def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, experts: i
     of_rows, of_weight = rows.size, weight.size
     out = tape.new(count * outputs, rows.size.width)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         weight_gradient = tape.like(of_weight)
         return [tape.like(of_rows), weight_gradient]
 
@@ -74,7 +85,7 @@ def batched_product(tape: Tape, left: Array, right: Array, outputs: int) -> Arra
     of_left, of_right = left.size, right.size
     out = tape.new(outputs, left.size.width)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         right_gradient = tape.like(of_right)
         return [tape.like(of_left), right_gradient]
 
@@ -93,7 +104,7 @@ def multiply(tape: Tape, x: Array, factor: Operand, *, vector: bool = False) -> 
     whole, of_factor = x.size, factor.size
     out = tape.like(whole)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         x_gradient, factor_gradient = tape.like(whole), tape.like(whole)
         if vector or of_factor.numel < whole.numel:
             return [x_gradient, TooLarge(factor_gradient, of_factor)]
@@ -108,7 +119,7 @@ def divide(tape: Tape, x: Array, divisor: Array) -> Array:
     whole, of_divisor = x.size, divisor.size
     out = tape.like(whole)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         quotient = tape.like(whole)
         again, negative = tape.like(whole), tape.like(whole)
         divisor_gradient = tape.like(whole)
@@ -140,7 +151,7 @@ def add(tape: Tape, left: Array, right: Array) -> Array:
     """The sum of two of one size; both get the gradient itself."""
     out = tape.like(left.size)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         return [first(gradients).again(), first(gradients).again()]
 
     tape.record([out], [left, right], [], derive)
@@ -151,7 +162,7 @@ def subtract(tape: Tape, left: Array, right: Array) -> Array:
     """The difference of two of one size."""
     out = tape.like(left.size)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         return [first(gradients).again(), tape.like(first(gradients).size)]
 
     tape.record([out], [left, right], [], derive)
@@ -190,7 +201,7 @@ def clamp(tape: Tape, x: Array, *, bounds: int) -> Array:
     size = x.size
     out = tape.like(size)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         zero = tape.new(1, size.width)
         compared = [tape.new(size.numel, BOOL) for _ in range(bounds)]
         gradient = tape.like(size)
@@ -225,7 +236,7 @@ def square(tape: Tape, x: Array) -> Array:
     size = x.size
     out = tape.like(size)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         power = tape.like(size)
         doubled = tape.like(size)
         gradient = tape.like(size)
@@ -241,7 +252,7 @@ def inverse_root(tape: Tape, x: Array) -> Array:
     size = x.size
     out = tape.like(size)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         power = tape.like(size)
         halved = tape.like(size)
         gradient = tape.like(size)
@@ -299,7 +310,7 @@ def reordered(tape: Tape, x: Array, *, copied: bool) -> Array:
     size = x.size
     out = x.view()
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         return [tape.like(size) if copied else first(gradients).view()]
 
     tape.record([out], [x], [], derive)
@@ -338,7 +349,7 @@ def rows_of(tape: Tape, x: Operand, indices: Array, numel: int) -> Array:
     size = x.size
     out = tape.new(numel, size.width)
 
-    def derive(gradients: Gradients) -> Results:
+    def derive(gradients: Gradients) -> InputGradients:
         zeros = tape.like(size)
         gradient = tape.like(size)
         del zeros

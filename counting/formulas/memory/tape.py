@@ -84,8 +84,8 @@ class TooLarge(NamedTuple):
 
 
 Gradients = list[Array | None]
-Results = list[Array | TooLarge | None]
-Derive = Callable[[Gradients], Results]  # gradients of an operation's outputs -> those of its inputs, just born
+InputGradients = list[Array | TooLarge | None]
+Derive = Callable[[Gradients], InputGradients]  # gradients of an operation's outputs -> those of its inputs, just born
 
 
 class Operation:

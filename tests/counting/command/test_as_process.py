@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model_training_cost_analysis import VERSION
+from counting.command.flags import VERSION
 
 SCRIPT = Path(__file__).resolve().parents[3] / "model_training_cost_analysis.py"
 
@@ -95,7 +95,8 @@ def test_head_has_seen_enough(tmp_path: Path) -> None:
 
 
 def test_no_cycles_are_collected(tmp_path: Path) -> None:
-    code = "import gc, model_training_cost_analysis as m; m.main = lambda: print(gc.isenabled()) or 0; m.command()"
+    code = "import gc; from counting.command import start_up; start_up.main = lambda: print(gc.isenabled()) or 0; "
+    code += "start_up.command()"
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=60)

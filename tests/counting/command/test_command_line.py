@@ -45,22 +45,33 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
     configs = ["llama_7b_config.json", "deepseek_v3_config.json"]
     assert main(["--json", "--model_config", *configs, "--seq_len", "2048", "--training_budget", "5e6"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document.keys() == {"schema_version", "analyses", "runs", "comparison", "budget", "published", "claim"}
-    assert (document["runs"], document["comparison"], document["published"], document["claim"]) == (
-        [],
-        None,
-        None,
-        None,
-    )
-    assert document["schema_version"] == 1
+    asked_for = {"schema_version", "analyses", "budget"}
+    not_asked_for = {"plan": None, "comparison": None, "fit": None, "published": None, "claim": None}
+    assert document.keys() == {*asked_for, *not_asked_for, "runs", "warnings"}
+    assert {key: document[key] for key in not_asked_for} == not_asked_for
+    assert (document["runs"], document["warnings"]) == ([], [])
+    assert document["schema_version"] == 2
     assert [analysis["name"] for analysis in document["analyses"]] == ["llama_7b", "deepseek_v3"]
 
     deepseek = document["analyses"][1]
     assert deepseek["model_type"] == "deepseek_v3"
-    conventions = deepseek["conventions"]
-    assert conventions["sequence_length"] == 2048
-    assert conventions["sequence_length_source"] == "seq_len"
-    assert (conventions["batch_size"], conventions["dtype"], conventions["kernels"]) == (1, "float16", "fused")
+    assert deepseek["setup"] == {
+        "sequence_length": 2048,
+        "sequence_length_source": "given",
+        "micro_batch_size": 1,
+        "micro_batches": 1,
+        "kernels": "fused",
+        "recompute": "none",
+        "precision": "mixed",
+        "optimizer": "adamw",
+        "mtp": True,
+        "loss_chunk": None,
+        "execution": "eager",
+        "clip_gradients": False,
+        "zero_gradients": "none",
+        "measured_dtype": "bfloat16",
+    }
+    assert document["analyses"][0]["setup"] == deepseek["setup"] | {"mtp": False}
     parameters = deepseek["parameters"]
     assert parameters["total"] == sum(parameters["by_component"].values()) == 671_026_404_352
     for key in ("active", "active_without_embedding", "mtp", "router_correction_bias"):
@@ -72,9 +83,11 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
             assert isinstance(layer[key], int)
     in_layers = sum(layer["count"] * layer["forward_flops"] for layer in deepseek["layers"])
     assert deepseek["forward_flops"] == in_layers + deepseek["forward_flops_by_component"]["lm_head"]
-    assert deepseek["agreement"]["ok"] is True
-    assert all(check["measured"] == check["analytic"] for check in deepseek["agreement"]["checks"])
-    assert {"quantity", "scope", "component", "measured", "analytic"} == deepseek["agreement"]["checks"][0].keys()
+    assert {"numel", "trace", "dispatch", "formula", "simulation"} == set(deepseek["agreement"]["witnesses"])
+    for check in deepseek["agreement"]["checks"]:
+        assert check.keys() == {"quantity", "scope", "component", "values"}
+        assert check["values"].keys() <= set(deepseek["agreement"]["witnesses"])
+        assert len(set(check["values"].values())) == 1
 
     budget = document["budget"]
     assert budget["best_gpu"] == "A100"
@@ -99,7 +112,7 @@ def test_json_without_a_budget(capsys: pytest.CaptureFixture[str], folder: Path)
     document = json.loads(capsys.readouterr().out)
     assert document["budget"] is None
     assert document["analyses"][0]["name"] == "tiny"
-    assert document["analyses"][0]["conventions"]["sequence_length_source"] == "max_position_embeddings"
+    assert document["analyses"][0]["setup"]["sequence_length_source"] == "max_position_embeddings"
 
 
 def test_several_models_name_themselves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +166,7 @@ def test_design_is_written_and_can_be_analysed(capsys: pytest.CaptureFixture[str
     assert parameters == design["parameters"]
     assert abs(parameters / budget["optimal_parameters"] - 1) < 0.005
     # The budget is met: one token more would exceed it.
-    per_token = -(-3 * analysis["forward_flops"] // analysis["conventions"]["sequence_length"])
+    per_token = -(-3 * analysis["forward_flops"] // analysis["setup"]["sequence_length"])
     assert design["training_flops_per_token"] == per_token
     assert design["tokens"] * per_token == design["training_flops"] <= budget["training_flops"]
     assert (design["tokens"] + 1) * per_token > budget["training_flops"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from counting.counts import Counts
-from counting.formulas import flops as analytic
+from counting.formulas import parameters as formulas
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.spec import GatedMLPSpec
@@ -20,31 +20,32 @@ BAD_COMMANDS = {
     "--model_config .": "must be a file of JSON, but is a folder",
     "--model_config bad.json": "bad.json: num_experts_per_tok = 17: must be at most the number of experts (16)",
     "--model_config": "argument --model_config: expected at least one argument",
-    "--model_config llama_7b --seq_len 0": "seq_len = 0: must be a whole number of tokens from 1 to 16777216",
+    "--model_config llama_7b --seq_len 0": "--seq_len = 0: must be a whole number of tokens from 1 to 16777216",
     "--model_config llama_7b --seq_len -5": "--seq_len",
     "--model_config llama_7b --seq_len 4k": "--seq_len = '4k': must be a whole number",
-    "--model_config llama_7b --seq_len 99999999999": "seq_len = 99999999999: must be a whole number of tokens from 1",
+    "--model_config llama_7b --seq_len 99999999999": "--seq_len = 99999999999: must be a whole number of tokens",
     "--model_config llama_7b --kernels flash": "argument --kernels: invalid choice: 'flash'",
     "--model_config llama_7b --gpus A100": "--gpus needs --training_budget",
     "--model_config llama_7b --design x.json": "--design needs --training_budget",
-    "--model_config no_length.json": "max_position_embeddings = null: is missing, and so is max_sequence_length",
+    "--model_config no_length.json": "null: is missing, and so is max_sequence_length; give --seq_len\n",
     "--training_budget abc": "--training_budget = 'abc': must be a number of US dollars",
     "--training_budget -5": "--training_budget",
-    "--training_budget=-5": "training_budget = -5",
-    "--training_budget 0": "training_budget = 0",
-    "--training_budget nan": "training_budget = nan",
-    "--training_budget inf": "training_budget = inf",
-    "--training_budget 1e400": "training_budget = inf",
+    "--training_budget=-5": "--training_budget = -5.0: must be a number of US dollars",
+    "--training_budget 0": "--training_budget = 0.0: must be",
+    "--training_budget nan": "--training_budget = nan: must be",
+    "--training_budget inf": "--training_budget = inf: must be",
+    "--training_budget 1e400": "--training_budget = inf: must be",
     "--training_budget 5000000 --gpus K80": "unknown GPU 'K80': choose from V100",
-    "--training_budget 5000000 --gpus A100,A100": "twice",
-    "--training_budget 5000000 --gpus MI300X": "no price is known for MI300X",
-    "--training_budget 5000000 --gpus=": "must be GPU names separated by commas",
-    "--training_budget 5000000 --mfu 0": "mfu = 0",
-    "--training_budget 5000000 --mfu 1.01": "mfu = 1.01: must be a number from 1e-06 to 1",
+    "--training_budget 5000000 --gpus A100,A100": "--gpus = 'A100,A100': names A100 twice",
+    "--training_budget 5000000 --gpus MI300X": "error: no price is known for MI300X",
+    "--training_budget 5000000 --gpus=": "--gpus = '': must be GPU names separated by commas",
+    "--training_budget 5000000 --mfu 0": "--mfu = 0.0: must be",
+    "--training_budget 5000000 --mfu 1.01": "--mfu = 1.01: must be a number from 1e-06 to 1",
+    "--training_budget 5000000 --optimizer sgd": "--optimizer needs --model_config",
     "--training_budget 5000000 --mfu 40%": "--mfu = '40%'",
-    "--training_budget 5000000 --mfu nan": "mfu = nan",
+    "--training_budget 5000000 --mfu nan": "--mfu = nan: must be",
     "--training_budget 5000000 --scaling_law chinchilla": "unknown scaling law 'chinchilla': choose from course",
-    "--training_budget 5000000 --gpu_prices A100": "must be GPU=price pairs",
+    "--training_budget 5000000 --gpu_prices A100": "--gpu_prices = 'A100': must be GPU=price pairs",
     "--training_budget 5000000 --seq_len 8": "--seq_len needs --model_config",
     "--training_budget 5000000 --force": "--force needs --design",
     "--training_budget 5000000 --num_gpus 8": "--num_gpus needs --tokens",
@@ -55,7 +56,7 @@ BAD_COMMANDS = {
     "--model_config llama_7b --global_batch_tokens 5": "--global_batch_tokens needs --tokens",
     "--model_config llama_7b --tokens 15T": "--tokens needs --gpus: say what to train on",
     "--training_budget 5 --mtp off": "--mtp needs --model_config",
-    "--model_config llama_7b --loss_chunk 1": "llama_7b: loss_chunk = 1: makes 2048 chunks of 2048 tokens, and may",
+    "--model_config llama_7b --loss_chunk 1": "--loss_chunk = 1: makes 2048 chunks of 2048 tokens of llama_7b, and",
     "--model_config llama_7b --mtp on": "--mtp = on: no model here has multi-token prediction",
     "--model_config llama_7b --mtp maybe": "argument --mtp: invalid choice: 'maybe'",
     f"{RUN} --compare": "--compare needs two models or more",
@@ -67,27 +68,31 @@ BAD_COMMANDS = {
     "--model_config llama_7b --tokens 0 --gpus A100": "--tokens = '0': must be",
     "--model_config llama_7b --tokens nan --gpus A100": "--tokens = 'nan': must be",
     "--model_config llama_7b --tokens 15\u212a --gpus A100": r"--tokens = '15\u212a': must be",
-    f"{RUN} --mfu 1e-300": "mfu = 1e-300: must be a number from 1e-06 to 1",
+    f"{RUN} --mfu 1e-300": "--mfu = 1e-300: must be a number from 1e-06 to 1",
     f"{RUN} --mfu \uff10.\uff14": r"--mfu = '\uff10.\uff14': must be a number",
     f"{RUN} --price 1_0": "--price = '1_0': must be a number of US dollars",
-    f"{RUN} --global_batch_tokens 2047": "global_batch_tokens = 2047: must be at least one sequence of llama_7b, 2048",
+    f"{RUN} --global_batch_tokens 2047": "--global_batch_tokens = 2047: must be at least one sequence of llama_7b",
     "--model_config llama_7b --tokens 1T --gpus K80": "unknown GPU 'K80': choose from",
-    "--model_config llama_7b --tokens 1T --gpus A100,a100": "names A100 twice",
-    "--model_config llama_7b --tokens 1T --gpus L4": "no price is known for L4: give one in US dollars per hour",
+    "--model_config llama_7b --tokens 1T --gpus A100,a100": "--gpus = 'A100,A100': names A100 twice",
+    "--model_config llama_7b --tokens 1T --gpus L4": "hour, as --gpu_prices L4=2.50",
     f"{RUN} --price 0": "--price = 0.0: must be a number of US dollars",
     f"{RUN} --price cheap": "--price = 'cheap': must be a number of US dollars",
     f"{RUN} --price 2 --gpu_prices A100=2": "give either --price, for every GPU, or --gpu_prices",
-    f"{RUN} --gpu_prices H100=2": "a price is given for H100, but the GPUs considered are A100",
+    f"{RUN} --gpu_prices H100=2": "--gpu_prices = 'H100': a price is given for H100, but the GPUs considered",
     f"{RUN} --num_gpus 0": "--num_gpus = '0': must be a whole number of GPUs from 1",
     f"{RUN} --num_gpus 1.5": "--num_gpus = '1.5': must be a whole number of GPUs",
-    f"{RUN} --mfu 1.5": "mfu = 1.5: must be a number from 1e-06 to 1",
+    f"{RUN} --mfu 1.5": "--mfu = 1.5: must be a number from 1e-06 to 1",
     f"{RUN} --mfu 0.4 --gpu_hours 1M": "--gpu_hours says what the MFU was: leave out --mfu",
     f"{RUN} --gpu_hours 0": "--gpu_hours = '0': must be a number of hours above 0",
     f"{RUN} --gpu_hours 100": "--gpu_hours = 100: the claim is impossible",
-    f"{RUN} --global_batch_tokens 2T": "global_batch_tokens = 2000000000000: must be at most tokens (1000000000000)",
+    f"{RUN} --global_batch_tokens 2T": "--global_batch_tokens = 2000000000000: must be at most --tokens (10",
     f"{RUN} --global_batch_tokens x": "--global_batch_tokens = 'x': must be a whole number of tokens",
-    f"{RUN} --precision fp4": "unknown precision 'fp4': choose from mixed",
-    f"{RUN} --optimizer lion": "unknown optimizer 'lion': choose from adamw",
+    f"{RUN} --precision fp4": "--precision = 'fp4': is not known: choose from mixed",
+    f"{RUN} --optimizer=": "--optimizer = '': is not known",
+    f"{RUN} --gpu_prices H100=x": "--gpu_prices H100 = 'x': must be a number of US dollars",
+    f"{RUN} --gpu_prices A100=1,a100=2": "--gpu_prices = 'A100=1,a100=2': give the price of A100 once",
+    "--training_budget 5 --scaling_law=": "unknown scaling law ''",
+    f"{RUN} --optimizer lion": "--optimizer = 'lion': is not known: choose from adamw",
     "--model_config deepseek_v3 --training_budget 0.01 --gpus T4 --mfu 1e-6": "do not pay for one token",
     "--budget 5000000": "unrecognized arguments: --budget",
     "--training_budget 5 --design x.json": "x.json",
@@ -119,13 +124,17 @@ def test_a_function_for_one_family_refuses_the_other() -> None:
         model_training_cost_analysis_llama("deepseek_v3_config.json")
 
 
-def test_exit_3_where_module_and_formula_differ(capsys: pytest.CaptureFixture[str]) -> None:
-    right = analytic.parameters.dispatch(GatedMLPSpec)
-    analytic.parameters.register(GatedMLPSpec, lambda spec: right(spec) + Counts(mlp=1))
+def test_exit_3_where_witnesses_disagree(capsys: pytest.CaptureFixture[str]) -> None:
+    right = formulas.parameters.dispatch(GatedMLPSpec)
+    formulas.parameters.register(GatedMLPSpec, lambda spec: right(spec) + Counts(mlp=1))
     try:
         assert main(["--model_config", "llama_7b_config.json", "--json"]) == 3
     finally:
-        analytic.parameters.register(GatedMLPSpec, right)
+        formulas.parameters.register(GatedMLPSpec, right)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "parameters, dense layer, mlp: measured 135,266,304 differs from formula 135,266,305, by -1" in captured.err
+    first, second, *_ = captured.err.splitlines()
+    assert first == "error: witnesses disagree"
+    assert second == (
+        "llama_7b: parameters, dense layer, mlp: numel 135,266,304 differs from formula 135,266,305, by -1"
+    )

@@ -9,17 +9,18 @@ from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.scaling_laws import find_law, optimal_tokens, predicted_loss
+from counting.setup import Setup
 from torch_models.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def llama() -> Analysis:
-    return analyze("llama_7b")
+    return analyze("llama_7b", step=False)
 
 
 @pytest.fixture(scope="module")
 def deepseek() -> Analysis:
-    return analyze("deepseek_v3", sequence_length=4096)
+    return analyze("deepseek_v3", Setup(sequence_length=4096), step=False)
 
 
 def test_a_dense_model(llama: Analysis) -> None:
@@ -39,7 +40,7 @@ def test_a_dense_model(llama: Analysis) -> None:
 
 def test_what_the_law_was_fitted_to_is_no_extrapolation() -> None:
     """A billion parameters, and between 5 and 500 billion tokens."""
-    model = analyze("llama_3_2_1b", sequence_length=2048)
+    model = analyze("llama_3_2_1b", Setup(sequence_length=2048), step=False)
     for budget, within in ((1_000, True), (100, False), (1_000_000, False)):
         spent = spend_on(model, plan_budget(budget))
         assert (5e9 <= spent.tokens <= 500e9) == within
@@ -67,7 +68,8 @@ def test_the_published_hours_train_the_published_tokens(deepseek: Analysis) -> N
 
 def test_mtp_costs_tokens_and_the_law_is_the_plans(deepseek: Analysis) -> None:
     plan = plan_budget(5_000_000, scaling_law="hoffmann-2022")
-    on, off = spend_on(deepseek, plan), spend_on(deepseek, plan, mtp=False)
+    without = analyze("deepseek_v3", Setup(sequence_length=4096, mtp=False), step=False)
+    on, off = spend_on(deepseek, plan), spend_on(without, plan)
     assert on.mtp_trained
     assert not off.mtp_trained
     assert on.tokens < off.tokens
@@ -77,7 +79,7 @@ def test_mtp_costs_tokens_and_the_law_is_the_plans(deepseek: Analysis) -> None:
 
 
 def test_too_little_for_one_token() -> None:
-    long = analyze("deepseek_v3")
+    long = analyze("deepseek_v3", step=False)
     plan = plan_budget(0.01, gpus=["T4"], mfu=1e-6)
     with pytest.raises(UserError, match=r"deepseek_v3: [\d,]+ training FLOPs do not pay for one token \("):
         spend_on(long, plan)

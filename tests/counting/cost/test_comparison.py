@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from counting.analysis import Analysis, analyze
+from counting.cost.budget import DEFAULT_MFU
 from counting.cost.comparison import Comparison, compare
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.run import RunPlan, plan_run
+from counting.setup import Setup
 from torch_models.errors import UserError
 from torch_models.fields.config import read_spec
 from torch_models.spec import MixtureOfExpertsSpec, ModelSpec, runs_of
@@ -18,7 +20,10 @@ PLAN = RunPlan(tokens=15 * 10**12, gpus=("H100",), num_gpus=2048, mfus=(0.4,))
 
 @pytest.fixture(scope="module")
 def analyses() -> list[Analysis]:
-    return [analyze(config, sequence_length=4096) for config in ("deepseek_v3", "llama_3_1_405b", "mixtral_8x7b")]
+    return [
+        analyze(config, Setup(sequence_length=4096), step=False)
+        for config in ("deepseek_v3", "llama_3_1_405b", "mixtral_8x7b")
+    ]
 
 
 def test_each_is_its_own_run(analyses: list[Analysis]) -> None:
@@ -45,7 +50,7 @@ def test_what_routing_saves(analyses: list[Analysis]) -> None:
     assert llama.saved_by_routing == 0
     assert llama.training_flops_per_token_if_dense == llama.training_flops_per_token
     # Mixtral runs 2 of 8 experts: with all of them its own count would be this.
-    dense = analyze(with_all_experts(read_spec("mixtral_8x7b")), sequence_length=4096)
+    dense = analyze(with_all_experts(read_spec("mixtral_8x7b")), Setup(sequence_length=4096), step=False)
     assert mixtral.training_flops_per_token_if_dense * 4096 == 3 * dense.forward_flops
 
 
@@ -70,8 +75,9 @@ def test_lossless_to_json(analyses: list[Analysis]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gpus": ("H100", "B200")}, "--compare needs one GPU, but --gpus names 2: H100, B200"),
-        ({"gpu_hours": 1e6}, "--compare takes no --gpu_hours"),
+        ({"gpus": ("H100", "B200")}, "^gpus = 'H100,B200': a comparison needs one GPU, but 2 are named$"),
+        ({"mfus": None, "gpu_hours": 1e6}, r"^gpu_hours = 1000000\.0: a comparison takes no hours"),
+        ({"mfus": (0.3, 0.4)}, "^mfu = '0.3,0.4': a comparison needs one utilisation, but 2 are given$"),
     ],
 )
 def test_refused(change: dict[str, object], message: str, analyses: list[Analysis]) -> None:
@@ -80,5 +86,22 @@ def test_refused(change: dict[str, object], message: str, analyses: list[Analysi
 
 
 def test_one_model_is_no_comparison(analyses: list[Analysis]) -> None:
-    with pytest.raises(UserError, match="--compare needs two models or more"):
+    with pytest.raises(UserError, match="^analyses = 1: a comparison needs two models or more$"):
         compare(analyses[:1], PLAN)
+
+
+def test_where_no_utilisation_is_given_one_is_assumed(analyses: list[Analysis]) -> None:
+    assumed = compare(analyses, msgspec.structs.replace(PLAN, mfus=None))
+    given = compare(analyses, msgspec.structs.replace(PLAN, mfus=(DEFAULT_MFU,)))
+    assert assumed.mfu == given.mfu == DEFAULT_MFU
+    assert {model.outcome.mfu_source for model in assumed.models} == {"assumed"}
+    assert {model.outcome.mfu_source for model in given.models} == {"given"}
+    costs = [[model.outcome.cost_usd for model in comparison.models] for comparison in (assumed, given)]
+    assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize(("field", "other"), [("precision", "bf16"), ("optimizer", "sgd")])
+def test_models_compared_are_of_one_precision_and_optimiser(field: str, other: str, analyses: list[Analysis]) -> None:
+    setup = Setup(**{"sequence_length": 4096, field: other})
+    with pytest.raises(UserError, match=f"models compared are of one {field}$"):
+        compare([analyses[0], analyze("llama_7b", setup, step=False)], PLAN)

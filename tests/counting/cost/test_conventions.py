@@ -6,16 +6,17 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.cost.conventions import flops_by_convention, trained_parameters, training_flops_per_token
+from counting.setup import Setup
 
 
 @pytest.fixture(scope="module")
 def deepseek() -> Analysis:
-    return analyze("deepseek_v3", sequence_length=4096)
+    return analyze("deepseek_v3", Setup(sequence_length=4096), step=False)
 
 
 def test_llama_7b_by_hand() -> None:
     """N = 6,738,415,616; the embedding is 32,000 x 4096; attention's products 4 S D FLOPs per token and layer."""
-    flops = flops_by_convention(analyze("llama_7b"))
+    flops = flops_by_convention(analyze("llama_7b", step=False))
     core = 3 * 4 * 2048 * 4096 * 32
     assert flops["6N"] == 6 * 6_738_415_616
     assert flops["6N_full_attention"] == 6 * (6_738_415_616 - 32_000 * 4096) + core
@@ -28,25 +29,27 @@ def test_llama_7b_by_hand() -> None:
 @pytest.mark.parametrize(("config", "gflop"), [("deepseek_v3", "250.46"), ("deepseek_v2", "155.31")])
 def test_training_gflop_per_token_of_insights(config: str, gflop: str) -> None:
     """ "Insights into DeepSeek-V3", table 2: 250 and 155, within 0.3 %."""
-    flops = flops_by_convention(analyze(config, sequence_length=4096))["6N_causal_attention"]
+    flops = flops_by_convention(analyze(config, Setup(sequence_length=4096), step=False))["6N_causal_attention"]
     assert f"{float(flops) / 1e9:.2f}" == gflop
     published = {"deepseek_v3": 250, "deepseek_v2": 155}[config]
     assert abs(flops / 10**9 / published - 1) < Fraction(3, 1000)
 
 
 def test_mtp_is_in_the_models_own_count_alone(deepseek: Analysis) -> None:
-    with_mtp, without = flops_by_convention(deepseek), flops_by_convention(deepseek, mtp=False)
+    off = analyze("deepseek_v3", Setup(sequence_length=4096, mtp=False), step=False)
+    with_mtp, without = flops_by_convention(deepseek), flops_by_convention(off)
     assert with_mtp["own"] - without["own"] == Fraction(3 * 14_602_351_935_488, 4096)
     assert {name: with_mtp[name] for name in with_mtp if name != "own"} == {
         name: without[name] for name in without if name != "own"
     }
-    assert trained_parameters(deepseek) - trained_parameters(deepseek, mtp=False) == 11_610_067_968
-    llama = analyze("llama_7b")
-    assert training_flops_per_token(llama, mtp=True) == training_flops_per_token(llama, mtp=False)
+    assert trained_parameters(deepseek) - trained_parameters(off) == 11_610_067_968
+    llama = analyze("llama_7b", step=False)
+    assert training_flops_per_token(llama) == Fraction(3 * llama.forward_flops, 2048)
+    assert trained_parameters(llama) == llama.parameters.total
 
 
 def test_a_tied_embedding_is_the_head_and_multiplies() -> None:
-    analysis = analyze("llama_3_2_1b", sequence_length=1024)
+    analysis = analyze("llama_3_2_1b", Setup(sequence_length=1024), step=False)
     flops = flops_by_convention(analysis)
     assert flops["6N_full_attention"] - flops["6N"] == 2 * (flops["6N_causal_attention"] - flops["6N"]) > 0
     norms = 6 * analysis.parameters.by_component["norm"]
@@ -55,7 +58,7 @@ def test_a_tied_embedding_is_the_head_and_multiplies() -> None:
 
 def test_a_window_shows_in_all_but_full_attention() -> None:
     """Mistral 7B: W = 4096 of S = 8192; per token and layer 4 H head_dim x keys, twice that for backward."""
-    flops = flops_by_convention(analyze("mistral_7b", sequence_length=8192))
+    flops = flops_by_convention(analyze("mistral_7b", Setup(sequence_length=8192), step=False))
     per_key = 3 * 4 * 32 * 128 * 32
     matrices = flops["6N_full_attention"] - per_key * 8192
     assert flops["6N_causal_attention"] - matrices == Fraction(per_key * (2 * 8192 * 4096 - 4096**2), 2 * 8192)
@@ -69,7 +72,7 @@ def test_insights_mfu_to_the_last_digit_without_the_router(deepseek: Analysis) -
     With the router's products, as this project counts them, each comes out 0.2 to 0.3 % higher; without them every
     digit agrees. Multi-token prediction is not counted there: with it the full figure would be above 45 %.
     """
-    flops = flops_by_convention(deepseek, mtp=False)
+    flops = flops_by_convention(deepseek)
     router = 6 * deepseek.parameters.by_component["router"]
     tokens_per_gpu_second = Fraction(15_360 * 4096 * 1000, 19_926 * 2048)
     full, causal = (

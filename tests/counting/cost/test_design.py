@@ -5,13 +5,14 @@ from math import log, prod
 import msgspec
 import pytest
 
+from counting.analysis import Analysis, analyze
 from counting.cost.budget import DEFAULT_GPUS, plan_budget
-from counting.cost.design import Architecture, design_model, published_models, published_peers, resolve_tokens
+from counting.cost.design import Architecture, design_model, published_models, published_peers
+from counting.cost.design_for_budget import design_for_budget, resolve_tokens
 from counting.cost.hardware import load_gpus
 from counting.cost.scaling_laws import LAWS, find_law, predicted_loss
-from counting.formulas.flops import forward_flops
+from counting.setup import Setup
 from torch_models.errors import UserError
-from torch_models.fields.config import spec_from_fields
 
 PRICED = [gpu.name for gpu in load_gpus() if gpu.price_usd_per_hour is not None]
 GPU_SETS = [list(DEFAULT_GPUS), *([name] for name in PRICED)]
@@ -159,15 +160,10 @@ def test_the_budget_is_met_and_not_exceeded(gpus: list[str], budget: float) -> N
     plan = plan_budget(budget, gpus=gpus)
     architecture = design_model(plan.optimal_parameters)
     positions = sizes(architecture)["max_position_embeddings"]
-    flops = forward_flops(spec_from_fields(architecture.config, "designed"), positions, 1).total
-    design = resolve_tokens(
-        architecture,
-        training_flops=plan.training_flops,
-        scaling_law=plan.scaling_law,
-        measured_parameters=architecture.parameters,
-        measured_forward_flops=flops,
-    )
-    assert design.training_flops_per_token * positions == 3 * flops
+    analysis = analyze(architecture.config, Setup(sequence_length=positions), step=False)
+    design = design_for_budget(plan, "designed")
+    assert design.parameters == architecture.parameters == analysis.parameters.total
+    assert design.training_flops_per_token * positions == 3 * analysis.forward_flops
     assert design.training_flops == design.tokens * design.training_flops_per_token
     assert design.training_flops <= plan.training_flops < design.training_flops + design.training_flops_per_token
     assert design.predicted_loss == predicted_loss(find_law("course"), design.parameters, design.tokens)
@@ -175,25 +171,21 @@ def test_the_budget_is_met_and_not_exceeded(gpus: list[str], budget: float) -> N
     assert design.tokens_per_parameter == design.tokens / design.parameters
 
 
-def test_tokens_by_hand_and_measured_parameters_counted() -> None:
-    architecture = msgspec.structs.replace(design_model(10**9), config={"max_position_embeddings": 10})
-    design = resolve_tokens(
-        architecture,
-        training_flops=1000.0,
-        scaling_law="Course",
-        measured_parameters=2 * 10**9,
-        measured_forward_flops=101,  # 303 / 10 tokens: 31 FLOPs per token, rounded up; 1000 / 31 = 32.3
-    )
+@pytest.fixture(scope="module")
+def small() -> Analysis:
+    """Of 2 x 10^9 parameters and 101 FLOPs for 10 tokens, whatever is measured."""
+    analysis = analyze("llama_7b", Setup(sequence_length=10), step=False)
+    parameters = msgspec.structs.replace(analysis.parameters, total=2 * 10**9)
+    return msgspec.structs.replace(analysis, parameters=parameters, forward_flops=101)
+
+
+def test_tokens_by_hand_and_measured_parameters_counted(small: Analysis) -> None:
+    # 3 x 101 / 10 tokens: 31 FLOPs per token, rounded up; 1000 / 31 = 32.3
+    design = resolve_tokens(design_model(10**9), small, training_flops=1000.0, scaling_law="Course")
     assert (design.training_flops_per_token, design.tokens, design.training_flops) == (31, 32, 992)
     assert (design.parameters, design.relative_error, design.scaling_law) == (2 * 10**9, 1.0, "course")
 
 
-def test_a_budget_below_one_token_is_refused() -> None:
-    with pytest.raises(UserError, match=r"10 training FLOPs pay for no token of this model at 6e\+09 each"):
-        resolve_tokens(
-            msgspec.structs.replace(design_model(10**9), config={"max_position_embeddings": 1}),
-            training_flops=10.0,
-            scaling_law="course",
-            measured_parameters=10**9,
-            measured_forward_flops=2 * 10**9,
-        )
+def test_a_budget_below_one_token_is_refused(small: Analysis) -> None:
+    with pytest.raises(UserError, match=r"10 training FLOPs pay for no token of this model at 31 each"):
+        resolve_tokens(design_model(10**9), small, training_flops=10.0, scaling_law="course")

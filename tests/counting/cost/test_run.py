@@ -10,7 +10,7 @@ import pytest
 from counting.analysis import Analysis, analyze
 from counting.cost.hardware import find_gpu
 from counting.cost.run import MFU_RANGE, RunPlan, TrainingRun, model_state_bytes, plan_run
-from counting.recipes import find_optimizer, find_precision
+from counting.setup import Setup
 from torch_models.errors import UserError
 
 LLAMA_FLOPS = Fraction(3 * 29_261_612_187_648, 2048)  # per token, at sequence length 2048
@@ -18,12 +18,12 @@ LLAMA_FLOPS = Fraction(3 * 29_261_612_187_648, 2048)  # per token, at sequence l
 
 @pytest.fixture(scope="module")
 def llama() -> Analysis:
-    return analyze("llama_7b")
+    return analyze("llama_7b", step=False)
 
 
 @pytest.fixture(scope="module")
 def deepseek() -> Analysis:
-    return analyze("deepseek_v3", sequence_length=4096)
+    return analyze("deepseek_v3", Setup(sequence_length=4096), step=False)
 
 
 def test_a_run_by_hand(llama: Analysis) -> None:
@@ -54,6 +54,13 @@ def test_a_row_for_each_gpu_and_a_range_of_utilisation(llama: Analysis) -> None:
     assert run.steps is None
 
 
+def test_who_says_the_utilisation(llama: Analysis) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("A100",))
+    for change, source in (({}, "assumed"), ({"mfus": (0.3, 0.4)}, "given"), ({"gpu_hours": 82_432}, "given")):
+        run = plan_run(llama, msgspec.structs.replace(plan, **change))
+        assert {outcome.mfu_source for outcome in run.gpus[0].outcomes} == {source}
+
+
 def test_no_energy_where_no_power_is_known(llama: Analysis) -> None:
     run = plan_run(llama, RunPlan(tokens=10, gpus=("TPU-v4",), prices_usd_per_hour={"TPU-v4": 3}))
     assert all(outcome.energy_mwh is None for outcome in run.gpus[0].outcomes)
@@ -62,7 +69,7 @@ def test_no_energy_where_no_power_is_known(llama: Analysis) -> None:
 def test_hours_and_mfu_are_each_others_inverse(deepseek: Analysis) -> None:
     plan = RunPlan(tokens=10**12, gpus=("H800",), mfus=(0.4,))
     hours = plan_run(deepseek, plan).gpus[0].outcomes[0].gpu_hours
-    back = plan_run(deepseek, msgspec.structs.replace(plan, gpu_hours=hours)).gpus[0]
+    back = plan_run(deepseek, msgspec.structs.replace(plan, mfus=None, gpu_hours=hours)).gpus[0]
     assert {entry.convention: entry.mfu for entry in back.implied_mfu}["own"] == pytest.approx(0.4, rel=1e-12)
     assert back.outcomes[0].mfu == pytest.approx(0.4, rel=1e-12)
     assert back.outcomes[0].gpu_hours == hours
@@ -83,7 +90,8 @@ def test_implied_mfu_of_deepseek_v3(deepseek: Analysis) -> None:
 
 def test_mtp_is_trained_unless_it_is_off(deepseek: Analysis) -> None:
     plan = RunPlan(tokens=10**12, gpus=("H800",))
-    on, off = (plan_run(deepseek, msgspec.structs.replace(plan, mtp=mtp)) for mtp in (True, False))
+    without = analyze("deepseek_v3", Setup(sequence_length=4096, mtp=False), step=False)
+    on, off = (plan_run(analysis, plan) for analysis in (deepseek, without))
     assert (on.mtp_trained, off.mtp_trained) == (True, False)
     assert on.training_flops - off.training_flops == Fraction(3 * 14_602_351_935_488, 4096) * 10**12
     assert on.model_state_bytes - off.model_state_bytes == 16 * 11_610_067_968
@@ -93,19 +101,20 @@ def test_mtp_is_trained_unless_it_is_off(deepseek: Analysis) -> None:
     ("precision", "optimizer", "per_parameter"),
     [("mixed", "adamw", 16), ("mixed-fp32-gradients", "adamw", 18), ("bf16", "sgd", 4), ("fp32", "muon", 12)],
 )
-def test_model_states(llama: Analysis, precision: str, optimizer: str, per_parameter: int) -> None:
-    states = model_state_bytes(llama, find_precision(precision), find_optimizer(optimizer))
-    assert states == per_parameter * 6_738_415_616
+def test_model_states(precision: str, optimizer: str, per_parameter: int) -> None:
+    llama = analyze("llama_7b", Setup(precision=precision, optimizer=optimizer), step=False)
+    assert model_state_bytes(llama) == per_parameter * 6_738_415_616
 
 
-def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are(deepseek: Analysis) -> None:
-    states = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"))
+def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are() -> None:
+    setup = Setup(sequence_length=4096, precision="fp8")
+    states = model_state_bytes(analyze("deepseek_v3", setup, step=False))
     main_model = 2 * 926_679_040 + 106_430_464 + 1_006_592
     # router, the layer's norms, three of its own, the projection
     prediction = 1_835_008 + 16_384 + 3 * 7_168 + 2 * 7_168**2
     assert states == 13 * (671_026_404_352 + 11_610_067_968) + main_model + prediction
-    without = model_state_bytes(deepseek, find_precision("fp8"), find_optimizer("adamw"), mtp=False)
-    assert without == 13 * 671_026_404_352 + main_model
+    without = analyze("deepseek_v3", msgspec.structs.replace(setup, mtp=False), step=False)
+    assert model_state_bytes(without) == 13 * 671_026_404_352 + main_model
 
 
 def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -> None:
@@ -131,7 +140,7 @@ def test_attention_s_share(llama: Analysis, deepseek: Analysis) -> None:
     assert plan_run(llama, plan).attention_core_share == 32 * 4 * 2048 * 4096 * 2048 / 29_261_612_187_648
     core = 2 * 128 * 4096 * 4096 * (192 + 128) * 61
     assert plan_run(deepseek, plan).attention_core_share == core / 383_866_460_176_384
-    mistral = analyze("mistral_7b", sequence_length=8192)  # beyond its window of 4,096
+    mistral = analyze("mistral_7b", Setup(sequence_length=8192), step=False)  # beyond its window of 4,096
     assert plan_run(mistral, plan).attention_core_share == 32 * 4 * 8192 * 4096 * 4096 / mistral.forward_flops
 
 
@@ -139,7 +148,7 @@ def test_a_batch_from_one_sequence_to_all_tokens(llama: Analysis) -> None:
     for batch, steps in ((2048, 2), (4096, 1)):
         plan = RunPlan(tokens=4096, gpus=("H100",), global_batch_tokens=batch)
         assert plan_run(llama, plan).steps == steps
-    with pytest.raises(UserError, match=r"tokens = 11: must be at least one sequence of llama_7b, 2048 tokens; --seq"):
+    with pytest.raises(UserError, match=r"tokens = 11: must be at least one sequence of llama_7b, 2048 tokens$"):
         plan_run(llama, RunPlan(tokens=11, gpus=("H100",), global_batch_tokens=11))
 
 
@@ -164,15 +173,17 @@ def test_more_flops_than_the_gpus_can_do_is_an_impossible_claim(llama: Analysis)
 
 def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
     plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000)
-    with pytest.raises(UserError, match=r"dense bfloat16 peak is 989: .*; if it trained in FP8, give --precision fp8"):
+    with pytest.raises(
+        UserError, match=r"dense bfloat16 peak is 989: .*; if it trained in FP8, say so \(precision fp8\)$"
+    ):
         plan_run(llama, plan)
-    in_fp8 = msgspec.structs.replace(plan, precision=find_precision("fp8"))
-    assert plan_run(llama, in_fp8).gpus[0].implied_mfu[0].mfu > 1
+    in_fp8 = analyze("llama_7b", Setup(precision="fp8"), step=False)
+    assert plan_run(in_fp8, plan).gpus[0].implied_mfu[0].mfu > 1
     with pytest.raises(UserError, match=r"dense fp8 peak is 1,979: an MFU of [\d.]+, above 1$"):
-        plan_run(llama, msgspec.structs.replace(in_fp8, gpu_hours=4_000))
-    on_a100 = msgspec.structs.replace(in_fp8, gpus=("A100",))  # which has no FP8
+        plan_run(in_fp8, msgspec.structs.replace(plan, gpu_hours=4_000))
+    on_a100 = msgspec.structs.replace(plan, gpus=("A100",))  # which has no FP8
     with pytest.raises(UserError, match=r"dense bfloat16 peak is 312: an MFU of [^;]*$"):
-        plan_run(llama, on_a100)
+        plan_run(in_fp8, on_a100)
 
 
 @pytest.mark.parametrize(
@@ -181,10 +192,19 @@ def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
         ({"gpus": ("K80",)}, "unknown GPU 'K80'"),
         ({"gpus": ("H100", "H100")}, "names H100 twice"),
         ({"gpus": ()}, "name at least one GPU"),
-        ({"gpus": ("L4",)}, r"no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2\.50"),
+        ({"gpus": ("L4",)}, "^prices_usd_per_hour = 'L4': no price is known for L4: give one in US dollars per hour$"),
         ({"mfus": (1.5,)}, r"mfu = 1\.5: must be a number from 1e-06 to 1"),
         ({"global_batch_tokens": 2047, "tokens": 10**6}, "must be at least one sequence of llama_7b, 2048 tokens"),
         ({"global_batch_tokens": 11}, r"global_batch_tokens = 11: must be at most tokens \(10\)"),
+        ({"tokens": 0}, "^tokens = 0: must be a whole number, at least 1$"),
+        ({"tokens": None}, "^tokens = null: must be a whole number, at least 1$"),
+        ({"tokens": 1e12}, r"^tokens = 1000000000000\.0: must be a whole number, at least 1$"),
+        ({"num_gpus": 0}, "^num_gpus = 0: must be a whole number, at least 1$"),
+        ({"global_batch_tokens": True}, "^global_batch_tokens = true: must be a whole number, at least 1$"),
+        ({"mfus": ()}, "^mfu = '': give at least one utilisation"),
+        ({"gpu_hours": 0.0}, r"^gpu_hours = 0\.0: must be a number of hours above 0$"),
+        ({"gpu_hours": float("nan")}, "^gpu_hours = nan: must be a number of hours above 0$"),
+        ({"gpu_hours": 5.0, "mfus": (0.4,)}, r"^gpu_hours = 5\.0: hours say what the utilisation was"),
     ],
 )
 def test_refused(change: dict[str, object], message: str, llama: Analysis) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from counting.measurements.live_bytes import LiveBytes
-from counting.measurements.meta_device import cuda_kernels_on_meta
+from counting.measurements.meta_device import measuring
 from tests.shrunken import FAMILIES
 from torch_models.builder import creating, initialize
 from torch_models.fields.bundled import bundled_data
@@ -63,7 +63,7 @@ def step(spec: LayerSpec, kernels: Kernels, device: str) -> tuple[Any, ...]:
 
 def predicted(spec: LayerSpec, kernels: Kernels) -> int:
     layer, x, tables = step(spec, kernels, "meta")
-    with cuda_kernels_on_meta(), LiveBytes([*layer.parameters(), *layer.buffers(), x, *tables]) as tracker:
+    with measuring(), LiveBytes([*layer.parameters(), *layer.buffers(), x, *tables]) as tracker:
         layer(x, tables).sum().backward()
     return tracker.peak
 

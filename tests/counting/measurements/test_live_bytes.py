@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from counting.counts import LayerMemory
 from counting.measurements.live_bytes import LiveBytes, layer_memory
-from counting.measurements.meta_device import cuda_kernels_on_meta
-from counting.measurements.probe import measure
+from counting.measurements.meta_device import measuring
+from counting.measurements.model import measure
+from counting.setup import Setup, resolve
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.builder import build_model
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.modules.layers import rotary_tables
+from torch_models.spec import Kernels, ModelSpec
 
 BF16 = torch.bfloat16
 
@@ -34,15 +37,15 @@ class TwoProducts(nn.Module):
 def test_golden_with_gradients() -> None:
     # Weights 2 x 64 x 64 x 2 bytes; input 1 x 32 x 64 x 2. Sine keeps its input and the second product keeps its own:
     # 2 x 4096 saved; the output, 4096, is the only transient.
-    with cuda_kernels_on_meta():
+    with measuring():
         memory = layer_memory(TwoProducts(64), torch.empty(1, 32, 64, device="meta", dtype=BF16), (), grad=True)
     assert (memory.weights, memory.boundary, memory.saved, memory.transients) == (16_384, 4_096, 8_192, 4_096)
-    assert memory.peak == 32_768
+    assert memory.total == 32_768
 
 
 def test_golden_without_gradients() -> None:
     # Nothing is saved: at most two of the three activations are alive at once.
-    with cuda_kernels_on_meta():
+    with measuring():
         memory = layer_memory(TwoProducts(64), torch.empty(1, 32, 64, device="meta", dtype=BF16), (), grad=False)
     assert (memory.weights, memory.boundary, memory.saved, memory.transients) == (16_384, 4_096, 0, 8_192)
 
@@ -69,19 +72,27 @@ def test_peak_equals_torch_mem_tracker(fields: dict[str, Any], kernels: Any) -> 
     layer = build_model(spec, device="meta", dtype=BF16, kernels=kernels).model.layers[-1]
     x = torch.empty(1, 128, 64, device="meta", dtype=BF16)
     tables = rotary_tables(spec.layers[-1].attention.rotary, 128, x.device, x.dtype)
-    with cuda_kernels_on_meta():
+    with measuring():
         ours = layer_memory(layer, x, tables, grad=True)
         oracle = MemTracker()
         boundary = x.requires_grad_()
         oracle.track_external(layer, boundary, *tables)
         with oracle:
             layer(boundary, tables)
-    assert ours.peak == oracle.get_tracker_snapshot("peak")[x.device]["Total"]
+    assert ours.total == oracle.get_tracker_snapshot("peak")[x.device]["Total"]
+
+
+def measured_memory(spec: ModelSpec, length: int, kernels: Kernels) -> LayerMemory:
+    """Of the first kind of layer, with gradients."""
+    setup = resolve(Setup(sequence_length=length, kernels=kernels), spec)
+    memory = measure(spec, setup, step=False)["dispatch"].layers[0].peak_memory_bytes
+    assert memory is not None
+    return memory
 
 
 def test_llama_7b_layer_by_hand() -> None:
     """Fused, S = 2048: what each op keeps, in units of T D = 2048 x 4096 numbers of 2 bytes."""
-    memory = measure(read_spec("llama_7b_config.json"), 2048, "fused").layers[0].memory
+    memory = measured_memory(read_spec("llama_7b_config.json"), 2048, "fused")
     stream, hidden = 2 * 2048 * 4096, 2 * 2048 * 11008
     # two normed inputs, query, key, value, attention's output, the sum after attention; four hidden states of the MLP
     tensors = 7 * stream + 4 * hidden
@@ -95,7 +106,7 @@ def test_eager_kernels_hold_the_square_and_fused_ones_do_not() -> None:
     spec = read_spec("llama_7b_config.json")
 
     def saved_and_transients(length: int, kernels: Any) -> int:
-        memory = measure(spec, length, kernels).layers[0].memory
+        memory = measured_memory(spec, length, kernels)
         return memory.saved + memory.transients
 
     fused = [saved_and_transients(length, "fused") for length in (2048, 4096)]

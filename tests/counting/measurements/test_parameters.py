@@ -7,10 +7,15 @@ import torch
 import transformers
 from torch import nn
 
-from counting.formulas.flops import parameters
-from counting.measurements.parameters import inactive_parameters, parameter_counts, router_correction_bias
+from counting.formulas.parameters import parameters
+from counting.measurements.parameters import (
+    count_parameters,
+    inactive_parameters,
+    linear_weights,
+    router_correction_bias,
+)
 from tests.shrunken import DEEPSEEK_V3, LLAMA
-from torch_models import build, read_spec
+from torch_models import build, build_mtp, read_spec
 from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.file import read_config
@@ -33,7 +38,7 @@ def test_full_size_shapes_and_names_are_transformers(config: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_components_sum_to_numel_of_the_whole_model(config: str) -> None:
     model = build(config, device="meta")
-    counts = parameter_counts(model)
+    counts = count_parameters(model)
     assert sum(counts.by_component().values()) == sum(parameter.numel() for parameter in model.parameters())
     assert counts == parameters(read_spec(config))
 
@@ -51,18 +56,26 @@ def test_components_sum_to_numel_of_the_whole_model(config: str) -> None:
 )
 def test_every_option_counts(fields: dict[str, Any]) -> None:
     spec = spec_from_fields(fields, "shrunken")
-    assert parameter_counts(build(spec, device="meta")) == parameters(spec)
+    assert count_parameters(build(spec, device="meta")) == parameters(spec)
 
 
 def test_a_parameter_without_a_component_is_an_error() -> None:
     with pytest.raises(AssertionError, match="parameter weight belongs to no component"):
-        parameter_counts(nn.Linear(2, 2, device="meta"))
+        count_parameters(nn.Linear(2, 2, device="meta"))
 
 
 def test_correction_bias_and_inactive_experts() -> None:
     model = build(spec_from_fields(DEEPSEEK_V3, "shrunken"), device="meta")
     assert router_correction_bias(model) == 3 * 16  # three layers of 16 experts
     assert inactive_parameters(model) == 3 * (16 - 3) * 3 * 64 * 24  # 3 of 16 chosen; three 64 x 24 matrices each
+
+
+def test_a_module_that_is_not_quantised_has_no_linear_weights() -> None:
+    """The projection of multi-token prediction says so itself; by hand: one mixture's matrices, attention's five."""
+    (layer,) = build_mtp(spec_from_fields(DEEPSEEK_V3, "shrunken"), device="meta")
+    attention = 64 * 40 + 40 * 4 * 24 + 64 * (32 + 8) + 32 * 4 * (16 + 20) + 4 * 20 * 64
+    assert linear_weights(layer) == attention + (16 + 2) * 3 * 64 * 24
+    assert linear_weights(layer.eh_proj) == 0
 
 
 # Published totals, recomputed with transformers' numel; those marked "checkpoint" also equal the published files'.
@@ -84,7 +97,7 @@ TOTALS = {
 
 @pytest.mark.parametrize(("config", "total"), TOTALS.items())
 def test_published_totals(config: str, total: int) -> None:
-    assert parameter_counts(build(config, device="meta")).total == total
+    assert count_parameters(build(config, device="meta")).total == total
 
 
 @pytest.mark.parametrize(
@@ -93,7 +106,7 @@ def test_published_totals(config: str, total: int) -> None:
 )
 def test_published_active_parameters(config: str, active: str, without_embedding: str | None) -> None:
     model = build(config, device="meta")
-    counts = parameter_counts(model)
+    counts = count_parameters(model)
     count = counts.total - inactive_parameters(model)
     assert f"{count / 1e9:.3f}" == active
     if without_embedding:

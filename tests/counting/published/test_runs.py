@@ -7,9 +7,9 @@ import pytest
 from counting.cost.conventions import flops_by_convention
 from counting.cost.hardware import find_gpu
 from counting.published.runs import (
-    Config,
     ExaminedRun,
     GptBlock,
+    OwnConfig,
     Palm,
     examine_published_runs,
     load_published_runs,
@@ -126,7 +126,7 @@ TRAINED_AT_2048 = {"Llama-1 7B", "Llama-1 13B", "Llama-1 33B", "Llama-1 65B"}
 def test_sequence_lengths() -> None:
     """Of pre-training: 2,048 of Llama-1, 8,192 of Llama-3, 4,096 of the other families with configs here."""
     for run in load_published_runs():
-        if isinstance(run.model, Config):
+        if isinstance(run.model, OwnConfig):
             length = 2048 if run.name in TRAINED_AT_2048 else 8192 if run.name in LLAMA_3 else 4096
             assert run.model.sequence_length == length
 
@@ -161,7 +161,7 @@ def test_inputs_of_what_has_no_config_or_no_hours() -> None:
 def test_speed_of_one_gpu_is_exact(runs: dict[str, ExaminedRun]) -> None:
     """FLOPs per token x tokens / (3600 x hours), in TFLOP/s; over the peak, the MFU."""
     for entry in runs["Llama-1 7B"].implied_mfu:
-        per_token = flops_by_convention(measure_published(Config(config="llama_7b", sequence_length=2048)))
+        per_token = flops_by_convention(measure_published(OwnConfig(config="llama_7b", sequence_length=2048)))
         speed = per_token[entry.convention] * 10**12 / (3600 * 82_432)
         assert entry.tflop_per_s == float(speed / 10**12)
         assert entry.mfu == float(speed / (312 * 10**12))
@@ -170,11 +170,11 @@ def test_speed_of_one_gpu_is_exact(runs: dict[str, ExaminedRun]) -> None:
 def test_native_models_are_measured_and_the_others_say_their_formula(runs: dict[str, ExaminedRun]) -> None:
     for run in load_published_runs():
         examined = runs[run.name]
-        assert (examined.counted_by == "measured") == isinstance(run.model, Config)
-        if isinstance(run.model, Config):
+        assert (examined.counted_by == "measured") == isinstance(run.model, OwnConfig)
+        if isinstance(run.model, OwnConfig):
             analysis = measure_published(run.model)
             assert analysis.proof == "measured = formula"
-            assert analysis.conventions.sequence_length == run.model.sequence_length
+            assert analysis.sequence_length == run.model.sequence_length
         else:
             assert "et al. 20" in examined.counted_by
 
@@ -190,7 +190,7 @@ def test_parameters_of_the_added_configs() -> None:
         "qwen2_5_72b": 72_706_203_648,
     }
     for config, total in totals.items():
-        assert measure_published(Config(config=config, sequence_length=2048)).parameters.total == total
+        assert measure_published(OwnConfig(config=config, sequence_length=2048)).parameters.total == total
 
 
 def test_palm_formula_by_hand() -> None:

@@ -10,7 +10,8 @@ import pytest
 import transformers
 
 from counting.analysis import analyze
-from counting.via_transformers import elementwise_share as foreign_share
+from counting.setup import Setup
+from counting.via_transformers import elementwise_share
 from counting.via_transformers.config import ForeignModel, read_foreign
 from counting.via_transformers.fields import FIXED_FOREIGN_FIELDS
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
@@ -50,7 +51,7 @@ def test_readme_has_every_family_that_is_tested() -> None:
 def test_saved_default_config_gives_what_readme_says(
     model_type: str, parameters: str, flops: str, memory: str, tmp_path: Path
 ) -> None:
-    analysis = analyze(saved(model_type, tmp_path), sequence_length=1024)
+    analysis = analyze(saved(model_type, tmp_path), Setup(sequence_length=1024))
     assert f"{analysis.parameters.total:,}" == parameters
     assert f"{analysis.forward_flops:,}" == flops
     assert (analysis.main_layer.peak_memory_bytes is not None) is (memory == "yes")
@@ -87,7 +88,7 @@ SAID = {
 def test_saved_default_config_is_refused_as_readme_says(model_type: str, tmp_path: Path) -> None:
     path = saved(model_type, tmp_path)
     with pytest.raises(UserError, match=SAID[model_type]) as caught:
-        analyze(path, sequence_length=64)
+        analyze(path, Setup(sequence_length=64))
     assert str(caught.value).startswith(f"{path}: ")
     share = re.search(SHARE, str(caught.value))
     if share:
@@ -98,7 +99,7 @@ def test_every_form_of_a_refused_config_is_refused_alike(tmp_path: Path) -> None
     said = []
     for whole in (False, True):
         with pytest.raises(UserError) as caught:
-            analyze(saved("mamba2", tmp_path, whole=whole), sequence_length=64)  # it holds an infinity
+            analyze(saved("mamba2", tmp_path, whole=whole), Setup(sequence_length=64))  # it holds an infinity
         said.append(str(caught.value))
     assert said[0] == said[1]
 
@@ -107,7 +108,7 @@ def test_a_share_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch
     def fails(*args: object) -> None:
         raise RuntimeError("no numbers on this device")
 
-    monkeypatch.setattr(foreign_share, "_operations", fails)
+    monkeypatch.setattr(elementwise_share, "_operations", fails)
     with pytest.raises(ConfigError, match=f"{STATE}.*; the share of these steps could not be measured: the code does"):
         model_of(model_type="mamba2")
 

@@ -1,9 +1,7 @@
 """Families without modules here: what transformers builds, measured; and everything that is refused instead."""
 
-import json
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,10 +11,10 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
-from counting.measurements.trace import dispatched_grouped_mm
+from counting.measurements.op_formulas import grouped_product
 from counting.reconcile import DisagreementError
-from counting.training_step import TrainingOptions
-from model_training_cost_analysis import main
+from counting.setup import Setup
+from counting.via_transformers import count, ops
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.fields.config import ForeignConfig, spec_from_fields
@@ -33,7 +31,7 @@ def foreign(model_type: str, fields: dict[str, Any]) -> ForeignConfig:
 
 
 def measured(model_type: str, fields: dict[str, Any]) -> Analysis:
-    return analyze(foreign(model_type, fields), sequence_length=LENGTH)
+    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH))
 
 
 def whole_model(model_type: str, fields: dict[str, Any]) -> Any:
@@ -52,11 +50,17 @@ def test_family(model_type: str) -> None:
     assert analysis.parameters.total == sum(analysis.parameters.by_component.values()) == numel
     assert {layer.kind: layer.count for layer in analysis.layers} == kinds
     assert analysis.proof == "measured, no formula"
-    assert analysis.agreement.checks == ()
-    assert all(check.ok for check in analysis.agreement.trace_checks)
-    assert len(analysis.agreement.trace_checks) >= 4
+    assert analysis.agreement.witnesses == ("numel", "trace", "dispatch")
+    checks = analysis.agreement.checks
+    flops = [check for check in checks if check.quantity == "forward_flops"]
+    assert len(flops) >= 4
+    assert all(check.values.keys() == {"trace", "dispatch"} for check in flops)
+    parameters = [check for check in checks if check.quantity == "parameters"]
+    assert {tuple(check.values) for check in parameters} == {("numel",)}
     in_layers = sum(layer.count * layer.forward_flops for layer in analysis.layers)
-    outside = [check.traced for check in analysis.agreement.trace_checks if check.scope == "outside the layers"][-1]
+    (outside,) = (
+        check.values["trace"] for check in flops if (check.scope, check.component) == ("outside the layers", "total")
+    )
     assert analysis.forward_flops == in_layers + outside == sum(analysis.forward_flops_by_component.values())
     assert analysis.forward_flops_by_component["lm_head"] > 0
     assert analysis.forward_flops_causal < analysis.forward_flops
@@ -77,7 +81,7 @@ def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None
     model = whole_model(model_type, fields)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("grouped_mm")
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: dispatched_grouped_mm})
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped_product})
     mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool, device="meta")
     with torch.no_grad(), counter:
         ids = torch.zeros(1, LENGTH, dtype=torch.long, device="meta")
@@ -112,7 +116,7 @@ def test_gpt2_by_hand() -> None:
     ids=["llama", "llama-variant", "deepseek_v3"],
 )
 def test_a_native_family_through_transformers_is_the_native_analysis(fields: dict[str, Any]) -> None:
-    native = analyze(spec_from_fields(fields, "small"), sequence_length=LENGTH)
+    native = analyze(spec_from_fields(fields, "small"), Setup(sequence_length=LENGTH), step=False)
     other = measured(fields["model_type"], without(fields, "model_type"))
     # transformers has no mtp; buffers
     left_out = ("mtp", "mtp_linear_weights", "router_correction_bias", "mtp_router_correction_bias")
@@ -133,10 +137,10 @@ def test_a_native_family_through_transformers_is_the_native_analysis(fields: dic
 
 def test_sequence_length_and_what_was_defaulted() -> None:
     analysis = analyze(foreign("gpt2", GPT2))
-    assert (analysis.conventions.sequence_length, analysis.conventions.sequence_length_source) == (64, "n_positions")
+    assert (analysis.setup.sequence_length, analysis.setup.sequence_length_source) == (64, "n_positions")
     assert "tie_word_embeddings = true" in analysis.defaulted_fields
     assert not any(field.startswith("n_layer") for field in analysis.defaulted_fields)
-    source = analyze(foreign("phi3", without(SMALL, "max_position_embeddings"))).conventions.sequence_length_source
+    source = analyze(foreign("phi3", without(SMALL, "max_position_embeddings"))).setup.sequence_length_source
     assert source == "max_position_embeddings, transformers' default"
 
 
@@ -181,7 +185,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize(("model_type", "fields", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(model_type: str, fields: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        analyze(foreign(model_type, fields), sequence_length=None if "max_sequence_length" in fields else LENGTH)
+        analyze(foreign(model_type, fields), Setup(sequence_length=None if "max_sequence_length" in fields else LENGTH))
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("small: ") or "seq" in message
     captured = capfd.readouterr()
@@ -189,46 +193,26 @@ def test_refused(model_type: str, fields: dict[str, Any], message: str, capfd: p
 
 
 def test_an_op_without_a_formula_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    from counting.via_transformers import measure as through_transformers
-
-    fewer = tuple(op for op in through_transformers.FOREIGN_ZERO_FLOP_OPS if op != "aten::tanh")
-    monkeypatch.setattr(through_transformers, "FOREIGN_ZERO_FLOP_OPS", fewer)
+    fewer = tuple(op for op in ops.FOREIGN_ZERO_FLOP_OPS if op != "aten::tanh")
+    monkeypatch.setattr(count, "FOREIGN_ZERO_FLOP_OPS", fewer)
     with pytest.raises(ValueError, match=r"ops without a FLOP formula: aten::tanh"):
         measured("gpt2", GPT2)
 
 
 def test_counters_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from counting.via_transformers import ops as foreign_ops
-
-    monkeypatch.setitem(foreign_ops.FOREIGN_HANDLES, "aten::addmm", lambda inputs, outputs: {"projection": 1})
-    with pytest.raises(DisagreementError, match=r"dense layer, mlp: traced 2 differs from dispatched 2,097,152, by"):
+    monkeypatch.setitem(ops.FOREIGN_HANDLES, "aten::addmm", lambda inputs, outputs: {"projection": 1})
+    with pytest.raises(DisagreementError, match=r"dense layer, mlp: trace 2 differs from dispatch 2,097,152, by"):
         measured("gpt2", GPT2)
 
 
 def test_eager_kernels_are_refused() -> None:
     with pytest.raises(ValueError, match="kernels = 'eager': gpt2 goes through transformers"):
-        analyze(foreign("gpt2", GPT2), kernels="eager")
+        analyze(foreign("gpt2", GPT2), Setup(kernels="eager"))
 
 
-def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "small.json"
-    config.write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
-    flags = ["--model_config", str(config), "--seq_len", "32", "--json"]
-    # Precision and optimiser are a run's too.
-    run = ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd", "--mtp", "off")
-    budget = ("--training_budget", "100")
-    for more in ((), run, (*budget, "--mtp", "off"), ("--mtp", "off")):
-        assert main([*flags, *more]) == 0
-        (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
-        assert analysis["training"] is analysis["memory"] is None
-    precision = ("--precision", "fp32")
-    refused = [("--recompute", "none"), ("--loss_chunk", "8"), precision, (*budget, *precision), ("--optimizer", "sgd")]
-    for more in (*refused, (*run, "--recompute", "full")):
-        assert main([*flags, *more]) == 2
-        expected = f"{config}: gpt2 goes through transformers, and no training step of it is measured: leave out"
-        assert capsys.readouterr().err == f"error: {expected} {more[-2]}\n"
-    with pytest.raises(ValueError, match="gpt2 goes through transformers, which measures no training step"):
-        analyze(foreign("gpt2", GPT2), training=TrainingOptions())
+def test_no_training_step_is_measured() -> None:
+    with pytest.raises(ValueError, match="recompute = 'full': gpt2 goes through transformers, and no training step of"):
+        analyze(foreign("gpt2", GPT2), Setup(recompute="full"))
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,35 +229,6 @@ def test_the_network_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert measured("olmoe", FAMILIES["olmoe"][0]).parameters.active < 10**6
-
-
-def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "small_config.json"
-    path.write_text(json.dumps({"model_type": "starcoder2"} | SMALL | {"bos_token_id": 50256}))
-    assert main(["--model_config", str(path)]) == 0
-    captured = capfd.readouterr()
-    assert captured.err == ""
-    lines = captured.out.splitlines()
-    assert [line.partition(":")[0] for line in lines[:3]] == [
-        "Number of parameters",
-        "Number of TFLOPs",
-        "Peak memory cost",
-    ]
-    text = " ".join(captured.out.split())
-    assert "Measured, no formula." in text
-    assert "5 numbers, each traced = dispatched" in text
-    assert "each measured = formula" not in text
-    assert "Starcoder2ForCausalLM of transformers" in text
-
-    path.write_text(json.dumps({"model_type": "falcon"} | FAMILIES["falcon"][0]))
-    assert main(["--model_config", str(path)]) == 0
-    out = capfd.readouterr().out
-    assert "Peak memory cost: not measured" in out
-    assert "kernels" not in out.partition("Parameters")[0]
-
-    path.write_text(json.dumps({"model_type": "bert"}))
-    assert main(["--model_config", str(path)]) == 2
-    assert capfd.readouterr().err.startswith(f"error: {path}: model_type = 'bert': is an encoder")
 
 
 @pytest.mark.parametrize(

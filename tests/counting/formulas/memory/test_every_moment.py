@@ -1,6 +1,6 @@
-"""Memory by formula equals measured memory after every operation, forward and backward, not at the peak alone.
+"""Simulated memory equals measured memory after every operation, forward and backward, not at the peak alone.
 
-A tensor that the formula forgets, or a gradient that it lets go too late, shows even where no peak is near.
+A tensor that the simulation forgets, or a gradient that it frees too late, shows even where no peak is near.
 """
 
 import random
@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from counting.formulas.memory import layer as analytic_memory
+from counting.formulas.memory.layer import layer as run_layer
+from counting.formulas.memory.layer import residual_stream
+from counting.formulas.memory.layer import rotary_tables as simulated_tables
 from counting.formulas.memory.tape import Array, Size, Tape
 from counting.measurements.live_bytes import LiveBytes
-from counting.measurements.meta_device import cuda_kernels_on_meta
+from counting.measurements.meta_device import measuring
 from tests.random_specs import random_layer
 from torch_models.builder import creating
 from torch_models.modules.decoder import DecoderLayer
@@ -42,7 +44,7 @@ class Curve(LiveBytes):
         return out
 
 
-class FormulaCurve(Tape):
+class SimulatedCurve(Tape):
     """The bytes alive after each birth."""
 
     def __init__(self, *, grad: bool) -> None:
@@ -56,15 +58,15 @@ class FormulaCurve(Tape):
         return arrays
 
 
-def by_formula(
+def by_simulation(
     spec: LayerSpec, length: int, kernels: Kernels, recompute: Recompute, width: int, *, grad: bool
 ) -> list[int]:
-    tape = FormulaCurve(grad=grad)
-    tables = analytic_memory.rotary_tables(tape, spec, length, width)
-    x = analytic_memory.residual_stream(tape, spec, length, width)
+    tape = SimulatedCurve(grad=grad)
+    tables = simulated_tables(tape, spec, length, width)
+    x = residual_stream(tape, spec, length, width)
     tape.before = tape.live
     tape.points.clear()
-    out = analytic_memory.layer(tape, spec, x, length, kernels, recompute)
+    out = run_layer(tape, spec, x, length, kernels, recompute)
     if grad:
         gradient = tape.like(out.size)
         tape.deliver(out.edge, gradient.again())
@@ -85,7 +87,7 @@ def by_measurement(
     tables = rotary_tables(spec.attention.rotary, length, torch.device("meta"), dtype)
     x = torch.empty(1, length, spec.hidden_size, device="meta", dtype=dtype).requires_grad_(grad)
     existing = [*layer.parameters(), *layer.buffers(), x, *tables]
-    with cuda_kernels_on_meta(), torch.set_grad_enabled(grad), Curve(existing) as curve:
+    with measuring(), torch.set_grad_enabled(grad), Curve(existing) as curve:
         out = layer(x, tables)
         if grad:
             gradient = torch.empty_like(out)
@@ -102,11 +104,11 @@ def test_forward_and_backward(seed: int, recompute: Recompute) -> None:
     layer, length, kernels = random_layer(pick), pick.choice([1, 2, 7, 64, 333]), pick.choice(KERNELS)
     dtype = pick.choice([torch.bfloat16, torch.bfloat16, torch.float32])
     run = (layer, length, kernels, recompute)
-    assert by_measurement(*run, dtype, grad=True) == by_formula(*run, dtype.itemsize, grad=True)
+    assert by_measurement(*run, dtype, grad=True) == by_simulation(*run, dtype.itemsize, grad=True)
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_forward_without_gradients(seed: int) -> None:
     pick = random.Random(seed)
     run = (random_layer(pick), pick.choice([2, 7, 64, 333]), pick.choice(KERNELS), "none")
-    assert by_measurement(*run, torch.bfloat16, grad=False) == by_formula(*run, 2, grad=False)
+    assert by_measurement(*run, torch.bfloat16, grad=False) == by_simulation(*run, 2, grad=False)

@@ -1,19 +1,23 @@
-"""Korthikanti et al. 2022: their bytes from the closed form and from the tape, and the table of their models."""
+"""Korthikanti et al. 2022: their equations equal the simulation run on their block, and give their models' table."""
 
 from fractions import Fraction
 
 import pytest
 
-from counting.formulas.gpt_activations import activation_bytes_per_layer, first_stage_activation_bytes, state_bytes
 from counting.formulas.memory.operations import add, batched_product, linear, scale, unary
 from counting.formulas.memory.tape import BOOL, HALF, Array, Edge, Operation, Tape
+from tests.counting.formulas.memory.korthikanti import (
+    activation_bytes_per_layer,
+    first_stage_activation_bytes,
+    state_bytes,
+)
 from torch_models.spec import Recompute
 
 GIB = 2**30
 
 
 def gpt_block(tape: Tape, x: Array, s: int, b: int, h: int, a: int, recompute: Recompute) -> Array:
-    """The paper's figure 2, in the operations that the memory formulas are made of."""
+    """The paper's figure 2, in the operations of the simulation."""
     tokens = s * b
 
     def norm(x: Array) -> Array:
@@ -49,7 +53,7 @@ def gpt_block(tape: Tape, x: Array, s: int, b: int, h: int, a: int, recompute: R
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize(("s", "b", "h", "a"), [(2048, 4, 6144, 64), (128, 1, 64, 4), (96, 3, 160, 5)])
-def test_closed_form_equals_the_tape(s: int, b: int, h: int, a: int, recompute: Recompute) -> None:
+def test_the_paper_s_equations_equal_the_simulation(s: int, b: int, h: int, a: int, recompute: Recompute) -> None:
     tape = Tape(grad=True)
     x = tape.new(s * b * h, HALF)
     x.edge = Edge(Operation(1, (), (), lambda gradients: []))

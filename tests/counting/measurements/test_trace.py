@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from counting.counts import AttentionCore
 from counting.formulas import flops as analytic
 from counting.measurements import trace as flops
-from counting.measurements.meta_device import cuda_kernels_on_meta, without_compiler
-from counting.measurements.trace import dispatched_flops, traced_flops
+from counting.measurements.forward import dispatched_flops
+from counting.measurements.meta_device import measuring
+from counting.measurements.trace import traced_flops
 from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
 from torch_models.builder import build_model
 from torch_models.fields.config import spec_from_fields
@@ -68,9 +69,8 @@ GOLDENS = {
 @pytest.mark.parametrize(("op", "inputs", "expected"), GOLDENS.values(), ids=GOLDENS.keys())
 def test_op_by_trace_and_by_dispatch(op: Any, inputs: list[Tensor], expected: int) -> None:
     module = Op(op)
-    with without_compiler():
+    with measuring():
         assert traced_flops(module, tuple(inputs))[0].total == expected
-    with cuda_kernels_on_meta():
         assert dispatched_flops(module, tuple(inputs)).total == expected
 
 
@@ -86,18 +86,18 @@ def test_op_by_trace_and_by_dispatch(op: Any, inputs: list[Tensor], expected: in
     ],
 )
 def test_an_op_without_a_formula_is_an_error_with_its_name(name: str, op: Any, inputs: list[Tensor]) -> None:
-    with without_compiler(), pytest.raises(AssertionError, match=f"ops without a FLOP formula: {name}"):
+    with measuring(), pytest.raises(AssertionError, match=f"ops without a FLOP formula: {name}"):
         traced_flops(Op(op), tuple(inputs))
 
 
 def test_a_broadcast_product_is_refused_rather_than_miscounted() -> None:
-    with without_compiler(), pytest.raises(AssertionError, match="no formula for matmul"):
+    with measuring(), pytest.raises(AssertionError, match="no formula for matmul"):
         traced_flops(Op(torch.matmul), (meta(3, 8, 16), meta(16, 32)))
 
 
 def test_flops_outside_every_component_are_an_error() -> None:
     module = nn.Sequential(nn.Linear(8, 8, device="meta"))
-    with without_compiler(), pytest.raises(AssertionError, match="belongs to no component"):
+    with measuring(), pytest.raises(AssertionError, match="belongs to no component"):
         traced_flops(module, (meta(4, 8, dtype=torch.float32),))
 
 
@@ -126,9 +126,8 @@ def test_the_whole_model_traced_is_the_sum_of_its_layers(fields: dict[str, Any],
     if kernels == "eager":  # the window hides, and spares nothing
         spec = spec_from_fields(without_windows(fields), "shrunken")
     expected = analytic.forward_flops(spec, 32, 1)
-    with without_compiler():
+    with measuring():
         assert traced_flops(model, (ids,)) == (expected, attention_core(spec, 32, 1))
-    with cuda_kernels_on_meta():
         assert dispatched_flops(model, (ids,)) == expected
 
 
@@ -142,7 +141,7 @@ def test_real_tensors_cost_what_meta_tensors_do() -> None:
 def test_two_sequences_cost_twice_one() -> None:
     spec = spec_from_fields(DEEPSEEK_V3, "shrunken")
     model = build_model(spec, device="meta", dtype=torch.bfloat16)
-    with without_compiler():
+    with measuring():
         counts, core = traced_flops(model, (meta(2, 32, dtype=torch.int64),))
     assert counts == analytic.forward_flops(spec, 32, 2) == 2 * analytic.forward_flops(spec, 32, 1)
     assert core == attention_core(spec, 32, 2)
@@ -160,7 +159,7 @@ def test_fused_attention_with_a_window(window: int | None, expected: tuple[int, 
         return out
 
     module, inputs = Op(op), (meta(1, 4, 10, 8), meta(1, 2, 10, 8), meta(1, 2, 10, 8))
-    with without_compiler():
+    with measuring():
         counts, core = traced_flops(module, inputs)
         assert dispatched_flops(module, inputs) == counts
     assert (core.as_run, core.causal, core.full_square) == expected

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from counting.cost.hardware import load_gpus
 from counting.report.format import integer, shifted
+from counting.setup import Setup
 from counting.step_memory import PARTS, Phase, StepMemory
 
 if TYPE_CHECKING:
@@ -12,18 +13,17 @@ if TYPE_CHECKING:
 LABELS = {"optimizer_state": "optimiser state", "logits_and_loss": "logits and loss"}
 
 
-def memory_table(memory: StepMemory) -> "Table":
+def step_memory_table(memory: StepMemory, setup: Setup) -> "Table":
     """A row for each thing that is held, a column for each phase at its worst moment; the worst phase stands out."""
     from rich.table import Table
 
-    options = memory.options
     (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
     title = (
-        f"Memory of that step in bytes: {options.precision.name} precision, {options.optimizer.name}, "
-        f"recompute {options.recompute}; the peak is in the {peak.name}"
+        f"Memory of that step in bytes: {setup.precision} precision, {setup.optimizer}, "
+        f"recompute {setup.recompute}; the peak is in the {peak.name}"
         + ("" if peak.layer is None else f", {_layer(peak)}")
     )
-    table = Table(title=title, title_justify="left", caption=_caption(memory), caption_justify="left")
+    table = Table(title=title, title_justify="left", caption=_caption(memory, setup), caption_justify="left")
     table.add_column("", no_wrap=True)
     for phase in memory.phases:
         worst = phase.name == memory.peak_phase
@@ -43,15 +43,16 @@ def _layer(phase: Phase) -> str:
     return f"layer {phase.layer} ({phase.layer_kind})"
 
 
-def _caption(memory: StepMemory) -> str:
+def _caption(memory: StepMemory, setup: Setup) -> str:
     states, backward = memory.states, memory.layer_backward_peak_bytes
     lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
     sentences = [
         f"Held from step to step: weights {integer(states.weights)}, gradients {integer(states.gradients)} once all "
         f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
-        f"{memory.options.precision.description}.",
+        f"{setup.precision_recipe.description}.",
         f"From layer to layer the peak of backward lies between {lowest} and {highest} GB.",
         _where_it_fits(memory),
+        f"The step was measured in {setup.measured_dtype}.",
         *memory.notes,
     ]
     return " ".join(sentences)

@@ -2,7 +2,7 @@
 
 For the paper's block: LayerNorm, multi-head attention that keeps its scores, a GeLU MLP of width 4 h, dropout after
 each, 16-bit activations; what norms keep beside their input (two numbers a row) is left out, as the paper does.
-`counting.formulas.memory.tape` reproduces the same bytes operation by operation. Torch-free.
+The simulation, run on the same block, is held against these equations.
 
 Legend: s sequence length, b sequences in a micro-batch, h hidden size, a attention heads, t tensor-parallel size,
 p pipeline stages, m interleaved stages per device, L layers.

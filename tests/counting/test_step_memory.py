@@ -1,70 +1,22 @@
-"""Memory of a training step: measured equals derived for every family, extended equals run whole, goldens by hand."""
+"""Memory of a training step: extended equals run whole, and goldens by hand."""
 
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from counting.formulas.memory.step import derive_step
-from counting.measurements import live_bytes as memory
 from counting.measurements.live_bytes import LiveBytes
-from counting.measurements.meta_device import cuda_kernels_on_meta
-from counting.measurements.step import measure_step
-from counting.recipes import OPTIMIZERS, PRECISIONS, find_optimizer, find_precision
-from counting.step_memory import PARTS, step_memory
-from counting.step_profile import StepOptions, StepProfile
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
-from torch_models import build, build_mtp
+from counting.measurements.meta_device import measuring
+from counting.step_memory import PARTS
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
+from tests.witnesses import derived, measured, memory_of, setup_of
+from torch_models import build, build_mtp, set_recompute
 from torch_models.fields.config import read_spec, spec_from_fields
-from torch_models.modules.recompute import set_recompute
 from torch_models.spec import ModelSpec, Recompute, runs_of
 from torch_models.training.loss import training_loss
 
 RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
-
-
-def options(**changes: Any) -> StepOptions:
-    names = {"precision": find_precision, "optimizer": find_optimizer}
-    plain: dict[str, Any] = {
-        "sequence_length": 24,
-        "kernels": "fused",
-        "recompute": "none",
-        "precision": "mixed",
-        "optimizer": "adamw",
-        "mtp": True,
-        "loss_chunk": None,
-    }
-    chosen = plain | changes
-    return StepOptions(**{field: names[field](value) if field in names else value for field, value in chosen.items()})
-
-
-@pytest.mark.parametrize("loss_chunk", [None, 7])
-@pytest.mark.parametrize("recompute", RECOMPUTES)
-@pytest.mark.parametrize("kernels", ["fused", "eager"])
-@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
-def test_every_family(fields: dict[str, Any], kernels: Any, recompute: Recompute, loss_chunk: int | None) -> None:
-    spec = spec_from_fields(fields, "shrunken")
-    run = options(kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
-    assert measure_step(spec, run) == derive_step(spec, run)
-
-
-@pytest.mark.parametrize("optimizer", [optimizer.name for optimizer in OPTIMIZERS])
-@pytest.mark.parametrize("precision", [precision.name for precision in PRECISIONS])
-@pytest.mark.parametrize("fields", [LLAMA, DEEPSEEK_V3, GPT_OSS], ids=["llama", "deepseek_v3", "gpt_oss"])
-def test_every_recipe(fields: dict[str, Any], precision: str, optimizer: str) -> None:
-    spec = spec_from_fields(fields | {"tie_word_embeddings": optimizer == "sgd"}, "shrunken")
-    run = options(precision=precision, optimizer=optimizer, mtp=precision != "fp32")
-    assert measure_step(spec, run) == derive_step(spec, run)
-
-
-@pytest.mark.parametrize("config", ["llama_7b_config.json", "deepseek_v3_config.json", "gpt_oss_20b_config.json"])
-def test_published_sizes(config: str) -> None:
-    spec, run = read_spec(config), options(sequence_length=4096, recompute="full", loss_chunk=1024)
-    assert measure_step(spec, run) == derive_step(spec, run)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +26,15 @@ def test_published_sizes(config: str) -> None:
 def test_bytes_per_parameter(precision: str, bytes_per_parameter: int) -> None:
     """By measurement of torch's AdamW: 2 + 2 + 4 + 4 + 4, 2 + 4 + 4 + 4 + 4, 4 x 2, 4 x 4."""
     spec = read_spec("llama_7b_config.json")
-    run = options(precision=precision)
-    assert step_memory(spec, run, measure_step(spec, run)).states.total == bytes_per_parameter * 6_738_415_616
+    counts = measured(spec, precision=precision)
+    assert memory_of(spec, counts, precision=precision).states.total == bytes_per_parameter * 6_738_415_616
 
 
 def test_fp8_states_by_hand() -> None:
     """Linear layers at 1 byte, the rest at 2; fp32 masters and gradients, two bf16 moments: 12 more for each."""
     spec = read_spec("llama_7b_config.json")
-    run = options(precision="fp8")
     linear = 32 * (67_108_864 + 135_266_304)
-    states = step_memory(spec, run, derive_step(spec, run)).states
+    states = memory_of(spec, measured(spec, precision="fp8"), precision="fp8").states
     assert states.total == 12 * 6_738_415_616 + linear + 2 * (6_738_415_616 - linear)
 
 
@@ -104,10 +55,11 @@ def all_layers_distinct(spec: ModelSpec) -> ModelSpec:
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3", "gpt_oss", "gemma2"])
 def test_extended_equals_run_whole(family: str, recompute: Recompute, precision: str) -> None:
     spec = spec_from_fields(FAMILIES[family] | {"num_hidden_layers": 6}, "shrunken")
-    run = options(recompute=recompute, precision=precision, sequence_length=40)
+    run: dict[str, Any] = {"recompute": recompute, "precision": precision, "sequence_length": 40}
     whole = all_layers_distinct(spec)
-    assert len(measure_step(whole, run).layers) == 6 > len(measure_step(spec, run).layers)
-    assert step_memory(spec, run, measure_step(spec, run)) == step_memory(whole, run, measure_step(whole, run))
+    of_each, of_all = measured(spec, **run), measured(whole, **run)
+    assert len(of_all.layers) == 6 > len(of_each.layers)
+    assert memory_of(spec, of_each, **run) == memory_of(whole, of_all, **run)
 
 
 class Uncut(LiveBytes):
@@ -134,27 +86,27 @@ class Uncut(LiveBytes):
 def test_the_peak_of_a_step_that_is_not_cut(family: str, layers: int, recompute: Recompute, precision: str) -> None:
     """The whole model run once on meta, nothing extended: what is alive at the worst moment, and the states beside."""
     spec = spec_from_fields(FAMILIES[family] | {"num_hidden_layers": layers}, "shrunken")
-    run = options(recompute=recompute, precision=precision, sequence_length=40)
-    extended = step_memory(spec, run, derive_step(spec, run))
+    run: dict[str, Any] = {"recompute": recompute, "precision": precision, "sequence_length": 40}
+    extended, recipe = memory_of(spec, derived(spec, **run), **run), setup_of(spec, **run).precision_recipe
     how: Any = {"device": "meta", "dtype": torch.bfloat16}
     model, mtp_layers = build(spec, **how), build_mtp(spec, **how)
     parts = (model, mtp_layers)
     for part in parts:
         set_recompute(part, recompute)
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    if run.precision.gradients_apart:
+    if recipe.gradients_apart:
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     token_ids, labels = (torch.empty(1, 40, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
     held = [*parameters, *model.buffers(), *mtp_layers.buffers(), token_ids, labels]
     held += [table for pair in tables.values() for table in pair]
-    with cuda_kernels_on_meta(), Uncut(held) as tracker:
+    with measuring(), Uncut(held) as tracker:
         for module in (*model.model.layers, model.model.norm):
             module.register_forward_pre_hook(tracker.pass_boundary)
         training_loss(model, mtp_layers, token_ids, labels, tables=tables).backward()
     states = extended.states
-    beside = states.masters + states.moments + (states.gradients if run.precision.gradients_apart else 0)
+    beside = states.masters + states.moments + (states.gradients if recipe.gradients_apart else 0)
     gradients = {tracker.serial(p.grad) for p in parameters if p.grad is not None}
     worst = max(extended.phases[:-1], key=lambda phase: phase.peak_bytes)
     assert worst.peak_bytes == tracker.peak + beside
@@ -163,7 +115,7 @@ def test_the_peak_of_a_step_that_is_not_cut(family: str, layers: int, recompute:
     new = {serial: size for serial, size in at_peak.items() if serial >= tracker.mark_of_peak}
     assert worst.activations == sum(size for serial, size in at_peak.items() if serial not in {*weights, *new})
     assert worst.logits_and_loss + worst.transients == sum(new.values())
-    if not run.precision.gradients_apart:
+    if not recipe.gradients_apart:
         assert worst.gradients == sum(tracker.at_peak.get(serial, 0) for serial in gradients)
     update = extended.phases[-1]
     assert update.peak_bytes - update.activations - update.transients == states.total + extended.buffers
@@ -176,8 +128,8 @@ def test_the_peak_of_a_step_that_is_not_cut(family: str, layers: int, recompute:
 def test_no_part_is_less_than_nothing(config: str, kernels: Any, recompute: Recompute, precision: str) -> None:
     spec = read_spec(config)
     for length in (1, 4096):
-        run = options(sequence_length=length, recompute=recompute, kernels=kernels, precision=precision)
-        memory = step_memory(spec, run, derive_step(spec, run))
+        run = {"sequence_length": length, "recompute": recompute, "kernels": kernels, "precision": precision}
+        memory = memory_of(spec, derived(spec, **run), **run)
         for phase in memory.phases:
             assert min(getattr(phase, part) for part in PARTS) >= 0
             assert phase.gradients <= memory.states.gradients
@@ -185,19 +137,19 @@ def test_no_part_is_less_than_nothing(config: str, kernels: Any, recompute: Reco
 
 def test_a_phase_is_named_for_what_is_trained() -> None:
     for fields, mtp, name in (
-        (DEEPSEEK_V3, True, "head, loss and MTP"),
+        (DEEPSEEK_V3, None, "head, loss and MTP"),
         (DEEPSEEK_V3, False, "head and loss"),
-        (LLAMA, True, "head and loss"),
+        (LLAMA, None, "head and loss"),
     ):
-        spec, run = spec_from_fields(fields, "shrunken"), options(mtp=mtp)
-        assert step_memory(spec, run, derive_step(spec, run)).phases[1].name == name
+        spec = spec_from_fields(fields, "shrunken")
+        assert memory_of(spec, derived(spec, mtp=mtp), mtp=mtp).phases[1].name == name
 
 
 def test_parts_and_layers_of_the_phases() -> None:
     """DeepSeek-V3's kinds in order: the first dense layer is the last to be undone, with almost all gradients there."""
     spec = read_spec("deepseek_v3_config.json")
-    run = options(sequence_length=4096, recompute="full")
-    memory = step_memory(spec, run, derive_step(spec, run))
+    run: dict[str, Any] = {"sequence_length": 4096, "recompute": "full"}
+    memory = memory_of(spec, derived(spec, **run), **run)
     forward, loss, backward, embedding, update = memory.phases
     assert loss.name == "head, loss and MTP"
     assert (forward.layer, forward.layer_kind, backward.layer, backward.layer_kind) == (60, "moe", 0, "dense")
@@ -221,8 +173,8 @@ def test_parts_and_layers_of_the_phases() -> None:
 
 def test_apart_gradients_are_there_from_the_start() -> None:
     spec = read_spec("llama_7b_config.json")
-    run = options(precision="mixed-fp32-gradients")
-    memory = step_memory(spec, run, derive_step(spec, run))
+    run = {"precision": "mixed-fp32-gradients"}
+    memory = memory_of(spec, derived(spec, **run), **run)
     assert {phase.gradients for phase in memory.phases} == {4 * 6_738_415_616}
     assert {phase.optimizer_state for phase in memory.phases} == {12 * 6_738_415_616}
 
@@ -231,8 +183,7 @@ def test_notes_are_of_the_step_at_hand() -> None:
     spec = spec_from_fields(LLAMA, "shrunken")
 
     def notes(**changes: Any) -> set[str]:
-        run = options(**changes)
-        return set(step_memory(spec, run, derive_step(spec, run)).notes)
+        return set(memory_of(spec, measured(spec, **changes), **changes).notes)
 
     plain = notes()
     assert {note.split()[0] for note in notes(optimizer="muon") - plain} == {"muon"}
@@ -243,9 +194,10 @@ def test_notes_are_of_the_step_at_hand() -> None:
 
 def test_a_step_leaves_its_gradients_and_its_loss() -> None:
     """All activations are gone: what a layer saved forward it lets go backward."""
-    profile: StepProfile = measure_step(spec_from_fields(DEEPSEEK_V3, "shrunken"), options())
+    profile: Any = measured(spec_from_fields(DEEPSEEK_V3, "shrunken")).step_memory
     passes = [profile.embedding_forward, profile.loss, profile.embedding_backward]
     for layer in profile.layers:
+        assert layer.held == layer.forward.net
         assert layer.forward.net + layer.backward.net == layer.backward.gradients == layer.states.gradients
         passes += [layer.forward, layer.backward]
     assert sum(stretch.net - stretch.gradients for stretch in passes) == 4
@@ -257,19 +209,15 @@ def test_llama_7b_saves_by_hand() -> None:
     stream, hidden = 2 * 2048 * 4096, 2 * 2048 * 11008
     # two norms' outputs, query, key, value, attention's output, both sums; four hidden states of the MLP
     small = 2 * 4 * 2048 + 4 * 32 * 2048 + 24
-    none = measure_step(spec, options(sequence_length=2048)).layers[0].forward.net
-    assert none == 8 * stream + 4 * hidden + small
-    assert measure_step(spec, options(sequence_length=2048, recompute="full")).layers[0].forward.net == stream
+    none: Any = measured(spec, sequence_length=2048).step_memory
+    assert none.layers[0].held == 8 * stream + 4 * hidden + small
+    full: Any = measured(spec, sequence_length=2048, recompute="full").step_memory
+    assert full.layers[0].held == stream
 
 
 def test_phases_and_the_winner() -> None:
     spec = read_spec("llama_7b_config.json")
-
-    def run(**changes: Any) -> Any:
-        chosen = options(sequence_length=2048, **changes)
-        return step_memory(spec, chosen, measure_step(spec, chosen))
-
-    result = run()
+    result = memory_of(spec, measured(spec, sequence_length=2048), sequence_length=2048)
     assert [phase.name for phase in result.phases] == [
         "forward",
         "head and loss",
@@ -284,66 +232,13 @@ def test_phases_and_the_winner() -> None:
 def test_a_chunked_loss_trades_logits_for_copies_of_the_head_s_gradient() -> None:
     """S = 16,384: all logits at once are T V numbers, three times in fp32; in chunks, thrice D V remain."""
     spec = read_spec("llama_7b_config.json")
-    plain = {"precision": "bf16", "optimizer": "sgd", "recompute": "full", "sequence_length": 16384}
+    plain: dict[str, Any] = {"precision": "bf16", "optimizer": "sgd", "recompute": "full", "sequence_length": 16384}
 
     def loss_bytes(loss_chunk: int | None) -> int:
-        chosen = options(loss_chunk=loss_chunk, **plain)
-        phase = step_memory(spec, chosen, measure_step(spec, chosen)).phases[1]
+        run: dict[str, Any] = plain | {"loss_chunk": loss_chunk}
+        phase = memory_of(spec, measured(spec, **run), **run).phases[1]
         return phase.logits_and_loss + phase.gradients
 
     assert loss_bytes(None) > 3 * 4 * 16384 * 32000
     gradients = 3 * 2 * 4096 * 32000
     assert gradients < loss_bytes(1024) < gradients + 4 * 2 * 16384 * 4096
-
-
-# --- The measurement itself -----------------------------------------------------------------------------------------
-
-
-def gradient_sums(events: Iterator[Any]) -> Counter[tuple[str, str]]:
-    """Whether gradients that met were added in place, and in which node, as torch's profiler saw it."""
-    sums: Counter[tuple[str, str]] = Counter()
-    for event in events:
-        parent = event.cpu_parent.name if event.cpu_parent else ""
-        if event.name in ("aten::add", "aten::add_") and ("engine" in parent or "AccumulateGrad" in parent):
-            sums[event.name, parent.split(": ")[-1].split("::")[-1]] += 1
-    return sums
-
-
-class Watching(LiveBytes):
-    """Notes what the tracker decides about each sum of gradients."""
-
-    def __init__(self) -> None:
-        super().__init__([])
-        self.sums: Counter[tuple[str, str]] = Counter()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        node = torch._C._current_autograd_node()
-        is_sum = function is torch.ops.aten.add.Tensor and node is not None and not torch.is_grad_enabled()
-        if is_sum and isinstance(args[1], torch.Tensor) and args[0].shape == args[1].shape:
-            name = "aten::add_" if memory._adds_in_place(*args) else "aten::add"
-            self.sums[name, node.name().split("::")[-1]] += 1
-        return super().__torch_dispatch__(function, types, args, kwargs)
-
-
-@pytest.mark.parametrize("recompute", ["none", "full"])
-@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
-def test_gradients_are_added_in_place_where_torch_does(fields: dict[str, Any], recompute: Recompute) -> None:
-    """Held against torch's own profiler on real tensors, where no mode is watching."""
-    spec = spec_from_fields(fields, "shrunken")
-
-    def loss() -> torch.Tensor:
-        model, mtp_layers = build(spec, kernels="eager"), build_mtp(spec, kernels="eager")
-        for part in (model, mtp_layers):
-            set_recompute(part, recompute)
-        token_ids = torch.zeros(1, 24, dtype=torch.long)
-        return training_loss(model, mtp_layers, token_ids, token_ids)
-
-    unwatched = loss()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        unwatched.backward()
-    watched = loss()
-    with Watching() as watcher:
-        watched.backward()
-    expected = gradient_sums(iter(profiler.events()))
-    assert expected
-    assert watcher.sums == expected

@@ -1,7 +1,8 @@
-"""The table of one training step."""
+"""The table of one training step's FLOPs."""
 
 from typing import TYPE_CHECKING
 
+from counting.setup import Setup
 from counting.training_step import TrainingStep
 
 if TYPE_CHECKING:
@@ -14,11 +15,11 @@ RECOMPUTED = {
 }
 
 
-def training_table(step: TrainingStep) -> "Table":
-    """Model and hardware FLOPs of one step over one sequence, by component and by pass."""
+def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
+    """Model and hardware FLOPs of one step over one micro-batch, by component and by pass."""
     from rich.table import Table
 
-    table = Table(title=_title(step), title_justify="left", caption=_caption(step), caption_justify="left")
+    table = Table(title=_title(setup), title_justify="left", caption=_caption(step, setup), caption_justify="left")
     table.add_column("component", no_wrap=True)
     for heading in ("forward", "backward", "recomputed", "executed"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -36,7 +37,8 @@ def training_table(step: TrainingStep) -> "Table":
     add("hardware FLOPs", *passes, step.hardware_flops, style="bold")
     add("… for each token", None, None, None, step.hardware_flops_per_token)
     table.add_section()
-    add("model FLOPs, 3 × forward", step.forward_flops, 2 * step.forward_flops, None, step.model_flops, style="bold")
+    of_backward = step.model_flops - step.forward_flops
+    add("model FLOPs, 3 × forward", step.forward_flops, of_backward, None, step.model_flops, style="bold")
     add("… for each token", None, None, None, step.model_flops_per_token)
     add("… with the causal half of attention", None, None, None, step.model_flops_causal)
     if step.flash_backward_extra_flops:
@@ -45,11 +47,11 @@ def training_table(step: TrainingStep) -> "Table":
     return table
 
 
-def _title(step: TrainingStep) -> str:
-    return f"One training step over {step.sequence_length:,} tokens, FLOPs: {RECOMPUTED[step.recompute]}"
+def _title(setup: Setup) -> str:
+    return f"One training step over {setup.tokens:,} tokens, FLOPs: {RECOMPUTED[setup.recompute]}"
 
 
-def _caption(step: TrainingStep) -> str:
+def _caption(step: TrainingStep, setup: Setup) -> str:
     """What governs the numbers above it."""
     sentences = ["Embedding gradients and the optimiser multiply no matrices."]
     if step.flash_backward_extra_flops:
@@ -57,15 +59,15 @@ def _caption(step: TrainingStep) -> str:
             "Flash attention keeps no scores and multiplies them again in its backward pass, five products to the two "
             "of the forward pass: no model FLOPs, and not counted as recomputed."
         )
-        if step.recompute == "selective":
+        if setup.recompute == "selective":
             sentences.append(
                 "So running its core again saves next to nothing: recompute everything, or use eager kernels, which do "
                 "keep the scores."
             )
-    if step.mtp:
+    if setup.mtp:
         sentences.append("Multi-token prediction is trained: its projection, layer and run of the head are included.")
     if step.recomputed_flops_by_component["lm_head"]:
         sentences.append(
-            f"The loss is made of {step.loss_chunk:,} tokens at a time; no logits are kept, and all are made twice."
+            f"The loss is made of {setup.loss_chunk:,} tokens at a time; no logits are kept, and all are made twice."
         )
     return " ".join(sentences)

@@ -1,0 +1,66 @@
+"""The library's errors in the command's words: an argument is called as its flag, and a remedy names flags too."""
+
+import re
+from typing import NamedTuple
+
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
+
+# An argument of the library -> the flag that sets it.
+FLAGS = {
+    "sequence_length": "--seq_len",
+    "kernels": "--kernels",
+    "recompute": "--recompute",
+    "loss_chunk": "--loss_chunk",
+    "mtp": "--mtp",
+    "precision": "--precision",
+    "optimizer": "--optimizer",
+    "gpus": "--gpus",
+    "prices_usd_per_hour": "--gpu_prices",
+    "mfu": "--mfu",
+    "tokens": "--tokens",
+    "num_gpus": "--num_gpus",
+    "global_batch_tokens": "--global_batch_tokens",
+    "gpu_hours": "--gpu_hours",
+    "budget_usd": "--training_budget",
+}
+
+
+class Hint(NamedTuple):
+    """Words of a rule, and what the command says in their place."""
+
+    field: str  # whose rule it is: an argument, or a field of a config
+    words: str  # a regular expression
+    instead: str  # as of re.sub
+    alone: bool = False  # the rule is all that is said, where no flag has the value that it speaks of
+
+
+HINTS = (
+    Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
+    Hint("tokens", r"^must be at least one sequence .*", r"\g<0>; --seq_len sets its length"),
+    Hint("global_batch_tokens", r"^must be at least one sequence .*", r"\g<0>; --seq_len sets its length"),
+    Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
+    Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
+    Hint("prices_usd_per_hour", r"^no price is known for (.+):.*", r"\g<0>, as --gpu_prices \1=2.50", alone=True),
+)
+
+
+def error_line(error: UserError) -> str:
+    """The error as the command prints it, on one line."""
+    text = str(error)
+    if isinstance(error, ArgumentError | ConfigError):
+        rule, alone = _in_flags(error.field, error.rule)
+        if alone:
+            text = rule
+        elif isinstance(error, ArgumentError):
+            text = f"{FLAGS.get(error.field) or show_name(error.field)} = {show_value(error.value)}: {rule}"
+        else:
+            text = text.removesuffix(error.rule) + rule
+    return f"error: {text}".replace("\n", " ")
+
+
+def _in_flags(field: str, rule: str) -> tuple[str, bool]:
+    """The rule with its hint, and whether it stands alone."""
+    for hint in HINTS:
+        if hint.field == field and re.search(hint.words, rule):
+            return re.sub(hint.words, hint.instead, rule), hint.alone
+    return rule, False

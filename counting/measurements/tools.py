@@ -1,0 +1,280 @@
+"""FLOPs and memory of one forward and backward pass of any `nn.Module`, measured while it runs.
+
+The module may be real, on CPU or CUDA, or on the meta device, where nothing is computed and nothing allocated, and
+where attention, RMSNorm and grouped products are those of CUDA (`counting.measurements.meta_device`). Both tools run it
+in the mode that it is in (training or evaluation), with gradients enabled, and leave it and the process as they were.
+"""
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves, tree_map
+
+from counting.measurements.dispatch import Attribution, FlopCounter
+from counting.measurements.live_bytes import LiveBytes
+from counting.measurements.meta_device import measuring
+from torch_models.errors import ArgumentError, UserError
+
+LONGEST_LIST = 5  # of names in a message
+
+
+class ModuleFlops(msgspec.Struct, frozen=True, kw_only=True):
+    """FLOPs of one forward and backward pass, exact integers."""
+
+    forward: int
+    backward: int  # what activation checkpointing runs again is in it
+    by_module: dict[str, int]  # name -> of all passes, contained modules included; "" is the whole
+
+    @property
+    def total(self) -> int:
+        """Of forward and backward pass together."""
+        return self.forward + self.backward
+
+
+class ModuleMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one forward and backward pass, exact integers."""
+
+    peak_bytes: int  # at the worst moment of both passes: weights, buffers, inputs, gradients and all else that lives
+    held_bytes: int  # right after the forward pass: weights, buffers, inputs, outputs, and what is kept for backward
+    by_module: dict[str, int]  # name -> of held_bytes, what its forward pass made; contained modules included
+
+
+def count_flops(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleFlops:
+    """FLOPs of `module(*inputs, **named_inputs)` and of the backward pass from all its outputs.
+
+    Counted are matrix products and convolutions, as they run, 2 FLOPs per multiply-add; elementwise work, norms,
+    softmax and reductions are 0. Attention counts the full square of queries and keys, but our own fused op only the
+    band of its window; a fused attention's backward pass counts the scores once more, since it computes them again.
+    Frozen parameters, and inputs that do not require gradients, have no gradients and so no products for them. A
+    product that torch's backward pass writes as an elementwise multiplication, as the weight's gradient of a matrix
+    times a vector, is elementwise. Without anything that requires gradients `backward` is 0.
+
+    `by_module` has every name of `module.named_modules()`; a module with several names is under each of them, with all
+    its calls. An op of the backward pass belongs to the module whose forward pass made it necessary. For the whole
+    alone count a module that is called but not contained in `module`, and the backward pass of what a reentrant
+    checkpoint runs again.
+
+    `inputs` and outputs are tensors, or tuples, lists and dicts of them (any pytree). Raises `UserError` naming an op
+    of which it is not known whether it multiplies matrices, such as a recurrent layer that is one kernel, a Fourier
+    transform or a decomposition; what the module itself raises comes through unchanged.
+    """
+    with (
+        _ready_to_run(module, inputs, named_inputs) as (args, kwargs),
+        Attribution() as attribution,
+        _Watch((), counter := FlopCounter(attribution)),
+    ):
+        _backward(module, module(*args, **kwargs))
+    forward = sum(flops for (phase, _), flops in counter.flops.items() if phase == "forward")
+    total = sum(counter.flops.values())
+    own = dict[nn.Module | None, int]()
+    for (_, run_for), flops in counter.flops.items():
+        own[run_for] = own.get(run_for, 0) + flops
+    by_module = {
+        name: sum(own.get(part, 0) for part in contained.modules())
+        for name, contained in module.named_modules(remove_duplicate=False)
+    }
+    return ModuleFlops(forward=forward, backward=total - forward, by_module=by_module | {"": total})
+
+
+def measure_memory(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleMemory:
+    """Bytes that live during `module(*inputs, **named_inputs)` and the backward pass from all its outputs.
+
+    Every storage is counted once, at its exact size, however many tensors view it: parameters, buffers, inputs,
+    activations, and the gradients of parameters and of inputs that require them. Gradients that the parameters have
+    already are set aside, as `zero_grad` does, and neither counted nor changed. The outputs live until the backward
+    pass has ended; their gradients are made when it begins and go when they have been used, as those from a loss do.
+    Not seen are workspaces within one kernel, and what an allocator rounds up or keeps.
+
+    `by_module` has every name of `module.named_modules()`: the bytes of the storages made during all calls of that
+    module that still live right after the forward pass, the outputs among them. Its "" is `held_bytes` less parameters,
+    buffers and inputs. `inputs` and errors are as `count_flops` describes, but that no op is unknown.
+    """
+    with _ready_to_run(module, inputs, named_inputs) as (args, kwargs):
+        existing = [*module.parameters(), *module.buffers(), *_tensors((args, kwargs))]
+        with _Watch(existing) as tracker:
+            before = tracker.live
+            with _Births(tracker) as births:
+                outputs = module(*args, **kwargs)
+            kept, held = tracker.alive(), tracker.live
+            _backward(module, outputs)
+            peak = max(tracker.peak, tracker.live)
+    made = {part: sum(kept.get(serial, 0) for serial in serials) for part, serials in births.of_modules.items()}
+    by_module = {name: made.get(part, 0) for name, part in module.named_modules(remove_duplicate=False)}
+    return ModuleMemory(peak_bytes=peak, held_bytes=held, by_module=by_module | {"": held - before})
+
+
+class _Watch(LiveBytes):
+    """Takes ops that run functions of their own (`flex_attention`) for one op each."""
+
+    supports_higher_order_operators = True
+
+
+class _Births:
+    """Within it, notes which storages are made during each module's forward pass, by their serial numbers."""
+
+    def __init__(self, tracker: LiveBytes) -> None:
+        self.of_modules: dict[nn.Module, set[int]] = {}
+        self._tracker = tracker
+        self._born_before: list[int] = []
+
+    def _begin(self, module: nn.Module, _: Any) -> None:
+        self._born_before.append(self._tracker.born)
+
+    def _end(self, module: nn.Module, _: Any, __: Any) -> None:
+        made = range(self._born_before.pop(), self._tracker.born)
+        self.of_modules.setdefault(module, set()).update(made)
+
+    def __enter__(self) -> "_Births":
+        self._hooks = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+class _FromOutputs(torch.autograd.Function):
+    """An empty tensor whose backward pass gives each output a gradient of ones."""
+
+    @staticmethod
+    def forward(ctx: Any, *outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*outputs)
+        return outputs[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.ones_like(output) for output in ctx.saved_tensors)
+
+
+def _backward(module: nn.Module, outputs: Any) -> None:
+    """The backward pass from all tensors in `outputs` that require gradients; none if nothing does."""
+    tensors = _tensors(outputs)
+    if not tensors and any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError(
+            f"{type(module).__name__} returned no tensor to start a backward pass from, but "
+            f"{type(outputs).__name__}: a tensor, or tuples, lists and dicts of tensors, are wanted"
+        )
+    starts = [tensor for tensor in tensors if tensor.requires_grad]
+    if starts:
+        end: Tensor = _FromOutputs.apply(*starts)  # type: ignore[no-untyped-call]
+        end.backward(torch.empty_like(end))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextlib.contextmanager
+def _ready_to_run(
+    module: nn.Module, inputs: tuple[Any, ...], named_inputs: dict[str, Any]
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Within it the module may be run, once: yields the inputs, cut off from what made them; all is put back after.
+
+    Put back are the attributes of all modules within (buffers, gradients and the training flag among them), the
+    contents of buffers and inputs, and the states of the random number generators. A parameter that the forward pass
+    or a hook of the user's own changes stays changed.
+    """
+    if not isinstance(module, nn.Module):
+        raise ArgumentError("module", module, "must be a torch.nn.Module")
+    lazy = [name for name, tensor in _own_tensors(module) if nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise UserError(
+            f"{type(module).__name__}: run it once before, its lazy parameters have no shape: {_listed(lazy)}"
+        )
+    given = _tensors((inputs, named_inputs))
+    cut_off = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given}
+    args, kwargs = tree_map(lambda leaf: cut_off.get(id(leaf), leaf), (inputs, named_inputs))
+    own = [tensor for _, tensor in _own_tensors(module)]
+    with (
+        measuring(),
+        _same_random_numbers([*own, *given]),
+        _same_contents([*module.buffers(), *given]),
+        _same_attributes(module),
+        _same_gradients(own),
+    ):
+        yield args, kwargs
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LONGEST_LIST]) + (", …" if len(names) > LONGEST_LIST else "")
+
+
+@contextlib.contextmanager
+def _same_gradients(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within it none of the tensors has a gradient; after it each has the one that it had."""
+    before = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
+    for tensor, _ in before:
+        tensor.grad = None
+    try:
+        yield
+    finally:
+        for tensor, gradient in before:
+            tensor.grad = gradient
+
+
+@contextlib.contextmanager
+def _same_attributes(module: nn.Module) -> Iterator[None]:
+    """After it every module within has the attributes, parameters, buffers and submodules that it had."""
+    before = [
+        (table, dict(table))
+        for part in module.modules()
+        for table in (vars(part), part._parameters, part._buffers, part._modules)
+    ]
+    try:
+        yield
+    finally:
+        for table, content in before:
+            table.clear()
+            table.update(content)
+
+
+@contextlib.contextmanager
+def _same_contents(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """After it the tensors have the numbers that they had, whatever was written to them in place.
+
+    Their version counters do not tell: batch norm writes its statistics without a new version. What is put back makes
+    none either, so that a backward pass of the caller's own may still read it.
+    """
+    before = [(x, x.detach().clone()) for x in tensors if not (x.is_meta or x.is_inference() or _is_expanded(x))]
+    try:
+        yield
+    finally:
+        for tensor, content in before:
+            if not torch.equal(tensor, content):
+                with _unsafe_preserve_version_counter(tensor):
+                    tensor.detach().copy_(content)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several elements are one number, so that torch lets nothing be written to it in place."""
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@contextlib.contextmanager
+def _same_random_numbers(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """After it the generators of torch, of Python and of NumPy, where it is loaded, are in the states they were in."""
+    devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    numpy: Any = sys.modules.get("numpy")
+    of_python, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        if numpy:
+            numpy.random.set_state(of_numpy)

@@ -1,0 +1,85 @@
+"""What a budget buys, and what it is spent on, as tables."""
+
+from counting.cost.budget import BudgetPlan
+from counting.cost.budget_on_model import BudgetOnModel
+from counting.cost.scaling_laws import find_law
+from counting.report.conventions import how_counted
+from counting.report.format import facts_table, integer, open_console, print_notes, print_tables, rows_table, scientific
+
+
+def print_budget(budget: BudgetPlan) -> None:
+    """The tables of a budget: what each GPU would buy, and what the best one is spent on."""
+    from rich.table import Table
+
+    console = open_console()
+    title = f"What ${budget.budget_usd:,.2f} buys at {budget.mfu:.3g} of the dense peak"
+    table = Table(title=title, title_justify="left")
+    table.add_column("GPU", no_wrap=True)
+    for heading in ("$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for option in budget.options:
+        best = option.gpu == budget.best_gpu
+        table.add_row(
+            f"{option.gpu} (best)" if best else option.gpu,
+            f"{option.price_usd_per_hour:,.2f}",
+            f"{option.peak_dense_tflop_per_s:,g}",
+            option.training_dtype,
+            f"{option.gpu_hours:,.0f}",
+            f"{float(option.training_flops):.4g}",
+            style="bold" if best else None,
+        )
+    law = find_law(budget.scaling_law)
+    facts = [
+        ("Scaling law", f"{law.name}: {law.citation}"),
+        ("Model", f"{budget.optimal_parameters:,} parameters ({budget.optimal_parameters / 1e9:.4g} billion)"),
+        ("Tokens", f"{budget.optimal_tokens:,} ({budget.optimal_tokens / 1e9:.4g} billion)"),
+        ("Tokens per parameter", f"{budget.tokens_per_parameter:.2f}"),
+        ("GPU-hours", f"{budget.gpu_hours:,.0f} on {budget.best_gpu}"),
+        ("Predicted loss", f"{budget.predicted_loss:.5f} nats per token"),
+    ]
+    print_tables(table, facts_table("The compute-optimal model, C = 6 N D", facts))
+    console.print()
+    if budget.extrapolated:
+        console.print(
+            "• The law is extrapolated: it was fitted to models of "
+            f"{law.fitted_parameters[0] / 1e6:g} million to {law.fitted_parameters[1] / 1e9:g} billion parameters on "
+            f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens.",
+            style="dim",
+        )
+
+
+def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
+    """The budget spent on one model, beside the scaling law's word on it."""
+    from rich.markup import escape
+
+    law = find_law(spent.scaling_law)
+    how = how_counted(f"sequence length {integer(spent.sequence_length)}", spent.mtp_trained)
+    facts = [
+        ("Tokens", f"{integer(spent.tokens)} in {budget.gpu_hours:,.0f} {budget.best_gpu}-hours"),
+        ("Training FLOPs per token", f"{integer(spent.training_flops_per_token)} ({how})"),
+    ]
+    headings = ("N taken as", "parameters", "tokens per N", "law's optimum, tokens", "× optimum", "predicted loss")
+    table = rows_table(f"The scaling law {law.name} on it", headings)
+    for reading in spent.readings:
+        table.add_row(
+            reading.taken_as,
+            integer(reading.parameters),
+            f"{reading.tokens_per_parameter:,.2f}",
+            scientific(reading.optimal_tokens),
+            f"{reading.tokens_over_optimal:,.3g}",
+            f"{reading.predicted_loss:.5f}" + (" *" if reading.extrapolated else ""),
+        )
+    print_tables(facts_table(f"The budget spent on {escape(spent.model)}", facts), table)
+    notes = [
+        "Law's optimum: the tokens for which a model of this size is the best one. More of them is what is done for a "
+        "model that is cheap to run; fewer, and a smaller model would reach the same loss for less.",
+        "Loss in nats per token, on the data that the law was fitted to.",
+    ]
+    if spent.mixture_of_experts:
+        notes.append(
+            "A mixture of experts: the law was fitted to dense models, so neither N is what it means by one, and it "
+            "takes a token to cost 6 N FLOPs, which this model's do not."
+        )
+    if any(reading.extrapolated for reading in spent.readings):
+        notes.append("* beyond the sizes or tokens that the law was fitted to.")
+    print_notes(notes)

@@ -1,0 +1,114 @@
+"""The claim examined, as tables."""
+
+from counting.published.claim import Claim
+from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
+from counting.report.format import (
+    dollars,
+    facts_table,
+    integer,
+    optional,
+    percent,
+    print_notes,
+    print_tables,
+    rows_table,
+    scientific,
+    shifted,
+)
+
+
+def print_claim(claim: Claim) -> None:
+    """The argument in one page."""
+    run = claim.run
+    bill = rows_table(
+        f"1. The claim: {run.name} for {dollars(claim.total_cost_usd)}",
+        ("phase", f"{run.gpu}-hours", f"at {dollars(claim.price_usd_per_hour)}/hour"),
+    )
+    for phase in claim.phases:
+        bill.add_row(phase.phase, f"{phase.gpu_hours:,.0f}", dollars(phase.cost_usd))
+    bill.add_section()
+    bill.add_row("total", f"{claim.total_gpu_hours:,.0f}", dollars(claim.total_cost_usd), style="bold")
+
+    headings = ("counted as", "FLOPs per token", "training FLOPs", "TFLOP/s per GPU", "implied MFU", "measured MFU")
+    meaning = rows_table(
+        f"2. What {optional(run.gpu_hours)} {run.gpu}-hours for {integer(run.tokens or 0)} tokens mean, "
+        f"{claim.days:.1f} days on {optional(run.num_gpus)} GPUs",
+        headings,
+    )
+    stated = {figure.convention: figure.stated for figure in claim.measured.figures if figure.quantity == "mfu"}
+    for entry in run.implied_mfu:
+        meaning.add_row(
+            CONVENTIONS[entry.convention],
+            integer(entry.training_flops_per_token),
+            scientific(entry.training_flops or 0),
+            f"{entry.tflop_per_s:,.1f}",
+            percent(entry.mfu),
+            percent(stated[entry.convention]) if entry.convention in stated else "",
+        )
+
+    elsewhere = rows_table(
+        "3. The same pre-training elsewhere, at the same MFU",
+        ("GPU", "dense 16-bit TFLOP/s", "$/hour", "GPU-hours", "cost"),
+    )
+    for gpu in claim.on_gpus:
+        elsewhere.add_row(
+            gpu.gpu,
+            f"{gpu.peak_dense_tflop_per_s:,g}",
+            f"{gpu.price_usd_per_hour:,.2f}",
+            f"{gpu.gpu_hours:,.0f}",
+            dollars(gpu.cost_usd),
+        )
+
+    models = rows_table(
+        f"4. Other models, same tokens, MFU and GPU, at {dollars(claim.price_usd_per_hour)}/hour",
+        ("model", "parameters, 10^9", "active", "FLOPs per token", "GPU-hours", "cost", "×"),
+    )
+    for model in claim.models:
+        models.add_row(
+            model.model,
+            shifted(model.total_parameters, 9, places=2),
+            shifted(model.active_parameters, 9, places=2),
+            integer(model.training_flops_per_token),
+            f"{model.gpu_hours:,.0f}",
+            dollars(model.cost_usd),
+            f"{model.cost_over_claim:.2f}",
+        )
+
+    prices = [f"{dollars(price)}/hour" for price in claim.prices_usd_per_hour]
+    costs = rows_table(f"5. How the cost of pre-training moves, on {run.gpu}", ("MFU, own count", "GPU-hours", *prices))
+    for row in claim.costs:
+        implied = row.mfu == claim.mfu
+        costs.add_row(
+            percent(row.mfu) + (" (implied)" if implied else ""),
+            f"{row.gpu_hours:,.0f}",
+            *map(dollars, row.costs_usd),
+            style="bold" if implied else None,
+        )
+    mfus = sorted(entry.mfu for entry in run.implied_mfu)
+    verdict = [
+        (
+            "Is it possible?",
+            f"The hours imply an MFU from {percent(mfus[0])} to {percent(mfus[-1])}, by how FLOPs are counted; above 1 "
+            "it would not be.",
+        ),
+        (
+            "Does it agree?",
+            f"The implied MFU differs by at most {percent(claim.largest_mfu_difference)} from what the same authors "
+            f"measured of its training and published apart from the bill ({claim.measured.source}); of which run it is "
+            "not said.",
+        ),
+        ("What it leaves out", f"By the report's own account: {claim.left_out.what} ({claim.left_out.source})."),
+        (
+            "What it assumes",
+            f"That a GPU is rented for {dollars(claim.price_usd_per_hour)} an hour: the cluster is not bought, and "
+            "people are not paid, from this bill.",
+        ),
+    ]
+    print_tables(bill, meaning, elsewhere, models, costs, facts_table("6. What to make of it", verdict))
+    print_notes(
+        [
+            f"MFU against the dense 16-bit peak, also of a run in FP8. {CONVENTION_NOTE}",
+            "3 is a scale, no quote: A100 has no FP8, and no GPU is known to reach the share of its peak that another "
+            "does. The dense models of 4 are designed here, Llama-style, and measured like any other.",
+            f"Sources: {run.source}; prices of other GPUs: configs/gpus.json.",
+        ]
+    )

@@ -1,0 +1,50 @@
+"""Several models side by side, as tables."""
+
+from counting.cost.comparison import Comparison
+from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe
+from counting.report.format import dollars, integer, optional, percent, print_notes, print_tables, rows_table
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Models side by side, and below what they have in common."""
+    gpus = "" if comparison.num_gpus is None else f"{integer(comparison.num_gpus)} "
+    title = f"{integer(comparison.tokens)} tokens on {gpus}{comparison.gpu} at {percent(comparison.mfu, 0)} MFU"
+    size = ("model", "parameters", "active", "FLOPs per token", "if dense", "saved", "sequence")
+    sizes = rows_table(f"Training {title}", size)
+    columns = ("GPU-hours", "days", "cost", "× cheapest", "states, GB", "step, GB", "GPUs at least")
+    bill = rows_table("The bill", ("model", *columns))
+    for model in comparison.models:
+        sizes.add_row(
+            model.model,
+            integer(model.total_parameters),
+            integer(model.active_parameters),
+            integer(model.training_flops_per_token),
+            integer(model.training_flops_per_token_if_dense),
+            percent(model.saved_by_routing, 1),
+            integer(model.sequence_length),
+        )
+        bill.add_row(
+            model.model,
+            f"{model.outcome.gpu_hours:,.0f}",
+            optional(model.outcome.days, 1),
+            dollars(model.outcome.cost_usd),
+            f"{model.cost_over_cheapest:.2f}",
+            f"{model.model_state_bytes / 10**9:,.1f}",
+            optional(None if model.step_peak_bytes is None else model.step_peak_bytes / 10**9, 1),
+            integer(model.fewest_gpus),
+        )
+    print_tables(sizes, bill)
+    notes = [
+        f"The same for all: {dollars(comparison.price_usd_per_hour)} per {comparison.gpu}-hour, model states of "
+        f"{recipe(comparison.precision, comparison.optimizer)}. FLOPs are the model's own count, with multi-token "
+        "prediction where it is trained.",
+        "If dense: every routed expert run for every token, 6 FLOPs per token for each parameter that a token does not "
+        "visit. Saved: what routing saves of that.",
+        MFU_NOTE,
+        STATES_NOTE,
+        "Step: the peak of a training step over one sequence on one device, nothing sharded; the JSON document has its "
+        "phases.",
+    ]
+    if len({model.sequence_length for model in comparison.models}) > 1:
+        notes.append("The models are at different sequence lengths; one can be given for all.")
+    print_notes(notes)

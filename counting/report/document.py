@@ -1,0 +1,38 @@
+"""Results as one JSON document."""
+
+from typing import Any
+
+import msgspec
+
+from counting.report.results import Results
+
+SCHEMA_VERSION = 2
+
+
+def json_document(results: Results) -> str:
+    """Everything as one JSON document; parameters, tokens, FLOPs and bytes are integers.
+
+    A key is null where it was not asked for, or, of a list, empty.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "plan": None,
+        "warnings": [],
+        "analyses": results.analyses,
+        "runs": results.runs,
+        "comparison": results.comparison,
+        "budget": _budget(results),
+        "fit": None,
+        "published": results.published,
+        "claim": results.claim,
+    }
+    return msgspec.json.encode(document).decode()
+
+
+def _budget(results: Results) -> dict[str, Any] | None:
+    """The budget, and beside its own fields the model designed for it and what it buys of the analysed ones."""
+    if results.budget is None:
+        return None
+    beside = {"design": msgspec.to_builtins(results.design), "models": msgspec.to_builtins(results.spent)}
+    fields: dict[str, Any] = msgspec.to_builtins(results.budget)
+    return fields | beside

@@ -1,0 +1,39 @@
+"""What one model costs, as tables: parameters, FLOPs, memory, a training step, the proof, and the conventions."""
+
+from counting.analysis import Analysis
+from counting.report.format import integer, length_source, open_console, print_notes, print_tables
+from counting.report.model.flops import flop_table
+from counting.report.model.layer_memory import layer_memory_table
+from counting.report.model.parameters import parameter_table
+from counting.report.model.proof import print_proof
+from counting.report.model.step_flops import step_flops_table
+from counting.report.model.step_memory import step_memory_table
+
+
+def print_analysis(analysis: Analysis) -> None:
+    """All tables of one model."""
+    console = open_console()
+    console.print(f"\n{_heading(analysis)}")
+    print_tables(
+        parameter_table(analysis),
+        flop_table(analysis),
+        *([layer_memory_table(analysis)] if analysis.main_layer.peak_memory_parts else []),
+        *([step_flops_table(analysis.training, analysis.setup)] if analysis.training else []),
+        *([step_memory_table(analysis.memory, analysis.setup)] if analysis.memory else []),
+    )
+    print_proof(analysis.agreement)
+    defaults = ", ".join(analysis.defaulted_fields)
+    print_notes([*analysis.notes, *([f"Not in the config, so the family's default: {defaults}."] if defaults else [])])
+
+
+def _heading(analysis: Analysis) -> str:
+    """What the model is, and what the plain lines are of."""
+    from rich.markup import escape
+
+    setup, main, total = analysis.setup, analysis.main_layer, sum(layer.count for layer in analysis.layers)
+    text = (
+        f"[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
+        f"{main.kind} layer ({main.count} of {total}), batch {setup.micro_batch_size}, sequence length "
+        f"{integer(analysis.sequence_length)} ({length_source(setup.sequence_length_source)}), {setup.kernels} kernels."
+    )
+    return f"{text} Measured, no formula." if analysis.proof == "measured, no formula" else text

@@ -1,0 +1,39 @@
+"""The table of a forward pass's FLOPs."""
+
+from typing import TYPE_CHECKING
+
+from counting.analysis import Analysis
+from counting.report.format import integer, share
+from counting.report.model.components import component_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def flop_table(analysis: Analysis) -> "Table":
+    """By component, of each distinct layer and of the model; below, by which keys a query meets."""
+    table = component_table("Forward FLOPs of one sequence", analysis.layers, "model")
+    for component, count in analysis.forward_flops_by_component.items():
+        row = [layer.forward_flops_by_component.get(component, 0) for layer in analysis.layers]
+        if count:
+            table.add_row(component, *map(integer, row), integer(count), share(count, analysis.forward_flops))
+    table.add_section()
+    windowed = analysis.forward_flops_full_attention != analysis.forward_flops
+
+    def add(label: str, per_layer: list[int], count: int, style: str | None = None) -> None:
+        numbers = (*map(integer, per_layer), integer(count), share(count, analysis.forward_flops))
+        table.add_row(label, *numbers, style=style)
+
+    title = "total, attention within windows" if windowed else "total, full attention"
+    add(title, [layer.forward_flops for layer in analysis.layers], analysis.forward_flops, "bold")
+    causal = [layer.forward_flops_causal for layer in analysis.layers]
+    half = "total, causal within windows" if windowed else "total, causal half of the square"
+    add(half, causal, analysis.forward_flops_causal)
+    if windowed:
+        full = [layer.forward_flops_full_attention for layer in analysis.layers]
+        add("total, full attention", full, analysis.forward_flops_full_attention)
+    if analysis.mtp_forward_flops:
+        blank = [""] * len(analysis.layers)
+        flops = analysis.mtp_forward_flops
+        table.add_row("beside it: multi-token prediction", *blank, integer(flops), share(flops, analysis.forward_flops))
+    return table

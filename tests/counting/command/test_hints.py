@@ -1,0 +1,128 @@
+"""The library's errors in the command's words; a library user's own are without a flag."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from counting.analysis import analyze
+from counting.command.flags import flags_parser
+from counting.command.hints import FLAGS, HINTS, error_line
+from counting.cost.budget import plan_budget
+from counting.cost.comparison import compare
+from counting.cost.run import RunPlan, plan_run
+from counting.setup import Setup
+from tests.shrunken import LLAMA
+from torch_models.errors import ArgumentError, ConfigError, UserError
+
+FLAG = re.compile(r"(?<![\w-])--[A-Za-z]")
+SHORT = Setup(sequence_length=16)
+
+
+def run(**arguments: object) -> object:
+    plan = RunPlan(**{"tokens": 10**9, "gpus": ("H100",)} | arguments)  # type: ignore[arg-type]
+    return plan_run(analyze(LLAMA, SHORT, step=False), plan)
+
+
+def without_a_length() -> object:
+    return analyze({field: value for field, value in LLAMA.items() if field != "max_position_embeddings"})
+
+
+# What a user of the library does -> what the command says of it.
+ERRORS: list[tuple[Callable[[], object], str]] = [
+    (lambda: Setup(sequence_length=0), "--seq_len = 0: must be a whole number of tokens from 1 to 16777216"),
+    (lambda: Setup(kernels="flash"), "--kernels = 'flash': must be one of fused, eager"),  # type: ignore[arg-type]
+    (lambda: Setup(recompute="most"), "--recompute = 'most': must be one of "),  # type: ignore[arg-type]
+    (lambda: Setup(loss_chunk=-1), "--loss_chunk = -1: must be a whole number of tokens"),
+    (lambda: analyze(LLAMA, Setup(mtp=True)), "--mtp = 'on': "),
+    (lambda: Setup(precision="fp4"), "--precision = 'fp4': is not known: choose from mixed"),
+    (lambda: Setup(optimizer="lion"), "--optimizer = 'lion': is not known: choose from adamw"),
+    (lambda: plan_budget(5e6, gpus=("A100", "a100")), "--gpus = 'A100,a100': names A100 twice"),
+    (
+        lambda: plan_budget(5e6, gpus=("L4",)),
+        "no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2.50",
+    ),
+    (
+        lambda: plan_budget(5e6, prices_usd_per_hour={"H100": 2.0}),
+        "--gpu_prices = 'H100': a price is given for H100, but the GPUs considered are A100, V100, T4",
+    ),
+    (lambda: plan_budget(5e6, mfu=1.5), "--mfu = 1.5: must be a number from 1e-06 to 1"),
+    (lambda: plan_budget(0), "--training_budget = 0: must be a number of US dollars from 0.01 to 1e+15"),
+    (lambda: run(num_gpus=0), "--num_gpus = 0: must be a whole number, at least 1"),
+    (lambda: run(gpu_hours=1e-9), "--gpu_hours = 1e-09: the claim is impossible: "),
+    (
+        lambda: run(global_batch_tokens=10**10),
+        "--global_batch_tokens = 10000000000: must be at most --tokens (1000",
+    ),
+    (lambda: run(global_batch_tokens=2), "--global_batch_tokens = 2: must be at least one sequence of config"),
+    (
+        lambda: run(tokens=2, global_batch_tokens=2),
+        "--tokens = 2: must be at least one sequence of config, 16 tokens; --seq_len sets its length",
+    ),
+    (lambda: compare([], RunPlan(tokens=1, gpus=("H100",))), "analyses = 0: a comparison needs two models or more"),
+    (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
+]
+
+
+def raised_by(cause: Callable[[], object]) -> UserError:
+    with pytest.raises(UserError) as caught:
+        cause()
+    return caught.value
+
+
+@pytest.mark.parametrize(("cause", "line"), ERRORS, ids=[line for _, line in ERRORS])
+def test_the_command_names_the_flag_and_the_library_its_argument(cause: Callable[[], object], line: str) -> None:
+    error = raised_by(cause)
+    assert error_line(error).startswith(f"error: {line}")
+    assert FLAG.search(str(error)) is None
+
+
+def test_every_argument_in_the_table_is_one_of_an_error() -> None:
+    fields = {error.field for cause, _ in ERRORS if isinstance(error := raised_by(cause), ArgumentError)}
+    assert set(FLAGS) <= fields
+    assert fields - set(FLAGS) == {"analyses"}, "the command takes no analyses"
+
+
+def test_every_hint_is_one_of_an_error() -> None:
+    errors = [raised_by(cause) for cause, _ in ERRORS] + [impossible_in_16_bits()]
+    rules = [(error.field, error.rule) for error in errors if isinstance(error, ArgumentError | ConfigError)]
+    for hint in HINTS:
+        assert any(hint.field == field and re.search(hint.words, rule) for field, rule in rules), hint
+
+
+def test_every_flag_in_the_tables_exists() -> None:
+    known = {flag for action in flags_parser()._actions for flag in action.option_strings}
+    named = {*FLAGS.values(), *re.findall(r"--\w+", " ".join(hint.instead for hint in HINTS))}
+    assert len(named) > 10
+    assert named <= known
+
+
+def test_no_price_is_given_by_no_flag() -> None:
+    """So the line names none as its cause, and one as its remedy."""
+    line = error_line(raised_by(lambda: plan_budget(5e6, gpus=("L4",))))
+    assert line == "error: no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2.50"
+
+
+def impossible_in_16_bits() -> UserError:
+    """Hours in which the GPU would do the work at 1.5 times its 16-bit peak, and so below that of FP8."""
+    analysis = analyze(LLAMA, SHORT, step=False)
+    plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=10**6)
+    implied = plan_run(analysis, plan).gpus[0].implied_mfu
+    least = min(entry.mfu for entry in implied)
+    return raised_by(lambda: plan_run(analysis, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=10**6 * least / 1.5)))
+
+
+def test_the_remedy_of_an_impossible_claim_is_a_flag_where_fp8_would_do() -> None:
+    error = impossible_in_16_bits()
+    assert FLAG.search(str(error)) is None
+    assert error_line(error).endswith("; if it trained in FP8, give --precision fp8")
+    assert "fp8" not in error_line(raised_by(lambda: run(gpu_hours=1e-9)))
+
+
+def test_an_error_without_a_field_stands_as_it_is() -> None:
+    assert error_line(UserError("x.json: no such\nfile")) == "error: x.json: no such file"
+
+
+def test_an_unknown_argument_keeps_its_name() -> None:
+    assert error_line(ArgumentError("--tokens", "x", "must be a number")) == "error: --tokens = 'x': must be a number"
+    assert error_line(ConfigError("tokens", 3, "must be 4", "a.json")) == "error: a.json: tokens = 3: must be 4"

@@ -1,0 +1,94 @@
+"""The simulation broken once, operation by operation: one byte more, and it differs from what is measured."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from counting.analysis import analyze
+from counting.formulas.memory import attention, blocks, experts, layer, operations, simulate, step
+from counting.formulas.memory.tape import Array, Tape
+from counting.reconcile import DisagreementError
+from counting.setup import Setup
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
+from tests.witnesses import setup_of
+from torch_models.fields.config import spec_from_fields
+
+DEEPSEEK_SPEC = spec_from_fields(DEEPSEEK_V3, "shrunken")
+LLAMA_SPEC = spec_from_fields(LLAMA, "shrunken")
+GPT_OSS_SPEC = spec_from_fields(GPT_OSS, "shrunken")
+
+MEMORY_BLOCKS = [
+    (attention, "_rotate", LLAMA_SPEC, "eager"),
+    (attention, "norm", DEEPSEEK_SPEC, "fused"),
+    (layer, "norm", LLAMA_SPEC, "fused"),
+    (layer, "norm", LLAMA_SPEC, "eager"),
+    (attention, "_grouped_projections", LLAMA_SPEC, "fused"),
+    (attention, "_latent_projections", DEEPSEEK_SPEC, "fused"),
+    (attention, "_fused_core", LLAMA_SPEC, "fused"),
+    (attention, "_eager_core", LLAMA_SPEC, "eager"),
+    (layer, "gated_mlp", LLAMA_SPEC, "fused"),
+    (experts, "_router", DEEPSEEK_SPEC, "fused"),
+    (experts, "_routed_experts", DEEPSEEK_SPEC, "fused"),
+    (experts, "_gated_experts", DEEPSEEK_SPEC, "fused"),
+    (experts, "_clamped_experts", GPT_OSS_SPEC, "fused"),
+    (attention, "_hidden_positions", LLAMA_SPEC, "eager"),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "block", "spec", "kernels"), MEMORY_BLOCKS, ids=[f"{b}-{k}" for _, b, _, k in MEMORY_BLOCKS]
+)
+def test_a_forgotten_tensor_is_found(
+    module: Any, block: str, spec: Any, kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte more that a block keeps, and the peak is wrong."""
+    right = getattr(module, block)
+    forgotten: list[Array] = []
+
+    def forgetful(tape: Tape, *arguments: Any, **options: Any) -> Any:
+        forgotten.append(tape.new(1, 1))
+        return right(tape, *arguments, **options)
+
+    monkeypatch.setattr(module, block, forgetful)
+    with pytest.raises(DisagreementError, match="peak_memory"):
+        analyze(spec, Setup(sequence_length=512, kernels=kernels), step=False)
+
+
+OPERATIONS = [
+    name
+    for name, function in vars(operations).items()
+    if inspect.isfunction(function) and function.__module__ == operations.__name__ and name != "first"
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_gradient_of_another_size_is_found(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte more that an operation's backward makes, and a step's memory differs from the measured one."""
+    leaks: list[Array] = []
+
+    def leaking(tape: Tape, *arguments: Any, **options: Any) -> Any:
+        before = tape.position
+        out = right(tape, *arguments, **options)
+        for made in tape._operations[before:]:
+            derive = made.derive
+
+            def derive_and_leak(gradients: Any, derive: Any = derive) -> Any:
+                leaks.append(tape.new(1, 1))
+                return derive(gradients)
+
+            made.derive = derive_and_leak
+        return out
+
+    right = getattr(operations, operation)
+    cases = [
+        (spec_from_fields(FAMILIES[family], "shrunken"), kernels)
+        for family in ("deepseek_v3", "gpt_oss", "gemma2")
+        for kernels in ("fused", "eager")
+    ]
+    runs = [(spec, setup_of(spec, kernels=kernels, loss_chunk=7)) for spec, kernels in cases]
+    expected = [simulate(*run, step=True) for run in runs]
+    for module in (operations, blocks, attention, experts, layer, step):
+        if hasattr(module, operation):
+            monkeypatch.setattr(module, operation, leaking)
+    assert [simulate(*run, step=True) for run in runs] != expected

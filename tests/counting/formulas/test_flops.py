@@ -1,0 +1,112 @@
+"""FLOPs in closed form, forward and of a training step, with their arithmetic."""
+
+import msgspec
+import pytest
+
+from counting.counts import AttentionCore, Counts, StepFlops
+from counting.formulas.flops import (
+    as_run,
+    attention_core,
+    forward_flops,
+    head_flops,
+    mtp_forward_flops,
+    without_window,
+)
+from counting.formulas.parameters import linear_weights, parameters
+from counting.formulas.step_flops import (
+    fused_core_backward,
+    layer_step_flops,
+    mtp_layer_step_flops,
+    training_flops,
+)
+from counting.setup import Setup, resolve
+from tests.shrunken import DEEPSEEK_V3, FAMILIES
+from torch_models.fields.config import read_spec, spec_from_fields
+
+
+def test_llama_7b_forward() -> None:
+    """2 x 2048 for each of 6,607,077,376 weights in matrices, and 4 S^2 D for each of 32 layers' cores."""
+    spec = read_spec("llama_7b")
+    weights = parameters(spec).total - 32000 * 4096 - 65 * 4096
+    core = 32 * 4 * 2048**2 * 4096
+    assert forward_flops(spec, 2048, 1).total == 2 * 2048 * weights + core
+    assert forward_flops(spec, 2048, 3) == forward_flops(spec, 2048, 1) * 3
+    assert head_flops(spec, 2048, 1) == Counts(lm_head=2 * 2048 * 4096 * 32000)
+
+
+def test_the_core_of_a_window() -> None:
+    """Mistral: 32 heads of 128 at 8192 tokens see 4096: S W pairs as run, causally S W - W^2 / 2, S^2 of the square."""
+    attention = read_spec("mistral_7b").layers[0].attention
+    per_pair = 4 * 32 * 128
+    core = attention_core(attention, 8192, 1)
+    assert core == AttentionCore(
+        as_run=per_pair * 8192 * 4096,
+        causal=per_pair * (8192 * 4096 - 4096**2 // 2),
+        full_square=per_pair * 8192**2,
+    )
+    whole = attention_core(without_window(attention), 8192, 1)
+    assert whole.as_run == whole.full_square == 2 * whole.causal == core.full_square
+    # A window as long as the sequence is none.
+    assert attention_core(attention, 4096, 1) == attention_core(without_window(attention), 4096, 1)
+
+
+def test_eager_kernels_multiply_what_a_window_hides() -> None:
+    layer = read_spec("mistral_7b").layers[0]
+    assert as_run(layer, "fused") == layer
+    hidden = forward_flops(as_run(layer, "eager"), 8192, 1) - forward_flops(layer, 8192, 1)
+    assert hidden == Counts(attention=4 * 32 * 128 * 8192 * 4096)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rest_of_a_dense_layer_is_two_flops_a_weight_and_token(family: str) -> None:
+    layer = spec_from_fields(FAMILIES[family], "s").layers[0]
+    if layer.kind.startswith("moe"):
+        idle = linear_weights(layer.feed_forward.expert) * (  # type: ignore[union-attr]
+            layer.feed_forward.router.num_experts - layer.feed_forward.router.top_k  # type: ignore[union-attr]
+        )
+        router = layer.feed_forward.router.num_experts * layer.hidden_size  # type: ignore[union-attr]
+    else:
+        idle = router = 0
+    flops = forward_flops(layer, 24, 1).total - attention_core(layer.attention, 24, 1).as_run
+    assert flops == 2 * 24 * (linear_weights(layer) - idle + router)
+
+
+def test_a_training_step_is_three_forward_passes_and_the_scores_once_more() -> None:
+    spec = read_spec("llama_7b")
+    step = training_flops(spec, resolve(Setup(sequence_length=2048), spec))
+    scores = 32 * 2 * 2048**2 * 4096
+    assert step.forward == forward_flops(spec, 2048, 1)
+    assert step.hardware == 3 * step.forward.total + scores
+    assert step.extra_products == scores
+    eager = training_flops(spec, resolve(Setup(sequence_length=2048, kernels="eager"), spec))
+    assert eager.hardware == eager.model == step.model
+
+
+def test_what_is_recomputed() -> None:
+    layer = read_spec("llama_7b").layers[0]
+    forward, core = forward_flops(layer, 64, 1), attention_core(layer.attention, 64, 1).as_run
+    again = {r: layer_step_flops(layer, 64, 1, "fused", r).recomputed for r in ("none", "selective", "full")}
+    assert again == {"none": Counts(), "selective": Counts(attention=core), "full": forward}
+
+
+def test_five_products_of_latent_attention_s_backward() -> None:
+    """Three of 192 channels, two of 128, in 128 heads."""
+    attention = read_spec("deepseek_v3").layers[0].attention
+    assert fused_core_backward(attention, 10, 1) == 2 * 128 * 10**2 * (3 * 192 + 2 * 128)
+
+
+def test_multi_token_prediction() -> None:
+    """Twice: a projection of 2 D x D, the layer, the head."""
+    spec = spec_from_fields(DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}, "s")
+    layer = spec.mtp_layers[0]
+    projection = Counts(mlp=2 * 24 * 2 * 64 * 64)
+    assert mtp_forward_flops(spec, 24, 1) == (forward_flops(layer, 24, 1) + projection + head_flops(spec, 24, 1)) * 2
+    alone = layer_step_flops(layer, 24, 1, "fused", "full")
+    with_projection = mtp_layer_step_flops(layer, 24, 1, "fused", "full")
+    assert with_projection == alone + StepFlops(forward=projection, backward=projection * 2, recomputed=projection)
+    head = head_flops(spec, 24, 1)
+    main = msgspec.structs.replace(spec, mtp_layers=())
+    setup = resolve(Setup(sequence_length=24, recompute="full"), spec)
+    more = (with_projection + StepFlops(forward=head, backward=head * 2)) * 2
+    assert training_flops(spec, setup) == training_flops(main, resolve(setup, spec)) + more
+    assert training_flops(spec, msgspec.structs.replace(setup, mtp=False)) == training_flops(main, setup)

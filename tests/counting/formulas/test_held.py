@@ -1,0 +1,191 @@
+"""What is held, in closed form: equal to the simulation to the byte, and to arithmetic by hand.
+
+The measurements hold both against real modules; here neither is run, so that many shapes are tried in little time.
+"""
+
+import random
+from typing import Any
+
+import pytest
+
+from counting.formulas.held import (
+    ForwardPass,
+    attention_held,
+    boundary_bytes,
+    embedding_held,
+    feed_forward_held,
+    forward_pass,
+    head_held,
+    layer_held,
+    loss_held,
+    norm_held,
+    router_held,
+    weight_bytes,
+)
+from counting.formulas.memory import simulate
+from counting.setup import Setup, resolve
+from tests.random_specs import random_layer, random_model
+from tests.shrunken import DEEPSEEK_V3, FAMILIES
+from torch_models.fields.bundled import bundled_data
+from torch_models.fields.config import read_spec, spec_from_fields
+from torch_models.spec import Kernels, MixtureOfExpertsSpec, ModelSpec, Recompute
+
+CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
+KERNELS: list[Kernels] = ["fused", "eager"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+PRECISIONS = ["mixed", "mixed-fp32-gradients", "bf16", "fp8", "fp32"]  # activations of 2 bytes, but for the last
+TWO_PREDICTIONS = DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}
+
+
+def check(spec: ModelSpec, setup: Setup) -> None:
+    """Embedding, every kind of layer, and the loss: the closed forms equal the simulation."""
+    setup = resolve(setup, spec)
+    simulated = simulate(spec, setup, step=True).step_memory
+    assert simulated is not None
+    run = forward_pass(setup)
+    layers = [layer_held(layer, run) for layer, _ in spec.layer_groups()]
+    assert layers == [layer.held for layer in simulated.layers]
+    assert embedding_held(spec, run) == simulated.embedding_held
+    assert loss_held(spec, setup) == simulated.loss_held
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("loss_chunk", [None, 7])
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_every_family(kernels: Kernels, recompute: Recompute, loss_chunk: int | None, precision: str) -> None:
+    for fields in (*FAMILIES.values(), TWO_PREDICTIONS):
+        setup = Setup(
+            sequence_length=24, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk, precision=precision
+        )
+        check(spec_from_fields(fields, "shrunken"), setup)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config(config: str) -> None:
+    spec = read_spec(config)
+    for kernels in KERNELS:
+        for recompute in RECOMPUTES:
+            check(spec, Setup(sequence_length=2048, kernels=kernels, recompute=recompute, loss_chunk=512))
+            check(spec, Setup(sequence_length=2048, kernels=kernels, recompute=recompute, precision="fp32"))
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 50) for start in range(0, 400, 50)], ids=str)
+def test_models_of_random_shape(seeds: range) -> None:
+    for seed in seeds:
+        pick = random.Random(seed)
+        spec, length = random_model(pick, random_layer(pick), seed), pick.choice([1, 2, 7, 64, 333, 4096])
+        setup = Setup(
+            sequence_length=length,
+            kernels=pick.choice(KERNELS),
+            recompute=pick.choice(RECOMPUTES),
+            loss_chunk=pick.choice([None, None, -(-length // 3), -(-length // 100)]),
+            precision=pick.choice(["mixed", "mixed", "fp32"]),
+            mtp=pick.choice([None, False]),
+        )
+        check(spec, setup)
+
+
+# --- By hand -----------------------------------------------------------------------------------------------------
+
+LLAMA_7B = ForwardPass(tokens=2048, width=2, kernels="fused", recompute="none")
+
+
+def test_a_layer_of_llama_7b() -> None:
+    """D = 4096, F = 11008, H = 32 heads of 128, T = 2048, 16 bits, fused.
+
+    Numbers of 2 bytes: norms' inputs 2 D, attention's input D, query, key, value and attended 4 D, the MLP's input D,
+    and 4 F: 8 D + 4 F = 76800 a token. Of 4 bytes: two 1 / rms and 32 log-sum-exps a token. 24 bytes of random state.
+    """
+    ((layer, count),) = read_spec("llama_7b").layer_groups()
+    assert count == 32
+    assert norm_held(2048, 4096, LLAMA_7B) == 2048 * (2 * 4096 + 4)
+    assert attention_held(layer.attention, LLAMA_7B) == 2048 * (2 * 5 * 4096 + 4 * 32) + 24
+    assert feed_forward_held(layer.feed_forward, LLAMA_7B) == 2048 * 2 * (4096 + 4 * 11008)
+    assert layer_held(layer, LLAMA_7B) == 2048 * (2 * 76800 + 4 * 34) + 24
+    # Selective recompute spares the log-sum-exps and the random state, full recompute all but the boundary.
+    assert layer_held(layer, LLAMA_7B._replace(recompute="selective")) == 2048 * (2 * 76800 + 4 * 2)
+    assert layer_held(layer, LLAMA_7B._replace(recompute="full")) == boundary_bytes(layer, 2048) == 2 * 2048 * 4096
+    # Eager: two squares of 16-bit and fp32 probabilities a head, a mask of one byte a pair; norms hold a copy in fp32
+    # in place of their input, 1 / rms and the normalised rows.
+    eager = LLAMA_7B._replace(kernels="eager")
+    assert norm_held(2048, 4096, eager) == 2048 * (4 * 4096 + 4 + 2 * 4096)
+    squares = 2048**2 * (32 * (2 + 4) + 1)
+    assert layer_held(layer, eager) == 2048 * (2 * (76800 + 2 * 2 * 4096) + 4 * 2) + squares
+
+
+def test_the_loss_of_llama_7b() -> None:
+    """V = 32000: fp32 logarithms of probabilities, and the head's input, whose place the last layer's output leaves.
+
+    Then 1 / rms of the norm, whose input is the layer's output; the loss, its weights' sum, and how many labels.
+    """
+    setup = resolve(Setup(sequence_length=2048), read_spec("llama_7b"))
+    assert loss_held(read_spec("llama_7b"), setup) == 2048 * (4 * 32000 + 2 * 4096 + 4) + 4 + 4 + 8
+    chunked = resolve(Setup(sequence_length=2048, loss_chunk=256), read_spec("llama_7b"))
+    assert loss_held(read_spec("llama_7b"), chunked) == 2048 * (2 * 4096 + 4) + 4 + 8
+
+
+def test_grouped_heads_are_repeated_by_eager_kernels_alone() -> None:
+    """64 query heads on 8 key/value heads of 128 (Llama-2 70B): 2 x 8 heads held fused, 2 x 64 eager."""
+    ((layer, _),) = read_spec("llama_2_70b").layer_groups()
+    fused, eager = (ForwardPass(tokens=64, width=2, kernels=k, recompute="none") for k in KERNELS)
+    widths = 8192 + 2 * 64 * 128  # input; query and attended
+    assert attention_held(layer.attention, fused) == 64 * 2 * (widths + 2 * 8 * 128) + 64 * 64 * 4 + 24
+    squares = 64**2 * (64 * (2 + 4) + 1)
+    assert attention_held(layer.attention, eager) == 64 * 2 * (widths + 2 * 64 * 128) + squares
+
+
+def test_a_router_of_deepseek_v3() -> None:
+    """D = 7168, 256 experts, 8 of a token: all fp32, but the indices of 8 bytes; the weights are normalised."""
+    layer = read_spec("deepseek_v3").layer_groups()[1][0]
+    assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+    run = ForwardPass(tokens=100, width=2, kernels="fused", recompute="none")
+    by_hand = 4 * 100 * (7168 + 256) + 4 * 256 * 7168 + 8 * 100 * 8 + 4 * 100 * 9
+    assert router_held(layer.feed_forward.router, run) == by_hand
+
+
+def test_experts_of_deepseek_v3() -> None:
+    """800 rows of 100 tokens: D in, 4 F, D out, a weight, two indices; where 256 experts end; one shared expert."""
+    layer = read_spec("deepseek_v3").layer_groups()[1][0]
+    assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+    run = ForwardPass(tokens=100, width=2, kernels="fused", recompute="none")
+    rows = 800 * (2 * (7168 + 4 * 2048 + 7168 + 1) + 2 * 8) + 4 * 256
+    shared = 2 * 100 * (7168 + 4 * 2048)
+    assert feed_forward_held(layer.feed_forward, run) == router_held(layer.feed_forward.router, run) + rows + shared
+
+
+def test_weights_of_a_layer() -> None:
+    """Llama 7B's 202,383,360 in 16 bits; of DeepSeek-V3's experts 256 correction biases in fp32 beside them."""
+    assert weight_bytes(read_spec("llama_7b").layer_groups()[0][0]) == 2 * 202_383_360
+    moe = read_spec("deepseek_v3").layer_groups()[1][0]
+    uncorrected = weight_bytes(moe) - 4 * 256
+    assert uncorrected % 2 == 0
+    assert uncorrected // 2 == 11_507_286_016
+
+
+@pytest.mark.parametrize("cap", [None, 7.0])
+def test_a_soft_cap_holds_the_output_of_tanh(cap: float | None) -> None:
+    fields = FAMILIES["gemma2"] | {"final_logit_softcapping": cap}
+    run = ForwardPass(tokens=10, width=2, kernels="fused", recompute="none")
+    by_hand = 10 * (2 * 64 + 4 * 96 + (2 * 96 if cap else 0)) + 4 + 8
+    assert head_held(spec_from_fields(fields, "s"), run, None) == by_hand
+
+
+def test_multi_token_prediction_holds_more_only_where_it_is_trained() -> None:
+    spec = spec_from_fields(TWO_PREDICTIONS, "s")
+    main, with_mtp = (resolve(Setup(sequence_length=24, recompute="full", mtp=mtp), spec) for mtp in (False, True))
+    # Of each: ids and labels, embedding, and a head.
+    more = 24 * 2 * 8 + 24 * 2 * 64 + head_held(spec, forward_pass(main), None)
+    assert loss_held(spec, with_mtp) == loss_held(spec, main) + 2 * more
+
+
+def test_a_spec_without_a_formula_is_an_error() -> None:
+    spec: Any = UnknownSpec()
+    with pytest.raises(AssertionError, match="UnknownSpec"):
+        attention_held(spec, LLAMA_7B)
+    with pytest.raises(AssertionError, match="UnknownSpec"):
+        feed_forward_held(spec, LLAMA_7B)
+
+
+class UnknownSpec:
+    """No spec that there is."""

@@ -1,0 +1,82 @@
+"""Parameters in closed form: published totals, and the sums by hand."""
+
+import pytest
+
+from counting.counts import Counts
+from counting.formulas.parameters import (
+    inactive_parameters,
+    latent_attention_matrices,
+    linear_weights,
+    mtp_parameters,
+    outside_parameters,
+    parameters,
+    router_correction_bias,
+)
+from tests.shrunken import FAMILIES
+from torch_models.fields.config import read_spec, spec_from_fields
+from torch_models.spec import ModelSpec, MultiHeadLatentAttentionSpec
+
+
+# Totals that the published checkpoints have.
+@pytest.mark.parametrize(
+    ("config", "total"),
+    [
+        ("llama_7b", 6_738_415_616),
+        ("llama_3_8b", 8_030_261_248),
+        ("mixtral_8x7b", 46_702_792_704),
+        ("deepseek_v3", 671_026_404_352),
+        ("gpt_oss_20b", 20_914_757_184),
+        ("smollm2_135m", 134_515_008),
+    ],
+)
+def test_published_totals(config: str, total: int) -> None:
+    assert parameters(read_spec(config)).total == total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_its_layers_and_what_stands_outside_them(family: str) -> None:
+    spec = spec_from_fields(FAMILIES[family], "shrunken")
+    layers = sum((parameters(layer) for layer in spec.layers), Counts())
+    assert parameters(spec) == layers + outside_parameters(spec)
+
+
+def test_a_tied_head_is_the_embedding() -> None:
+    """135M: 49152 x 576 once, and a norm of 576."""
+    assert outside_parameters(read_spec("smollm2_135m")) == Counts(word_embedding=49152 * 576, norm=576)
+    assert outside_parameters(read_spec("llama_7b")) == Counts(
+        word_embedding=32000 * 4096, norm=4096, lm_head=32000 * 4096
+    )
+
+
+def deepseek_v3() -> ModelSpec:
+    return read_spec("deepseek_v3")
+
+
+def test_matrices_of_latent_attention() -> None:
+    attention = deepseek_v3().layers[0].attention
+    assert isinstance(attention, MultiHeadLatentAttentionSpec)
+    assert latent_attention_matrices(attention) == [
+        (7168, 1536),
+        (1536, 128 * 192),
+        (7168, 512 + 64),
+        (512, 128 * 256),
+        (128 * 128, 7168),
+    ]
+    assert linear_weights(attention) == 187_105_280
+
+
+def test_of_a_layer_of_experts() -> None:
+    """248 of 256 experts of 3 x 7168 x 2048 are idle for a token; a correction bias of 256 is no parameter."""
+    moe = deepseek_v3().layers[-1]
+    assert inactive_parameters(moe) == 248 * 3 * 7168 * 2048
+    assert router_correction_bias(moe) == 256
+    assert parameters(moe).router == 256 * 7168
+    dense = deepseek_v3().layers[0]
+    assert (inactive_parameters(dense), router_correction_bias(dense)) == (0, 0)
+
+
+def test_multi_token_prediction_is_a_layer_a_projection_and_three_norms() -> None:
+    spec = deepseek_v3()
+    (layer,) = spec.mtp_layers
+    assert mtp_parameters(spec) == parameters(layer) + Counts(mlp=2 * 7168 * 7168, norm=3 * 7168)
+    assert mtp_parameters(read_spec("llama_7b")) == Counts()

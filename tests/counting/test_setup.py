@@ -1,0 +1,86 @@
+"""What a step is run with: what is refused, and what is filled in from the model."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from counting.setup import MOST_CHUNKS, Setup, resolve
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models import ArgumentError, ConfigError
+from torch_models.fields.config import spec_from_fields
+
+LLAMA_SPEC = spec_from_fields(LLAMA, "small")
+DEEPSEEK_SPEC = spec_from_fields(DEEPSEEK_V3, "small")
+
+
+@pytest.mark.parametrize("field", ["sequence_length", "loss_chunk"])
+@pytest.mark.parametrize("value", [0, -1, 2**24 + 1, True, 1.5, "16"])
+def test_tokens_that_cannot_be(field: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"^{field} = .*: must be a whole number of tokens from 1 to 16777216$"):
+        Setup(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("kernels", "flash", "must be one of fused, eager"),
+        ("recompute", "some", "must be one of none, selective, full"),
+        ("precision", "int4", "is not known: choose from mixed, "),
+        ("precision", 16, "is not known: choose from mixed, "),
+        ("optimizer", "adam", "is not known: choose from adamw, "),
+        ("mtp", 1, "must be true, false or none"),
+        ("mtp", "on", "must be true, false or none"),
+        ("micro_batch_size", 2, "must be 1: nothing else is measured yet"),
+        ("micro_batch_size", True, "must be 1: nothing else is measured yet"),
+        ("micro_batches", 4, "must be 1: nothing else is measured yet"),
+        ("execution", "compiled", "must be eager: nothing else is measured yet"),
+        ("clip_gradients", True, "must be False: nothing else is measured yet"),
+        ("zero_gradients", "in_place", "must be none: nothing else is measured yet"),
+    ],
+)
+def test_what_cannot_be(field: str, value: Any, rule: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        Setup(**{field: value})
+    assert (caught.value.field, caught.value.value) == (field, value)
+    assert caught.value.rule.startswith(rule)
+
+
+def test_recipes_by_name_whatever_the_case() -> None:
+    setup = Setup(precision=" BF16", optimizer="SGD")
+    assert (setup.precision, setup.optimizer) == ("bf16", "sgd")
+    assert (setup.precision_recipe.weight_bytes, setup.optimizer_recipe.moments) == (2, 0)
+
+
+def test_what_is_left_open_comes_from_the_model() -> None:
+    setup = resolve(Setup(), DEEPSEEK_SPEC)
+    assert (setup.sequence_length, setup.sequence_length_source, setup.mtp) == (64, "max_position_embeddings", True)
+    assert resolve(Setup(), LLAMA_SPEC).mtp is False
+    assert resolve(Setup(mtp=False), DEEPSEEK_SPEC).mtp is False
+    given = resolve(Setup(sequence_length=10), DEEPSEEK_SPEC)
+    assert (given.sequence_length, given.sequence_length_source, given.tokens) == (10, "given", 10)
+
+
+def test_resolving_twice_changes_nothing_more_but_the_source() -> None:
+    once = resolve(Setup(sequence_length=10, loss_chunk=4), DEEPSEEK_SPEC)
+    assert resolve(once, DEEPSEEK_SPEC) == once
+    assert msgspec.json.decode(msgspec.json.encode(once), type=Setup) == once
+
+
+def test_no_sequence_length_anywhere() -> None:
+    spec = msgspec.structs.replace(LLAMA_SPEC, sequence_length=None, sequence_length_source=None)
+    with pytest.raises(ConfigError, match=r"^small: max_position_embeddings = null: is missing, .*sequence_length$"):
+        resolve(Setup(), spec)
+
+
+def test_multi_token_prediction_that_there_is_not() -> None:
+    with pytest.raises(ArgumentError, match=r"^mtp = 'on': small has no multi-token prediction"):
+        resolve(Setup(mtp=True), LLAMA_SPEC)
+
+
+@pytest.mark.parametrize(("length", "fewest"), [(1024, 4), (1025, 5), (16_777_216, 65_536)])
+def test_as_many_chunks_as_there_may_be(length: int, fewest: int) -> None:
+    assert resolve(Setup(sequence_length=length, loss_chunk=fewest), LLAMA_SPEC).loss_chunk == fewest
+    assert -(-length // fewest) <= MOST_CHUNKS
+    with pytest.raises(ArgumentError, match=f"^loss_chunk = {fewest - 1}: makes .* give at least {fewest}$"):
+        resolve(Setup(sequence_length=length, loss_chunk=fewest - 1), LLAMA_SPEC)

@@ -1,0 +1,44 @@
+"""What the witnesses say, for tests that hold one against another or look at what they agree on."""
+
+from typing import Any
+
+from counting.counts import ModelCounts
+from counting.formulas.memory import simulate
+from counting.formulas.model import by_formula
+from counting.measurements.model import measure
+from counting.reconcile import reconcile
+from counting.setup import Setup, resolve
+from counting.step_memory import StepMemory, step_memory
+from torch_models.spec import ModelSpec
+
+
+def setup_of(spec: ModelSpec, **options: Any) -> Setup:
+    """A resolved setup of 24 tokens, unless `options` say otherwise."""
+    return resolve(Setup(**{"sequence_length": 24} | options), spec)
+
+
+def measured(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
+    """What the measurements agree on."""
+    return reconcile(spec.name, measure(spec, setup_of(spec, **options), step=step))[0]
+
+
+def derived(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
+    """What formulas and simulation agree on."""
+    setup = setup_of(spec, **options)
+    said = {"formula": by_formula(spec, setup, step=step), "simulation": simulate(spec, setup, step=step)}
+    return reconcile(spec.name, said)[0]
+
+
+def agreed(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
+    """What all of them agree on; raises `DisagreementError`."""
+    setup = setup_of(spec, **options)
+    witnesses = measure(spec, setup, step=step)
+    witnesses["formula"] = by_formula(spec, setup, step=step)
+    witnesses["simulation"] = simulate(spec, setup, step=step)
+    return reconcile(spec.name, witnesses)[0]
+
+
+def memory_of(spec: ModelSpec, counts: ModelCounts, **options: Any) -> StepMemory:
+    """The step's memory that `counts` come to in the whole model."""
+    assert counts.step_memory is not None
+    return step_memory(spec, setup_of(spec, **options), counts.step_memory)
