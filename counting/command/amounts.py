@@ -54,7 +54,7 @@ def parse_gpus(text: str, flag: str = "--gpus") -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise ArgumentError(flag, text, "must be GPU names separated by commas, as H100,H200")
-    return tuple(find_gpu(name).name for name in names)
+    return tuple(find_gpu(name, flag).name for name in names)
 
 
 def parse_prices(text: str, flag: str = "--gpu_prices") -> dict[str, float]:
@@ -64,7 +64,7 @@ def parse_prices(text: str, flag: str = "--gpu_prices") -> dict[str, float]:
         name, equals, price = item.partition("=")
         if not equals:
             raise ArgumentError(flag, text, "must be GPU=price pairs separated by commas, as A100=1.50,L4=0.70")
-        gpu = find_gpu(name).name
+        gpu = find_gpu(name, flag).name
         if gpu in prices:
             raise ArgumentError(flag, text, f"give the price of {gpu} once")
         prices[gpu] = parse_dollars(price, f"{flag} {gpu}")

@@ -22,6 +22,7 @@ FLAGS = {
     "global_batch_tokens": "--global_batch_tokens",
     "gpu_hours": "--gpu_hours",
     "budget_usd": "--training_budget",
+    "scaling_law": "--scaling_law",
 }
 
 

@@ -100,7 +100,7 @@ def priced_gpus(names: Sequence[str], prices: Mapping[str, float]) -> list[tuple
             raise ArgumentError("gpus", ",".join(names), f"names {name} twice")
     given: dict[str, float] = {}
     for name, price in prices.items():
-        gpu = find_gpu(name)
+        gpu = find_gpu(name, "prices_usd_per_hour")
         if gpu.name not in considered:
             rule = f"a price is given for {gpu.name}, but the GPUs considered are {', '.join(considered)}"
             raise ArgumentError("prices_usd_per_hour", name, rule)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from torch_models.errors import UserError, show_value
+from torch_models.errors import ArgumentError
 from torch_models.fields.bundled import bundled_data
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -63,10 +63,13 @@ def load_gpus() -> tuple[Gpu, ...]:
     return gpus
 
 
-def find_gpu(name: str) -> Gpu:
-    """The accelerator called `name`, whatever its case; a UserError lists the known ones."""
+def find_gpu(name: str, field: str = "gpus") -> Gpu:
+    """The accelerator called `name`, whatever its case; a UserError lists the known ones.
+
+    `field` is the argument that the error speaks of.
+    """
     for gpu in load_gpus():
-        if gpu.name.lower() == name.strip().lower():
+        if isinstance(name, str) and gpu.name.lower() == name.strip().lower():
             return gpu
     known = ", ".join(gpu.name for gpu in load_gpus())
-    raise UserError(f"unknown GPU {show_value(name)}: choose from {known}, or add an entry to configs/gpus.json")
+    raise ArgumentError(field, name, f"is not known: choose from {known}, or add an entry to configs/gpus.json")

@@ -12,7 +12,7 @@ from math import exp
 
 import msgspec
 
-from torch_models.errors import UserError, show_value
+from torch_models.errors import ArgumentError, UserError
 
 FLOPS_PER_PARAMETER_AND_TOKEN = 6
 
@@ -83,9 +83,10 @@ DEFAULT_LAW = LAWS[0]
 def find_law(name: str) -> ScalingLaw:
     """The law called `name`, whatever its case; a UserError lists the known ones."""
     for law in LAWS:
-        if law.name == name.strip().lower():
+        if isinstance(name, str) and law.name == name.strip().lower():
             return law
-    raise UserError(f"unknown scaling law {show_value(name)}: choose from {', '.join(law.name for law in LAWS)}")
+    known = ", ".join(law.name for law in LAWS)
+    raise ArgumentError("scaling_law", name, f"is not known: choose from {known}")
 
 
 def predicted_loss(law: ScalingLaw, parameters: float, tokens: float) -> float:

@@ -7,11 +7,12 @@ nothing of torch is changed.
 """
 
 import contextlib
+import importlib
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,12 @@ def measuring() -> Iterator[None]:
 def _replaced(name: str, on_meta: Callable[..., Any]) -> Iterator[None]:
     original = getattr(F, name)
 
-    def function(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        on_cuda = x.is_meta and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
-        return (on_meta if on_cuda else original)(x, *args, **kwargs)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        first: Tensor = args[0] if args else next(iter(kwargs.values()))
+        out = NotImplemented
+        if first.is_meta and torch._C._get_tracing_state() is None:
+            out = on_meta(*args, **kwargs)
+        return original(*args, **kwargs) if out is NotImplemented else out
 
     setattr(F, name, function)
     try:
@@ -85,24 +89,25 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
+) -> Any:
     """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes.
 
-    With a mask torch's own memory-efficient kernel runs, which adds it to the scores of its blocks.
+    With a mask torch's own memory-efficient kernel runs, which adds it to the scores of its blocks. Both take queries
+    by batch and head; others are not taken.
     """
+    if query.dim() != 4:
+        return NotImplemented
     if query.shape[-1] == value.shape[-1] and attn_mask is None:
-        out: Tensor = _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        return out
+        return _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if enable_gqa and query.shape[1] != key.shape[1]:  # the memory-efficient kernel has no grouped queries
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     if attn_mask is not None:
         attn_mask = _as_bias(attn_mask, query, key)
     keep_logsumexp = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    out = _aten._scaled_dot_product_efficient_attention(
+    return _aten._scaled_dot_product_efficient_attention(
         query, key, value, attn_mask, keep_logsumexp, dropout_p, is_causal, scale=scale
     )[0]
-    return out
 
 
 def _as_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -112,9 +117,10 @@ def _as_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
 
-def _rms_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    del normalized_shape
-    return cast(Tensor, _FusedRMSNorm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
+    if len(normalized_shape) != 1:
+        return NotImplemented
+    return _FusedRMSNorm.apply(input, weight, eps)  # type: ignore[no-untyped-call]
 
 
 class _FusedRMSNorm(torch.autograd.Function):
@@ -133,19 +139,18 @@ class _FusedRMSNorm(torch.autograd.Function):
 
 
 def _grouped_mm(
-    rows: Tensor,
-    weights: Tensor,
+    mat_a: Tensor,
+    mat_b: Tensor,
     *,
     offs: Tensor | None = None,
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """torch's own for bfloat16; it has no other on the meta device."""
-    if rows.dtype == torch.bfloat16 or offs is None or rows.dim() != 2 or weights.dim() != 3:
-        out: Tensor = _aten._grouped_mm(rows, weights, offs, bias, out_dtype)
-        return out
-    assert bias is None and out_dtype in (None, rows.dtype), "a grouped product of another form than experts have"
-    return cast(Tensor, _GroupedProduct.apply(rows, weights, offs))  # type: ignore[no-untyped-call]
+) -> Any:
+    """Of rows with one matrix each of several; torch's own has no kernel on the meta device but for bfloat16."""
+    plain = bias is None and out_dtype in (None, mat_a.dtype)
+    if mat_a.dtype == torch.bfloat16 or offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or not plain:
+        return NotImplemented
+    return _GroupedProduct.apply(mat_a, mat_b, offs)  # type: ignore[no-untyped-call]
 
 
 _OPS = torch.library.Library("model_training_cost", "FRAGMENT")
@@ -183,7 +188,7 @@ _ON_META: dict[str, Callable[..., Any]] = {
 
 
 class _CompilerStandIn(types.ModuleType):
-    """Answers for torch's compiler while that is not loaded, and hands over to it should it be loaded later."""
+    """Answers for torch's compiler while that is not loaded, and loads it for whoever asks for more."""
 
     def disable(self, function: Callable[..., Any], recursive: bool = True, **options: Any) -> Callable[..., Any]:
         """`function`, hidden from the compiler if there is one by the time it is called."""
@@ -206,6 +211,13 @@ class _CompilerStandIn(types.ModuleType):
     def graph_break(self) -> None:
         """Nothing is being compiled that could be broken off."""
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":  # which the import of a submodule asks for
+            raise AttributeError(name)
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
+
 
 _STAND_IN = _CompilerStandIn(COMPILER)
 
@@ -215,8 +227,7 @@ def _without_compiler() -> Iterator[None]:
     """Spare the import of torch's compiler, which takes as long as importing torch.
 
     torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
-    first use to say so. Where it is not loaded there is nothing to be left alone by. Importing a submodule of the
-    compiler within fails.
+    first use to say so. Where it is not loaded there is nothing to be left alone by.
     """
     if COMPILER in sys.modules:
         yield

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -19,8 +19,6 @@ from counting.measurements import meta_device as _meta_device  # noqa: F401
 from counting.measurements.ops_without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
 from torch_models.modules.kernels import flash_attention as _flash_attention  # noqa: F401
-
-Shape = torch.Size
 
 aten = torch.ops.aten
 
@@ -85,39 +83,39 @@ def _is_tagged(name: str) -> bool:
     return any(each.is_view or bool(TAGS_WITHOUT_PRODUCTS.intersection(each.tags)) for each in overloads)
 
 
-def _product(left: Shape, right: Shape, *_: object, **__: object) -> int:
+def _product(left: Size, right: Size, *_: object, **__: object) -> int:
     """(m, k) or (b, m, k) with (k, n) or (b, k, n)."""
     return 2 * prod(left) * right[-1]
 
 
-def _product_added(total: Shape, left: Shape, right: Shape, *_: object, **__: object) -> int:
+def _product_added(total: Size, left: Size, right: Size, *_: object, **__: object) -> int:
     """The product added to another tensor, which multiplies nothing more; `addbmm` sums over b as well."""
     del total
     return _product(left, right)
 
 
-def _linear(x: Shape, weight: Shape, *_: object, **__: object) -> int:
+def _linear(x: Size, weight: Size, *_: object, **__: object) -> int:
     """(…, in) with (out, in)."""
     return 2 * prod(x) * prod(weight[:-1])
 
 
-def _matrix_vector(matrix: Shape, *_: object, **__: object) -> int:
+def _matrix_vector(matrix: Size, *_: object, **__: object) -> int:
     """(n, m) with (m), or (m) with (m): as many multiply-adds as the matrix has elements."""
     return 2 * prod(matrix)
 
 
-def _matrix_vector_added(total: Shape, matrix: Shape, *_: object, **__: object) -> int:
+def _matrix_vector_added(total: Size, matrix: Size, *_: object, **__: object) -> int:
     del total
     return _matrix_vector(matrix)
 
 
-def _outer_product_added(total: Shape, left: Shape, right: Shape, *_: object, **__: object) -> int:
+def _outer_product_added(total: Size, left: Size, right: Size, *_: object, **__: object) -> int:
     """(n, 1) with (1, m)."""
     del total
     return 2 * prod(left) * prod(right)
 
 
-def grouped_product(left: Shape, right: Shape, *_: object, **__: object) -> int:
+def grouped_product(left: Size, right: Size, *_: object, **__: object) -> int:
     """No row of any of the E groups is multiplied by another group's matrix, however the T rows are grouped.
 
     (T, k) with (E, k, n), and the gradient of the rows, the same with (E, n, k); the gradient of the matrices,
@@ -128,24 +126,24 @@ def grouped_product(left: Shape, right: Shape, *_: object, **__: object) -> int:
     return _product(left, right)
 
 
-def _grouped_weight_gradient(rows: Shape, gradient: Shape, *_: object, **__: object) -> int:
+def _grouped_weight_gradient(rows: Size, gradient: Size, *_: object, **__: object) -> int:
     """(in, T) with (T, out), whose T is cut into groups."""
     return 2 * prod(rows) * gradient[1]
 
 
-def _attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+def _attention(query: Size, key: Size, value: Size, *_: object, **__: object) -> int:
     return int(sdpa_flop_count(query, key, value))
 
 
-def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+def _attention_backward(gradient: Size, query: Size, key: Size, value: Size, *_: object, **__: object) -> int:
     return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
 def _banded_attention(
-    query: Shape,
-    key: Shape,
-    value: Shape,
-    sinks: Shape | None,
+    query: Size,
+    key: Size,
+    value: Size,
+    sinks: Size | None,
     scale: float,
     window: int | None,
     *_: object,
@@ -157,11 +155,11 @@ def _banded_attention(
 
 
 def _banded_attention_backward(
-    gradient: Shape,
-    query: Shape,
-    key: Shape,
-    value: Shape,
-    sinks: Shape | None,
+    gradient: Size,
+    query: Size,
+    key: Size,
+    value: Size,
+    sinks: Size | None,
     scale: float,
     window: int | None,
     *_: object,
@@ -177,9 +175,9 @@ def _banded_attention_backward(
 
 
 def _convolution_backward(
-    gradient: Shape,
-    x: Shape,
-    weight: Shape,
+    gradient: Size,
+    x: Size,
+    weight: Size,
     bias: object,
     stride: object,
     padding: object,
@@ -200,14 +198,14 @@ def _convolution_backward(
 
 
 def _attention_block(
-    query: Shape,
-    key: Shape,
-    value: Shape,
+    query: Size,
+    key: Size,
+    value: Size,
     embed_dim: int,
     heads: int,
-    qkv_weight: Shape,
-    qkv_bias: Shape,
-    out_weight: Shape,
+    qkv_weight: Size,
+    qkv_bias: Size,
+    out_weight: Size,
     *_: object,
     **__: object,
 ) -> int:
@@ -217,7 +215,7 @@ def _attention_block(
 
 
 def _encoder_layer(
-    x: Shape, embed_dim: int, heads: int, qkv_weight: Shape, qkv_bias: Shape, out_weight: Shape, *rest: Any, **_: object
+    x: Size, embed_dim: int, heads: int, qkv_weight: Size, qkv_bias: Size, out_weight: Size, *rest: Any, **_: object
 ) -> int:
     """`nn.TransformerEncoderLayer` of (B, S, E) in one op, as it runs without gradients."""
     up, down = rest[FFN_WEIGHTS], rest[FFN_WEIGHTS + 2]

@@ -113,6 +113,7 @@ def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence
 
 def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Passes:
     """Forward and backward, cut before and after each layer."""
+    assert setup.sequence_length is not None, "a resolved setup"
     model, cuts = probe.model, list[Cut]()
     token_ids, labels = (
         torch.empty(setup.micro_batch_size, setup.sequence_length, dtype=torch.long, device="meta") for _ in range(2)

@@ -1,7 +1,7 @@
 """Several models side by side, as tables."""
 
 from counting.cost.comparison import Comparison
-from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe
+from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe_in_words
 from counting.report.format import dollars, integer, optional, percent, print_notes, print_tables, rows_table
 
 
@@ -34,10 +34,10 @@ def print_comparison(comparison: Comparison) -> None:
             integer(model.fewest_gpus),
         )
     print_tables(sizes, bill)
+    recipe = recipe_in_words(comparison.precision, comparison.optimizer)
     notes = [
         f"The same for all: {dollars(comparison.price_usd_per_hour)} per {comparison.gpu}-hour, model states of "
-        f"{recipe(comparison.precision, comparison.optimizer)}. FLOPs are the model's own count, with multi-token "
-        "prediction where it is trained.",
+        f"{recipe}. FLOPs are the model's own count, with multi-token prediction where it is trained.",
         "If dense: every routed expert run for every token, 6 FLOPs per token for each parameter that a token does not "
         "visit. Saved: what routing saves of that.",
         MFU_NOTE,

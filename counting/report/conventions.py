@@ -35,7 +35,7 @@ def parameter_sizes(total: int, active: int) -> str:
     return integer(total) if active == total else f"{integer(total)}, of which {integer(active)} active for one token"
 
 
-def recipe(precision: str, optimizer: str) -> str:
+def recipe_in_words(precision: str, optimizer: str) -> str:
     """A precision with an optimiser, and their model states."""
     states = model_states(1, 1, find_precision(precision), find_optimizer(optimizer))
     return f"{precision}, {optimizer}: {states.total} bytes per parameter"

@@ -11,7 +11,7 @@ from counting.report.conventions import (
     STATES_NOTE,
     how_counted,
     parameter_sizes,
-    recipe,
+    recipe_in_words,
 )
 from counting.report.format import (
     dollars,
@@ -54,7 +54,9 @@ def print_run(run: TrainingRun) -> None:
     ]
     if run.steps is not None and run.global_batch_tokens is not None:
         facts.append(("Steps", f"{integer(run.steps)} of {integer(run.global_batch_tokens)} tokens"))
-    facts.append(("Model states", f"{integer(run.model_state_bytes)} bytes ({recipe(run.precision, run.optimizer)})"))
+    facts.append(
+        ("Model states", f"{integer(run.model_state_bytes)} bytes ({recipe_in_words(run.precision, run.optimizer)})")
+    )
     headings = ("GPU", "GPUs", "MFU", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh", "GPUs at least")
     table = rows_table("What it takes", headings)
     for gpu in run.gpus:

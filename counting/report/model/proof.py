@@ -38,15 +38,19 @@ def _heading(agreement: Agreement, proven: Sequence[Check]) -> str:
     """How many numbers are proven, and by what."""
     worked_out = [name for name in WORKED_OUT if any(name in check.values for check in proven)]
     if worked_out:
-        return f"{len(proven)} numbers, each measured = {' or '.join(worked_out)}"
+        return f"{_numbers(proven)}, each measured = {' or '.join(worked_out)}"
     measured = [name for name in agreement.witnesses if any(name in check.values for check in proven)]
-    return f"{len(proven)} numbers, each {' = '.join(measured)}"
+    return f"{_numbers(proven)}, each {' = '.join(measured)}"
+
+
+def _numbers(checks: Sequence[Check]) -> str:
+    return f"{len(checks)} number{'' if len(checks) == 1 else 's'}"
 
 
 def _table(witnesses: Sequence[str], checks: Sequence[Check], widths: Sequence[int]) -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"{len(checks)} numbers{_title(witnesses)}", title_justify="left", box=None, header_style="dim")
+    table = Table(title=f"{_numbers(checks)}{_title(witnesses)}", title_justify="left", box=None, header_style="dim")
     for heading, width in zip(("scope", "quantity", "component"), widths, strict=True):
         table.add_column(heading, no_wrap=True, min_width=width)
     for index, witness in enumerate(witnesses):

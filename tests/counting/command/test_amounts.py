@@ -2,7 +2,16 @@
 
 import pytest
 
-from counting.command.amounts import parse_hours, parse_num_gpus, parse_tokens
+from counting.command.amounts import (
+    parse_dollars,
+    parse_gpus,
+    parse_hours,
+    parse_mfu,
+    parse_num_gpus,
+    parse_prices,
+    parse_tokens,
+    parse_whole_number,
+)
 from torch_models.errors import UserError
 
 
@@ -71,3 +80,55 @@ def test_hours_may_be_a_fraction() -> None:
     for text in ("0", "0.0", "nan", "-1", "1e99", "2M hours", ""):
         with pytest.raises(UserError, match=r"^--gpu_hours = .*: must be a number of hours above 0"):
             parse_hours(text)
+
+
+def test_a_whole_number_is_of_digits_alone() -> None:
+    assert parse_whole_number("0", "--seq_len") == 0
+    assert parse_whole_number("00016384", "--seq_len") == 16384
+    for text in ("", "4k", "-1", "1.0", "1e3", " 1", "9" * 21, "\N{ARABIC-INDIC DIGIT ONE}", "\N{SUPERSCRIPT TWO}"):
+        with pytest.raises(UserError, match=r"^--seq_len = .*: must be a whole number$"):
+            parse_whole_number(text, "--seq_len")
+
+
+# --- Dollars, utilisations, GPUs --------------------------------------------------------------------------------
+
+DOLLARS_RULE = r"must be a number of US dollars from 0\.01 to 1e\+15"
+
+
+@pytest.mark.parametrize("text", ["", "much", "5M", "$5", "nan", "inf", "-inf", "-1", "0", "1e16", "0x10", "1_0"])
+def test_text_that_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=f"^--training_budget = .*: {DOLLARS_RULE}$"):
+        parse_dollars(text)
+
+
+@pytest.mark.parametrize("text", ["", "40%", "40", "0", "-0.1", "nan"])
+def test_text_that_is_no_utilisation_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--mfu = .*: must be a number from 1e-06 to 1$"):
+        parse_mfu(text)
+
+
+def test_text_that_is_a_number_is_read() -> None:
+    assert (parse_dollars("5e6"), parse_dollars("5000000"), parse_mfu("1"), parse_mfu("0.4")) == (5e6, 5e6, 1.0, 0.4)
+    assert parse_gpus("h100, H200") == ("H100", "H200")
+    assert parse_prices("a100=1.50,L4=0.7") == {"A100": 1.5, "L4": 0.7}
+
+
+@pytest.mark.parametrize("text", ["", ",", "A100,", "A100,,T4"])
+def test_an_empty_gpu_name_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"^--gpus = .*: must be GPU names separated by commas, as H100,H200$"):
+        parse_gpus(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("A100", "--gpu_prices = 'A100': must be GPU=price pairs separated by commas, as A100=1.50,L4=0.70"),
+        ("A100=1,a100=2", "--gpu_prices = 'A100=1,a100=2': give the price of A100 once"),
+        ("A100=-1", f"--gpu_prices A100 = -1.0: {DOLLARS_RULE}"),
+        ("A100=", f"--gpu_prices A100 = '': {DOLLARS_RULE}"),
+        ("X1=2", "--gpu_prices = 'X1': is not known: choose from "),
+    ],
+)
+def test_a_malformed_price_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        parse_prices(text)

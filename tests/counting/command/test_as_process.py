@@ -103,10 +103,20 @@ def test_no_cycles_are_collected(tmp_path: Path) -> None:
     assert done.stdout == b"False\n"
 
 
-def test_a_budget_does_not_import_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        (["--training_budget", "5000000"], {"torch", "fvcore", "numpy", "counting.published", "counting.cost.design"}),
+        (["--training_budget", "5000000", "--json"], {"torch", "rich", "counting.cost.comparison"}),
+        (["--published", "--claim", "--json", "--bad"], {"torch", "rich", "counting.report", "counting.published"}),
+        (["--model_config", "llama_7b", "--json"], {"rich", "transformers", "counting.published"}),
+    ],
+    ids=["a budget", "its JSON", "a flag that is unknown", "a model"],
+)
+def test_what_is_not_needed_is_not_imported(flags: list[str], left_out: set[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from model_training_cost_analysis import main; main(['--training_budget', '5000000']);"
-        "print(sorted({'torch', 'fvcore', 'numpy'} & set(sys.modules)))"
+        f"import sys; from model_training_cost_analysis import main; main({flags!r});"
+        f"print(sorted({left_out!r} & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
     done = subprocess.run(

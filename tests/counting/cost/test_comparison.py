@@ -86,7 +86,7 @@ def test_refused(change: dict[str, object], message: str, analyses: list[Analysi
 
 
 def test_one_model_is_no_comparison(analyses: list[Analysis]) -> None:
-    with pytest.raises(UserError, match="^analyses = 1: a comparison needs two models or more$"):
+    with pytest.raises(UserError, match=r"^analyses = 1: a comparison needs two models or more$"):
         compare(analyses[:1], PLAN)
 
 
@@ -100,8 +100,9 @@ def test_where_no_utilisation_is_given_one_is_assumed(analyses: list[Analysis]) 
     assert costs[0] == costs[1]
 
 
-@pytest.mark.parametrize(("field", "other"), [("precision", "bf16"), ("optimizer", "sgd")])
-def test_models_compared_are_of_one_precision_and_optimiser(field: str, other: str, analyses: list[Analysis]) -> None:
-    setup = Setup(**{"sequence_length": 4096, field: other})
+@pytest.mark.parametrize(
+    ("field", "setup"), [("precision", Setup(precision="bf16")), ("optimizer", Setup(optimizer="sgd"))]
+)
+def test_models_compared_are_of_one_precision_and_optimiser(field: str, setup: Setup, analyses: list[Analysis]) -> None:
     with pytest.raises(UserError, match=f"models compared are of one {field}$"):
         compare([analyses[0], analyze("llama_7b", setup, step=False)], PLAN)

@@ -11,18 +11,20 @@ from counting.cost.comparison import compare
 from counting.cost.run import RunPlan, plan_run
 from counting.published.claim import examine_claim
 from counting.published.runs import examine_published_runs
-from counting.recipes import find_precision
-from counting.report.format import NONE, dollars, optional, percent, scientific
-from counting.report.published import print_claim, print_published
-from counting.report.run import print_budget_on_model, print_comparison, print_run
-from counting.training_step import TrainingOptions
+from counting.report.budget import print_budget_on_model
+from counting.report.claim import print_claim
+from counting.report.comparison import print_comparison
+from counting.report.format import NONE
+from counting.report.published import print_published
+from counting.report.run import print_run
+from counting.setup import Setup
 
 WIDTH = 120
 
 
 @pytest.fixture(scope="module")
 def deepseek() -> Analysis:
-    return analyze("deepseek_v3", sequence_length=4096)
+    return analyze("deepseek_v3", Setup(sequence_length=4096), step=False)
 
 
 def cells(text: str, title: str) -> list[list[str]]:
@@ -40,14 +42,6 @@ def words(text: str) -> str:
     return " ".join(re.sub("[│┃]", " ", text).split())
 
 
-def test_formats() -> None:
-    assert percent(0.4373) == "43.73 %"
-    assert percent(0.4, 0) == "40 %"
-    assert (dollars(5_576_000), dollars(2.5)) == ("$5,576,000", "$2.50")
-    assert scientific(3.707e24) == "3.707e+24"
-    assert (optional(None), optional(1234.5, 1), optional(2048)) == (NONE, "1,234.5", "2,048")
-
-
 def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "B200"), num_gpus=64, mfus=(0.5,), global_batch_tokens=62_914_560)
     run = plan_run(deepseek, plan)
@@ -61,25 +55,25 @@ def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[1][7] == f"${outcome.cost_usd:,.0f}"
     text = words(out)
     assert f"{run.training_flops_per_token:,}" in text
-    assert "sequence length 4,096, from seq_len, with multi-token prediction" in text
+    assert "sequence length 4,096, given, with multi-token prediction" in text
     assert f"{run.steps:,} of 62,914,560 tokens" in text
     assert "64 H800 cannot hold the model states: at least 128 are needed" in text
-    assert "--seq_len sets the length" not in text
+    assert "the length that is trained at" not in text
     assert "64 B200 cannot hold" not in text
 
 
 def test_a_run_of_a_foreign_length_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    print_run(plan_run(analyze("llama_7b"), RunPlan(tokens=10**12, gpus=("A100",))))
+    print_run(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",))))
     assert (
         "At sequence length 2,048 (from max_sequence_length) the products of attention are 8 % of the model's FLOPs; "
-        "--seq_len sets the length that is trained at."
+        "the length that is trained at can be given."
     ) in words(capsys.readouterr().out)
 
 
 def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[str]) -> None:
     """At its longest sequence, where attention is most of DeepSeek-V3's FLOPs; counted as 6 N it is possible."""
     plan = RunPlan(tokens=148 * 10**11, gpus=("H800",), gpu_hours=2_664_000)
-    run = plan_run(analyze("deepseek_v3"), plan)
+    run = plan_run(analyze("deepseek_v3", step=False), plan)
     print_run(run)
     out = capsys.readouterr().out
     implied, rows = run.gpus[0].implied_mfu, cells(out, "What 2,664,000 GPU-hours imply")
@@ -96,32 +90,32 @@ def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[
 
 
 def test_fp8_is_held_against_its_own_peak(capsys: pytest.CaptureFixture[str]) -> None:
-    llama = analyze("llama_7b")
-    plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000, precision=find_precision("fp8"))
-    print_run(plan_run(llama, plan))
+    in_fp8 = analyze("llama_7b", Setup(precision="fp8"), step=False)
+    print_run(plan_run(in_fp8, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000)))
     out = capsys.readouterr().out
     rows = cells(out, "What 8,000 GPU-hours imply")
     assert all(row[-1].endswith(" %, in FP8") for row in rows[1:])
     assert cells(out, "What it takes")[1][2].endswith(" %, in FP8")
     assert "mpossible" not in words(out)
+    llama = analyze("llama_7b", step=False)
     print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=82_432)))
     assert "mpossible" not in words(capsys.readouterr().out)
 
 
 def test_all_of_the_peak_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
-    print_run(plan_run(analyze("llama_7b"), RunPlan(tokens=10**12, gpus=("A100",), mfus=(1.0,))))
+    print_run(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",), mfus=(1.0,))))
     assert cells(capsys.readouterr().out, "What it takes")[1][2] == "100.00 %"
 
 
 def test_fp32_does_not_reach_the_16_bit_peak(capsys: pytest.CaptureFixture[str]) -> None:
-    llama = analyze("llama_7b")
     for precision, said in (("fp32", True), ("mixed", False)):
-        print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), precision=find_precision(precision))))
+        llama = analyze("llama_7b", Setup(precision=precision), step=False)
+        print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",))))
         assert ("No GPU multiplies fp32 numbers at its 16-bit peak" in words(capsys.readouterr().out)) == said
 
 
 def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    llama = analyze("llama_7b", training=TrainingOptions())
+    llama = analyze("llama_7b")
     assert llama.memory is not None
     analyses = [deepseek, llama]
     comparison = compare(analyses, RunPlan(tokens=10**12, gpus=("H100",), mfus=(0.4,)))
@@ -145,7 +139,7 @@ def test_a_budget_on_a_model(deepseek: Analysis, capsys: pytest.CaptureFixture[s
     assert [row[:2] for row in rows[1:]] == [["total", "671,026,404,352"], ["active", "37,552,282,624"]]
     assert rows[1][-1] == f"{spent.readings[0].predicted_loss:.5f} *"
     assert "fitted to dense models" in words(out)
-    llama = spend_on(analyze("llama_7b"), plan)
+    llama = spend_on(analyze("llama_7b", step=False), plan)
     print_budget_on_model(llama, plan)
     assert "fitted to dense models" not in words(capsys.readouterr().out)
 

@@ -9,9 +9,9 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.cost.hardware import find_gpu, load_gpus
-from counting.report.step_memory import memory_table
+from counting.report.model.step_memory import step_memory_table
+from counting.setup import Setup
 from counting.step_memory import PARTS
-from counting.training_step import TrainingOptions
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.fields.config import spec_from_fields
@@ -19,7 +19,7 @@ from torch_models.fields.config import spec_from_fields
 
 @pytest.fixture(scope="module")
 def small() -> Analysis:
-    return analyze(spec_from_fields(LLAMA, "small"), sequence_length=16, training=TrainingOptions())
+    return analyze(spec_from_fields(LLAMA, "small"), Setup(sequence_length=16))
 
 
 WAYS = [
@@ -41,7 +41,7 @@ def test_json_and_table_say_the_same(flags: str, tmp_path: Path, capsys: pytest.
     peaks = {phase["name"]: sum(phase[part] for part in PARTS) for phase in memory["phases"]}
     assert max(peaks, key=lambda name: peaks[name]) == memory["peak_phase"]
     assert peaks[memory["peak_phase"]] == memory["peak_bytes"]
-    assert analysis["training"]["mtp"] == memory["options"]["mtp"]
+    assert analysis["setup"]["mtp"] is (flags != "--loss_chunk 7 --mtp off")
     assert any(check["quantity"] == "step_memory_bytes" for check in analysis["agreement"]["checks"])
     assert main(["--model_config", str(config), *flags.split()]) == 0
     printed = " ".join(capsys.readouterr().out.split())  # a title may be broken into lines
@@ -60,9 +60,9 @@ def test_each_analysis_has_a_step_without_being_asked(capsys: pytest.CaptureFixt
             if document["comparison"]:
                 compared = document["comparison"]["models"][index]
                 assert compared["step_peak_bytes"] == analysis["memory"]["peak_bytes"]
-            assert analysis["memory"]["options"]["recompute"] == analysis["training"]["recompute"] == "none"
-            assert analysis["memory"]["options"]["precision"]["name"] == "mixed"
-            assert analysis["training"]["mtp"] == (analysis["name"] == "deepseek_v3")
+            assert analysis["setup"]["recompute"] == "none"
+            assert analysis["setup"]["precision"] == "mixed"
+            assert analysis["setup"]["mtp"] == (analysis["name"] == "deepseek_v3")
 
 
 def test_a_run_and_a_step_are_run_alike(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,8 +71,8 @@ def test_a_run_and_a_step_are_run_alike(capsys: pytest.CaptureFixture[str]) -> N
     assert main(flags.split()) == 0
     document = json.loads(capsys.readouterr().out)
     for analysis, run in zip(document["analyses"], document["runs"], strict=True):
-        assert analysis["training"]["mtp"] == run["mtp_trained"] == (analysis["name"] == "deepseek_v3")
-        assert analysis["memory"]["options"]["precision"]["name"] == "mixed-fp32-gradients"
+        assert analysis["setup"]["mtp"] == run["mtp_trained"] == (analysis["name"] == "deepseek_v3")
+        assert analysis["setup"]["precision"] == run["precision"] == "mixed-fp32-gradients"
         states = analysis["memory"]["states"]
         assert sum(states.values()) == run["model_state_bytes"]
 
@@ -82,7 +82,7 @@ def test_where_a_step_fits(small: Analysis) -> None:
     memory, h100 = small.memory, find_gpu("H100").capacity_bytes
 
     def names(peak_bytes: int) -> set[str]:
-        caption = str(memory_table(msgspec.structs.replace(memory, peak_bytes=peak_bytes)).caption)
+        caption = str(step_memory_table(msgspec.structs.replace(memory, peak_bytes=peak_bytes), small.setup).caption)
         if "No single GPU is as large." in caption:
             return set()
         (listed,) = re.findall(r"As large as the peak, by themselves: (.*?)\.", caption)
@@ -98,20 +98,13 @@ def test_where_a_step_fits(small: Analysis) -> None:
 def test_the_caption_has_the_span_of_the_layers(small: Analysis) -> None:
     assert small.memory is not None
     memory = msgspec.structs.replace(small.memory, layer_backward_peak_bytes=(3 * 10**9, 10**9, 2 * 10**9))
-    assert "the peak of backward lies between 1.0 and 3.0 GB" in str(memory_table(memory).caption)
+    assert "the peak of backward lies between 1.0 and 3.0 GB" in str(step_memory_table(memory, small.setup).caption)
 
 
 def test_a_peak_in_a_layer_names_it(small: Analysis) -> None:
     assert small.memory is not None
     backward = small.memory.phases[2]
     memory = msgspec.structs.replace(small.memory, peak_phase=backward.name)
-    assert str(memory_table(memory).title).endswith(f"the backward of a layer, layer {backward.layer} (dense)")
-
-
-def test_unknown_recipes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_config", "llama_7b", "--precision", "int4"]) == 2
-    assert (
-        "unknown precision 'int4': choose from mixed, mixed-fp32-gradients, bf16, fp32, fp8" in capsys.readouterr().err
+    assert str(step_memory_table(memory, small.setup).title).endswith(
+        f"the backward of a layer, layer {backward.layer} (dense)"
     )
-    assert main(["--model_config", "llama_7b", "--optimizer", "lion"]) == 2
-    assert "unknown optimizer 'lion': choose from adamw, sgd, muon" in capsys.readouterr().err

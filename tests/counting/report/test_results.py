@@ -1,0 +1,123 @@
+"""The JSON document and the plain lines: what programs read."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.budget import plan_budget
+from counting.cost.budget_on_model import spend_on
+from counting.cost.comparison import compare
+from counting.cost.design_for_budget import design_for_budget
+from counting.cost.run import RunPlan, plan_run
+from counting.report import Results, json_document, print_results
+from counting.report.design import print_design
+from counting.report.plain import analysis_lines, budget_lines
+from counting.setup import Setup
+from tests.shrunken import LLAMA
+
+KEYS = [
+    *("schema_version", "plan", "warnings", "analyses", "runs"),
+    *("comparison", "budget", "fit", "published", "claim"),
+]
+
+
+@pytest.fixture(scope="module")
+def small() -> Analysis:
+    return analyze(LLAMA, Setup(sequence_length=16))
+
+
+def decoded(found: object) -> Any:
+    return json.loads(msgspec.json.encode(found))
+
+
+def test_what_was_not_asked_for_is_null() -> None:
+    document = json.loads(json_document(Results()))
+    assert list(document) == KEYS
+    assert document["schema_version"] == 2
+    assert {key: value for key, value in document.items() if value is not None} == {
+        "schema_version": 2,
+        "warnings": [],
+        "analyses": [],
+        "runs": [],
+    }
+
+
+def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
+    budget, plan = plan_budget(1e4), RunPlan(tokens=10**9, gpus=("H100",))
+    results = Results(
+        analyses=[small],
+        runs=[plan_run(small, plan)],
+        comparison=compare([small, small], plan),
+        budget=budget,
+        spent=[spend_on(small, budget)],
+        design=design_for_budget(budget, "mine"),
+    )
+    document = json.loads(json_document(results))
+    assert list(document) == KEYS
+    assert msgspec.convert(document["analyses"][0], Analysis) == small
+    assert document["runs"] == decoded(results.runs)
+    assert [outcome["mfu_source"] for outcome in document["runs"][0]["gpus"][0]["outcomes"]] == ["assumed"] * 3
+    assert document["comparison"] == decoded(results.comparison)
+    design, models = document["budget"].pop("design"), document["budget"].pop("models")
+    assert document["budget"] == decoded(budget)
+    assert design == decoded(results.design)
+    assert models == decoded(results.spent)
+
+
+def test_plain_lines_of_a_model() -> None:
+    """FLOPs and memory are of one layer."""
+    assert analysis_lines(analyze("llama_7b", step=False)) == [
+        "Number of parameters: 6738415616",
+        "Number of TFLOPs: 0.897648164864",
+        "Peak memory cost: 0.753696792 GBs",
+    ]
+
+
+def test_plain_lines_of_a_budget() -> None:
+    budget = plan_budget(5_000_000)
+    assert budget_lines(budget) == [
+        "best_gpu: A100",
+        "training_budget_flops: 5.616e+23",
+        f"Optimal N: {budget.optimal_parameters}",
+        f"Optimal D: {budget.optimal_tokens}",
+    ]
+
+
+def test_plain_lines_come_first_and_name_each_of_several_models(
+    small: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = msgspec.structs.replace(small, name="other")
+    results = Results(analyses=[small, other], budget=plan_budget(1e6))
+    print_results(results, None)
+    out = capsys.readouterr().out
+    assert results.budget is not None
+    blocks = [[f"Model: {analysis.name}", *analysis_lines(analysis)] for analysis in (small, other)]
+    expected = "\n\n".join("\n".join(block) for block in [*blocks, budget_lines(results.budget)])
+    assert out.startswith(expected + "\n\n")
+    print_results(Results(analyses=[small]), None)
+    assert capsys.readouterr().out.startswith("\n".join(analysis_lines(small)) + "\n\n")
+
+
+def test_a_comparison_stands_for_its_models(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = compare([small, small], RunPlan(tokens=10**9, gpus=("H100",)))
+    print_results(Results(analyses=[small, small], comparison=comparison), None)
+    out = capsys.readouterr().out
+    assert out.startswith("\nTraining 1,000,000,000 tokens on H100 at 40 % MFU")
+    assert "Number of parameters" not in out
+
+
+def test_a_design(capsys: pytest.CaptureFixture[str]) -> None:
+    design = design_for_budget(plan_budget(10_000), name="mine")
+    print_design(design, "[b]mine.json")
+    out = " ".join(capsys.readouterr().out.split())
+    config = design.config
+    assert "written to [b]mine.json" in out
+    assert f"{config['num_hidden_layers']} × {config['hidden_size']}" in out
+    assert f"{config['num_attention_heads']} queries on {config['num_key_value_heads']} keys and values" in out
+    assert f"{design.parameters:,} (" in out
+    assert f"{design.tokens:,} (" in out
+    assert f"{design.training_flops_per_token:,} (3 ×" in out
+    assert all(" ".join(rule.split()) in out for rule in design.rules)
