@@ -29,9 +29,9 @@ ROOMS = {
     "torch_models.errors torch_models.spec torch_models.fields torch_models.families": (
         "torch_models.families torch_models.checkpoints.names"
     ),
-    "torch_models.modules torch_models.builder torch_models.training": "torch_models.errors torch_models.spec",
-    "torch_models.checkpoints": (
-        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.builder"
+    "torch_models.modules torch_models.training": "torch_models.errors torch_models.spec",
+    "torch_models.builder torch_models.checkpoints": (
+        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules"
     ),
     "torch_models": (
         "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.builder"
@@ -59,8 +59,8 @@ ROOMS = {
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
-        "counting.analysis counting.counts counting.recipes counting.setup counting.step_profile torch_models.errors"
-        " torch_models.fields torch_models.spec"
+        "counting.analysis counting.counts counting.recipes counting.setup torch_models.errors torch_models.fields"
+        " torch_models.spec"
     ),
     "counting.published": (
         "counting.analysis counting.cost counting.formulas.kv_cache counting.setup torch_models.fields"
@@ -72,8 +72,7 @@ ROOMS = {
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
         "counting.analysis counting.cost counting.counts counting.published counting.recipes counting.reconcile"
-        " counting.setup counting.step_memory counting.step_profile counting.training_step torch_models.errors"
-        " torch_models.spec"
+        " counting.setup counting.step_memory counting.training_step"
     ),
     "counting.command": (
         "counting.analysis counting.cost counting.published counting.recipes counting.reconcile counting.report"

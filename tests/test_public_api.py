@@ -1,0 +1,74 @@
+"""The two public APIs: every name is there, from one module, and takes what it says."""
+
+from typing import Any
+
+import pytest
+
+import counting
+import torch_models
+from counting import Setup, analyze
+from tests.foreign_families import GPT2
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models import UserError, build, build_mtp, read_spec
+
+
+def test_what_is_promised_is_public() -> None:
+    assert set(counting.__all__) == {
+        "Analysis",
+        "DisagreementError",
+        "RunPlan",
+        "Setup",
+        "UserError",
+        "analyze",
+        "compare",
+        "count_flops",
+        "design_for_budget",
+        "find_gpu",
+        "find_law",
+        "measure_memory",
+        "plan_budget",
+        "plan_run",
+    }
+    assert set(torch_models.__all__) >= {"build", "build_mtp", "load_checkpoint", "read_spec", "set_recompute"}
+    assert set(torch_models.__all__) >= {"LayerSpec", "GroupedQueryAttentionSpec", "MultiHeadLatentAttentionSpec"}
+    assert set(torch_models.__all__) >= {"GatedMLPSpec", "MixtureOfExpertsSpec", "ModelSpec", "CheckpointError"}
+
+
+@pytest.mark.parametrize("package", [counting, torch_models], ids=["counting", "torch_models"])
+def test_every_public_name_is_there_and_documented(package: Any) -> None:
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name
+        assert name in dir(package)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+def test_a_mapping_is_a_config() -> None:
+    fields = dict(DEEPSEEK_V3)
+    assert read_spec(fields).num_layers == 4
+    model, mtp_layers = build(fields, device="meta"), build_mtp(fields, device="meta")
+    assert (len(model.model.layers), len(mtp_layers)) == (4, 1)
+    analysis = analyze(fields, Setup(sequence_length=16))
+    assert analysis.name == "config"
+    assert analysis.parameters.total == sum(parameter.numel() for parameter in model.parameters())
+    assert fields == DEEPSEEK_V3, "the caller's mapping is left as it was"
+
+
+def test_a_mapping_of_another_family() -> None:
+    analysis = analyze({"model_type": "gpt2", **GPT2}, Setup(sequence_length=16))
+    assert analysis.proof == "measured, no formula"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        (LLAMA | {"hidden_size": -1}, r"^hidden_size = -1: must be int >= 1$"),
+        (LLAMA | {"hiden_size": 8}, r"^hiden_size = 8: this field is not understood; did you mean hidden_size\?$"),
+        ({3: 4}, r"^a config's fields have names, but one is 3$"),
+        ({}, r"^model_type = null: is missing"),
+    ],
+)
+def test_a_mapping_that_is_no_config(fields: Any, error: str) -> None:
+    for function in (read_spec, build, analyze):
+        with pytest.raises(UserError, match=error):
+            function(fields)
