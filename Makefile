@@ -17,16 +17,19 @@ PINS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test lint bench clean
+.PHONY: help run test test-all lint bench clean
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: $(VENV)/run.stamp ## Make an environment, install, analyse Llama-7B
 	$(BIN)/python model_training_cost_analysis.py --model_config llama_7b_config.json
 
-test: $(VENV)/test.stamp ## All tests, in the same environment
+test: $(VENV)/test.stamp ## The tests, in the same environment
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-all: $(VENV)/test.stamp ## All tests, and sweeps over many random shapes
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "sweep or not sweep"
 
 lint: $(VENV)/dev.stamp ## Style, format and types
 	$(BIN)/ruff check

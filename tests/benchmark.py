@@ -29,7 +29,7 @@ DEEPER_CONFIG = "deepseek_v3_config.json"  # of 61 layers, and analysed with ten
 
 BUDGET_LIMIT = 0.15
 CONFIG_LIMIT = 1.6
-DEEPER_LIMIT = 1.05
+DEEPER_LIMIT = 1.03
 MEMORY_LIMIT = 1.3
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import counting
+import torch_models
 from model_training_cost_analysis import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +60,22 @@ def test_example_of_loading_weights_runs(capsys: pytest.CaptureFixture[str]) -> 
     assert others == []
     exec(compile(code, "README.md", "exec"), {})
     assert re.fullmatch(r"largest difference of a logit: \S+\n", capsys.readouterr().out)
+
+
+def test_example_of_the_library_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    section = README.partition("### As a library")[2].partition("\n### ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("37,552,282,624 parameters are active, a step peaks at ")
+    assert second.endswith(" GPU-hours")
+    assert re.fullmatch(r"[\d,]+ FLOPs, [\d,]+ bytes at the peak", third)
+
+
+def test_every_public_name_is_in_readme() -> None:
+    section = README.partition("### As a library")[2].partition("\n### ")[0]
+    for package in (counting, torch_models):
+        assert [name for name in package.__all__ if f"`{name}" not in section] == []
 
 
 def test_every_flag_is_in_readme(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ]
     text = " ".join(captured.out.split())
     assert "Measured, no formula." in text
-    assert "5 numbers, each traced = dispatched" in text
+    assert "5 numbers, each trace = dispatch" in text
     assert "each measured = formula" not in text
     assert "Starcoder2ForCausalLM of transformers" in text
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counting.measurements.meta_device import cuda_kernels_on_meta
+from counting.measurements.meta_device import measuring
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from torch_models import UserError, build, build_mtp
 from torch_models.fields.config import spec_from_fields
@@ -76,7 +76,7 @@ def test_a_step_runs_on_the_meta_device(recompute: Recompute) -> None:
     for part in (model, mtp_layers):
         set_recompute(part, recompute)
     token_ids = torch.empty(1, 24, dtype=torch.long, device="meta")
-    with cuda_kernels_on_meta():
+    with measuring():
         training_loss(model, mtp_layers, token_ids, token_ids, loss_chunk=7).backward()
     assert all(parameter.grad is not None for part in (model, mtp_layers) for parameter in part.parameters())
 

@@ -18,6 +18,7 @@ from counting.formulas.memory.tape import Array, Size, Tape
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from tests.random_specs import random_layer
+from tests.sweeps import seeds
 from torch_models.builder import creating
 from torch_models.modules.decoder import DecoderLayer
 from torch_models.modules.layers import rotary_tables
@@ -98,7 +99,7 @@ def by_measurement(
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTES)
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", seeds(50, 300))
 def test_forward_and_backward(seed: int, recompute: Recompute) -> None:
     pick = random.Random(seed)
     layer, length, kernels = random_layer(pick), pick.choice([1, 2, 7, 64, 333]), pick.choice(KERNELS)
@@ -107,7 +108,7 @@ def test_forward_and_backward(seed: int, recompute: Recompute) -> None:
     assert by_measurement(*run, dtype, grad=True) == by_simulation(*run, dtype.itemsize, grad=True)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(30, 200))
 def test_forward_without_gradients(seed: int) -> None:
     pick = random.Random(seed)
     run = (random_layer(pick), pick.choice([2, 7, 64, 333]), pick.choice(KERNELS), "none")
