@@ -24,6 +24,10 @@ help: ## What can be made
 
 run: $(VENV)/run.stamp ## Make an environment, install, analyse Llama-7B
 	$(BIN)/python model_training_cost_analysis.py --model_config llama_7b_config.json
+	@printf '\n%s\n' 'To go on, activate the environment; then these work as typed:'
+	@printf '    %s\n' '. $(BIN)/activate' \
+	    'python3 model_training_cost_analysis.py --model_config llama_3_8b --gpus H100,B200' \
+	    'python3 model_training_cost_analysis.py --help'
 
 test: $(VENV)/test.stamp ## The tests, in the same environment
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -6,10 +6,17 @@
 The entry points alone: the command stands in `counting.command`, and what a model costs is computed in `counting`.
 """
 
-from counting import analyze, plan_budget
-from counting.command.main import main
-from counting.command.start_up import command
-from torch_models import ConfigError, read_spec
+try:
+    from counting import analyze, plan_budget
+    from counting.command.main import main
+    from counting.command.start_up import command
+    from torch_models import ConfigError, read_spec
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    from counting.command.missing import leave_without
+
+    leave_without(error)
 
 __all__ = [
     "command",
@@ -23,14 +30,15 @@ __all__ = [
 def model_training_cost_analysis_llama(model_config_path: str) -> tuple[int, float, float]:
     """Total parameters, TFLOPs and peak memory in GB of one layer's forward pass, of a Llama config.
 
-    The config is a path, or a name in `configs/`. Batch 1, the config's own sequence length, 16-bit numbers,
-    activations checkpointed at layer boundaries, fused kernels.
+    The config is a path, or a name in `configs/`. One sequence, of the length that the model was pre-trained at as far
+    as its config says: `max_sequence_length`, else `original_max_position_embeddings` wherever it stands, else
+    `max_position_embeddings`. 16-bit numbers, activations checkpointed at layer boundaries, fused kernels.
     """
     return _short_analysis(model_config_path, "llama")
 
 
 def model_training_cost_analysis_deepseek(model_config_path: str) -> tuple[int, float, float]:
-    """As for Llama, of a DeepSeek-V3 config; the layer is the mixture of experts."""
+    """As for Llama, of a DeepSeek-V3 config; the layer is the mixture of experts, the published one's length 4,096."""
     return _short_analysis(model_config_path, "deepseek_v3")
 
 

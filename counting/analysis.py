@@ -8,21 +8,25 @@ Torch is imported when a model is measured, not with this module.
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, WholeModel, model_flops
+from counting.fits import Fit
 from counting.reconcile import Agreement, reconcile
-from counting.setup import Setup, resolve
-from counting.step_memory import StepMemory, step_memory
+from counting.setup import MOST_CHUNKS, Setup, resolve
+from counting.step_memory import Alternative, StepMemory, step_memory, with_states
 from counting.training_step import TrainingStep, training_step
 from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import ForeignConfig, read_model
-from torch_models.spec import ModelSpec
+from torch_models.spec import ModelSpec, Recompute
 
 if TYPE_CHECKING:
     from counting.via_transformers.config import ForeignModel
+
+ALTERNATIVE_CHUNK = 1024  # tokens of the loss at a time, where the step is also looked at in chunks
 
 # Printed beside the numbers they govern.
 NOTES = (
@@ -123,10 +127,10 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     training: TrainingStep | None = None  # where a step was measured; its model FLOPs may include mtp
     memory: StepMemory | None = None  # of that step
+    fits: tuple[Fit, ...] | None = None  # on the GPUs that were asked about
     # Of a cluster, over which nothing is spread yet.
     layout: None = None
     rank_classes: None = None
-    fits: None = None
     step_time: None = None
 
     @property
@@ -182,10 +186,45 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
         return analysis
     core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops
     assert counts.training_flops and counts.step_memory and core and mtp_core
+    memory = step_memory(spec, setup, counts.step_memory)
     return msgspec.structs.replace(
         analysis,
         training=training_step(counts.training_flops, core + mtp_core if setup.mtp else core, setup),
-        memory=step_memory(spec, setup, counts.step_memory),
+        memory=msgspec.structs.replace(memory, alternatives=_alternatives(spec, setup, counts)),
+    )
+
+
+def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:
+    """The step with other recomputation, and with its loss in chunks where it was in none; cheapest first.
+
+    The states are those of `counts`, on which the witnesses agree. Each alternative takes a few milliseconds. Selective
+    recompute of fused kernels is left out: it saves the logarithm of each row's sum, 4 bytes a head and token, which is
+    about a thousandth, at most, of what a step of the bundled models holds beside its states.
+    """
+    chunks = [setup.loss_chunk]
+    if setup.loss_chunk is None and setup.tokens > ALTERNATIVE_CHUNK:
+        chunks.append(max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS)))
+    recomputes: tuple[Recompute, ...] = ("none", "full") if setup.kernels == "fused" else get_args(Recompute)
+    ways = [(recompute, chunk) for recompute in recomputes for chunk in chunks]
+    own = (setup.recompute, setup.loss_chunk)
+    found = [_alternative(spec, setup, counts, *way) for way in ways if way != own]
+    return tuple(sorted(found, key=lambda other: (other.recomputed_flops, other.peak_bytes)))
+
+
+def _alternative(
+    spec: ModelSpec, setup: Setup, counts: ModelCounts, recompute: Recompute, loss_chunk: int | None
+) -> Alternative:
+    from counting.formulas.memory import simulate
+    from counting.formulas.model import by_formula
+
+    other = msgspec.structs.replace(setup, recompute=recompute, loss_chunk=loss_chunk)
+    simulated, flops = simulate(spec, other, step=True).step_memory, by_formula(spec, other, step=True).training_flops
+    assert simulated and flops and counts.step_memory
+    return Alternative(
+        recompute=recompute,
+        loss_chunk=loss_chunk,
+        peak_bytes=step_memory(spec, other, with_states(simulated, counts.step_memory)).peak_bytes,
+        recomputed_flops=flops.recomputed.total,
     )
 
 

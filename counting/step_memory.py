@@ -13,7 +13,7 @@ import msgspec
 from counting.recipes import ModelStates
 from counting.setup import Setup
 from counting.step_profile import StepProfile, Stretch
-from torch_models.spec import ModelSpec
+from torch_models.spec import ModelSpec, Recompute
 
 STEP_NOTES = (
     "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are let go after "
@@ -67,6 +67,18 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 PARTS = Phase.__struct_fields__[3:]
 
 
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """The same step run otherwise: its peak by simulation, with measured states, and what it computes again by formula.
+
+    The numbers are those of a step that is run so; a test measures some.
+    """
+
+    recompute: Recompute
+    loss_chunk: int | None
+    peak_bytes: int
+    recomputed_flops: int
+
+
 class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     """The phases of one training step in order, what is held between steps, and the assumptions."""
 
@@ -78,6 +90,12 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     proof: str
     notes: tuple[str, ...]
+    alternatives: tuple[Alternative, ...] = ()  # other recomputation, other chunks of the loss; cheapest first
+
+    @property
+    def beside_states_bytes(self) -> int:
+        """The most that a moment of the step holds beside parameters, gradients and optimiser state."""
+        return max(phase.activations + phase.logits_and_loss + phase.transients for phase in self.phases)
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
@@ -124,6 +142,19 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         peak_bytes=worst.peak_bytes,
         proof="measured = simulated" if measurable else "activations measured = simulated, states by recipe",
         notes=tuple(_notes(setup)),
+    )
+
+
+def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
+    """A simulated step, which has no states, with those of the same model's step as its witnesses agree on it."""
+    return msgspec.structs.replace(
+        simulated,
+        layers=tuple(
+            msgspec.structs.replace(layer, states=known.states)
+            for layer, known in zip(simulated.layers, agreed.layers, strict=True)
+        ),
+        outside_states=agreed.outside_states,
+        optimizer_step=agreed.optimizer_step,
     )
 
 

@@ -1,17 +1,21 @@
-"""Amounts as a user types them: 15T tokens, 2.664M hours, 2048 GPUs, 1.50 dollars; an error names the flag."""
+"""Amounts as a user types them: 15T tokens, 2.664M hours, 2,048 GPUs, $5M; an error names the flag."""
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
-from counting.cost.budget import check_dollars, check_mfu
-from counting.cost.hardware import find_gpu
+from counting.cost.budget import DOLLARS_RULE, check_dollars, check_mfu
+from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from torch_models.errors import ArgumentError
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 LARGEST_TOKENS = 10**18
 LARGEST_GPUS = 10**8
 LARGEST_HOURS = 10**15
-_AMOUNT = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?(?:[eE]\+?([0-9]{1,2}))?([KMBTkmbt]?)")
+LARGEST_SPEED = 10**9
+_AMOUNT = re.compile(
+    r"([0-9]{1,20}|[0-9]{1,3}(?:,[0-9]{3}){1,6})(?:\.([0-9]{1,20}))?(?:[eE]\+?([0-9]{1,2}))?([KMBTkmbt]?)"
+)
 
 
 def parse_tokens(text: str, flag: str = "--tokens") -> int:
@@ -39,9 +43,24 @@ def parse_whole_number(text: str, flag: str) -> int:
     return int(text)
 
 
+def parse_speed(text: str, flag: str = "--tokens_per_second_per_gpu") -> float:
+    """Tokens per second above zero, from "11000", "11k" or "11,000"."""
+    speed = _amount(text)
+    if speed is None or not 0 < speed <= LARGEST_SPEED:
+        rule = f"must be a number of tokens per second above 0, at most {LARGEST_SPEED:.0e}, as 11000"
+        raise ArgumentError(flag, text, rule)
+    return float(speed)
+
+
 def parse_dollars(text: str, flag: str = "--training_budget") -> float:
-    """The US dollars that `text` spells; no number, NaN, infinite, zero and negative are errors."""
-    return check_dollars(_float(text), flag)
+    """US dollars from "5M", "200k", "$5,000,000" or "1.50"; NaN, infinite, zero and negative are errors."""
+    amount = _amount(text.strip().removeprefix("$"))
+    if amount is not None:
+        return check_dollars(float(amount), flag)
+    number = _float(text)
+    if isinstance(number, str):
+        raise ArgumentError(flag, text, f"{DOLLARS_RULE}, as 5M, 200k or $5,000,000")
+    return check_dollars(number, flag)
 
 
 def parse_mfu(text: str, flag: str = "--mfu") -> float:
@@ -49,26 +68,42 @@ def parse_mfu(text: str, flag: str = "--mfu") -> float:
     return check_mfu(_float(text), flag)
 
 
-def parse_gpus(text: str, flag: str = "--gpus") -> tuple[str, ...]:
-    """GPU names, as the catalogue spells them, from "H100,H200"."""
+def parse_gpus(text: str, flag: str = "--gpus", own: Sequence[Gpu] = ()) -> tuple[Gpu, ...]:
+    """The GPUs that "H100,H200" names: of the user's `own`, else of the catalogue."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise ArgumentError(flag, text, "must be GPU names separated by commas, as H100,H200")
-    return tuple(find_gpu(name, flag).name for name in names)
+    gpus = tuple(_find(name, flag, own) for name in names)
+    for gpu in gpus:
+        if gpus.count(gpu) > 1:
+            raise ArgumentError(flag, ",".join(each.name for each in gpus), f"names {gpu.name} twice")
+    return gpus
 
 
-def parse_prices(text: str, flag: str = "--gpu_prices") -> dict[str, float]:
+def parse_prices(text: str, flag: str = "--gpu_prices", own: Sequence[Gpu] = ()) -> dict[str, float]:
     """Dollars per hour by GPU, from "A100=1.50,L4=0.70"."""
     prices: dict[str, float] = {}
     for item in text.split(","):
         name, equals, price = item.partition("=")
         if not equals:
             raise ArgumentError(flag, text, "must be GPU=price pairs separated by commas, as A100=1.50,L4=0.70")
-        gpu = find_gpu(name, flag).name
+        gpu = _find(name.strip(), flag, own).name
         if gpu in prices:
             raise ArgumentError(flag, text, f"give the price of {gpu} once")
         prices[gpu] = parse_dollars(price, f"{flag} {gpu}")
     return prices
+
+
+def _find(name: str, flag: str, own: Sequence[Gpu]) -> Gpu:
+    """The GPU of this name, whatever its case; no name is both the user's own and the catalogue's."""
+    for gpu in own:
+        if gpu.name.lower() == name.lower():
+            return gpu
+    try:
+        return find_gpu(name)
+    except ArgumentError:
+        known = ", ".join(gpu.name for gpu in (*own, *load_gpus()))
+        raise ArgumentError(flag, name, f"is not known: choose from {known}, or describe it in a --gpu_file") from None
 
 
 def _whole(text: str, flag: str, unit: str, largest: int) -> int:
@@ -86,7 +121,7 @@ def _amount(text: str) -> Fraction | None:
         return None
     whole, decimals, exponent, suffix = match.groups(default="")
     power_of_ten: int = 10 ** int(exponent or 0)
-    return Fraction(f"{whole}.{decimals or 0}") * power_of_ten * SUFFIXES[suffix.upper()]
+    return Fraction(f"{whole.replace(',', '')}.{decimals or 0}") * power_of_ten * SUFFIXES[suffix.upper()]
 
 
 def _float(text: str) -> float | str:

@@ -4,7 +4,7 @@ A flag that is not given is left to the library's own default.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from counting.command.amounts import (
@@ -14,10 +14,12 @@ from counting.command.amounts import (
     parse_mfu,
     parse_num_gpus,
     parse_prices,
+    parse_speed,
     parse_tokens,
     parse_whole_number,
 )
 from counting.cost.budget import BudgetPlan, plan_budget
+from counting.cost.hardware import Gpu, read_gpus
 from counting.cost.run import RunPlan
 from counting.setup import Setup
 from torch_models.errors import UserError
@@ -40,13 +42,24 @@ def setup_of(options: argparse.Namespace) -> Setup:
     )
 
 
-def run_plan_of(options: argparse.Namespace) -> RunPlan | None:
+def own_gpus(options: argparse.Namespace) -> tuple[Gpu, ...]:
+    """The GPUs that the user describes in a file of his own."""
+    return () if options.gpu_file is None else read_gpus(options.gpu_file)
+
+
+def chosen_gpus(options: argparse.Namespace, own: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """The GPUs that are named, else all of the user's own; empty where there are neither."""
+    return tuple(own) if options.gpus is None else parse_gpus(options.gpus, own=own)
+
+
+def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu]) -> RunPlan | None:
     """The run that each model is planned for; None without --tokens."""
     if options.tokens is None:
         return None
-    gpus, mfu = parse_gpus(options.gpus), _parsed(options.mfu, parse_mfu)
+    gpus, mfu = chosen_gpus(options, own), _parsed(options.mfu, parse_mfu)
     if options.compare and len(gpus) != 1:
-        raise UserError(f"--compare needs one GPU, but --gpus names {len(gpus)}: {', '.join(gpus)}")
+        names = ", ".join(gpu.name for gpu in gpus)
+        raise UserError(f"--compare needs one GPU, but there are {len(gpus)}: {names}")
     return RunPlan(
         tokens=parse_tokens(options.tokens),
         gpus=gpus,
@@ -54,7 +67,8 @@ def run_plan_of(options: argparse.Namespace) -> RunPlan | None:
             num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             mfus=None if mfu is None else (mfu,),
             gpu_hours=_parsed(options.gpu_hours, parse_hours),
-            prices_usd_per_hour=_prices(options),
+            tokens_per_second_per_gpu=_parsed(options.tokens_per_second_per_gpu, parse_speed),
+            prices_usd_per_hour=_prices(options, own),
             global_batch_tokens=_parsed(
                 options.global_batch_tokens, lambda text: parse_tokens(text, "--global_batch_tokens")
             ),
@@ -62,26 +76,28 @@ def run_plan_of(options: argparse.Namespace) -> RunPlan | None:
     )
 
 
-def budget_of(options: argparse.Namespace) -> BudgetPlan | None:
+def budget_of(options: argparse.Namespace, own: Sequence[Gpu]) -> BudgetPlan | None:
     """What the budget buys; None without --training_budget."""
     if options.training_budget is None:
         return None
     return plan_budget(
         parse_dollars(options.training_budget),
         **_given(
-            gpus=_parsed(options.gpus, parse_gpus),
+            gpus=chosen_gpus(options, own) or None,
+            num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             mfu=_parsed(options.mfu, parse_mfu),
             scaling_law=options.scaling_law,
-            prices_usd_per_hour=_prices(options),
+            prices_usd_per_hour=_prices(options, own),
         ),
     )
 
 
-def _prices(options: argparse.Namespace) -> dict[str, float] | None:
+def _prices(options: argparse.Namespace, own: Sequence[Gpu]) -> dict[str, float] | None:
     """Dollars per hour by GPU: one price for all that are named, or one for each."""
     if options.price is not None:
-        return dict.fromkeys(parse_gpus(options.gpus), parse_dollars(options.price, "--price"))
-    return _parsed(options.gpu_prices, parse_prices)
+        price = parse_dollars(options.price, "--price")
+        return {gpu.name: price for gpu in chosen_gpus(options, own)}
+    return _parsed(options.gpu_prices, lambda text: parse_prices(text, own=own))
 
 
 def _parsed(text: str | None, parse: Callable[[str], _T]) -> _T | None:

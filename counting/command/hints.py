@@ -1,6 +1,7 @@
 """The library's errors in the command's words: an argument is called as its flag, and a remedy names flags too."""
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
@@ -21,6 +22,7 @@ FLAGS = {
     "num_gpus": "--num_gpus",
     "global_batch_tokens": "--global_batch_tokens",
     "gpu_hours": "--gpu_hours",
+    "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
     "budget_usd": "--training_budget",
     "scaling_law": "--scaling_law",
 }
@@ -41,19 +43,23 @@ HINTS = (
     Hint("global_batch_tokens", r"^must be at least one sequence .*", r"\g<0>; --seq_len sets its length"),
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
+    Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("prices_usd_per_hour", r"^no price is known for (.+):.*", r"\g<0>, as --gpu_prices \1=2.50", alone=True),
 )
 
 
-def error_line(error: UserError) -> str:
-    """The error as the command prints it, on one line."""
+def error_line(error: UserError, plan: str | None = None, from_plan: Collection[str] = ()) -> str:
+    """The error as the command prints it, on one line; of a flag that stands in the plan, with the plan's name."""
     text = str(error)
     if isinstance(error, ArgumentError | ConfigError):
         rule, alone = _in_flags(error.field, error.rule)
         if alone:
             text = rule
         elif isinstance(error, ArgumentError):
-            text = f"{FLAGS.get(error.field) or show_name(error.field)} = {show_value(error.value)}: {rule}"
+            flag = FLAGS.get(error.field) or show_name(error.field)
+            text = f"{flag} = {show_value(error.value)}: {rule}"
+            if plan is not None and flag.removeprefix("--").partition(" ")[0] in from_plan:
+                text = f"{show_name(plan)}: {text}"
         else:
             text = text.removesuffix(error.rule) + rule
     return f"error: {text}".replace("\n", " ")

@@ -2,26 +2,34 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from counting.analysis import Analysis, analyze
-from counting.command.arguments import budget_of, run_plan_of, setup_of
-from counting.command.flags import read_flags
+from counting.command.arguments import budget_of, chosen_gpus, own_gpus, run_plan_of, setup_of
+from counting.command.checks import given_flags
+from counting.command.flags import PUBLISHED, read_flags
 from counting.command.hints import error_line
+from counting.command.lengths import common_length, comparison_notes, length_warnings, with_length_from
 from counting.command.output_file import refuse_unwritable, write_whole
+from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
+from counting.cost.hardware import Gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.reconcile import DisagreementError
 from counting.setup import Setup
-from torch_models.errors import UserError
+from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import ForeignConfig, read_model
+from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
+    from counting.fits import Fit
     from counting.published.claim import Claim
     from counting.published.runs import ExaminedRun
     from counting.report import Results
@@ -33,10 +41,12 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 2 for what the user can mend, 3 where two witnesses differ."""
+    options = argparse.Namespace(plan=None, from_plan=())
     try:
-        _run(read_flags(arguments))
+        options = read_flags(sys.argv[1:] if arguments is None else arguments)
+        _run(options)
     except UserError as error:
-        print(error_line(error), file=sys.stderr)
+        print(error_line(error, options.plan, options.from_plan), file=sys.stderr)
         return EXIT_USER_ERROR
     except DisagreementError as error:
         print(f"error: witnesses disagree\n{error}", file=sys.stderr)
@@ -46,23 +56,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     """A design is written before anything is printed, so that nothing is printed where that fails."""
-    results = _results(options)
+    progress = Progress()
+    try:
+        results = _results(options, progress)
+    finally:
+        progress.erase()
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
     from counting.report import json_document, print_results
 
+    for warning in length_warnings(results.analyses):
+        print(f"warning: {warning}", file=sys.stderr)
     if options.json:
         print(json_document(results))
     else:
-        print_results(results, options.design)
+        print_results(results, options.design, details=options.details, proof=options.proof)
 
 
-def _results(options: argparse.Namespace) -> "Results":
+def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     """All that the flags ask for; every flag is read before the first model is measured."""
-    budget, run_plan, setup = budget_of(options), run_plan_of(options), setup_of(options)
+    own = own_gpus(options)
+    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
+    gpus = chosen_gpus(options, own)
+    if options.published not in (None, *PUBLISHED):
+        raise ArgumentError("--published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
-    analyses = [_analysis(config, setup, options) for config in options.model_config]
+    analyses = list(_analyses(options, setup, gpus, progress))
     if options.mtp == "on" and not any(analysis.setup.mtp for analysis in analyses):
         raise UserError(
             "--mtp = on: no model here has multi-token prediction (num_nextn_predict_layers); leave it out or say off"
@@ -75,30 +95,54 @@ def _results(options: argparse.Namespace) -> "Results":
         comparison=_compared(analyses, run_plan) if run_plan and options.compare else None,
         budget=budget,
         spent=_spent(analyses, budget) if budget and analyses else [],
-        design=_designed(budget, options.design) if budget and options.design is not None else None,
-        published=_published() if options.published else None,
-        claim=_claim() if options.claim else None,
+        design=_designed(budget, options.design, progress) if budget and options.design is not None else None,
+        published=_published(progress) if options.published else None,
+        claim=_claim(progress) if options.claim else None,
+        plan=given_flags(options),
+        warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
+        on_catalogue=[] if options.json else [_fits(analysis, load_gpus()) for analysis in analyses],
     )
 
 
-def _analysis(config: str, setup: Setup, options: argparse.Namespace) -> Analysis:
-    """What one model costs, a training step included; none is measured of a model that goes through transformers."""
+def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], progress: Progress) -> Iterator[Analysis]:
+    """What each model costs, a training step included, and whether that fits; models compared are of one length."""
+    models = [_readable(config, options) for config in options.model_config]
+    source = None
+    if options.compare and setup.sequence_length is None:
+        setup, source = common_length(models, setup)
+    for number, model in enumerate(models, start=1):
+        progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
+        analysis = analyze(model, setup)
+        if source is not None:
+            analysis = with_length_from(analysis, source)
+        yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
+
+
+def _readable(config: str, options: argparse.Namespace) -> ModelSpec | ForeignConfig:
+    """The model; no training step is measured of one that goes through transformers, and no flag may ask for it."""
     model = read_model(config)
     if isinstance(model, ForeignConfig) and (flags := _flags_of_a_step_alone(options)):
         raise UserError(
             f"{config}: {model.model_type or 'its family'} goes through transformers, and no training step of it is "
             f"measured: leave out {', '.join(f'--{flag}' for flag in flags)}"
         )
-    return analyze(model, setup)
+    return model
 
 
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
-    """The flags given that mean nothing without a step; a run has a precision and an optimiser too."""
+    """The flags given that mean nothing without a step; a run has a precision, an optimiser and GPUs too."""
     flags = ["recompute", "loss_chunk"] + ([] if options.tokens else ["precision", "optimizer"])
+    flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) is not None]
 
 
 # --- What few commands need is imported when it is asked for ----------------------------------------------------
+
+
+def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":
+    from counting.cost.fits import fits_on
+
+    return fits_on(analysis, gpus)
 
 
 def _compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":
@@ -113,19 +157,25 @@ def _spent(analyses: Sequence[Analysis], budget: BudgetPlan) -> "list[BudgetOnMo
     return [spend_on(analysis, budget) for analysis in analyses]
 
 
-def _designed(budget: BudgetPlan, path: str) -> "Design":
+def _designed(budget: BudgetPlan, path: str, progress: Progress) -> "Design":
     from counting.cost.design_for_budget import design_for_budget
 
+    progress.show("designing a model ...")
     return design_for_budget(budget, Path(path).stem)
 
 
-def _published() -> "tuple[ExaminedRun, ...]":
-    from counting.published.runs import examine_published_runs
+def _published(progress: Progress) -> "tuple[ExaminedRun, ...]":
+    from counting.published.runs import examine, load_published_runs
 
-    return examine_published_runs()
+    runs, examined = load_published_runs(), []
+    for number, run in enumerate(runs, start=1):
+        progress.show(f"working out {run.name} ({number} of {len(runs)}) ...")
+        examined.append(examine(run))
+    return tuple(examined)
 
 
-def _claim() -> "Claim":
+def _claim(progress: Progress) -> "Claim":
     from counting.published.claim import examine_claim
 
+    progress.show("working out the claim ...")
     return examine_claim()

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from counting.command.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
+from counting.command.missing import missing_package_line
 
 
 def command() -> NoReturn:
@@ -22,6 +23,12 @@ def command() -> NoReturn:
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # a reader such as head has seen enough, or --help has been printed
         status = 0
+    except ModuleNotFoundError as error:
+        line = missing_package_line(error)
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        status = EXIT_USER_ERROR
     except OSError as error:
         print(f"error: the output cannot be written: {error.strerror or error}", file=sys.stderr)
         status = EXIT_USER_ERROR

@@ -11,11 +11,12 @@ from fractions import Fraction
 
 import msgspec
 
-from counting.cost.hardware import Gpu, find_gpu
+from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from counting.cost.scaling_laws import DEFAULT_LAW, compute_optimum, extrapolates, find_law, predicted_loss
 from torch_models.errors import ArgumentError
 
 SECONDS_PER_HOUR = 3600
+HOURS_PER_DAY = 24
 DEFAULT_GPUS = ("A100", "V100", "T4")
 DEFAULT_MFU = 0.4
 SMALLEST_DOLLARS = 0.01
@@ -50,28 +51,35 @@ class BudgetPlan(msgspec.Struct, frozen=True, kw_only=True):
     predicted_loss: float  # nats per token
     extrapolated: bool  # beyond the model sizes or token counts that the law was fitted to
     options: tuple[GpuOption, ...]
+    num_gpus: int | None  # at once, all of the best kind
+    days: float | None  # that the hours last on so many; None where no number was given
+    more_on: GpuOption | None  # where no GPUs were named: the one of the catalogue that buys most, if more than these
 
 
 def plan_budget(
     budget_usd: float,
     *,
-    gpus: Sequence[str] = DEFAULT_GPUS,
+    gpus: Sequence[str | Gpu] | None = None,
     mfu: float = DEFAULT_MFU,
     scaling_law: str = DEFAULT_LAW.name,
     prices_usd_per_hour: Mapping[str, float] | None = None,
+    num_gpus: int | None = None,
 ) -> BudgetPlan:
     """The best of `gpus` for `budget_usd`, and the N and D that the scaling law makes of its FLOPs.
 
+    `gpus` are names in the catalogue or entries of one's own; without them `DEFAULT_GPUS` are compared.
     `prices_usd_per_hour` replaces or completes the catalogue's prices, by GPU name. Raises UserError for a budget
-    outside 0.01 to 1e15 dollars, an MFU outside (0, 1], no GPU or the same one twice, an unknown GPU or law, and a
-    GPU without a price.
+    outside 0.01 to 1e15 dollars, an MFU outside (0, 1], no GPU or the same one twice, an unknown GPU or law, a
+    GPU without a price, and a number of GPUs below one.
     """
     budget_usd = check_dollars(budget_usd)
     mfu = check_mfu(mfu)
     law = find_law(scaling_law)
-    chosen = priced_gpus(gpus, prices_usd_per_hour or {})
+    if num_gpus is not None:
+        check_whole("num_gpus", num_gpus)
+    chosen = priced_gpus(DEFAULT_GPUS if gpus is None else gpus, prices_usd_per_hour or {})
     options = tuple(_buy(gpu, price, budget_usd, mfu) for gpu, price in chosen)
-    best = max(options, key=lambda option: option.training_flops)
+    best = _most(options)
     optimum = compute_optimum(law, best.training_flops)
     return BudgetPlan(
         budget_usd=budget_usd,
@@ -86,30 +94,57 @@ def plan_budget(
         predicted_loss=predicted_loss(law, optimum.parameters, optimum.tokens),
         extrapolated=extrapolates(law, optimum.parameters, optimum.tokens),
         options=options,
+        num_gpus=num_gpus,
+        days=None if num_gpus is None else days_on(num_gpus, exactly(budget_usd) / exactly(best.price_usd_per_hour)),
+        more_on=_more_on_the_catalogue(best, budget_usd, mfu) if gpus is None else None,
     )
 
 
-def priced_gpus(names: Sequence[str], prices: Mapping[str, float]) -> list[tuple[Gpu, float]]:
-    """Each GPU with its price in dollars per hour: the one given, else the catalogue's."""
-    gpus = [find_gpu(name) for name in names]
-    if not gpus:
+def _most(options: Sequence[GpuOption]) -> GpuOption:
+    """The option with the most training FLOPs; of equals, the first."""
+    return max(options, key=lambda option: option.training_flops)
+
+
+def _more_on_the_catalogue(best: GpuOption, budget_usd: float, mfu: float) -> GpuOption | None:
+    """What buys the most of all whose price the catalogue knows; None where `best` buys as much."""
+    priced = [(gpu, gpu.price_usd_per_hour) for gpu in load_gpus()]
+    most = _most([_buy(gpu, price, budget_usd, mfu) for gpu, price in priced if price is not None])
+    return most if most.training_flops > best.training_flops else None
+
+
+def days_on(num_gpus: int, hours: Fraction) -> float:
+    """How long so many GPUs take for their GPU-hours together, in days."""
+    return float(hours / num_gpus / HOURS_PER_DAY)
+
+
+def priced_gpus(gpus: Sequence[str | Gpu], prices: Mapping[str, float]) -> list[tuple[Gpu, float]]:
+    """Each GPU with its price in dollars per hour: the one given, else its own."""
+    found = [gpu if isinstance(gpu, Gpu) else find_gpu(gpu) for gpu in gpus]
+    if not found:
         raise ArgumentError("gpus", "", "name at least one GPU")
-    considered = [gpu.name for gpu in gpus]
+    considered = [gpu.name for gpu in found]
+    lowered = [name.lower() for name in considered]
     for name in considered:
-        if considered.count(name) > 1:
-            raise ArgumentError("gpus", ",".join(names), f"names {name} twice")
+        if lowered.count(name.lower()) > 1:
+            raise ArgumentError("gpus", ",".join(gpu_names(gpus)), f"names {name} twice")
     given: dict[str, float] = {}
     for name, price in prices.items():
-        gpu = find_gpu(name, "prices_usd_per_hour")
+        spelt = name.strip().lower()
+        gpu = found[lowered.index(spelt)] if spelt in lowered else find_gpu(name, "prices_usd_per_hour")
         if gpu.name not in considered:
             rule = f"a price is given for {gpu.name}, but the GPUs considered are {', '.join(considered)}"
             raise ArgumentError("prices_usd_per_hour", name, rule)
         if gpu.name in given:
             raise ArgumentError("prices_usd_per_hour", ",".join(prices), f"give the price of {gpu.name} once")
-        if not SMALLEST_DOLLARS <= _number(price) <= LARGEST_DOLLARS:
+        if not SMALLEST_DOLLARS <= number_or_nan(price) <= LARGEST_DOLLARS:
             raise ArgumentError("prices_usd_per_hour", f"{name}={price}", DOLLARS_RULE)
         given[gpu.name] = float(price)
-    return [(gpu, _price(gpu, given)) for gpu in gpus]
+    return [(gpu, _price(gpu, given)) for gpu in found]
+
+
+def gpu_names(gpus: Sequence[str | Gpu]) -> list[str]:
+    """As they were given."""
+    return [gpu.name if isinstance(gpu, Gpu) else gpu for gpu in gpus]
 
 
 def _price(gpu: Gpu, given: Mapping[str, float]) -> float:
@@ -142,18 +177,24 @@ def exactly(value: float) -> Fraction:
 
 def check_dollars(value: object, field: str = "budget_usd") -> float:
     """An amount of US dollars between a cent and 10^15, as a float; `field` is what the error calls it."""
-    if not SMALLEST_DOLLARS <= _number(value) <= LARGEST_DOLLARS:
+    if not SMALLEST_DOLLARS <= number_or_nan(value) <= LARGEST_DOLLARS:
         raise ArgumentError(field, value, DOLLARS_RULE)
-    return float(_number(value))
+    return float(number_or_nan(value))
 
 
 def check_mfu(value: object, field: str = "mfu") -> float:
     """A model FLOPs utilisation between a millionth and 1, as a float; `field` is what the error calls it."""
-    if not SMALLEST_MFU <= _number(value) <= 1:
+    if not SMALLEST_MFU <= number_or_nan(value) <= 1:
         raise ArgumentError(field, value, f"must be a number from {SMALLEST_MFU} to 1")
-    return float(_number(value))
+    return float(number_or_nan(value))
 
 
-def _number(value: object) -> float:
+def check_whole(field: str, value: object) -> None:
+    """Refuses what is no whole number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(field, value, "must be a whole number, at least 1")
+
+
+def number_or_nan(value: object) -> float:
     """The value where it is a number, else NaN, which fails every comparison."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")

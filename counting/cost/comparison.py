@@ -10,7 +10,7 @@ from math import ceil
 import msgspec
 
 from counting.analysis import Analysis
-from counting.cost.budget import DEFAULT_MFU, exactly
+from counting.cost.budget import DEFAULT_MFU, exactly, gpu_names
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.run import Outcome, RunPlan, plan_run
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
@@ -52,8 +52,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
     """The runs of `plan` for each model, with one GPU at one utilisation: `DEFAULT_MFU` is assumed where none is given.
 
-    Raises UserError for fewer than two models, models whose setups differ in precision or optimiser, several GPUs or
-    utilisations, and published hours; else as `plan_run`.
+    Raises UserError for fewer than two models, models whose setups differ in sequence length, precision or optimiser,
+    several GPUs or utilisations, published hours, and a measured speed; else as `plan_run`.
     """
     _check_comparable(analyses, plan)
     runs = [plan_run(analysis, plan, assumed_mfus=(DEFAULT_MFU,)) for analysis in analyses]
@@ -98,15 +98,19 @@ def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
 def _check_comparable(analyses: Sequence[Analysis], plan: RunPlan) -> None:
     if len(analyses) < 2:
         raise ArgumentError("analyses", len(analyses), "a comparison needs two models or more")
+    if len(lengths := {analysis.sequence_length for analysis in analyses}) > 1:
+        rule = "models compared are of one sequence_length: give one to all"
+        raise ArgumentError("sequence_length", ", ".join(map(str, sorted(lengths))), rule)
     for field in ("precision", "optimizer"):
         if len(values := {getattr(analysis.setup, field) for analysis in analyses}) > 1:
             raise ArgumentError("analyses", ", ".join(sorted(values)), f"models compared are of one {field}")
     if len(plan.gpus) != 1:
         rule = f"a comparison needs one GPU, but {len(plan.gpus)} are named"
-        raise ArgumentError("gpus", ",".join(plan.gpus), rule)
-    if plan.gpu_hours is not None:
-        rule = "a comparison takes no hours, which are of one model's run: give the utilisation (mfu)"
-        raise ArgumentError("gpu_hours", plan.gpu_hours, rule)
+        raise ArgumentError("gpus", ",".join(gpu_names(plan.gpus)), rule)
+    for field, what in (("gpu_hours", "hours, which are"), ("tokens_per_second_per_gpu", "speed, which is")):
+        if (value := getattr(plan, field)) is not None:
+            rule = f"a comparison takes no {what} of one model's run: give the utilisation (mfu)"
+            raise ArgumentError(field, value, rule)
     if plan.mfus is not None and len(plan.mfus) != 1:
         rule = f"a comparison needs one utilisation, but {len(plan.mfus)} are given"
         raise ArgumentError("mfu", ",".join(map(str, plan.mfus)), rule)

@@ -2,9 +2,10 @@
 
     training FLOPs = FLOPs per token x tokens,    GPU-hours = training FLOPs / (3600 s x peak FLOP/s x MFU)
 
-and from published hours the other way round, the MFU that they imply. The utilisation (MFU; Chowdhery et al. 2022,
-arXiv 2204.02311, §4.1) is against the dense 16-bit peak, as papers state it, also of those that train in FP8. Energy
-is GPU-hours x the board's power limit: an upper bound for the boards, and nothing else of the machine room is in it.
+and from published hours, or the speed of a run under way, the other way round, the MFU that they imply. The utilisation
+(MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1) is against the dense 16-bit peak, as papers state it, also of those
+that train in FP8. Energy is GPU-hours x the board's power limit: an upper bound for the boards, and nothing else of the
+machine room is in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,15 @@ from typing import Literal
 import msgspec
 
 from counting.analysis import Analysis
-from counting.cost.budget import SECONDS_PER_HOUR, check_mfu, exactly, priced_gpus
+from counting.cost.budget import (
+    SECONDS_PER_HOUR,
+    check_mfu,
+    check_whole,
+    days_on,
+    exactly,
+    number_or_nan,
+    priced_gpus,
+)
 from counting.cost.conventions import (
     Convention,
     flops_by_convention,
@@ -27,33 +36,32 @@ from counting.cost.hardware import Gpu
 from counting.recipes import model_states
 from torch_models.errors import ArgumentError
 
-HOURS_PER_DAY = 24
 MFU_RANGE = (0.3, 0.4, 0.5)  # assumed where none is given
 
-MfuSource = Literal["given", "assumed", "predicted"]  # published hours give it too
+MfuSource = Literal["given", "assumed", "predicted"]  # published hours and a measured speed give it too
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is decided about a run: either the utilisation or, of a run that took place, its hours.
+    """What is decided about a run: the utilisation; or of a run that took place its hours, of one under way its speed.
 
-    How a step is run (sequence length, precision, optimiser, multi-token prediction) is the analysis's setup. Raises
-    UserError for a number that cannot be.
+    `gpus` are names in the catalogue or entries of one's own. How a step is run (sequence length, precision, optimiser,
+    multi-token prediction) is the analysis's setup. Raises UserError for a number that cannot be.
     """
 
     tokens: int
-    gpus: tuple[str, ...]
+    gpus: tuple[str | Gpu, ...]
     num_gpus: int | None = None
     mfus: tuple[float, ...] | None = None  # one outcome for each; None: a range is assumed
     gpu_hours: float | None = None  # published; decides the MFU
+    tokens_per_second_per_gpu: float | None = None  # of a run under way; decides MFU and hours
     prices_usd_per_hour: Mapping[str, float] = {}
     global_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("tokens", "num_gpus", "global_batch_tokens"):
             value = getattr(self, field)
-            missing = value is None and field != "tokens"
-            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ArgumentError(field, value, "must be a whole number, at least 1")
+            if value is not None or field == "tokens":
+                check_whole(field, value)
         if self.mfus is not None:
             if not self.mfus:
                 raise ArgumentError("mfu", "", "give at least one utilisation, or none for a range that is assumed")
@@ -63,9 +71,21 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
                 raise ArgumentError("gpu_hours", self.gpu_hours, "must be a number of hours above 0")
             if self.mfus is not None:
                 raise ArgumentError("gpu_hours", self.gpu_hours, "hours say what the utilisation was: leave out mfu")
+        self._check_speed()
         batch = self.global_batch_tokens
         if batch is not None and batch > self.tokens:
             raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({self.tokens})")
+
+    def _check_speed(self) -> None:
+        field, speed = "tokens_per_second_per_gpu", self.tokens_per_second_per_gpu
+        if speed is None:
+            return
+        if not 0 < number_or_nan(speed) < float("inf"):
+            raise ArgumentError(field, speed, "must be a number of tokens per second above 0")
+        if self.mfus is not None:
+            raise ArgumentError(field, speed, "a speed says what the utilisation is: leave out mfu")
+        if self.gpu_hours is not None:
+            raise ArgumentError(field, speed, "a speed says what the hours are: leave out gpu_hours")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +101,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImpliedMfu(msgspec.Struct, frozen=True, kw_only=True):
-    """The utilisation that published hours imply under one convention."""
+    """The utilisation that published hours, or a measured speed, imply under one convention."""
 
     convention: Convention
     training_flops_per_token: int  # rounded up, as all FLOPs per token
@@ -102,7 +122,7 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     num_gpus: int | None
     fewest_gpus: int  # whose memory holds the model states evenly sharded, and nothing else: a lower bound
     outcomes: tuple[Outcome, ...]
-    implied_mfu: tuple[ImpliedMfu, ...]  # empty unless hours were given
+    implied_mfu: tuple[ImpliedMfu, ...]  # empty unless hours or a speed were given
 
 
 class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,17 +141,21 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     global_batch_tokens: int | None
     steps: int | None
     published_gpu_hours: float | None
+    tokens_per_second_per_gpu: float | None  # of a run under way
     precision: str
     optimizer: str
     model_state_bytes: int  # parameters, gradients and optimiser state
+    # What the fewest GPUs leave out, which each of them needs beside its share of the states: the most that activations
+    # and logits of one sequence and what passes make on the way come to. None where no step was measured.
+    beside_states_bytes: int | None
     gpus: tuple[GpuRun, ...]
 
 
 def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ...] = MFU_RANGE) -> TrainingRun:
-    """The run of `plan` for the model of `analysis`, at `assumed_mfus` where it says neither utilisation nor hours.
+    """The run of `plan` for the model of `analysis`, at `assumed_mfus` where it says no utilisation, hours or speed.
 
-    Raises UserError for an unknown GPU, the same one twice, one without a price, a batch below one sequence, and hours
-    in which no such GPU could have done the work.
+    Raises UserError for an unknown GPU, the same one twice, one without a price, a batch below one sequence, hours in
+    which no such GPU could have done the work, and a speed that none reaches.
     """
     setup, sequence_length = analysis.setup, analysis.sequence_length
     if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
@@ -155,9 +179,11 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
         global_batch_tokens=plan.global_batch_tokens,
         steps=None if plan.global_batch_tokens is None else ceil(Fraction(plan.tokens, plan.global_batch_tokens)),
         published_gpu_hours=plan.gpu_hours,
+        tokens_per_second_per_gpu=plan.tokens_per_second_per_gpu,
         precision=setup.precision,
         optimizer=setup.optimizer,
         model_state_bytes=states,
+        beside_states_bytes=None if analysis.memory is None else analysis.memory.beside_states_bytes,
         gpus=tuple(
             _on_gpu(gpu, price, plan, assumed_mfus, per_token, states, setup.precision)
             for gpu, price in priced_gpus(plan.gpus, plan.prices_usd_per_hour)
@@ -184,17 +210,17 @@ def _on_gpu(
 ) -> GpuRun:
     implied: tuple[ImpliedMfu, ...] = ()
     source: MfuSource = "given"
-    if plan.gpu_hours is None:
+    speed = _tokens_per_gpu_second(plan)
+    if speed is None:
         if plan.mfus is None:
             source = "assumed"
         mfus = [exactly(mfu) for mfu in plan.mfus or assumed_mfus]
         hours = [gpu_hours(per_token["own"] * plan.tokens, gpu, mfu) for mfu in mfus]
     else:
-        hours = [exactly(plan.gpu_hours)]
-        tokens_per_gpu_second = plan.tokens / (hours[0] * SECONDS_PER_HOUR)
-        implied = implied_mfus(per_token, plan.tokens, tokens_per_gpu_second, gpu)
-        mfus = [per_token["own"] * tokens_per_gpu_second / gpu.peak_flop_per_s]
-        _refuse_impossible(implied, plan.gpu_hours, gpu, precision)
+        hours = [plan.tokens / speed / SECONDS_PER_HOUR]
+        implied = implied_mfus(per_token, plan.tokens, speed, gpu)
+        mfus = [per_token["own"] * speed / gpu.peak_flop_per_s]
+        _refuse_impossible(implied, plan, gpu, precision)
     return GpuRun(
         gpu=gpu.name,
         training_dtype=gpu.training_dtype,
@@ -209,16 +235,24 @@ def _on_gpu(
     )
 
 
+def _tokens_per_gpu_second(plan: RunPlan) -> Fraction | None:
+    """The speed, given or of published hours; None where the utilisation decides it."""
+    if plan.tokens_per_second_per_gpu is not None:
+        return exactly(plan.tokens_per_second_per_gpu)
+    return None if plan.gpu_hours is None else plan.tokens / (exactly(plan.gpu_hours) * SECONDS_PER_HOUR)
+
+
 def _outcome(gpu: Gpu, price: float, plan: RunPlan, source: MfuSource, mfu: Fraction, hours: Fraction) -> Outcome:
-    days = None if plan.num_gpus is None else hours / plan.num_gpus / HOURS_PER_DAY
     return Outcome(
         mfu=float(mfu),
         mfu_source=source,
         gpu_hours=float(hours),
         cost_usd=float(hours * exactly(price)),
         energy_mwh=None if gpu.power_watts is None else float(hours * exactly(gpu.power_watts) / 10**6),
-        tokens_per_second=None if days is None else float(plan.tokens / (days * HOURS_PER_DAY * SECONDS_PER_HOUR)),
-        days=None if days is None else float(days),
+        tokens_per_second=None
+        if plan.num_gpus is None
+        else float(plan.tokens * plan.num_gpus / hours / SECONDS_PER_HOUR),
+        days=None if plan.num_gpus is None else days_on(plan.num_gpus, hours),
     )
 
 
@@ -250,7 +284,7 @@ def _attainable_tflop_per_s(gpu: Gpu, precision: str) -> float:
     return gpu.peak_dense_tflop_per_s
 
 
-def _refuse_impossible(implied: Sequence[ImpliedMfu], hours: float, gpu: Gpu, precision: str) -> None:
+def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu, precision: str) -> None:
     """Even the convention that counts least needs more than the GPU's peak; of FP8 recipes, more than its FP8 peak."""
     least = min(implied, key=lambda entry: entry.mfu)
     assert least.training_flops is not None
@@ -264,4 +298,6 @@ def _refuse_impossible(implied: Sequence[ImpliedMfu], hours: float, gpu: Gpu, pr
         f"all conventions) take {least.tflop_per_s:,.4g} TFLOP/s of each {gpu.name}, whose dense {dtype} peak is "
         f"{peak:,g}: an MFU of {least.tflop_per_s / peak:.4g}, above 1{hint}"
     )
-    raise ArgumentError("gpu_hours", int(hours) if hours == int(hours) else hours, rule)
+    field = "gpu_hours" if plan.tokens_per_second_per_gpu is None else "tokens_per_second_per_gpu"
+    value = getattr(plan, field)
+    raise ArgumentError(field, int(value) if value == int(value) else value, rule)

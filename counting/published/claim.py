@@ -11,11 +11,11 @@ from math import ceil
 import msgspec
 
 from counting.analysis import analyze
-from counting.cost.budget import exactly
+from counting.cost.budget import HOURS_PER_DAY, exactly
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design import design_model
 from counting.cost.hardware import find_gpu
-from counting.cost.run import HOURS_PER_DAY, gpu_hours
+from counting.cost.run import gpu_hours
 from counting.published.runs import (
     ExaminedRun,
     LeftOut,

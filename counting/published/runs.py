@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 import msgspec
 
 from counting.analysis import Analysis, analyze
-from counting.cost.budget import SECONDS_PER_HOUR, exactly
+from counting.cost.budget import HOURS_PER_DAY, SECONDS_PER_HOUR, exactly
 from counting.cost.conventions import Convention, flops_by_convention
 from counting.cost.hardware import find_gpu
-from counting.cost.run import HOURS_PER_DAY, ImpliedMfu, implied_mfus
+from counting.cost.run import ImpliedMfu, implied_mfus
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from counting.formulas.kv_cache import kv_cache_bytes_per_token
 from counting.setup import Setup

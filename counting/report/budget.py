@@ -4,23 +4,23 @@ from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
 from counting.cost.scaling_laws import find_law
 from counting.report.conventions import how_counted
-from counting.report.format import facts_table, integer, open_console, print_notes, print_tables, rows_table, scientific
+from counting.report.format import integer, scientific
+from counting.report.tables import facts_table, print_notes, print_tables, rows_table
 
 
 def print_budget(budget: BudgetPlan) -> None:
     """The tables of a budget: what each GPU would buy, and what the best one is spent on."""
-    from rich.table import Table
-
-    console = open_console()
     title = f"What ${budget.budget_usd:,.2f} buys at {budget.mfu:.3g} of the dense peak"
-    table = Table(title=title, title_justify="left")
-    table.add_column("GPU", no_wrap=True)
-    for heading in ("$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for option in budget.options:
+    table = rows_table(title, ("GPU", "$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"))
+    more = [] if budget.more_on is None else [budget.more_on]
+    for option in (*budget.options, *more):
         best = option.gpu == budget.best_gpu
         table.add_row(
-            f"{option.gpu} (best)" if best else option.gpu,
+            f"{option.gpu} (best)"
+            if best
+            else f"{option.gpu} (more, of the catalogue)"
+            if option in more
+            else option.gpu,
             f"{option.price_usd_per_hour:,.2f}",
             f"{option.peak_dense_tflop_per_s:,g}",
             option.training_dtype,
@@ -35,17 +35,17 @@ def print_budget(budget: BudgetPlan) -> None:
         ("Tokens", f"{budget.optimal_tokens:,} ({budget.optimal_tokens / 1e9:.4g} billion)"),
         ("Tokens per parameter", f"{budget.tokens_per_parameter:.2f}"),
         ("GPU-hours", f"{budget.gpu_hours:,.0f} on {budget.best_gpu}"),
+        *([] if budget.days is None else [("Days", f"{budget.days:,.1f} on {budget.num_gpus:,} {budget.best_gpu}")]),
         ("Predicted loss", f"{budget.predicted_loss:.5f} nats per token"),
     ]
     print_tables(table, facts_table("The compute-optimal model, C = 6 N D", facts))
-    console.print()
     if budget.extrapolated:
-        console.print(
-            "• The law is extrapolated: it was fitted to models of "
+        note = (
+            "The law is extrapolated: it was fitted to models of "
             f"{law.fitted_parameters[0] / 1e6:g} million to {law.fitted_parameters[1] / 1e9:g} billion parameters on "
-            f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens.",
-            style="dim",
+            f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens."
         )
+        print_notes([note])
 
 
 def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:

@@ -2,18 +2,8 @@
 
 from counting.published.claim import Claim
 from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
-from counting.report.format import (
-    dollars,
-    facts_table,
-    integer,
-    optional,
-    percent,
-    print_notes,
-    print_tables,
-    rows_table,
-    scientific,
-    shifted,
-)
+from counting.report.format import dollars, integer, optional, percent, scientific, shifted
+from counting.report.tables import facts_table, print_notes, print_tables, rows_table
 
 
 def print_claim(claim: Claim) -> None:

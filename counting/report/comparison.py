@@ -1,17 +1,21 @@
 """Several models side by side, as tables."""
 
 from counting.cost.comparison import Comparison
-from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe_in_words
-from counting.report.format import dollars, integer, optional, percent, print_notes, print_tables, rows_table
+from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe_in_words, what_states_leave_out
+from counting.report.format import dollars, integer, optional, percent
+from counting.report.tables import facts_table, print_notes, print_tables, rows_table
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Models side by side, and below what they have in common."""
+    from rich.markup import escape
+
     gpus = "" if comparison.num_gpus is None else f"{integer(comparison.num_gpus)} "
     title = f"{integer(comparison.tokens)} tokens on {gpus}{comparison.gpu} at {percent(comparison.mfu, 0)} MFU"
     size = ("model", "parameters", "active", "FLOPs per token", "if dense", "saved", "sequence")
     sizes = rows_table(f"Training {title}", size)
-    columns = ("GPU-hours", "days", "cost", "× cheapest", "states, GB", "step, GB", "GPUs at least")
+    columns = ("GPU-hours", "days", "cost", "× cheapest", "states, GB", "step, GB")
+    at_least = []
     bill = rows_table("The bill", ("model", *columns))
     for model in comparison.models:
         sizes.add_row(
@@ -31,9 +35,10 @@ def print_comparison(comparison: Comparison) -> None:
             f"{model.cost_over_cheapest:.2f}",
             f"{model.model_state_bytes / 10**9:,.1f}",
             optional(None if model.step_peak_bytes is None else model.step_peak_bytes / 10**9, 1),
-            integer(model.fewest_gpus),
         )
-    print_tables(sizes, bill)
+        at_least.append((escape(model.model), integer(model.fewest_gpus)))
+    at_least.append(("left out", what_states_leave_out(None)))
+    print_tables(sizes, bill, facts_table("GPUs at least", at_least))
     recipe = recipe_in_words(comparison.precision, comparison.optimizer)
     notes = [
         f"The same for all: {dollars(comparison.price_usd_per_hour)} per {comparison.gpu}-hour, model states of "
@@ -45,6 +50,4 @@ def print_comparison(comparison: Comparison) -> None:
         "Step: the peak of a training step over one sequence on one device, nothing sharded; the JSON document has its "
         "phases.",
     ]
-    if len({model.sequence_length for model in comparison.models}) > 1:
-        notes.append("The models are at different sequence lengths; one can be given for all.")
     print_notes(notes)

@@ -2,7 +2,7 @@
 
 from counting.cost.conventions import Convention
 from counting.recipes import find_optimizer, find_precision, model_states
-from counting.report.format import integer
+from counting.report.format import Bytes, integer
 
 CONVENTIONS: dict[Convention, str] = {
     "6N": "6 N",
@@ -16,8 +16,8 @@ MFU_NOTE = (
     "nothing recomputed."
 )
 STATES_NOTE = (
-    "GPUs at least: so many hold parameters, gradients and optimiser state, sharded evenly, one GB of memory taken as "
-    "2^30 bytes. A lower bound: activations, buffers and fragments need room too."
+    "GPUs at least: so many hold parameters, gradients and optimiser state, sharded evenly, in what the vendor calls "
+    "their memory, one GB taken as 2^30 bytes."
 )
 CONVENTION_NOTE = (
     "N: active parameters, those one token uses. N': the same without the input embedding, which is looked up. "
@@ -39,3 +39,11 @@ def recipe_in_words(precision: str, optimizer: str) -> str:
     """A precision with an optimiser, and their model states."""
     states = model_states(1, 1, find_precision(precision), find_optimizer(optimizer))
     return f"{precision}, {optimizer}: {states.total} bytes per parameter"
+
+
+def what_states_leave_out(beside_bytes: int | None) -> str:
+    """What GPUs that hold the model states alone have no room for; `beside_bytes` of it on each, of one sequence."""
+    if beside_bytes is None:
+        return "activations, logits, buffers and fragments"
+    size = Bytes(beside_bytes)(beside_bytes)
+    return f"activations, logits and transients (up to {size} on each for one sequence), buffers, fragments"

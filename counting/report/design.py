@@ -1,14 +1,13 @@
 """A model designed for a budget, as a table."""
 
 from counting.cost.design_for_budget import Design
-from counting.report.format import facts_table, open_console, print_tables
+from counting.report.tables import facts_table, print_notes, print_tables
 
 
 def print_design(design: Design, path: str) -> None:
     """The designed model, the rules that shaped it, and the tokens that the budget really pays for."""
     from rich.markup import escape
 
-    console = open_console()
     config = design.config
     facts = [
         ("Layers × width", f"{config['num_hidden_layers']} × {config['hidden_size']}"),
@@ -25,6 +24,4 @@ def print_design(design: Design, path: str) -> None:
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
     print_tables(facts_table(f"A model designed for the budget, written to {escape(path)}", facts))
-    console.print()
-    for rule in design.rules:
-        console.print(f"• {rule}", style="dim")
+    print_notes(design.rules)

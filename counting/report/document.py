@@ -16,8 +16,8 @@ def json_document(results: Results) -> str:
     """
     document = {
         "schema_version": SCHEMA_VERSION,
-        "plan": None,
-        "warnings": [],
+        "plan": results.plan,
+        "warnings": results.warnings,
         "analyses": results.analyses,
         "runs": results.runs,
         "comparison": results.comparison,

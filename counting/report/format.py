@@ -1,15 +1,11 @@
-"""How numbers, units and tables look, the same in every report."""
+"""How numbers and units look, the same in every report: digit by digit in the tables, readable on the first screen."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from math import floor, log10
 
 NONE = "\N{EN DASH}"  # where there is no number
-WIDTH_OF_A_PIPE = 110  # columns: what the tables of a mixture of experts need
-WIDTH_WITHOUT_BOUNDS = 1000
+COUNT_UNITS = ((12, "T"), (9, "B"), (6, "M"))  # of parameters, tokens, dollars, hours; below a million, digits
+FLOP_UNITS = ((12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP"), (3, "kFLOP"), (0, "FLOP"))
+BYTE_UNITS = ((9, "GB"), (6, "MB"), (3, "KB"), (0, "bytes"))
 
 
 def integer(value: int) -> str:
@@ -56,57 +52,65 @@ def length_source(source: str | None) -> str:
     return "given" if source == "given" else f"from {source}"
 
 
-# --- Tables ----------------------------------------------------------------------------------------------------
+# --- Readable: three digits and a unit ---------------------------------------------------------------------------
 
 
-def open_console(narrowest: int = 0) -> "Console":
-    """A console as wide as the terminal, where there is one, and no narrower than asked for."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    needed = narrowest if console.is_terminal else max(narrowest, WIDTH_OF_A_PIPE)
-    return console if console.width >= needed else Console(highlight=False, width=needed)
-
-
-def print_tables(*tables: "Table") -> None:
-    """Tables under each other, whole: a terminal too narrow for one breaks its lines, and no digit is cut."""
-    from rich.measure import Measurement
-
-    for table in tables:
-        boundless = open_console(WIDTH_WITHOUT_BOUNDS)
-        width = Measurement.get(boundless, boundless.options, table)
-        console = open_console(width.maximum if all(column.no_wrap for column in table.columns) else width.minimum)
-        console.print()
-        console.print(table)
+def three_digits(value: float) -> str:
+    """1.8273 -> 1.83, 182.73 -> 183, 18273 -> 18,273; a number that has fewer digits keeps to them: 2.5, 15."""
+    if not value:
+        return "0"
+    rounded = float(f"{value:.3g}") if value < 1000 else float(round(value))
+    text = f"{rounded:,.{max(0, 2 - floor(log10(rounded)))}f}"
+    return text.rstrip("0").rstrip(".") if rounded == value and "." in text else text
 
 
-def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> "Table":
-    """A table of names and values."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, value in facts:
-        table.add_row(name, value)
-    return table
+def readable(value: float, units: tuple[tuple[int, str], ...] = COUNT_UNITS) -> str:
+    """6738415616 -> 6.74 B; what is smaller than every unit has none."""
+    rounded = float(f"{value:.3g}")
+    for power, unit in units:
+        if rounded >= 10**power:
+            return f"{three_digits(value / 10**power)} {unit}"
+    return three_digits(value)
 
 
-def rows_table(title: str, headings: Iterable[str], *, names: int = 1) -> "Table":
-    """A table of numbers: the first `names` columns are words, the others stand at the right."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < names else "right", no_wrap=True)
-    return table
+def readable_dollars(amount: float) -> str:
+    """$86.1 M; below a million, dollars."""
+    return f"${readable(amount)}" if amount >= 10**6 else dollars(amount)
 
 
-def print_notes(notes: Iterable[str]) -> None:
-    """What a table rests on, in dim lines below it."""
-    from rich.markup import escape
+def readable_range(low: float, high: float, prefix: str = "") -> str:
+    """22.1 to 36.9 million in the unit of the larger, with a dash between; one number where both read alike."""
+    power, unit = next(((power, f" {unit}") for power, unit in COUNT_UNITS if high >= 10**power), (0, ""))
+    ends = [three_digits(value / 10**power) for value in (low, high)]
+    return f"{prefix}{ends[0] if ends[0] == ends[1] else NONE.join(ends)}{unit}"
 
-    console = open_console()
-    console.print()
-    for note in notes:
-        console.print(f"• {escape(note)}", style="dim")
+
+def short_percent(part: float) -> str:
+    """Three digits at most: 0.4 -> 40 %, 0.4554 -> 45.5 %."""
+    return f"{100 * part:.3g} %"
+
+
+def gib(bytes_: int) -> str:
+    """Beside what a GPU has: in 2^30 bytes."""
+    return f"{bytes_ / 2**30:,.1f} GiB"
+
+
+class Bytes:
+    """How bytes are printed beside each other: in the unit of the largest, whole or with so many decimals."""
+
+    def __init__(self, largest: int) -> None:
+        self.power, self.unit = next(
+            ((power, unit) for power, unit in BYTE_UNITS if largest >= 10**power // 2), BYTE_UNITS[-1]
+        )
+        size = largest / 10**self.power
+        self.places = 0 if size >= 1000 or not self.power else 1 if size >= 10 else 3
+
+    def number(self, value: int) -> str:
+        """Without the unit; what is there but rounds to nothing is not called 0."""
+        smallest = 10.0**-self.places
+        size = value / 10**self.power
+        return f"< {smallest:g}" if 0 < size < smallest / 2 else f"{size:,.{self.places}f}"
+
+    def __call__(self, value: int) -> str:
+        """With the unit."""
+        return f"{self.number(value)} {self.unit}"

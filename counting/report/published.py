@@ -5,15 +5,8 @@ from collections.abc import Iterable, Sequence
 from counting.cost.conventions import Convention
 from counting.published.runs import ExaminedRun, Figure, Quantity
 from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
-from counting.report.format import (
-    NONE,
-    optional,
-    percent,
-    print_notes,
-    print_tables,
-    rows_table,
-    scientific,
-)
+from counting.report.format import NONE, optional, percent, scientific
+from counting.report.tables import print_notes, print_tables, rows_table
 
 # What a quantity is called, what it is divided by to be printed, and with how many decimals.
 QUANTITIES: dict[Quantity, tuple[str, float, int]] = {

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
     from counting.cost.run import TrainingRun
+    from counting.fits import Fit
     from counting.published.claim import Claim
     from counting.published.runs import ExaminedRun
 
@@ -27,3 +28,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     design: "Design | None" = None
     published: "Sequence[ExaminedRun] | None" = None
     claim: "Claim | None" = None
+    warnings: Sequence[str] = ()  # one line each
+    plan: dict[str, object] | None = None  # what was asked for, so that the same results can be had again
+    # Of each analysis, whether its step fits the GPUs of the catalogue: for the first screen, and in no document.
+    on_catalogue: "Sequence[tuple[Fit, ...]]" = ()

@@ -12,19 +12,10 @@ from counting.report.conventions import (
     how_counted,
     parameter_sizes,
     recipe_in_words,
+    what_states_leave_out,
 )
-from counting.report.format import (
-    dollars,
-    facts_table,
-    integer,
-    length_source,
-    optional,
-    percent,
-    print_notes,
-    print_tables,
-    rows_table,
-    scientific,
-)
+from counting.report.format import dollars, integer, length_source, optional, percent, scientific
+from counting.report.tables import facts_table, print_notes, print_tables, rows_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +48,9 @@ def print_run(run: TrainingRun) -> None:
     facts.append(
         ("Model states", f"{integer(run.model_state_bytes)} bytes ({recipe_in_words(run.precision, run.optimizer)})")
     )
-    headings = ("GPU", "GPUs", "MFU", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh", "GPUs at least")
+    counts = ", ".join(f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus)
+    facts.append(("GPUs at least", f"{counts}; left out: {what_states_leave_out(run.beside_states_bytes)}"))
+    headings = ("GPU", "GPUs", "MFU", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh")
     table = rows_table("What it takes", headings)
     for gpu in run.gpus:
         for outcome in gpu.outcomes:
@@ -71,7 +64,6 @@ def print_run(run: TrainingRun) -> None:
                 optional(outcome.tokens_per_second),
                 dollars(outcome.cost_usd),
                 optional(outcome.energy_mwh),
-                integer(gpu.fewest_gpus),
             )
         table.add_section()
     print_tables(facts_table(f"Training {escape(run.model)}", facts), table)
@@ -89,7 +81,7 @@ def print_run(run: TrainingRun) -> None:
         notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: the MFU of fp32 is a fraction of the usual.")
     if implied:
         notes.append(CONVENTION_NOTE)
-        if any(_is_impossible(entry.mfu, gpu) for gpu in implied for entry in gpu.implied_mfu):
+        if any(is_impossible(entry.mfu, gpu) for gpu in implied for entry in gpu.implied_mfu):
             notes.append(
                 "Impossible: more than the GPU's dense peak. If FLOPs are counted so, and the model was trained at "
                 "this sequence length, the claim is not true."
@@ -109,16 +101,21 @@ def _utilisation(mfu: float, gpu: GpuRun) -> str:
     """An MFU, and where it is above 1 whether it can be."""
     if mfu <= 1:
         return percent(mfu)
-    return f"{percent(mfu)}, {'impossible' if _is_impossible(mfu, gpu) else 'in FP8'}"
+    return f"{percent(mfu)}, {'impossible' if is_impossible(mfu, gpu) else 'in FP8'}"
 
 
-def _is_impossible(mfu: float, gpu: GpuRun) -> bool:
+def is_impossible(mfu: float, gpu: GpuRun) -> bool:
+    """Whether it is more than the peak of the format that is multiplied in."""
     return mfu * gpu.peak_dense_tflop_per_s > gpu.attainable_tflop_per_s
 
 
 def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
     headings = ("GPU", "convention", "FLOPs per token", "training FLOPs", "TFLOP/s per GPU", "MFU")
-    table = rows_table(f"What {run.published_gpu_hours:,.0f} GPU-hours imply", headings, names=2)
+    if run.tokens_per_second_per_gpu is not None:
+        given = f"{run.tokens_per_second_per_gpu:,g} tokens per second and GPU"
+    else:
+        given = f"{run.published_gpu_hours:,.0f} GPU-hours"
+    table = rows_table(f"What {given} imply", headings, names=2)
     for gpu in gpus:
         for entry in gpu.implied_mfu:
             table.add_row(

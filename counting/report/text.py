@@ -1,21 +1,37 @@
-"""Results as text: first the plain lines that scripts read, then the tables that people read."""
+"""Results as text: the plain lines that scripts read, the first screen that people read, then tables if wanted."""
 
 from counting.report.plain import plain_text
 from counting.report.results import Results
+from counting.report.screen import screen_text
+from counting.report.tables import output_width
 
 
-def print_results(results: Results, design_path: str | None) -> None:
+def print_results(results: Results, design_path: str | None, *, details: bool, proof: bool) -> None:
     """Print everything; a comparison stands for the models that it compares.
 
-    `design_path` is where a designed model's config was written.
+    `design_path` is where a designed model's config was written. With `details` every number follows in tables, with
+    `proof` each with all its witnesses.
     """
     analyses = results.analyses if results.comparison is None else ()
-    if analyses or results.budget is not None:
-        print(plain_text(analyses, results.budget))
-    for analysis in analyses:
+    plain = plain_text(analyses, results.budget) if analyses or results.budget is not None else ""
+    plain_lines = len(plain.splitlines()) + 1 if plain else 0
+    screen = screen_text(results, design_path, output_width(), plain_lines)
+    print("\n\n".join(text for text in (plain, screen) if text))
+    if details:
+        _print_details(results, design_path)
+    if proof:
+        from counting.report.model.proof import print_proof
+
+        for analysis in results.analyses:
+            print_proof(analysis.agreement, analysis.name)
+
+
+def _print_details(results: Results, design_path: str | None) -> None:
+    """Every table."""
+    for index, analysis in enumerate(results.analyses if results.comparison is None else ()):
         from counting.report.model import print_analysis
 
-        print_analysis(analysis)
+        print_analysis(analysis, analysis.fits or (results.on_catalogue[index] if results.on_catalogue else ()))
     if results.comparison is not None:
         from counting.report.comparison import print_comparison
 

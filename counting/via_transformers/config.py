@@ -13,6 +13,7 @@ from counting.via_transformers.quiet import one_line, quiet
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in
 from torch_models.fields.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS
+from torch_models.fields.sequence_length import trained_length
 
 EXTRA = "transformers"
 
@@ -191,8 +192,8 @@ def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, s
     """The length to analyse and where it stands; checked like the one a user gives."""
     standard = "max_position_embeddings"
     own_name = config.attribute_map.get(standard, standard)
-    for field in ("max_sequence_length", own_name, standard, "seq_length"):
-        if fields.get(field) is not None:
-            return fields[field], field
+    length, source = trained_length(fields, [own_name, standard, "seq_length"])
+    if source is not None:
+        return length, source
     default = getattr(config, standard, None)
     return default, None if default is None else f"{own_name}, transformers' default"

@@ -145,9 +145,10 @@ def test_deepseek_v3_whole_forward() -> None:
     assert round(Decimal(analysis.forward_flops_causal) / 10**12, 3) == Decimal("160.494")
 
 
-def test_deepseek_v3_config_is_for_163840_tokens() -> None:
+def test_deepseek_v3_was_pre_trained_at_4096_tokens() -> None:
+    """Its config is for 163,840 positions, which YaRN stretched the 4,096 to."""
     setup = analyze(DEEPSEEK, step=False).setup
-    assert (setup.sequence_length, setup.sequence_length_source) == (163_840, "max_position_embeddings")
+    assert (setup.sequence_length, setup.sequence_length_source) == (4_096, "rope_scaling.original_max_position_embeddings")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_three_functions_by_name() -> None:
     assert gigabytes == analyze(LLAMA).layers[0].peak_memory_bytes / 10**9
 
     parameters, tflops, gigabytes = model_training_cost_analysis_deepseek(DEEPSEEK)
-    assert (parameters, tflops) == (671_026_404_352, 2390.81502015488)
+    assert (parameters, tflops) == (671_026_404_352, 6.169183649792)
     assert gigabytes == analyze(DEEPSEEK).layers[1].peak_memory_bytes / 10**9
 
     optimal_n, optimal_d, flops, best_gpu = get_optimal_N_D_from_cost(5_000_000)

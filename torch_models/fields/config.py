@@ -21,6 +21,7 @@ from torch_models.checkpoints.names import SEPARATE_EXPERTS, StoredName
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
+from torch_models.fields.sequence_length import trained_length
 from torch_models.spec import (
     Activation,
     Epsilon,
@@ -75,9 +76,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
     ) -> ModelSpec:
         """The model of these layers, with all that families have in common; `options` are further fields."""
-        length, source = self.max_sequence_length, "max_sequence_length"
-        if length is None:
-            length, source = self.max_position_embeddings, "max_position_embeddings"
+        length, source = trained_length(msgspec.structs.asdict(self), ["max_position_embeddings"])
         return ModelSpec(
             name=name,
             model_type=self.model_type,
@@ -87,7 +86,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             norm_eps=self.rms_norm_eps,
             tie_word_embeddings=self.tie_word_embeddings,
             sequence_length=length,
-            sequence_length_source=None if length is None else source,
+            sequence_length_source=source,
             mtp_layers=tuple(mtp_layers),
             **options,
         )

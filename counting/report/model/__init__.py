@@ -1,27 +1,33 @@
-"""What one model costs, as tables: parameters, FLOPs, memory, a training step, the proof, and the conventions."""
+"""What one model costs, as tables: parameters, FLOPs, memory, a training step, where it fits, and the conventions."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from counting.analysis import Analysis
-from counting.report.format import integer, length_source, open_console, print_notes, print_tables
+from counting.report.format import integer, length_source
+from counting.report.tables import print_notes, print_rich, print_tables
+
+if TYPE_CHECKING:
+    from counting.fits import Fit
+from counting.report.model.fits import fits_table
 from counting.report.model.flops import flop_table
 from counting.report.model.layer_memory import layer_memory_table
 from counting.report.model.parameters import parameter_table
-from counting.report.model.proof import print_proof
 from counting.report.model.step_flops import step_flops_table
 from counting.report.model.step_memory import step_memory_table
 
 
-def print_analysis(analysis: Analysis) -> None:
-    """All tables of one model."""
-    console = open_console()
-    console.print(f"\n{_heading(analysis)}")
+def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
+    """All tables of one model; `fits` are those that a table is wanted of."""
+    print_rich("", _heading(analysis))
     print_tables(
         parameter_table(analysis),
         flop_table(analysis),
         *([layer_memory_table(analysis)] if analysis.main_layer.peak_memory_parts else []),
         *([step_flops_table(analysis.training, analysis.setup)] if analysis.training else []),
         *([step_memory_table(analysis.memory, analysis.setup)] if analysis.memory else []),
+        *([fits_table(fits, analysis.setup)] if fits else []),
     )
-    print_proof(analysis.agreement)
     defaults = ", ".join(analysis.defaulted_fields)
     print_notes([*analysis.notes, *([f"Not in the config, so the family's default: {defaults}."] if defaults else [])])
 

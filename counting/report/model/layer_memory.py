@@ -17,7 +17,8 @@ def layer_memory_table(analysis: Analysis) -> "Table":
     table = component_table("Peak memory of one layer's forward pass, bytes", layers, None)
     for part in LayerMemory.__struct_fields__:
         row = [getattr(layer.peak_memory_parts, part) for layer in layers]
-        table.add_row({"saved": "saved activations"}.get(part, part), *map(integer, row))
+        if any(row):
+            table.add_row({"saved": "saved activations"}.get(part, part), *map(integer, row))
     table.add_section()
     peaks = [layer.peak_memory_bytes or 0 for layer in layers]
     table.add_row("peak", *map(integer, peaks), style="bold")

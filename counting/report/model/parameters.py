@@ -16,7 +16,8 @@ def parameter_table(analysis: Analysis) -> "Table":
     table = component_table("Parameters", analysis.layers, "model")
     for component, count in parameters.by_component.items():
         row = [layer.parameters_by_component.get(component, 0) for layer in analysis.layers]
-        table.add_row(component, *map(integer, row), integer(count), share(count, parameters.total))
+        if count:
+            table.add_row(component, *map(integer, row), integer(count), share(count, parameters.total))
     table.add_section()
     per_layer = [integer(layer.parameters) for layer in analysis.layers]
     table.add_row(

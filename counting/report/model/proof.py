@@ -1,68 +1,65 @@
-"""Every number with its witnesses: a table for each set of witnesses that speak of the same numbers."""
+"""Every number with its witnesses: a list for each set of witnesses that speak of the same numbers.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+Witnesses that differ are an error before anything is printed: where there is no room for all values, one stands for all.
+"""
+
+from collections.abc import Iterator, Sequence
 
 from counting.reconcile import Agreement, Check
-from counting.report.format import integer, open_console, print_tables
+from counting.report.format import integer
+from counting.report.tables import output_width
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+INDENT, EQUALS = "  ", " = "
 WORKED_OUT = ("formula", "simulation")  # the witnesses that measure nothing
 
 
-def print_proof(agreement: Agreement) -> None:
-    """The numbers that several witnesses give, then those of one witness alone."""
-    proven = [check for check in agreement.checks if check.proven]
-    open_console().print(f"\n{_heading(agreement, proven)}", style="italic")
-    print_tables(*proof_tables(agreement))
-
-
-def proof_tables(agreement: Agreement) -> list["Table"]:
-    """A table for each set of witnesses; what is proven comes first."""
+def print_proof(agreement: Agreement, name: str) -> None:
+    """The numbers of the model called `name` that several witnesses give, then those of one witness alone."""
+    print(f"\n{name}: {proof_in_words(agreement)}")
     by_witnesses: dict[tuple[str, ...], list[Check]] = {}
     for check in agreement.checks:
         by_witnesses.setdefault(tuple(check.values), []).append(check)
-    widths = [
-        max((len(getattr(check, field)) for check in agreement.checks), default=0)
-        for field in ("scope", "quantity", "component")
-    ]
-    return [
-        _table(witnesses, checks, widths)
-        for witnesses, checks in sorted(by_witnesses.items(), key=lambda entry: len(entry[0]) == 1)
-    ]
+    width = output_width()
+    for witnesses, checks in sorted(by_witnesses.items(), key=lambda entry: len(entry[0]) == 1):
+        print(f"\n{_numbers(checks)}{_title(witnesses)}")
+        print("\n".join(_rows(checks, width)))
+
+
+def proof_in_words(agreement: Agreement) -> str:
+    """How many numbers are proven and by what, and how many rest on one witness."""
+    proven = [check for check in agreement.checks if check.proven]
+    alone: dict[str, list[Check]] = {}
+    for check in agreement.checks:
+        if not check.proven:
+            alone.setdefault(_title(tuple(check.values)), []).append(check)
+    return ", ".join([_heading(agreement, proven), *(f"{len(checks)}{by}" for by, checks in alone.items())])
 
 
 def _heading(agreement: Agreement, proven: Sequence[Check]) -> str:
     """How many numbers are proven, and by what."""
     worked_out = [name for name in WORKED_OUT if any(name in check.values for check in proven)]
     if worked_out:
-        return f"{_numbers(proven)}, each measured = {' or '.join(worked_out)}"
+        return f"{_numbers(proven)}: measured = {' or '.join(worked_out)}"
     measured = [name for name in agreement.witnesses if any(name in check.values for check in proven)]
-    return f"{_numbers(proven)}, each {' = '.join(measured)}"
+    return f"{_numbers(proven)}: {' = '.join(measured)}"
 
 
 def _numbers(checks: Sequence[Check]) -> str:
     return f"{len(checks)} number{'' if len(checks) == 1 else 's'}"
 
 
-def _table(witnesses: Sequence[str], checks: Sequence[Check], widths: Sequence[int]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=f"{_numbers(checks)}{_title(witnesses)}", title_justify="left", box=None, header_style="dim")
-    for heading, width in zip(("scope", "quantity", "component"), widths, strict=True):
-        table.add_column(heading, no_wrap=True, min_width=width)
-    for index, witness in enumerate(witnesses):
-        if index:
-            table.add_column("", no_wrap=True)
-        table.add_column(witness, justify="right", no_wrap=True)
+def _rows(checks: Sequence[Check], width: int) -> Iterator[str]:
+    """A row for each number, under whose it is and what it measures; every witness's value where they fit beside it."""
+    component = max(len(check.component) for check in checks)
+    digits = max(len(integer(value)) for check in checks for value in check.values.values())
+    witnesses = len(checks[0].values)
+    fits = len(INDENT) * 2 + component + 2 + witnesses * digits + len(EQUALS) * (witnesses - 1) <= width
+    place = None
     for check in checks:
-        cells: list[str] = []
-        for value in check.values.values():
-            cells += ["=", integer(value)] if cells else [integer(value)]
-        table.add_row(check.scope, check.quantity, check.component, *cells, style="dim")
-    return table
+        if place != (place := (check.scope, check.quantity)):
+            yield f"{INDENT}{check.scope}, {check.quantity}"
+        values = [integer(value).rjust(digits) for value in check.values.values()]
+        yield f"{INDENT * 2}{check.component:{component}}  {EQUALS.join(values if fits else values[:1])}"
 
 
 def _title(witnesses: Sequence[str]) -> str:

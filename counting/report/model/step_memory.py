@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from counting.cost.hardware import load_gpus
 from counting.report.format import integer, shifted
 from counting.setup import Setup
 from counting.step_memory import PARTS, Phase, StepMemory
@@ -51,14 +50,7 @@ def _caption(memory: StepMemory, setup: Setup) -> str:
         f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
         f"{setup.precision_recipe.description}.",
         f"From layer to layer the peak of backward lies between {lowest} and {highest} GB.",
-        _where_it_fits(memory),
         f"The step was measured in {setup.measured_dtype}.",
         *memory.notes,
     ]
     return " ".join(sentences)
-
-
-def _where_it_fits(memory: StepMemory) -> str:
-    """The GPUs of the catalogue of which one is enough, by size alone."""
-    enough = [gpu.name for gpu in load_gpus() if gpu.capacity_bytes >= memory.peak_bytes]
-    return f"As large as the peak, by themselves: {', '.join(enough)}." if enough else "No single GPU is as large."

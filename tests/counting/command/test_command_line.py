@@ -29,11 +29,22 @@ def test_llama_7b_in_text(capsys: pytest.CaptureFixture[str]) -> None:
         "Peak memory cost: 0.753696792 GBs",
     ]
     assert captured.err == ""
-    assert "Not in the config" in captured.out
+    assert "Forward FLOPs of one sequence" not in captured.out
+
+
+@pytest.mark.parametrize("flag", ["--details", "--proof"])
+def test_details_and_proof_stand_below_the_first_screen(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "llama_7b_config.json"]) == 0
+    first_screen = capsys.readouterr().out
+    assert main(["--model_config", "llama_7b_config.json", flag]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(first_screen)
+    assert ("Forward FLOPs of one sequence" in out) is (flag == "--details")
+    assert ("17 numbers: numel = formula" in out) is (flag == "--proof")
 
 
 def test_deepseek_v3_speaks_of_the_moe_layer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_config", "deepseek_v3_config.json", "--seq_len", "4096"]) == 0
+    assert main(["--model_config", "deepseek_v3_config.json", "--details"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[:2] == ["Number of parameters: 671026404352", "Number of TFLOPs: 6.169183649792"]
     assert "moe layer (58 of 61)" in out
@@ -45,8 +56,8 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
     configs = ["llama_7b_config.json", "deepseek_v3_config.json"]
     assert main(["--json", "--model_config", *configs, "--seq_len", "2048", "--training_budget", "5e6"]) == 0
     document = json.loads(capsys.readouterr().out)
-    asked_for = {"schema_version", "analyses", "budget"}
-    not_asked_for = {"plan": None, "comparison": None, "fit": None, "published": None, "claim": None}
+    asked_for = {"schema_version", "plan", "analyses", "budget"}
+    not_asked_for = {"comparison": None, "fit": None, "published": None, "claim": None}
     assert document.keys() == {*asked_for, *not_asked_for, "runs", "warnings"}
     assert {key: document[key] for key in not_asked_for} == not_asked_for
     assert (document["runs"], document["warnings"]) == ([], [])
@@ -136,12 +147,12 @@ def test_kernel_profiles_differ_in_memory_alone(capsys: pytest.CaptureFixture[st
 
 
 def test_budget_in_text(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--training_budget", "5000000"]) == 0
+    assert main(["--training_budget", "$5M", "--num_gpus", "256"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["best_gpu: A100", "training_budget_flops: 5.616e+23"]
     assert lines[2].startswith("Optimal N: 47476210")
     assert lines[3].startswith("Optimal D: 19715136")
-    assert any("1.89696" in line for line in lines)
+    assert any("203 on 256 A100" in line for line in lines)
 
 
 def test_other_gpus_utilisation_law_and_prices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +186,7 @@ def test_design_is_written_and_can_be_analysed(capsys: pytest.CaptureFixture[str
 
 def test_the_committed_design_is_what_the_command_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--training_budget", "5000000", "--design", "my_model_config.json"]) == 0
-    assert "A model designed for the budget, written to my_model_config.json" in capsys.readouterr().out
+    assert "my_model_config.json" in capsys.readouterr().out
     written = (folder / "my_model_config.json").read_text()
     assert written == (CONFIGS / "my_model_config.json").read_text()
     assert read_spec("my_model_config.json").model_type == "llama"
@@ -244,12 +255,15 @@ def test_a_run_in_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert outcome["cost_usd"] == pytest.approx(2.5 * outcome["gpu_hours"])
 
 
-def test_a_run_in_text_stands_below_the_analysis(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_in_text_stands_above_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"{RUN} --gpu_prices A100=1.5".split()) == 0
     out = capsys.readouterr().out
-    assert out.index("Number of parameters: 6738415616") < out.index("Forward FLOPs") < out.index("Training llama_7b")
-    assert "30.00 %" in out
-    assert "50.00 %" in out
+    assert out.index("Number of parameters: 6738415616") < out.index("Training llama_7b") < out.index("\nllama_7b")
+    assert main(f"{RUN} --gpu_prices A100=1.5 --details".split()) == 0
+    details = capsys.readouterr().out.removeprefix(out)
+    assert details.index("Forward FLOPs") < details.index("Training llama_7b")
+    assert "30.00 %" in details
+    assert "50.00 %" in details
 
 
 def test_published_hours_imply_an_mfu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,8 +289,10 @@ def test_a_comparison_takes_the_place_of_its_models(capsys: pytest.CaptureFixtur
     assert [model["model"] for model in comparison["models"]] == ["llama_7b", "mixtral_8x7b"]
     assert main(flags.split()) == 0
     out = capsys.readouterr().out
-    assert "The bill" in out
+    assert out.startswith("Training on 1 T tokens with H100")
     assert "Peak memory" not in out
+    assert main([*flags.split(), "--details"]) == 0
+    assert "The bill" in capsys.readouterr().out.removeprefix(out)
 
 
 def test_published_and_claim(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,13 +303,17 @@ def test_published_and_claim(capsys: pytest.CaptureFixture[str]) -> None:
         isinstance(flops, int) for run in document["published"] for flops in run["training_flops_per_token"].values()
     )
     assert document["claim"]["total_cost_usd"] == 5_576_000
+    assert document_of("--claim --published bills", capsys)["published"] == document["published"]
     assert main(["--published", "--claim"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("22 published runs") < out.index("Was DeepSeek-V3 trained for")
+    assert main(["--published", "--claim", "--details"]) == 0
     out = capsys.readouterr().out
     assert out.index("Stated figures, and ours") < out.index("1. The claim")
 
 
 def test_a_budget_on_a_given_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_config", "llama_7b", "--training_budget", "5000000"]) == 0
+    assert main(["--model_config", "llama_7b", "--training_budget", "5000000", "--details"]) == 0
     out = capsys.readouterr().out
     assert "The budget spent on llama_7b" in out
     assert "The scaling law course on it" in out

@@ -54,6 +54,10 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: run(num_gpus=0), "--num_gpus = 0: must be a whole number, at least 1"),
     (lambda: run(gpu_hours=1e-9), "--gpu_hours = 1e-09: the claim is impossible: "),
     (
+        lambda: run(tokens_per_second_per_gpu=10**12),
+        "--tokens_per_second_per_gpu = 1000000000000: the claim is impossible: ",
+    ),
+    (
         lambda: run(global_batch_tokens=10**10),
         "--global_batch_tokens = 10000000000: must be at most --tokens (1000",
     ),
@@ -87,7 +91,8 @@ def test_every_argument_in_the_table_is_one_of_an_error() -> None:
 
 
 def test_every_hint_is_one_of_an_error() -> None:
-    errors = [raised_by(cause) for cause, _ in ERRORS] + [impossible_in_16_bits()]
+    errors = [raised_by(cause) for cause, _ in ERRORS]
+    errors += [impossible_in_16_bits(field) for field in ("gpu_hours", "tokens_per_second_per_gpu")]
     rules = [(error.field, error.rule) for error in errors if isinstance(error, ArgumentError | ConfigError)]
     for hint in HINTS:
         assert any(hint.field == field and re.search(hint.words, rule) for field, rule in rules), hint
@@ -106,17 +111,19 @@ def test_no_price_is_given_by_no_flag() -> None:
     assert line == "error: no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2.50"
 
 
-def impossible_in_16_bits() -> UserError:
-    """Hours in which the GPU would do the work at 1.5 times its 16-bit peak, and so below that of FP8."""
+def impossible_in_16_bits(field: str = "gpu_hours") -> UserError:
+    """Hours or a speed that take 1.5 times the GPU's 16-bit peak, and so less than its peak of FP8."""
     analysis = analyze(LLAMA, SHORT, step=False)
     plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=10**6)
-    implied = plan_run(analysis, plan).gpus[0].implied_mfu
-    least = min(entry.mfu for entry in implied)
-    return raised_by(lambda: plan_run(analysis, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=10**6 * least / 1.5)))
+    least = min(entry.mfu for entry in plan_run(analysis, plan).gpus[0].implied_mfu)
+    hours = 10**6 * least / 1.5
+    value = hours if field == "gpu_hours" else 10**12 / hours / 3600
+    return raised_by(lambda: plan_run(analysis, RunPlan(tokens=10**12, gpus=("H100",), **{field: value})))
 
 
-def test_the_remedy_of_an_impossible_claim_is_a_flag_where_fp8_would_do() -> None:
-    error = impossible_in_16_bits()
+@pytest.mark.parametrize("field", ["gpu_hours", "tokens_per_second_per_gpu"])
+def test_the_remedy_of_an_impossible_claim_is_a_flag_where_fp8_would_do(field: str) -> None:
+    error = impossible_in_16_bits(field)
     assert FLAG.search(str(error)) is None
     assert error_line(error).endswith("; if it trained in FP8, give --precision fp8")
     assert "fp8" not in error_line(raised_by(lambda: run(gpu_hours=1e-9)))
@@ -129,3 +136,11 @@ def test_an_error_without_a_field_stands_as_it_is() -> None:
 def test_an_unknown_argument_keeps_its_name() -> None:
     assert error_line(ArgumentError("--tokens", "x", "must be a number")) == "error: --tokens = 'x': must be a number"
     assert error_line(ConfigError("tokens", 3, "must be 4", "a.json")) == "error: a.json: tokens = 3: must be 4"
+
+
+def test_a_flag_that_stands_in_the_plan_is_named_with_its_file() -> None:
+    error = ArgumentError("sequence_length", 0, "must be more")
+    assert error_line(error, "my.toml", {"seq_len"}) == "error: my.toml: --seq_len = 0: must be more"
+    assert error_line(error, "my.toml", {"tokens"}) == "error: --seq_len = 0: must be more"
+    price = ArgumentError("--gpu_prices A100", -1, "must be more")
+    assert error_line(price, "my.toml", {"gpu_prices"}) == "error: my.toml: --gpu_prices A100 = -1: must be more"

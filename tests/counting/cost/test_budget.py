@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from counting.cost.budget import (
+    DEFAULT_GPUS,
     BudgetPlan,
     check_dollars,
     check_mfu,
     plan_budget,
 )
+from counting.cost.hardware import find_gpu
 from torch_models.errors import UserError
 
 
@@ -74,8 +76,54 @@ def test_a_given_price_replaces_the_catalogues_and_completes_it() -> None:
     assert plan.best_gpu == "MI300X"  # 1307 / 2.5 = 523 against 312 TFLOP/s per dollar
 
 
+def test_days_on_a_number_of_gpus() -> None:
+    """$5 million are 1.25 million A100-hours: on 1,000 of them 1,250 hours."""
+    plan = plan_budget(5e6, num_gpus=1000)
+    assert (plan.best_gpu, plan.num_gpus, plan.days) == ("A100", 1000, 1250 / 24)
+    without = plan_budget(5e6)
+    assert (without.num_gpus, without.days) == (None, None)
+    assert msgspec.structs.replace(plan, num_gpus=None, days=None) == without
+
+
+def test_the_catalogue_has_one_that_buys_more_than_the_default_gpus() -> None:
+    """H800: 989 TFLOP/s for $2, B200 2,250 for $6, H100 989 for $3, against the A100's 312 for $4."""
+    more = plan_budget(5e6).more_on
+    assert more is not None
+    assert (more.gpu, more.price_usd_per_hour, more.gpu_hours) == ("H800", 2, 2.5e6)
+    assert more.training_flops == 25 * 10**5 * 3600 * 989 * 10**12 * 4 // 10
+
+
+@pytest.mark.parametrize("gpus", [DEFAULT_GPUS, ["A100"], ["H100", "B200"]])
+def test_whoever_names_gpus_is_told_of_no_others(gpus: Sequence[str]) -> None:
+    assert plan_budget(5e6, gpus=gpus).more_on is None
+
+
+def test_nothing_buys_more_where_a_given_price_makes_the_default_gpus_best() -> None:
+    """The A100 at $0.50: 624 TFLOP/s for a dollar, against the H800's 494.5; at $0.70 it is 446."""
+    assert plan_budget(5e6, prices_usd_per_hour={"A100": 0.5}).more_on is None
+    assert plan_budget(5e6, prices_usd_per_hour={"A100": 0.7}).more_on is not None
+
+
+def test_a_gpu_of_one_s_own_buys_as_one_of_the_catalogue() -> None:
+    own = msgspec.structs.replace(find_gpu("L4"), name="Mine")
+    plan = plan_budget(1e6, gpus=["A100", own], prices_usd_per_hour={" mine": 0.5})
+    assert [(option.gpu, option.price_usd_per_hour) for option in plan.options] == [("A100", 4), ("Mine", 0.5)]
+    assert plan.best_gpu == "Mine"  # 242 TFLOP/s for a dollar against 78
+    with pytest.raises(UserError, match=r"^prices_usd_per_hour = 'Mine': no price is known for Mine"):
+        plan_budget(1e6, gpus=[own])
+    with pytest.raises(UserError, match=r"^gpus = 'Mine,Mine': names Mine twice$"):
+        plan_budget(1e6, gpus=[own, own], prices_usd_per_hour={"Mine": 1.0})
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "8"])
+def test_a_number_of_gpus_that_is_none(number: object) -> None:
+    with pytest.raises(UserError, match=r"^num_gpus = .*: must be a whole number, at least 1$"):
+        plan_budget(5e6, num_gpus=number)  # type: ignore[arg-type]
+
+
 def test_the_plan_survives_json() -> None:
-    plan = plan_budget(5e6)
+    plan = plan_budget(5e6, num_gpus=8)
+    assert plan.more_on is not None
     assert msgspec.json.decode(msgspec.json.encode(plan), type=BudgetPlan) == plan
 
 

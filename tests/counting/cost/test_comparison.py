@@ -1,6 +1,7 @@
 """Models side by side on the same tokens and GPU."""
 
 import json
+from fractions import Fraction
 
 import msgspec
 import pytest
@@ -77,6 +78,10 @@ def test_lossless_to_json(analyses: list[Analysis]) -> None:
     [
         ({"gpus": ("H100", "B200")}, "^gpus = 'H100,B200': a comparison needs one GPU, but 2 are named$"),
         ({"mfus": None, "gpu_hours": 1e6}, r"^gpu_hours = 1000000\.0: a comparison takes no hours"),
+        (
+            {"mfus": None, "tokens_per_second_per_gpu": 11_000},
+            "^tokens_per_second_per_gpu = 11000: a comparison takes no speed, which is of one model's run: give",
+        ),
         ({"mfus": (0.3, 0.4)}, "^mfu = '0.3,0.4': a comparison needs one utilisation, but 2 are given$"),
     ],
 )
@@ -104,5 +109,22 @@ def test_where_no_utilisation_is_given_one_is_assumed(analyses: list[Analysis]) 
     ("field", "setup"), [("precision", Setup(precision="bf16")), ("optimizer", Setup(optimizer="sgd"))]
 )
 def test_models_compared_are_of_one_precision_and_optimiser(field: str, setup: Setup, analyses: list[Analysis]) -> None:
+    setup = msgspec.structs.replace(setup, sequence_length=4096)
     with pytest.raises(UserError, match=f"models compared are of one {field}$"):
         compare([analyses[0], analyze("llama_7b", setup, step=False)], PLAN)
+
+
+def test_models_compared_are_of_one_sequence_length(analyses: list[Analysis]) -> None:
+    """Llama-7B's own is 2,048: its bill beside one at 4,096 would say nothing."""
+    with pytest.raises(UserError, match=r"^sequence_length = '2048, 4096': models compared are of one sequence_length"):
+        compare([analyses[0], analyze("llama_7b", step=False)], PLAN)
+
+
+def test_deepseek_and_llama_at_what_deepseek_was_trained_at() -> None:
+    """GPU-hours are FLOPs / (3600 x 989e12 x 0.4), at 3 dollars."""
+    pair = [analyze(name, Setup(sequence_length=4096), step=False) for name in ("deepseek_v3", "llama_3_1_405b")]
+    deepseek, llama = compare(pair, RunPlan(tokens=15 * 10**12, gpus=("H100",))).models
+    assert [f"{model.outcome.cost_usd / 1e6:.1f}" for model in (deepseek, llama)] == ["9.2", "79.8"]
+    assert llama.outcome.cost_usd == float(
+        Fraction(llama.training_flops_per_token * 15 * 10**12 * 3, 3600 * 3956 * 10**11)
+    )

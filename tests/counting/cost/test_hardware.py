@@ -1,12 +1,15 @@
 """The catalogue of accelerators, against vendors' figures."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from counting.cost.hardware import Gpu, find_gpu, load_gpus
+from counting.cost.hardware import Gpu, find_gpu, load_gpus, read_gpus
 from torch_models.errors import UserError
 
 # Name: dense 16-bit TFLOP/s, FP8 TFLOP/s, memory GB, TB/s, dollars per hour.
@@ -81,3 +84,123 @@ def test_capacity_takes_a_gb_as_2_to_the_30() -> None:
 def test_the_file_is_read_when_it_is_needed_and_not_before() -> None:
     script = "from counting.cost.hardware import load_gpus as f; assert not f.cache_info().currsize; f(); print('read')"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "read\n"
+
+
+# --- What a process finds of a device --------------------------------------------------------------------------------
+
+# As drivers report one device's memory, in bytes: the total that out-of-memory errors print.
+DRIVER_MEMORY = {"V100": 34058272768, "T4": 15627976704, "A100": 81050 * 2**20, "L40S": 47576711168}
+DRIVER_MEMORY |= {"H100": 84942979072, "H800": 84942979072, "H20": 97285 * 2**20, "B200": 182631 * 2**20}
+DRIVER_MEMORY |= {"GB200": 197897748480, "MI250X": 65520 * 2**20, "TPU-v4": 123 * 2**28, "TPU-v5e": 63 * 2**28}
+
+
+@pytest.mark.parametrize("name", DRIVER_MEMORY)
+def test_what_drivers_report(name: str) -> None:
+    assert find_gpu(name).device_capacity_bytes == DRIVER_MEMORY[name]
+
+
+def test_mi250x_is_two_devices_of_64_gb() -> None:
+    board = find_gpu("MI250X")
+    assert (board.devices, board.memory_gb) == (2, 128)
+    assert board.device_capacity_bytes == 2**36 - 2**24  # 16 MiB short of 64 GiB
+    unknown = msgspec.structs.replace(
+        board,
+        driver_memory_bytes=None,
+        sources=msgspec.structs.replace(board.sources, driver_memory=None),
+    )
+    assert unknown.device_capacity_bytes == 64 * 2**30
+    assert [gpu.name for gpu in load_gpus() if gpu.devices != 1] == ["MI250X"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_driver_keeps_little_and_a_context_is_small(name: str) -> None:
+    """Within 10 % of what vendors print, a GB taken as 2^30; only TPU-v5p has more than its 95 GB."""
+    gpu = find_gpu(name)
+    share = gpu.device_capacity_bytes * gpu.devices / gpu.capacity_bytes
+    assert (1 < share < 1.01) if name == "TPU-v5p" else (0.9 < share < 1)
+    assert (gpu.context_bytes is None) == name.startswith(("MI", "TPU"))
+    assert gpu.context_bytes is None or 2**28 < gpu.context_bytes < 2**30
+
+
+# --- A file of the user's own ---------------------------------------------------------------------------------------
+
+MINE: dict[str, Any] = {
+    "name": "Mine",
+    "description": "a card of one's own",
+    "training_dtype": "bfloat16",
+    "peak_dense_tflop_per_s": 100,
+    "peak_dense_fp8_tflop_per_s": None,
+    "memory_gb": 10,
+    "memory_bandwidth_tb_per_s": 1,
+    "power_watts": None,
+    "price_usd_per_hour": 0.5,
+    "sources": {"compute": "measured", "memory": "its box", "power": None, "price": "our contract"},
+}
+
+
+def write(folder: Path, content: object) -> Path:
+    path = folder / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_a_gpu_of_one_s_own(tmp_path: Path) -> None:
+    (gpu,) = read_gpus(write(tmp_path, [MINE]))
+    assert (gpu.name, gpu.peak_flop_per_s, gpu.price_usd_per_hour) == ("Mine", 10**14, 0.5)
+    assert (gpu.devices, gpu.context_bytes, gpu.device_capacity_bytes) == (1, None, 10 * 2**30)
+    other = MINE | {"name": "Other", "devices": 2, "driver_memory_bytes": 5 * 10**9}
+    other["sources"] = MINE["sources"] | {"driver_memory": "torch"}
+    assert [each.device_capacity_bytes for each in read_gpus(write(tmp_path, [MINE, other]))] == [10 * 2**30, 5 * 10**9]
+
+
+WITHOUT_PEAK = {field: value for field, value in MINE.items() if field != "peak_dense_tflop_per_s"}
+SOURCES = MINE["sources"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not valid JSON: "),
+        ("[NaN]", "not valid JSON: "),
+        ("{}", r"must be a JSON list of entries as in configs/gpus\.json, but is '?\{\}"),
+        ([], r"must be a JSON list of entries as in configs/gpus\.json, but is '?\[\]"),
+        ([MINE, 5], "entry 2: must be a JSON object of a GPU's fields, but is 5$"),
+        ([WITHOUT_PEAK], r"entry 1 \(Mine\): peak_dense_tflop_per_s = null: is missing"),
+        ([MINE | {"memory_gb": 0}], r"entry 1 \(Mine\): memory_gb = 0: must be float > 0"),
+        ([MINE | {"memory_gb": "10"}], r"entry 1 \(Mine\): memory_gb = '10': must be float, is str$"),
+        ([MINE | {"devices": 0}], r"entry 1 \(Mine\): devices = 0: must be int >= 1"),
+        ([MINE | {"training_dtype": "fp4"}], r"training_dtype = 'fp4': must be 'bfloat16' or 'float16'$"),
+        ([MINE | {"memory": 10}], r"entry 1 \(Mine\): memory = 10: this field is not understood$"),
+        ([MINE | {"name": "a,b"}], r"name = 'a,b': must be a name on one line, without commas"),
+        ([MINE | {"name": ""}], "entry 1 .*name = '': must be a name on one line"),
+        ([MINE | {"name": 3}], "entry 1: name = 3: must be str, is int$"),
+        (
+            [MINE, MINE | {"name": "mine"}],
+            r"entry 2 \(mine\): name = 'mine': stands in entry 1 too: give it another name",
+        ),
+        ([MINE | {"name": "h100"}], "name = 'h100': stands in the catalogue too: give it another name$"),
+        ([MINE | {"sources": {"compute": "x"}}], r"entry 1 \(Mine\): sources\.memory = null: is missing"),
+        ([MINE | {"sources": SOURCES | {"who": "me"}}], r"sources\.who = 'me': this field is not understood$"),
+        (
+            [MINE | {"sources": SOURCES | {"price": None}}],
+            r"sources\.price = null: must say where price_usd_per_hour \(0\.5\) comes from$",
+        ),
+        (
+            [MINE | {"sources": SOURCES | {"context": "x"}}],
+            r"sources\.context = 'x': is the source of context_bytes, which is not given$",
+        ),
+    ],
+)
+def test_a_gpu_file_that_is_none(tmp_path: Path, content: object, message: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(UserError, match=message) as raised:
+        read_gpus(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_gpu_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json: no such file$"):
+        read_gpus(tmp_path / "none.json")
+    with pytest.raises(UserError, match=f"{tmp_path.name}: must be a file of JSON$"):
+        read_gpus(tmp_path)

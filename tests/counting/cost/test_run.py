@@ -11,7 +11,9 @@ from counting.analysis import Analysis, analyze
 from counting.cost.hardware import find_gpu
 from counting.cost.run import MFU_RANGE, RunPlan, TrainingRun, model_state_bytes, plan_run
 from counting.setup import Setup
+from tests.shrunken import LLAMA
 from torch_models.errors import UserError
+from torch_models.fields.config import spec_from_fields
 
 LLAMA_FLOPS = Fraction(3 * 29_261_612_187_648, 2048)  # per token, at sequence length 2048
 
@@ -88,6 +90,38 @@ def test_implied_mfu_of_deepseek_v3(deepseek: Analysis) -> None:
     assert f"{on_gpu.outcomes[0].days:.1f}" == "54.2"
 
 
+def test_a_run_under_way_by_hand(llama: Analysis) -> None:
+    """11,000 tokens a second on each of 8 H100s; 6N of Llama-7B is 6 x 6,738,415,616 FLOPs a token."""
+    plan = RunPlan(tokens=10**12, gpus=("H100",), num_gpus=8, tokens_per_second_per_gpu=11_000)
+    run = plan_run(llama, plan)
+    assert (run.tokens_per_second_per_gpu, run.published_gpu_hours) == (11_000, None)
+    (on_gpu,) = run.gpus
+    (outcome,) = on_gpu.outcomes
+    hours = Fraction(10**12, 11_000 * 3600)
+    assert (outcome.gpu_hours, outcome.days) == (float(hours), float(hours / 8 / 24))
+    assert outcome.cost_usd == float(hours * 3)
+    assert outcome.tokens_per_second == 88_000
+    peak = 989 * 10**12
+    assert (outcome.mfu, outcome.mfu_source) == (float(LLAMA_FLOPS * 11_000 / peak), "given")
+    core = 32 * 4 * 2048 * 4096  # a forward pass over one token, each query with all 2,048 keys
+    multiplied = 6 * (6_738_415_616 - 32_000 * 4096)
+    assert {entry.convention: entry.mfu for entry in on_gpu.implied_mfu} == {
+        "6N": float(Fraction(6 * 6_738_415_616 * 11_000, peak)),
+        "6N_full_attention": float(Fraction((multiplied + 3 * core) * 11_000, peak)),
+        "6N_causal_attention": float((multiplied + Fraction(3 * core, 2)) * 11_000 / peak),
+        "own": float(LLAMA_FLOPS * 11_000 / peak),
+    }
+    assert [f"{entry.mfu:.2%}" for entry in on_gpu.implied_mfu] == ["44.97%", "47.68%", "45.88%", "47.67%"]
+
+
+def test_speed_and_hours_say_the_same(llama: Analysis) -> None:
+    """1,000 hours of one GPU for 3.6 x 10^10 tokens are 10,000 tokens a second."""
+    plan = RunPlan(tokens=36 * 10**9, gpus=("H100",), gpu_hours=1_000)
+    of_speed = msgspec.structs.replace(plan, gpu_hours=None, tokens_per_second_per_gpu=10_000)
+    hours, speed = (plan_run(llama, each).gpus for each in (plan, of_speed))
+    assert hours == speed
+
+
 def test_mtp_is_trained_unless_it_is_off(deepseek: Analysis) -> None:
     plan = RunPlan(tokens=10**12, gpus=("H800",))
     without = analyze("deepseek_v3", Setup(sequence_length=4096, mtp=False), step=False)
@@ -134,6 +168,33 @@ def test_gpus_that_are_exactly_full(llama: Analysis) -> None:
         assert run.gpus[0].fewest_gpus == gpus
 
 
+def test_what_the_fewest_gpus_leave_out(llama: Analysis) -> None:
+    """Nothing is said without a measured step; with one, what its worst moment holds beside the states."""
+    plan = RunPlan(tokens=1, gpus=("H100",))
+    assert plan_run(llama, plan).beside_states_bytes is None
+    spec = spec_from_fields(LLAMA, "shrunken")
+    for loss_chunk in (None, 16):
+        analysis = analyze(spec, Setup(sequence_length=64, loss_chunk=loss_chunk))
+        assert analysis.memory is not None
+        beside = plan_run(analysis, plan).beside_states_bytes
+        assert beside == max(
+            phase.peak_bytes - phase.parameters - phase.gradients - phase.optimizer_state
+            for phase in analysis.memory.phases
+        )
+        assert beside is not None
+        assert beside > 0
+
+
+def test_a_gpu_of_one_s_own(llama: Analysis) -> None:
+    """Twice an H100, under another name: half its hours."""
+    h100 = find_gpu("H100")
+    own = msgspec.structs.replace(h100, name="Mine", peak_dense_tflop_per_s=2 * h100.peak_dense_tflop_per_s)
+    run = plan_run(llama, RunPlan(tokens=10**12, gpus=("H100", own), prices_usd_per_hour={"mine": 5.0}))
+    theirs, ours = run.gpus
+    assert (ours.gpu, ours.price_usd_per_hour) == ("Mine", 5)
+    assert [outcome.gpu_hours * 2 for outcome in ours.outcomes] == [outcome.gpu_hours for outcome in theirs.outcomes]
+
+
 def test_attention_s_share(llama: Analysis, deepseek: Analysis) -> None:
     """4 S D of 32 layers of the FLOPs per token of Llama-7B."""
     plan = RunPlan(tokens=1, gpus=("H100",))
@@ -171,6 +232,16 @@ def test_more_flops_than_the_gpus_can_do_is_an_impossible_claim(llama: Analysis)
         plan_run(llama, plan)
 
 
+def test_a_speed_above_the_peak_is_refused(llama: Analysis) -> None:
+    """An A100's 312 TFLOP/s are 7,716.9 tokens a second at 6N, the fewest FLOPs of all conventions."""
+    plan = RunPlan(tokens=10**12, gpus=("A100",), tokens_per_second_per_gpu=7_716.0)
+    assert plan_run(llama, plan).gpus[0].implied_mfu[0].mfu < 1
+    with pytest.raises(
+        UserError, match=r"^tokens_per_second_per_gpu = 7717: the claim is impossible: .* \(6N, the .*, above 1$"
+    ):
+        plan_run(llama, msgspec.structs.replace(plan, tokens_per_second_per_gpu=7_717.0))
+
+
 def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
     plan = RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000)
     with pytest.raises(
@@ -204,6 +275,21 @@ def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
         ({"mfus": ()}, "^mfu = '': give at least one utilisation"),
         ({"gpu_hours": 0.0}, r"^gpu_hours = 0\.0: must be a number of hours above 0$"),
         ({"gpu_hours": float("nan")}, "^gpu_hours = nan: must be a number of hours above 0$"),
+        (
+            {"tokens_per_second_per_gpu": 0},
+            "^tokens_per_second_per_gpu = 0: must be a number of tokens per second above",
+        ),
+        ({"tokens_per_second_per_gpu": float("inf")}, "^tokens_per_second_per_gpu = inf: must be a number"),
+        ({"tokens_per_second_per_gpu": True}, "^tokens_per_second_per_gpu = true: must be a number"),
+        ({"tokens_per_second_per_gpu": "1"}, "^tokens_per_second_per_gpu = '1': must be a number"),
+        (
+            {"tokens_per_second_per_gpu": 5, "mfus": (0.4,)},
+            "^tokens_per_second_per_gpu = 5: a speed says what the utilisation is: leave out mfu$",
+        ),
+        (
+            {"tokens_per_second_per_gpu": 5, "gpu_hours": 5.0},
+            "^tokens_per_second_per_gpu = 5: a speed says what the hours are: leave out gpu_hours$",
+        ),
         ({"gpu_hours": 5.0, "mfus": (0.4,)}, r"^gpu_hours = 5\.0: hours say what the utilisation was"),
     ],
 )

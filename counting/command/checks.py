@@ -1,0 +1,71 @@
+"""Which flags go together: what a flag needs, and what contradicts what. Values are not looked at."""
+
+import argparse
+from typing import Any
+
+from torch_models.errors import UserError
+
+# Flag -> the flags without one of which it would mean nothing.
+NEEDS = {
+    "tokens": ("model_config",),
+    "seq_len": ("model_config",),
+    "kernels": ("model_config",),
+    "recompute": ("model_config",),
+    "mtp": ("model_config",),
+    "loss_chunk": ("model_config",),
+    "proof": ("model_config",),
+    "gpus": ("model_config", "training_budget"),
+    "gpu_file": ("model_config", "training_budget"),
+    "mfu": ("training_budget", "tokens"),
+    "gpu_prices": ("training_budget", "tokens"),
+    "price": ("gpus", "gpu_file"),
+    "num_gpus": ("training_budget", "tokens"),
+    "global_batch_tokens": ("tokens",),
+    "gpu_hours": ("tokens",),
+    "tokens_per_second_per_gpu": ("tokens",),
+    "precision": ("model_config",),
+    "optimizer": ("model_config",),
+    "compare": ("tokens",),
+    "scaling_law": ("training_budget",),
+    "design": ("training_budget",),
+    "force": ("design",),
+}
+
+# Of each row one flag is given at most: the rest say the same in another way.
+ALTERNATIVES = (("mfu", "gpu_hours", "tokens_per_second_per_gpu"), ("price", "gpu_prices"))
+
+NO_FLAGS = {"plan", "from_plan"}  # of the options: where flags come from
+
+
+def given_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags that are given, with their values as typed, in the order of the parser."""
+    return {
+        flag: value for flag, value in vars(options).items() if value not in (None, False, []) and flag not in NO_FLAGS
+    }
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    """Refuse flags that need another, and those that contradict each other."""
+    given = given_flags(options).keys()
+    for flag, others in NEEDS.items():
+        if flag in given and not given & set(others):
+            raise UserError(f"--{flag} needs {' or '.join(f'--{other}' for other in others)}")
+    if not given & {"model_config", "training_budget", "published", "claim"}:
+        raise UserError(
+            "nothing to do: give --model_config or --training_budget, --published or --claim, or --help for all flags"
+        )
+    if "tokens" in given and not given & {"gpus", "gpu_file"}:
+        raise UserError("--tokens needs --gpus: say what to train on, as --gpus H100")
+    for measured in ("gpu_hours", "tokens_per_second_per_gpu"):
+        if {"mfu", measured} <= given:
+            raise UserError(f"--{measured} says what the MFU was: leave out --mfu")
+    if {"gpu_hours", "tokens_per_second_per_gpu"} <= given:
+        raise UserError("give either --gpu_hours, of a run that is over, or --tokens_per_second_per_gpu")
+    if {"price", "gpu_prices"} <= given:
+        raise UserError("give either --price, for every GPU, or --gpu_prices")
+    if "compare" in given:
+        if len(options.model_config) < 2:
+            raise UserError("--compare needs two models or more: give --model_config with several configs")
+        for measured in ("gpu_hours", "tokens_per_second_per_gpu"):
+            if measured in given:
+                raise UserError(f"--compare takes no --{measured}, which is of one model's run: give --mfu")

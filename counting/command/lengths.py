@@ -1,0 +1,55 @@
+"""The sequence length where none is given: one for all models that are compared, and a warning of a long one."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from counting.analysis import Analysis, analyze
+from counting.setup import Setup
+from torch_models.fields.config import ForeignConfig
+from torch_models.spec import ModelSpec
+
+LONGEST_WITHOUT_WARNING = 8192  # tokens; few models are pre-trained at more, and configs say what they can be run at
+
+
+def common_length(models: Sequence[ModelSpec | ForeignConfig], setup: Setup) -> tuple[Setup, str | None]:
+    """The setup at the smallest of the models' default lengths, and which field of which model says so.
+
+    A family that goes through transformers is measured to learn it, since defaults of its config stand there.
+    """
+    defaults = []
+    for model in models:
+        resolved = analyze(model, setup).setup if isinstance(model, ForeignConfig) else model
+        if resolved.sequence_length is not None:
+            defaults.append((resolved.sequence_length, f"{resolved.sequence_length_source} of {model.name}"))
+    if not defaults:
+        return setup, None
+    length, source = min(defaults, key=lambda default: default[0])
+    return msgspec.structs.replace(setup, sequence_length=length), source
+
+
+def with_length_from(analysis: Analysis, source: str) -> Analysis:
+    """The same analysis, its sequence length of that source."""
+    setup = msgspec.structs.replace(analysis.setup, sequence_length_source=source)
+    return msgspec.structs.replace(analysis, setup=setup)
+
+
+def length_warnings(analyses: Sequence[Analysis]) -> list[str]:
+    """A line for each model whose FLOPs are those of a long sequence that nobody asked for."""
+    return [
+        f"{analysis.name}: {analysis.sequence_length:,} tokens a sequence ({analysis.setup.sequence_length_source}), "
+        "perhaps more than it is trained at, and FLOPs and money grow with it; --seq_len sets the length"
+        for analysis in analyses
+        if analysis.sequence_length > LONGEST_WITHOUT_WARNING and analysis.setup.sequence_length_source != "given"
+    ]
+
+
+def comparison_notes(analyses: Sequence[Analysis]) -> list[str]:
+    """At what length the models are compared, where it was chosen from their defaults."""
+    first = analyses[0]
+    if first.setup.sequence_length_source == "given":
+        return []
+    return [
+        f"the models are compared at {first.sequence_length:,} tokens a sequence, their smallest default "
+        f"({first.setup.sequence_length_source}); --seq_len sets another"
+    ]

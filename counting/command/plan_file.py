@@ -1,0 +1,130 @@
+"""A plan: flags kept in a TOML file, each under its name. What is typed on the command line wins.
+
+model_config = "deepseek_v3"
+tokens = "14.8T"
+gpus = ["H800"]
+gpu_prices = { H800 = 2.0 }
+"""
+
+import argparse
+import difflib
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from counting.command.checks import ALTERNATIVES, given_flags
+from torch_models.errors import ConfigError, UserError, show_name
+
+MAX_PLAN_BYTES = 1_000_000
+LISTS = ("gpus",)  # flags that take names with commas between them, and in a plan an array of names
+TABLES = ("gpu_prices",)  # flags that take pairs, and in a plan a table
+
+
+def plan_as_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The plan as one would type it; keys have underscores or hyphens. Raises `UserError` with file, key and rule."""
+    shown = show_name(path)
+    actions = {
+        action.dest: action
+        for action in parser._actions
+        if action.default is not argparse.SUPPRESS and action.dest != "plan"
+    }
+    keys: dict[str, str] = {}
+    arguments: list[str] = []
+    for key, value in _read_toml(path, shown).items():
+        flag = key.replace("-", "_")
+        if flag not in actions:
+            raise ConfigError(key, value, f"is no flag; did you mean {_nearest(flag, actions)}?", shown)
+        if flag in keys:
+            raise ConfigError(key, value, f"stands there twice, as {keys[flag]} too", shown)
+        keys[flag] = key
+        arguments += _typed(actions[flag], key, value, shown)
+    return arguments
+
+
+def with_plan(typed: argparse.Namespace, planned: argparse.Namespace) -> argparse.Namespace:
+    """The flags that are typed, and those of the plan beside them; `from_plan` says which these are.
+
+    A typed flag also takes the place of those that say the same in another way: hours, that of an MFU.
+    """
+    won = set(given_flags(typed))
+    for row in ALTERNATIVES:
+        if won.intersection(row):
+            won.update(row)
+    taken = {flag: value for flag, value in given_flags(planned).items() if flag not in won}
+    return argparse.Namespace(**vars(typed) | taken | {"from_plan": frozenset(taken)})
+
+
+def _read_toml(path: str, shown: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        info = Path(path).stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise UserError(f"{shown}: must be a file of TOML, but is {_kind(info.st_mode)}")
+        if info.st_size > MAX_PLAN_BYTES:
+            raise UserError(f"{shown}: {info.st_size} bytes; a plan has at most {MAX_PLAN_BYTES}")
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown}: not valid TOML: must be UTF-8, but byte {error.start} is not") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserError(f"{shown}: cannot be read: {reason}") from None
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UserError(f"{shown}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # tomllib's own, and Python's of a number with too many digits
+        raise UserError(f"{shown}: {_at_line(str(error), text)}") from None
+
+
+def _at_line(message: str, text: str) -> str:
+    """The parser's message, with the line first."""
+    reason, _, place = message.rpartition(" (at ")
+    found = re.fullmatch(r"line (\d+), column (\d+)\)", place)
+    if found is not None:
+        return f"line {found[1]}, column {found[2]}: not valid TOML: {reason}"
+    if place == "end of document)":
+        return f"line {max(len(text.splitlines()), 1)}, at its end: not valid TOML: {reason}"
+    return f"not valid TOML: {message}"
+
+
+def _typed(action: argparse.Action, key: str, value: object, shown: str) -> list[str]:
+    """One flag of the plan as arguments."""
+    flag = action.option_strings[0]
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(key, value, "must be true or false", shown)
+        return [flag] * value
+    if action.nargs == "?" and isinstance(value, bool):
+        return [flag] * value
+    if action.nargs == "+":
+        values = value if isinstance(value, list) else [value]
+        return [f"{flag}={_text(key, inner, shown)}" for inner in values]
+    if isinstance(value, list) and action.dest in LISTS:
+        return [f"{flag}={','.join(_text(key, inner, shown) for inner in value)}"]
+    if isinstance(value, Mapping) and action.dest in TABLES:
+        pairs = (f"{name}={_text(f'{key}.{name}', inner, shown)}" for name, inner in value.items())
+        return [f"{flag}={','.join(pairs)}"]
+    return [f"{flag}={_text(key, value, shown)}"]
+
+
+def _text(key: str, value: object, shown: str) -> str:
+    """A text or a number as typed."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(key, value, "must be a text or a number, as one would type it", shown)
+    return value if isinstance(value, str) else repr(value)
+
+
+def _nearest(flag: str, known: Iterable[str]) -> str:
+    (nearest,) = difflib.get_close_matches(flag, list(known), n=1, cutoff=0)
+    return nearest
+
+
+def _kind(mode: int) -> str:
+    return "a folder" if stat.S_ISDIR(mode) else "no regular file"

@@ -1,0 +1,45 @@
+"""On which GPUs a measured training step fits as it is run, and how it would have to be run to fit.
+
+What a step needs of a device is what it allocates at its worst moment and what a PyTorch process takes before its first
+tensor (the CUDA context, `Gpu.context_bytes`, a figure with a source; nothing where none is known), against the memory
+that the driver reports of one device. One device talks to no other: no communicator's buffers are in it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from counting.analysis import Analysis
+from counting.cost.hardware import Gpu
+from counting.fits import Fit, Remedy
+
+
+def fits_on(analysis: Analysis, gpus: Sequence[Gpu]) -> tuple[Fit, ...]:
+    """The fit on one device of each of `gpus`, in their order; none where no step of the model was measured."""
+    return () if analysis.memory is None else tuple(_fit(analysis, gpu) for gpu in gpus)
+
+
+def _fit(analysis: Analysis, gpu: Gpu) -> Fit:
+    memory = analysis.memory
+    assert memory is not None
+    context = gpu.context_bytes or 0
+    needed = memory.peak_bytes + context
+    fits = needed <= gpu.device_capacity_bytes
+    return Fit(
+        gpu=gpu.name,
+        fits=fits,
+        allocated_bytes=memory.peak_bytes,
+        needed_bytes=needed,
+        capacity_bytes=gpu.device_capacity_bytes,
+        basis="allocated",
+        remedies=() if fits else tuple(_remedies(analysis, context, gpu.device_capacity_bytes)),
+    )
+
+
+def _remedies(analysis: Analysis, context: int, capacity: int) -> Iterator[Remedy]:
+    """What would fit, cheapest first; what costs more than another remedy must also need less."""
+    assert analysis.memory is not None
+    least = capacity + 1
+    for other in analysis.memory.alternatives:
+        needed = other.peak_bytes + context
+        if needed < least:
+            yield Remedy(recompute=other.recompute, loss_chunk=other.loss_chunk, needed_bytes=needed)
+            least = needed

@@ -1,0 +1,37 @@
+"""The table of the GPUs on which a training step fits."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from counting.fits import Fit
+from counting.report.format import integer
+from counting.report.screen.fits import remedy_in_words
+from counting.report.tables import rows_table
+from counting.setup import Setup
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CAPTION = (
+    "Needed: what the step allocates at its worst moment, and the CUDA context where its size is known; what the "
+    "caching allocator reserves beyond that is left out. Capacity: what the driver reports of one device where that is "
+    "known, else the vendor's memory, one GB taken as 2^30 bytes. A board of two dies is two devices. Fits with: the "
+    "cheapest of other recomputation and a loss in chunks, by formula and simulation."
+)
+
+
+def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
+    """A row for each GPU, in bytes."""
+    headings = ("GPU", "fits", "allocated", "needed", "capacity", "left", "fits with", "needing then")
+    table = rows_table("On one device of each GPU, bytes", headings, names=2)
+    for fit in fits:
+        cheapest = fit.remedies[0] if fit.remedies else None
+        table.add_row(
+            fit.gpu,
+            "yes" if fit.fits else "no",
+            *map(integer, (fit.allocated_bytes, fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)),
+            "" if cheapest is None else remedy_in_words(cheapest, setup),
+            "" if cheapest is None else integer(cheapest.needed_bytes),
+        )
+    table.caption, table.caption_justify = CAPTION, "left"
+    return table

@@ -1,0 +1,74 @@
+"""A budget on the first screen: what it buys, the model to spend it on, and how far it trains given models."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from counting.cost.budget import BudgetPlan
+from counting.cost.budget_on_model import BudgetOnModel
+from counting.report.format import dollars, readable, readable_dollars, scientific, short_percent, three_digits
+from counting.report.screen.lines import Lines
+
+if TYPE_CHECKING:
+    from counting.cost.design_for_budget import Design
+
+
+def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
+    """The best GPU, and the compute-optimal model with its tokens."""
+    best = next(option for option in budget.options if option.gpu == budget.best_gpu)
+    lines.heading(f"What {readable_dollars(budget.budget_usd)} buys at {short_percent(budget.mfu)} MFU")
+    lines.fact(
+        "FLOPs",
+        f"{scientific(budget.training_flops)}: {readable(budget.gpu_hours)} {best.gpu}-hours at "
+        f"{dollars(best.price_usd_per_hour)}",
+    )
+    others = [option for option in budget.options if option.gpu != budget.best_gpu]
+    if others:
+        lines.fact("", "less on " + ", ".join(f"{o.gpu} {scientific(o.training_flops)}" for o in others))
+    more = budget.more_on
+    if more is not None:
+        lines.fact(
+            "more on",
+            f"{more.gpu}, of all in the catalogue with a price: {scientific(more.training_flops)} at "
+            f"{dollars(more.price_usd_per_hour)} an hour; these are the default GPUs",
+        )
+    if budget.days is not None and budget.num_gpus is not None:
+        lines.fact("days", f"{three_digits(budget.days)} on {budget.num_gpus:,} {best.gpu}")
+    lines.fact(
+        "best model",
+        f"{readable(budget.optimal_parameters)} parameters on {readable(budget.optimal_tokens)} tokens, "
+        f"{three_digits(budget.tokens_per_parameter)} per parameter; predicted loss {budget.predicted_loss:.3f} "
+        "nats per token",
+    )
+    extrapolated = ", extrapolated beyond the sizes or tokens that it was fitted to" if budget.extrapolated else ""
+    lines.fact("by the law", f"{budget.scaling_law}{extrapolated}")
+
+
+def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
+    """The same budget on each of the analysed models."""
+    rows = [("the budget on", "tokens", "N taken as", "tokens per N", "× law's optimum", "loss")]
+    for model in spent:
+        for index, reading in enumerate(model.readings):
+            rows.append(
+                (
+                    "" if index else model.model,
+                    "" if index else readable(model.tokens),
+                    f"{reading.taken_as}, {readable(reading.parameters)}",
+                    three_digits(reading.tokens_per_parameter),
+                    three_digits(reading.tokens_over_optimal),
+                    f"{reading.predicted_loss:.3f}{'*' if reading.extrapolated else ''}",
+                )
+            )
+    lines.columns(rows)
+    if any(reading.extrapolated for model in spent for reading in model.readings):
+        lines.text("* beyond the sizes or tokens that the law was fitted to")
+
+
+def design_screen(lines: Lines, design: "Design", path: str) -> None:
+    """The model designed for the budget."""
+    config = design.config
+    lines.fact(
+        "designed",
+        f"{path}: {config['num_hidden_layers']} layers × {config['hidden_size']}, {readable(design.parameters)} "
+        f"parameters as measured, {design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
+        f"predicted loss {design.predicted_loss:.3f}",
+    )

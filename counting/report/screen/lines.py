@@ -1,0 +1,67 @@
+"""Lines of the first screen: headings, labelled facts, and columns of numbers, in plain text."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+INDENT = 2
+LABEL = 16  # columns of a label, the blank behind it included
+NO_BREAK = "\N{NO-BREAK SPACE}"
+NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=[A-Za-z%×])")
+BETWEEN_COLUMNS = "  "
+SHORTEST_NAME = 8
+
+
+class Lines:
+    """What is written below each other, no line wider than `width`."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.lines: list[str] = []
+
+    def heading(self, text: str) -> None:
+        """What a block is about."""
+        self.lines += self._wrapped(text, "", " " * 2 * INDENT)
+
+    def fact(self, label: str, text: str) -> None:
+        """A label, and to the right of it the text in as many lines as it takes."""
+        self.lines += self._wrapped(text, f"{' ' * INDENT}{label:{LABEL - 1}} ", " " * (INDENT + LABEL))
+
+    def text(self, text: str) -> None:
+        """Without a label, over the whole width."""
+        self.lines += self._wrapped(text, " " * INDENT, " " * 2 * INDENT)
+
+    def columns(self, rows: Sequence[Sequence[str]], *, names: int = 1) -> None:
+        """Cells under each other, the first `names` columns at the left; the first row has the headings.
+
+        Columns that are empty but for their heading are left out, and the end of a name for which there is no room.
+        """
+        kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
+        widths = {index: max(len(row[index]) for row in rows) for index in kept}
+        beyond = INDENT + sum(widths.values()) + len(BETWEEN_COLUMNS) * (len(kept) - 1) - self.width
+        if beyond > 0:
+            widths[0] = max(widths[0] - beyond, SHORTEST_NAME)
+        for row in rows:
+            cells = [self._cell(row[index], widths[index], index < names) for index in kept]
+            self.lines.append((" " * INDENT + BETWEEN_COLUMNS.join(cells)).rstrip())
+
+    @staticmethod
+    def _cell(text: str, width: int, at_the_left: bool) -> str:
+        if len(text) > width:
+            text = f"{text[: width - 1]}…"
+        return text.ljust(width) if at_the_left else text.rjust(width)
+
+    def _wrapped(self, text: str, first: str, others: str) -> list[str]:
+        lines = textwrap.wrap(
+            NUMBER_AND_UNIT.sub(NO_BREAK, text),
+            self.width,
+            initial_indent=first,
+            subsequent_indent=others,
+            break_on_hyphens=False,
+        )
+        return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,153 @@
+"""One model on the first screen: what it has, what a token, a layer and a training step cost, and where it fits."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from counting.analysis import Analysis
+from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
+from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable
+from counting.report.model.proof import proof_in_words
+from counting.report.screen.fits import fits_in_words
+from counting.report.screen.lines import Lines
+from counting.step_memory import StepMemory
+
+if TYPE_CHECKING:
+    from counting.fits import Fit
+
+LARGEST_SHARES = 3
+# What a layer and a step hold, in the words of this screen.
+LAYER_PARTS = {"weights": "weights", "boundary": "input", "saved": "saved", "transients": "transients"}
+STEP_PARTS = {"activations": "activations", "logits_and_loss": "logits and loss", "transients": "transients"}
+
+
+def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]") -> None:
+    """All of one model."""
+    setup = analysis.setup
+    family = "" if analysis.model_type == analysis.name else f"{analysis.model_type}, "
+    kernels = "" if setup.kernels == "fused" else f", {setup.kernels} kernels"
+    lines.heading(f"{analysis.name}: {family}{_layers(analysis)}, {_length(analysis)}{kernels}")
+    lines.fact("above", f"parameters: the model; TFLOPs, GBs: one {analysis.main_layer.kind} layer's forward")
+    lines.fact("parameters", f"{_sizes(analysis)}: {_shares(analysis)}{_beside(analysis)}")
+    lines.fact("FLOPs a token", _flops(analysis))
+    lines.fact("one layer", _layer_memory(analysis))
+    if analysis.memory is None:
+        lines.fact("a training step", "is not measured of a family that goes through transformers")
+        return
+    _step_memory(lines, analysis, analysis.memory)
+    if fits := [*(analysis.fits or ()), *_others(on_catalogue, analysis.fits or ())]:
+        lines.fact("fits one", fits_in_words(fits, setup))
+
+
+def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool) -> None:
+    """One model in three lines; where it is compared, the length is that of all."""
+    lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
+    forward, training = _forward_and_training(analysis)
+    lines.text(f"{_sizes(analysis, ' parameters')}; a token: forward {forward}, training {training}")
+    peak, memory = analysis.main_layer.peak_memory_bytes, analysis.memory
+    layer = "one layer is not measured" if peak is None else f"one layer {Bytes(peak)(peak)}"
+    if memory is None:
+        lines.text(f"{layer}; no training step is measured")
+        return
+    fits = list(analysis.fits or on_catalogue)
+    where = f"; fits {fits_in_words(fits, analysis.setup, most=2)}" if fits else ""
+    lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
+
+
+def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
+    """What governs the numbers, and what proves them."""
+    cores = [main_attention_core(analysis) for analysis in analyses]
+    windows = any(core.as_run != core.full_square for core in cores)
+    attention = "attention's full square, or its window" if windows else "attention's full square"
+    text = f"one sequence, one device; matrix products only, 2 FLOPs a multiply-add, {attention}; GB = 10^9 bytes"
+    lines.fact("conventions", text)
+    proofs: dict[str, list[str]] = {}
+    for analysis in analyses:
+        number, _, by = proof_in_words(analysis.agreement).partition(" ")
+        proofs.setdefault(by, []).append(number if len(analyses) == 1 else f"{number} ({analysis.name})")
+    lines.fact("proof", "; ".join(f"{', '.join(numbers)} {by}" for by, numbers in proofs.items()))
+
+
+def _layers(analysis: Analysis) -> str:
+    total = sum(layer.count for layer in analysis.layers)
+    return f"{total} layer{'' if total == 1 else 's'}"
+
+
+def _length(analysis: Analysis) -> str:
+    """The sequence length, and who says so."""
+    return f"{integer(analysis.sequence_length)} tokens ({length_said_by(analysis)})"
+
+
+def length_said_by(analysis: Analysis) -> str:
+    """Whoever gave the length, or a field by its own name, without the objects that it stands in."""
+    source = analysis.setup.sequence_length_source or ""
+    field, of, model = source.partition(" of ")
+    return source if source == "given" else f"from {field.rpartition('.')[2]}{of}{model}"
+
+
+def _sizes(analysis: Analysis, noun: str = "") -> str:
+    parameters = analysis.parameters
+    active = "" if parameters.active == parameters.total else f", active {readable(parameters.active)}"
+    return f"{readable(parameters.total)}{noun}{active}"
+
+
+def _shares(analysis: Analysis) -> str:
+    parameters = analysis.parameters
+    largest = sorted(parameters.by_component.items(), key=lambda entry: -entry[1])[:LARGEST_SHARES]
+    return ", ".join(f"{name} {percent(count / parameters.total, 1)}" for name, count in largest if count)
+
+
+def _beside(analysis: Analysis) -> str:
+    mtp = analysis.parameters.mtp
+    return f"; beside them mtp {readable(mtp)}" if mtp else ""
+
+
+def _forward_and_training(analysis: Analysis) -> tuple[str, str]:
+    """Of one token; the unit once where both have the same."""
+    forward = readable(analysis.forward_flops / analysis.setup.tokens, FLOP_UNITS)
+    training = readable(float(training_flops_per_token(analysis)), FLOP_UNITS)
+    number, _, unit = forward.partition(" ")
+    return number if training.endswith(f" {unit}") else forward, training
+
+
+def _flops(analysis: Analysis) -> str:
+    """A forward pass with attention's share of it, and training."""
+    core, step, recompute = main_attention_core(analysis), analysis.training, analysis.setup.recompute
+    attention = "attention's square" if core.as_run == core.full_square else "attention within windows"
+    forward, training = _forward_and_training(analysis)
+    mtp = " with mtp" if trains_mtp(analysis) else ""
+    share = percent(core.as_run / analysis.forward_flops, 1)
+    text = f"forward {forward} ({share} {attention}), training {training}{mtp}"
+    if step is not None and recompute != "none":
+        text += f"; executed {readable(step.hardware_flops_per_token, FLOP_UNITS)} with recompute {recompute}"
+    return text
+
+
+def _layer_memory(analysis: Analysis) -> str:
+    parts, peak = analysis.main_layer.peak_memory_parts, analysis.main_layer.peak_memory_bytes
+    if parts is None or peak is None:
+        return "its memory is not measured"
+    size = Bytes(peak)
+    return f"{size(peak)}: {_listed(size, {name: getattr(parts, field) for field, name in LAYER_PARTS.items()})}"
+
+
+def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
+    """The peak, what is held from step to step, and what comes and goes beside it, each at its own worst moment."""
+    size, setup, states = Bytes(memory.peak_bytes), analysis.setup, memory.states
+    chunk = "" if setup.loss_chunk is None else f", loss chunk {integer(setup.loss_chunk)}"
+    how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}"
+    lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
+    optimizer_state = memory.phases[0].optimizer_state
+    held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}
+    lines.fact("  states", f"{size(states.total)}: {_listed(size, held)}")
+    most = {name: max(getattr(phase, field) for phase in memory.phases) for field, name in STEP_PARTS.items()}
+    lines.fact("  beside, up to", _listed(size, most))
+
+
+def _listed(size: Bytes, parts: Mapping[str, int]) -> str:
+    """What there is, without the unit."""
+    return ", ".join(f"{name} {size.number(value)}" for name, value in parts.items() if value)
+
+
+def _others(fits: "Sequence[Fit]", named: "Sequence[Fit]") -> "list[Fit]":
+    names = {fit.gpu for fit in named}
+    return [fit for fit in fits if fit.gpu not in names]

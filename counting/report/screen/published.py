@@ -1,0 +1,33 @@
+"""Published runs on the first screen: what their hours imply, and how far their figures are from ours."""
+
+from collections.abc import Sequence
+
+from counting.published.runs import ExaminedRun
+from counting.report.conventions import CONVENTIONS
+from counting.report.screen.lines import Lines
+
+HEADINGS_OF_RUNS = ("run", "GPU", "6 N", "full", "causal", "own", "figures", "apart")
+
+
+def published_screen(lines: Lines, runs: Sequence[ExaminedRun]) -> None:
+    """A row for each run."""
+    figures = sum(len(run.figures) for run in runs)
+    lines.heading(f"{len(runs)} published runs: the MFU in % that hours imply, and {figures} figures stated")
+    lines.columns([HEADINGS_OF_RUNS, *map(_row_of_run, runs)], names=2)
+    lines.text(
+        "MFU of the dense 16-bit peak. 6 N: of active parameters; full, causal: 6 N' with attention's square, or half "
+        "of it; own: the model's own count. Figures: how many the paper states, and by how much ours differ at most. "
+        "The details have each with its source."
+    )
+
+
+def _row_of_run(run: ExaminedRun) -> tuple[str, ...]:
+    mfu = {entry.convention: f"{100 * entry.mfu:.1f}" for entry in run.implied_mfu}
+    largest = max((figure.relative_difference for figure in run.figures), key=abs, default=None)
+    return (
+        run.name,
+        run.gpu or "",
+        *(mfu.get(convention, "") for convention in CONVENTIONS),
+        str(len(run.figures) or ""),
+        "" if largest is None else f"{100 * largest:+.2f} %",
+    )

@@ -1,0 +1,98 @@
+"""A training run on the first screen: hours, days and dollars on each kind of GPU, and what they rest on."""
+
+from collections.abc import Sequence
+
+from counting.cost.run import GpuRun, TrainingRun
+from counting.report.conventions import CONVENTIONS, what_states_leave_out
+from counting.report.format import (
+    FLOP_UNITS,
+    Bytes,
+    integer,
+    percent,
+    readable,
+    readable_range,
+    scientific,
+    short_percent,
+)
+from counting.report.run import is_impossible
+from counting.report.screen.lines import Lines, listed
+
+LEFT_OUT = "failed runs, evaluation, storage and people"
+HEADINGS = ("GPU", "$/hour", "GPU-hours", "days", "cost")
+
+
+def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
+    """Runs of one plan: a table with the first `most` GPUs of each, and below it what bounds and what governs it."""
+    first, several = runs[0], len(runs) > 1
+    num_gpus = first.gpus[0].num_gpus
+    gpus = "" if num_gpus is None else f" with {integer(num_gpus)} GPUs"
+    what = "each model" if several else first.model
+    lines.heading(f"Training {what} on {readable(first.tokens)} tokens{gpus}{_at_utilisation(first)}")
+    rows: list[tuple[str, ...]] = [("model", *HEADINGS)]
+    for run in runs:
+        rows += [(run.model if index == 0 else "", *_cells(gpu)) for index, gpu in enumerate(run.gpus[:most])]
+    lines.columns(rows if several else [row[1:] for row in rows], names=2 if several else 1)
+    if left := sum(max(0, len(run.gpus) - most) for run in runs):
+        lines.text(f"and {left} row{'' if left == 1 else 's'} more, which the details have")
+    for run in runs:
+        for gpu in run.gpus[:most]:
+            if gpu.implied_mfu:
+                name = f"{run.model}, {gpu.gpu}" if several else gpu.gpu
+                mfus = "; ".join(f"{CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in gpu.implied_mfu)
+                lines.fact("implied MFU", f"{name}: {mfus}")
+    if not several:
+        _work(lines, first)
+        _fewest(lines, first, most)
+    lines.fact("MFU", f"of the dense 16-bit peak, model FLOPs by its own count{_above_peak(runs)}")
+    lines.fact("not in the bill", LEFT_OUT)
+
+
+def _at_utilisation(run: TrainingRun) -> str:
+    """What the run is known by: its utilisation, hours or speed."""
+    if run.tokens_per_second_per_gpu is not None:
+        return f" at {run.tokens_per_second_per_gpu:,g} tokens/s per GPU"
+    if run.published_gpu_hours is not None:
+        return f" in {run.published_gpu_hours:,.0f} GPU-hours"
+    outcomes = run.gpus[0].outcomes
+    shares = dict.fromkeys(short_percent(outcome.mfu) for outcome in (outcomes[0], outcomes[-1]))
+    return f" at {' to '.join(shares)} MFU{', assumed' if outcomes[0].mfu_source == 'assumed' else ''}"
+
+
+def _cells(gpu: GpuRun) -> tuple[str, ...]:
+    """One row; from the outcome of the fewest hours to that of the most."""
+    least, most = sorted((gpu.outcomes[0], gpu.outcomes[-1]), key=lambda outcome: outcome.gpu_hours)
+    return (
+        gpu.gpu,
+        f"{gpu.price_usd_per_hour:,.2f}",
+        readable_range(least.gpu_hours, most.gpu_hours),
+        readable_range(least.days, most.days) if least.days is not None and most.days is not None else "",
+        readable_range(least.cost_usd, most.cost_usd, "$"),
+    )
+
+
+def _work(lines: Lines, run: TrainingRun) -> None:
+    """FLOPs and steps."""
+    text = f"{scientific(run.training_flops)}, {readable(run.training_flops_per_token, FLOP_UNITS)} a token"
+    if run.steps is not None and run.global_batch_tokens is not None:
+        text += f"; {integer(run.steps)} steps of {readable(run.global_batch_tokens)} tokens"
+    lines.fact("FLOPs", text)
+
+
+def _above_peak(runs: Sequence[TrainingRun]) -> str:
+    above = [(outcome.mfu, gpu) for run in runs for gpu in run.gpus for outcome in gpu.outcomes if outcome.mfu > 1]
+    if not above:
+        return ""
+    if not any(is_impossible(mfu, gpu) for mfu, gpu in above):
+        return "; above 100 % in FP8"
+    return "; above 100 % is impossible: it was trained at another sequence length, or the claim is not true"
+
+
+def _fewest(lines: Lines, run: TrainingRun, most: int) -> None:
+    """How many GPUs hold the states, what that leaves out, and whether there are so many."""
+    counts = listed([f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus[:most]])
+    states = Bytes(run.model_state_bytes)(run.model_state_bytes)
+    left_out = what_states_leave_out(run.beside_states_bytes)
+    lines.fact("GPUs at least", f"{counts} hold the model states, {states}; left out: {left_out}")
+    for gpu in run.gpus:
+        if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:
+            lines.fact("", f"{integer(gpu.num_gpus)} {gpu.gpu} cannot hold the model states")

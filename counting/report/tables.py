@@ -1,0 +1,144 @@
+"""How tables look, the same in every report, and how they fit the width that there is."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+WIDTH_OF_A_PIPE = 100  # columns, where no terminal and no COLUMNS says otherwise
+NARROWEST = 40
+WIDTH_WITHOUT_BOUNDS = 1000
+HEIGHT = 25
+BLANKS_AT_THE_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)  # with what colours them
+
+
+def output_width() -> int:
+    """Columns of the terminal that is written to, else of COLUMNS, else `WIDTH_OF_A_PIPE`."""
+    width = 0
+    try:
+        if sys.stdout.isatty():
+            width = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):  # closed, or no file
+        pass
+    if not width:
+        given = os.environ.get("COLUMNS", "")
+        width = int(given) if given.isascii() and given.isdigit() else 0
+    return max(width or WIDTH_OF_A_PIPE, NARROWEST)
+
+
+def print_rich(*found: "RenderableType", style: str | None = None, narrowest: int = 0) -> None:
+    """Text and tables at the width that there is, or `narrowest`; without blanks at the ends of lines."""
+    console = _open_console(max(output_width(), narrowest))
+    with console.capture() as capture:
+        for renderable in found:
+            console.print(renderable, style=style)
+    print(BLANKS_AT_THE_END.sub(lambda end: end[0].replace(" ", ""), capture.get()), end="")
+
+
+def print_tables(*tables: "Table") -> None:
+    """Tables under each other; one that is too wide is printed in parts, and no digit is cut."""
+    for table in tables:
+        for part in _parts(table):
+            print_rich("", part, narrowest=_needed(part))
+
+
+def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> "Table":
+    """A table of names and values."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+def rows_table(title: str, headings: Iterable[str], *, names: int = 1) -> "Table":
+    """A table of numbers: the first `names` columns are words, the others stand at the right."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < names else "right", no_wrap=True)
+    return table
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What a table rests on, in dim lines below it."""
+    from rich.markup import escape
+
+    print_rich("", *(f"• {escape(note)}" for note in notes), style="dim")
+
+
+def _open_console(width: int) -> "Console":
+    from rich.console import Console
+
+    # A height too, else a terminal without abilities is taken to have 80 columns.
+    return Console(highlight=False, width=width, height=HEIGHT)
+
+
+# --- Tables in parts ---------------------------------------------------------------------------------------------
+
+
+def _parts(table: "Table") -> Iterator["Table"]:
+    """The table itself where it fits; else with fewer columns at a time, each time after those of names.
+
+    A table whose cells may be broken into lines fits by itself.
+    """
+    names = [index for index, column in enumerate(table.columns) if column.justify == "left"]
+    numbers = [index for index, column in enumerate(table.columns) if column.justify != "left"]
+    if _needed(table) <= output_width() or not numbers:
+        yield table
+        return
+    chosen: list[int] = []
+    title = table.title
+    while numbers:
+        chosen.append(numbers.pop(0))
+        if len(chosen) == 1 and _needed(_with_columns(table, [*names, *chosen])) > output_width():
+            table.box = None  # a column of numbers needs no borders
+        if not numbers or _needed(_with_columns(table, [*names, *chosen, numbers[0]])) > output_width():
+            part = _with_columns(table, [*names, *chosen])
+            part.title = title
+            part.caption = None if numbers else table.caption
+            yield part
+            title, chosen = f"{table.title}, continued", []
+
+
+def _needed(table: "Table") -> int:
+    """Columns without which something would be cut; a cell that may be broken into lines takes few."""
+    from rich.measure import Measurement
+
+    boundless = _open_console(WIDTH_WITHOUT_BOUNDS)
+    measured = Measurement.get(boundless, boundless.options, table)
+    return measured.maximum if all(column.no_wrap for column in table.columns) else measured.minimum
+
+
+def _with_columns(table: "Table", chosen: Sequence[int]) -> "Table":
+    """The same table with only these columns, and without title and caption."""
+    from rich.table import Table
+
+    part = Table(
+        title_justify=table.title_justify,
+        caption_justify=table.caption_justify,
+        box=table.box,
+        header_style=table.header_style,
+    )
+    columns = [table.columns[index] for index in chosen]
+    for column in columns:
+        part.add_column(
+            column.header,
+            justify=column.justify,
+            no_wrap=column.no_wrap,
+            style=column.style,
+            min_width=column.min_width,
+        )
+    cells = [list(column.cells) for column in columns]
+    for index, row in enumerate(table.rows):
+        part.add_row(*(of_column[index] for of_column in cells), style=row.style, end_section=row.end_section)
+    return part

@@ -1,0 +1,120 @@
+"""On which GPUs a training step fits, and what makes it fit."""
+
+import json
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.fits import fits_on
+from counting.cost.hardware import Gpu, find_gpu, load_gpus
+from counting.fits import Fit, Remedy
+from counting.setup import Setup
+from tests.shrunken import LLAMA
+from torch_models.fields.config import spec_from_fields
+
+
+@pytest.fixture(scope="module")
+def llama() -> Analysis:
+    return analyze("llama_7b", Setup(sequence_length=2048))
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Analysis:
+    return analyze("smollm2_135m", Setup(sequence_length=8192))
+
+
+def test_llama_7b_does_not_fit_an_h100_and_nothing_makes_it(llama: Analysis) -> None:
+    """16 bytes for each of 6,738,415,616 parameters are more than an H100 by themselves."""
+    assert fits_on(llama, [find_gpu("H100")]) == (
+        Fit(
+            gpu="H100",
+            fits=False,
+            allocated_bytes=108_339_494_916,
+            needed_bytes=108_339_494_916 + 629 * 2**20,
+            capacity_bytes=84_942_979_072,
+            basis="allocated",
+            remedies=(),
+        ),
+    )
+    assert fits_on(llama, [find_gpu("H100")])[0].spare_bytes == 84_942_979_072 - 108_339_494_916 - 629 * 2**20
+    assert 16 * 6_738_415_616 > 84_942_979_072
+
+
+def test_the_gpus_that_llama_7b_fits(llama: Analysis) -> None:
+    assert [fit.gpu for fit in fits_on(llama, load_gpus()) if fit.fits] == ["H200", "B200", "GB200", "MI300X"]
+
+
+def test_smollm2_fits_a_t4(smollm2: Analysis) -> None:
+    (fit,) = fits_on(smollm2, [find_gpu("T4")])
+    assert (fit.fits, fit.allocated_bytes, fit.remedies) == (True, 11_653_284_952, ())
+    assert fit.spare_bytes == 14904 * 2**20 - 400 * 2**20 - 11_653_284_952
+
+
+def test_what_makes_smollm2_fit_a_t4_at_16384() -> None:
+    """Cheapest first: the head once more, then every layer once more, then both; each by its own measured step."""
+    setup = Setup(sequence_length=16_384)
+    (fit,) = fits_on(analyze("smollm2_135m", setup), [find_gpu("T4")])
+    assert (fit.fits, fit.allocated_bytes) == (False, 21_423_359_064)
+    assert [(remedy.recompute, remedy.loss_chunk) for remedy in fit.remedies] == [
+        ("none", 1024),
+        ("full", None),
+        ("full", 1024),
+    ]
+    for remedy in fit.remedies:
+        run_so = msgspec.structs.replace(setup, recompute=remedy.recompute, loss_chunk=remedy.loss_chunk)
+        (measured,) = fits_on(analyze("smollm2_135m", run_so), [find_gpu("T4")])
+        assert (measured.fits, measured.needed_bytes) == (True, remedy.needed_bytes)
+
+
+def test_what_costs_more_and_saves_nothing_is_no_remedy() -> None:
+    """With eager kernels the worst moment is within a layer: the loss in chunks adds nothing to recomputing."""
+    (fit,) = fits_on(analyze("smollm2_135m", Setup(sequence_length=8192, kernels="eager")), [find_gpu("H100")])
+    assert [(remedy.recompute, remedy.loss_chunk) for remedy in fit.remedies] == [("selective", None), ("full", None)]
+
+
+def test_mi250x_is_one_die() -> None:
+    """Llama-7B in bf16 needs 8 bytes a parameter, 54 GB, and 14 GB beside: more than one of the two dies has."""
+    analysis = analyze("llama_7b", Setup(sequence_length=8192, precision="bf16"))
+    (fit,) = fits_on(analysis, [find_gpu("MI250X")])
+    assert fit.capacity_bytes == 65520 * 2**20 < fit.allocated_bytes == fit.needed_bytes < 128 * 2**30
+    assert fit.remedies == (Remedy(recompute="full", loss_chunk=None, needed_bytes=55_020_044_320),)
+
+
+def test_a_step_that_fills_the_device_to_the_last_byte() -> None:
+    analysis = analyze(spec_from_fields(LLAMA, "shrunken"), Setup(sequence_length=64))
+    assert analysis.memory is not None
+    needed = analysis.memory.peak_bytes + 1000
+    for capacity, fits in ((needed - 1, False), (needed, True)):
+        (fit,) = fits_on(analysis, [with_memory(capacity, context=1000)])
+        assert (fit.fits, fit.needed_bytes, fit.spare_bytes) == (fits, needed, capacity - needed)
+    alternatives = analysis.memory.alternatives
+    least = min(other.peak_bytes for other in alternatives)
+    for capacity, remedies in ((least + 999, 0), (least + 1000, 1)):
+        (fit,) = fits_on(analysis, [with_memory(capacity, context=1000)])
+        assert [remedy.needed_bytes for remedy in fit.remedies] == [least + 1000] * remedies
+
+
+def with_memory(capacity: int, context: int) -> Gpu:
+    h100 = find_gpu("H100")
+    return msgspec.structs.replace(h100, name="tiny", driver_memory_bytes=capacity, context_bytes=context)
+
+
+def test_no_step_no_fit() -> None:
+    assert fits_on(analyze("llama_7b", step=False), load_gpus()) == ()
+
+
+def test_lossless_to_json_within_the_analysis(llama: Analysis) -> None:
+    assert llama.fits is None
+    with_fits = msgspec.structs.replace(llama, fits=fits_on(llama, load_gpus()))
+    text = msgspec.json.encode(with_fits)
+    assert msgspec.json.decode(text, type=Analysis) == with_fits
+    assert set(json.loads(text)["fits"][0]) == {
+        "gpu",
+        "fits",
+        "allocated_bytes",
+        "needed_bytes",
+        "capacity_bytes",
+        "basis",
+        "remedies",
+    }
