@@ -19,7 +19,7 @@ from counting.reconcile import Agreement, reconcile
 from counting.setup import MOST_CHUNKS, Setup, resolve
 from counting.step_memory import Alternative, StepMemory, step_memory, with_states
 from counting.training_step import TrainingStep, training_step
-from torch_models.errors import ArgumentError, UserError
+from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.spec import ModelSpec, Recompute
 
@@ -43,7 +43,8 @@ NOTES = (
     "fused RMSNorm, as torch runs them on an A100. What a kernel pads (head sizes that are no multiple of 8) is not "
     "counted, nor is a head above 256 channels refused, as flash attention would. Windows, soft caps and sinks are in "
     "a kernel of this project's, of flash attention's memory, since torch has none.",
-    "Measured in bfloat16, which has float16's bytes: grouped products have no float16 meta kernel.",
+    "Parameters, forward FLOPs and one layer's memory are measured in bfloat16, which has float16's bytes: grouped "
+    "products have no float16 meta kernel.",
 )
 
 
@@ -150,14 +151,22 @@ DEFAULT_SETUP = Setup()
 AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | ModelSpec | ForeignConfig
 
 
-def analyze(config: AnyConfig, setup: Setup = DEFAULT_SETUP, *, step: bool = True) -> Analysis:
+def analyze(
+    config: AnyConfig, setup: Setup = DEFAULT_SETUP, *, layout: None = None, cluster: None = None, step: bool = True
+) -> Analysis:
     """Measure the model of `config` under `setup`, and reconcile every witness of each number.
 
     `config` is a path, a name in configs/, a mapping of a config's fields, a spec, or the fields of a family that has
     no modules here: that one is built by transformers, has no formulas and no training step. With `step` a native
-    family's training step is measured too, forward and backward, which takes about as long again. Raises `UserError`
-    for what the user can mend, `DisagreementError` where two witnesses differ.
+    family's training step is measured too, forward and backward, which takes about as long again. `layout` and
+    `cluster` are places for what a step is spread over: nothing is spread yet, and only None is taken. Raises
+    `UserError` for what the user can mend, `DisagreementError` where two witnesses differ.
     """
+    for field, value in (("layout", layout), ("cluster", cluster)):
+        if value is not None:
+            raise ArgumentError(field, value, "nothing is spread over several devices yet: leave it out")
+    if not isinstance(setup, Setup):
+        raise ArgumentError("setup", setup, "must be a Setup")
     model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
     if isinstance(model, ForeignConfig):
         return _analyze_via_transformers(model, setup)
@@ -179,7 +188,7 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     witnesses = measure(spec, setup, step=step)
     witnesses["formula"] = by_formula(spec, setup, step=step)
     witnesses["simulation"] = simulate(spec, setup, step=step)
-    measured_dtype = "float32" if step and setup.precision_recipe.activation_bytes == 4 else "bfloat16"
+    measured_dtype = setup.precision_recipe.activation_dtype if step else "bfloat16"
     setup = msgspec.structs.replace(setup, measured_dtype=measured_dtype)
     analysis, counts = _analysis(spec, "measured = formula", setup, NOTES, witnesses)
     if not step:
@@ -229,7 +238,7 @@ def _alternative(
 
 
 def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
-    """Through transformers, which is imported here and nowhere else."""
+    """Of a family without modules here: transformers builds it, and there is no formula and no step."""
     family = foreign.model_type or "its family"
     if setup.kernels != "fused":
         rule = f"{family} goes through transformers, and is measured with fused attention only"
@@ -246,8 +255,6 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
     from counting.via_transformers.measure import measure_via_transformers
 
     measured = measure_via_transformers(model, setup)
-    if not measured.witnesses["numel"].layers:
-        raise UserError(f"{model.source}: the model has no decoder layers")
     notes = (*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}.")
     return _analysis(model, "measured, no formula", setup, notes, measured.witnesses)[0]
 
@@ -261,7 +268,7 @@ def _analysis(
 ) -> tuple[Analysis, ModelCounts]:
     """The result without a step, and what all witnesses together say."""
     counts, agreement = reconcile(model.name, witnesses)
-    whole, of_sums = reconcile(model.name, _sums(witnesses))
+    whole = counts.whole_model()
     flops, core, mtp_flops = whole.forward_flops, whole.attention_core_flops, counts.mtp.forward_flops
     assert flops is not None and core is not None and mtp_flops is not None
     analysis = Analysis(
@@ -278,14 +285,10 @@ def _analysis(
         mtp_forward_flops=mtp_flops.total,
         model_flops=model_flops(flops.total),
         defaulted_fields=model.defaulted_fields,
-        agreement=msgspec.structs.replace(agreement, checks=(*agreement.checks, *of_sums.checks)),
+        agreement=agreement,
         notes=notes,
     )
     return analysis, counts
-
-
-def _sums(witnesses: Mapping[str, ModelCounts]) -> dict[str, WholeModel]:
-    return {name: counts.whole_model() for name, counts in witnesses.items()}
 
 
 def _parameter_totals(counts: ModelCounts, whole: WholeModel) -> ParameterTotals:

@@ -188,8 +188,6 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
 class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
     """Sums over all layers of the main model and what stands outside them."""
 
-    scope: ClassVar[str] = "model"
-
     parameters: Counts | None
     active_parameters: int | None  # those that one token uses
     linear_weights: int | None  # in the matrices of attention and feed-forward, routers left out

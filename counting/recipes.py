@@ -29,6 +29,11 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
         return self.gradient_bytes != self.activation_bytes
 
     @property
+    def activation_dtype(self) -> str:
+        """Torch's name of the format in which a step is measured; 16-bit ones are measured in bfloat16."""
+        return "float32" if self.activation_bytes == 4 else "bfloat16"
+
+    @property
     def measurable(self) -> bool:
         """Whether torch runs it on the meta device: one format for all weights, and moments in that of the update."""
         updated_bytes = self.master_bytes or self.weight_bytes

@@ -61,6 +61,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("recompute", self.recompute, f"must be one of {', '.join(get_args(Recompute))}")
         if self.mtp is not None and not isinstance(self.mtp, bool):
             raise ArgumentError("mtp", self.mtp, "must be true, false or none")
+        for field in ("sequence_length_source", "measured_dtype"):  # filled in, and no one's to decide
+            if not isinstance(getattr(self, field), str | None):
+                raise ArgumentError(field, getattr(self, field), "is filled in with the result: leave it out")
         if self.sequence_length is not None:
             _check_tokens("sequence_length", self.sequence_length)
         if self.loss_chunk is not None:

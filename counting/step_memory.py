@@ -30,7 +30,8 @@ MUON_NOTE = (
 )
 FP8_NOTE = (
     "fp8 follows DeepSeek-V3's recipe for weights, gradients and optimiser state, by formula from measured parameters; "
-    "activations are counted in 16 bits, where the recipe keeps some in fp8, so they are an upper bound."
+    "activations are counted in 16 bits, where the recipe keeps some in fp8, so they are an upper bound. What the "
+    "optimiser makes on the way is not counted."
 )
 FUSED_FP32_NOTE = (
     "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel, or, with grouped queries, none. What "
@@ -106,7 +107,7 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         profile.embedding_backward,
     )
     assert loss_stretch and embedding_forward and embedding_backward
-    assert profile.outside_states and profile.optimizer_step is not None and profile.buffers is not None
+    assert profile.outside_states and profile.buffers is not None
     states = profile.outside_states
     for layer in profile.layers:
         assert layer.states is not None
@@ -129,7 +130,7 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         loss,
         _worst(backward),
         position.pass_through(embedding_backward, "backward of the embedding"),
-        position.pass_through(Stretch(peak=profile.optimizer_step, net=0), "optimiser step"),
+        position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), "optimiser step"),
     )
     worst = _worst(phases)
     measurable = setup.precision_recipe.measurable
@@ -187,7 +188,7 @@ class _Position:
     def pass_through(
         self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
     ) -> Phase:
-        """The worst moment of `stretch`, which lies behind afterwards."""
+        """The worst moment of `stretch`; the position is then at its end."""
         others = stretch.peak - stretch.peak_gradients + stretch.peak_released
         phase = Phase(
             name=name,

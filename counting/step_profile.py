@@ -39,7 +39,10 @@ class Cut(NamedTuple):
 
 
 def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[Stretch]:
-    """From each cut to the next; `gradients` are the storages that hold parameters' gradients in the end."""
+    """From each cut to the next; `gradients` are the storages that hold parameters' gradients in the end.
+
+    Measurement and simulation both use it, so that neither would see it fail: the test of a step that is not cut would.
+    """
 
     def bytes_of_gradients(alive: Alive) -> int:
         return sum(alive.get(serial, 0) for serial in gradients)
@@ -87,6 +90,6 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     loss: Stretch | None = None
     embedding_backward: Stretch | None = None
     outside_states: ModelStates | None = None
-    optimizer_step: int | None = None  # bytes of what the optimiser makes on the way, at its worst moment
+    optimizer_step: int | None = None  # bytes of what the optimiser makes on the way, at worst; None: not known
     inputs: int | None = None  # bytes of token ids, labels and rotary tables, which are there throughout
     buffers: int | None = None  # bytes of what no optimiser updates

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from counting.counts import ModelCounts
+from counting.counts import Counts, ModelCounts
+from counting.formulas.flops import forward_flops, head_flops
 from counting.formulas.memory import simulate
 from counting.formulas.model import by_formula
 from counting.measurements.model import measure
@@ -36,6 +37,12 @@ def agreed(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts
     witnesses["formula"] = by_formula(spec, setup, step=step)
     witnesses["simulation"] = simulate(spec, setup, step=step)
     return reconcile(spec.name, witnesses)[0]
+
+
+def forward_of(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
+    """FLOPs of the main model's forward pass by formula, every layer added up."""
+    run = (sequence_length, batch_size)
+    return sum((forward_flops(layer, *run) for layer in spec.layers), head_flops(spec, *run))
 
 
 def memory_of(spec: ModelSpec, counts: ModelCounts, **options: Any) -> StepMemory:

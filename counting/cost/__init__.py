@@ -1,1 +1,6 @@
-"""What a model as analysed costs."""
+"""What a model as analysed costs; results go in, and no witness.
+
+`hardware` (the GPU catalogue), `conventions` (training FLOPs as papers count them), `run` (tokens to hours and
+dollars), `comparison`, `budget` and `budget_on_model`, `scaling_laws`, `design` (an architecture of a given size) and
+`design_for_budget`.
+"""

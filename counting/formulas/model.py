@@ -6,7 +6,14 @@ Peaks and transients are not in it: these are simulated (formulas/memory/) and m
 import msgspec
 
 from counting.counts import AttentionCore, LayerCounts, ModelCounts, MtpCounts, OutsideCounts
-from counting.formulas.flops import as_run, attention_core, forward_flops, head_flops, mtp_forward_flops
+from counting.formulas.flops import (
+    as_run,
+    attention_core,
+    forward_flops,
+    head_flops,
+    mtp_forward_flops,
+    training_flops,
+)
 from counting.formulas.held import (
     boundary_bytes,
     embedding_held,
@@ -24,7 +31,6 @@ from counting.formulas.parameters import (
     router_correction_bias,
 )
 from counting.formulas.states import buffer_bytes, input_bytes, layer_states, outside_states
-from counting.formulas.step_flops import training_flops
 from counting.setup import Setup
 from counting.step_profile import LayerProfile, StepProfile
 from torch_models.spec import LayerSpec, ModelSpec

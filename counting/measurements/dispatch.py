@@ -5,9 +5,10 @@ made it, by the node's sequence number. Within a backward pass, activation check
 again: these ops are told apart.
 """
 
+import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,13 +22,42 @@ from counting.measurements.op_formulas import op_flops
 Pass = Literal["forward", "backward", "recomputed"]
 
 
+class ForwardHooks:
+    """Within it, calls `begin` and `end` around the forward pass of every module that the measured code runs.
+
+    That is the thread which entered it, and the threads in which torch carries out its backward pass on other devices,
+    where activation checkpointing runs modules again.
+    """
+
+    def __init__(self, begin: Callable[[nn.Module], None], end: Callable[[nn.Module], None]) -> None:
+        self._begin, self._end = begin, end
+
+    def _is_ours(self) -> bool:
+        return threading.get_ident() == self._thread or torch._C._current_autograd_node() is not None
+
+    def __enter__(self) -> None:
+        self._thread = threading.get_ident()
+        self._hooks = [
+            register_module_forward_pre_hook(lambda module, _: self._begin(module) if self._is_ours() else None),
+            register_module_forward_hook(
+                lambda module, _, __: self._end(module) if self._is_ours() else None, always_call=True
+            ),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
 class Attribution:
     """Within it, knows of the op at hand in which phase and for which module it runs.
 
-    Of ops that stand in no module, the module is None. Hooks of every module of the process are set until it is left.
+    Of ops that stand in no module, the module is None. Hooks of every module of the process are set until it is left;
+    what other threads run meanwhile is passed over.
     """
 
     def __init__(self) -> None:
+        self._hooks = ForwardHooks(self._begin, self._end)
         self._running: list[nn.Module] = []  # modules whose forward pass runs now, the innermost last
         # The forward pass numbers its autograd nodes; whose they are from which number on.
         self._first_numbers: list[int] = []
@@ -57,11 +87,11 @@ class Attribution:
         index = bisect_right(self._first_numbers, number) - 1
         return self._modules_of_nodes[index] if index >= 0 else None
 
-    def _begin(self, module: nn.Module, _: Any) -> None:
+    def _begin(self, module: nn.Module) -> None:
         self._running.append(module)
         self._note()
 
-    def _end(self, module: nn.Module, _: Any, __: Any) -> None:
+    def _end(self, module: nn.Module) -> None:
         self._running.pop()
         self._note()
 
@@ -71,15 +101,11 @@ class Attribution:
             self._modules_of_nodes.append(self._innermost())
 
     def __enter__(self) -> "Attribution":
-        self._hooks = [
-            register_module_forward_pre_hook(self._begin),
-            register_module_forward_hook(self._end, always_call=True),
-        ]
+        self._hooks.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.__exit__()
 
 
 class Owner(NamedTuple):

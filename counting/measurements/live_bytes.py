@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from counting.counts import LayerMemory
+from torch_models.errors import UserError
 
 _aten = torch.ops.aten
 
@@ -66,6 +67,8 @@ class LiveBytes(TorchDispatchMode):
         return dict(self._bytes)
 
     def _follow(self, tensor: Tensor) -> None:
+        if tensor.layout != torch.strided:
+            raise UserError(f"a tensor of layout {tensor.layout}: only strided tensors have one storage to follow")
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._serials:
@@ -86,12 +89,12 @@ def _adds_in_place(total: Tensor, term: object) -> bool:
 
     Where gradients meet, the backward pass adds them out of place whenever a mode watches it. Otherwise it adds in
     place what it alone refers to: a sum that no one else holds and that is no view (torch/csrc/autograd/
-    input_buffer.cpp), and always to the gradient of a parameter (accumulate_grad.h).
+    input_buffer.cpp). To the gradient of a parameter it adds in place in either case (accumulate_grad.h).
     """
     node = torch._C._current_autograd_node()
     if node is None or torch.is_grad_enabled() or not isinstance(term, Tensor) or term.shape != total.shape:
         return False
-    return node.name() == "torch::autograd::AccumulateGrad" or _references(total) == _sole_references()
+    return _references(total) == _sole_references()
 
 
 def _references(tensor: Tensor) -> tuple[int, int]:

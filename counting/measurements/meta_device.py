@@ -16,9 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.nn.modules.module as modules
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _aten = torch.ops.aten
+_autograd: Any = torch._C._autograd
 
 ONE_AT_A_TIME = threading.RLock()  # hooks, replaced functions and tracing are states of the whole process
 
@@ -27,7 +30,7 @@ COMPILER = "torch._dynamo"
 
 @contextlib.contextmanager
 def measuring() -> Iterator[None]:
-    """Within it one thread at a time measures; modes that would hide gradients are off.
+    """Within it one thread at a time measures, as if no mode and no hook of the caller's were on.
 
     For meta tensors, `scaled_dot_product_attention`, `rms_norm` and `grouped_mm` are CUDA's kernels, but while torch's
     JIT traces, which cannot take these; torch's optimisers take `fused=True`; and torch's compiler is not imported.
@@ -36,8 +39,12 @@ def measuring() -> Iterator[None]:
     """
     with (
         ONE_AT_A_TIME,
+        _disable_current_modes(),
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.autograd.set_detect_anomaly(False),
+        _without_saved_tensors_hooks(),
+        _without_module_hooks(),
         _without_compiler(),
         _fused_optimizers(),
         contextlib.ExitStack() as stack,
@@ -63,6 +70,38 @@ def _replaced(name: str, on_meta: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         setattr(F, name, original)
+
+
+@contextlib.contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    """Within it what backward needs is kept as it is, whatever hooks the caller has set or forbidden."""
+    hooks, forbidden = [], _autograd._saved_tensors_hooks_get_disabled_error_message()
+    if forbidden is not None:
+        _autograd._saved_tensors_hooks_enable()
+    while (top := _autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        _autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            _autograd._push_saved_tensors_default_hooks(pack, unpack)
+        if forbidden is not None:
+            _autograd._saved_tensors_hooks_disable(forbidden)
+
+
+@contextlib.contextmanager
+def _without_module_hooks() -> Iterator[None]:
+    """Within it no hook of every module is on, such as torch's own counter sets, which keep tensors alive."""
+    tables = [table for name, table in vars(modules).items() if name.startswith("_global_") and isinstance(table, dict)]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, hooks in zip(tables, before, strict=True):
+            table.update(hooks)
 
 
 @contextlib.contextmanager
@@ -92,10 +131,15 @@ def _attention(
 ) -> Any:
     """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes.
 
-    With a mask torch's own memory-efficient kernel runs, which adds it to the scores of its blocks. Both take queries
-    by batch and head; others are not taken.
+    With a mask torch's own memory-efficient kernel runs, which adds it to the scores of its blocks. What neither takes,
+    or torch refuses, is left to torch.
     """
-    if query.dim() != 4:
+    shapes = [x.shape for x in (query, key, value)]
+    grouped = enable_gqa and query.dim() == 4 and key.dim() == 4 and query.shape[1] % key.shape[1] == 0
+    fits = all(len(shape) == 4 and shape[0] == shapes[0][0] for shape in shapes) and shapes[1][:3] == shapes[2][:3]
+    if not fits or shapes[0][3] != shapes[1][3] or not (grouped or shapes[0][1] == shapes[1][1]):
+        return NotImplemented
+    if attn_mask is not None and is_causal:
         return NotImplemented
     if query.shape[-1] == value.shape[-1] and attn_mask is None:
         return _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -118,7 +162,7 @@ def _as_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
-    if len(normalized_shape) != 1:
+    if len(normalized_shape) != 1 or input.shape[-1:] != torch.Size(normalized_shape):
         return NotImplemented
     return _FusedRMSNorm.apply(input, weight, eps)  # type: ignore[no-untyped-call]
 

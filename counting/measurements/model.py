@@ -18,8 +18,6 @@ from counting.measurements.trace import trace_model
 from counting.setup import Setup
 from torch_models.spec import ModelSpec
 
-DTYPES = {2: torch.bfloat16, 4: torch.float32}  # of a step's activations, by bytes
-
 
 def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCounts]:
     """What each measurement says of the modules that `spec` builds, under `setup`, resolved; with `step`, of one too.
@@ -36,7 +34,7 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
             "dispatch": run_layers(probe, setup.sequence_length),
         }
         if step:
-            dtype = step_dtype(setup)
+            dtype = getattr(torch, setup.precision_recipe.activation_dtype)
             shown = run_step(probe if dtype == MEASURED_DTYPE else build_probe(spec, setup.kernels, dtype), setup)
             witnesses["dispatch"] = structs.replace(
                 witnesses["dispatch"], training_flops=shown.flops, step_memory=shown.memory
@@ -45,11 +43,6 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
                 layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in shown.by_recipe.layers)
                 witnesses["recipe"] = ModelCounts(layers=layers, step_memory=shown.by_recipe)
         return witnesses
-
-
-def step_dtype(setup: Setup) -> torch.dtype:
-    """In which a step's activations are measured."""
-    return DTYPES[setup.precision_recipe.activation_bytes]
 
 
 def count_model(probe: Probe) -> ModelCounts:

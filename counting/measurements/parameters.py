@@ -6,9 +6,6 @@ from counting.counts import COMPONENTS, Counts
 from counting.measurements.components import component_of
 from torch_models.modules.moe import RoutedExperts, Router
 
-# Where linear layers stand, but for head and router, which recipes in fp8 leave alone.
-LINEAR = ("attention", "mlp", "routed_experts", "shared_experts")
-
 
 def count_parameters(module: nn.Module) -> Counts:
     """Trainable parameters by component; a parameter shared by two modules counts once, where it stands first."""
@@ -29,15 +26,16 @@ def router_correction_bias(module: nn.Module) -> int:
 def linear_weights(module: nn.Module) -> int:
     """Weights in the matrices of attention and feed-forward, which DeepSeek-V3's checkpoint holds in fp8.
 
-    Not so its routers, nor a module that says of itself that it is not `quantised`.
+    Each module says itself which of its own parameters are `quantised`; those that do not say so have none.
     """
     return sum(
-        parameter.numel()
-        for name, owner in module.named_modules()
-        if component_of(module, name) in LINEAR and getattr(owner, "quantised", True)
-        for weight, parameter in owner.named_parameters(recurse=False)
-        if parameter.dim() >= 2 and not weight.endswith("bias")
+        owner.get_parameter(name).numel() for owner in module.modules() for name in getattr(owner, "quantised", ())
     )
+
+
+def buffer_bytes(module: nn.Module) -> int:
+    """Bytes of what no optimiser updates: the routers' correction biases, in fp32."""
+    return sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
 
 
 def inactive_parameters(module: nn.Module) -> int:

@@ -16,7 +16,7 @@ from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.optimizer import update_parameters
-from counting.measurements.parameters import count_parameters, linear_weights, router_correction_bias
+from counting.measurements.parameters import buffer_bytes, count_parameters, linear_weights
 from counting.measurements.probe import Probe
 from counting.recipes import ModelStates, model_states
 from counting.setup import Setup
@@ -61,7 +61,7 @@ def run_step(probe: Probe, setup: Setup) -> Step:
     embedding_forward, *forward = passes.stretches[: number + 1]
     loss, *backward, embedding_backward = passes.stretches[number + 1 :]
     backward.reverse()
-    biases = [router_correction_bias(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
+    buffers = [buffer_bytes(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
     memory = StepProfile(
         layers=tuple(
             LayerProfile(kind=spec.kind, count=count, held=forth.net, forward=forth, backward=back)
@@ -73,7 +73,7 @@ def run_step(probe: Probe, setup: Setup) -> Step:
         loss=loss,
         embedding_backward=embedding_backward,
         inputs=passes.inputs,
-        buffers=torch.float32.itemsize * (sum(biases) + router_correction_bias(mtp_layers)),
+        buffers=sum(buffers) + buffer_bytes(mtp_layers),
     )
     if not setup.precision_recipe.measurable:
         return Step(passes.flops, memory, _states_by_recipe(probe, mtp_layers, groups[-1], setup))
@@ -87,7 +87,7 @@ NOTHING = ModelStates(weights=0, gradients=0, masters=0, moments=0)
 
 
 def _with_states(
-    profile: StepProfile, of_layers: Sequence[ModelStates], outside: ModelStates, optimizer_step: int
+    profile: StepProfile, of_layers: Sequence[ModelStates], outside: ModelStates, optimizer_step: int | None
 ) -> StepProfile:
     layers = zip(profile.layers, of_layers, strict=True)
     return structs.replace(
@@ -107,7 +107,7 @@ def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence
         StepProfile(layers=layers),
         [model_states(*of_layer, *recipe) for of_layer in counts],
         model_states(sum(parameter.numel() for parameter in outside), linear_weights(mtp_layers), *recipe),
-        0,
+        None,
     )
 
 

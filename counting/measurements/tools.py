@@ -15,10 +15,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves, tree_map
 
-from counting.measurements.dispatch import Attribution, FlopCounter
+from counting.measurements.dispatch import Attribution, FlopCounter, ForwardHooks
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from torch_models.errors import ArgumentError, UserError
@@ -47,7 +46,7 @@ class ModuleMemory(msgspec.Struct, frozen=True, kw_only=True):
     by_module: dict[str, int]  # name -> of held_bytes, what its forward pass made; contained modules included
 
 
-def count_flops(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleFlops:
+def count_flops(module: nn.Module, /, *inputs: Any, **named_inputs: Any) -> ModuleFlops:
     """FLOPs of `module(*inputs, **named_inputs)` and of the backward pass from all its outputs.
 
     Counted are matrix products and convolutions, as they run, 2 FLOPs per multiply-add; elementwise work, norms,
@@ -55,7 +54,8 @@ def count_flops(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleF
     band of its window; a fused attention's backward pass counts the scores once more, since it computes them again.
     Frozen parameters, and inputs that do not require gradients, have no gradients and so no products for them. A
     product that torch's backward pass writes as an elementwise multiplication, as the weight's gradient of a matrix
-    times a vector, is elementwise. Without anything that requires gradients `backward` is 0.
+    times a vector, is elementwise. Without an output that requires gradients `backward` is 0. A gradient that the
+    forward pass itself computes is of the forward pass.
 
     `by_module` has every name of `module.named_modules()`; a module with several names is under each of them, with all
     its calls. An op of the backward pass belongs to the module whose forward pass made it necessary. For the whole
@@ -71,8 +71,9 @@ def count_flops(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleF
         Attribution() as attribution,
         _Watch((), counter := FlopCounter(attribution)),
     ):
-        _backward(module, module(*args, **kwargs))
-    forward = sum(flops for (phase, _), flops in counter.flops.items() if phase == "forward")
+        outputs = module(*args, **kwargs)
+        forward = sum(counter.flops.values())
+        _backward(module, outputs)
     total = sum(counter.flops.values())
     own = dict[nn.Module | None, int]()
     for (_, run_for), flops in counter.flops.items():
@@ -84,14 +85,16 @@ def count_flops(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleF
     return ModuleFlops(forward=forward, backward=total - forward, by_module=by_module | {"": total})
 
 
-def measure_memory(module: nn.Module, *inputs: Any, **named_inputs: Any) -> ModuleMemory:
+def measure_memory(module: nn.Module, /, *inputs: Any, **named_inputs: Any) -> ModuleMemory:
     """Bytes that live during `module(*inputs, **named_inputs)` and the backward pass from all its outputs.
 
     Every storage is counted once, at its exact size, however many tensors view it: parameters, buffers, inputs,
     activations, and the gradients of parameters and of inputs that require them. Gradients that the parameters have
     already are set aside, as `zero_grad` does, and neither counted nor changed. The outputs live until the backward
     pass has ended; their gradients are made when it begins and go when they have been used, as those from a loss do.
-    Not seen are workspaces within one kernel, and what an allocator rounds up or keeps.
+    Not seen are workspaces within one kernel, and what an allocator rounds up or keeps. Torch writes some gradients out
+    of place while it is watched, where it would else add in place (of `index_select`, `gather`, `max`, `topk`, `prod`):
+    where one of these decides the peak, that is too high by the size of its input.
 
     `by_module` has every name of `module.named_modules()`: the bytes of the storages made during all calls of that
     module that still live right after the forward pass, the outputs among them. Its "" is `held_bytes` less parameters,
@@ -125,23 +128,20 @@ class _Births:
         self._tracker = tracker
         self._born_before: list[int] = []
 
-    def _begin(self, module: nn.Module, _: Any) -> None:
+    def _begin(self, module: nn.Module) -> None:
         self._born_before.append(self._tracker.born)
 
-    def _end(self, module: nn.Module, _: Any, __: Any) -> None:
+    def _end(self, module: nn.Module) -> None:
         made = range(self._born_before.pop(), self._tracker.born)
         self.of_modules.setdefault(module, set()).update(made)
 
     def __enter__(self) -> "_Births":
-        self._hooks = [
-            register_module_forward_pre_hook(self._begin),
-            register_module_forward_hook(self._end, always_call=True),
-        ]
+        self._hooks = ForwardHooks(self._begin, self._end)
+        self._hooks.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.__exit__()
 
 
 class _FromOutputs(torch.autograd.Function):
@@ -183,7 +183,8 @@ def _ready_to_run(
 
     Put back are the attributes of all modules within (buffers, gradients and the training flag among them), the
     contents of buffers and inputs, and the states of the random number generators. A parameter that the forward pass
-    or a hook of the user's own changes stays changed.
+    or a hook of the user's own changes stays changed, and so does what an attribute or an input holds within itself,
+    as a list or a cache.
     """
     if not isinstance(module, nn.Module):
         raise ArgumentError("module", module, "must be a torch.nn.Module")
@@ -192,6 +193,20 @@ def _ready_to_run(
         raise UserError(
             f"{type(module).__name__}: run it once before, its lazy parameters have no shape: {_listed(lazy)}"
         )
+    scripted = [
+        name or "the module" for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise UserError(
+            f"{type(module).__name__}: TorchScript runs no hooks: give the module in Python: {_listed(scripted)}"
+        )
+    for tensor in [*module.parameters(), *module.buffers(), *_tensors((inputs, named_inputs))]:
+        if type(tensor).__name__ == "FakeTensor":  # whose class takes long to import
+            raise UserError(f"{type(module).__name__}: fake tensors cannot be measured: build the module on meta")
+        if tensor.is_inference():
+            raise UserError(
+                f"{type(module).__name__}: a tensor made in inference mode has no gradients: make it outside"
+            )
     given = _tensors((inputs, named_inputs))
     cut_off = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given}
     args, kwargs = tree_map(lambda leaf: cut_off.get(id(leaf), leaf), (inputs, named_inputs))

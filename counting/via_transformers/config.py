@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from counting.via_transformers.fields import check_fields, declared_fields, under_own_names, value_of
-from counting.via_transformers.quiet import one_line, quiet
+from counting.via_transformers.quiet import quiet
+from counting.via_transformers.refusals import no_count_of, one_line
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in
 from torch_models.fields.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS
@@ -178,14 +179,6 @@ def _refuse_other_mixers(model_type: str, config: Any) -> None:
     if other:
         rule = f"is made of layers whose kind is not known here: {', '.join(sorted(other))}"
         raise ConfigError("model_type", model_type, rule)
-
-
-def no_count_of(mixer: str) -> str:
-    """Why layers that keep a state are refused."""
-    return (
-        f"{mixer} carry a state from token to token, which transformers' reference code computes in part by "
-        "elementwise steps: a count of matrix products would leave that out, so none is given"
-    )
 
 
 def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, str | None]:

@@ -14,15 +14,20 @@ from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, Mod
 from counting.measurements.components import counts_of_modules
 from counting.measurements.forward import dispatched_flops
 from counting.measurements.live_bytes import layer_memory
-from counting.measurements.parameters import count_parameters, linear_weights
+from counting.measurements.parameters import count_parameters
 from counting.measurements.trace import CORE, core_of, counted, trace
 from counting.via_transformers.calls import Call, LayerCall
-from counting.via_transformers.config import no_count_of
 from counting.via_transformers.discover import Discovered, LayerGroup
 from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
-from counting.via_transformers.quiet import one_line
+from counting.via_transformers.refusals import no_count_of, one_line
 from counting.via_transformers.run import Recorded
-from counting.via_transformers.structure import experts_in, label_layer, label_outside, number_of_experts
+from counting.via_transformers.structure import (
+    experts_in,
+    label_layer,
+    label_outside,
+    matrix_weights,
+    number_of_experts,
+)
 from torch_models.errors import UserError
 
 
@@ -72,7 +77,7 @@ def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced
                 count=group.number,
                 parameters=count_parameters(group.layer),
                 inactive_parameters=sum(inactive),
-                linear_weights=linear_weights(group.layer),
+                linear_weights=matrix_weights(group.layer),
                 router_correction_bias=0,
             )
         )

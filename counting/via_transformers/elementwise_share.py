@@ -13,8 +13,10 @@ from counting.measurements.meta_device import ONE_AT_A_TIME
 from counting.measurements.op_formulas import grouped_product
 from counting.via_transformers.discover import load_code_of
 from counting.via_transformers.quiet import quiet
+from counting.via_transformers.refusals import one_line
 
 TOKENS = 256
+_LONGEST_REASON = 100
 _PRODUCTS = {torch.ops.aten._grouped_mm: grouped_product}
 
 
@@ -38,24 +40,26 @@ def share_of_elementwise_steps(config: Any) -> str:
     """A sentence with the share, measured on the first layers by transformers' reference code on the meta device.
 
     There are as many of them as it takes to have one of each kind. Where the code does not run there, the sentence
-    says so.
+    says why.
     """
     load_code_of(config)
     kinds = list(getattr(config, "layer_types", None) or [None])
     few = copy.deepcopy(config)
     few.num_hidden_layers = count = 1 + max(kinds.index(kind) for kind in set(kinds))
+    reasons: list[str] = []
     for masked in (False, True):  # where the code would look at the mask's numbers, it is given one
         try:
             with ONE_AT_A_TIME, quiet():  # no measurement's kernels: the reference code is what is asked about
                 products, steps = _operations(few, masked)
-        except Exception:  # whatever the reference code raises on a device without numbers
+        except Exception as error:  # whatever the reference code raises on a device without numbers
+            reasons.append(f"{'with' if masked else 'without'} a mask: {one_line(error, _LONGEST_REASON)}")
             continue
         return (
             f"of {f'the first {count} layers' if count > 1 else 'the first layer'} at {TOKENS} tokens, elementwise "
             f"steps are {steps:,} of {products + steps:,} operations ({steps / (products + steps):.2%}), one for each "
             "number written"
         )
-    return "the share of these steps could not be measured: the code does not run on the meta device"
+    return f"the share of these steps could not be measured on the meta device ({'; '.join(reasons)})"
 
 
 def _operations(config: Any, masked: bool) -> tuple[int, int]:

@@ -44,9 +44,3 @@ def _offline(constants: Any) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def one_line(error: BaseException, longest: int = 300) -> str:
-    """An error of transformers on one line that fits."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else text[: longest - 1] + "…"

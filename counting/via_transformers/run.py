@@ -18,7 +18,7 @@ from counting.measurements.live_bytes import LiveBytes
 from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, noting_modules
 from counting.via_transformers.calls import Call, HandsOn
 from counting.via_transformers.discover import Discovered, discover
-from counting.via_transformers.quiet import one_line
+from counting.via_transformers.refusals import one_line
 from torch_models.errors import UserError
 
 LONGEST_REASON = 160  # characters of what a family's code says to a way that fails

@@ -11,6 +11,8 @@ from torch import nn
 from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
+# Components whose matrices recipes in fp8 quantise: head and router are left alone.
+QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -68,6 +70,21 @@ def number_of_experts(experts: nn.Module) -> int:
     if len(sizes) != 1:
         raise UserError(f"{type(experts).__name__} stacks weights of {sorted(sizes)} experts; there must be one number")
     return int(sizes.pop())
+
+
+def matrix_weights(layer: nn.Module) -> int:
+    """Weights in the matrices of attention and feed-forward, routers and biases left out, of a labelled layer.
+
+    A module's matrices are those of its own parameters with the most dimensions, two or more: beside stacked weights,
+    (experts, in, out), stacked biases have one fewer.
+    """
+    total = 0
+    for module in layer.modules():
+        own = list(module.parameters(recurse=False))
+        dimensions = max((weight.dim() for weight in own), default=0)
+        if dimensions >= 2 and module.component in QUANTISED:
+            total += sum(weight.numel() for weight in own if weight.dim() == dimensions)
+    return total
 
 
 def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:

@@ -50,6 +50,28 @@ def test_unknown_kernels() -> None:
         Setup(kernels="flash")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"setup": "x"}, r"^setup = 'x': must be a Setup$"),
+        ({"setup": None}, r"^setup = null: must be a Setup$"),
+        ({"layout": "fsdp=8"}, r"^layout = 'fsdp=8': nothing is spread over several devices yet: leave it out$"),
+        ({"cluster": 8}, r"^cluster = 8: nothing is spread over several devices yet: leave it out$"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        analyze(SPECS["llama"], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("precision", "step", "dtype"),
+    [("fp32", True, "float32"), ("fp32", False, "bfloat16"), ("mixed", True, "bfloat16"), ("fp8", True, "bfloat16")],
+)
+def test_the_format_that_was_measured(precision: str, step: bool, dtype: str) -> None:
+    assert analyze(SPECS["llama"], Setup(precision=precision), step=step).setup.measured_dtype == dtype
+
+
 def test_the_largest_sizes_do_not_overflow() -> None:
     fields = LLAMA | {
         "hidden_size": 2**20,

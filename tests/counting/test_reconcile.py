@@ -12,7 +12,7 @@ import torch
 
 from counting.analysis import analyze
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, OutsideCounts, StepFlops
-from counting.formulas import flops, held, model, parameters, states, step_flops
+from counting.formulas import flops, held, model, parameters, states
 from counting.measurements import op_formulas
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.setup import Setup
@@ -213,7 +213,7 @@ def test_a_broken_formula_is_found(formula: Any, spec_type: type) -> None:
         (held, "loss_held"),
         (states, "input_bytes"),
         (states, "buffer_bytes"),
-        (step_flops, "training_flops"),
+        (flops, "training_flops"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -229,8 +229,8 @@ def test_a_broken_plain_formula_is_found(room: Any, name: str, monkeypatch: pyte
 @pytest.mark.parametrize("part", StepFlops.__struct_fields__)
 @pytest.mark.parametrize("name", ["layer_step_flops", "mtp_layer_step_flops"])
 def test_a_broken_step_formula_is_found(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = getattr(step_flops, name)
-    monkeypatch.setattr(step_flops, name, lambda *given: right(*given) + StepFlops(**{part: Counts(attention=1)}))
+    right = getattr(flops, name)
+    monkeypatch.setattr(flops, name, lambda *given: right(*given) + StepFlops(**{part: Counts(attention=1)}))
     match = rf"two: training_flops, step, {part}, attention: dispatch [\d,]+ differs"
     with pytest.raises(DisagreementError, match=match):
         agreed(TWO_PREDICTIONS, recompute="selective")
@@ -238,7 +238,7 @@ def test_a_broken_step_formula_is_found(name: str, part: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("spec", [TWO_PREDICTIONS, GPT_OSS_SPEC], ids=["two", "gpt_oss"])
 def test_a_broken_backward_of_attention_is_found(spec: specs.ModelSpec) -> None:
-    formula: Any = step_flops.fused_core_backward
+    formula: Any = flops.fused_core_backward
     kind = type(spec.layers[0].attention)
     right = formula.dispatch(kind)
     formula.register(kind, lambda *given: right(*given) + 1)

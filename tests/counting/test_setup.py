@@ -37,6 +37,8 @@ def test_tokens_that_cannot_be(field: str, value: Any) -> None:
         ("execution", "compiled", "must be eager: nothing else is measured yet"),
         ("clip_gradients", True, "must be False: nothing else is measured yet"),
         ("zero_gradients", "in_place", "must be none: nothing else is measured yet"),
+        ("measured_dtype", 5, "is filled in with the result: leave it out"),
+        ("sequence_length_source", 7, "is filled in with the result: leave it out"),
     ],
 )
 def test_what_cannot_be(field: str, value: Any, rule: str) -> None:

@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
 from counting.counts import AttentionCore, Counts, ModelCounts, StepFlops
-from counting.formulas import flops as formulas
-from counting.formulas import step_flops
+from counting.formulas import flops
 from counting.measurements.meta_device import measuring
 from counting.measurements.op_formulas import OP_FORMULAS
 from counting.setup import Setup
@@ -44,7 +43,7 @@ CORE = 2 * 2 * 2048 * 2048 * 128 * 32  # 68,719,476,736
 
 def test_llama_7b_layer_by_hand() -> None:
     layer = read_spec("llama_7b_config.json").layers[0]
-    fused, eager = (step_flops.layer_step_flops(layer, 2048, 1, kernels, "selective") for kernels in KERNELS)
+    fused, eager = (flops.layer_step_flops(layer, 2048, 1, kernels, "selective") for kernels in KERNELS)
     assert fused.forward.total == eager.forward.total == PROJECTIONS + CORE == 897_648_164_864
     # Two products for each of the forward pass, and five for attention's two where no scores are kept.
     assert fused.backward.total == 2 * PROJECTIONS + 5 * CORE // 2 == 1_829_656_068_096
@@ -71,16 +70,16 @@ def test_llama_7b_by_hand() -> None:
 # the gradients of probabilities and of values, 2 * 4 * 100 * (3 * 24 + 2 * 20); the scores are made once more.
 def test_fused_backward_of_unequal_heads_by_hand() -> None:
     layer = spec_from_fields(DEEPSEEK_V3, "s").layers[0]
-    step = step_flops.layer_step_flops(layer, 10, 1, "fused", "none")
-    assert step_flops.fused_core_backward(layer.attention, 10, 1) == 2 * 4 * 100 * (3 * 24 + 2 * 20) == 89_600
+    step = flops.layer_step_flops(layer, 10, 1, "fused", "none")
+    assert flops.fused_core_backward(layer.attention, 10, 1) == 2 * 4 * 100 * (3 * 24 + 2 * 20) == 89_600
     assert step.extra_products == 2 * 4 * 100 * 24
 
 
 # 8 heads of 8 channels, 40 positions, a window of 12: five products over 40 * 12 pairs.
 def test_fused_backward_visits_the_band() -> None:
     layer = spec_from_fields(FAMILIES["mistral"], "s").layers[0]
-    assert step_flops.fused_core_backward(layer.attention, 40, 1) == 2 * 5 * 8 * 8 * 40 * 12
-    assert step_flops.fused_core_backward(layer.attention, 10, 1) == 2 * 5 * 8 * 8 * 10 * 10
+    assert flops.fused_core_backward(layer.attention, 40, 1) == 2 * 5 * 8 * 8 * 40 * 12
+    assert flops.fused_core_backward(layer.attention, 10, 1) == 2 * 5 * 8 * 8 * 10 * 10
 
 
 @pytest.mark.parametrize("way", [("none", None), ("selective", None), ("full", 1)], ids=str)
@@ -202,9 +201,9 @@ def test_lossless_to_json_and_consistent(setup: Setup) -> None:
     assert step.model_flops_per_token * 24 == step.model_flops
     assert step.hardware_flops_per_token * 24 == step.hardware_flops
     assert step.model_flops_causal_per_token == step.model_flops_causal / 24
-    core = sum((formulas.attention_core(x.attention, 24, 1) for x in TWO_PREDICTIONS.layers), AttentionCore())
+    core = sum((flops.attention_core(x.attention, 24, 1) for x in TWO_PREDICTIONS.layers), AttentionCore())
     if made.mtp:  # two more layers like the last
-        core += formulas.attention_core(TWO_PREDICTIONS.mtp_layers[0].attention, 24, 1) * 2
+        core += flops.attention_core(TWO_PREDICTIONS.mtp_layers[0].attention, 24, 1) * 2
     assert step.model_flops - step.model_flops_causal == 3 * (core.as_run - core.causal)
     checks = [check for check in analysis.agreement.checks if check.quantity == "training_flops"]
     assert {check.scope for check in checks} >= {"step, forward", "step, backward"}

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from torch_models.builder import build_model, build_mtp_layers, check_placement
 from torch_models.checkpoints.files import DTYPE_BYTES, StoredTensor, stored_tensors, stream
-from torch_models.checkpoints.names import Place, StoredName, is_irrelevant, parts_of, place_of
 from torch_models.errors import CheckpointError, ConfigError
 from torch_models.fields.config import family, spec_from_fields
 from torch_models.fields.file import read_config
+from torch_models.fields.stored_names import Place, StoredName, is_irrelevant, parts_of, place_of
 from torch_models.modules.decoder import CausalLM
 from torch_models.spec import Kernels, ModelSpec
 

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hi
 import msgspec
 
 from torch_models import families
-from torch_models.checkpoints.names import SEPARATE_EXPERTS, StoredName
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.fields.sequence_length import trained_length
+from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
 from torch_models.spec import (
     Activation,
     Epsilon,

@@ -100,7 +100,7 @@ class MultiTokenProjection(Linear):
     """[embedding; hidden state] to a hidden state, (…, 2D) -> (…, D); it stands in no layer of the main model."""
 
     component = "mlp"
-    quantised = False  # DeepSeek-V3's fp8 checkpoint leaves it alone
+    quantised = ()  # DeepSeek-V3's fp8 checkpoint leaves it alone
 
 
 class MultiTokenPredictionLayer(_Block):
@@ -178,6 +178,7 @@ class LanguageModelHead(Linear):
     """Hidden states (B, S, D) -> logits (B, S, V)."""
 
     component = "lm_head"
+    quantised = ()
 
 
 class CausalLM(nn.Module):

@@ -25,6 +25,8 @@ RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated c
 class Linear(nn.Linear):
     """`nn.Linear` that leaves its weight uninitialised: the model initialises, or a checkpoint is loaded."""
 
+    quantised: tuple[str, ...] = ("weight",)  # the parameters that recipes in fp8 quantise
+
     def reset_parameters(self) -> None:
         """Do nothing; see `torch_models.builder.initialize`."""
 

@@ -60,6 +60,7 @@ class RoutedExperts(nn.Module):
     """E experts, of which each token visits `top_k`; a subclass has their weights and says what they compute."""
 
     component = "routed_experts"
+    quantised = ("gate_up_proj", "down_proj")  # the parameters that recipes in fp8 quantise
 
     def __init__(self, num_experts: int, top_k: int) -> None:
         super().__init__()

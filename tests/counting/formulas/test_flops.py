@@ -8,19 +8,18 @@ from counting.formulas.flops import (
     as_run,
     attention_core,
     forward_flops,
+    fused_core_backward,
     head_flops,
+    layer_step_flops,
     mtp_forward_flops,
+    mtp_layer_step_flops,
+    training_flops,
     without_window,
 )
 from counting.formulas.parameters import linear_weights, parameters
-from counting.formulas.step_flops import (
-    fused_core_backward,
-    layer_step_flops,
-    mtp_layer_step_flops,
-    training_flops,
-)
 from counting.setup import Setup, resolve
 from tests.shrunken import DEEPSEEK_V3, FAMILIES
+from tests.witnesses import forward_of
 from torch_models.fields.config import read_spec, spec_from_fields
 
 
@@ -29,8 +28,8 @@ def test_llama_7b_forward() -> None:
     spec = read_spec("llama_7b")
     weights = parameters(spec).total - 32000 * 4096 - 65 * 4096
     core = 32 * 4 * 2048**2 * 4096
-    assert forward_flops(spec, 2048, 1).total == 2 * 2048 * weights + core
-    assert forward_flops(spec, 2048, 3) == forward_flops(spec, 2048, 1) * 3
+    assert forward_of(spec, 2048, 1).total == 2 * 2048 * weights + core
+    assert forward_of(spec, 2048, 3) == forward_of(spec, 2048, 1) * 3
     assert head_flops(spec, 2048, 1) == Counts(lm_head=2 * 2048 * 4096 * 32000)
 
 
@@ -75,7 +74,7 @@ def test_a_training_step_is_three_forward_passes_and_the_scores_once_more() -> N
     spec = read_spec("llama_7b")
     step = training_flops(spec, resolve(Setup(sequence_length=2048), spec))
     scores = 32 * 2 * 2048**2 * 4096
-    assert step.forward == forward_flops(spec, 2048, 1)
+    assert step.forward == forward_of(spec, 2048, 1)
     assert step.hardware == 3 * step.forward.total + scores
     assert step.extra_products == scores
     eager = training_flops(spec, resolve(Setup(sequence_length=2048, kernels="eager"), spec))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from counting.measurements import live_bytes
@@ -40,6 +41,8 @@ class Watching(LiveBytes):
         if is_sum and isinstance(args[1], torch.Tensor) and args[0].shape == args[1].shape:
             name = "aten::add_" if live_bytes._adds_in_place(*args) else "aten::add"
             self.sums[name, node.name().split("::")[-1]] += 1
+        if function is torch.ops.aten.add_.Tensor and node is not None and not torch.is_grad_enabled():
+            self.sums["aten::add_", node.name().split("::")[-1]] += 1
         return super().__torch_dispatch__(function, types, args, kwargs)
 
 
@@ -64,4 +67,25 @@ def test_gradients_are_added_in_place_where_torch_does(fields: dict[str, Any], r
         watched.backward()
     expected = gradient_sums(iter(profiler.events()))
     assert expected
+    assert watcher.sums == expected
+
+
+def test_a_second_backward_adds_to_the_gradients_that_are_there() -> None:
+    """As of a second micro-batch: to a parameter's own gradient torch adds in place, without new memory."""
+    spec = spec_from_fields(FAMILIES["llama"], "shrunken")
+    model = build(spec, kernels="eager")
+    token_ids = torch.zeros(1, 24, dtype=torch.long)
+
+    def loss() -> torch.Tensor:
+        return training_loss(model, nn.ModuleList(), token_ids, token_ids)
+
+    loss().backward()
+    second = loss()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        second.backward()
+    third = loss()
+    with Watching() as watcher:
+        third.backward()
+    expected = gradient_sums(iter(profiler.events()))
+    assert expected["aten::add_", "AccumulateGrad"] == len(list(model.parameters()))
     assert watcher.sums == expected

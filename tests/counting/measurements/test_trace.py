@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from counting.counts import AttentionCore
-from counting.formulas import flops as analytic
+from counting.formulas import flops as formulas
 from counting.measurements import trace as flops
 from counting.measurements.forward import dispatched_flops
 from counting.measurements.meta_device import measuring
 from counting.measurements.trace import traced_flops
 from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
+from tests.witnesses import forward_of
 from torch_models.builder import build_model
 from torch_models.fields.config import spec_from_fields
 from torch_models.modules.decoder import CausalLM
@@ -113,7 +114,7 @@ def without_windows(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def attention_core(spec: ModelSpec, sequence_length: int, batch_size: int) -> AttentionCore:
-    layers = (analytic.attention_core(layer.attention, sequence_length, batch_size) for layer in spec.layers)
+    layers = (formulas.attention_core(layer.attention, sequence_length, batch_size) for layer in spec.layers)
     return sum(layers, AttentionCore())
 
 
@@ -125,7 +126,7 @@ def test_the_whole_model_traced_is_the_sum_of_its_layers(fields: dict[str, Any],
     ids = meta(1, 32, dtype=torch.int64)
     if kernels == "eager":  # the window hides, and spares nothing
         spec = spec_from_fields(without_windows(fields), "shrunken")
-    expected = analytic.forward_flops(spec, 32, 1)
+    expected = forward_of(spec, 32, 1)
     with measuring():
         assert traced_flops(model, (ids,)) == (expected, attention_core(spec, 32, 1))
         assert dispatched_flops(model, (ids,)) == expected
@@ -135,7 +136,7 @@ def test_real_tensors_cost_what_meta_tensors_do() -> None:
     spec = spec_from_fields(DEEPSEEK_V3, "shrunken")
     model: CausalLM = build_model(spec, dtype=torch.float32, kernels="eager")
     ids = torch.randint(0, 96, (1, 32))
-    assert dispatched_flops(model, (ids,)) == analytic.forward_flops(spec, 32, 1)
+    assert dispatched_flops(model, (ids,)) == forward_of(spec, 32, 1)
 
 
 def test_two_sequences_cost_twice_one() -> None:
@@ -143,7 +144,7 @@ def test_two_sequences_cost_twice_one() -> None:
     model = build_model(spec, device="meta", dtype=torch.bfloat16)
     with measuring():
         counts, core = traced_flops(model, (meta(2, 32, dtype=torch.int64),))
-    assert counts == analytic.forward_flops(spec, 32, 2) == 2 * analytic.forward_flops(spec, 32, 1)
+    assert counts == forward_of(spec, 32, 2) == 2 * forward_of(spec, 32, 1)
     assert core == attention_core(spec, 32, 2)
 
 

@@ -21,9 +21,9 @@ from tests.checkpoints import (
 )
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import load_checkpoint
-from torch_models.checkpoints.names import StoredName
 from torch_models.errors import CheckpointError, ConfigError, UserError
 from torch_models.families import deepseek_v3
+from torch_models.fields.stored_names import StoredName
 
 # --- Tensors that do not fit -----------------------------------------------------------------------------------
 

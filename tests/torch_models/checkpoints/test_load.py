@@ -28,10 +28,10 @@ from tests.checkpoints import (
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from torch_models import build, load_checkpoint, load_mtp_checkpoint
 from torch_models.checkpoints import files as checkpoint_files
-from torch_models.checkpoints.names import SEPARATE_EXPERTS, Place, StoredName, parts_of, place_of
 from torch_models.errors import CheckpointError, UserError
 from torch_models.families import deepseek_v3
 from torch_models.fields.config import spec_from_fields
+from torch_models.fields.stored_names import SEPARATE_EXPERTS, Place, StoredName, parts_of, place_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
