@@ -48,18 +48,18 @@ ROOMS = {
         "counting.counts counting.measurements counting.setup torch_models.errors torch_models.fields"
     ),
     # Where they meet: only the analysis sees both.
-    "counting.reconcile counting.training_step counting.step_memory": (
+    "counting.reconcile counting.training_step counting.step_memory counting.fits": (
         "counting.counts counting.recipes counting.setup counting.step_profile torch_models.spec"
     ),
     "counting.analysis": (
-        "counting.counts counting.formulas counting.measurements counting.reconcile counting.setup"
+        "counting.counts counting.fits counting.formulas counting.measurements counting.reconcile counting.setup"
         " counting.step_memory counting.training_step counting.via_transformers"
         " torch_models.errors torch_models.fields torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
-        "counting.analysis counting.counts counting.recipes counting.setup torch_models.errors torch_models.fields"
-        " torch_models.spec"
+        "counting.analysis counting.counts counting.fits counting.recipes counting.setup torch_models.errors"
+        " torch_models.fields torch_models.spec"
     ),
     "counting.published": (
         "counting.analysis counting.cost counting.formulas.kv_cache counting.setup torch_models.fields"
@@ -70,11 +70,12 @@ ROOMS = {
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
-        "counting.analysis counting.cost counting.counts counting.published counting.recipes counting.reconcile"
-        " counting.setup counting.step_memory counting.training_step"
+        "counting.analysis counting.cost counting.counts counting.fits counting.published counting.recipes"
+        " counting.reconcile counting.setup counting.step_memory counting.training_step"
     ),
     "counting.command": (
-        "counting.analysis counting.cost counting.published counting.recipes counting.reconcile counting.report"
+        "counting.analysis counting.cost counting.fits counting.published counting.recipes counting.reconcile"
+        " counting.report"
         " counting.setup torch_models.errors torch_models.fields torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",

@@ -34,7 +34,7 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
     headings = ("run", "GPU", "tokens", "GPU-hours", "FLOPs, own", "6 N", "+ full", "+ causal", "own")
     hours = rows_table("The MFU that published hours and speeds imply", headings, names=2)
     figures = rows_table(
-        "Stated figures, and ours", ("run", "quantity", "counted as", "stated", "ours", "apart"), names=3
+        "Stated figures, and ours", ("run, quantity", "counted as", "stated", "ours", "apart"), names=2
     )
     for run in runs:
         if run.implied_mfu:
@@ -48,9 +48,11 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
                 NONE if flops is None else scientific(flops),
                 *(mfu.get(convention, NONE) for convention in CONVENTIONS),
             )
-        for figure in run.figures:
-            figures.add_row(run.name, *_figure_cells(figure))
         if run.figures:
+            figures.add_row(run.name, style="bold")
+            for figure in run.figures:
+                name, *cells = _figure_cells(figure)
+                figures.add_row(f"  {name}", *cells)
             figures.add_section()
     print_tables(hours, figures)
     print_notes(

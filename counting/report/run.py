@@ -50,14 +50,14 @@ def print_run(run: TrainingRun) -> None:
     )
     counts = ", ".join(f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus)
     facts.append(("GPUs at least", f"{counts}; left out: {what_states_leave_out(run.beside_states_bytes)}"))
-    headings = ("GPU", "GPUs", "MFU", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh")
-    table = rows_table("What it takes", headings)
+    headings = ("GPU", "MFU", "GPUs", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh")
+    table = rows_table("What it takes", headings, names=2)
     for gpu in run.gpus:
         for outcome in gpu.outcomes:
             table.add_row(
                 gpu.gpu,
-                optional(gpu.num_gpus),
                 _utilisation(outcome.mfu, gpu),
+                optional(gpu.num_gpus),
                 f"{gpu.price_usd_per_hour:,.2f}",
                 f"{outcome.gpu_hours:,.0f}",
                 optional(outcome.days, 1),

@@ -87,27 +87,36 @@ def _open_console(width: int) -> "Console":
 
 
 def _parts(table: "Table") -> Iterator["Table"]:
-    """The table itself where it fits; else with fewer columns at a time, each time after those of names.
+    """The table itself where it fits, at need without borders; else with fewer columns at a time.
 
-    A table whose cells may be broken into lines fits by itself.
+    Each part has the columns of names, and leaves out rows of which it has no number but zero. A table whose cells may
+    be broken into lines fits by itself.
     """
+    width = output_width()
     names = [index for index, column in enumerate(table.columns) if column.justify == "left"]
     numbers = [index for index, column in enumerate(table.columns) if column.justify != "left"]
-    if _needed(table) <= output_width() or not numbers:
+    if _needed(table) <= width or not numbers:
+        yield table
+        return
+    borderless = _with_columns(table, names, numbers)
+    borderless.box = None
+    if _needed(borderless) <= width:
+        table.box = None
         yield table
         return
     chosen: list[int] = []
     title = table.title
     while numbers:
         chosen.append(numbers.pop(0))
-        if len(chosen) == 1 and _needed(_with_columns(table, [*names, *chosen])) > output_width():
-            table.box = None  # a column of numbers needs no borders
-        if not numbers or _needed(_with_columns(table, [*names, *chosen, numbers[0]])) > output_width():
-            part = _with_columns(table, [*names, *chosen])
-            part.title = title
-            part.caption = None if numbers else table.caption
-            yield part
-            title, chosen = f"{table.title}, continued", []
+        part = _with_columns(table, names, chosen)
+        if numbers and _needed(_with_columns(table, names, [*chosen, numbers[0]])) <= width:
+            continue
+        if _needed(part) > width:
+            part.box = None
+        part.title = title
+        part.caption = None if numbers else table.caption
+        yield part
+        title, chosen = f"{table.title}, continued", []
 
 
 def _needed(table: "Table") -> int:
@@ -119,8 +128,8 @@ def _needed(table: "Table") -> int:
     return measured.maximum if all(column.no_wrap for column in table.columns) else measured.minimum
 
 
-def _with_columns(table: "Table", chosen: Sequence[int]) -> "Table":
-    """The same table with only these columns, and without title and caption."""
+def _with_columns(table: "Table", names: Sequence[int], numbers: Sequence[int]) -> "Table":
+    """The same table with only these columns, without title and caption, and without rows in which they say nothing."""
     from rich.table import Table
 
     part = Table(
@@ -129,16 +138,14 @@ def _with_columns(table: "Table", chosen: Sequence[int]) -> "Table":
         box=table.box,
         header_style=table.header_style,
     )
-    columns = [table.columns[index] for index in chosen]
-    for column in columns:
-        part.add_column(
-            column.header,
-            justify=column.justify,
-            no_wrap=column.no_wrap,
-            style=column.style,
-            min_width=column.min_width,
-        )
-    cells = [list(column.cells) for column in columns]
+    for column in (table.columns[index] for index in (*names, *numbers)):
+        part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, style=column.style)
+    cells = [list(table.columns[index].cells) for index in (*names, *numbers)]
     for index, row in enumerate(table.rows):
-        part.add_row(*(of_column[index] for of_column in cells), style=row.style, end_section=row.end_section)
+        content = [of_column[index] for of_column in cells]
+        if set(content[len(names) :]) <= {"", "0"}:
+            if row.end_section and part.rows:
+                part.add_section()
+            continue
+        part.add_row(*content, style=row.style, end_section=row.end_section)
     return part

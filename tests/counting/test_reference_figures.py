@@ -148,7 +148,10 @@ def test_deepseek_v3_whole_forward() -> None:
 def test_deepseek_v3_was_pre_trained_at_4096_tokens() -> None:
     """Its config is for 163,840 positions, which YaRN stretched the 4,096 to."""
     setup = analyze(DEEPSEEK, step=False).setup
-    assert (setup.sequence_length, setup.sequence_length_source) == (4_096, "rope_scaling.original_max_position_embeddings")
+    assert (setup.sequence_length, setup.sequence_length_source) == (
+        4_096,
+        "rope_scaling.original_max_position_embeddings",
+    )
 
 
 @pytest.mark.parametrize(

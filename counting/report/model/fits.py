@@ -22,16 +22,15 @@ CAPTION = (
 
 def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
     """A row for each GPU, in bytes."""
-    headings = ("GPU", "fits", "allocated", "needed", "capacity", "left", "fits with", "needing then")
+    headings = ["GPU", "fits", "allocated", "needed", "capacity", "left"]
+    remedied = any(fit.remedies for fit in fits)
+    headings += ["fits with", "needing then"] if remedied else []
     table = rows_table("On one device of each GPU, bytes", headings, names=2)
     for fit in fits:
         cheapest = fit.remedies[0] if fit.remedies else None
-        table.add_row(
-            fit.gpu,
-            "yes" if fit.fits else "no",
-            *map(integer, (fit.allocated_bytes, fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)),
-            "" if cheapest is None else remedy_in_words(cheapest, setup),
-            "" if cheapest is None else integer(cheapest.needed_bytes),
-        )
+        sizes = (fit.allocated_bytes, fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)
+        remedy = (remedy_in_words(cheapest, setup), integer(cheapest.needed_bytes)) if cheapest else ("", "")
+        row = [fit.gpu, "yes" if fit.fits else "no", *map(integer, sizes), *remedy]
+        table.add_row(*row[: len(headings)])
     table.caption, table.caption_justify = CAPTION, "left"
     return table

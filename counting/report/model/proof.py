@@ -1,21 +1,22 @@
 """Every number with its witnesses: a list for each set of witnesses that speak of the same numbers.
 
-Witnesses that differ are an error before anything is printed: where there is no room for all values, one stands for all.
+Witnesses that differ are an error before anything is printed: without room for all values, one stands for them.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from counting.reconcile import Agreement, Check
 from counting.report.format import integer
 from counting.report.tables import output_width
 
-INDENT, EQUALS = "  ", " = "
+MARGIN, EQUALS = "  ", " = "
 WORKED_OUT = ("formula", "simulation")  # the witnesses that measure nothing
 
 
 def print_proof(agreement: Agreement, name: str) -> None:
     """The numbers of the model called `name` that several witnesses give, then those of one witness alone."""
-    print(f"\n{name}: {proof_in_words(agreement)}")
+    print("\n" + textwrap.fill(f"{name}: {proof_in_words(agreement)}", output_width(), break_on_hyphens=False))
     by_witnesses: dict[tuple[str, ...], list[Check]] = {}
     for check in agreement.checks:
         by_witnesses.setdefault(tuple(check.values), []).append(check)
@@ -53,13 +54,13 @@ def _rows(checks: Sequence[Check], width: int) -> Iterator[str]:
     component = max(len(check.component) for check in checks)
     digits = max(len(integer(value)) for check in checks for value in check.values.values())
     witnesses = len(checks[0].values)
-    fits = len(INDENT) * 2 + component + 2 + witnesses * digits + len(EQUALS) * (witnesses - 1) <= width
+    fits = len(MARGIN) * 2 + component + 2 + witnesses * digits + len(EQUALS) * (witnesses - 1) <= width
     place = None
     for check in checks:
         if place != (place := (check.scope, check.quantity)):
-            yield f"{INDENT}{check.scope}, {check.quantity}"
+            yield f"{MARGIN}{check.scope}, {check.quantity}"
         values = [integer(value).rjust(digits) for value in check.values.values()]
-        yield f"{INDENT * 2}{check.component:{component}}  {EQUALS.join(values if fits else values[:1])}"
+        yield f"{MARGIN * 2}{check.component:{component}}  {EQUALS.join(values if fits else values[:1])}"
 
 
 def _title(witnesses: Sequence[str]) -> str:

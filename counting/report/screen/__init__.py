@@ -1,29 +1,43 @@
 """The first screen: the answer to what was asked, in lines of the width that there is."""
 
+from collections.abc import Iterator
+from typing import Literal
+
 from counting.report.results import Results
 from counting.report.screen.lines import Lines
 
 LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most so many are printed of one model and of each further one
 
+Length = Literal["whole", "short", "none"]  # of what is said of each model
+
 
 def screen_text(results: Results, design_path: str | None, width: int, plain_lines: int) -> str:
     """Bill, budget or comparison where one was asked for, then the models; below `plain_lines` lines.
 
-    Where there is no room for all, a model is told in three lines; where that is not enough, the last GPUs of a run
-    are left to the details.
+    Where there is no room for all, a model is told in three lines; where that is not enough, the last GPUs of many are
+    left to the details, and then the models.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
-    gpus = max((len(run.gpus) for run in results.runs), default=0)
-    at_length = [(False, gpus)] if len(results.analyses) == 1 else []
-    for in_short, most in (*at_length, *((True, most) for most in range(gpus, 0, -1)), (True, 1)):
-        blocks = _blocks(results, design_path, width, most_gpus=most, in_short=in_short)
+    text = ""
+    for models, gpus in _lengths(results):
+        blocks = _blocks(results, design_path, width, models, gpus)
         text = "\n\n".join("\n".join(block.lines) for block in blocks if block.lines)
         if len(text.splitlines()) <= room:
             break
     return text
 
 
-def _blocks(results: Results, design_path: str | None, width: int, *, most_gpus: int, in_short: bool) -> list[Lines]:
+def _lengths(results: Results) -> Iterator[tuple[Length, int]]:
+    """How much is said of each model, and of how many GPUs; from most to least."""
+    lists = [run.gpus for run in results.runs] + [analysis.fits or () for analysis in results.analyses]
+    gpus = max(1, *map(len, lists)) if lists else 1
+    if len(results.analyses) == 1:
+        yield "whole", gpus
+    yield from (("short", number) for number in range(gpus, 0, -1))
+    yield "none", 1
+
+
+def _blocks(results: Results, design_path: str | None, width: int, length: Length, most_gpus: int) -> list[Lines]:
     """In order, empty where nothing of the kind was asked for."""
     fits, compared, run, budget, published, claim, models = blocks = [Lines(width) for _ in range(7)]
     if results.published is not None:
@@ -46,9 +60,9 @@ def _blocks(results: Results, design_path: str | None, width: int, *, most_gpus:
     if len(results.analyses) == 1 and results.analyses[0].fits and not (run.lines or budget.lines):
         from counting.report.screen.fits import fits_screen
 
-        fits_screen(fits, results.analyses[0], results.analyses[0].fits)
+        fits_screen(fits, results.analyses[0], results.analyses[0].fits, most_gpus)
     if results.analyses:
-        _models(models, results, in_short=in_short)
+        _models(models, results, length)
     return blocks
 
 
@@ -64,12 +78,17 @@ def _budget(lines: Lines, results: Results, design_path: str | None) -> None:
         spent_screen(lines, results.spent)
 
 
-def _models(lines: Lines, results: Results, *, in_short: bool) -> None:
+def _models(lines: Lines, results: Results, length: Length) -> None:
     from counting.report.screen.model import conventions_screen, model_screen, short_model_screen
 
+    if length == "none":
+        lines.heading(
+            "The model is in the details." if len(results.analyses) == 1 else "The models are in the details."
+        )
+        return
     catalogue = results.on_catalogue or [()] * len(results.analyses)
     for analysis, on_catalogue in zip(results.analyses, catalogue, strict=True):
-        if in_short:
+        if length == "short":
             short_model_screen(lines, analysis, on_catalogue, compared=results.comparison is not None)
         else:
             model_screen(lines, analysis, on_catalogue)

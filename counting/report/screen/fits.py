@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from counting.fits import Fit, Remedy
 
 
-def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]") -> None:
-    """One device of each GPU: by how much the step fits, or is too large, and what would make it fit."""
+def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
+    """One device of each of the first `most` GPUs: by how much the step fits or not, and what would make it fit."""
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     rows: list[tuple[str, ...]] = [("GPU", "needs", "has", "left", "fits", "then needs")]
-    for fit in fits:
+    for fit in fits[:most]:
         cheapest = fit.remedies[0] if fit.remedies else None
         rows.append(
             (
@@ -27,15 +27,15 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]") -> No
             )
         )
     lines.columns(rows)
-    contexts: dict[str, list[str]] = {}
-    for fit in fits:
-        context = fit.needed_bytes - fit.allocated_bytes
-        contexts.setdefault(gib(context) if context else "", []).append(fit.gpu)
-    unknown = contexts.pop("", [])
-    known = ", ".join(f"{size} on {listed(gpus)}" for size, gpus in contexts.items())
-    text = f"what is allocated at the worst moment{f', and the CUDA context: {known}' if known else ''}"
-    left_out = "the allocator's reserve" + (f", and of {listed(unknown)} the context" if unknown else "")
-    lines.fact("needs", f"{text}; left out: {left_out}")
+    lines.rows_left(max(0, len(fits) - most))
+    contexts = [size for fit in fits if (size := fit.needed_bytes - fit.allocated_bytes)]
+    text = "what is allocated at the worst moment"
+    if contexts:
+        sizes = dict.fromkeys(gib(size) for size in (min(contexts), max(contexts)))
+        text += (
+            f", and the CUDA context{'' if len(contexts) == len(fits) else ' where it is known'}: {' to '.join(sizes)}"
+        )
+    lines.fact("needs", f"{text}; left out: the allocator's reserve")
 
 
 def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
@@ -57,7 +57,7 @@ def fits_in_words(fits: "Sequence[Fit]", setup: Setup, *, most: int | None = Non
             groups.setdefault(f"with {remedy_in_words(fit.remedies[0], setup)}: ", []).append(fit.gpu)
     found = sum(map(len, groups.values()))
     if not found and most is not None:
-        return f"none of {len(fits)} GPUs"
+        return f"none of {f'{len(fits)} GPUs' if len(fits) > most else listed([fit.gpu for fit in fits])}"
     if not found:
         largest = max(fits, key=lambda fit: fit.capacity_bytes)
         return f"none: {largest.gpu} has {gib(largest.capacity_bytes)}; it must be sharded over several"

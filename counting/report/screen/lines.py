@@ -45,6 +45,11 @@ class Lines:
             cells = [self._cell(row[index], widths[index], index < names) for index in kept]
             self.lines.append((" " * INDENT + BETWEEN_COLUMNS.join(cells)).rstrip())
 
+    def rows_left(self, rows: int) -> None:
+        """How many rows there was no room for, if any."""
+        if rows:
+            self.text(f"and {rows} row{'' if rows == 1 else 's'} more, which the details have")
+
     @staticmethod
     def _cell(text: str, width: int, at_the_left: bool) -> str:
         if len(text) > width:

@@ -8,7 +8,7 @@ from counting.cost.conventions import main_attention_core, training_flops_per_to
 from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable
 from counting.report.model.proof import proof_in_words
 from counting.report.screen.fits import fits_in_words
-from counting.report.screen.lines import Lines
+from counting.report.screen.lines import Lines, listed
 from counting.step_memory import StepMemory
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
         lines.fact("a training step", "is not measured of a family that goes through transformers")
         return
     _step_memory(lines, analysis, analysis.memory)
-    if fits := [*(analysis.fits or ()), *_others(on_catalogue, analysis.fits or ())]:
+    if fits := _all_fits(analysis, on_catalogue):
         lines.fact("fits one", fits_in_words(fits, setup))
 
 
@@ -48,7 +48,7 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     if memory is None:
         lines.text(f"{layer}; no training step is measured")
         return
-    fits = list(analysis.fits or on_catalogue)
+    fits = _all_fits(analysis, on_catalogue)
     where = f"; fits {fits_in_words(fits, analysis.setup, most=2)}" if fits else ""
     lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
 
@@ -64,7 +64,10 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     for analysis in analyses:
         number, _, by = proof_in_words(analysis.agreement).partition(" ")
         proofs.setdefault(by, []).append(number if len(analyses) == 1 else f"{number} ({analysis.name})")
-    lines.fact("proof", "; ".join(f"{', '.join(numbers)} {by}" for by, numbers in proofs.items()))
+    proof = "; ".join(f"{', '.join(numbers)} {by}" for by, numbers in proofs.items())
+    if measured := [analysis.name for analysis in analyses if analysis.proof == "measured, no formula"]:
+        proof = f"Measured, no formula{f': {listed(measured)}' if len(analyses) > 1 else ''}. {proof}"
+    lines.fact("proof", proof)
 
 
 def _layers(analysis: Analysis) -> str:
@@ -127,7 +130,7 @@ def _layer_memory(analysis: Analysis) -> str:
     if parts is None or peak is None:
         return "its memory is not measured"
     size = Bytes(peak)
-    return f"{size(peak)}: {_listed(size, {name: getattr(parts, field) for field, name in LAYER_PARTS.items()})}"
+    return f"{size(peak)}: {_in_numbers(size, {name: getattr(parts, field) for field, name in LAYER_PARTS.items()})}"
 
 
 def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
@@ -138,16 +141,18 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
     optimizer_state = memory.phases[0].optimizer_state
     held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}
-    lines.fact("  states", f"{size(states.total)}: {_listed(size, held)}")
+    lines.fact("  states", f"{size(states.total)}: {_in_numbers(size, held)}")
     most = {name: max(getattr(phase, field) for phase in memory.phases) for field, name in STEP_PARTS.items()}
-    lines.fact("  beside, up to", _listed(size, most))
+    lines.fact("  beside, up to", _in_numbers(size, most))
 
 
-def _listed(size: Bytes, parts: Mapping[str, int]) -> str:
+def _in_numbers(size: Bytes, parts: Mapping[str, int]) -> str:
     """What there is, without the unit."""
     return ", ".join(f"{name} {size.number(value)}" for name, value in parts.items() if value)
 
 
-def _others(fits: "Sequence[Fit]", named: "Sequence[Fit]") -> "list[Fit]":
-    names = {fit.gpu for fit in named}
-    return [fit for fit in fits if fit.gpu not in names]
+def _all_fits(analysis: Analysis, on_catalogue: "Sequence[Fit]") -> "list[Fit]":
+    """On the GPUs that were asked about, then on the others of the catalogue."""
+    asked = analysis.fits or ()
+    names = {fit.gpu for fit in asked}
+    return [*asked, *(fit for fit in on_catalogue if fit.gpu not in names)]

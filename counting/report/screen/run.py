@@ -32,8 +32,7 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
     for run in runs:
         rows += [(run.model if index == 0 else "", *_cells(gpu)) for index, gpu in enumerate(run.gpus[:most])]
     lines.columns(rows if several else [row[1:] for row in rows], names=2 if several else 1)
-    if left := sum(max(0, len(run.gpus) - most) for run in runs):
-        lines.text(f"and {left} row{'' if left == 1 else 's'} more, which the details have")
+    lines.rows_left(sum(max(0, len(run.gpus) - most) for run in runs))
     for run in runs:
         for gpu in run.gpus[:most]:
             if gpu.implied_mfu:

@@ -2,7 +2,24 @@
 
 import pytest
 
-from counting.report.format import NONE, dollars, length_source, optional, percent, scientific, share, shifted
+from counting.report.format import (
+    FLOP_UNITS,
+    NONE,
+    Bytes,
+    dollars,
+    gib,
+    length_source,
+    optional,
+    percent,
+    readable,
+    readable_dollars,
+    readable_range,
+    scientific,
+    share,
+    shifted,
+    short_percent,
+    three_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,3 +55,58 @@ def test_formats() -> None:
 def test_who_says_how_long_a_sequence_is() -> None:
     assert length_source("given") == "given"
     assert length_source("max_position_embeddings") == "from max_position_embeddings"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"),
+        (0.04372, "0.0437"),
+        (1.8273, "1.83"),
+        (9.996, "10.0"),
+        (42.94, "42.9"),
+        (99.96, "100"),
+        (291.8, "292"),
+        (999.6, "1,000"),
+        (18273.4, "18,273"),
+        (2.5, "2.5"),
+        (15, "15"),
+        (300, "300"),
+    ],
+)
+def test_three_digits(value: float, expected: str) -> None:
+    assert three_digits(value) == expected
+
+
+def test_readable() -> None:
+    assert [readable(value) for value in (6_738_415_616, 671_026_404_352, 15 * 10**12, 160_320)] == [
+        "6.74 B",
+        "671 B",
+        "15 T",
+        "160,320",
+    ]
+    assert [readable(value) for value in (999_400_000, 999_600_000)] == ["999 M", "1.00 B"]
+    assert readable(42_863_689_728, FLOP_UNITS) == "42.9 GFLOP"
+    assert readable(2_523_955_986_432, FLOP_UNITS) == "2.52 TFLOP"
+    assert [readable_dollars(value) for value in (9_221_666, 75_757.5, 2.5)] == ["$9.22 M", "$75,758", "$2.50"]
+
+
+def test_a_range_has_the_unit_of_its_larger_end() -> None:
+    assert readable_range(952_526, 1_587_544, "$") == f"$0.953{NONE}1.59 M"
+    assert readable_range(158_754, 264_591) == f"158,754{NONE}264,591"
+    assert readable_range(7.35, 12.25) == f"7.35{NONE}12.2"
+    assert readable_range(2_664_000, 2_664_000) == "2.66 M"
+
+
+def test_shares_in_short() -> None:
+    assert [short_percent(part) for part in (0.4, 0.4554, 1, 0.00001)] == ["40 %", "45.5 %", "100 %", "0.001 %"]
+
+
+def test_bytes_beside_each_other_have_one_unit() -> None:
+    size = Bytes(753_696_792)
+    assert (size(753_696_792), size.number(404_766_720), size.number(1)) == ("0.754 GB", "0.405", "< 0.001")
+    assert Bytes(108_300_000_000)(107_814_649_856) == "107.8 GB"
+    assert Bytes(10_952_248_978_436)(8_325_185_544) == "8 GB"
+    assert Bytes(372_888)(372_888) == "372.9 KB"
+    assert Bytes(17)(17) == "17 bytes"
+    assert gib(80 * 2**30) == "80.0 GiB"

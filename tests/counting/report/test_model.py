@@ -6,11 +6,17 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
+from counting.fits import Fit, Remedy
 from counting.report.budget import print_budget
 from counting.report.model import print_analysis
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3
 from torch_models.fields.config import spec_from_fields
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +72,20 @@ def test_conventions_are_printed(deepseek: Analysis, capsys: pytest.CaptureFixtu
     assert "The step was measured in bfloat16." in out
 
 
-def test_nothing_is_cut_in_a_pipe(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_nothing_is_cut(
+    width: int, deepseek: Analysis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     print_analysis(deepseek)
     print_budget(plan_budget(1e9, gpus=["H100", "B200"]))
-    for line in capsys.readouterr().out.splitlines():
+    out = capsys.readouterr().out
+    for line in out.splitlines():
         assert not re.search(r"…(?! (with|without|of|for)\b)", line)
+        assert line == line.rstrip()
+        assert len(line) <= max(width, 80)
+    for part in (deepseek.parameters.total, deepseek.forward_flops, deepseek.parameters.by_component["attention"]):
+        assert f"{part:,}" in out
 
 
 def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,3 +98,60 @@ def test_windows_have_their_own_rows(capsys: pytest.CaptureFixture[str]) -> None
     print_analysis(analyze("mistral_7b", Setup(sequence_length=8192), step=False))
     labels = [row[0] for row in columns_of(capsys.readouterr().out, "Forward FLOPs of one sequence")]
     assert labels[-3:] == ["total, attention within windows", "total, causal within windows", "total, full attention"]
+
+
+def test_a_narrow_table_comes_in_parts(
+    deepseek: Analysis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each part has the names; a row that says nothing in a part is left out there, and stands in the other."""
+    monkeypatch.setenv("COLUMNS", "80")
+    print_analysis(deepseek)
+    out = capsys.readouterr().out
+    layers, model = columns_of(out, "Parameters"), columns_of(out, "Parameters, continued")
+    assert layers[0] == ["component", "dense layer × 3", "moe layer × 58"]
+    assert model[0] == ["component", "model", "share"]
+    assert "lm_head" not in [row[0] for row in layers]
+    assert ["lm_head", f"{deepseek.parameters.by_component['lm_head']:,}", "0.14 %"] in model
+
+
+def test_rows_of_zeros_are_left_out(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    print_analysis(deepseek)
+    out = capsys.readouterr().out
+    for title in ("Parameters", "Forward FLOPs", "Peak memory of one layer", "Memory of that step"):
+        for row in columns_of(out, title)[1:]:
+            assert set(row[1:]) - {"", "0", "0.00 %"}, (title, row)
+    assert "positional_embedding" not in out
+
+
+def test_where_a_step_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is needed, what there is, and of what does not fit the cheapest remedy."""
+    analysis = analyze(spec_from_fields(DEEPSEEK_V3, "small"), Setup(sequence_length=16))
+    assert analysis.memory is not None
+    peak = analysis.memory.peak_bytes
+    remedy = Remedy(recompute="full", loss_chunk=7, needed_bytes=900)
+    fits = (
+        Fit(
+            gpu="large",
+            fits=True,
+            allocated_bytes=peak,
+            needed_bytes=peak + 10,
+            capacity_bytes=peak + 30,
+            basis="allocated",
+            remedies=(),
+        ),
+        Fit(
+            gpu="small",
+            fits=False,
+            allocated_bytes=peak,
+            needed_bytes=peak,
+            capacity_bytes=1000,
+            basis="allocated",
+            remedies=(remedy,),
+        ),
+    )
+    print_analysis(analysis, fits)
+    rows = columns_of(capsys.readouterr().out, "On one device of each GPU")
+    assert rows[1:] == [
+        ["large", "yes", f"{peak:,}", f"{peak + 10:,}", f"{peak + 30:,}", "20", "", ""],
+        ["small", "no", f"{peak:,}", f"{peak:,}", "1,000", f"{1000 - peak:,}", "recompute full, loss chunk 7", "900"],
+    ]

@@ -67,6 +67,30 @@ def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
     assert models == decoded(results.spent)
 
 
+def test_warnings_and_plan_stand_in_the_document(small: Analysis) -> None:
+    plan: dict[str, object] = {"model_config": ["small"], "seq_len": 16}
+    results = Results(analyses=[small], warnings=["small: a long sequence"], plan=plan, on_catalogue=[()])
+    document = json.loads(json_document(results))
+    assert list(document) == KEYS
+    assert (document["warnings"], document["plan"]) == (["small: a long sequence"], plan)
+
+
+def test_tables_and_checks_are_printed_where_they_are_asked_for(
+    small: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = {}
+    for details in (False, True):
+        for proof in (False, True):
+            print_results(Results(analyses=[small]), None, details=details, proof=proof)
+            printed[details, proof] = capsys.readouterr().out
+    screen = printed[False, False]
+    assert all(out.startswith(screen) for out in printed.values())
+    for (details, proof), out in printed.items():
+        assert ("\nForward FLOPs of one sequence\n" in out) == details
+        assert ("\n  dense layer, forward_flops\n" in out) == proof
+    assert len(printed[True, True]) == len(printed[True, False]) + len(printed[False, True]) - len(screen)
+
+
 def test_plain_lines_of_a_model() -> None:
     """FLOPs and memory are of one layer."""
     assert analysis_lines(analyze("llama_7b", step=False)) == [
@@ -91,22 +115,24 @@ def test_plain_lines_come_first_and_name_each_of_several_models(
 ) -> None:
     other = msgspec.structs.replace(small, name="other")
     results = Results(analyses=[small, other], budget=plan_budget(1e6))
-    print_results(results, None)
+    print_results(results, None, details=False, proof=False)
     out = capsys.readouterr().out
     assert results.budget is not None
     blocks = [[f"Model: {analysis.name}", *analysis_lines(analysis)] for analysis in (small, other)]
     expected = "\n\n".join("\n".join(block) for block in [*blocks, budget_lines(results.budget)])
     assert out.startswith(expected + "\n\n")
-    print_results(Results(analyses=[small]), None)
+    print_results(Results(analyses=[small]), None, details=False, proof=False)
     assert capsys.readouterr().out.startswith("\n".join(analysis_lines(small)) + "\n\n")
 
 
 def test_a_comparison_stands_for_its_models(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = compare([small, small], RunPlan(tokens=10**9, gpus=("H100",)))
-    print_results(Results(analyses=[small, small], comparison=comparison), None)
+    print_results(Results(analyses=[small, small], comparison=comparison), None, details=True, proof=False)
     out = capsys.readouterr().out
-    assert out.startswith("\nTraining 1,000,000,000 tokens on H100 at 40 % MFU")
+    assert out.startswith("Training on 1 B tokens with H100 at 40 % MFU")
+    assert "\nTraining 1,000,000,000 tokens on H100 at 40 % MFU\n" in out
     assert "Number of parameters" not in out
+    assert "\nParameters\n" not in out
 
 
 def test_a_design(capsys: pytest.CaptureFixture[str]) -> None:

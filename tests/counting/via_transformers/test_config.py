@@ -18,8 +18,8 @@ from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.config import ForeignConfig, model_from_fields, read_model
 
-README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
-TABLE = README.partition("### Other families")[2].partition("\n### ")[0]
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "families.md").read_text(encoding="utf-8")
+TABLE = PAGE.partition("## Other families")[2].partition("\n## ")[0]
 MEASURED = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d,]+) \| (yes|no) \|", TABLE, flags=re.MULTILINE)
 REFUSED = {name: row for row in TABLE.splitlines() if "refused:" in row for name in row.split("|")[1].split(", ")}
 REFUSED = {name.strip(): row.partition("refused: ")[2] for name, row in REFUSED.items()}

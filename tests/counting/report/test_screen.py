@@ -1,0 +1,339 @@
+"""The first screen: what it says, and that it is one."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.budget import plan_budget
+from counting.cost.budget_on_model import spend_on
+from counting.cost.run import RunPlan, plan_run
+from counting.fits import Fit, Remedy
+from counting.report import Results, print_results
+from counting.report.format import NONE
+from counting.setup import Setup
+from model_training_cost_analysis import main
+from tests.foreign_families import FAMILIES
+from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.fields.config import spec_from_fields
+
+EVERY_GPU = "V100,T4,A100,L4,L40S,H100,H100-PCIe,H800,H20,H200,B200,GB200,MI250X,MI300X,TPU-v4,TPU-v5e,TPU-v5p"
+PRICED = "V100,T4,A100,H100,H800,H200,B200"
+COMMANDS = [
+    "--model_config llama_7b",
+    "--model_config deepseek_v3",
+    "--model_config gpt_oss_20b --seq_len 100000 --recompute full --loss_chunk 4096",
+    "--model_config mixtral_8x7b --kernels eager --seq_len 2048",
+    "--model_config gpt2.json",
+    "--model_config llama_7b --gpus H100,B200",
+    f"--model_config mistral_7b --gpus {EVERY_GPU}",
+    "--model_config llama_7b --tokens 15T --gpus H100,B200 --num_gpus 2048",
+    f"--model_config deepseek_v3 --tokens 14.8T --gpus {PRICED} --num_gpus 8 --global_batch_tokens 63M",
+    "--model_config deepseek_v3 --tokens 14.8T --gpus A100,H100,H800,H200,B200 --gpu_hours 10M --num_gpus 2048",
+    "--model_config llama_7b --tokens 1T --gpus H100 --tokens_per_second_per_gpu 11000",
+    "--training_budget 5000000",
+    "--training_budget 5000000 --num_gpus 1024 --model_config deepseek_v3",
+    "--model_config llama_7b --tokens 1T --gpus H100 --training_budget 5000000",
+    "--model_config llama_7b deepseek_v3 mistral_7b",
+    "--model_config llama_7b deepseek_v3 --gpus H100,H200",
+    f"--model_config llama_7b deepseek_v3 llama_3_1_405b --tokens 15T --gpus {PRICED} --num_gpus 2048",
+    "--model_config llama_7b deepseek_v3 llama_3_1_405b --tokens 15T --gpus H100 --compare",
+    "--published",
+    "--claim",
+]
+
+
+def printed(capsys: pytest.CaptureFixture[str], results: Results, *, width: int = 80) -> str:
+    """The first screen alone, without the plain lines; each paragraph on a line of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        print_results(results, None, details=False, proof=False)
+    return capsys.readouterr().out
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def llama() -> Analysis:
+    return analyze("llama_7b")
+
+
+@pytest.fixture(scope="module")
+def deepseek() -> Analysis:
+    return analyze("deepseek_v3", Setup(sequence_length=4096))
+
+
+# --- One screen ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_is_one_screen(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At most 30 lines of 80 columns for one model, and 10 for each further one; nothing at the ends of lines."""
+    (tmp_path / "gpt2.json").write_text(json.dumps(FAMILIES["gpt2"][0] | {"model_type": "gpt2"}))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(command.replace("gpt2.json", str(tmp_path / "gpt2.json")).split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    models = max(1, sum(line.startswith("Number of parameters") for line in lines), 3 * ("--compare" in command))
+    assert len(lines) <= 30 + 10 * (models - 1)
+    assert [line for line in lines if len(line) > 80 or line != line.rstrip()] == []
+    assert len(lines) > 10
+
+
+@pytest.mark.parametrize("width", [40, 100, 250])
+def test_it_has_the_width_of_the_output(width: int, llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, Results(analyses=[llama]), width=width).splitlines()[4:]
+    assert max(map(len, lines)) <= width
+    assert max(map(len, lines)) > min(0.8 * width, 80)
+
+
+# --- A model ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_model(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, Results(analyses=[llama])).splitlines()[4:] == [
+        "llama_7b: llama, 32 layers, 2,048 tokens (from max_sequence_length)",
+        "  above           parameters: the model; TFLOPs, GBs: one dense layer's forward",
+        "  parameters      6.74 B: mlp 64.2 %, attention 31.9 %, word_embedding 1.9 %",
+        "  FLOPs a token   forward 14.3 (7.5 % attention's square), training 42.9 GFLOP",
+        "  one layer       0.754 GB: weights 0.405, input 0.017, saved 0.299, transients",
+        "                  0.034",
+        "  a training step 108.3 GB, in the optimiser step; mixed, adamw, recompute none",
+        "    states        107.8 GB: weights 13.5, gradients 13.5, optimiser 80.9",
+        "    beside, up to activations 10.1, logits and loss 0.8, transients 0.5",
+        "  conventions     one sequence, one device; matrix products only, 2 FLOPs a",
+        "                  multiply-add, attention's full square; GB = 10^9 bytes",
+        f"  proof           {len(llama.agreement.checks)} numbers: measured = formula or simulation",
+    ]
+
+
+def test_a_mixture_of_experts(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    out = words(printed(capsys, Results(analyses=[deepseek])))
+    assert "deepseek_v3: 61 layers, 4,096 tokens (given)" in out
+    assert "671 B, active 37.6 B: routed_experts 97.4 %, attention 1.7 %, shared_experts 0.4 %; beside them mtp" in out
+    assert "forward 93.7 (21.8 % attention's square), training 292 GFLOP with mtp" in out
+    assert "one moe layer's forward" in out
+
+
+def test_a_field_says_the_length_by_its_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = analyze("deepseek_v3", step=False)
+    out = printed(capsys, Results(analyses=[analysis]))
+    assert "deepseek_v3: 61 layers, 4,096 tokens (from original_max_position_embeddings)\n" in out
+
+
+def test_how_a_step_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    setup = Setup(
+        sequence_length=16, recompute="full", loss_chunk=7, kernels="eager", precision="fp8", optimizer="muon"
+    )
+    analysis = analyze(spec_from_fields(DEEPSEEK_V3, "small"), setup)
+    assert analysis.training is not None
+    out = words(printed(capsys, Results(analyses=[analysis])))
+    assert "16 tokens (given), eager kernels" in out
+    assert "; fp8, muon, recompute full, loss chunk 7" in out
+    assert f"executed {analysis.training.hardware_flops_per_token / 1e6:.3g} MFLOP with recompute full" in out
+    assert "by recipe" in out
+
+
+def test_windows_are_no_square(capsys: pytest.CaptureFixture[str]) -> None:
+    out = words(printed(capsys, Results(analyses=[analyze("mistral_7b", Setup(sequence_length=8192), step=False)])))
+    assert "% attention within windows)" in out
+    assert "attention's full square, or its window" in out
+
+
+def test_a_family_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(FAMILIES["deepseek_v32"][0] | {"model_type": "deepseek_v32"}))
+    analysis = analyze(config)
+    out = words(printed(capsys, Results(analyses=[analysis], on_catalogue=[()])))
+    assert "one layer its memory is not measured" in out
+    assert "a training step is not measured of a family that goes through transformers" in out
+    assert "proof Measured, no formula. " in out
+    assert "trace = dispatch" in out
+    assert "fits" not in out
+    both = words(printed(capsys, Results(analyses=[analysis, analyze(LLAMA, Setup(sequence_length=16))])))
+    assert "Measured, no formula: small. " in both
+
+
+def test_a_name_of_any_length_is_wrapped(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    long = msgspec.structs.replace(llama, name="a_model_with_a_name_that_is_longer_than_any_line_" * 3)
+    run = plan_run(long, RunPlan(tokens=10**12, gpus=("H100",), num_gpus=8))
+    lines = printed(capsys, Results(analyses=[long, long], runs=[run, run])).splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("Model: ")] == []
+
+
+# --- Fits ------------------------------------------------------------------------------------------------------------
+
+
+def fit(gpu: str, capacity: int, *remedies: Remedy, needed: int = 100 * 2**30, context: int = 2**29) -> Fit:
+    return Fit(
+        gpu=gpu,
+        fits=needed <= capacity,
+        allocated_bytes=needed - context,
+        needed_bytes=needed,
+        capacity_bytes=capacity,
+        basis="allocated",
+        remedies=remedies,
+    )
+
+
+FULL = Remedy(recompute="full", loss_chunk=None, needed_bytes=70 * 2**30)
+BOTH = Remedy(recompute="full", loss_chunk=1024, needed_bytes=60 * 2**30)
+FITS = (fit("Large", 140 * 2**30), fit("Middle", 80 * 2**30, FULL, BOTH), fit("Small", 64 * 2**30, BOTH, context=0))
+
+
+def test_on_the_gpus_that_were_asked_about(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = msgspec.structs.replace(llama, fits=(*FITS, fit("Tiny", 2**30, context=0)))
+    lines = printed(capsys, Results(analyses=[asked])).splitlines()
+    start = lines.index("Does a training step of llama_7b fit on one device? In GiB:")
+    assert lines[start + 2 : start + 6] == [
+        "  Large   100.0  140.0   40.0                                    yes",
+        "  Middle  100.0   80.0  -20.0                    with recompute full        70.0",
+        "  Small   100.0   64.0  -36.0  with recompute full, loss chunk 1,024        60.0",
+        "  Tiny    100.0    1.0  -99.0                                     no",
+    ]
+    out = words("\n".join(lines))
+    assert "and the CUDA context where it is known: 0.5 GiB; left out: the allocator's reserve" in out
+    assert lines[4] == lines[start]
+
+
+def test_on_the_catalogue(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    out = words(printed(capsys, Results(analyses=[llama], on_catalogue=[(*FITS, fit("Tiny", 2**30))])))
+    assert (
+        "fits one Large as it is; with recompute full: Middle; with recompute full, loss chunk 1,024: Small; none of "
+        "the other 1"
+    ) in out
+    out = words(printed(capsys, Results(analyses=[llama], on_catalogue=[(fit("Tiny", 2**30), fit("Less", 2**29))])))
+    assert "fits one none: Tiny has 1.0 GiB; it must be sharded over several" in out
+    asked = msgspec.structs.replace(llama, fits=(fit("Own", 200 * 2**30), fit("Large", 140 * 2**30)))
+    run = plan_run(llama, RunPlan(tokens=10**12, gpus=("H100",)))
+    out = words(printed(capsys, Results(analyses=[asked], on_catalogue=[FITS], runs=[run])))
+    assert "fits one Own, Large as it is; with recompute full: Middle" in out
+    assert "fit on one device?" not in out
+
+
+def test_of_several_models_in_short(llama: Analysis, deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    many = tuple(fit(f"G{index}", 200 * 2**30) for index in range(5))
+    none = tuple(fit(f"G{index}", 2**30) for index in range(5))
+    lines = printed(capsys, Results(analyses=[llama, deepseek], on_catalogue=[many, none])).splitlines()
+    assert lines[10:16] == [
+        "llama_7b: 32 layers, 2,048 tokens (from max_sequence_length)",
+        "  6.74 B parameters; a token: forward 14.3, training 42.9 GFLOP",
+        "  one layer 0.754 GB; a step 108.3 GB; fits G0, G1 and 3 more as it is",
+        "deepseek_v3: 61 layers, 4,096 tokens (given)",
+        "  671 B parameters, active 37.6 B; a token: forward 93.7, training 292 GFLOP",
+        "  one layer 26.2 GB; a step 10,952 GB; fits none of 5 GPUs",
+    ]
+    checks = [len(analysis.agreement.checks) for analysis in (llama, deepseek)]
+    assert f"proof {checks[0]} (llama_7b), {checks[1]} (deepseek_v3) numbers: measured =" in words("\n".join(lines))
+
+
+# --- What was asked for ----------------------------------------------------------------------------------------------
+
+
+def test_a_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = RunPlan(tokens=15 * 10**12, gpus=("H100", "B200"), num_gpus=1, global_batch_tokens=4 * 10**6)
+    run = plan_run(llama, plan)
+    lines = printed(capsys, Results(analyses=[llama], runs=[run])).splitlines()
+    assert lines[4] == "Training llama_7b on 15 T tokens with 1 GPUs at 30 % to 50 % MFU, assumed"
+    (h100, _) = run.gpus
+    hours = [outcome.gpu_hours for outcome in h100.outcomes]
+    assert lines[6].split()[:3] == ["H100", "3.00", f"{hours[-1]:,.0f}{NONE}{hours[0]:,.0f}"]
+    assert lines[6].endswith(f"$1.08{NONE}1.81 M")
+    text = words("\n".join(lines))
+    assert "FLOPs 6.430e+23, 42.9 GFLOP a token; 3,750,000 steps of 4 M tokens" in text
+    assert "GPUs at least 2 H100 and 1 B200 hold the model states, 107.8 GB; left out: activations, logits and" in text
+    assert run.beside_states_bytes is not None
+    assert f"(up to {run.beside_states_bytes / 1e9:.1f} GB on each for one sequence), buffers, fragments" in text
+    assert "1 H100 cannot hold the model states" in text
+    assert "B200 cannot hold" not in text
+    assert "not in the bill failed runs" in text
+
+
+def test_hours_and_speeds_imply_utilisations(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    hours = RunPlan(tokens=148 * 10**11, gpus=("H800",), gpu_hours=2_664_000)
+    text = words(printed(capsys, Results(analyses=[deepseek], runs=[plan_run(deepseek, hours)])))
+    assert "Training deepseek_v3 on 14.8 T tokens in 2,664,000 GPU-hours" in text
+    assert (
+        "implied MFU H800: 6 N 35.16 %; 6 N' + full attention 43.87 %; 6 N' + causal attention 39.08 %; the model's "
+        "own count 45.54 %"
+    ) in text
+    assert "impossible" not in text
+    speed = RunPlan(tokens=148 * 10**11, gpus=("H800",), tokens_per_second_per_gpu=1500)
+    text = words(printed(capsys, Results(analyses=[deepseek], runs=[plan_run(deepseek, speed)])))
+    assert "Training deepseek_v3 on 14.8 T tokens at 1,500 tokens/s per GPU" in text
+    assert "H800 2.00 2.74 M $5.48 M" in text
+
+
+def test_above_the_peak_is_impossible(capsys: pytest.CaptureFixture[str]) -> None:
+    long = analyze("deepseek_v3", Setup(sequence_length=163_840), step=False)
+    run = plan_run(long, RunPlan(tokens=148 * 10**11, gpus=("H800",), gpu_hours=2_664_000))
+    assert "above 100 % is impossible" in words(printed(capsys, Results(analyses=[long], runs=[run])))
+    in_fp8 = analyze("llama_7b", Setup(precision="fp8"), step=False)
+    run = plan_run(in_fp8, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000))
+    text = words(printed(capsys, Results(analyses=[in_fp8], runs=[run])))
+    assert "above 100 % in FP8" in text
+    assert "impossible" not in text
+
+
+def test_the_last_gpus_of_many_are_left_to_the_details(capsys: pytest.CaptureFixture[str]) -> None:
+    analyses = [analyze(spec_from_fields(LLAMA, f"small_{index}"), Setup(sequence_length=16)) for index in range(3)]
+    plan = RunPlan(tokens=10**12, gpus=tuple(PRICED.split(",")))
+    runs = [plan_run(analysis, plan) for analysis in analyses]
+    out = printed(capsys, Results(analyses=analyses, runs=runs))
+    rows = sum(out.count(f" {gpu} ") for gpu in PRICED.split(","))
+    assert 3 <= rows < 21
+    assert f"and {21 - rows} rows more, which the details have" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("  small_1")]
+    assert row.split()[1] == "V100"
+
+
+def test_a_budget(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = plan_budget(5_000_000, num_gpus=1024)
+    spent = spend_on(llama, budget)
+    assert budget.days is not None
+    assert budget.more_on is not None
+    text = words(printed(capsys, Results(analyses=[llama], budget=budget, spent=[spent])))
+    assert "What $5 M buys at 40 % MFU FLOPs 5.616e+23: 1.25 M A100-hours at $4.00" in text
+    assert f"more on {budget.more_on.gpu}, of all in the catalogue" in text
+    assert f"days {budget.days:.1f} on 1,024 A100" in text
+    assert "best model 47.5 B parameters on 1.97 T tokens, 41.5 per parameter; predicted loss 1.897" in text
+    assert "course, extrapolated" in text
+    assert "llama_7b 13.1 T total, 6.74 B 1,944 65.6 1.940*" in text
+    named = words(printed(capsys, Results(budget=plan_budget(5_000_000, gpus=["A100"]))))
+    assert "more on" not in named
+    assert "days" not in named
+
+
+def test_a_comparison_of_one_length(capsys: pytest.CaptureFixture[str]) -> None:
+    """The costs of DeepSeek-V3 and Llama-3.1 405B at the smaller one's length."""
+    assert (
+        main(["--model_config", "deepseek_v3", "llama_3_1_405b", "--compare", "--tokens", "15T", "--gpus", "H100"]) == 0
+    )
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()[2:4]]
+    assert [(row[0], *row[-3:]) for row in rows] == [
+        ("deepseek_v3", "$9.22", "M", "1.00"),
+        ("llama_3_1_405b", "$79.8", "M", "8.65"),
+    ]
+    text = words(out)
+    assert (
+        "of 4,096 tokens for all; the smallest default of these models, from original_max_position_embeddings of"
+        in text
+    )
+    assert "routing saves deepseek_v3 92.9 %" in text
+
+
+def test_published_runs_and_the_claim(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--published", "--claim"]) == 0
+    out = capsys.readouterr().out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("  DeepSeek-V3  ")]
+    assert row == ["DeepSeek-V3", "H800", "35.2", "43.9", "39.1", "45.5", "4", "+0.18", "%"]
+    text = words(out)
+    assert "Was DeepSeek-V3 trained for $5,576,000?" in text
+    assert "yes, the hours imply an MFU of: 6 N 35.16 %" in text
+    assert "earlier research, and ablations" in text

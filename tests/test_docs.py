@@ -1,0 +1,101 @@
+"""What README and docs show is what the command prints; every command and every example in them is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import counting
+import torch_models
+from counting.cost.scaling_laws import LAWS
+from model_training_cost_analysis import main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+PROMPT = "$ python3 model_training_cost_analysis.py "
+LIBRARY = README.partition("## As a library")[2].partition("\n## ")[0]
+
+
+def blocks() -> list[tuple[str, list[str]]]:
+    """(flags, the lines shown below them) of every command in the pages' indented blocks."""
+    found: list[tuple[str, list[str]]] = []
+    for text in PAGES.values():
+        for line in text.splitlines():
+            shown = line.removeprefix("    ").rstrip()
+            if line.startswith("    ") and shown.startswith(PROMPT):
+                found.append((shown.removeprefix(PROMPT), []))
+            elif line.startswith("    ") and found:
+                found[-1][1].append(shown)
+            elif line:
+                found.append(("", []))  # text ends a block
+    return [(flags, lines) for flags, lines in found if flags]
+
+
+BLOCKS = blocks()
+EXAMPLES = [
+    pytest.param(code, id=f"{name} {number}")
+    for name, text in PAGES.items()
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL))
+]
+
+
+def test_readme_is_short_and_shows_every_job() -> None:
+    assert len(README.splitlines()) <= 220
+    assert 3 <= len(PAGES) - 1 <= 4
+    shown = " ".join(flags for flags, _ in BLOCKS)
+    for flag in ("llama_7b", "--gpus H100,B200", "--tokens", "--compare", "--training_budget", "--gpu_hours"):
+        assert flag in shown
+    assert all(len(lines) <= 20 for _, lines in BLOCKS)
+
+
+@pytest.mark.parametrize(("flags", "lines"), BLOCKS, ids=[flags for flags, _ in BLOCKS])
+def test_block(
+    flags: str,
+    lines: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(shlex.split(flags)) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line != line.rstrip()] == []
+    rest = iter(printed)
+    for line in lines:
+        if line.strip() != "…":
+            assert line in rest, f"the page shows {line!r}, which is not printed, or not there"
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_example_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "example", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_how_far_the_laws_are_apart() -> None:
+    """Tokens per parameter of the optimum at $5 million, as README says."""
+    ratios = [counting.plan_budget(5e6, scaling_law=law.name).tokens_per_parameter for law in LAWS]
+    assert f"{min(ratios):.0f} to {max(ratios):.0f} tokens per parameter" in README
+
+
+def test_every_link_leads_somewhere() -> None:
+    for name, text in PAGES.items():
+        folder = (ROOT / name if (ROOT / name).exists() else ROOT / "docs" / name).parent
+        links = re.findall(r"\]\(([^)#]+)\)", text)
+        assert [link for link in links if "://" not in link and not (folder / link).exists()] == []
+    assert all(f"docs/{name}" in README for name in PAGES if name != "README.md")
+
+
+def test_every_public_name_is_in_readme() -> None:
+    for package in (counting, torch_models):
+        assert [name for name in package.__all__ if f"`{name}" not in LIBRARY] == []
+
+
+def test_every_room_is_in_contributing() -> None:
+    tour = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = [path.parent for package in ("torch_models", "counting") for path in (ROOT / package).rglob("__init__.py")]
+    assert len(rooms) >= 10
+    assert [str(room.relative_to(ROOT)) for room in rooms if f"{room.name}/" not in tour] == []
