@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import msgspec
 
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, WholeModel, model_flops
-from counting.fits import Fit
 from counting.reconcile import Agreement, reconcile
 from counting.setup import MOST_CHUNKS, Setup, resolve
-from counting.step_memory import Alternative, StepMemory, step_memory, with_states
-from counting.training_step import TrainingStep, training_step
+from counting.step.fits import Fit
+from counting.step.flops import TrainingStep, training_step
+from counting.step.memory import Alternative, StepMemory, step_memory, with_states
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.spec import ModelSpec, Recompute
@@ -194,8 +194,8 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     if not step:
         return analysis
     core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops
-    assert counts.training_flops and counts.step_memory and core and mtp_core
-    memory = step_memory(spec, setup, counts.step_memory)
+    assert counts.training_flops and counts.step_profile and core and mtp_core
+    memory = step_memory(spec, setup, counts.step_profile)
     return msgspec.structs.replace(
         analysis,
         training=training_step(counts.training_flops, core + mtp_core if setup.mtp else core, setup),
@@ -227,12 +227,12 @@ def _alternative(
     from counting.formulas.model import by_formula
 
     other = msgspec.structs.replace(setup, recompute=recompute, loss_chunk=loss_chunk)
-    simulated, flops = simulate(spec, other, step=True).step_memory, by_formula(spec, other, step=True).training_flops
-    assert simulated and flops and counts.step_memory
+    simulated, flops = simulate(spec, other, step=True).step_profile, by_formula(spec, other, step=True).training_flops
+    assert simulated and flops and counts.step_profile
     return Alternative(
         recompute=recompute,
         loss_chunk=loss_chunk,
-        peak_bytes=step_memory(spec, other, with_states(simulated, counts.step_memory)).peak_bytes,
+        peak_bytes=step_memory(spec, other, with_states(simulated, counts.step_profile)).peak_bytes,
         recomputed_flops=flops.recomputed.total,
     )
 

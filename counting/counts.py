@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 
 import msgspec
 
-from counting.step_profile import StepProfile
+from counting.step.profile import StepProfile
 
 MODEL_FLOPS_PER_FORWARD = 3  # a training step's model FLOPs in forward passes: backward is two of them
 
@@ -203,7 +203,7 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     outside: OutsideCounts = OutsideCounts()
     mtp: MtpCounts = MtpCounts()
     training_flops: StepFlops | None = None
-    step_memory: StepProfile | None = None
+    step_profile: StepProfile | None = None
 
     def whole_model(self) -> WholeModel:
         """The sums; None where a part of one is not known."""

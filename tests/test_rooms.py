@@ -37,28 +37,25 @@ ROOMS = {
         " torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.recipes counting.step_profile counting.counts counting.setup": "torch_models.errors torch_models.spec",
+    "counting.recipes counting.setup counting.counts counting.step": "counting.step torch_models.errors torch_models.spec",
     # The witnesses: formulas know no module and no measurement, measurements no formula.
-    "counting.formulas": "counting.counts counting.recipes counting.setup counting.step_profile torch_models.spec",
+    "counting.formulas": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
     "counting.measurements": (
-        "counting.counts counting.recipes counting.setup counting.step_profile torch_models.errors torch_models.spec"
+        "counting.counts counting.recipes counting.setup counting.step torch_models.errors torch_models.spec"
         " torch_models.modules torch_models.builder torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.errors torch_models.fields"
     ),
     # Where they meet: only the analysis sees both.
-    "counting.reconcile counting.training_step counting.step_memory counting.fits": (
-        "counting.counts counting.recipes counting.setup counting.step_profile torch_models.spec"
-    ),
+    "counting.reconcile": "counting.counts",
     "counting.analysis": (
-        "counting.counts counting.fits counting.formulas counting.measurements counting.reconcile counting.setup"
-        " counting.step_memory counting.training_step counting.via_transformers"
-        " torch_models.errors torch_models.fields torch_models.spec"
+        "counting.counts counting.formulas counting.measurements counting.reconcile counting.setup counting.step"
+        " counting.via_transformers torch_models.errors torch_models.fields torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
-        "counting.analysis counting.counts counting.fits counting.recipes counting.setup torch_models.errors"
+        "counting.analysis counting.counts counting.step counting.recipes counting.setup torch_models.errors"
         " torch_models.fields torch_models.spec"
     ),
     "counting.published": (
@@ -70,13 +67,12 @@ ROOMS = {
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
-        "counting.analysis counting.cost counting.counts counting.fits counting.published counting.recipes"
-        " counting.reconcile counting.setup counting.step_memory counting.training_step"
+        "counting.analysis counting.cost counting.counts counting.step counting.published counting.recipes"
+        " counting.reconcile counting.setup"
     ),
     "counting.command": (
-        "counting.analysis counting.cost counting.fits counting.published counting.recipes counting.reconcile"
-        " counting.report"
-        " counting.setup torch_models.errors torch_models.fields torch_models.spec"
+        "counting.analysis counting.cost counting.published counting.recipes counting.reconcile counting.report"
+        " counting.setup counting.step torch_models.errors torch_models.fields torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }

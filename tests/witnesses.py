@@ -9,7 +9,7 @@ from counting.formulas.model import by_formula
 from counting.measurements.model import measure
 from counting.reconcile import reconcile
 from counting.setup import Setup, resolve
-from counting.step_memory import StepMemory, step_memory
+from counting.step.memory import StepMemory, step_memory
 from torch_models.spec import ModelSpec
 
 
@@ -47,5 +47,5 @@ def forward_of(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts
 
 def memory_of(spec: ModelSpec, counts: ModelCounts, **options: Any) -> StepMemory:
     """The step's memory that `counts` come to in the whole model."""
-    assert counts.step_memory is not None
-    return step_memory(spec, setup_of(spec, **options), counts.step_memory)
+    assert counts.step_profile is not None
+    return step_memory(spec, setup_of(spec, **options), counts.step_profile)

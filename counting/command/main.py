@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
-    from counting.fits import Fit
     from counting.published.claim import Claim
     from counting.published.runs import ExaminedRun
     from counting.report import Results
+    from counting.step.fits import Fit
 
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3

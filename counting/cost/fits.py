@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from counting.analysis import Analysis
 from counting.cost.hardware import Gpu
-from counting.fits import Fit, Remedy
+from counting.step.fits import Fit, Remedy
 
 
 def fits_on(analysis: Analysis, gpus: Sequence[Gpu]) -> tuple[Fit, ...]:

@@ -32,7 +32,7 @@ from counting.formulas.parameters import (
 )
 from counting.formulas.states import buffer_bytes, input_bytes, layer_states, outside_states
 from counting.setup import Setup
-from counting.step_profile import LayerProfile, StepProfile
+from counting.step.profile import LayerProfile, StepProfile
 from torch_models.spec import LayerSpec, ModelSpec
 
 
@@ -48,7 +48,7 @@ def by_formula(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
         outside=OutsideCounts(parameters=outside_parameters(spec), forward_flops=head_flops(spec, *run)),
         mtp=_mtp_counts(spec, setup),
         training_flops=training_flops(spec, setup) if step else None,
-        step_memory=_step_profile(spec, setup) if step else None,
+        step_profile=_step_profile(spec, setup) if step else None,
     )
 
 

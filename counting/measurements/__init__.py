@@ -6,7 +6,7 @@
   `step` (a training step: FLOPs and memory) and `optimizer` (its states and its update) are the witnesses;
 - `dispatch` counts every op for the module it runs for, `live_bytes` follows storages, `components` sorts modules
   into rows;
-- `op_formulas` and `ops_without_products`: FLOPs of dispatched ops; those of traced ops stand in `trace`;
+- `ops/`: FLOPs of dispatched ops; those of traced ops stand in `trace`;
 - `meta_device`: the one context in which the meta device behaves as CUDA would;
 - `tools`: the same for any module of a user's own.
 """

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from counting.counts import Counts
 from counting.measurements.components import component_of
-from counting.measurements.op_formulas import op_flops
+from counting.measurements.ops.formulas import op_flops
 
 Pass = Literal["forward", "backward", "recomputed"]
 

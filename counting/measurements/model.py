@@ -37,11 +37,11 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
             dtype = getattr(torch, setup.precision_recipe.activation_dtype)
             shown = run_step(probe if dtype == MEASURED_DTYPE else build_probe(spec, setup.kernels, dtype), setup)
             witnesses["dispatch"] = structs.replace(
-                witnesses["dispatch"], training_flops=shown.flops, step_memory=shown.memory
+                witnesses["dispatch"], training_flops=shown.flops, step_profile=shown.memory
             )
             if shown.by_recipe is not None:
                 layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in shown.by_recipe.layers)
-                witnesses["recipe"] = ModelCounts(layers=layers, step_memory=shown.by_recipe)
+                witnesses["recipe"] = ModelCounts(layers=layers, step_profile=shown.by_recipe)
         return witnesses
 
 

@@ -1,6 +1,6 @@
 """Measured training step: real modules run once forward and backward on the meta device, FLOPs and bytes together.
 
-One layer of each kind is run, whatever their number; `counting.step_memory` extends what is measured here to the whole
+One layer of each kind is run, whatever their number; `counting.step.memory` extends what is measured here to the whole
 model.
 """
 
@@ -20,7 +20,7 @@ from counting.measurements.parameters import buffer_bytes, count_parameters, lin
 from counting.measurements.probe import Probe
 from counting.recipes import ModelStates, model_states
 from counting.setup import Setup
-from counting.step_profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
+from counting.step.profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
 from torch_models.modules.recompute import set_recompute
 from torch_models.training.loss import training_loss
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
     from counting.cost.run import TrainingRun
-    from counting.fits import Fit
     from counting.published.claim import Claim
     from counting.published.runs import ExaminedRun
+    from counting.step.fits import Fit
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):

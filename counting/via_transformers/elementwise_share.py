@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from counting.measurements.meta_device import ONE_AT_A_TIME
-from counting.measurements.op_formulas import grouped_product
+from counting.measurements.ops.formulas import grouped_product
 from counting.via_transformers.discover import load_code_of
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.refusals import one_line

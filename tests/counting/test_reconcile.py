@@ -13,7 +13,7 @@ import torch
 from counting.analysis import analyze
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, OutsideCounts, StepFlops
 from counting.formulas import flops, held, model, parameters, states
-from counting.measurements import op_formulas
+from counting.measurements.ops import formulas as op_formulas
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA

@@ -38,7 +38,7 @@ def test_every_config(config: str, kernels: Kernels) -> None:
 def test_every_way_to_run_a_step(family: str, kernels: Kernels, recompute: Recompute, loss_chunk: int | None) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     counts = agreed(spec, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
-    assert counts.step_memory
+    assert counts.step_profile
     assert counts.training_flops
 
 
@@ -48,12 +48,12 @@ def test_every_way_to_run_a_step(family: str, kernels: Kernels, recompute: Recom
 def test_every_recipe(fields: dict[str, Any], precision: str, optimizer: str) -> None:
     spec = spec_from_fields(fields | {"tie_word_embeddings": optimizer == "sgd"}, "shrunken")
     mtp = False if precision == "fp32" else None
-    assert agreed(spec, precision=precision, optimizer=optimizer, mtp=mtp).step_memory
+    assert agreed(spec, precision=precision, optimizer=optimizer, mtp=mtp).step_profile
 
 
 @pytest.mark.parametrize("config", ["llama_7b_config.json", "deepseek_v3_config.json", "gpt_oss_20b_config.json"])
 def test_published_sizes(config: str) -> None:
-    assert agreed(read_spec(config), sequence_length=4096, recompute="full", loss_chunk=1024).step_memory
+    assert agreed(read_spec(config), sequence_length=4096, recompute="full", loss_chunk=1024).step_profile
 
 
 @pytest.mark.parametrize("sequence_length", [1, 2, 31, 4096])

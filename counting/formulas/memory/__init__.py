@@ -35,5 +35,5 @@ def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
             )
             for layer, count in spec.layer_groups()
         ),
-        step_memory=simulate_step(spec, setup) if step else None,
+        step_profile=simulate_step(spec, setup) if step else None,
     )

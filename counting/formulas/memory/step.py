@@ -8,7 +8,7 @@ from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.setup import Setup
-from counting.step_profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
+from counting.step.profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
 from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from counting.fits import Fit
 from counting.report.format import integer
 from counting.report.screen.fits import remedy_in_words
 from counting.report.tables import rows_table
 from counting.setup import Setup
+from counting.step.fits import Fit
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from counting.setup import Setup
-from counting.training_step import TrainingStep
+from counting.step.flops import TrainingStep
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from counting.report.format import integer, shifted
 from counting.setup import Setup
-from counting.step_memory import PARTS, Phase, StepMemory
+from counting.step.memory import PARTS, Phase, StepMemory
 
 if TYPE_CHECKING:
     from rich.table import Table

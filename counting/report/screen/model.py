@@ -9,10 +9,10 @@ from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable
 from counting.report.model.proof import proof_in_words
 from counting.report.screen.fits import fits_in_words
 from counting.report.screen.lines import Lines, listed
-from counting.step_memory import StepMemory
+from counting.step.memory import StepMemory
 
 if TYPE_CHECKING:
-    from counting.fits import Fit
+    from counting.step.fits import Fit
 
 LARGEST_SHARES = 3
 # What a layer and a step hold, in the words of this screen.

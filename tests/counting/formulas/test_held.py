@@ -40,7 +40,7 @@ TWO_PREDICTIONS = DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}
 def check(spec: ModelSpec, setup: Setup) -> None:
     """Embedding, every kind of layer, and the loss: the closed forms equal the simulation."""
     setup = resolve(setup, spec)
-    simulated = simulate(spec, setup, step=True).step_memory
+    simulated = simulate(spec, setup, step=True).step_profile
     assert simulated is not None
     run = forward_pass(setup)
     layers = [layer_held(layer, run) for layer, _ in spec.layer_groups()]

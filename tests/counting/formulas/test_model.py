@@ -31,12 +31,12 @@ def test_each_speaks_of_its_own_and_they_agree_where_both_do(fields: dict[str, A
     for by_hand, simulated in zip(formula.layers, simulation.layers, strict=True):
         assert filled(by_hand) == set(by_hand.__struct_fields__) - peaks
         assert filled(simulated) == {"kind", "count", *peaks}
-    assert formula.step_memory is not None
-    assert simulation.step_memory is not None
+    assert formula.step_profile is not None
+    assert simulation.step_profile is not None
     stretches = {"embedding_forward", "loss", "embedding_backward", "optimizer_step"}
-    assert filled(formula.step_memory) == set(formula.step_memory.__struct_fields__) - stretches
-    assert filled(simulation.step_memory) == set(simulation.step_memory.__struct_fields__) - {"outside_states"}
-    for by_hand, simulated in zip(formula.step_memory.layers, simulation.step_memory.layers, strict=True):
+    assert filled(formula.step_profile) == set(formula.step_profile.__struct_fields__) - stretches
+    assert filled(simulation.step_profile) == set(simulation.step_profile.__struct_fields__) - {"outside_states"}
+    for by_hand, simulated in zip(formula.step_profile.layers, simulation.step_profile.layers, strict=True):
         assert filled(by_hand) == {"kind", "count", "states", "held"}
         assert filled(simulated) == {"kind", "count", "held", "forward", "backward"}
     merged, agreement = reconcile("shrunken", {"formula": formula, "simulation": simulation})
@@ -60,12 +60,12 @@ def test_a_byte_more_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_step_there_is_none() -> None:
     for counts in both(spec_from_fields(DEEPSEEK_V3, "s"), step=False):
         assert counts.training_flops is None
-        assert counts.step_memory is None
+        assert counts.step_profile is None
 
 
 def test_the_optimiser_of_a_recipe_that_torch_cannot_run_is_not_simulated() -> None:
     spec = spec_from_fields(DEEPSEEK_V3, "s")
-    steps = {precision: both(spec, precision=precision)[1].step_memory for precision in ("fp8", "bf16", "mixed")}
+    steps = {precision: both(spec, precision=precision)[1].step_profile for precision in ("fp8", "bf16", "mixed")}
     worst = {precision: step and step.optimizer_step for precision, step in steps.items()}
     # Nothing of bf16's update is in another format; of "mixed" the largest gradient is, in fp32: 16 experts' gate, up.
     assert worst == {"fp8": None, "bf16": 0, "mixed": 4 * 16 * 2 * 24 * 64}

@@ -6,10 +6,10 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
-from counting.fits import Fit, Remedy
 from counting.report.budget import print_budget
 from counting.report.model import print_analysis
 from counting.setup import Setup
+from counting.step.fits import Fit, Remedy
 from tests.shrunken import DEEPSEEK_V3
 from torch_models.fields.config import spec_from_fields
 

@@ -10,10 +10,10 @@ from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
 from counting.cost.run import RunPlan, plan_run
-from counting.fits import Fit, Remedy
 from counting.report import Results, print_results
 from counting.report.format import NONE
 from counting.setup import Setup
+from counting.step.fits import Fit, Remedy
 from model_training_cost_analysis import main
 from tests.foreign_families import FAMILIES
 from tests.shrunken import DEEPSEEK_V3, LLAMA

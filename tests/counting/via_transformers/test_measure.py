@@ -11,7 +11,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
-from counting.measurements.op_formulas import grouped_product
+from counting.measurements.ops.formulas import grouped_product
 from counting.reconcile import DisagreementError
 from counting.setup import Setup
 from counting.via_transformers import count, ops

@@ -13,7 +13,7 @@ from counting.analysis import Analysis, analyze
 from counting.counts import AttentionCore, Counts, ModelCounts, StepFlops
 from counting.formulas import flops
 from counting.measurements.meta_device import measuring
-from counting.measurements.op_formulas import OP_FORMULAS
+from counting.measurements.ops.formulas import OP_FORMULAS
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from tests.witnesses import measured

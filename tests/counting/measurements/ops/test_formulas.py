@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from counting.measurements.op_formulas import OP_FORMULAS, op_flops
-from counting.measurements.ops_without_products import OPS_WITHOUT_PRODUCTS
+from counting.measurements.ops.formulas import OP_FORMULAS, op_flops
+from counting.measurements.ops.without_products import OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
 from torch_models.modules.kernels.flash_attention import flash_attention
 

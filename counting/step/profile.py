@@ -1,7 +1,7 @@
 """What a witness says of the memory of one training step: stretch by stretch, for one layer of each kind.
 
 `counting.measurements.step` measures a `StepProfile`, `counting.formulas.memory` simulates it, and
-`counting.step_memory` extends it to the whole model. What the forward pass keeps for backward stands in it once more,
+`counting.step.memory` extends it to the whole model. What the forward pass keeps for backward stands in it once more,
 by itself: closed forms say how much that must be (`counting.formulas.held`). Torch-free.
 """
 

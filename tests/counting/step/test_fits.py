@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from counting.analysis import Analysis, analyze
-from counting.fits import Fit
 from counting.setup import MOST_CHUNKS, Setup
-from counting.step_memory import Alternative
+from counting.step.fits import Fit
+from counting.step.memory import Alternative
 from tests.shrunken import FAMILIES, LLAMA
 from torch_models.fields.config import spec_from_fields
 

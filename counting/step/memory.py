@@ -12,7 +12,7 @@ import msgspec
 
 from counting.recipes import ModelStates
 from counting.setup import Setup
-from counting.step_profile import StepProfile, Stretch
+from counting.step.profile import StepProfile, Stretch
 from torch_models.spec import ModelSpec, Recompute
 
 STEP_NOTES = (

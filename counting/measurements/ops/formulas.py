@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 # Registers the grouped products of formats that torch has none for, and the fused attention's ops.
 from counting.measurements import meta_device as _meta_device  # noqa: F401
-from counting.measurements.ops_without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
+from counting.measurements.ops.without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
 from torch_models.modules.kernels import flash_attention as _flash_attention  # noqa: F401
 

@@ -8,7 +8,7 @@ import torch
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
-from counting.step_memory import PARTS
+from counting.step.memory import PARTS
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from tests.witnesses import derived, measured, memory_of, setup_of
 from torch_models import build, build_mtp, set_recompute
@@ -194,7 +194,7 @@ def test_notes_are_of_the_step_at_hand() -> None:
 
 def test_a_step_leaves_its_gradients_and_its_loss() -> None:
     """All activations are gone: what a layer saved forward it lets go backward."""
-    profile: Any = measured(spec_from_fields(DEEPSEEK_V3, "shrunken")).step_memory
+    profile: Any = measured(spec_from_fields(DEEPSEEK_V3, "shrunken")).step_profile
     passes = [profile.embedding_forward, profile.loss, profile.embedding_backward]
     for layer in profile.layers:
         assert layer.held == layer.forward.net
@@ -209,9 +209,9 @@ def test_llama_7b_saves_by_hand() -> None:
     stream, hidden = 2 * 2048 * 4096, 2 * 2048 * 11008
     # two norms' outputs, query, key, value, attention's output, both sums; four hidden states of the MLP
     small = 2 * 4 * 2048 + 4 * 32 * 2048 + 24
-    none: Any = measured(spec, sequence_length=2048).step_memory
+    none: Any = measured(spec, sequence_length=2048).step_profile
     assert none.layers[0].held == 8 * stream + 4 * hidden + small
-    full: Any = measured(spec, sequence_length=2048, recompute="full").step_memory
+    full: Any = measured(spec, sequence_length=2048, recompute="full").step_profile
     assert full.layers[0].held == stream
 
 
