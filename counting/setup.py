@@ -103,8 +103,8 @@ def resolve(setup: Setup, model: Any) -> Setup:
         _check_tokens(source, length)
     has_mtp = bool(getattr(model, "mtp_layers", ()))
     if setup.mtp and not has_mtp:
-        rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers); leave it out or say off"
-        raise ArgumentError("mtp", "on", rule)
+        rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers): leave it open, or give false"
+        raise ArgumentError("mtp", True, rule)
     chunk = setup.loss_chunk
     if chunk is not None and chunk >= length:
         chunk = None

@@ -37,7 +37,9 @@ ROOMS = {
         " torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.recipes counting.setup counting.counts counting.step": "counting.step torch_models.errors torch_models.spec",
+    "counting.recipes counting.setup counting.counts counting.step": (
+        "counting.step torch_models.errors torch_models.spec"
+    ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
     "counting.measurements": (

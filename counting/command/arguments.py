@@ -28,14 +28,14 @@ _T = TypeVar("_T")
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
-    """How a step is run; multi-token prediction is trained where a config has it, unless it is off."""
+    """How a step is run; what no flag sets is left as the library has it."""
     return Setup(
         **_given(
             sequence_length=_parsed(options.seq_len, lambda text: parse_whole_number(text, "--seq_len")),
             kernels=options.kernels,
             recompute=options.recompute,
             loss_chunk=_parsed(options.loss_chunk, lambda text: parse_whole_number(text, "--loss_chunk")),
-            mtp=False if options.mtp == "off" else None,
+            mtp={"on": True, "off": False}.get(options.mtp),
             precision=options.precision,
             optimizer=options.optimizer,
         )

@@ -76,7 +76,7 @@ def test_no_sequence_length_anywhere() -> None:
 
 
 def test_multi_token_prediction_that_there_is_not() -> None:
-    with pytest.raises(ArgumentError, match=r"^mtp = 'on': small has no multi-token prediction"):
+    with pytest.raises(ArgumentError, match=r"^mtp = true: small has no multi-token prediction"):
         resolve(Setup(mtp=True), LLAMA_SPEC)
 
 

@@ -72,7 +72,7 @@ BAD_COMMANDS = {
     "--model_config llama_7b --tokens 15T": "--tokens needs --gpus: say what to train on",
     "--training_budget 5 --mtp off": "--mtp needs --model_config",
     "--model_config llama_7b --loss_chunk 1": "--loss_chunk = 1: makes 2048 chunks of 2048 tokens of llama_7b, and",
-    "--model_config llama_7b --mtp on": "--mtp = on: no model here has multi-token prediction",
+    "--model_config llama_7b --mtp on": "--mtp = on: llama_7b has no multi-token prediction",
     "--model_config llama_7b --mtp maybe": "argument --mtp: invalid choice: 'maybe'",
     f"{RUN} --compare": "--compare needs two models or more",
     f"{RUN} --model_config llama_3_8b --compare --gpu_hours 1M": "--compare takes no --gpu_hours",

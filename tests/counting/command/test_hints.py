@@ -34,7 +34,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: Setup(kernels="flash"), "--kernels = 'flash': must be one of fused, eager"),  # type: ignore[arg-type]
     (lambda: Setup(recompute="most"), "--recompute = 'most': must be one of "),  # type: ignore[arg-type]
     (lambda: Setup(loss_chunk=-1), "--loss_chunk = -1: must be a whole number of tokens"),
-    (lambda: analyze(LLAMA, Setup(mtp=True)), "--mtp = 'on': "),
+    (lambda: analyze(LLAMA, Setup(mtp=True)), "--mtp = on: "),
     (lambda: Setup(precision="fp4"), "--precision = 'fp4': is not known: choose from mixed"),
     (lambda: Setup(optimizer="lion"), "--optimizer = 'lion': is not known: choose from adamw"),
     (lambda: plan_budget(5e6, gpus=("A100", "a100")), "--gpus = 'A100,a100': names A100 twice"),
