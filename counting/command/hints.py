@@ -25,6 +25,7 @@ FLAGS = {
     "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
     "budget_usd": "--training_budget",
     "scaling_law": "--scaling_law",
+    "published": "--published",
 }
 
 

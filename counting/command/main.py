@@ -79,7 +79,7 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
     gpus = chosen_gpus(options, own)
     if options.published not in (None, *PUBLISHED):
-        raise ArgumentError("--published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
+        raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
     analyses = list(_analyses(options, setup, gpus, progress))

@@ -74,14 +74,17 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return round(self.peak_dense_tflop_per_s * 10**12)
 
     @property
-    def capacity_bytes(self) -> int:
-        """Memory of the board in bytes, one GB taken as 2^30: what vendors call 80 GB is 80 GiB, or a little less."""
-        return round(self.memory_gb * 2**30)
+    def device_capacity_bytes(self) -> int:
+        """Memory of one device: what its driver reports, else its share of the board's, one vendor's GB taken as 2^30.
+
+        What vendors call 80 GB is 80 GiB, or a little less.
+        """
+        return self.driver_memory_bytes or round(self.memory_gb * 2**30) // self.devices
 
     @property
-    def device_capacity_bytes(self) -> int:
-        """Memory of one device in bytes: what its driver reports, else its share of the board's."""
-        return self.driver_memory_bytes or self.capacity_bytes // self.devices
+    def capacity_bytes(self) -> int:
+        """Memory of all devices of the board."""
+        return self.devices * self.device_capacity_bytes
 
 
 @cache

@@ -76,9 +76,13 @@ def test_power_where_it_is_known_and_from_where(name: str) -> None:
     assert (gpu.sources.power is None) == (name not in POWER)
 
 
-def test_capacity_takes_a_gb_as_2_to_the_30() -> None:
-    assert find_gpu("H100").capacity_bytes == 80 * 2**30
-    assert find_gpu("B200").capacity_bytes == 180 * 2**30  # of 192
+def test_capacity_is_what_the_driver_reports_else_a_gb_is_2_to_the_30() -> None:
+    """Of a board of two dies it is that of both."""
+    h100, mi250x = find_gpu("H100"), find_gpu("MI250X")
+    assert h100.capacity_bytes == h100.device_capacity_bytes == 84_942_979_072
+    assert mi250x.capacity_bytes == 2 * mi250x.device_capacity_bytes == 2 * 65_520 * 2**20
+    of_vendors = msgspec.structs.replace(h100.sources, driver_memory=None)
+    assert msgspec.structs.replace(h100, driver_memory_bytes=None, sources=of_vendors).capacity_bytes == 80 * 2**30
 
 
 def test_the_file_is_read_when_it_is_needed_and_not_before() -> None:
@@ -116,7 +120,7 @@ def test_mi250x_is_two_devices_of_64_gb() -> None:
 def test_a_driver_keeps_little_and_a_context_is_small(name: str) -> None:
     """Within 10 % of what vendors print, a GB taken as 2^30; only TPU-v5p has more than its 95 GB."""
     gpu = find_gpu(name)
-    share = gpu.device_capacity_bytes * gpu.devices / gpu.capacity_bytes
+    share = gpu.capacity_bytes / (gpu.memory_gb * 2**30)
     assert (1 < share < 1.01) if name == "TPU-v5p" else (0.9 < share < 1)
     assert (gpu.context_bytes is None) == name.startswith(("MI", "TPU"))
     assert gpu.context_bytes is None or 2**28 < gpu.context_bytes < 2**30

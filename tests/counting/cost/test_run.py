@@ -157,13 +157,13 @@ def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -
     for gpu in run.gpus:
         capacity = find_gpu(gpu.gpu).capacity_bytes
         assert (gpu.fewest_gpus - 1) * capacity < run.model_state_bytes <= gpu.fewest_gpus * capacity
-    assert [gpu.fewest_gpus for gpu in run.gpus] == [128, 57]  # 80 GiB, and the usable 180 of B200's 192
+    assert [gpu.fewest_gpus for gpu in run.gpus] == [129, 58]
 
 
 def test_gpus_that_are_exactly_full(llama: Analysis) -> None:
-    """16 bytes for each of 5 x 2^30 parameters are 80 GiB, one H100 to the last byte."""
+    """16 bytes for each of 5,308,936,192 parameters are what an H100's driver reports, to the last byte."""
     for more, gpus in ((-1, 1), (0, 1), (1, 2)):
-        parameters = msgspec.structs.replace(llama.parameters, total=5 * 2**30 + more)
+        parameters = msgspec.structs.replace(llama.parameters, total=5_308_936_192 + more)
         run = plan_run(msgspec.structs.replace(llama, parameters=parameters), RunPlan(tokens=1, gpus=("H100",)))
         assert run.gpus[0].fewest_gpus == gpus
 

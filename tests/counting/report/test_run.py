@@ -62,10 +62,10 @@ def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{run.training_flops_per_token:,}" in text
     assert "sequence length 4,096, given, with multi-token prediction" in text
     assert f"{run.steps:,} of 62,914,560 tokens" in text
-    assert "64 H800 cannot hold the model states: at least 128 are needed" in text
+    assert "64 H800 cannot hold the model states: at least 129 are needed" in text
     assert "the length that is trained at" not in text
     assert "64 B200 cannot hold" not in text
-    assert "GPUs at least 128 H800, 57 B200; left out: activations, logits, buffers and fragments" in text
+    assert "GPUs at least 129 H800, 58 B200; left out: activations, logits, buffers and fragments" in text
 
 
 def test_a_run_of_a_foreign_length_says_so(capsys: pytest.CaptureFixture[str]) -> None:

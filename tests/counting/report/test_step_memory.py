@@ -65,7 +65,7 @@ def test_each_analysis_has_a_step_without_being_asked(capsys: pytest.CaptureFixt
 
 def test_a_run_and_a_step_are_run_alike(capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--model_config llama_7b deepseek_v3 --seq_len 128 --json --tokens 1B --gpus H100"
-    flags += " --mtp on --precision mixed-fp32-gradients --optimizer muon"
+    flags += " --precision mixed-fp32-gradients --optimizer muon"
     assert main(flags.split()) == 0
     document = json.loads(capsys.readouterr().out)
     for analysis, run in zip(document["analyses"], document["runs"], strict=True):
