@@ -21,7 +21,7 @@ from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import Alternative, StepMemory, step_memory, with_states
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
-from torch_models.spec import ModelSpec, Recompute
+from torch_models.spec import Kernels, ModelSpec, Recompute
 
 if TYPE_CHECKING:
     from counting.via_transformers.config import ForeignModel
@@ -204,32 +204,46 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
 
 
 def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:
-    """The step with other recomputation, and with its loss in chunks where it was in none; cheapest first.
+    """The step with other recomputation, or with its loss in smaller chunks; cheapest first.
 
-    The states are those of `counts`, on which the witnesses agree. Each alternative takes a few milliseconds. Selective
-    recompute of fused kernels is left out: it saves the logarithm of each row's sum, 4 bytes a head and token, which is
-    about a thousandth, at most, of what a step of the bundled models holds beside its states.
+    Where query heads share key and value heads there are, after those with the step's own fused kernels, the same and
+    the step itself with eager ones: not every GPU has a fused kernel for that. The states are those of `counts`, on
+    which the witnesses agree. Each alternative takes a few milliseconds.
     """
-    chunks = [setup.loss_chunk]
-    if setup.loss_chunk is None and setup.tokens > ALTERNATIVE_CHUNK:
-        chunks.append(max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS)))
-    recomputes: tuple[Recompute, ...] = ("none", "full") if setup.kernels == "fused" else get_args(Recompute)
-    ways = [(recompute, chunk) for recompute in recomputes for chunk in chunks]
-    own = (setup.recompute, setup.loss_chunk)
-    found = [_alternative(spec, setup, counts, *way) for way in ways if way != own]
-    return tuple(sorted(found, key=lambda other: (other.recomputed_flops, other.peak_bytes)))
+    all_kernels: list[Kernels] = [setup.kernels]
+    if setup.kernels == "fused" and any(layer.shares_key_value_heads for layer, _ in spec.layer_groups()):
+        all_kernels.append("eager")
+    smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
+    chunks = [setup.loss_chunk, *([smaller] if (setup.loss_chunk or setup.tokens) > smaller else [])]
+    found: list[Alternative] = []
+    for kernels in all_kernels:
+        ways = [(recompute, chunk) for recompute in _recomputes(kernels) for chunk in chunks]
+        own = (setup.recompute, setup.loss_chunk) if kernels == setup.kernels else None
+        others = [_alternative(spec, setup, counts, kernels, *way) for way in ways if way != own]
+        found += sorted(others, key=lambda other: other.recomputed_flops)
+    return tuple(found)
+
+
+def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
+    """What is worth recomputing.
+
+    Of fused kernels selective recompute saves the logarithm of each row's sum, 4 bytes a head and token: about a
+    thousandth, at most, of what a step of the bundled models holds beside its states.
+    """
+    return ("none", "full") if kernels == "fused" else get_args(Recompute)
 
 
 def _alternative(
-    spec: ModelSpec, setup: Setup, counts: ModelCounts, recompute: Recompute, loss_chunk: int | None
+    spec: ModelSpec, setup: Setup, counts: ModelCounts, kernels: Kernels, recompute: Recompute, loss_chunk: int | None
 ) -> Alternative:
     from counting.formulas.memory import simulate
     from counting.formulas.model import by_formula
 
-    other = msgspec.structs.replace(setup, recompute=recompute, loss_chunk=loss_chunk)
+    other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
     simulated, flops = simulate(spec, other, step=True).step_profile, by_formula(spec, other, step=True).training_flops
     assert simulated and flops and counts.step_profile
     return Alternative(
+        kernels=kernels,
         recompute=recompute,
         loss_chunk=loss_chunk,
         peak_bytes=step_memory(spec, other, with_states(simulated, counts.step_profile)).peak_bytes,

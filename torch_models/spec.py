@@ -284,6 +284,15 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
         return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
+    def shares_key_value_heads(self) -> bool:
+        """Whether several query heads have one key and value head."""
+        attention = self.attention
+        return (
+            isinstance(attention, GroupedQueryAttentionSpec)
+            and attention.num_attention_heads > attention.num_key_value_heads
+        )
+
+    @property
     def hidden_size(self) -> int:
         """The width of the residual stream."""
         return self.attention.hidden_size

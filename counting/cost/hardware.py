@@ -17,6 +17,7 @@ from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 from torch_models.fields.bundled import bundled_data
 
 MAX_GPU_FILE_BYTES = 1_000_000
+FLASH_ATTENTION_CAPABILITY = 8.0  # CUDA compute capability
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 WholePositive = Annotated[int, msgspec.Meta(gt=0)]
 
@@ -48,6 +49,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     name: str
     description: str
+    compute_capability: Positive | None = None  # of CUDA, as 8.9; None for what is not NVIDIA's
     training_dtype: Literal["bfloat16", "float16"]  # the 16-bit format of the peak; chips before 2020 lack bfloat16
     peak_dense_tflop_per_s: Positive
     peak_dense_fp8_tflop_per_s: Positive | None
@@ -67,6 +69,16 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
                 raise ConfigError(f"sources.{name}", source, f"must say where {field} ({number:,}) comes from")
             if number is None and source is not None:
                 raise ConfigError(f"sources.{name}", source, f"is the source of {field}, which is not given")
+
+    @property
+    def fuses_grouped_queries(self) -> bool:
+        """Whether PyTorch has a fused attention kernel for it whose query heads share key and value heads.
+
+        Flash attention needs compute capability 8.0, and the memory-efficient kernel takes no shared heads
+        (github.com/pytorch/pytorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). True where the capability
+        is not known.
+        """
+        return self.compute_capability is None or self.compute_capability >= FLASH_ATTENTION_CAPABILITY
 
     @property
     def peak_flop_per_s(self) -> int:

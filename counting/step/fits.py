@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from torch_models.spec import Recompute
+from torch_models.spec import Kernels, Recompute
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,13 +18,16 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """One step of one sequence on one device of a GPU: a die, where a board has two.
 
-    `basis` says what is compared: "allocated" is the peak of what the step allocates, and what a process takes of the
-    device before its first tensor, where that is known. What the caching allocator reserves beyond it is left out.
+    `basis` "allocated": `needed_bytes` is the peak of what the step allocates and, where it is known, what a process
+    takes of the device before its first tensor (`context_bytes`). What the caching allocator reserves beyond it, and
+    workspaces within kernels, are left out.
     """
 
     gpu: str
     fits: bool
+    kernels: Kernels  # "eager" too where the step was measured with fused attention, and PyTorch has none for this GPU
     allocated_bytes: int
+    context_bytes: int  # 0 where it is not known
     needed_bytes: int
     capacity_bytes: int
     basis: Literal["allocated"]

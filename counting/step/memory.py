@@ -13,7 +13,7 @@ import msgspec
 from counting.recipes import ModelStates
 from counting.setup import Setup
 from counting.step.profile import StepProfile, Stretch
-from torch_models.spec import ModelSpec, Recompute
+from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
 
 STEP_NOTES = (
     "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are let go after "
@@ -22,7 +22,7 @@ STEP_NOTES = (
     "SGD's loop; with master weights one parameter is updated after the other, where an optimiser that converts all "
     "gradients first holds an fp32 copy of each. Step counters are left out.",
     "Not counted: workspaces within kernels (flash attention's backward has one in fp32), the allocator's rounding and "
-    "gaps, the CUDA context.",
+    "gaps; nor the CUDA context, which only the fit on a GPU adds.",
 )
 MUON_NOTE = (
     "muon is counted as one momentum for each parameter, whatever its shape; Muon itself leaves embedding, head and "
@@ -36,6 +36,10 @@ FP8_NOTE = (
 FUSED_FP32_NOTE = (
     "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel, or, with grouped queries, none. What "
     "is counted is flash attention's memory, with numbers of 4 bytes; eager kernels have that of plain arithmetic."
+)
+WINDOW_NOTE = (
+    "PyTorch's scaled_dot_product_attention takes no window, no bound on scores and no sinks. What is counted is one "
+    "fused kernel with them, such as FlexAttention has on CUDA."
 )
 
 
@@ -74,6 +78,7 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     The numbers are those of a step that is run so; a test measures some.
     """
 
+    kernels: Kernels
     recompute: Recompute
     loss_chunk: int | None
     peak_bytes: int
@@ -91,7 +96,7 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     proof: str
     notes: tuple[str, ...]
-    alternatives: tuple[Alternative, ...] = ()  # other recomputation, other chunks of the loss; cheapest first
+    alternatives: tuple[Alternative, ...] = ()  # run otherwise; of the same kernels the cheapest first
 
     @property
     def beside_states_bytes(self) -> int:
@@ -142,7 +147,7 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
         proof="measured = simulated" if measurable else "activations measured = simulated, states by recipe",
-        notes=tuple(_notes(setup)),
+        notes=tuple(_notes(spec, setup)),
     )
 
 
@@ -155,7 +160,6 @@ def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
             for layer, known in zip(simulated.layers, agreed.layers, strict=True)
         ),
         outside_states=agreed.outside_states,
-        optimizer_step=agreed.optimizer_step,
     )
 
 
@@ -165,7 +169,7 @@ def _between(first: int, last: int, count: int) -> list[int]:
     return [first + step * index for index in range(count)]
 
 
-def _notes(setup: Setup) -> Iterator[str]:
+def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     yield from STEP_NOTES
     if setup.optimizer == "muon":
         yield MUON_NOTE
@@ -173,6 +177,14 @@ def _notes(setup: Setup) -> Iterator[str]:
         yield FP8_NOTE
     if setup.precision == "fp32" and setup.kernels == "fused":
         yield FUSED_FP32_NOTE
+    if setup.kernels == "fused" and any(_beyond_plain_attention(layer.attention) for layer, _ in spec.layer_groups()):
+        yield WINDOW_NOTE
+
+
+def _beyond_plain_attention(attention: AttentionSpec) -> bool:
+    return isinstance(attention, GroupedQueryAttentionSpec) and not (
+        attention.window is None and attention.logit_softcap is None and not attention.sinks
+    )
 
 
 class _Position:

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 CAPTION = (
     "Needed: what the step allocates at its worst moment, and the CUDA context where its size is known; what the "
-    "caching allocator reserves beyond that is left out. Capacity: what the driver reports of one device where that is "
-    "known, else the vendor's memory, one GB taken as 2^30 bytes. A board of two dies is two devices. Fits with: the "
-    "cheapest of other recomputation and a loss in chunks, by formula and simulation."
+    "caching allocator reserves beyond that, and workspaces within kernels, are left out. Capacity: what the driver "
+    "reports of one device where that is known, else the vendor's memory, one GB taken as 2^30 bytes. A board of two "
+    "dies is two devices. Fits with: the cheapest of other recomputation and a loss in smaller chunks, by formula and "
+    "simulation. Eager: by simulation too, where PyTorch has no fused attention with grouped queries (below CUDA's "
+    "compute capability 8.0)."
 )
 
 
@@ -30,7 +32,8 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
         cheapest = fit.remedies[0] if fit.remedies else None
         sizes = (fit.allocated_bytes, fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)
         remedy = (remedy_in_words(cheapest, setup), integer(cheapest.needed_bytes)) if cheapest else ("", "")
-        row = [fit.gpu, "yes" if fit.fits else "no", *map(integer, sizes), *remedy]
+        answer = "yes" if fit.fits else "no"
+        row = [fit.gpu, answer if fit.kernels == setup.kernels else f"{answer} (eager)", *map(integer, sizes), *remedy]
         table.add_row(*row[: len(headings)])
     table.caption, table.caption_justify = CAPTION, "left"
     return table

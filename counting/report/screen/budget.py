@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
+from counting.cost.hardware import find_gpu
 from counting.report.format import dollars, readable, readable_dollars, scientific, short_percent, three_digits
 from counting.report.screen.lines import Lines
 
@@ -29,7 +30,8 @@ def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
         lines.fact(
             "more on",
             f"{more.gpu}, of all in the catalogue with a price: {scientific(more.training_flops)} at "
-            f"{dollars(more.price_usd_per_hour)} an hour; these are the default GPUs",
+            f"{dollars(more.price_usd_per_hour)} an hour ({find_gpu(more.gpu).sources.price}); these are the default "
+            "GPUs",
         )
     if budget.days is not None and budget.num_gpus is not None:
         lines.fact("days", f"{three_digits(budget.days)} on {budget.num_gpus:,} {best.gpu}")

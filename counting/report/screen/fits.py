@@ -22,20 +22,20 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
             (
                 fit.gpu,
                 *(_number(size) for size in (fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)),
-                "yes" if fit.fits else f"with {remedy_in_words(cheapest, analysis.setup)}" if cheapest else "no",
+                _answer(fit, analysis.setup),
                 _number(cheapest.needed_bytes) if cheapest else "",
             )
         )
     lines.columns(rows)
     lines.rows_left(max(0, len(fits) - most))
-    contexts = [size for fit in fits if (size := fit.needed_bytes - fit.allocated_bytes)]
     text = "what is allocated at the worst moment"
-    if contexts:
+    if contexts := [fit.context_bytes for fit in fits if fit.context_bytes]:
         sizes = dict.fromkeys(gib(size) for size in (min(contexts), max(contexts)))
-        text += (
-            f", and the CUDA context{'' if len(contexts) == len(fits) else ' where it is known'}: {' to '.join(sizes)}"
-        )
-    lines.fact("needs", f"{text}; left out: the allocator's reserve")
+        where = "" if len(contexts) == len(fits) else " where it is known"
+        text += f", and the CUDA context{where}: {' to '.join(sizes)}"
+    lines.fact("needs", f"{text}; left out: the allocator's reserve, workspaces in kernels")
+    if unfused := [fit.gpu for fit in fits if fit.kernels != analysis.setup.kernels]:
+        lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
 
 
 def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
@@ -60,10 +60,23 @@ def fits_in_words(fits: "Sequence[Fit]", setup: Setup, *, most: int | None = Non
         return f"none of {f'{len(fits)} GPUs' if len(fits) > most else listed([fit.gpu for fit in fits])}"
     if not found:
         largest = max(fits, key=lambda fit: fit.capacity_bytes)
-        return f"none: {largest.gpu} has {gib(largest.capacity_bytes)}; it must be sharded over several"
+        return f"none: {largest.gpu} has {gib(largest.capacity_bytes)}; other recomputation or loss chunks do not do"
     parts = [f"{how}{_names(names, most)}{'' if how else ' as it is'}" for how, names in groups.items()]
     others = len(fits) - found
     return "; ".join(parts) + (f"; none of the other {others}" if others and most is None else "")
+
+
+def fits_by_gpu(fits: "Sequence[Fit]", setup: Setup, *, most: int) -> str:
+    """Of each of the first `most` GPUs whether the step fits, and with what."""
+    answers = [f"{fit.gpu} {_answer(fit, setup)}" for fit in fits[:most]]
+    left = len(fits) - most
+    return ", ".join(answers) + (f" and {left} more" if left > 0 else "")
+
+
+def _answer(fit: "Fit", setup: Setup) -> str:
+    if fit.fits:
+        return "yes"
+    return f"with {remedy_in_words(fit.remedies[0], setup)}" if fit.remedies else "no"
 
 
 def _number(size: int) -> str:

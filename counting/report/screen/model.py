@@ -7,7 +7,7 @@ from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
 from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable
 from counting.report.model.proof import proof_in_words
-from counting.report.screen.fits import fits_in_words
+from counting.report.screen.fits import fits_by_gpu, fits_in_words
 from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
 
@@ -48,8 +48,11 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     if memory is None:
         lines.text(f"{layer}; no training step is measured")
         return
-    fits = _all_fits(analysis, on_catalogue)
-    where = f"; fits {fits_in_words(fits, analysis.setup, most=2)}" if fits else ""
+    where = ""
+    if analysis.fits:
+        where = f"; fits {fits_by_gpu(analysis.fits, analysis.setup, most=3)}"
+    elif on_catalogue:
+        where = f"; fits {fits_in_words(on_catalogue, analysis.setup, most=2)}"
     lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
 
 

@@ -19,18 +19,15 @@ def llama() -> Analysis:
     return analyze("llama_7b", Setup(sequence_length=2048))
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Analysis:
-    return analyze("smollm2_135m", Setup(sequence_length=8192))
-
-
 def test_llama_7b_does_not_fit_an_h100_and_nothing_makes_it(llama: Analysis) -> None:
     """16 bytes for each of 6,738,415,616 parameters are more than an H100 by themselves."""
     assert fits_on(llama, [find_gpu("H100")]) == (
         Fit(
             gpu="H100",
             fits=False,
+            kernels="fused",
             allocated_bytes=108_339_494_916,
+            context_bytes=629 * 2**20,
             needed_bytes=108_339_494_916 + 629 * 2**20,
             capacity_bytes=84_942_979_072,
             basis="allocated",
@@ -45,16 +42,36 @@ def test_the_gpus_that_llama_7b_fits(llama: Analysis) -> None:
     assert [fit.gpu for fit in fits_on(llama, load_gpus()) if fit.fits] == ["H200", "B200", "GB200", "MI300X"]
 
 
-def test_smollm2_fits_a_t4(smollm2: Analysis) -> None:
-    (fit,) = fits_on(smollm2, [find_gpu("T4")])
-    assert (fit.fits, fit.allocated_bytes, fit.remedies) == (True, 11_653_284_952, ())
-    assert fit.spare_bytes == 14904 * 2**20 - 400 * 2**20 - 11_653_284_952
+def test_grouped_queries_on_a_gpu_without_flash_attention() -> None:
+    """9 query heads share 3 key and value heads: below compute capability 8.0 PyTorch has no fused kernel for that."""
+    setup = Setup(sequence_length=2048)
+    fused, eager = (analyze("smollm2_135m", msgspec.structs.replace(setup, kernels=k)) for k in ("fused", "eager"))
+    t4, l4 = fits_on(fused, [find_gpu("T4"), find_gpu("L4")])
+    assert fused.memory is not None
+    assert eager.memory is not None
+    assert (l4.kernels, l4.allocated_bytes) == ("fused", fused.memory.peak_bytes)
+    assert (t4.kernels, t4.allocated_bytes) == ("eager", eager.memory.peak_bytes)
+    assert eager.memory.peak_bytes > 2 * fused.memory.peak_bytes
+    assert fits_on(eager, [find_gpu("T4")]) == (t4,)
 
 
-def test_what_makes_smollm2_fit_a_t4_at_16384() -> None:
+def test_equal_heads_run_fused_on_every_gpu(llama: Analysis) -> None:
+    assert {fit.kernels for fit in fits_on(llama, load_gpus())} == {"fused"}
+
+
+def test_a_gpu_of_unknown_capability_has_the_kernels() -> None:
+    analysis = analyze("smollm2_135m", Setup(sequence_length=128))
+    t4 = find_gpu("T4")
+    for capability, kernels in ((7.9, "eager"), (8.0, "fused"), (None, "fused")):
+        (fit,) = fits_on(analysis, [msgspec.structs.replace(t4, compute_capability=capability)])
+        assert fit.kernels == kernels
+
+
+def test_what_makes_smollm2_fit_at_16384() -> None:
     """Cheapest first: the head once more, then every layer once more, then both; each by its own measured step."""
     setup = Setup(sequence_length=16_384)
-    (fit,) = fits_on(analyze("smollm2_135m", setup), [find_gpu("T4")])
+    small = msgspec.structs.replace(find_gpu("L4"), driver_memory_bytes=14904 * 2**20)
+    (fit,) = fits_on(analyze("smollm2_135m", setup), [small])
     assert (fit.fits, fit.allocated_bytes) == (False, 21_423_359_064)
     assert [(remedy.recompute, remedy.loss_chunk) for remedy in fit.remedies] == [
         ("none", 1024),
@@ -63,7 +80,7 @@ def test_what_makes_smollm2_fit_a_t4_at_16384() -> None:
     ]
     for remedy in fit.remedies:
         run_so = msgspec.structs.replace(setup, recompute=remedy.recompute, loss_chunk=remedy.loss_chunk)
-        (measured,) = fits_on(analyze("smollm2_135m", run_so), [find_gpu("T4")])
+        (measured,) = fits_on(analyze("smollm2_135m", run_so), [small])
         assert (measured.fits, measured.needed_bytes) == (True, remedy.needed_bytes)
 
 
@@ -112,7 +129,9 @@ def test_lossless_to_json_within_the_analysis(llama: Analysis) -> None:
     assert set(json.loads(text)["fits"][0]) == {
         "gpu",
         "fits",
+        "kernels",
         "allocated_bytes",
+        "context_bytes",
         "needed_bytes",
         "capacity_bytes",
         "basis",

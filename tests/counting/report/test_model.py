@@ -133,7 +133,9 @@ def test_where_a_step_fits(capsys: pytest.CaptureFixture[str]) -> None:
         Fit(
             gpu="large",
             fits=True,
+            kernels="fused",
             allocated_bytes=peak,
+            context_bytes=10,
             needed_bytes=peak + 10,
             capacity_bytes=peak + 30,
             basis="allocated",
@@ -142,7 +144,9 @@ def test_where_a_step_fits(capsys: pytest.CaptureFixture[str]) -> None:
         Fit(
             gpu="small",
             fits=False,
+            kernels="eager",
             allocated_bytes=peak,
+            context_bytes=0,
             needed_bytes=peak,
             capacity_bytes=1000,
             basis="allocated",
@@ -153,5 +157,14 @@ def test_where_a_step_fits(capsys: pytest.CaptureFixture[str]) -> None:
     rows = columns_of(capsys.readouterr().out, "On one device of each GPU")
     assert rows[1:] == [
         ["large", "yes", f"{peak:,}", f"{peak + 10:,}", f"{peak + 30:,}", "20", "", ""],
-        ["small", "no", f"{peak:,}", f"{peak:,}", "1,000", f"{1000 - peak:,}", "recompute full, loss chunk 7", "900"],
+        [
+            "small",
+            "no (eager)",
+            f"{peak:,}",
+            f"{peak:,}",
+            "1,000",
+            f"{1000 - peak:,}",
+            "recompute full, loss chunk 7",
+            "900",
+        ],
     ]

@@ -18,6 +18,7 @@ from model_training_cost_analysis import main
 from tests.foreign_families import FAMILIES
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.fields.config import spec_from_fields
+from torch_models.spec import Kernels
 
 EVERY_GPU = "V100,T4,A100,L4,L40S,H100,H100-PCIe,H800,H20,H200,B200,GB200,MI250X,MI300X,TPU-v4,TPU-v5e,TPU-v5p"
 PRICED = "V100,T4,A100,H100,H800,H200,B200"
@@ -169,11 +170,20 @@ def test_a_name_of_any_length_is_wrapped(llama: Analysis, capsys: pytest.Capture
 # --- Fits ------------------------------------------------------------------------------------------------------------
 
 
-def fit(gpu: str, capacity: int, *remedies: Remedy, needed: int = 100 * 2**30, context: int = 2**29) -> Fit:
+def fit(
+    gpu: str,
+    capacity: int,
+    *remedies: Remedy,
+    needed: int = 100 * 2**30,
+    context: int = 2**29,
+    kernels: Kernels = "fused",
+) -> Fit:
     return Fit(
         gpu=gpu,
         fits=needed <= capacity,
+        kernels=kernels,
         allocated_bytes=needed - context,
+        context_bytes=context,
         needed_bytes=needed,
         capacity_bytes=capacity,
         basis="allocated",
@@ -187,7 +197,7 @@ FITS = (fit("Large", 140 * 2**30), fit("Middle", 80 * 2**30, FULL, BOTH), fit("S
 
 
 def test_on_the_gpus_that_were_asked_about(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = msgspec.structs.replace(llama, fits=(*FITS, fit("Tiny", 2**30, context=0)))
+    asked = msgspec.structs.replace(llama, fits=(*FITS, fit("Tiny", 2**30, context=0, kernels="eager")))
     lines = printed(capsys, Results(analyses=[asked])).splitlines()
     start = lines.index("Does a training step of llama_7b fit on one device? In GiB:")
     assert lines[start + 2 : start + 6] == [
@@ -197,7 +207,11 @@ def test_on_the_gpus_that_were_asked_about(llama: Analysis, capsys: pytest.Captu
         "  Tiny    100.0    1.0  -99.0                                     no",
     ]
     out = words("\n".join(lines))
-    assert "and the CUDA context where it is known: 0.5 GiB; left out: the allocator's reserve" in out
+    assert (
+        "and the CUDA context where it is known: 0.5 GiB; left out: the allocator's reserve, workspaces in kernels"
+        in out
+    )
+    assert "eager Tiny: PyTorch has no fused attention with grouped queries there" in out
     assert lines[4] == lines[start]
 
 
@@ -208,7 +222,7 @@ def test_on_the_catalogue(llama: Analysis, capsys: pytest.CaptureFixture[str]) -
         "the other 1"
     ) in out
     out = words(printed(capsys, Results(analyses=[llama], on_catalogue=[(fit("Tiny", 2**30), fit("Less", 2**29))])))
-    assert "fits one none: Tiny has 1.0 GiB; it must be sharded over several" in out
+    assert "fits one none: Tiny has 1.0 GiB; other recomputation or loss chunks do not do" in out
     asked = msgspec.structs.replace(llama, fits=(fit("Own", 200 * 2**30), fit("Large", 140 * 2**30)))
     run = plan_run(llama, RunPlan(tokens=10**12, gpus=("H100",)))
     out = words(printed(capsys, Results(analyses=[asked], on_catalogue=[FITS], runs=[run])))
@@ -228,6 +242,12 @@ def test_of_several_models_in_short(llama: Analysis, deepseek: Analysis, capsys:
         "  671 B parameters, active 37.6 B; a token: forward 93.7, training 292 GFLOP",
         "  one layer 26.2 GB; a step 10,952 GB; fits none of 5 GPUs",
     ]
+    asked = [msgspec.structs.replace(analysis, fits=FITS) for analysis in (llama, deepseek)]
+    asked[1] = msgspec.structs.replace(deepseek, fits=(*none[:3], *many))
+    lines = printed(capsys, Results(analyses=asked, on_catalogue=[many, none])).splitlines()
+    said = words("\n".join(lines))
+    assert "; fits Large yes, Middle with recompute full, Small with recompute full, loss chunk 1,024" in said
+    assert "; fits G0 no, G1 no, G2 no and 5 more" in said
     checks = [len(analysis.agreement.checks) for analysis in (llama, deepseek)]
     assert f"proof {checks[0]} (llama_7b), {checks[1]} (deepseek_v3) numbers: measured =" in words("\n".join(lines))
 

@@ -22,9 +22,11 @@ def alternatives_of(fields: dict[str, Any], setup: Setup) -> tuple[Alternative, 
 
 
 def ways(alternatives: tuple[Alternative, ...]) -> set[tuple[str, int | None]]:
-    found = {(other.recompute, other.loss_chunk) for other in alternatives}
+    """Of the only kernels that there are."""
+    found = {(other.kernels, other.recompute, other.loss_chunk) for other in alternatives}
     assert len(found) == len(alternatives)
-    return found
+    assert len({kernels for kernels, _, _ in found}) == 1
+    return {way[1:] for way in found}
 
 
 @pytest.mark.parametrize("kernels", ["fused", "eager"])
@@ -46,7 +48,9 @@ def check_against_measured(fields: dict[str, Any], setup: Setup) -> None:
     alternatives = alternatives_of(fields, setup)
     assert alternatives
     for other in alternatives:
-        run_so = msgspec.structs.replace(setup, recompute=other.recompute, loss_chunk=other.loss_chunk)
+        run_so = msgspec.structs.replace(
+            setup, kernels=other.kernels, recompute=other.recompute, loss_chunk=other.loss_chunk
+        )
         measured = analyze(spec_from_fields(fields, "shrunken"), run_so)
         assert measured.memory is not None
         assert measured.training is not None
@@ -68,6 +72,12 @@ def test_which_alternatives_there_are() -> None:
     }
     assert ways(alternatives_of(LLAMA, Setup(sequence_length=1024))) == {("full", None)}
     assert ways(alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=512))) == {("full", 512)}
+    assert ways(alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=1024))) == {("full", 1024)}
+    assert ways(alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=1050))) == {
+        ("none", 1024),
+        ("full", 1050),
+        ("full", 1024),
+    }
     assert ways(alternatives_of(LLAMA, Setup(sequence_length=64, recompute="full"))) == {("none", None)}
 
 
@@ -79,7 +89,8 @@ def test_no_more_chunks_than_may_be() -> None:
 
 @pytest.mark.parametrize("kernels", ["fused", "eager"])
 def test_the_cheapest_comes_first(kernels: Any) -> None:
-    flops = [other.recomputed_flops for other in alternatives_of(LLAMA, Setup(sequence_length=LENGTH, kernels=kernels))]
+    alternatives = alternatives_of(LLAMA, Setup(sequence_length=LENGTH, kernels=kernels))
+    flops = [other.recomputed_flops for other in alternatives if other.kernels == kernels]
     assert flops == sorted(flops)
     assert len(set(flops)) == len(flops)
 
@@ -105,10 +116,30 @@ def test_what_a_step_holds_beside_the_states() -> None:
     assert memory.beside_states_bytes == max(beside) == 10_895_794_952 > beside[-1]
 
 
+def test_what_comes_and_goes_is_beside_the_states() -> None:
+    """With all activations made again the worst moment is within a layer's way back, or in the loss."""
+    setup = Setup(sequence_length=2048, recompute="full", loss_chunk=64)
+    memory = analyze("llama_7b", setup).memory
+    assert memory is not None
+    (backward,) = [phase for phase in memory.phases if phase.name == "backward of a layer"]
+    assert backward.transients > backward.activations
+    assert memory.beside_states_bytes >= backward.activations + backward.transients
+
+
 def test_an_analysis_has_no_fits_until_gpus_are_asked_about() -> None:
     analysis = analyze(spec_from_fields(LLAMA, "shrunken"), Setup(sequence_length=64))
     assert analysis.fits is None
-    fit = Fit(gpu="X", fits=True, allocated_bytes=5, needed_bytes=7, capacity_bytes=10, basis="allocated", remedies=())
+    fit = Fit(
+        gpu="X",
+        fits=True,
+        kernels="fused",
+        allocated_bytes=5,
+        context_bytes=2,
+        needed_bytes=7,
+        capacity_bytes=10,
+        basis="allocated",
+        remedies=(),
+    )
     assert fit.spare_bytes == 3
     known = msgspec.structs.replace(analysis, fits=(fit,))
     assert msgspec.json.decode(msgspec.json.encode(known), type=Analysis) == known
