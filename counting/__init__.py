@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from counting.cost.budget import plan_budget
     from counting.cost.comparison import compare
     from counting.cost.design_for_budget import design_for_budget
-    from counting.cost.hardware import find_gpu
+    from counting.cost.fits import fits_on
+    from counting.cost.hardware import find_gpu, load_gpus, read_gpus
     from counting.cost.run import RunPlan, plan_run
     from counting.cost.scaling_laws import find_law
     from counting.measurements.tools import count_flops, measure_memory
@@ -35,9 +36,12 @@ __all__ = [
     "design_for_budget",
     "find_gpu",
     "find_law",
+    "fits_on",
+    "load_gpus",
     "measure_memory",
     "plan_budget",
     "plan_run",
+    "read_gpus",
 ]
 
 _HOMES = {
@@ -52,9 +56,12 @@ _HOMES = {
     "design_for_budget": "counting.cost.design_for_budget",
     "find_gpu": "counting.cost.hardware",
     "find_law": "counting.cost.scaling_laws",
+    "fits_on": "counting.cost.fits",
+    "load_gpus": "counting.cost.hardware",
     "measure_memory": "counting.measurements.tools",
     "plan_budget": "counting.cost.budget",
     "plan_run": "counting.cost.run",
+    "read_gpus": "counting.cost.hardware",
 }
 
 

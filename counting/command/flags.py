@@ -17,6 +17,27 @@ from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
 PUBLISHED = ("bills",)  # what --published shows; the first where it is not said
+# An argument of the library -> the flag that sets it.
+FLAGS = {
+    "sequence_length": "--seq_len",
+    "kernels": "--kernels",
+    "recompute": "--recompute",
+    "loss_chunk": "--loss_chunk",
+    "mtp": "--mtp",
+    "precision": "--precision",
+    "optimizer": "--optimizer",
+    "gpus": "--gpus",
+    "prices_usd_per_hour": "--gpu_prices",
+    "mfu": "--mfu",
+    "tokens": "--tokens",
+    "num_gpus": "--num_gpus",
+    "global_batch_tokens": "--global_batch_tokens",
+    "gpu_hours": "--gpu_hours",
+    "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
+    "budget_usd": "--training_budget",
+    "scaling_law": "--scaling_law",
+    "published": "--published",
+}
 SEE_HELP = "; --help lists the flags"
 
 

@@ -4,29 +4,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from counting.command.flags import FLAGS
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
-
-# An argument of the library -> the flag that sets it.
-FLAGS = {
-    "sequence_length": "--seq_len",
-    "kernels": "--kernels",
-    "recompute": "--recompute",
-    "loss_chunk": "--loss_chunk",
-    "mtp": "--mtp",
-    "precision": "--precision",
-    "optimizer": "--optimizer",
-    "gpus": "--gpus",
-    "prices_usd_per_hour": "--gpu_prices",
-    "mfu": "--mfu",
-    "tokens": "--tokens",
-    "num_gpus": "--num_gpus",
-    "global_batch_tokens": "--global_batch_tokens",
-    "gpu_hours": "--gpu_hours",
-    "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
-    "budget_usd": "--training_budget",
-    "scaling_law": "--scaling_law",
-    "published": "--published",
-}
 
 
 class Hint(NamedTuple):

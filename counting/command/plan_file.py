@@ -4,10 +4,13 @@ model_config = "deepseek_v3"
 tokens = "14.8T"
 gpus = ["H800"]
 gpu_prices = { H800 = 2.0 }
+
+A file whose name ends in .json has the same keys in an object, or is a document of --json, which repeats its plan.
 """
 
 import argparse
 import difflib
+import json
 import re
 import stat
 from collections.abc import Iterable, Mapping
@@ -32,7 +35,7 @@ def plan_as_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
     }
     keys: dict[str, str] = {}
     arguments: list[str] = []
-    for key, value in _read_toml(path, shown).items():
+    for key, value in _read(path, shown).items():
         flag = key.replace("-", "_")
         if flag not in actions:
             raise ConfigError(key, value, f"is no flag; did you mean {_nearest(flag, actions)}?", shown)
@@ -56,31 +59,49 @@ def with_plan(typed: argparse.Namespace, planned: argparse.Namespace) -> argpars
     return argparse.Namespace(**vars(typed) | taken | {"from_plan": frozenset(taken)})
 
 
-def _read_toml(path: str, shown: str) -> dict[str, Any]:
-    import tomllib
-
+def _read(path: str, shown: str) -> dict[str, Any]:
+    kind = "JSON" if path.lower().endswith(".json") else "TOML"
     try:
         info = Path(path).stat()
         if not stat.S_ISREG(info.st_mode):
-            raise UserError(f"{shown}: must be a file of TOML, but is {_kind(info.st_mode)}")
+            raise UserError(f"{shown}: must be a file of TOML or JSON, but is {_kind(info.st_mode)}")
         if info.st_size > MAX_PLAN_BYTES:
             raise UserError(f"{shown}: {info.st_size} bytes; a plan has at most {MAX_PLAN_BYTES}")
         text = Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{shown}: no such file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown}: not valid TOML: must be UTF-8, but byte {error.start} is not") from None
+        raise UserError(f"{shown}: not valid {kind}: must be UTF-8, but byte {error.start} is not") from None
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UserError(f"{shown}: cannot be read: {reason}") from None
     try:
-        return tomllib.loads(text)
+        return _from_json(text, shown) if kind == "JSON" else _from_toml(text, shown)
     except RecursionError:
-        raise UserError(f"{shown}: not valid TOML: nested too deeply") from None
+        raise UserError(f"{shown}: not valid {kind}: nested too deeply") from None
+
+
+def _from_toml(text: str, shown: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
     except ValueError as error:  # tomllib's own, and Python's of a number with too many digits
         raise UserError(f"{shown}: {_at_line(str(error), text)}") from None
+
+
+def _from_json(text: str, shown: str) -> dict[str, Any]:
+    try:
+        plan = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{shown}: not valid JSON: {error}") from None
+    if isinstance(plan, dict) and "schema_version" in plan:
+        plan = plan.get("plan")
+    if not isinstance(plan, dict):
+        raise UserError(f"{shown}: must be an object of flags, or a document of --json with its plan")
+    return plan
 
 
 def _at_line(message: str, text: str) -> str:
