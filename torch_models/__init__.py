@@ -1,11 +1,11 @@
-"""What a model is: typed specs, read from a config.json, and the real modules that they build.
+"""Typed specs of models, read from a config.json, and the PyTorch modules built from them.
 
     from torch_models import build, load_checkpoint
     model = build("deepseek_v3", device="meta")
     model = load_checkpoint("a/folder/with/config.json/and/safetensors")
 
-The public names; each is imported from its module when it is first used, so that importing this package, or reading a
-config, imports no torch. Building, loading and `set_recompute` do.
+Each public name is imported from its module at first use. Importing this package or reading a config therefore imports
+no torch; building a model, loading a checkpoint and `set_recompute` do.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Specs into modules: the one place where device, dtype and first values are decided."""
+"""Builds modules from specs. Device, dtype and initial values are set only here."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_placement(device: torch.device | str, dtype: torch.dtype | None) -> None:
-    """Refuse a device that is not here, and a dtype in which no model can be built, with what may be given instead.
+    """Raise `UserError` for a device that this machine lacks or a dtype outside `DTYPES`; None stands for fp32.
 
-    `dtype` is one of `DTYPES`, or None for fp32. Raises `UserError`.
+    The message lists the devices or dtypes that are allowed.
     """
     if dtype not in (None, *DTYPES):
         raise ArgumentError("dtype", str(dtype), f"must be one of {', '.join(map(str, DTYPES))}")
@@ -38,11 +38,11 @@ def build(
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
 ) -> CausalLM:
-    """The main model of `config`: token ids (B, S) -> logits (B, S, V).
+    """Return the main model of `config`, randomly initialised: token ids (B, S) -> logits (B, S, V).
 
-    `config` is a path, a name in configs/, a mapping of a config's fields, or a spec. `dtype` is fp32 unless given.
-    Parameter names and shapes are Hugging Face's, experts stacked as in transformers 5. On the meta device the model
-    takes no memory, whatever its size. Raises `UserError` for a config, kernels, a device or a dtype that cannot be.
+    `config` is a path, a name in configs/, a mapping of config fields, or a spec. `dtype` defaults to fp32. Parameter
+    names and shapes are those of Hugging Face, with experts stacked as in transformers 5. On the meta device the
+    parameters use no memory. Raises `UserError` for an invalid config, kernel profile, device or dtype.
     """
     return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
 
@@ -54,9 +54,9 @@ def build_mtp(
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
 ) -> nn.ModuleList:
-    """The multi-token-prediction layers of `config`, which stand beside the main model; empty where it has none.
+    """Return the multi-token-prediction layers of `config`, which the main model does not contain.
 
-    All else is as for `build`.
+    The list is empty if the config has none. Arguments and errors are as in `build`.
     """
     return build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
 
@@ -73,10 +73,10 @@ def build_model(
     kernels: Kernels = "fused",
     initializer_range: float | None = 0.02,
 ) -> CausalLM:
-    """The main model of `spec`, in fp32 unless `dtype` is given; on the meta device it has shapes and no memory.
+    """Return the main model of `spec`; `dtype` defaults to fp32. On the meta device parameters use no memory.
 
-    Where `initializer_range` is None the weights are whatever the memory held, for a checkpoint to overwrite.
-    Raises `UserError` for kernels, a device or a dtype that cannot be.
+    If `initializer_range` is None, all parameters except those of norms stay uninitialised, to be overwritten from a
+    checkpoint. Raises `UserError` for an invalid kernel profile, device or dtype.
     """
     check_kernels(kernels)
     check_placement(device, dtype)
@@ -95,9 +95,9 @@ def build_mtp_layers(
     kernels: Kernels = "fused",
     initializer_range: float | None = 0.02,
 ) -> nn.ModuleList:
-    """The multi-token-prediction layers of `spec`, as many as its config has; they are no part of the main model.
+    """Return the multi-token-prediction layers of `spec`; the list is empty if it has none.
 
-    `initializer_range` is as for `build_model`.
+    `initializer_range` and errors are as in `build_model`.
     """
     check_kernels(kernels)
     check_placement(device, dtype)
@@ -110,7 +110,10 @@ def build_mtp_layers(
 
 @torch.no_grad()
 def initialize(module: nn.Module, initializer_range: float) -> None:
-    """Draw every weight matrix from N(0, initializer_range²); norms start at one, biases at zero."""
+    """Draw weights and attention sinks from N(0, initializer_range²) and set biases to zero.
+
+    Norms keep the values of their constructor, a factor of 1. Meta tensors are left alone.
+    """
     for owner in module.modules():
         if isinstance(owner, RMSNorm):
             continue
@@ -125,7 +128,7 @@ def initialize(module: nn.Module, initializer_range: float) -> None:
 
 @contextlib.contextmanager
 def creating(device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
-    """New tensors go to `device` as `dtype`; the default dtype is restored afterwards."""
+    """Create new tensors on `device` in `dtype` within this context; restore the default dtype afterwards."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,17 +1,17 @@
-"""What a user can get wrong, said in one line that helps."""
+"""Errors for mistakes in user input, each with a message of one line."""
 
 LONGEST_SHOWN_VALUE = 60
 LONGEST_SHOWN_NAME = 200
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a file, a field, a flag. The command prints it as one line and exits with 2."""
+    """A mistake in a file, a config field or an argument. The command prints it on one line and exits with 2."""
 
 
 class ArgumentError(UserError):
-    """An argument whose value breaks a rule: reads as ``field = value: rule``.
+    """An argument whose value breaks a rule. The message is ``field = value: rule``.
 
-    Whoever knows the argument under another name, such as a flag, puts that name to `field`, `value` and `rule`.
+    The attributes `field`, `value` and `rule` allow the command to print the same error with the name of its flag.
     """
 
     def __init__(self, field: str, value: object, rule: str) -> None:
@@ -22,9 +22,9 @@ class ArgumentError(UserError):
 
 
 class ConfigError(UserError):
-    """A field of a config whose value breaks a rule.
+    """A config field whose value breaks a rule.
 
-    Reads as ``file: field = value: rule``; the file is filled in by whoever knows it (`in_file`).
+    The message is ``file: field = value: rule``, without ``file:`` if no file is given. `in_file` adds the file.
     """
 
     def __init__(self, field: str, value: object, rule: str, file: str | None = None) -> None:
@@ -36,16 +36,19 @@ class ConfigError(UserError):
         super().__init__(f"{where}{show_name(field)} = {show_value(value)}: {rule}")
 
     def in_file(self, file: str) -> "ConfigError":
-        """The same error, naming the file that the field stands in."""
+        """Return the same error with `file`, the config that contains the field, in its message."""
         return ConfigError(self.field, self.value, self.rule, file)
 
 
 class CheckpointError(UserError):
-    """A checkpoint whose files do not hold what its config describes; names file, tensor and shapes."""
+    """A checkpoint folder whose files are missing, cannot be read, or do not match its config.
+
+    The message names the file, and the tensor and its shapes where they apply.
+    """
 
 
 def show_value(value: object) -> str:
-    """A value as a user would recognise it, on one line, cut to a length that fits there."""
+    """Return `value` in JSON-like spelling on one line, cut to at most `LONGEST_SHOWN_VALUE` characters."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else ascii(value)
@@ -53,6 +56,9 @@ def show_value(value: object) -> str:
 
 
 def show_name(name: str) -> str:
-    """A field's or a file's name on one line, without what a terminal would obey, cut to a length that fits."""
+    """Return the name of a field or file on one line, cut to at most `LONGEST_SHOWN_NAME` characters.
+
+    Characters that are not printable, such as terminal control sequences, are escaped.
+    """
     text = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else ascii(c)[1:-1] for c in name)
     return text if len(text) <= LONGEST_SHOWN_NAME else text[: LONGEST_SHOWN_NAME - 1] + "…"

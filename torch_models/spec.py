@@ -1,8 +1,9 @@
-"""What a model is, as plain frozen data: every size that a parameter, a FLOP or a byte depends on.
+"""Model specs: frozen data with every size that parameters, FLOPs and bytes depend on.
 
-Torch-free. A family (families/) reads a config.json into a `ModelSpec`; the modules are built from
-it, and the closed-form formulas read nothing else. All sizes are element counts. A spec that could not be built is
-refused where it is made, with a `ConfigError` that names the field as Hugging Face's config.json does.
+Torch-free. A family (families/) reads a config.json into a `ModelSpec`. Modules are built from it, and closed-form
+formulas read it instead of the modules. All sizes are element counts. A spec's constructor checks the rules that join
+several fields; it raises a `ConfigError` that names the field as Hugging Face's config.json does. Ranges of single
+fields are checked when a config is read.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from msgspec import Meta
 
 from torch_models.errors import ArgumentError, ConfigError
 
-# Beyond these no transformer exists, and the bytes of one tensor could exceed 64 bits.
+# Upper limits, far above any published transformer: they keep the bytes of one tensor within 64 bits.
 MAX_WIDTH = 2**20  # hidden_size, intermediate_size, a projection's output
 MAX_HEADS = 2**12
 MAX_EXPERTS = 2**16
@@ -33,13 +34,13 @@ Share = Annotated[float, Meta(gt=0, le=1)]
 Theta = Annotated[float, Meta(ge=2, le=1e12)]
 
 Kernels = Literal["fused", "eager"]
-Recompute = Literal["none", "selective", "full"]  # what a training step computes again for backward
+Recompute = Literal["none", "selective", "full"]  # the part of the forward pass that backward computes again
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 NormPlacement = Literal["before", "after", "around"]  # of a block, within its residual connection
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all specs: immutable, keyword-only, hashable, equal when all fields are."""
+    """Base of all specs: immutable, keyword-only, hashable; two specs are equal if all their fields are."""
 
 
 class LinearRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="linear"):
@@ -49,7 +50,7 @@ class LinearRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", 
 
 
 class Llama3RopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="llama3"):
-    """Llama-3.1's scaling: low frequencies divided by `factor`, high ones kept, a linear blend between."""
+    """Llama-3.1's scaling: low frequencies divided by `factor`, high ones unchanged, a linear blend in between."""
 
     factor: Positive
     low_freq_factor: Positive
@@ -92,7 +93,7 @@ class RotarySpec(Spec, frozen=True, kw_only=True):
     theta: float
     scaling: RopeScaling | None = None
     interleaved: bool = False  # pairs (0, 1), (2, 3), … as DeepSeek stores them, instead of (0, dim/2), …
-    scores_scaled: bool = False  # DeepSeek's YaRN raises the scores' temperature too, by mscale_all_dim
+    scores_scaled: bool = False  # DeepSeek's YaRN also scales the attention scores, by mscale_all_dim
 
     def __post_init__(self) -> None:
         assert self.dim > 0 and self.dim % 2 == 0
@@ -101,8 +102,8 @@ class RotarySpec(Spec, frozen=True, kw_only=True):
 class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
     """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023).
 
-    Of each head the first `rotary.dim` channels are rotated. Queries and keys may be normalised before that: each
-    ``head`` on its own (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
+    The first `rotary.dim` channels of each head are rotated. `query_key_norm` normalises queries and keys before the
+    rotation: each ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
     """
 
     hidden_size: int
@@ -114,10 +115,10 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
     output_bias: bool = False
     query_key_norm: Literal["head", "width"] | None = None
     norm_eps: float = 1e-6  # of the query and key norms
-    window: int | None = None  # a position sees itself and the window - 1 before it
+    window: int | None = None  # a position attends to itself and to the window - 1 positions before it
     logit_softcap: float | None = None  # scores become cap * tanh(scores / cap)
-    sinks: bool = False  # one learned score per head, which takes its share of the softmax and adds no value
-    scale_channels: int | None = None  # scores are divided by the root of this instead of head_dim's
+    sinks: bool = False  # one learned score per head, which enters the softmax but has no value vector
+    scale_channels: int | None = None  # scores are divided by the square root of this instead of head_dim
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -134,9 +135,9 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
 class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_head_latent_attention"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1).
 
-    Keys and values are expanded from one latent of `kv_lora_rank` per token; queries from one of `q_lora_rank`,
-    or directly from the hidden state where that is None. A key is `qk_nope_head_dim` channels of its own and
-    `qk_rope_head_dim` rotated channels that all heads share.
+    Keys and values are expanded from one latent of width `kv_lora_rank` per token. Queries are expanded from a latent
+    of width `q_lora_rank`, or projected directly from the hidden state if that is None. The key of a head consists of
+    `qk_nope_head_dim` channels of that head and `qk_rope_head_dim` rotated channels that all heads share.
     """
 
     hidden_size: int
@@ -169,7 +170,7 @@ AttentionSpec = GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
 
 
 class GatedMLPSpec(Spec, frozen=True, kw_only=True, tag="gated_mlp"):
-    """down(activation(gate(x)) * up(x)); SwiGLU where the activation is silu (Shazeer 2020)."""
+    """down(activation(gate(x)) * up(x)); SwiGLU if the activation is silu (Shazeer 2020)."""
 
     hidden_size: int
     intermediate_size: int
@@ -190,11 +191,11 @@ class ClampedMLPSpec(Spec, frozen=True, kw_only=True, tag="clamped_mlp"):
 
 
 class RouterSpec(Spec, frozen=True, kw_only=True):
-    """Which `top_k` of `num_experts` a token goes to, and with what weight (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
+    """Selects `top_k` of `num_experts` for each token and weighs them (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
 
-    With `n_group` groups, only the `topk_group` best ones are eligible; a group ranks by the sum of its two best
-    experts' scores (DeepSeek-V3), or by its best one's (DeepSeek-V2). The `correction_bias` shifts the choice and not
-    the weights; the optimiser does not update it.
+    With `n_group` groups, only experts of the `topk_group` best groups are eligible. Groups are ranked by the sum of
+    the scores of their two best experts (DeepSeek-V3), or by the score of their best expert (DeepSeek-V2). The
+    `correction_bias` changes which experts are selected but not their weights; the optimiser does not update it.
     """
 
     hidden_size: int
@@ -240,11 +241,11 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
 
 
 class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
-    """Routed experts, of which each token uses `router.top_k`, beside shared experts that every token uses."""
+    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses."""
 
     router: RouterSpec
     expert: GatedMLPSpec | ClampedMLPSpec
-    shared_experts: GatedMLPSpec | None  # all shared experts as the one wide MLP that they are computed as
+    shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
 
     def __post_init__(self) -> None:
         for field, width in (
@@ -261,9 +262,10 @@ FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
 
 
 class LayerSpec(Spec, frozen=True, kw_only=True):
-    """One decoder layer: attention, then feed-forward, each with a residual connection and norms placed within it.
+    """One decoder layer: attention, then feed-forward, each with its norms and a residual connection.
 
-    x + block(norm(x)) for ``before``, x + norm(block(x)) for ``after``, x + norm(block(norm(x))) for ``around``.
+    `norm_placement` is ``before`` for x + block(norm(x)), ``after`` for x + norm(block(x)), ``around`` for
+    x + norm(block(norm(x))).
     """
 
     attention: AttentionSpec
@@ -274,13 +276,13 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, and its window where it has one."""
+        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window."""
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         return kind if self.window is None else f"{kind}_window_{self.window}"
 
     @property
     def window(self) -> int | None:
-        """How far back attention sees; None for all the way."""
+        """Positions that a token attends to, itself included; None for all positions up to it."""
         return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
@@ -299,14 +301,14 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
 
 class LayerRun(Spec, frozen=True, kw_only=True):
-    """Equal layers in a row."""
+    """`count` consecutive equal layers."""
 
     layer: LayerSpec
     count: int
 
 
 def runs_of(layers: Iterable[LayerSpec]) -> tuple[LayerRun, ...]:
-    """Layers in the model's order, equal neighbours joined."""
+    """Return `layers` in their order, with equal neighbours joined into one run."""
     runs: list[tuple[LayerSpec, int]] = []
     for layer in layers:
         if runs and (layer is runs[-1][0] or layer == runs[-1][0]):
@@ -319,40 +321,41 @@ def runs_of(layers: Iterable[LayerSpec]) -> tuple[LayerRun, ...]:
 class ModelSpec(Spec, frozen=True, kw_only=True):
     """A decoder-only language model: embedding, layers, final norm, head.
 
-    `mtp_layers` are the multi-token-prediction modules beside it (DeepSeek-V3, §2.2): each joins the hidden state
-    with the next token's embedding and runs one more decoder layer; embedding and head are the main model's.
+    `mtp_layers` are the decoder layers of the multi-token-prediction modules (DeepSeek-V3, §2.2), which are not part of
+    the main model. Each module joins the hidden state with the next token's embedding and runs one decoder layer; it
+    uses the embedding and the head of the main model.
     """
 
     name: str
     model_type: str
     vocab_size: int
     hidden_size: int
-    layer_runs: tuple[LayerRun, ...]  # in the model's order; `runs_of` makes them of single layers
+    layer_runs: tuple[LayerRun, ...]  # in the model's order; `runs_of` makes them from single layers
     norm_eps: float
     tie_word_embeddings: bool
-    sequence_length: int | None  # what the config says the model is trained at, and which field said so
-    sequence_length_source: str | None
+    sequence_length: int | None  # the training length in tokens, None if the config contains none
+    sequence_length_source: str | None  # the config field that contains it
     mtp_layers: tuple[LayerSpec, ...] = ()
     norm_unit_offset: bool = False
     embedding_scale: float = 1.0
     final_logit_softcap: float | None = None
-    defaulted_fields: tuple[str, ...] = ()  # "field = value" for what the config left to the family's default
+    defaulted_fields: tuple[str, ...] = ()  # "field = value" for each field that took the family's default
 
     def __post_init__(self) -> None:
         assert self.layer_runs and all(run.layer.hidden_size == self.hidden_size for run in self.layer_runs)
 
     @property
     def num_layers(self) -> int:
-        """Of the main model."""
+        """Number of layers of the main model."""
         return sum(run.count for run in self.layer_runs)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """Every layer of the main model, in its order: for whoever builds them all."""
+        """Every layer of the main model, in order, without joining equal ones."""
         return tuple(run.layer for run in self.layer_runs for _ in range(run.count))
 
     def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
-        """The distinct layers with how often each occurs, in order of first appearance."""
+        """The distinct layers, each with the number of times it occurs, in order of first appearance."""
         counts: dict[LayerSpec, int] = {}
         for run in self.layer_runs:
             counts[run.layer] = counts.get(run.layer, 0) + run.count
@@ -360,12 +363,12 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
 
 
 def check_width(field: str, value: int) -> None:
-    """Refuse a width beyond `MAX_WIDTH`: a product of two fields that are each in range."""
+    """Raise `ConfigError` if `value`, a product of fields that are each in range, exceeds `MAX_WIDTH`."""
     if value > MAX_WIDTH:
         raise ConfigError(field, value, f"must be at most {MAX_WIDTH}")
 
 
 def check_kernels(kernels: str) -> None:
-    """Refuse a kernel profile that there is not."""
+    """Raise `ArgumentError` if `kernels` is not a kernel profile."""
     if kernels not in get_args(Kernels):
         raise ArgumentError("kernels", kernels, f"must be one of {', '.join(get_args(Kernels))}")

@@ -1,6 +1,6 @@
-"""What a spec says in closed form, without torch and blind to the modules.
+"""Closed-form counts from a spec, without torch and without reading the modules.
 
-`parameters`, `flops` (forward and of a training step), `held` (what a forward pass keeps), `states` (what lasts from
-step to step), `kv_cache`; `model` puts them together as the witness of a whole model. `memory/` is a simulation of
-autograd, the witness of peaks, and no closed form.
+`parameters`; `flops` of a forward pass and of a training step; `held`, the bytes that a forward pass keeps for
+backward; `states`, the bytes of model states, inputs and buffers; `kv_cache`. `model` combines them for a whole model,
+as an independent check of the measured counts. `memory/` is not in closed form: it simulates autograd and checks peaks.
 """

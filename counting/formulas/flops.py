@@ -1,8 +1,8 @@
-"""FLOPs in closed form, of a forward pass and of a training step: one formula per spec type, from the spec alone.
+"""FLOPs of a forward pass and of a training step in closed form: one formula per spec type, from the spec alone.
 
-Torch-free; no module is read: the numbers are held against fvcore's trace and torch's dispatch. One multiply-add is
-2 FLOPs; only matrix multiplications count; attention counts the full S x S square. Looking an embedding up, its
-gradient, norms, softmax and the optimiser multiply no matrices.
+Torch-free; no module is read, so the numbers can be compared with fvcore's trace and torch's dispatch. One multiply-add
+is 2 FLOPs. Only matrix multiplications count; attention counts the full S x S square. Embedding look-up and its
+gradient, norms, softmax and the optimiser contain no matrix multiplication.
 
 Legend: B batch, S sequence length, T = B * S tokens, D hidden_size, F intermediate_size, V vocab_size, E experts,
 K experts per token, H query heads, G key/value heads.
@@ -33,17 +33,17 @@ from torch_models.spec import (
 
 @singledispatch
 def forward_flops(spec: Spec, sequence_length: int, batch_size: int) -> Counts:
-    """FLOPs of one forward pass over `batch_size` sequences of `sequence_length` tokens, by component."""
+    """Return FLOPs by component of one forward pass over `batch_size` sequences of `sequence_length` tokens."""
     raise AssertionError(f"no FLOP formula for {type(spec).__name__}")
 
 
 @singledispatch
 def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
-    """The products of two activations, scores and weighted values, by how many keys each query meets.
+    """Return the FLOPs of the two products of activations, scores and weighted values, for three counts of pairs.
 
-    Of the full square a causal kernel needs half (the convention of Dao 2023, arXiv 2307.08691, §4.1: half, not
-    (S + 1) / 2S). With a window of W < S a kernel visits a band of S W pairs, and causally, by the same convention,
-    S W - W^2 / 2 of them.
+    The full square has S^2 pairs of query and key. A causal kernel needs half of them (the convention of Dao 2023,
+    arXiv 2307.08691, §4.1: half, not (S + 1) / 2S). With a window of W < S a kernel computes a band of S W pairs; the
+    causal part of it, by the same convention, is S W - W^2 / 2 pairs.
     """
     raise AssertionError(f"no attention formula for {type(spec).__name__}")
 
@@ -53,7 +53,7 @@ def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -
 
 @attention_core.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
-    """2 head_dim for the score of a pair and as much for its value, in each of H heads."""
+    """Each pair costs 2 head_dim for its score and 2 head_dim for its value, in each of H heads."""
     window = visited_keys(spec, sequence_length)
     per_pair = 2 * 2 * batch_size * spec.num_attention_heads * spec.head_dim
     return AttentionCore(
@@ -65,9 +65,9 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
 @forward_flops.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Each projection's weight once per token, then the core (Kaplan et al. 2020, arXiv 2001.08361, table 1).
+    """Each projection is applied once per token; the core is added (Kaplan et al. 2020, arXiv 2001.08361, table 1).
 
-    Kaplan's row "Mask" is half of our core: the scores alone.
+    Kaplan's row "Mask" is half of our core, because it counts the scores only.
     """
     heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
     projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
@@ -76,7 +76,7 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
 @attention_core.register
 def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
-    """Keys have nope + rope channels, values v_head_dim: the two products differ in size."""
+    """Keys have nope + rope channels and values have v_head_dim, so the two products differ in size."""
     channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
     square = 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
     return AttentionCore(as_run=square, causal=square // 2, full_square=square)
@@ -91,17 +91,17 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
 
 
 def visited_keys(spec: GroupedQueryAttentionSpec, sequence_length: int) -> int:
-    """How many keys a kernel visits for each query: those of the window, or all."""
+    """Return the number of keys that a kernel computes for each query: min(window, S)."""
     return min(spec.window or sequence_length, sequence_length)
 
 
 def without_window(spec: AttentionSpec) -> AttentionSpec:
-    """The same attention, seeing all the way back."""
+    """Return the same attention without a window."""
     return msgspec.structs.replace(spec, window=None) if isinstance(spec, GroupedQueryAttentionSpec) else spec
 
 
 def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
-    """The layer whose FLOPs are spent: eager kernels multiply the full square and hide what a window excludes."""
+    """Return the layer whose FLOPs are executed: eager kernels compute the full square and mask the window after."""
     if kernels == "fused":
         return spec
     return msgspec.structs.replace(spec, attention=without_window(spec.attention))
@@ -112,13 +112,13 @@ def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
 
 @forward_flops.register
 def _(spec: GatedMLPSpec | ClampedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Three products of D x F per token."""
+    """Three products with a D x F matrix per token."""
     return Counts(mlp=3 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
 
 
 @forward_flops.register
 def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Every token is routed, and runs through K experts and the shared ones, however it is routed."""
+    """Every token passes the router, K routed experts and the shared experts; the choice of experts does not matter."""
     router, run = spec.router, (sequence_length, batch_size)
     return Counts(
         router=2 * batch_size * sequence_length * router.hidden_size * router.num_experts,
@@ -132,18 +132,18 @@ def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Coun
 
 @forward_flops.register
 def _(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Attention and feed-forward; norms and residual sums multiply no matrices."""
+    """Attention and feed-forward; norms and residual sums contain no matrix multiplication."""
     run = (sequence_length, batch_size)
     return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run)
 
 
 def head_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Of the logits: D x V per token."""
+    """Return FLOPs of the logits: a product with a D x V matrix per token."""
     return Counts(lm_head=2 * batch_size * sequence_length * spec.hidden_size * spec.vocab_size)
 
 
 def mtp_forward_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Of the multi-token-prediction modules: projection, layer, and the shared head run once more for each."""
+    """Return FLOPs of the multi-token-prediction modules: projection, layer and shared head for each module."""
     run = (sequence_length, batch_size)
     total = Counts()
     for layer in spec.mtp_layers:
@@ -152,7 +152,7 @@ def mtp_forward_flops(spec: ModelSpec, sequence_length: int, batch_size: int) ->
 
 
 def mtp_projection_flops(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Of [embedding; hidden state] to the layer's input: 2D x D per token."""
+    """Return FLOPs of the projection of [embedding; hidden state] to the layer's input: 2D x D per token."""
     return Counts(mlp=2 * batch_size * sequence_length * 2 * spec.hidden_size * spec.hidden_size)
 
 
@@ -160,10 +160,11 @@ def mtp_projection_flops(spec: LayerSpec, sequence_length: int, batch_size: int)
 
 
 def training_flops(spec: ModelSpec, setup: Setup) -> StepFlops:
-    """Of one training step over one micro-batch; `setup` is resolved, and its `mtp` says whether `mtp_layers` train.
+    """Return FLOPs of one training step over one micro-batch.
 
-    The head's logits are made for the main model and again for each multi-token-prediction layer (DeepSeek-V3, arXiv
-    2412.19437, eq. 23). A loss in chunks of fewer tokens than there are keeps no logits, and makes them once more.
+    `setup` is resolved; `mtp_layers` are trained if its `mtp` is true. Logits are computed for the main model and for
+    each multi-token-prediction layer (DeepSeek-V3, arXiv 2412.19437, eq. 23). A loss in chunks keeps no logits and
+    computes them a second time in backward.
     """
     assert setup.sequence_length is not None and setup.mtp is not None, "a resolved setup"
     run = (setup.sequence_length, setup.micro_batch_size)
@@ -180,12 +181,13 @@ def training_flops(spec: ModelSpec, setup: Setup) -> StepFlops:
 def layer_step_flops(
     spec: LayerSpec, sequence_length: int, batch_size: int, kernels: Kernels, recompute: Recompute
 ) -> StepFlops:
-    """Of one decoder layer. Each product A B of the forward pass is two of the backward pass: dC B^T and A^T dC.
+    """Return FLOPs of one decoder layer in a training step.
 
-    So it is for projections (Kaplan et al. 2020, arXiv 2001.08361, §2.1) and for the two products of eager attention;
-    fused attention keeps too little for it, see `fused_core_backward`. Full recompute is the layer's forward pass once
-    more (Chen et al. 2016, arXiv 1604.06174), selective recompute that of the attention core (Korthikanti et al. 2022,
-    arXiv 2205.05198, §5).
+    Each product C = A B of the forward pass leads to two products in the backward pass, dC B^T and A^T dC. This holds
+    for projections (Kaplan et al. 2020, arXiv 2001.08361, §2.1) and for the two products of eager attention. Fused
+    attention does not keep its scores and needs one more product, see `fused_core_backward`. Full recompute adds the
+    layer's forward pass once more (Chen et al. 2016, arXiv 1604.06174); selective recompute adds that of the attention
+    core (Korthikanti et al. 2022, arXiv 2205.05198, §5).
     """
     run = (sequence_length, batch_size)
     spec = as_run(spec, kernels)
@@ -202,9 +204,9 @@ def layer_step_flops(
 def mtp_layer_step_flops(
     spec: LayerSpec, sequence_length: int, batch_size: int, kernels: Kernels, recompute: Recompute
 ) -> StepFlops:
-    """Of one multi-token-prediction layer, without the head: a decoder layer behind a projection of 2D x D.
+    """Return FLOPs of one multi-token-prediction layer without the head: a 2D x D projection and a decoder layer.
 
-    DeepSeek-V3, arXiv 2412.19437, eq. 21-22. The projection lies within what full recompute runs again.
+    Source: DeepSeek-V3, arXiv 2412.19437, eq. 21-22. Full recompute includes the projection.
     """
     projection = mtp_projection_flops(spec, sequence_length, batch_size)
     again = projection * (recompute == "full")
@@ -214,24 +216,24 @@ def mtp_layer_step_flops(
 
 @singledispatch
 def fused_core_backward(spec: AttentionSpec, sequence_length: int, batch_size: int) -> int:
-    """The backward pass of a fused attention core: five products, where the forward pass has two.
+    """Return FLOPs of the backward pass of a fused attention core: five products, where the forward pass has two.
 
-    Query by key for the scores, which were not kept, and the gradients of probabilities, values, queries and keys
-    (Dao 2023, arXiv 2307.08691, §3.1.2): 2.5 times the forward pass if all heads are of one size. The pairs visited
-    are those of the forward pass: S times the window where there is one.
+    They are the scores, which were not kept, and the gradients of probabilities, values, queries and keys (Dao 2023,
+    arXiv 2307.08691, §3.1.2): 2.5 times the forward pass if query and value heads have the same width. The number of
+    pairs is that of the forward pass: S^2, or S W with a window.
     """
     raise AssertionError(f"no formula of fused attention's backward pass for {type(spec).__name__}")
 
 
 @fused_core_backward.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> int:
-    """2 head_dim for each of the five and each pair, in each of H heads; shared keys spare no product."""
+    """Each pair costs 2 head_dim in each of five products and H heads; sharing keys between heads saves no product."""
     pairs = sequence_length * visited_keys(spec, sequence_length)
     return 2 * batch_size * spec.num_attention_heads * pairs * 5 * spec.head_dim
 
 
 @fused_core_backward.register
 def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> int:
-    """Scores and the gradients of queries and keys over nope + rope channels, the other two over v_head_dim."""
+    """Scores and gradients of queries and keys have nope + rope channels; the other two products have v_head_dim."""
     channels = 3 * (spec.qk_nope_head_dim + spec.qk_rope_head_dim) + 2 * spec.v_head_dim
     return 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels

@@ -1,13 +1,13 @@
-"""What a forward pass holds for backward, in closed form: bytes of every tensor that outlives the pass, block by block.
+"""Bytes that a forward pass holds for backward, in closed form: every tensor that stays alive after it, by block.
 
-A product's backward needs both its factors, each for the other's gradient; an activation function's its input or its
-output; sums, scalings and moves of numbers need nothing. So each block holds the inputs of its products and little
-else. The terms that a GPT block shares with these are those of Korthikanti et al. 2022 (arXiv 2205.05198, §4.1):
-inputs of norms, of the projections and of the activation function, queries, keys, values and probabilities.
+The backward of a product needs both factors, each for the other's gradient. The backward of an activation function
+needs its input or its output. Sums, scalings and copies need nothing. A block therefore holds the inputs of its
+products and little else. The terms in common with a GPT block are those of Korthikanti et al. 2022 (arXiv 2205.05198,
+§4.1): inputs of norms, projections and the activation function, queries, keys, values and probabilities.
 
-A function of a block counts the block's input if the block holds it, never its output: that is the next block's input.
-A tensor that two operations hold is one tensor and counts once. Torch-free, from the spec alone, for one sequence and
-the kernels that torch runs on CUDA; nothing here runs anything, operation by operation or otherwise.
+The function of a block counts the block's input if the block holds it. It never counts the output, which is the next
+block's input. A tensor that two operations hold counts once. Torch-free, from spec and setup alone, for one sequence
+and the kernels that torch runs on CUDA; no operation is run or simulated.
 
 Legend: T tokens, w bytes of an activation (2 or 4), D hidden_size, F intermediate_size, V vocab_size, E experts,
 K experts per token, H query heads, G key/value heads, C channels of a head, R kv_lora_rank.
@@ -38,13 +38,13 @@ FP32 = 4
 INT64 = 8
 INT32 = 4
 
-FLASH_STATE_BYTES = 24  # bytes: seed and offset of a dropout of 0, which torch's flash attention returns and keeps
-EFFICIENT_STATE_BYTES = 16  # the same of torch's memory-efficient attention
-EFFICIENT_ROWS_MULTIPLE = 32  # which rounds its rows of log-sum-exp up to a multiple of this
+FLASH_STATE_BYTES = 24  # seed and offset of dropout, which torch's flash attention keeps even without dropout
+EFFICIENT_STATE_BYTES = 16  # seed and offset in torch's memory-efficient attention
+EFFICIENT_ROWS_MULTIPLE = 32  # memory-efficient attention rounds its log-sum-exp rows up to a multiple of this
 
 
 class ForwardPass(NamedTuple):
-    """What the terms depend on beside the spec."""
+    """The part of a setup that the terms depend on."""
 
     tokens: int  # T, of one sequence
     width: int  # w
@@ -53,22 +53,25 @@ class ForwardPass(NamedTuple):
 
     @property
     def norms_hold_input(self) -> bool:
-        """Whether a norm's backward reads its very input: an eager one reads a copy in fp32, if that is another."""
+        """Whether a norm holds its input itself: eager norms hold an fp32 copy if activations are not in fp32."""
         return self.kernels == "fused" or self.width == FP32
 
 
 def forward_pass(setup: Setup) -> ForwardPass:
-    """Of a training step; `setup` is resolved."""
+    """Return the `ForwardPass` of a training step; `setup` is resolved."""
     return ForwardPass(setup.tokens, setup.precision_recipe.activation_bytes, setup.kernels, setup.recompute)
 
 
 def weight_bytes(spec: LayerSpec) -> int:
-    """A layer's weights in 16 bits, its correction bias in fp32."""
+    """Return bytes of a layer's weights in 16 bits and of its correction bias in fp32."""
     return BFLOAT16 * parameters(spec).total + FP32 * router_correction_bias(spec)
 
 
 def boundary_bytes(spec: LayerSpec, tokens: int) -> int:
-    """A layer's input in 16 bits: T D numbers, all that full recompute keeps of it (Chen et al. 2016, 1604.06174)."""
+    """Return bytes of a layer's input in 16 bits, T D numbers.
+
+    Full recompute keeps nothing else of a layer (Chen et al. 2016, arXiv 1604.06174).
+    """
     return BFLOAT16 * tokens * spec.hidden_size
 
 
@@ -76,13 +79,13 @@ def boundary_bytes(spec: LayerSpec, tokens: int) -> int:
 
 
 def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool = False) -> int:
-    """RMSNorm of `rows` rows of `channels` each.
+    """Return bytes that RMSNorm holds for `rows` rows of `channels` numbers each.
 
-    - source: the input, or its copy in fp32, for the gradients of 1 / rms and of the product with it;
+    - source: the input, or its fp32 copy, for the gradients of 1 / rms and of the product with 1 / rms;
     - inverse_rms: 1 / rms of each row, in fp32, for the gradient of the input;
-    - normalised: eager only, the rows that the weight multiplies, for the weight's gradient, in fp32 where the weight
-      has a `unit_offset`; a fused kernel computes them again;
-    - factor: 1 + weight where that is a tensor of its own, for the gradient of the rows.
+    - normalised: eager only; the normalised rows before the weight multiplies them, for the weight's gradient, in fp32
+      with `unit_offset`. A fused kernel computes them again;
+    - factor: with `unit_offset`, the tensor 1 + weight, for the gradient of the rows.
     """
     source = (run.width if run.norms_hold_input else FP32) * rows * channels
     inverse_rms = FP32 * rows
@@ -99,7 +102,10 @@ def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool =
 
 @singledispatch
 def attention_held(spec: AttentionSpec, run: ForwardPass) -> int:
-    """Attention, its input included; under selective recompute the core holds its inputs and output alone (§5)."""
+    """Return bytes that attention holds, its input included.
+
+    With selective recompute the core holds only its inputs and its output (Korthikanti et al. 2022, §5).
+    """
     raise AssertionError(f"no formula of what {type(spec).__name__} holds")
 
 
@@ -108,13 +114,14 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
     """Projections, norms of queries and keys, rotation, core, output projection; biases and rotation hold nothing.
 
     - x: the input of the three projections, for their weights' gradients;
-    - norms: those of queries and keys, of each head or of all heads of a token together; rotation makes new tensors,
-      so what it rotates is not held but as a norm's input;
+    - norms: of queries and keys, per head or over all heads of a token. Rotation creates new tensors, so queries and
+      keys before rotation are held only as inputs of these norms;
     - query, key, value: the factors of the core's two products. Eager products of grouped heads hold keys and values
       repeated for each query head;
-    - core: fused, the log-sum-exp of each row of scores, from which backward makes the scores again, and the random
-      state (Dao 2023, arXiv 2307.08691, §3.1); eager, see `_eager_core_held`;
-    - attended: the input of the output projection, for its weight's gradient; a fused core's backward reads it too.
+    - core: fused, the log-sum-exp of each row of scores, from which backward computes the probabilities again, and the
+      random state (Dao 2023, arXiv 2307.08691, §3.1); eager, see `_eager_core_held`;
+    - attended: the input of the output projection, for its weight's gradient; the backward of a fused core needs it
+      too.
     """
     heads, key_heads, channels = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     x = run.width * run.tokens * spec.hidden_size
@@ -140,12 +147,13 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     """Projections to latents, their norms, expansion to heads, rotation, core, output projection.
 
     - x: the input of the projections to the latents, for their weights' gradients;
-    - query_latent: its norm, and the normed latent that is expanded; none where queries are projected directly;
-    - latent: the same of keys and values. A norm that holds its input holds the rotated channels that all heads share
-      too, before their rotation: both are parts of one tensor;
-    - query, key: factors of the scores, each joined anew from channels of its own and rotated ones;
-    - expanded: the values, a part of one tensor with the keys' own channels before these were joined;
-    - core, attended: as of grouped-query attention.
+    - query_latent: the norm of the query latent, and the normed latent, the input of the expansion; 0 if queries are
+      projected directly;
+    - latent: the same for keys and values. A norm that holds its input also holds the rotary channels that all heads
+      share, before their rotation, because both are parts of one tensor;
+    - query, key: factors of the scores; each is a new tensor, joined from non-rotary and rotary channels;
+    - expanded: the values, which share one tensor with the non-rotary channels of the keys;
+    - core, attended: as in grouped-query attention.
     """
     heads, tokens = spec.num_attention_heads, run.tokens
     x = run.width * tokens * spec.hidden_size
@@ -162,19 +170,21 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
         core = _eager_core_held(heads, run)
     elif run.recompute != "selective" and spec.qk_head_dim == spec.v_head_dim:
         core = FP32 * heads * tokens + FLASH_STATE_BYTES
-    elif run.recompute != "selective":  # flash attention takes values as wide as keys alone
+    elif run.recompute != "selective":  # flash attention requires values as wide as keys
         rows = -(-tokens // EFFICIENT_ROWS_MULTIPLE) * EFFICIENT_ROWS_MULTIPLE
         core = FP32 * heads * rows + EFFICIENT_STATE_BYTES
     return x + query_latent + latent + query + key + expanded + core + attended
 
 
 def _eager_core_held(heads: int, run: ForwardPass, *, softcap: bool = False, sinks: bool = False) -> int:
-    """Squares of all pairs, of each head but the mask; queries, keys, values and the result are counted elsewhere.
+    """Return bytes of the S x S tensors of an eager core, one per head; the mask is shared by all heads.
 
-    - mask: which positions are hidden, one byte a pair, to give them no gradient;
-    - capped: where scores are soft-capped, tanh's output, for its own gradient;
-    - probabilities: the softmax's output, in fp32, for its own gradient; a sink is one more column;
-    - rounded: the probabilities as the product with the values reads them, if that is in another format.
+    Queries, keys, values and the result are counted by the caller.
+
+    - mask: the masked positions, one byte per pair, to set their gradient to zero;
+    - capped: with soft-capped scores, the output of tanh, for its gradient;
+    - probabilities: the output of softmax in fp32, for its gradient; a sink adds one column;
+    - rounded: the probabilities in the format of the values, for the product with them; 0 if that is fp32.
     """
     square = run.tokens**2
     mask = square
@@ -189,7 +199,7 @@ def _eager_core_held(heads: int, run: ForwardPass, *, softcap: bool = False, sin
 
 @singledispatch
 def feed_forward_held(spec: FeedForwardSpec, run: ForwardPass) -> int:
-    """The feed-forward block, its input included where it holds that."""
+    """Return bytes that the feed-forward block holds, its input included if it holds it."""
     raise AssertionError(f"no formula of what {type(spec).__name__} holds")
 
 
@@ -198,9 +208,9 @@ def _(spec: GatedMLPSpec, run: ForwardPass) -> int:
     """down(activation(gate(x)) * up(x)): T (D + 4 F) numbers; biases hold nothing.
 
     - x: the input of gate and up, for their weights' gradients;
-    - gate: the activation function's input;
-    - activated, up: the factors of their product;
-    - hidden: that product, the input of down, for its weight's gradient.
+    - gate: the input of the activation function;
+    - activated, up: the factors of the elementwise product;
+    - hidden: the product, which is the input of down, for its weight's gradient.
     """
     x = run.width * run.tokens * spec.hidden_size
     gate = activated = up = hidden = run.width * run.tokens * spec.intermediate_size
@@ -211,8 +221,8 @@ def _(spec: GatedMLPSpec, run: ForwardPass) -> int:
 def _(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
     """Router, routed experts, and shared experts as one MLP.
 
-    Routed experts read copies of the input's rows. In 16 bits the router reads a copy in fp32 as well; in fp32 it
-    reads the input itself, which shared experts hold too.
+    Routed experts hold copies of the input's rows. In 16 bits the router holds an fp32 copy of the input. In fp32 it
+    holds the input itself, which shared experts hold too, so it counts once.
     """
     held = router_held(spec.router, run) + routed_experts_held(spec, run)
     if spec.shared_experts is None:
@@ -222,13 +232,13 @@ def _(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
 
 
 def router_held(spec: RouterSpec, run: ForwardPass) -> int:
-    """The router, in fp32 whatever the activations are in; how it chooses experts holds nothing but the choice.
+    """Return bytes that the router holds; it computes in fp32, whatever the format of the activations.
 
     - x: its input in fp32, for the weight's gradient;
-    - weight: a copy in fp32, for the input's gradient; where weights are in fp32, the weight itself;
-    - scores: the output of sigmoid or softmax over E experts, for its own gradient;
-    - choice: the indices of K experts, to give the chosen scores their gradients;
-    - normalisation: where the K weights are divided by their sum, these and the sum.
+    - weight: an fp32 copy, for the input's gradient; 0 if weights are in fp32, because the weight itself is held;
+    - scores: the output of sigmoid or softmax over E experts, for its gradient;
+    - choice: the indices of K experts, for the gradients of their scores; the selection holds nothing else;
+    - normalisation: if the K weights are divided by their sum, these weights and the sum.
     """
     x = FP32 * run.tokens * spec.hidden_size
     weight = 0 if run.width == FP32 else FP32 * spec.num_experts * spec.hidden_size
@@ -239,15 +249,15 @@ def router_held(spec: RouterSpec, run: ForwardPass) -> int:
 
 
 def routed_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
-    """T K rows, one for each expert that a token visits, sorted by expert.
+    """Return bytes that routed experts hold: T K rows, one per token and chosen expert, sorted by expert.
 
     - gathered: the tokens' rows, the input of the first product, for its weight's gradient;
-    - hidden: what `expert_hidden_numbers` says of each row;
-    - outputs: the experts' outputs, for the gradients of the weights that multiply them;
-    - weights: those, in the format of the rows, for the gradients of the outputs;
-    - token, order: which token a row is of, to bring gradients back to it, and where its weight stood before sorting;
-    - experts: where each expert has biases, which expert's a row is given;
-    - ends: where each expert's rows end, which grouped products read again.
+    - hidden: `expert_hidden_numbers` numbers for each row;
+    - outputs: the experts' outputs, for the gradients of the router weights that multiply them;
+    - weights: these router weights, in the format of the rows, for the gradients of the outputs;
+    - token, order: the index of each row's token, and of its weight before sorting, to route gradients back;
+    - experts: if experts have biases, the index of each row's expert, for the gradients of the biases;
+    - ends: the end of each expert's rows, an input of the grouped products in backward.
     """
     rows = run.tokens * spec.router.top_k
     gathered = outputs = run.width * rows * spec.router.hidden_size
@@ -261,13 +271,13 @@ def routed_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
 
 @singledispatch
 def expert_hidden_numbers(spec: GatedMLPSpec | ClampedMLPSpec) -> int:
-    """How many numbers a routed expert holds of one row between its two products, the second one's input included."""
+    """Return how many numbers an expert holds per row between its two products, the second's input included."""
     raise AssertionError(f"no formula of what an expert of {type(spec).__name__} holds")
 
 
 @expert_hidden_numbers.register
 def _(spec: GatedMLPSpec) -> int:
-    """4 F: gate and up, which are one tensor, the activated gate, and its product with up."""
+    """4 F: gate and up, which share one tensor, the activated gate, and the product of activated gate and up."""
     gate_and_up, activated, product = 2 * spec.intermediate_size, spec.intermediate_size, spec.intermediate_size
     return gate_and_up + activated + product
 
@@ -276,8 +286,8 @@ def _(spec: GatedMLPSpec) -> int:
 def _(spec: ClampedMLPSpec) -> int:
     """7 F for (up + 1) * (gate * sigmoid(alpha gate)), gate and up clamped.
 
-    Gate and up before clamping, which are one tensor, to see which were clamped; the clamped gate, its sigmoid (which
-    is its own gradient's input), their product, up + 1, and the product of these two.
+    Gate and up before clamping, which share one tensor, to find the clamped numbers; the clamped gate; the output of
+    sigmoid, for its gradient; the product of clamped gate and sigmoid; up + 1; and the product of the last two.
     """
     gate_and_up = 2 * spec.intermediate_size
     gate = sigmoid = gated = up_plus_one = product = spec.intermediate_size
@@ -288,10 +298,10 @@ def _(spec: ClampedMLPSpec) -> int:
 
 
 def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
-    """One decoder layer: its input and all that its blocks hold; residual sums hold nothing.
+    """Return bytes held after one decoder layer minus bytes held before it.
 
-    Bytes held after the layer beyond those before it: its output has come, its input has gone if no block holds it.
-    Both are T D numbers, and what a layer adds is what its blocks hold. Full recompute holds the input alone.
+    The layer's output is new, and its input is freed if no block holds it. Both are T D numbers, so the difference is
+    what its blocks hold. Residual sums hold nothing. Full recompute holds only the input.
     """
     if run.recompute == "full":
         return run.width * run.tokens * spec.hidden_size
@@ -302,15 +312,18 @@ def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
 
 
 def embedding_held(spec: ModelSpec, run: ForwardPass) -> int:
-    """The residual stream before the first layer; its own backward needs the token ids alone, which are inputs."""
+    """Return bytes of the residual stream before the first layer.
+
+    The embedding's backward needs only the token ids, which are counted as inputs.
+    """
     return run.width * run.tokens * spec.hidden_size
 
 
 def loss_held(spec: ModelSpec, setup: Setup) -> int:
-    """Final norm, head and loss and, where it is trained, multi-token prediction; `setup` is resolved.
+    """Return bytes that final norm, head, loss and, if trained, multi-token prediction add to those of the layers.
 
-    Beyond what was held after the last layer, whose output stays only where the norm holds its input. At the end there
-    is the loss itself, one number in fp32.
+    `setup` is resolved. The last layer's output stays only if the norm holds its input. The loss itself is one number
+    in fp32.
     """
     run = forward_pass(setup)
     last_output = run.width * run.tokens * spec.hidden_size
@@ -321,15 +334,15 @@ def loss_held(spec: ModelSpec, setup: Setup) -> int:
 
 
 def head_held(spec: ModelSpec, run: ForwardPass, loss_chunk: int | None) -> int:
-    """The head and the cross-entropy of its logits, over V words; the logits themselves are not held.
+    """Return bytes that the head and the cross-entropy over V words hold; the logits themselves are not held.
 
     - hidden: the head's input, for its weight's gradient;
-    - capped: where logits are soft-capped, tanh's output, for its own gradient;
+    - capped: with soft-capped logits, the output of tanh, for its gradient;
     - log_probabilities: in fp32, for the gradient of the logits;
-    - total_weight: of all tokens, one number in fp32 that the loss returns beside itself;
-    - labelled: how many tokens have a label, which divides the loss.
+    - total_weight: the sum of the token weights, one fp32 number that the cross-entropy returns as well;
+    - labelled: the number of tokens with a label, by which the loss is divided.
 
-    A loss in chunks holds its input alone, and makes the logits again.
+    A loss in chunks holds only its input and `labelled`; backward computes the logits again.
     """
     hidden = run.width * run.tokens * spec.hidden_size
     labelled = INT64
@@ -342,14 +355,17 @@ def head_held(spec: ModelSpec, run: ForwardPass, loss_chunk: int | None) -> int:
 
 
 def mtp_layer_held(spec: LayerSpec, run: ForwardPass) -> int:
-    """One multi-token-prediction layer, without its pass through the head (DeepSeek-V3, arXiv 2412.19437, eq. 21-23).
+    """Return bytes that one multi-token-prediction layer holds, without its pass through the head.
 
-    - token_ids, labels: each moved one token further, for the embedding's gradient and the loss's;
-    - joined: norms of the next token's embedding and of the hidden state, joined to 2 D, the projection's input. The
-      hidden state is the input of the head before it, and counted there;
-    - layer: the decoder layer behind the projection; the norm after it.
+    Source: DeepSeek-V3, arXiv 2412.19437, eq. 21-23.
 
-    Full recompute holds the embedding alone of all this.
+    - token_ids, labels: shifted by one token, for the gradients of the embedding and of the loss;
+    - norm, norm_of_hidden: the norms of the next token's embedding and of the hidden state. The hidden state itself is
+      the input of the preceding head and counted there;
+    - joined: both normed states, 2 D numbers per token, the projection's input;
+    - the decoder layer after the projection, and the norm after it.
+
+    Full recompute holds token ids, labels and the embedded tokens only.
     """
     stream = run.width * run.tokens * spec.hidden_size
     token_ids = labels = INT64 * run.tokens

@@ -1,7 +1,7 @@
-"""Bytes that decoding keeps of each token: the keys and values of every layer, in closed form.
+"""Bytes of the KV cache per token, in closed form: the keys and values of every layer, which decoding keeps.
 
-Torch-free, one formula per attention spec. Where a layer has a window the cache stops growing at its width; until then
-a token takes what is said here.
+Torch-free, one formula per attention spec. The cache of a layer with a window stops growing at the window's size; up to
+that size each token takes the bytes given here.
 """
 
 from functools import singledispatch
@@ -13,7 +13,7 @@ BYTES_PER_NUMBER = 2  # bfloat16
 
 @singledispatch
 def cached_numbers(spec: AttentionSpec) -> int:
-    """Numbers that one layer caches of one token."""
+    """Return how many numbers one layer caches per token."""
     raise AssertionError(f"no KV cache formula for {type(spec).__name__}")
 
 
@@ -30,5 +30,5 @@ def _(spec: MultiHeadLatentAttentionSpec) -> int:
 
 
 def kv_cache_bytes_per_token(spec: ModelSpec) -> int:
-    """Of the main model's layers together, in bfloat16."""
+    """Return the bytes per token of all layers of the main model, in bfloat16."""
     return BYTES_PER_NUMBER * sum(cached_numbers(layer.attention) * count for layer, count in spec.layer_groups())

@@ -1,6 +1,6 @@
-"""What the formulas say of a whole model, in the type that every witness fills in. Torch-free.
+"""Closed-form counts of a whole model as `ModelCounts`, the type that measurements return too. Torch-free.
 
-Peaks and transients are not in it: these are simulated (formulas/memory/) and measured.
+They contain no peaks and no transients, which are simulated (formulas/memory/) and measured.
 """
 
 import msgspec
@@ -37,7 +37,7 @@ from torch_models.spec import LayerSpec, ModelSpec
 
 
 def by_formula(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
-    """Parameters, FLOPs and held bytes of `spec` in closed form and, with `step`, those of a training step.
+    """Return the closed-form counts of `spec`: parameters, forward FLOPs, bytes and, with `step`, a training step.
 
     `setup` is resolved. FLOPs and bytes are of one micro-batch.
     """
@@ -71,7 +71,7 @@ def _layer_counts(spec: LayerSpec, count: int, setup: Setup) -> LayerCounts:
 
 
 def _mtp_counts(spec: ModelSpec, setup: Setup) -> MtpCounts:
-    """Whether they are trained or not: they are counted beside the main model."""
+    """Return counts of the multi-token-prediction layers, which are not in the main model, whether trained or not."""
     assert setup.sequence_length is not None
     run = (setup.sequence_length, setup.micro_batch_size)
     visited = tuple(as_run(layer, setup.kernels) for layer in spec.mtp_layers)
@@ -85,7 +85,7 @@ def _mtp_counts(spec: ModelSpec, setup: Setup) -> MtpCounts:
 
 
 def _step_profile(spec: ModelSpec, setup: Setup) -> StepProfile:
-    """What is held; the stretches between are None."""
+    """Return the profile with held bytes only; its stretches are None."""
     run = forward_pass(setup)
     return StepProfile(
         layers=tuple(

@@ -1,6 +1,6 @@
 """Parameters in closed form: one formula per spec type, from the spec alone.
 
-Torch-free; no module is read: the numbers are held against the sizes of the modules' own parameters.
+Torch-free; no module is read, so the numbers can be compared with the parameters of the modules.
 
 Legend: D hidden_size, F intermediate_size, V vocab_size, E experts, K experts per token, H query heads, G key/value
 heads.
@@ -23,17 +23,17 @@ from torch_models.spec import (
 
 @singledispatch
 def parameters(spec: Spec) -> Counts:
-    """Trainable parameters of what `spec` describes, by component."""
+    """Return the number of trainable parameters of `spec` by component."""
     raise AssertionError(f"no parameter formula for {type(spec).__name__}")
 
 
 @singledispatch
 def linear_weights(spec: Spec) -> int:
-    """Weights in the matrices of attention and feed-forward, without biases and routers.
+    """Return the number of weights in the matrices of attention and feed-forward, without biases and routers.
 
-    These are what DeepSeek-V3's checkpoint holds in fp8; its embedding, head, router, norms and the projection of
-    multi-token prediction are not (arXiv 2412.19437, §3.3.1, names all but the last, which the checkpoint's count of
-    scales shows).
+    DeepSeek-V3's checkpoint stores these weights in fp8, but not embedding, head, router, norms and the projection of
+    multi-token prediction. arXiv 2412.19437, §3.3.1, names all of these but the last; for the last the source is the
+    number of scales in the checkpoint.
     """
     raise AssertionError(f"no formula of linear weights for {type(spec).__name__}")
 
@@ -50,7 +50,7 @@ def _(spec: GroupedQueryAttentionSpec) -> int:
 
 @parameters.register
 def _(spec: GroupedQueryAttentionSpec) -> Counts:
-    """The projections and, where the family has them, biases, norms and sinks.
+    """The projections and, if the spec has them, biases, norms and sinks.
 
     Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
     arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
@@ -64,7 +64,7 @@ def _(spec: GroupedQueryAttentionSpec) -> Counts:
 
 
 def latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple[int, int]]:
-    """(in, out) of each projection; DeepSeek-V2, arXiv 2405.04434, eq. 9-15 and 19; W_DKV and W_KR are one matrix."""
+    """Return (in, out) of each projection (DeepSeek-V2, arXiv 2405.04434, eq. 9-15, 19); W_DKV and W_KR are joined."""
     heads = spec.num_attention_heads
     queries = heads * (spec.qk_nope_head_dim + spec.qk_rope_head_dim)
     if spec.q_lora_rank is None:
@@ -81,7 +81,7 @@ def latent_attention_matrices(spec: MultiHeadLatentAttentionSpec) -> list[tuple[
 
 @linear_weights.register
 def _(spec: MultiHeadLatentAttentionSpec) -> int:
-    """Of all projections."""
+    """Weights of all projections."""
     return sum(rows * columns for rows, columns in latent_attention_matrices(spec))
 
 
@@ -89,7 +89,7 @@ def _(spec: MultiHeadLatentAttentionSpec) -> int:
 def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
     """The projections, and the norms of the two latents (DeepSeek-V3, arXiv 2412.19437, §4.2)."""
     biases = 0
-    if spec.bias:  # on what reads or writes the residual stream, but not on a direct query projection
+    if spec.bias:  # of projections from and to the residual stream, except a direct query projection
         biases = (spec.q_lora_rank or 0) + spec.kv_lora_rank + spec.qk_rope_head_dim + spec.hidden_size
     return Counts(attention=linear_weights(spec) + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
 
@@ -105,29 +105,30 @@ def _(spec: GatedMLPSpec | ClampedMLPSpec) -> int:
 
 @parameters.register
 def _(spec: GatedMLPSpec) -> Counts:
-    """The matrices and, where the family has them, a bias each."""
+    """The matrices and, if the spec has them, one bias per matrix."""
     biases = spec.bias * (2 * spec.intermediate_size + spec.hidden_size)
     return Counts(mlp=linear_weights(spec) + biases)
 
 
 @parameters.register
 def _(spec: ClampedMLPSpec) -> Counts:
-    """gate, up and down with a bias each: 2 F + D of these (gpt-oss, arXiv 2508.10925)."""
+    """gate, up and down, and their biases of 2 F + D numbers (gpt-oss, arXiv 2508.10925)."""
     return Counts(mlp=linear_weights(spec) + 2 * spec.intermediate_size + spec.hidden_size)
 
 
 @linear_weights.register
 def _(spec: MixtureOfExpertsSpec) -> int:
-    """Of E experts and the shared ones."""
+    """Weights of E routed experts and of the shared experts."""
     shared = linear_weights(spec.shared_experts) if spec.shared_experts else 0
     return spec.router.num_experts * linear_weights(spec.expert) + shared
 
 
 @parameters.register
 def _(spec: MixtureOfExpertsSpec) -> Counts:
-    """E experts, the shared ones, and D x E for the router (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
+    """E routed experts, the shared experts, and the router of D x E (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
 
-    The correction bias of eq. 16 is a buffer: no gradient updates it.
+    The router's bias adds E numbers if the spec has one. The correction bias of eq. 16 is a buffer and not counted: no
+    gradient updates it.
     """
     router = spec.router
     return Counts(
@@ -138,14 +139,14 @@ def _(spec: MixtureOfExpertsSpec) -> Counts:
 
 
 def router_correction_bias(spec: LayerSpec) -> int:
-    """Numbers in the layer's correction bias, one per expert; fp32, and updated by no optimiser."""
+    """Return the size of the layer's correction bias: one fp32 number per expert, not updated by the optimiser."""
     if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):
         return 0
     return spec.feed_forward.router.correction_bias * spec.feed_forward.router.num_experts
 
 
 def inactive_parameters(spec: LayerSpec) -> int:
-    """Parameters of the routed experts that one token does not visit."""
+    """Return the number of parameters of the routed experts that one token does not use."""
     if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):
         return 0
     router = spec.feed_forward.router
@@ -157,37 +158,37 @@ def inactive_parameters(spec: LayerSpec) -> int:
 
 @linear_weights.register
 def _(spec: LayerSpec) -> int:
-    """Of attention and feed-forward."""
+    """Weights of attention and feed-forward."""
     return linear_weights(spec.attention) + linear_weights(spec.feed_forward)
 
 
 @parameters.register
 def _(spec: LayerSpec) -> Counts:
-    """Attention, feed-forward and the norms before, after or around each."""
+    """Attention, feed-forward, and one norm for each of them, or two with `norm_placement` ``around``."""
     norms = 4 if spec.norm_placement == "around" else 2
     return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * spec.hidden_size)
 
 
 @parameters.register
 def _(spec: ModelSpec) -> Counts:
-    """The layers, and what stands outside them."""
+    """All layers, and the parameters outside them."""
     layers = sum((parameters(layer) * count for layer, count in spec.layer_groups()), Counts())
     return layers + outside_parameters(spec)
 
 
 def outside_parameters(spec: ModelSpec) -> Counts:
-    """Embedding, final norm and head: V x D, D and V x D; a tied head is the embedding and counts once."""
+    """Return parameters of embedding, final norm and head: V x D, D and V x D. A tied head is not counted again."""
     matrix = spec.vocab_size * spec.hidden_size
     head = 0 if spec.tie_word_embeddings else matrix
     return Counts(word_embedding=matrix, norm=spec.hidden_size, lm_head=head)
 
 
 def mtp_parameters(spec: ModelSpec) -> Counts:
-    """Of the multi-token-prediction modules, without the embedding and head they share with the main model.
+    """Return parameters of the multi-token-prediction modules, without the embedding and head of the main model.
 
-    Each is a decoder layer, a 2D x D projection of [hidden state; next embedding], a norm for each of these two
-    (DeepSeek-V3, arXiv 2412.19437, eq. 21-23), and one before the head, as in the published checkpoint. The projection
-    stands under `mlp`.
+    Each module has a decoder layer, a 2D x D projection of hidden state and next embedding, a norm for each of these
+    two (DeepSeek-V3, arXiv 2412.19437, eq. 21-23), and a norm before the head, as in the published checkpoint. The
+    projection is counted under `mlp`.
     """
     total = Counts()
     for layer in spec.mtp_layers:

@@ -1,8 +1,8 @@
-"""What a training step holds beside its activations, in closed form: model states, inputs and buffers, in bytes.
+"""Bytes that a training step needs in addition to activations, in closed form: model states, inputs and buffers.
 
-Torch-free. Model states are a recipe's bytes times the parameters of formulas/parameters.py. Where torch cannot run a
-recipe (`Precision.measurable`) there is nothing to hold the formula against, and it says None: such states stand in
-the result by recipe, from the measured parameters.
+Torch-free. Model states are the recipe's bytes per parameter times the parameters of formulas/parameters.py. If torch
+cannot run a recipe (`Precision.measurable` is false), its states cannot be measured and the functions here return None;
+the result then contains states computed by the recipe from the measured parameters.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,15 @@ CORRECTION_BIAS_BYTES = 4  # fp32, whatever the weights are in
 
 
 def layer_states(spec: LayerSpec, setup: Setup) -> ModelStates | None:
-    """Of one decoder layer; None where the recipe cannot be measured."""
+    """Return the model states of one decoder layer, or None if the recipe cannot be measured."""
     return _states(parameters(spec).total, linear_weights(spec), setup)
 
 
 def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
-    """Of embedding, final norm and head and, where they are trained, of the multi-token-prediction modules.
+    """Return the model states of embedding, final norm, head and, if trained, multi-token-prediction modules.
 
-    The matrices of the latter's layers are linear weights; embedding, head and the projection are not.
+    Returns None if the recipe cannot be measured. The matrices in the layers of these modules are linear weights;
+    embedding, head and the modules' projection are not.
     """
     total, linear = outside_parameters(spec).total, 0
     if setup.mtp:
@@ -40,9 +41,9 @@ def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
 
 
 def input_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """Token ids, labels, and the tables of each distinct rotary embedding, which all layers share.
+    """Return bytes of token ids, labels, and the tables of each distinct rotary embedding, which layers share.
 
-    A table pair is cos and sin of dim / 2 angles for each of T positions, as wide as an activation.
+    The tables are cos and sin of dim / 2 angles for each of T positions, in the format of the activations.
     """
     rotary = {layer.attention.rotary for layer in _trained_kinds(spec, setup)}
     width = setup.precision_recipe.activation_bytes
@@ -51,7 +52,7 @@ def input_bytes(spec: ModelSpec, setup: Setup) -> int:
 
 
 def buffer_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """The correction biases of all routers, one number an expert, which no optimiser updates."""
+    """Return bytes of the correction biases of all routers: one number per expert, not updated by the optimiser."""
     numbers = sum(router_correction_bias(layer) * count for layer, count in spec.layer_groups())
     if setup.mtp:
         numbers += sum(map(router_correction_bias, spec.mtp_layers))

@@ -1,1 +1,1 @@
-"""Hugging Face's checkpoint folders."""
+"""Reading of Hugging Face checkpoint folders."""

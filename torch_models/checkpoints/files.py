@@ -1,6 +1,7 @@
-"""The safetensors files of a checkpoint folder: what they hold, and their tensors one at a time.
+"""Reads the safetensors files of a checkpoint folder: first their headers, then their tensors one at a time.
 
-One file, `model.safetensors`, or shards that `model.safetensors.index.json` lists. Nothing is downloaded.
+The weights are in one file, `model.safetensors`, or in the shards that `model.safetensors.index.json` lists. Nothing is
+downloaded.
 """
 
 import contextlib
@@ -17,15 +18,15 @@ from torch_models.errors import CheckpointError, UserError, show_value
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# The numbers that weights are stored as, in bytes. Any other dtype is a quantised checkpoint's.
+# Bytes per number of the dtypes that can be read. Any other dtype belongs to a quantised checkpoint.
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
-# A file's pages stay in memory while it is open: it is opened anew after so many bytes, for any size of file.
+# The pages of a file stay in memory while it is open, so a file is closed and opened again after this many bytes.
 BYTES_PER_OPENING = 2**26
 
 
 class StoredTensor(NamedTuple):
-    """What a file's header says of a tensor: the dtype by safetensors' name for it, such as BF16."""
+    """A tensor's entry in a file header; `dtype` is the name that safetensors uses, such as BF16."""
 
     file: Path
     dtype: str
@@ -33,9 +34,10 @@ class StoredTensor(NamedTuple):
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint by the name it is stored under. Reads headers only.
+    """Map the stored name of every tensor of the checkpoint to its header entry. Reads headers only.
 
-    Raises `CheckpointError` where there are no weights, a file is broken, or index and shards differ.
+    Raises `CheckpointError` if there are no weights, a file is broken, or index and shards differ; `UserError` if
+    safetensors is not installed.
     """
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.is_file():  # before the index, as transformers does
@@ -48,9 +50,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def stream(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of each tensor, on the CPU, file by file.
+    """Yield the name and the value of each tensor, on the CPU, file by file.
 
-    A value is the file's own pages, mapped; use it before asking for the next, and keep none.
+    A value is memory-mapped from the file. Use it before the next iteration and keep no reference to it.
     """
     for file, names in _openings(stored):
         with _opened(file) as opened:
@@ -59,7 +61,7 @@ def stream(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _openings(stored: Mapping[str, StoredTensor]) -> list[tuple[Path, list[str]]]:
-    """The tensors to read in each opening of a file: at most `BYTES_PER_OPENING`, or one."""
+    """Group tensors by file into openings of at most `BYTES_PER_OPENING` bytes; a larger tensor has its own."""
     openings: list[tuple[Path, list[str]]] = []
     used = 0
     for name, tensor in sorted(stored.items(), key=lambda item: item[1].file):
@@ -94,7 +96,7 @@ def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> shard, as the index says."""
+    """Return the `weight_map` of the index: tensor name -> file name of its shard."""
     try:
         content: Any = json.loads(index.read_bytes())
     except OSError as error:

@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint folder, config.json and safetensors, into the native modules.
+"""Loads a Hugging Face checkpoint folder (config.json and safetensors) into the native modules.
 
-Names, dtypes and shapes are checked against the config before the model takes any memory. Then each stored tensor is
-copied to its place, one at a time, so that nothing but the model itself is ever held.
+Names, dtypes and shapes are checked against the config before memory is allocated for the model. Then the stored
+tensors are copied one at a time, so that memory never contains a second copy of the model.
 """
 
 import os
@@ -25,14 +25,14 @@ CONFIG_FILE = "config.json"
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 LAYERS = "model.layers."
-MTP_COPIES = (".embed_tokens.weight", ".shared_head.head.weight")  # in an MTP layer: copies of the main model's
-EXAMPLES = 3  # how many tensors of a kind an error names
+MTP_COPIES = (".embed_tokens.weight", ".shared_head.head.weight")  # in MTP layers: copies of main-model weights
+EXAMPLES = 3  # number of tensors that an error message names for each kind of mismatch
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Checkpoint(NamedTuple):
-    """A folder, what its config describes, and the weights that its files hold."""
+    """A checkpoint folder, the spec of its config, and the header entries of its tensors by stored name."""
 
     folder: Path
     spec: ModelSpec
@@ -46,17 +46,19 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
 ) -> CausalLM:
-    """The main model of a checkpoint folder, with its weights: token ids (B, S) -> logits (B, S, V).
+    """Return the main model of a checkpoint folder with its weights: token ids (B, S) -> logits (B, S, V).
 
-    `dtype` is fp32 unless given, whatever the files are stored in; router correction biases are always fp32. Tensors
-    of multi-token-prediction layers are passed over. On the meta device everything is checked and no weight is read.
+    `dtype` defaults to fp32, whatever dtype the files use; router correction biases are always fp32. Tensors of
+    multi-token-prediction layers are ignored. On the meta device names, dtypes and shapes are checked, but no weight
+    is read.
 
-    Raises `UserError` (a `ValueError`): `ConfigError` for config.json, `CheckpointError` for what the files hold.
+    Raises `UserError` (a `ValueError`): `ConfigError` for config.json, `CheckpointError` for the folder and its weight
+    files, `ArgumentError` for an invalid kernel profile, device or dtype.
     """
     check_placement(device, dtype)
     checkpoint = _read(folder)
     spec, stored = checkpoint.spec, checkpoint.stored
-    # A tied tensor has two names. Files hold it under one, mostly the embedding's, or a copy under each.
+    # A tied tensor has two names. A checkpoint stores it under one of them, usually the embedding's, or under both.
     first, second = (HEAD, EMBEDDING) if EMBEDDING not in stored and HEAD in stored else (EMBEDDING, HEAD)
     left_out = second if spec.tie_word_embeddings else None
 
@@ -80,10 +82,10 @@ def load_mtp_checkpoint(
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
 ) -> nn.ModuleList:
-    """The multi-token-prediction layers of a checkpoint folder, with their weights; empty where its config has none.
+    """Return the multi-token-prediction layers of a checkpoint folder with their weights.
 
-    All else is as for `load_checkpoint`. The layers use the main model's embedding and head, of which published
-    checkpoints store copies: those are passed over.
+    The list is empty if the config has none. Arguments and errors are as in `load_checkpoint`. The layers use the main
+    model's embedding and head; copies of these in published checkpoints are ignored.
     """
     check_placement(device, dtype)
     checkpoint = _read(folder)
@@ -108,7 +110,7 @@ def load_mtp_checkpoint(
 
 
 def _read(folder: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint, its config checked and its headers read."""
+    """Check the config of the folder and read the headers of its weight files."""
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; nothing is downloaded")
@@ -134,7 +136,7 @@ def _read(folder: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _is_mtp(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor is of an MTP layer that the config has; these are numbered on after the main model's."""
+    """Whether a tensor belongs to an MTP layer of the config; their numbers follow those of the main model."""
     number = name.removeprefix(LAYERS).partition(".")[0]
     if not name.startswith(LAYERS) or not number.isdecimal():
         return False
@@ -148,9 +150,9 @@ def _load(
     tensors_of: Callable[[ModuleT], dict[str, Tensor]],
     device: torch.device | str,
 ) -> ModuleT:
-    """The module that `build` makes on `device`, filled from `stored`.
+    """Return the module that `build` creates on `device`, with the values of the tensors in `stored`.
 
-    `tensors_of` gives the module's tensors, sharing its memory, by the names that checkpoints have for them.
+    `tensors_of` returns the module's tensors by their names in a checkpoint; they share the module's memory.
     """
     stored_names = family(checkpoint.spec.model_type).Config.stored_names
     places = {name: place_of(name, stored_names) for name in stored}
@@ -171,7 +173,10 @@ def _check_places(
     tensors: Mapping[str, Tensor],
     stored_names: tuple[StoredName, ...],
 ) -> None:
-    """Every tensor of the module must be filled, each part of it once, in its shape; nothing may be left over."""
+    """Raise `CheckpointError` unless the stored tensors fill each part of the module's tensors exactly once.
+
+    Shapes must match, and no stored tensor may be left over.
+    """
     filled: dict[str, dict[Place, str]] = {}
     misshapen, missing, surplus, twice = [], [], [], []
     for name, place in places.items():
@@ -208,7 +213,7 @@ def _examples(found: list[str]) -> str:
 
 
 def _check_copy(name: str, stored: StoredTensor, original: str, loaded: Tensor) -> None:
-    """A tied tensor's second copy must be what was loaded; else the config's tie would drop it unseen."""
+    """Raise `CheckpointError` if the second copy of a tied tensor differs from the copy that was loaded."""
     if loaded.is_meta:
         return
     for _, value in stream({name: stored}):

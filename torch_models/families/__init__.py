@@ -1,1 +1,1 @@
-"""A module for each model family, named as its `model_type`: `Config`, its fields, and `model_spec`, their meaning."""
+"""One module per model family, named as its `model_type`; `Config` defines the fields, `model_spec` makes the spec."""

@@ -1,7 +1,7 @@
 """DeepSeek-V2 and V2-Lite (arXiv 2405.04434): multi-head latent attention, and a softmax router.
 
-Of the groups of experts those with the best single expert are eligible (``group_limited_greedy``, §2.2.2), or all
-(``greedy``, V2-Lite); the chosen experts' weights are scaled and not normalised.
+With ``group_limited_greedy`` (§2.2.2) only the groups with the best single experts are eligible; with ``greedy``
+(V2-Lite) all are. The weights of the chosen experts are scaled, but not normalised.
 """
 
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ from torch_models.spec import (
 
 
 class Config(LatentAttentionConfig, frozen=True, kw_only=True):
-    """The fields of a `DeepseekV2ForCausalLM` config; what decides a shape has no default."""
+    """The fields of a `DeepseekV2ForCausalLM` config; fields that determine a shape have no default."""
 
     rope_interleave: Literal[True] = True
     moe_intermediate_size: Width
@@ -42,7 +42,7 @@ class Config(LatentAttentionConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a DeepSeek-V2 config describes: `first_k_dense_replace` dense layers, then mixtures of experts."""
+    """Return the spec of a DeepSeek-V2 config: `first_k_dense_replace` dense layers, then mixtures of experts."""
     attention = latent_attention(config)
     dense = LayerSpec(attention=attention, feed_forward=gated_mlp(config), norm_eps=config.rms_norm_eps)
     moe = LayerSpec(attention=attention, feed_forward=_mixture(config), norm_eps=config.rms_norm_eps)

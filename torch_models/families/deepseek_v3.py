@@ -1,7 +1,7 @@
 """DeepSeek-V3 (arXiv 2412.19437, §2).
 
-Multi-head latent attention, dense first layers, then shared and routed experts behind a sigmoid router with groups
-and a correction bias; multi-token prediction beside it.
+Multi-head latent attention; dense first layers, then shared and routed experts with a sigmoid router that has groups
+and a correction bias; multi-token prediction.
 """
 
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from torch_models.spec import (
 
 
 class Config(LatentAttentionConfig, frozen=True, kw_only=True):
-    """The fields of a `DeepseekV3ForCausalLM` config; what decides a shape has no default."""
+    """The fields of a `DeepseekV3ForCausalLM` config; fields that determine a layer's shape have no default."""
 
     moe_intermediate_size: Width
     n_routed_experts: Experts
@@ -39,7 +39,7 @@ class Config(LatentAttentionConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a DeepSeek-V3 config describes: `first_k_dense_replace` dense layers, then mixtures of experts."""
+    """Return the spec of a DeepSeek-V3 config: `first_k_dense_replace` dense layers, then mixtures of experts."""
     attention = latent_attention(config)
     dense = LayerSpec(attention=attention, feed_forward=gated_mlp(config), norm_eps=config.rms_norm_eps)
     moe = LayerSpec(attention=attention, feed_forward=sigmoid_mixture(config), norm_eps=config.rms_norm_eps)

@@ -1,4 +1,4 @@
-"""Gemma-2 (arXiv 2408.00118): norms around each block, GeGLU, soft-capped scores and logits, alternate local layers."""
+"""Gemma-2 (arXiv 2408.00118): norms around blocks, GeGLU, soft-capped scores and logits, every second layer local."""
 
 from torch_models.errors import ConfigError
 from torch_models.fields.config import FamilyConfig
@@ -7,12 +7,12 @@ from torch_models.spec import Activation, Heads, LayerSpec, ModelSpec, Positive,
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Gemma2ForCausalLM` config; defaults are transformers', but what decides a shape has none."""
+    """The fields of a `Gemma2ForCausalLM` config; defaults as in transformers, but head counts and sizes have none."""
 
     num_key_value_heads: Heads
     head_dim: Width
     hidden_act: Activation = "gelu_pytorch_tanh"
-    hidden_activation: Activation | None = None  # transformers reads this one alone, so the two must agree
+    hidden_activation: Activation | None = None  # transformers reads only this field, so the two must agree
     tie_word_embeddings: bool = True
     query_pre_attn_scalar: Width = 256
     sliding_window: SequenceLength | None = 4096
@@ -22,7 +22,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a Gemma-2 config describes; the first layer is local, the second is not, and so on."""
+    """Return the spec of a Gemma-2 config; by default local and global layers alternate, and the first is local."""
     bias = config.attention_bias
     windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
     activation = config.hidden_activation or "gelu_pytorch_tanh"

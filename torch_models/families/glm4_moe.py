@@ -1,7 +1,7 @@
 """GLM-4.5 and GLM-4.5-Air (arXiv 2508.06471).
 
-Grouped-query attention that rotates half of each head, biases on queries, keys and values, DeepSeek-V3's router and
-shared experts, multi-token prediction.
+Grouped-query attention with rotation of half of each head and biases on queries, keys and values; DeepSeek-V3's router
+and shared experts; multi-token prediction.
 """
 
 from typing import Annotated
@@ -22,11 +22,11 @@ from torch_models.spec import (
     Width,
 )
 
-ROTARY_SHARE = 0.5  # where no field says
+ROTARY_SHARE = 0.5  # if the config has no partial_rotary_factor
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Glm4MoeForCausalLM` config; what decides a shape has no default."""
+    """The fields of a `Glm4MoeForCausalLM` config; most fields that determine a shape have no default."""
 
     num_key_value_heads: Heads
     partial_rotary_factor: Share | None = None
@@ -45,7 +45,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a GLM-4.5 config describes: `first_k_dense_replace` dense layers, then mixtures of experts."""
+    """Return the spec of a GLM-4.5 config: `first_k_dense_replace` dense layers, then mixtures of experts."""
     attention = grouped_query_attention(
         config,
         qkv_bias=config.attention_bias,

@@ -1,4 +1,4 @@
-"""gpt-oss (arXiv 2508.10925): attention sinks, alternate local layers, biases, experts with a clamped gate."""
+"""gpt-oss (arXiv 2508.10925): attention sinks, every second layer local, biases, experts with a clamped gate."""
 
 from typing import ClassVar, Literal
 
@@ -20,7 +20,7 @@ from torch_models.spec import (
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `GptOssForCausalLM` config; what decides a shape has no default."""
+    """The fields of a `GptOssForCausalLM` config; head and expert counts and the head size have no default."""
 
     num_key_value_heads: Heads
     head_dim: Width
@@ -32,15 +32,16 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     layer_types: list[str] | None = None
     swiglu_alpha: Positive = 1.702
     swiglu_limit: Positive = 7.0
-    initial_context_length: SequenceLength | None = None  # repeats rope_scaling's
+    initial_context_length: SequenceLength | None = None  # a copy of rope_scaling.original_max_position_embeddings
     rms_norm_eps: Epsilon = 1e-5
     default_rope_theta: ClassVar[float] = 150_000.0
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a gpt-oss config describes; the first layer is local, the second is not, and so on.
+    """Return the spec of a gpt-oss config; by default local and global layers alternate, and the first is local.
 
-    Its router takes the softmax over the chosen experts' logits, which is the softmax over all, normalised.
+    The router takes the softmax over the logits of the chosen experts. This equals the softmax over all experts with
+    normalised weights.
     """
     _check_rope(config)
     bias = config.attention_bias
@@ -69,7 +70,7 @@ def model_spec(config: Config, name: str) -> ModelSpec:
 
 
 def _check_rope(config: Config) -> None:
-    """transformers would fill in a scaling of its own; a file that says nothing is not guessed at."""
+    """Raise `ConfigError` if the config has no scaling, for which transformers would use a default of its own."""
     scaling = config.rope_parameters or config.rope_scaling
     if not scaling:
         raise ConfigError("rope_scaling", None, "is missing and has no default")

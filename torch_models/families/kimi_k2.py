@@ -11,6 +11,6 @@ __all__ = ["Config", "model_spec"]
 
 
 class Config(deepseek_v3.Config, frozen=True, kw_only=True):
-    """DeepSeek-V3's fields; a config that does not name multi-token prediction has none."""
+    """DeepSeek-V3's fields, but without multi-token prediction by default."""
 
     num_nextn_predict_layers: Annotated[int, Meta(ge=0, le=64)] = 0

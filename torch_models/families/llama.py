@@ -6,13 +6,13 @@ from torch_models.spec import LayerSpec, ModelSpec
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `LlamaForCausalLM` config; defaults are transformers'."""
+    """The fields of a `LlamaForCausalLM` config; defaults as in transformers."""
 
     mlp_bias: bool = False
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a Llama config describes: all layers alike."""
+    """Return the spec of a Llama config; all layers are equal."""
     bias = config.attention_bias
     layer = LayerSpec(
         attention=grouped_query_attention(config, qkv_bias=bias, output_bias=bias),

@@ -1,4 +1,4 @@
-"""Mistral (arXiv 2310.06825): Llama with grouped queries and, in its first version, a sliding window."""
+"""Mistral (arXiv 2310.06825): Llama with grouped-query attention and, in the first version, a sliding window."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `MistralForCausalLM` config; defaults are transformers', but a head count has none."""
+    """The fields of a `MistralForCausalLM` config; defaults as in transformers, but head counts have none."""
 
     num_key_value_heads: Heads
     attention_bias: Literal[False] = False
@@ -16,7 +16,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a Mistral config describes: all layers alike."""
+    """Return the spec of a Mistral config; all layers are equal."""
     layer = LayerSpec(
         attention=grouped_query_attention(config, window=config.sliding_window),
         feed_forward=gated_mlp(config),

@@ -1,4 +1,4 @@
-"""Mixtral (arXiv 2401.04088): Mistral with a mixture of experts in every layer, and no shared ones."""
+"""Mixtral (arXiv 2401.04088): Mistral with a mixture of experts in every layer, without shared experts."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from torch_models.spec import (
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `MixtralForCausalLM` config; what decides a shape has no default."""
+    """The fields of a `MixtralForCausalLM` config; head and expert counts have no default."""
 
     num_key_value_heads: Heads
     num_local_experts: Experts
@@ -38,7 +38,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a Mixtral config describes: all layers alike."""
+    """Return the spec of a Mixtral config; all layers are equal."""
     layer = LayerSpec(
         attention=grouped_query_attention(config, window=config.sliding_window),
         feed_forward=MixtureOfExpertsSpec(

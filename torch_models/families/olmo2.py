@@ -1,4 +1,4 @@
-"""OLMo-2 (arXiv 2501.00656): Llama with norms after the blocks, and of queries and keys over the full width."""
+"""OLMo-2 (arXiv 2501.00656): Llama with norms after the blocks, and norms of queries and keys over the full width."""
 
 from torch_models.fields.config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention
@@ -6,13 +6,13 @@ from torch_models.spec import Epsilon, LayerSpec, ModelSpec
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of an `Olmo2ForCausalLM` config; defaults are transformers'."""
+    """The fields of an `Olmo2ForCausalLM` config; defaults as in transformers."""
 
     rms_norm_eps: Epsilon = 1e-5
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that an OLMo-2 config describes: all layers alike."""
+    """Return the spec of an OLMo-2 config; all layers are equal."""
     bias = config.attention_bias
     layer = LayerSpec(
         attention=grouped_query_attention(config, qkv_bias=bias, output_bias=bias, query_key_norm="width"),

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases on queries, keys and values, which no field switches."""
+"""Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases on queries, keys and values, which no field turns off."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Qwen2ForCausalLM` config; defaults are transformers', but a head count has none."""
+    """The fields of a `Qwen2ForCausalLM` config; defaults as in transformers, but head counts have none."""
 
     num_key_value_heads: Heads
     attention_bias: Literal[True] = True
@@ -21,7 +21,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a Qwen2 config describes; from `max_window_layers` on its layers may have a window."""
+    """Return the spec of a Qwen2 config; by default layers from `max_window_layers` on may have a window."""
     window = config.sliding_window if config.use_sliding_window else None
     windows = window_by_layer(config, window, lambda index: index >= config.max_window_layers)
 

@@ -1,4 +1,4 @@
-"""Qwen3 (arXiv 2505.09388): norms of each query and key head, and heads of a size of their own."""
+"""Qwen3 (arXiv 2505.09388): norms of each query and key head, and a head size independent of the hidden size."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength, Width
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Qwen3ForCausalLM` config; defaults are transformers', but what decides a shape has none."""
+    """The fields of a `Qwen3ForCausalLM` config; defaults as in transformers, but head counts and sizes have none."""
 
     num_key_value_heads: Heads
     head_dim: Width
@@ -21,7 +21,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """The model that a Qwen3 config describes; from `max_window_layers` on its layers may have a window."""
+    """Return the spec of a Qwen3 config; by default layers from `max_window_layers` on may have a window."""
     bias = config.attention_bias
     window = config.sliding_window if config.use_sliding_window else None
     windows = window_by_layer(config, window, lambda index: index >= config.max_window_layers)

@@ -1,4 +1,4 @@
-"""Qwen3-MoE (arXiv 2505.09388): Qwen3 with routed experts in all layers but those that the config keeps dense."""
+"""Qwen3-MoE (arXiv 2505.09388): Qwen3 with routed experts in all layers except those that the config keeps dense."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from torch_models.spec import (
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Qwen3MoeForCausalLM` config; what decides a shape has no default."""
+    """The fields of a `Qwen3MoeForCausalLM` config; head and expert counts and sizes have no default."""
 
     num_key_value_heads: Heads
     head_dim: Width
@@ -36,9 +36,10 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:
-    """Every `decoder_sparse_step`-th layer is a mixture of experts, unless `mlp_only_layers` names it.
+    """Return the spec of a Qwen3-MoE config.
 
-    With `use_sliding_window` every layer has the window, as in transformers, which passes `max_window_layers` over.
+    Every `decoder_sparse_step`-th layer is a mixture of experts, unless `mlp_only_layers` contains its index. With
+    `use_sliding_window` every layer has the window, as in transformers, which ignores `max_window_layers`.
     """
     if config.use_sliding_window and config.max_window_layers:
         rule = "must be 0 or absent where use_sliding_window is true: transformers gives every layer the window"

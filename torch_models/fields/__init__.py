@@ -1,1 +1,1 @@
-"""How a config.json becomes a spec: the file, its fields, and what several families read alike."""
+"""Reads a config.json into a spec: the file, its fields, and the fields that several families share."""

@@ -1,7 +1,7 @@
-"""The bundled data: model configs, the GPU catalogue, what was published: the JSON files of the folder `configs/`.
+"""The bundled data, JSON files of the folder `configs/`: model configs, the GPU catalogue, published figures.
 
-The folder stands at the top of the repository. A wheel holds it as `torch_models/configs` (pyproject.toml maps it), so
-that no top-level package named `configs` is installed: it would hide a user's own, or be hidden by it.
+The folder is at the top of the repository. A wheel contains it as `torch_models/configs` (pyproject.toml maps it):
+a top-level package named `configs` could conflict with one of the user's.
 """
 
 from importlib.resources import files
@@ -12,6 +12,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def bundled_data() -> Traversable:
-    """The folder of the bundled JSON files: the installed one, or in a checkout and an editable install `configs/`."""
+    """Return the folder of the bundled JSON files; in a checkout or an editable install it is `configs/`."""
     installed = files("torch_models") / "configs"
     return installed if installed.is_dir() else REPOSITORY / "configs"

@@ -1,8 +1,8 @@
-"""The fields of a config.json in Hugging Face's format -> ModelSpec: checked, nothing unknown passed over.
+"""Converts the fields of a config.json in Hugging Face's format to a `ModelSpec`, and checks all of them.
 
-A family module has a `Config`, the fields that it understands with their rules, and `model_spec(config, name)`.
-Fields that change nothing here are listed in `known_fields.py` with the reason; any other field is refused, because
-a field that this program does not understand may change the architecture.
+A family module has a `Config`, which defines its fields and their rules, and `model_spec(config, name)`. Fields that
+have no influence are listed in `known_fields.py` with the reason. Any other field raises an error, because an unknown
+field may change the architecture.
 """
 
 import difflib
@@ -36,18 +36,18 @@ from torch_models.spec import (
     runs_of,
 )
 
-# The families: each is one module, named as its model_type.
+# Each family is one module, named as its model_type.
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 CAUSAL_LM = "ForCausalLM"
-NAME_OF_A_MAPPING = "config"  # of a model whose fields are given without a file
+NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
 
 
 class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields that every family has; a subclass adds its own. Rules are in the types, defaults are the family's."""
+    """Fields that every family has; each family defines a subclass with its own fields, rules and defaults."""
 
     default_rope_theta: ClassVar[float] = 10_000.0
-    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # what its checkpoints name otherwise than we do
+    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # names in checkpoints that differ from ours
 
     model_type: str
     vocab_size: Vocabulary
@@ -75,7 +75,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def model_spec(
         self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
     ) -> ModelSpec:
-        """The model of these layers, with all that families have in common; `options` are further fields."""
+        """Return the spec with these layers and the fields that all families share; `options` are further fields."""
         length, source = trained_length(msgspec.structs.asdict(self), ["max_position_embeddings"])
         return ModelSpec(
             name=name,
@@ -93,36 +93,36 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A config whose family has no module here: its fields as they stand in the file, unchecked."""
+    """A config whose family has no module here; its fields are unchecked and unchanged."""
 
     name: str
-    source: str  # the file, or whatever else errors shall name
-    model_type: str | None  # None: it must be read from `architectures`, by whoever knows these
+    source: str  # the file, or another name to show in errors
+    model_type: str | None  # None: the field is missing, and the family follows from `architectures`
     fields: dict[str, Any]
 
 
 class Family(Protocol):
-    """What a family module offers."""
+    """The interface of a family module."""
 
     Config: type[FamilyConfig]
 
     def model_spec(self, config: Any, name: str) -> ModelSpec:
-        """The spec of a checked config."""
+        """Return the spec of a checked config."""
 
 
-Source = str | os.PathLike[str] | Mapping[str, Any]  # of a config: a path, a name in configs/, or its fields
+Source = str | os.PathLike[str] | Mapping[str, Any]  # a config: its path, its name in configs/, or its fields
 
 
 def read_spec(config: Source) -> ModelSpec:
-    """The model that a config describes: a path, a file's name in `configs/`, or a mapping of the fields themselves.
+    """Return the spec of a config, given as a path, the name of a file in `configs/`, or a mapping of its fields.
 
-    Raises `UserError` (a `ValueError`) naming file, field, value and rule.
+    Raises `UserError` (a `ValueError`); the message names file, field, value and rule.
     """
     return _read(config, spec_from_fields)
 
 
 def read_model(config: Source) -> ModelSpec | ForeignConfig:
-    """As `read_spec`, but a family that is not native is handed on instead of refused."""
+    """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here."""
     model = _read(config, model_from_fields)
     if isinstance(model, ForeignConfig) and not isinstance(config, Mapping):
         return msgspec.structs.replace(model, source=os.fspath(config))
@@ -146,7 +146,7 @@ def _read(config: Source, parse: Callable[[dict[str, Any], str], R]) -> R:
 
 
 def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
-    """The model of these fields: a spec where their family is native, else the fields as they are."""
+    """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here."""
     fields = _text_part(fields)
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
     if model_type is None:
@@ -159,7 +159,7 @@ def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignC
 
 
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
-    """The model that the fields of a config.json describe."""
+    """Return the spec of the fields of a config.json; raise `ConfigError` for an unknown family, field or value."""
     fields = _renamed(_text_part(fields), ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
@@ -177,9 +177,10 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
 
 
 def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config nested in `text_config`, with those around it that it does not repeat.
+    """Return the fields of a nested `text_config`, merged with the outer fields that it does not repeat.
 
-    Beside another model's config (`vision_config`) it is left where it is, to be refused: a part is not the whole.
+    If there is the config of another part too (such as `vision_config`), the fields are returned unchanged, and
+    `text_config` is refused later as unknown: the text part is not the whole model.
     """
     inner = fields.get("text_config")
     others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
@@ -195,7 +196,7 @@ def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
-    """What the config leaves to the family, as "field = value"."""
+    """Yield "field = value" for each field that is not in the config and takes the family's default."""
     for field in config.__struct_fields__:
         value = getattr(config, field)
         if field not in fields and value is not None:
@@ -207,7 +208,7 @@ def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]
 
 
 def family(model_type: str) -> Family:
-    """The module that reads configs of this type, which must be one of `FAMILIES`."""
+    """Return the family module of `model_type`, which must be one of `FAMILIES`."""
     return cast(Family, importlib.import_module(f"{families.__name__}.{model_type}"))
 
 
@@ -215,10 +216,10 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def convert(fields: dict[str, Any], struct: type[S]) -> S:
-    """`fields` as a `struct`, or a `ConfigError` that names field and rule."""
+    """Convert `fields` to a `struct`; raise a `ConfigError` that names field and rule if that fails."""
     try:
         return msgspec.convert(fields, struct)
-    except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell and no text holds
+    except UnicodeEncodeError as error:  # a lone surrogate: valid in JSON, but not in a text
         field = next(f for f, value in fields.items() if isinstance(value, str) and value == error.object)
         raise ConfigError(field, fields[field], "is no valid text") from None
     except msgspec.ValidationError as error:
@@ -228,7 +229,7 @@ def convert(fields: dict[str, Any], struct: type[S]) -> S:
 
 
 def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The fields under their standard names; an alias and its original may both stand there if they agree."""
+    """Return the fields under their standard names; alias and standard name may both be present if they agree."""
     renamed = dict(fields)
     for alias, standard in aliases.items():
         if alias not in renamed:
@@ -241,7 +242,10 @@ def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, An
 
 
 def _model_type(fields: dict[str, Any]) -> str:
-    """The family's name, set in `fields` from `architectures` where the field is missing; the two must agree."""
+    """Return the family's name; if `model_type` is missing, set it in `fields` from `architectures`.
+
+    Raises `ConfigError` if the family is unknown, or if the two fields disagree.
+    """
     model_type, named = fields.get("model_type"), architectures_in(fields)
     of_names = {_family_of(name) for name in named}
     if model_type is None:
@@ -260,13 +264,13 @@ def _model_type(fields: dict[str, Any]) -> str:
 
 
 def architectures_in(fields: dict[str, Any]) -> list[str]:
-    """The names of classes that the config was saved with; none where the field is missing or of no use."""
+    """Return the class names in `architectures`; an empty list if the field is missing or not a list."""
     names = fields.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _family_of(architecture: str) -> str | None:
-    """The family of an architecture: Qwen3MoeForCausalLM is of qwen3_moe; None where there is no such family."""
+    """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none."""
     name = re.sub("(?<!^)(?=[A-Z])", "_", architecture.removesuffix(CAUSAL_LM)).lower()
     return name if name in FAMILIES and architecture.endswith(CAUSAL_LM) else None
 
@@ -278,7 +282,7 @@ def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
 
 
 def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.Struct]) -> ConfigError:
-    """msgspec's "<rule> - at `$.<path>`" as field, value and rule."""
+    """Convert msgspec's message "<rule> - at `$.<path>`" to a `ConfigError` with field, value and rule."""
     rule, _, path = message.partition(" - at `$.")
     if rule.startswith("Object missing required field"):
         return ConfigError(rule.split("`")[1], None, "is missing and has no default")

@@ -1,4 +1,4 @@
-"""A config.json as a JSON object: strict, of bounded size, from a path or by its name in `configs/`."""
+"""Reads a config.json from a path or by its name in `configs/`: strict JSON, of limited size."""
 
 import json
 import os
@@ -13,7 +13,10 @@ MAX_CONFIG_BYTES = 4_000_000
 
 
 def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    """The path as the user knows it, and the fields of the JSON object in it."""
+    """Return the path or name as given, and the fields of the JSON object in the file.
+
+    Raises `UserError` if the file cannot be read, is too large, or is not one JSON object without duplicate fields.
+    """
     shown = os.fspath(path_or_name)
     content = _read_bytes(shown)
     try:

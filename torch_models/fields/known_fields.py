@@ -1,6 +1,6 @@
-"""What is known of config fields beyond a family's own: other names, fields without influence, fixed switches."""
+"""Config fields that belong to no single family: aliases, fields without influence, switches with a fixed value."""
 
-# Names that course and tool configs use -> Hugging Face's. Some are GPT-2's, which configs made by hand take over.
+# Names in configs of courses and tools -> Hugging Face's names. Some are GPT-2's, which handwritten configs use.
 ALIASES = {
     "num_layers": "num_hidden_layers",
     "n_layer": "num_hidden_layers",
@@ -13,14 +13,14 @@ ALIASES = {
     "num_mtp_layers": "num_nextn_predict_layers",
 }
 
-# The number of routed experts has three names; a family knows one of them, and reads the others as it.
+# The three names of the number of routed experts; each family uses one and accepts the others as aliases.
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 _TOKENS = "names a token, not a size"
 _GENERATION = "steers generation, not training"
 _BOOKKEEPING = "says who wrote the file"
 
-# Fields that change no parameter, FLOP or byte that is counted here, with the reason.
+# Fields that change no count of parameters, FLOPs or bytes, each with the reason.
 IRRELEVANT_FIELDS: dict[str, str] = {
     "generation_config": _GENERATION,
     "_source": "says where the file's numbers come from",
@@ -89,7 +89,7 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "use_bfloat16": "of another framework",
 }
 
-# Architecture switches of the common base class and of published files: only the value that changes nothing.
+# Architecture switches of transformers' base class and of published files; only the value given here is accepted.
 FIXED_FIELDS: dict[str, object] = {
     "is_decoder": False,
     "is_encoder_decoder": False,

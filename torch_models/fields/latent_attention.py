@@ -11,19 +11,19 @@ from torch_models.spec import MAX_WIDTH, MultiHeadLatentAttentionSpec, Width
 
 
 class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of the attention; what decides a shape has no default."""
+    """The fields of the attention; fields that determine a shape have no default."""
 
     q_lora_rank: Width | None
     kv_lora_rank: Width
     qk_nope_head_dim: Width
     qk_rope_head_dim: Width
-    v_head_dim: Annotated[int, Meta(ge=2, le=MAX_WIDTH)]  # a value of one channel is no head
+    v_head_dim: Annotated[int, Meta(ge=2, le=MAX_WIDTH)]  # one channel is too small for a head
     qk_head_dim: Width | None = None  # transformers writes this and head_dim, both derived, into the files it saves
     rope_interleave: bool = True
 
 
 def latent_attention(config: LatentAttentionConfig) -> MultiHeadLatentAttentionSpec:
-    """The attention that the fields describe; derived sizes that stand there too must agree."""
+    """Return the spec of the attention; raise `ConfigError` if the config has a derived size that does not agree."""
     heads = config.num_attention_heads
     derived = (
         ("num_key_value_heads", config.num_key_value_heads, heads, "num_attention_heads: every head has its own key"),

@@ -1,4 +1,4 @@
-"""The rotary fields of a config.json, in their old form (`rope_theta`, `rope_scaling`) and new (`rope_parameters`)."""
+"""The rotary fields of a config.json, in the old form (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`)."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ PARTIAL = "partial_rotary_factor"
 
 
 def rotary_share(config: FamilyConfig, default: float) -> float:
-    """The share of a head's channels that are rotated; the field may stand in `rope_parameters`."""
+    """Return the rotated share of a head's channels; the field may be nested in `rope_parameters`."""
     share = getattr(config, PARTIAL)
     inner = (config.rope_parameters or config.rope_scaling or {}).get(PARTIAL)
     if inner is not None:
@@ -48,9 +48,9 @@ class _ThetaField(msgspec.Struct):
 
 
 def rotary_spec(config: FamilyConfig, dim: int, *, size: str = "head_dim", **options: bool) -> RotarySpec:
-    """The rotary embedding over `dim` channels that the config's fields describe.
+    """Return the spec of the rotary embedding over `dim` channels.
 
-    `size` is what an error calls `dim`; `options` are further fields of the spec.
+    `size` is the name of `dim` in error messages; `options` are further fields of the spec. Raises `ConfigError`.
     """
     if dim < 2 or dim % 2:
         raise ConfigError(size, dim, "the rotated channels of a head must be even in number")
@@ -61,7 +61,7 @@ def rotary_spec(config: FamilyConfig, dim: int, *, size: str = "head_dim", **opt
     fields: dict[str, Any] = dict(getattr(config, field) or {})
     theta = _theta(config, fields.pop("rope_theta", None))
     if PARTIAL in config.__struct_fields__:
-        fields.pop(PARTIAL, None)  # it is in `dim` already
+        fields.pop(PARTIAL, None)  # `dim` already includes it
     rope_type = _agreed(field, fields, "rope_type", "type") or DEFAULT
     return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field), **options)
 
@@ -90,7 +90,7 @@ def _theta(config: FamilyConfig, inner: object) -> float:
 
 
 def _agreed(field: str, fields: dict[str, Any], name: str, alias: str) -> object:
-    """The value under `name` or `alias`, taken out of `fields`; both may stand there if they agree."""
+    """Remove `name` and `alias` from `fields` and return their value; both may be present if they agree."""
     value, other = fields.pop(name, None), fields.pop(alias, None)
     if None not in (value, other) and value != other:
         raise ConfigError(f"{field}.{alias}", other, f"is another name of {name}, which is {value}")

@@ -1,4 +1,4 @@
-"""The sequence length that a model was pre-trained at, as far as its config says so. Torch-free."""
+"""The sequence length that a model was pre-trained at, if its config contains it. Torch-free."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,10 +7,11 @@ ORIGINAL = "original_max_position_embeddings"
 
 
 def trained_length(fields: Mapping[str, Any], positions: Sequence[str]) -> tuple[Any, str | None]:
-    """The length and the name of the field that says so; (None, None) where none does. Values are not checked.
+    """Return the length and the name of its field, or (None, None) if no field has it. Values are not checked.
 
-    `max_sequence_length` comes first; then `original_max_position_embeddings` wherever it stands, which models whose
-    positions were stretched after pre-training keep; then `positions`, the family's names of what it can be run at.
+    The first of these fields that is present is used: `max_sequence_length`; `original_max_position_embeddings` at any
+    depth, for models whose positions were stretched after pre-training; the fields in `positions`, the family's names
+    for the maximum length.
     """
     named = {"max_sequence_length": fields.get("max_sequence_length")}
     named |= dict(_originals(fields))
@@ -19,7 +20,7 @@ def trained_length(fields: Mapping[str, Any], positions: Sequence[str]) -> tuple
 
 
 def _originals(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The field at the top, then within what describes the rotary embedding, however deep."""
+    """Yield the path and value of the field at the top level, then at any depth within the rotary fields."""
     if ORIGINAL in fields:
         yield f"{path}{ORIGINAL}", fields[ORIGINAL]
     for field, inner in fields.items():

@@ -1,4 +1,4 @@
-"""Fields that several families share, as specs: attention, the gated MLP, experts, which layers have a window."""
+"""Specs from fields that several families share: attention, the gated MLP, experts, windows of layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +27,9 @@ def grouped_query_attention(
     rotary_share: float = 1.0,
     **options: Any,
 ) -> GroupedQueryAttentionSpec:
-    """The attention of a config's head fields; `options` are further fields of the spec.
+    """Return the attention spec of a config; `options` are further fields of the spec.
 
-    Of each head the first `rotary_share` of its channels are rotated.
+    `rotary_share` is the share of the channels of each head, counted from the first, that are rotated.
     """
     heads = config.num_attention_heads
     if config.head_dim is None and config.hidden_size % heads:
@@ -64,7 +64,7 @@ def gated_mlp(
     activation: Activation | None = None,
     bias: bool = False,
 ) -> GatedMLPSpec:
-    """The MLP of a config's fields, or one of another width or activation."""
+    """Return the MLP spec of a config; `intermediate_size` and `activation` replace the config's values if given."""
     return GatedMLPSpec(
         hidden_size=config.hidden_size,
         intermediate_size=intermediate_size or config.intermediate_size,
@@ -74,7 +74,7 @@ def gated_mlp(
 
 
 def window_by_layer(config: Any, window: int | None, is_local: Callable[[int], bool]) -> list[int | None]:
-    """Each layer's window: where `layer_types` says so, or else where `is_local` does; None everywhere without one."""
+    """Return each layer's window or None: by `layer_types` if the config has it, else by `is_local(index)`."""
     types = config.layer_types
     total = config.num_hidden_layers
     if types is None:
@@ -90,9 +90,9 @@ def window_by_layer(config: Any, window: int | None, is_local: Callable[[int], b
 
 
 def softmax_router(config: Any, num_experts: int, *, norm_topk_prob: bool, **options: Any) -> RouterSpec:
-    """A router that weighs the chosen experts by the softmax over all; `options` are further fields of the spec.
+    """Return a router that weighs the chosen experts by the softmax over all experts.
 
-    Without options all experts are one group, and the weights are not scaled.
+    `options` are further fields of the spec. Without options all experts are one group, and weights are not scaled.
     """
     plain = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0}
     return RouterSpec(
@@ -107,7 +107,7 @@ def softmax_router(config: Any, num_experts: int, *, norm_topk_prob: bool, **opt
 
 
 def sigmoid_mixture(config: Any) -> MixtureOfExpertsSpec:
-    """DeepSeek-V3's mixture (arXiv 2412.19437, §2.1.2), by its fields: sigmoid scores, groups, a correction bias."""
+    """Return DeepSeek-V3's mixture (arXiv 2412.19437, §2.1.2): sigmoid scores, groups, a correction bias."""
     router = RouterSpec(
         hidden_size=config.hidden_size,
         num_experts=config.n_routed_experts,
@@ -123,7 +123,7 @@ def sigmoid_mixture(config: Any) -> MixtureOfExpertsSpec:
 
 
 def mixture_with_shared_experts(config: Any, router: RouterSpec) -> MixtureOfExpertsSpec:
-    """Experts of `moe_intermediate_size` behind a router, `n_shared_experts` of them for every token."""
+    """Return routed experts and `n_shared_experts` shared experts, all of `moe_intermediate_size`."""
     return MixtureOfExpertsSpec(
         router=router,
         expert=gated_mlp(config, config.moe_intermediate_size),
@@ -132,14 +132,18 @@ def mixture_with_shared_experts(config: Any, router: RouterSpec) -> MixtureOfExp
 
 
 def shared_experts(config: FamilyConfig, count: int | None, intermediate_size: int) -> GatedMLPSpec | None:
-    """All shared experts as the one MLP that they are computed as; None where there are none."""
+    """Return all shared experts as one wide MLP, or None if there are none."""
     width = (count or 0) * intermediate_size
     check_width("n_shared_experts * moe_intermediate_size", width)
     return gated_mlp(config, width) if width else None
 
 
 def dense_then_moe(config: Any, dense: LayerSpec, moe: LayerSpec, every: int = 1) -> list[LayerSpec]:
-    """`first_k_dense_replace` dense layers, then of the others every `every`-th a mixture of experts."""
+    """Return the layers of a model with dense layers first, then mixtures of experts.
+
+    The first `first_k_dense_replace` layers are dense. A later layer is `moe` if its index in the model is a multiple
+    of `every`, otherwise `dense`. Raises `ConfigError` if the model has fewer layers than `first_k_dense_replace`.
+    """
     total, first = config.num_hidden_layers, config.first_k_dense_replace
     if first > total:
         raise ConfigError("first_k_dense_replace", first, f"must be at most num_hidden_layers ({total})")

@@ -1,7 +1,7 @@
-"""What checkpoints call a tensor, and where it stands in the native modules. Torch-free.
+"""Names of tensors in checkpoints, and their places in the native modules. Torch-free.
 
-Native names are transformers 5's, experts stacked. Published checkpoints may name tensors otherwise, most often with
-one tensor per expert and projection. A family whose checkpoints do says so in its `Config.stored_names`.
+Native names are those of transformers 5, with stacked experts. Names in published checkpoints may differ, most often
+with one tensor per expert and projection; `Config.stored_names` of a family lists them.
 """
 
 import re
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class StoredName(NamedTuple):
-    """A name that checkpoints use, and the native name that it stands for; both follow a prefix that they share.
+    """A name in checkpoints and the native name that it stands for, both without the prefix that they share.
 
-    `{expert}` in `stored` is an expert's number: the tensor is that one's share of a tensor stacked over experts.
-    `half` is 0 or 1 where it is only the upper or the lower half of the rows, as gate and up projection are.
+    `{expert}` in `stored` is the number of an expert, whose tensor is one slice of a tensor stacked over experts.
+    `half` is 0 or 1 if the stored tensor is only the upper or the lower half of the rows, as for gate and up.
     """
 
     stored: str
@@ -24,39 +24,39 @@ class StoredName(NamedTuple):
     half: int | None = None
 
 
-# DeepSeek's names, which most families with routed experts share.
+# DeepSeek's names, which most families with routed experts use.
 SEPARATE_EXPERTS = (
     StoredName("mlp.experts.{expert}.gate_proj.weight", "mlp.experts.gate_up_proj", half=0),
     StoredName("mlp.experts.{expert}.up_proj.weight", "mlp.experts.gate_up_proj", half=1),
     StoredName("mlp.experts.{expert}.down_proj.weight", "mlp.experts.down_proj"),
 )
 
-# How the names of tensors end that are no weights, with the reason.
+# Endings of the names of tensors that are no weights, with the reason.
 IRRELEVANT_TENSORS = {
     "rotary_emb.inv_freq": "rotary frequencies follow from the config; old checkpoints store them",
 }
 
 
 class Place(NamedTuple):
-    """A native tensor, or one expert's share of it, or one half of that share's rows."""
+    """A native tensor, one expert's slice of it, or one half of the rows of that slice."""
 
     native: str
     expert: int | None = None
     half: int | None = None
 
     def of(self, tensor: "Tensor") -> "Tensor":
-        """The view of the native `tensor` that this place is: (E, 2F, D) -> (2F, D) -> (F, D)."""
+        """Return the view of the native `tensor` at this place: (E, 2F, D) -> (2F, D) -> (F, D)."""
         share = tensor if self.expert is None else tensor[self.expert]
         return share if self.half is None else share.chunk(2)[self.half]
 
 
 def is_irrelevant(stored: str) -> bool:
-    """Whether a checkpoint's tensor is none of the model's weights."""
+    """Whether a tensor of a checkpoint is not a weight and can be ignored."""
     return any(stored == ending or stored.endswith(f".{ending}") for ending in IRRELEVANT_TENSORS)
 
 
 def place_of(stored: str, names: tuple[StoredName, ...]) -> Place:
-    """Where the tensor that a checkpoint calls `stored` goes: what `names` says, else its own name."""
+    """Return the place of the tensor `stored` by `names`; by default the native name is the same."""
     for name in names:
         match = _pattern(name.stored).fullmatch(stored)
         if match:
@@ -67,7 +67,7 @@ def place_of(stored: str, names: tuple[StoredName, ...]) -> Place:
 
 
 def parts_of(native: str, experts: int, names: tuple[StoredName, ...]) -> dict[Place, str]:
-    """Every part of a tensor stacked over `experts`, with the name that a checkpoint gives it; empty for others."""
+    """Return each part of a tensor stacked over `experts` and its name in checkpoints; empty for other tensors."""
     parts: dict[Place, str] = {}
     for name in names:
         if "{expert}" in name.stored and (native == name.native or native.endswith(f".{name.native}")):

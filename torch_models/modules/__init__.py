@@ -1,1 +1,1 @@
-"""The modules that specs describe."""
+"""PyTorch modules, built from specs."""

@@ -1,4 +1,4 @@
-"""Attention, grouped-query and multi-head latent: causal, over whole sequences, as in training.
+"""Grouped-query and multi-head latent attention: causal, over whole sequences, as in training.
 
 The legend of dimension letters is in layers.py; R is kv_lora_rank.
 """
@@ -12,7 +12,7 @@ from torch_models.modules.layers import Linear, RMSNorm, RotaryTables, apply_rot
 from torch_models.modules.recompute import run
 from torch_models.spec import GroupedQueryAttentionSpec, Kernels, MultiHeadLatentAttentionSpec
 
-LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this, whatever the config's rms_norm_eps
+LATENT_NORM_EPS = 1e-6  # of DeepSeek's latent norms, whatever the config's rms_norm_eps
 
 
 def causal_attention(
@@ -27,10 +27,10 @@ def causal_attention(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """softmax(query key^T * scale) value, each position seeing itself and those before it -> (B, S, H, C of value).
+    """Return softmax(query key^T * scale) value with a causal mask, of shape (B, S, H, C of value).
 
-    With `window` a position sees that many at most; `softcap` bounds the scores, cap * tanh(scores / cap); `sinks_H`
-    are one more score per head that takes its share of the softmax.
+    With `window` a position attends to at most that many positions, itself included. `softcap` bounds the scores:
+    cap * tanh(scores / cap). `sinks_H` is one more score per head that enters the softmax but has no value.
     """
     query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
     if kernels == "eager":
@@ -53,7 +53,7 @@ def _eager_attention(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """The plain arithmetic: scores, mask and probabilities are S x S tensors of every head, the softmax in fp32."""
+    """Attention with scores and probabilities as S x S tensors for every head; the softmax is in fp32."""
     if heads_per_group > 1:
         key_BGSC, value_BGSC = (x.repeat_interleave(heads_per_group, dim=1) for x in (key_BGSC, value_BGSC))
     scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
@@ -69,7 +69,7 @@ def _eager_attention(
 
 
 class GroupedQueryAttention(nn.Module):
-    """Query heads in equal groups, each group sharing one key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
+    """Attention with query heads in equal groups that share a key/value head (Ainslie et al. 2023, 2305.13245)."""
 
     component = "attention"
     recompute_core = False  # see recompute.py
@@ -119,7 +119,7 @@ class GroupedQueryAttention(nn.Module):
         return out
 
     def _project(self, projection: nn.Module, norm: nn.Module | None, x_BSD: Tensor) -> Tensor:
-        """Queries or keys by head, normalised where the spec says so."""
+        """Return queries or keys by head, (B, S, heads, C), normalised if `norm` is given."""
         projected = projection(x_BSD)
         if norm is None:
             return self._heads(projected)
@@ -140,7 +140,7 @@ class GroupedQueryAttention(nn.Module):
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Keys and values expanded from one latent per token (DeepSeek-V2, arXiv 2405.04434, eq. 9-19)."""
+    """Attention with keys and values expanded from one latent per token (DeepSeek-V2, arXiv 2405.04434, eq. 9-19)."""
 
     component = "attention"
     recompute_core = False  # see recompute.py

@@ -1,7 +1,7 @@
-"""The decoder-only language model that every spec describes, with Hugging Face's parameter names.
+"""The decoder-only language model of a `ModelSpec`, with Hugging Face's parameter names.
 
-`CausalLM` is the main model; `MultiTokenPredictionLayer` is what DeepSeek-V3 trains beside it. The legend of
-dimension letters is in layers.py; V is vocab_size.
+`CausalLM` is the main model. `MultiTokenPredictionLayer` is the additional layer that DeepSeek-V3 trains to predict
+further tokens. The legend of dimension letters is in layers.py; V is vocab_size.
 """
 
 from collections.abc import Mapping
@@ -28,18 +28,18 @@ from torch_models.spec import (
 
 
 def attention_module(spec: AttentionSpec, kernels: Kernels) -> nn.Module:
-    """The module that `spec` describes."""
+    """Return the attention module of `spec`."""
     if isinstance(spec, GroupedQueryAttentionSpec):
         return GroupedQueryAttention(spec, kernels)
     return MultiHeadLatentAttention(spec, kernels)
 
 
 def feed_forward_module(spec: FeedForwardSpec) -> nn.Module:
-    """The module that `spec` describes."""
+    """Return the feed-forward module of `spec`."""
     return GatedMLP(spec) if isinstance(spec, GatedMLPSpec) else MixtureOfExperts(spec)
 
 
-# The names that checkpoints give the norms of a layer: before and after attention, before and after the feed-forward.
+# Names in checkpoints of a layer's norms: before and after attention, before and after the feed-forward.
 NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | None]] = {
     "before": ("input_layernorm", None, "post_attention_layernorm", None),
     "after": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
@@ -53,7 +53,7 @@ NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | 
 
 
 class _Block(nn.Module):
-    """The parts of a decoder layer, under the names that checkpoints give them."""
+    """The parts of a decoder layer, under their names in checkpoints."""
 
     self_attn: nn.Module
     mlp: nn.Module
@@ -89,7 +89,7 @@ class _Block(nn.Module):
 
 
 class DecoderLayer(_Block):
-    """Attention, then feed-forward, each with its residual connection and the norms that the spec places in it."""
+    """Attention, then feed-forward, each with its norms (`norm_placement`) and a residual connection."""
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D); `rotary` are the tables of this layer's `spec.attention.rotary`."""
@@ -97,18 +97,18 @@ class DecoderLayer(_Block):
 
 
 class MultiTokenProjection(Linear):
-    """[embedding; hidden state] to a hidden state, (…, 2D) -> (…, D); it stands in no layer of the main model."""
+    """Projects [embedding; hidden state] to a hidden state, (…, 2D) -> (…, D); the main model has no such layer."""
 
     component = "mlp"
-    quantised = ()  # DeepSeek-V3's fp8 checkpoint leaves it alone
+    quantised = ()  # not quantised in DeepSeek-V3's fp8 checkpoint
 
 
 class MultiTokenPredictionLayer(_Block):
     """One decoder layer that predicts one token further (DeepSeek-V3, arXiv 2412.19437, §2.2).
 
-    Parameter names are those of the published checkpoint below ``model.layers.<num_hidden_layers + k>.``, whose
-    copies of the embedding and the head are the main model's. The checkpoint joins [embedding; hidden state] in
-    this order, although eq. 21 prints the other.
+    Parameter names are those of the published checkpoint after ``model.layers.<num_hidden_layers + k>.``. The copies of
+    embedding and head in that checkpoint are left out; the main model has them. The input is [embedding; hidden state]
+    in this order, as in the checkpoint; eq. 21 prints the opposite order.
     """
 
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
@@ -119,10 +119,10 @@ class MultiTokenPredictionLayer(_Block):
         self.shared_head = nn.ModuleDict({"norm": RMSNorm(spec.hidden_size, spec.norm_eps, kernels)})
 
     def forward(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:
-        """What the shared head turns into logits, (B, S, D).
+        """Return the hidden state from which the shared head computes logits, (B, S, D).
 
-        `hidden_BSD` is the hidden state of the previous depth at each position, `next_embedding_BSD` the embedding
-        of the token that it should have predicted.
+        `hidden_BSD` is the hidden state of the previous depth at each position; `next_embedding_BSD` is the embedding
+        of the token that the previous depth should predict.
         """
         return run(self._predict, hidden_BSD, next_embedding_BSD, rotary, recompute=self.recompute_layer)
 
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         self.rotary_specs = tuple({layer.attention.rotary: None for layer in (*spec.layers, *spec.mtp_layers)})
 
     def forward(self, token_ids_BS: Tensor, tables: Mapping[RotarySpec, RotaryTables] | None = None) -> Tensor:
-        """(B, S) -> (B, S, D); `tables` are those of `rotary_tables`, where they have been made already."""
+        """(B, S) -> (B, S, D); `tables` is the result of `rotary_tables`, computed here if it is None."""
         if tables is None:
             tables = self.rotary_tables(token_ids_BS)
         x_BSD = self.embed(token_ids_BS)
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
 
     def rotary_tables(self, token_ids_BS: Tensor) -> dict[RotarySpec, RotaryTables]:
-        """The tables of every rotary embedding that the layers use, as long as the sequences."""
+        """Return the tables of every rotary embedding of the layers, for the length of the sequences."""
         length, device, dtype = token_ids_BS.shape[1], token_ids_BS.device, self.embed_tokens.weight.dtype
         return {rotary: rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs}
 
@@ -197,7 +197,7 @@ class CausalLM(nn.Module):
         return self.logits(self.model(token_ids_BS))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Of hidden states, (…, D) -> (…, V), bounded where the model bounds them."""
+        """Return the logits of hidden states, (…, D) -> (…, V), soft-capped if the spec has a cap."""
         logits: Tensor = self.lm_head(hidden)
         cap = self.spec.final_logit_softcap
         return logits if cap is None else (logits / cap).tanh() * cap

@@ -1,14 +1,14 @@
-"""What every family shares: RMSNorm, rotary position embedding, the gated MLP.
+"""Layers that every family uses: RMSNorm, rotary position embedding, the gated MLP.
 
 Legend of the dimension letters, here and in the other modules: B batch, S sequence, T = B * S tokens,
 D hidden_size, F intermediate_size, H query heads, G key/value heads, C channels of a head, E experts,
 K experts per token. A tensor's name ends in its shape: ``x_BSD``.
 
-Every module says in `component` under which row of the tables its own parameters and FLOPs stand; a module without
-one belongs to the nearest module above that has it.
+`component` of a module names the row of the tables that counts its own parameters and FLOPs; a module without
+`component` belongs to the nearest parent that has one.
 
-Two kernel profiles, chosen when a model is built: ``fused`` calls torch's fused norm and attention; ``eager`` is the
-plain arithmetic, every intermediate a tensor in memory.
+There are two kernel profiles, chosen when a model is built: ``fused`` calls torch's fused norm and attention; ``eager``
+uses elementary operations, with every intermediate as a tensor in memory.
 """
 
 import math
@@ -23,7 +23,7 @@ RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated c
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that leaves its weight uninitialised: the model initialises, or a checkpoint is loaded."""
+    """`nn.Linear` with uninitialised weights: the builder initialises them, or a checkpoint is loaded."""
 
     quantised: tuple[str, ...] = ("weight",)  # the parameters that recipes in fp8 quantise
 
@@ -34,8 +34,8 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
-    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295): in fp32 by eager kernels, in the weight's own
-    dtype by fused ones, which take weights of their input's dtype.
+    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295). Eager kernels compute it in fp32; fused
+    kernels compute it in the weight's dtype, because they take weights in the dtype of their input.
     """
 
     component = "norm"
@@ -60,14 +60,14 @@ class RMSNorm(nn.Module):
 
 
 def activation_function(name: Activation, x: Tensor) -> Tensor:
-    """The activation that Hugging Face configs call `name`."""
+    """Apply the activation that Hugging Face configs call `name` to `x`."""
     if name == "silu":
         return F.silu(x)
     return F.gelu(x, approximate="tanh" if name == "gelu_pytorch_tanh" else "none")
 
 
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x)); SwiGLU where the activation is silu (Shazeer 2020, arXiv 2002.05202)."""
+    """down(activation(gate(x)) * up(x)); SwiGLU if the activation is silu (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, spec: GatedMLPSpec, component: str = "mlp") -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class GatedMLP(nn.Module):
 
 
 def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, dtype: torch.dtype) -> RotaryTables:
-    """cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each."""
+    """Return cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each."""
     positions = torch.arange(sequence_length, device=device, dtype=torch.float32)
     angles = positions.unsqueeze(1) * _frequencies(spec, device)
     factor = _table_factor(spec)
@@ -96,10 +96,10 @@ def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, 
 
 
 def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Tensor:
-    """Rotate channel pairs of every head by the angle of their position.
+    """Rotate channel pairs of every head by the angles of their position; same shape.
 
-    A pair is (c, c + C/2), or (2c, 2c + 1) where `interleaved`; the result holds the pairs' first members, then the
-    second ones, in either case.
+    A pair is (c, c + C/2), or (2c, 2c + 1) if `interleaved`. In both cases the result contains the first members of all
+    pairs, then the second members.
     """
     cos, sin = (table.unsqueeze(1) for table in tables)
     if interleaved:
@@ -110,14 +110,15 @@ def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Ten
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
-    """YaRN's sqrt(1 / t) = 0.1 m ln(s) + 1, t the temperature (arXiv 2309.00071, eq. 22, with DeepSeek's weight m)."""
+    """Return YaRN's sqrt(1 / t) = 0.1 m ln(s) + 1 for temperature t (arXiv 2309.00071, eq. 22; m is DeepSeek's)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def softmax_scale(spec: RotarySpec, channels: int) -> float:
-    """1 / sqrt(channels of a head), times YaRN's squared factor where the family puts that on the scores.
+    """Return 1 / sqrt(channels), times YaRN's squared factor if `scores_scaled` and `mscale_all_dim` are set.
 
-    DeepSeek's `mscale_all_dim` scales queries and keys alike, hence the square, and the tables only by the ratio.
+    The factor is squared because DeepSeek's `mscale_all_dim` scales both queries and keys. The tables are scaled only
+    by the ratio of the factors of `mscale` and `mscale_all_dim`.
     """
     scale: float = channels**-0.5
     if spec.scores_scaled and isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
@@ -145,7 +146,7 @@ def _frequencies(spec: RotarySpec, device: torch.device) -> Tensor:
         return frequencies
     slowed = frequencies / scaling.factor
     if isinstance(scaling, Llama3RopeScaling):
-        # Turns over the original context: below low_freq_factor slowed, above high_freq_factor kept, linear between.
+        # Turns over the original context: slowed below low_freq_factor, kept above high_freq_factor, else blended.
         turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
         span = scaling.high_freq_factor - scaling.low_freq_factor
         kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
@@ -159,9 +160,10 @@ def _frequencies(spec: RotarySpec, device: torch.device) -> Tensor:
 
 
 def _yarn_range(spec: RotarySpec, scaling: YarnRopeScaling) -> tuple[float, float]:
-    """The channel pairs between which YaRN blends: those that turn beta_fast and beta_slow times (eq. 17-18).
+    """Return the channel pairs between which YaRN blends: those that turn beta_fast and beta_slow times (eq. 17-18).
 
-    The paper blends linearly in the number of turns; its code, DeepSeek's and this one in the index of the pair.
+    The paper blends linearly in the number of turns; its code, DeepSeek's code and this code blend linearly in the
+    index of the pair.
     """
 
     def pair_that_turns(times: float) -> float:
@@ -172,4 +174,4 @@ def _yarn_range(spec: RotarySpec, scaling: YarnRopeScaling) -> tuple[float, floa
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, spec.dim - 1)
-    return low, high if high != low else low + 0.001  # a blend of no width would divide by zero
+    return low, high if high != low else low + 0.001  # equal ends would divide by zero

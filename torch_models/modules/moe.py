@@ -1,7 +1,7 @@
 """Mixture of experts: the router, the routed experts as one stacked parameter per projection, the shared experts.
 
-Every shape is static: tokens are sorted by expert and each projection is one grouped matrix product, so the same
-forward trains on real tensors and is traced on the meta device, with any number of experts and no loop over them.
+Every shape is static: tokens are sorted by expert and each projection is one grouped matrix product. The same forward
+therefore runs on real tensors and on the meta device, for any number of experts and without a loop over them.
 The legend of dimension letters is in layers.py.
 """
 
@@ -14,7 +14,7 @@ from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec
 
 
 class Router(nn.Module):
-    """Chooses top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16)."""
+    """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16)."""
 
     component = "router"
     e_score_correction_bias: Tensor
@@ -24,7 +24,7 @@ class Router(nn.Module):
         self.spec = spec
         self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
-        if spec.correction_bias:  # a buffer: the load, not the gradient, moves it
+        if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
             self.register_buffer("e_score_correction_bias", torch.zeros(spec.num_experts, dtype=torch.float32))
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,10 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def _choose(self, scores_TE: Tensor) -> Tensor:
-        """The top_k experts of the eligible groups by corrected score; a group's rank is its best experts' sum."""
+        """Return the top_k experts of the eligible groups, by corrected score: scores (T, E) -> indices (T, K).
+
+        Groups are ranked by the sum of the scores of their `group_rank_experts` best experts.
+        """
         spec = self.spec
         if spec.correction_bias:
             scores_TE = scores_TE + self.e_score_correction_bias
@@ -57,7 +60,7 @@ class Router(nn.Module):
 
 
 class RoutedExperts(nn.Module):
-    """E experts, of which each token visits `top_k`; a subclass has their weights and says what they compute."""
+    """E experts, of which each token uses `top_k`; a subclass defines their weights and their computation."""
 
     component = "routed_experts"
     quantised = ("gate_up_proj", "down_proj")  # the parameters that recipes in fp8 quantise
@@ -68,19 +71,22 @@ class RoutedExperts(nn.Module):
         self.top_k = top_k
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """The weighted sum of each token's experts, (T, D). Rows are (token, choice) pairs, sorted by expert."""
+        """Return the weighted sum of each token's expert outputs, (T, D).
+
+        Internally there is one row per pair of token and chosen expert, sorted by expert.
+        """
         experts, order = experts_TK.flatten().sort(stable=True)
         all_experts = torch.arange(self.num_experts, device=x_TD.device)
-        ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # where each expert's rows end
+        ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # end of each expert's rows
         token = order // self.top_k
         rows = x_TD.index_select(0, token)
         rows = self.transform(rows, experts, ends_E)
         rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
-        # Not index_add_, which would keep all its rows for backward.
+        # index_add_ would keep all rows for backward.
         return torch.zeros_like(x_TD).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
 
     def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
-        """What each row's expert makes of it, (T K, D) -> (T K, D)."""
+        """Apply each row's expert to it, (T K, D) -> (T K, D)."""
         raise NotImplementedError
 
 
@@ -115,7 +121,7 @@ class ClampedExperts(RoutedExperts):
         self.down_proj_bias = nn.Parameter(torch.empty(num_experts, width))
 
     def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
-        """(up + 1) * gate * sigmoid(alpha gate) between two projections with biases, gate and up clamped."""
+        """Apply (up + 1) * gate * sigmoid(alpha gate), gate and up clamped, between two projections with biases."""
         gate_up = F.grouped_mm(rows, self.gate_up_proj, offs=ends_E) + self.gate_up_proj_bias.index_select(0, experts)
         gate = gate_up[..., 0::2].clamp(max=self.limit)
         up = gate_up[..., 1::2].clamp(min=-self.limit, max=self.limit)
@@ -124,7 +130,7 @@ class ClampedExperts(RoutedExperts):
 
 
 class MixtureOfExperts(nn.Module):
-    """The routed experts' output plus the shared experts', which every token uses."""
+    """The output of the routed experts plus that of the shared experts, which every token uses."""
 
     def __init__(self, spec: MixtureOfExpertsSpec) -> None:
         super().__init__()

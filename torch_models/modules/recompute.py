@@ -1,7 +1,7 @@
-"""Activation checkpointing: what a training step keeps of its forward pass, and what it computes again for backward.
+"""Activation checkpointing: a training step keeps less of its forward pass and computes it again for backward.
 
-By torch's own checkpointing, without its early stop: what is recomputed is recomputed whole, as torchtitan and
-Megatron-LM do, so that full recompute costs one forward pass of every layer (Chen et al. 2016, arXiv 1604.06174).
+It uses torch's own checkpointing without early stop. A checkpointed function is run again as a whole, as in torchtitan
+and Megatron-LM, so full recompute costs one forward pass of every layer (Chen et al. 2016, arXiv 1604.06174).
 """
 
 from collections.abc import Callable
@@ -18,10 +18,11 @@ R = TypeVar("R")
 
 
 def set_recompute(model: nn.Module, recompute: Recompute) -> None:
-    """Let every layer below `model` keep for backward what `recompute` says.
+    """Set what every layer within `model` keeps for backward.
 
-    ``none``: all that backward needs. ``selective``: all but what the attention core keeps, which is computed again
-    from queries, keys and values (Korthikanti et al. 2022, arXiv 2205.05198, §5). ``full``: each layer's input alone.
+    ``none`` keeps all tensors that backward needs. ``selective`` does not keep those of the attention core, which runs
+    again from queries, keys and values (Korthikanti et al. 2022, arXiv 2205.05198, §5). ``full`` keeps only the input
+    of each layer. Raises `ArgumentError` for any other value.
     """
     if recompute not in get_args(Recompute):
         raise ArgumentError("recompute", recompute, f"must be one of {', '.join(get_args(Recompute))}")
@@ -32,9 +33,9 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
 
 
 def run(function: Callable[..., R], *args: Any, recompute: bool, **kwargs: Any) -> R:
-    """`function(*args, **kwargs)`; with `recompute`, only `args` are kept for backward, which runs it again."""
+    """Return `function(*args, **kwargs)`; with `recompute`, backward keeps only the arguments and runs it again."""
     if not (recompute and torch.is_grad_enabled()):
         return function(*args, **kwargs)
-    # No random numbers are drawn, so there is no state of theirs to restore.
+    # No function draws random numbers, so their state need not be restored.
     out = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, early_stop=False, **kwargs)
     return cast(R, out)

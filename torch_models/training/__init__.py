@@ -1,1 +1,1 @@
-"""What a training step minimises."""
+"""The training loss."""

@@ -1,4 +1,4 @@
-"""What a training step minimises: cross-entropy of the next token, and of those after it where the model predicts them.
+"""The training loss: cross-entropy of the next token and, with multi-token prediction, of the tokens after it.
 
     loss = training_loss(model, build_mtp(config), token_ids, labels)
     loss.backward()
@@ -17,8 +17,8 @@ from torch_models.modules.layers import RotaryTables
 from torch_models.modules.recompute import run
 from torch_models.spec import RotarySpec
 
-IGNORED = -100  # the label of a position that predicts nothing
-MTP_WEIGHT = 0.3  # of DeepSeek-V3's first 10 trillion tokens (arXiv 2412.19437, §4.2)
+IGNORED = -100  # the label of a position that is left out of the loss
+MTP_WEIGHT = 0.3  # DeepSeek-V3's weight for its first 10 trillion tokens (arXiv 2412.19437, §4.2)
 
 
 def training_loss(
@@ -31,13 +31,14 @@ def training_loss(
     loss_chunk: int | None = None,
     mtp_weight: float = MTP_WEIGHT,
 ) -> Tensor:
-    """The mean cross-entropy in nats, a scalar in fp32; `labels_BS` are the next tokens, or `IGNORED`.
+    """Return the mean cross-entropy over all labelled positions, in nats, as a scalar in fp32.
 
-    `mtp_layers` (empty for none) add their mean loss, weighted: layer k predicts the token k further on, from the
-    hidden state before it and the embedding of the token that it comes after (DeepSeek-V3, arXiv 2412.19437,
-    eq. 21-25). As in Megatron-LM every depth runs over all S positions, the last k of which predict nothing. With
-    `loss_chunk` the logits of that many tokens are in memory at a time, and are computed again for backward.
-    `tables` are the rotary tables of `model.model.rotary_tables`, made once for many steps.
+    `labels_BS` contains the next token of each position, or `IGNORED`. The mean of the losses of `mtp_layers` (an empty
+    list for none) is added with weight `mtp_weight`. Layer k predicts the token that is k positions after the label,
+    from the hidden state of depth k - 1 and the embedding of the token before the predicted one (DeepSeek-V3, arXiv
+    2412.19437, eq. 21-25). As in Megatron-LM, every depth runs over all S positions; the last k have no label. With
+    `loss_chunk`, the logits of at most that many tokens are in memory at a time, and they are computed again for
+    backward. `tables` are the result of `model.model.rotary_tables`, for reuse over many steps.
     """
     decoder = model.model
     tables = decoder.rotary_tables(token_ids_BS) if tables is None else tables
@@ -53,7 +54,7 @@ def training_loss(
 
 
 def _one_further(labels_BS: Tensor) -> Tensor:
-    """The labels of the token after: the last position has none."""
+    """Shift the labels by one token; the last position gets `IGNORED`."""
     last = torch.full_like(labels_BS[:, :1], IGNORED)
     return torch.cat((labels_BS[:, 1:], last), dim=1)
 
@@ -70,5 +71,5 @@ def _mean_loss(model: CausalLM, hidden_BSD: Tensor, labels_BS: Tensor, loss_chun
 
 
 def _summed_loss(model: CausalLM, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
-    """Of the logits in fp32, as the softmax over a large vocabulary needs."""
+    """Sum of the cross-entropy over tokens, from logits in fp32: a softmax over a large vocabulary needs fp32."""
     return F.cross_entropy(model.logits(hidden_TD).float(), labels_T, ignore_index=IGNORED, reduction="sum")

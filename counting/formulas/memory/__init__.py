@@ -1,12 +1,12 @@
-"""A simulation of autograd: bytes alive while a layer, and a training step, run as torch runs them.
+"""A simulation of autograd: bytes alive while a layer or a training step runs in torch's order of operations.
 
-Nothing is computed. Every tensor that the modules make is followed by its size from its birth to the moment when the
-last variable, operation or gradient that refers to it is gone; backward undoes the operations in torch's order. The
-sizes come from the spec alone: the simulation is torch-free and never reads a module, so that it can be held against
-measured bytes after every operation. `simulate` is the only function for the rest of the project.
+No values are computed. Each tensor is represented by its size, from its allocation until no variable, operation or
+gradient refers to it any more; backward processes the operations in torch's order. Sizes come from spec and setup
+alone. The simulation is torch-free and never reads a module, so it can be compared with measured bytes after every
+operation. The rest of the project uses only `simulate`.
 
-`tape` has sizes, lifetimes and the order of backward; `operations` what one operation allocates and keeps; `blocks`,
-`attention`, `experts`, `layer` and `step` which operations a model runs.
+`tape` defines sizes, lifetimes and the order of backward; `operations` defines what each operation allocates and keeps;
+`blocks`, `attention`, `experts`, `layer` and `step` define which operations a model runs.
 """
 
 from counting.counts import LayerCounts, ModelCounts
@@ -19,9 +19,9 @@ __all__ = ["simulate"]
 
 
 def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
-    """Peaks of one layer of each kind in 16 bits and, with `step`, the profile of a training step; no other counts.
+    """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    `setup` is resolved: it has a sequence length, and says whether `mtp_layers` are trained.
+    Other counts are left empty. `setup` is resolved: its `sequence_length` and `mtp` are set.
     """
     length, kernels = setup.sequence_length, setup.kernels
     assert length is not None, "a resolved setup"

@@ -1,4 +1,4 @@
-"""Attention, operation by operation, from its spec alone. The legend of dimension letters is in layer.py."""
+"""Operations of attention, from its spec alone. The legend of dimension letters is in layer.py."""
 
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.operations import (
@@ -28,13 +28,13 @@ from torch_models.spec import (
     Recompute,
 )
 
-FLASH_RANDOM_STATE = 24  # dropout's seed and offset, which the kernel returns though there is no dropout
+FLASH_RANDOM_STATE = 24  # bytes of seed and offset of dropout, which the kernel returns even without dropout
 EFFICIENT_RANDOM_STATE = 16
-EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its rows of log-sum-exp up to this
+EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its log-sum-exp rows up to a multiple of this
 
 
 def attention(tape: Tape, spec: AttentionSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
-    """From the normed input to what is added to the residual stream."""
+    """Run attention on the normed input; return its output, before the residual sum."""
     if isinstance(spec, GroupedQueryAttentionSpec):
         query, key, value = _grouped_projections(tape, spec, x, tokens, kernels)
         bias = spec.output_bias
@@ -47,14 +47,14 @@ def attention(tape: Tape, spec: AttentionSpec, x: Array, tokens: int, kernels: K
 
     attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
     flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, tokens) else None
-    if flattened is None:  # heads come one after the other; the projection reads a token's heads together
+    if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token
         flattened = copy(tape, attended)
     width = spec.hidden_size
     return linear(tape, flattened, tokens, width, bias=_bias(tape, width, x) if bias else None)
 
 
 def _by_head(heads: int, tokens: int) -> bool:
-    """Whether a tensor of all tokens of the first head, then of the second … is in another order than by token."""
+    """Whether order by head, then token, differs from order by token, then head."""
     return heads > 1 and tokens > 1
 
 
@@ -66,7 +66,7 @@ def _bias(tape: Tape, width: int, x: Array) -> Leaf:
 
 
 def _rotate(tape: Tape, x: Array, rotated: int, *, interleaved: bool) -> Array:
-    """Rotary embedding of the first `rotated` numbers of `x`: two halves, each of two products with the angles."""
+    """Apply rotary embedding to the first `rotated` numbers of `x`: each half needs two products with cos or sin."""
     if rotated < x.numel:
         turned, rest = split(tape, x, rotated, x.numel - rotated)
         return join(tape, _rotate(tape, turned, rotated, interleaved=interleaved), rest)
@@ -107,7 +107,7 @@ def _grouped_projections(
 def _latent_projections(
     tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels
 ) -> tuple[Array, Array, Array]:
-    """Query, key and value; the value is a part of what the latent expands to."""
+    """Query, key and value; the value is a view of the expanded latent."""
     query = _latent_query(tape, spec, x, tokens, kernels)
     heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
     both = linear(
@@ -139,7 +139,7 @@ def _latent_query(tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, toke
 
 
 def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
-    """One kernel: the output, and the log-sum-exp of each row, from which backward makes the scores again."""
+    """One kernel: it keeps the output and the log-sum-exp of each row, and recomputes the scores in backward."""
     heads = spec.num_attention_heads
     logsumexp, state, sinks = heads * tokens, 0, None
     if isinstance(spec, MultiHeadLatentAttentionSpec):
@@ -167,7 +167,7 @@ def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value
 
 
 def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
-    """Scores, mask and probabilities in memory, each S x S in every head."""
+    """Scores and probabilities as S x S tensors for every head, and one S x S mask for all heads."""
     heads, options = spec.num_attention_heads, spec if isinstance(spec, GroupedQueryAttentionSpec) else None
     per_group = heads // options.num_key_value_heads if options else 1
     if per_group > 1:
@@ -193,7 +193,7 @@ def _masked(tape: Tape, scores: Array, hidden: Array) -> Array:
 
 
 def _hidden_positions(tape: Tape, square: int, *, windowed: bool) -> Array:
-    """The mask of the future, and of what lies before the window."""
+    """The mask of the positions after the token and, with `windowed`, of those before the window."""
 
     def triangle() -> Array:
         ones = tape.new(square, BOOL)

@@ -1,4 +1,4 @@
-"""What every family shares, operation by operation: RMSNorm and the gated MLP."""
+"""Operations that every family uses: RMSNorm and the gated MLP."""
 
 from counting.formulas.memory.operations import (
     add_number,
@@ -16,7 +16,7 @@ from torch_models.spec import GatedMLPSpec, Kernels
 
 
 def norm(tape: Tape, x: Array, rows: int, kernels: Kernels, *, gaps: bool = False, unit_offset: bool = False) -> Array:
-    """RMSNorm of each of `rows`; with `gaps` they are parts of longer ones, and the fused kernel reads a copy."""
+    """RMSNorm of each row; with `gaps` the rows are slices of longer rows, and the fused kernel copies them."""
     weight = tape.parameter(x.numel // rows, x.size.width)
     if kernels == "fused":
         return _fused(tape, x, add_number(tape, weight) if unit_offset else weight, rows, gaps=gaps)
@@ -38,7 +38,7 @@ def norm(tape: Tape, x: Array, rows: int, kernels: Kernels, *, gaps: bool = Fals
 
 
 def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool) -> Array:
-    """One kernel, which keeps its input and 1 / rms of each row."""
+    """One kernel that keeps its input and 1 / rms of each row."""
     of_x, of_weight = x.size, weight.size
     inverse_rms = tape.new(rows, SINGLE)
 
@@ -61,7 +61,7 @@ def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool)
 
 
 def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int) -> Array:
-    """gate, activation, up, their product, down."""
+    """gate, activation, up, the product of activation and up, down."""
 
     def project(x: Array, outputs: int) -> Array:
         bias = tape.parameter(outputs, x.size.width) if spec.bias else None

@@ -1,4 +1,4 @@
-"""A mixture of experts, operation by operation, from its spec alone. The legend of dimension letters is in layer.py."""
+"""Operations of a mixture of experts, from its spec alone. The legend of dimension letters is in layer.py."""
 
 from counting.formulas.memory.blocks import gated_mlp
 from counting.formulas.memory.operations import (
@@ -24,7 +24,7 @@ from torch_models.spec import ClampedMLPSpec, MixtureOfExpertsSpec, RouterSpec
 
 
 def mixture_of_experts(tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int) -> Array:
-    """Router, routed experts on T K rows, shared experts, their sum."""
+    """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
     flat = reshape(tape, x)
     routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, *_router(tape, spec.router, flat, tokens)))
     return routed if spec.shared_experts is None else add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens))
@@ -58,7 +58,7 @@ def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> Array:
 
 
 def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
-    """The indices of the chosen experts; nothing here has a gradient."""
+    """The indices of the chosen experts; none of these tensors has a gradient."""
     best, indices = Size(tokens * spec.top_k, SINGLE), Size(tokens * spec.top_k, LONG)
     corrected = tape.new(scores, SINGLE) if spec.correction_bias else None
     if spec.n_group == 1:
@@ -83,7 +83,7 @@ def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
 def _routed_experts(
     tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, weights: Array, chosen: Array
 ) -> Array:
-    """Rows sorted by expert, what the experts make of them, and the weighted sum per token."""
+    """Rows sorted by expert, the outputs of the experts, and the weighted sum per token."""
     count, experts = tokens * spec.router.top_k, spec.router.num_experts
     width = spec.expert.hidden_size
     sorted_experts, order = tape.born(Size(count, LONG), Size(count, LONG))
@@ -102,7 +102,7 @@ def _routed_experts(
 
 
 def _gated_experts(tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: int, ends: Array) -> Array:
-    """Two grouped products with the activation between."""
+    """Two grouped products with a gated activation in between."""
     experts, hidden_size = spec.router.num_experts, spec.expert.intermediate_size
     both = grouped_linear(tape, rows, count, 2 * hidden_size, experts, ends)
     gate, up = split(tape, both, count * hidden_size, count * hidden_size)
@@ -114,7 +114,7 @@ def _gated_experts(tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: i
 def _clamped_experts(
     tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: int, sorted_experts: Array, ends: Array
 ) -> Array:
-    """Two grouped products with a bias of each row's expert, gate and up clamped between."""
+    """Two grouped products, each with the bias of the row's expert; gate and up are clamped in between."""
     experts, hidden_size = spec.router.num_experts, spec.expert.intermediate_size
 
     def projected(x: Array, outputs: int) -> Array:
@@ -137,7 +137,7 @@ def _clamped_experts(
 
 
 def _added_to_tokens(tape: Tape, rows: Array, token: Array, numel: int) -> Array:
-    """Rows added into zeros, in place; their gradients are gathered."""
+    """Add rows into a tensor of zeros, in place; backward gathers their gradients."""
     size = rows.size
     out = tape.new(numel, size.width)
     tape.record([out], [rows], [token], lambda gradients: [tape.like(size)])

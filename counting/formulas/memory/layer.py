@@ -1,8 +1,7 @@
-"""One decoder layer, operation by operation, and the bytes alive at the worst moment of its forward pass.
+"""Operations of one decoder layer, and the bytes alive at the peak of its forward pass.
 
-Each function runs what one block computes, in the order in which it is computed. For one sequence and the kernels that
-torch runs on CUDA. A tensor lives as long as the Python variable, operation or gradient that refers to it, here as in
-torch.
+Each function runs the operations of one block in order, for one sequence and the kernels that torch runs on CUDA. As in
+torch, a tensor is alive as long as a Python variable, an operation or a gradient refers to it.
 
 Legend: T tokens, D hidden_size, F intermediate_size, E experts, K experts per token, H query heads, G key/value
 heads, C channels of a query head.
@@ -21,9 +20,9 @@ from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, Recompute
 
 
 def simulate_layer(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, grad: bool) -> LayerMemory:
-    """Bytes alive at the worst moment of one layer's forward pass over one sequence.
+    """Return the bytes alive at the peak of one layer's forward pass over one sequence, in 16 bits.
 
-    With `grad` it is the pass that rematerialisation runs, without it the first one.
+    With `grad` it is the pass that full recompute runs in backward; without it, the first pass.
     """
     tape = Tape(grad=grad)
     rotary = rotary_tables(tape, spec, sequence_length, HALF)
@@ -44,13 +43,13 @@ def simulate_layer(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, g
 
 
 def rotary_tables(tape: Tape, spec: LayerSpec, tokens: int, width: int) -> tuple[Array, Array]:
-    """cos and sin of half the rotated channels, of every position."""
+    """The cos and sin tables: one number for each position and pair of rotated channels."""
     half = tokens * spec.attention.rotary.dim // 2
     return tape.new(half, width), tape.new(half, width)
 
 
 def residual_stream(tape: Tape, spec: LayerSpec, tokens: int, width: int) -> Array:
-    """A layer's input, which has a gradient where the tape records."""
+    """A layer's input; it has a gradient if the tape records."""
     x = tape.new(tokens * spec.hidden_size, width)
     if tape.recording:
         x.edge = Edge(Operation(1, (), (), lambda gradients: []))
@@ -58,13 +57,13 @@ def residual_stream(tape: Tape, spec: LayerSpec, tokens: int, width: int) -> Arr
 
 
 def layer(tape: Tape, spec: LayerSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
-    """One layer, of which full recompute keeps the input alone."""
+    """Run one layer; with full recompute only its input is kept for backward."""
     run = partial(transform, tape, spec, tokens=tokens, kernels=kernels, recompute=recompute)
     return tape.checkpoint(run, x) if recompute == "full" else run(x)
 
 
 def transform(tape: Tape, spec: LayerSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
-    """Attention, then feed-forward, each added to the residual stream, with norms before, after or around."""
+    """Run attention, then feed-forward, each with its norms and the sum with the residual stream."""
     before, after = spec.norm_placement != "after", spec.norm_placement != "before"
 
     def normed(x: Array, wanted: bool) -> Array:

@@ -1,9 +1,10 @@
-"""What each operation allocates, what it keeps, and what its backward allocates in return, in the order of torch.
+"""Tensors that each operation allocates, keeps for backward, and allocates in backward, in torch's order.
 
-What backward needs: a product keeps its factors, each for the other's gradient; an activation keeps its input;
-sigmoid, tanh and softmax keep their output; a gather keeps its indices; sums, scalings and views keep nothing. The
-derivatives are those of tools/autograd/derivatives.yaml in torch's source; the order of birth within one, which can
-decide a peak, is that of its generated code.
+Each function runs one operation on the tape and returns its output. For backward a product keeps its factors, each for
+the other's gradient; an activation keeps its input; sigmoid, tanh and softmax keep their output; a gather keeps its
+indices; sums, scalings and views keep nothing. The derivatives are those of tools/autograd/derivatives.yaml in torch's
+source. The order of allocation within one derivative can change a peak; it is that of the code generated from this
+file.
 """
 
 from counting.formulas.memory.tape import (
@@ -23,7 +24,7 @@ Operand = Array | Leaf
 
 
 def first(gradients: Gradients) -> Array:
-    """The gradient of the first output."""
+    """Return the gradient of the first output."""
     gradient = gradients[0]
     assert gradient is not None
     return gradient
@@ -42,10 +43,11 @@ def linear(
     bias: Operand | None = None,
     flat: bool = False,
 ) -> Array:
-    """Rows of `x`, one a token, times a matrix; a weight of its own unless one is given.
+    """Multiply rows of `x`, one per token, by a matrix: `weight`, or a new parameter if it is None.
 
-    Without a bias the weight's gradient is born first, with one the input's. The weight's is a view, of a transposed
-    one; so is the input's, of rows folded from batch and sequence, unless these are `flat` anyway.
+    Backward allocates the weight's gradient first without a bias, and the input's gradient first with one. The weight's
+    gradient is a view of a transposed tensor. The input's gradient is a view of rows folded from batch and sequence,
+    unless `x` is `flat`, which means that it has no batch dimension.
     """
     if weight is None:
         weight = tape.parameter(x.numel // tokens * outputs, x.size.width)
@@ -67,7 +69,7 @@ def linear(
 
 
 def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, experts: int, ends: Array) -> Array:
-    """Each of `count` rows times the matrix of its expert; `ends` say where one expert's rows end."""
+    """Multiply each of `count` rows by the matrix of its expert; `ends` contains the end of each expert's rows."""
     weight = tape.parameter(experts * (rows.numel // count) * outputs, rows.size.width)
     of_rows, of_weight = rows.size, weight.size
     out = tape.new(count * outputs, rows.size.width)
@@ -81,7 +83,7 @@ def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, experts: i
 
 
 def batched_product(tape: Tape, left: Array, right: Array, outputs: int) -> Array:
-    """A product of two activations; the right one's gradient is born first."""
+    """Multiply two activations; backward allocates the gradient of `right` first."""
     of_left, of_right = left.size, right.size
     out = tape.new(outputs, left.size.width)
 
@@ -97,9 +99,9 @@ def batched_product(tape: Tape, left: Array, right: Array, outputs: int) -> Arra
 
 
 def multiply(tape: Tape, x: Array, factor: Operand, *, vector: bool = False) -> Array:
-    """Number by number; a smaller factor is repeated, and its gradient summed up once both have been born.
+    """Multiply elementwise; a smaller factor is broadcast, and its gradient is summed after both are allocated.
 
-    So is that of a `vector`, which has fewer dimensions, even where there is but one row to repeat it for.
+    The gradient of a `vector`, a factor with fewer dimensions, is summed even if it is broadcast over one row only.
     """
     whole, of_factor = x.size, factor.size
     out = tape.like(whole)
@@ -115,7 +117,7 @@ def multiply(tape: Tape, x: Array, factor: Operand, *, vector: bool = False) -> 
 
 
 def divide(tape: Tape, x: Array, divisor: Array) -> Array:
-    """Number by number, a smaller divisor repeated; its gradient is -gradient * ((x / divisor) / divisor)."""
+    """Divide elementwise; a smaller divisor is broadcast. Its gradient is -gradient * ((x / divisor) / divisor)."""
     whole, of_divisor = x.size, divisor.size
     out = tape.like(whole)
 
@@ -134,7 +136,7 @@ def divide(tape: Tape, x: Array, divisor: Array) -> Array:
 
 
 def unary(tape: Tape, x: Operand, *, keeps_input: bool = False, keeps_output: bool = False) -> Array:
-    """An operation on each number by itself, and as much again for its gradient."""
+    """Run an elementwise operation with one input; its gradient has the same size."""
     size = x.size
     out = tape.like(size)
     kept = [y for y, needed in ((x, keeps_input), (out, keeps_output)) if needed and isinstance(y, Array)]
@@ -143,12 +145,12 @@ def unary(tape: Tape, x: Operand, *, keeps_input: bool = False, keeps_output: bo
 
 
 def scale(tape: Tape, x: Array) -> Array:
-    """Times, or divided by, what has no gradient: a number, or a table that lives on anyway."""
+    """Multiply or divide by a factor without gradient: a number, or a table that stays alive in any case."""
     return unary(tape, x)
 
 
 def add(tape: Tape, left: Array, right: Array) -> Array:
-    """The sum of two of one size; both get the gradient itself."""
+    """Add two tensors of equal size; both receive the output's gradient without a copy."""
     out = tape.like(left.size)
 
     def derive(gradients: Gradients) -> InputGradients:
@@ -159,7 +161,7 @@ def add(tape: Tape, left: Array, right: Array) -> Array:
 
 
 def subtract(tape: Tape, left: Array, right: Array) -> Array:
-    """The difference of two of one size."""
+    """Subtract two tensors of equal size; `right` receives a negated copy of the gradient."""
     out = tape.like(left.size)
 
     def derive(gradients: Gradients) -> InputGradients:
@@ -170,14 +172,14 @@ def subtract(tape: Tape, left: Array, right: Array) -> Array:
 
 
 def add_number(tape: Tape, x: Operand) -> Array:
-    """Plus a number."""
+    """Add a number."""
     out = tape.like(x.size)
     tape.record([out], [x], [], lambda gradients: [first(gradients).again()])
     return out
 
 
 def cast(tape: Tape, x: Array, width: int) -> Array:
-    """In another format; the same tensor where it has that already."""
+    """Convert to numbers of `width` bytes; return `x` itself if it has this width."""
     if x.size.width == width:
         return x
     size = x.size
@@ -187,7 +189,7 @@ def cast(tape: Tape, x: Array, width: int) -> Array:
 
 
 def cast_parameter(tape: Tape, parameter: Leaf, width: int) -> Operand:
-    """The same of a weight."""
+    """Convert a weight to numbers of `width` bytes; return the parameter itself if it has this width."""
     if parameter.size.width == width:
         return parameter
     size = parameter.size
@@ -197,7 +199,7 @@ def cast_parameter(tape: Tape, parameter: Leaf, width: int) -> Operand:
 
 
 def clamp(tape: Tape, x: Array, *, bounds: int) -> Array:
-    """Between bounds, one or two: a comparison with each, and a zero to put where they were passed."""
+    """Clamp to one or two bounds; backward allocates one comparison per bound and a scalar zero."""
     size = x.size
     out = tape.like(size)
 
@@ -216,7 +218,7 @@ def clamp(tape: Tape, x: Array, *, bounds: int) -> Array:
 
 
 def mean_of_rows(tape: Tape, x: Array, rows: int) -> Array:
-    """One number a row; its gradient is spread over the row."""
+    """Take the mean of each row; its gradient is a new tensor as large as `x`."""
     size = x.size
     out = tape.new(rows, size.width)
     tape.record([out], [x], [], lambda gradients: [tape.like(size)])
@@ -224,7 +226,7 @@ def mean_of_rows(tape: Tape, x: Array, rows: int) -> Array:
 
 
 def sum_of_rows(tape: Tape, x: Array, rows: int) -> Array:
-    """One number a row; its gradient is a view that repeats it."""
+    """Take the sum of each row; its gradient is an expanded view."""
     numel = x.numel
     out = tape.new(rows, x.size.width)
     tape.record([out], [x], [], lambda gradients: [first(gradients).view(numel)])
@@ -232,7 +234,7 @@ def sum_of_rows(tape: Tape, x: Array, rows: int) -> Array:
 
 
 def square(tape: Tape, x: Array) -> Array:
-    """x^2, whose gradient is gradient * (2 * x^1): three tensors."""
+    """Compute x^2; its gradient, gradient * (2 * x^1), needs three tensors."""
     size = x.size
     out = tape.like(size)
 
@@ -248,7 +250,7 @@ def square(tape: Tape, x: Array) -> Array:
 
 
 def inverse_root(tape: Tape, x: Array) -> Array:
-    """1 / sqrt(x), whose gradient is (-1/2 gradient) * result^3: three tensors."""
+    """Compute 1 / sqrt(x); its gradient, (-1/2 gradient) * result^3, needs three tensors."""
     size = x.size
     out = tape.like(size)
 
@@ -267,7 +269,7 @@ def inverse_root(tape: Tape, x: Array) -> Array:
 
 
 def split(tape: Tape, x: Array, *numels: int) -> tuple[Array, ...]:
-    """Parts that share its memory; their gradients are joined."""
+    """Split `x` into views; backward joins their gradients in a new tensor."""
     size = x.size
     parts = tuple(x.view(numel) for numel in numels)
     tape.record(parts, [x], [], lambda gradients: [tape.like(size)])
@@ -275,7 +277,7 @@ def split(tape: Tape, x: Array, *numels: int) -> tuple[Array, ...]:
 
 
 def every_other(tape: Tape, x: Array) -> Array:
-    """Each second number, sharing its memory; its gradient is as large as `x`."""
+    """Return a view of every second number; its gradient is as large as `x`."""
     size = x.size
     out = x.view(size.numel // 2)
     tape.record([out], [x], [], lambda gradients: [tape.like(size)])
@@ -283,7 +285,7 @@ def every_other(tape: Tape, x: Array) -> Array:
 
 
 def without_last(tape: Tape, x: Array, numel: int) -> Array:
-    """The first `numel` numbers, sharing its memory; the gradient is as large as `x`."""
+    """Return a view of `numel` numbers, without the last column; its gradient is as large as `x`."""
     size = x.size
     out = x.view(numel)
     tape.record([out], [x], [], lambda gradients: [tape.like(size)])
@@ -291,7 +293,7 @@ def without_last(tape: Tape, x: Array, numel: int) -> Array:
 
 
 def join(tape: Tape, *parts: Array) -> Array:
-    """One tensor of several; their gradients are parts of its own."""
+    """Concatenate tensors; their gradients are views of the output's gradient."""
     numels = [part.numel for part in parts]
     out = tape.new(sum(numels), parts[0].size.width)
     tape.record([out], parts, [], lambda gradients: [first(gradients).view(numel) for numel in numels])
@@ -299,14 +301,14 @@ def join(tape: Tape, *parts: Array) -> Array:
 
 
 def reshape(tape: Tape, x: Array) -> Array:
-    """Another shape, sharing its memory; so does the gradient."""
+    """Return a view in another shape; its gradient is a view too."""
     out = x.view()
     tape.record([out], [x], [], lambda gradients: [first(gradients).view()])
     return out
 
 
 def reordered(tape: Tape, x: Array, *, copied: bool) -> Array:
-    """Another order of the same numbers, as a view; the gradient comes in that order, and is `copied` into the old."""
+    """Return a view in another order; with `copied`, backward copies the gradient into the old order."""
     size = x.size
     out = x.view()
 
@@ -318,26 +320,26 @@ def reordered(tape: Tape, x: Array, *, copied: bool) -> Array:
 
 
 def copy(tape: Tape, x: Array) -> Array:
-    """The same numbers in new memory; the gradient needs none."""
+    """Copy `x` to new memory; its gradient is a view."""
     out = tape.like(x.size)
     tape.record([out], [x], [], lambda gradients: [first(gradients).view()])
     return out
 
 
 def repeat_view(tape: Tape, x: Operand, times: int) -> Array:
-    """`x` repeated without memory; the gradients are summed up."""
+    """Repeat `x` as a view without new memory; backward sums the gradients."""
     size = x.size
     if isinstance(x, Leaf):  # a view of a weight, whose memory is counted elsewhere
         out = Array(Size(size.numel * times, size.width), Storage(tape, 0))
     else:
         out = x.view(size.numel * times)
-    copied = times > 1 or isinstance(x, Leaf)  # a single part of a larger gradient is copied for a weight
+    copied = times > 1 or isinstance(x, Leaf)  # with times == 1 nothing is summed, but a weight gets a copy
     tape.record([out], [x], [], lambda gradients: [tape.like(size) if copied else first(gradients).view()])
     return out
 
 
 def repeat(tape: Tape, x: Array, times: int) -> Array:
-    """`x` repeated in memory; the gradients are summed up."""
+    """Repeat `x` in new memory; backward sums the gradients."""
     size = x.size
     out = tape.new(size.numel * times, size.width)
     tape.record([out], [x], [], lambda gradients: [tape.like(size)])
@@ -345,7 +347,7 @@ def repeat(tape: Tape, x: Array, times: int) -> Array:
 
 
 def rows_of(tape: Tape, x: Operand, indices: Array, numel: int) -> Array:
-    """Chosen rows; the gradients are added into zeros, out of place."""
+    """Gather rows by `indices`; backward adds the gradients to a tensor of zeros, out of place."""
     size = x.size
     out = tape.new(numel, size.width)
 
@@ -360,5 +362,5 @@ def rows_of(tape: Tape, x: Operand, indices: Array, numel: int) -> Array:
 
 
 def softmax(tape: Tape, x: Array) -> Array:
-    """In fp32, whatever the format of `x`."""
+    """Compute the softmax in fp32, whatever the format of `x`."""
     return unary(tape, cast(tape, x, SINGLE), keeps_output=True)

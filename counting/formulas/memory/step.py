@@ -1,6 +1,6 @@
-"""One training step, operation by operation: embedding, layers, loss forward, then all of it backward.
+"""Operations of one training step: forward through embedding, layers and loss, then backward.
 
-The step has one layer of each kind. The layers' own operations are in layer.py.
+The step has one layer of each kind. The operations of a layer are in layer.py.
 """
 
 from counting.formulas.memory.blocks import norm
@@ -13,7 +13,7 @@ from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
 def simulate_step(spec: ModelSpec, setup: Setup) -> StepProfile:
-    """The profile of a step over one sequence, without the model states; `setup` is resolved."""
+    """Return the profile of a step over one sequence, without the model states; `setup` is resolved."""
     return _Step(spec, setup).profile()
 
 
@@ -39,7 +39,7 @@ class _Step:
         self.head = self.embedding if spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
 
     def profile(self) -> StepProfile:
-        """Forward through the stretches and back."""
+        """Run forward and backward; return the bytes of each stretch."""
         stretches = self._run()
         embedding_forward, *forward = stretches[: len(self.groups) + 1]
         loss, *backward, embedding_backward = stretches[len(self.groups) + 1 :]
@@ -59,12 +59,15 @@ class _Step:
         )
 
     def _optimizer_step(self) -> int:
-        """Of one parameter after the other, a 16-bit gradient becomes an fp32 one; the update itself is one kernel."""
+        """Bytes of the largest fp32 gradient: 16-bit gradients are converted one parameter at a time.
+
+        It is 0 if nothing is converted. The update itself is one kernel and allocates nothing.
+        """
         converts = self.precision.master_bytes and not self.precision.gradients_apart
         return self.precision.master_bytes * max(self.tape.parameters) if converts else 0
 
     def _buffers(self) -> int:
-        """The correction biases of all routers, in fp32."""
+        """Bytes of the correction biases of all routers, in fp32."""
         numbers = 0
         for layer_spec, count in (*self.groups, *((layer_spec, 1) for layer_spec in self.mtp_layers)):
             experts = layer_spec.feed_forward
@@ -112,7 +115,7 @@ class _Step:
         return norm(self.tape, x, self.tokens, self.setup.kernels, unit_offset=unit_offset)
 
     def _embed(self, token_ids: Array) -> Array:
-        """Rows of the embedding; its gradient is as large as the embedding, whatever rows were read."""
+        """Gather rows of the embedding; its gradient is as large as the whole embedding."""
         tape, of_embedding = self.tape, self.embedding.size
         x = tape.new(self.tokens * self.spec.hidden_size, self.width)
         tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
@@ -150,7 +153,7 @@ class _Step:
                 transform(
                     tape,
                     spec,
-                    linear(tape, joined, self.tokens, spec.hidden_size),  # no variable of its own, as in the module
+                    linear(tape, joined, self.tokens, spec.hidden_size),  # not assigned to a variable, as in the module
                     self.tokens,
                     setup.kernels,
                     setup.recompute,
@@ -162,7 +165,7 @@ class _Step:
         return predict(hidden, embedded)
 
     def _mean_loss(self, hidden: Array, labels: Array) -> Array:
-        """The loss summed over the tokens, divided by how many have a label."""
+        """The loss summed over the tokens, divided by the number of tokens with a label."""
         tape, chunk = self.tape, self.setup.loss_chunk
         rows = reshape(tape, hidden)
         if chunk is None or chunk >= self.tokens:
@@ -177,7 +180,7 @@ class _Step:
         return self._quotient(total, count)
 
     def _sum_of(self, losses: list[Array]) -> Array:
-        """Stacked, then summed up; the gradient is a view of one number."""
+        """Stack the losses and sum them; the gradient is a view of one number."""
         tape, count = self.tape, len(losses)
         stacked = tape.new(count, SINGLE)
         tape.record([stacked], losses, [], lambda gradients: [first(gradients).view(1) for _ in range(count)])
@@ -193,7 +196,7 @@ class _Step:
         return out
 
     def _summed_loss(self, hidden: Array, labels: Array) -> Array:
-        """Logits, in fp32, and their cross-entropy, which keeps the logarithm of the softmax."""
+        """Logits in fp32 and their cross-entropy, which keeps the logarithm of the softmax."""
         tape = self.tape
         logits = self._logits_in_fp32(hidden)
         log_probabilities = unary(tape, logits, keeps_output=True)

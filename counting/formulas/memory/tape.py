@@ -1,31 +1,31 @@
-"""The simulation's autograd: bytes alive while tensors are allocated, kept, differentiated and freed.
+"""The autograd of the simulation: bytes alive while tensors are allocated, kept, differentiated and freed.
 
-A `Tape` computes nothing. It knows the size of every tensor, which of them backward needs, and what backward allocates
-in return; it follows the rules of reverse-mode differentiation as torch carries it out (Paszke et al. 2019, arXiv
-1912.01703, §5.3): the newest operation first, each freeing what it kept once it is done, and gradients that meet added
-up. A tensor is alive as long as a variable of the code that runs on the tape, an operation that keeps it, or a
-gradient on its way refers to it. Torch-free.
+A `Tape` computes no values. It records the size of every tensor, the tensors that backward needs, and the tensors that
+backward allocates. It follows torch's reverse-mode differentiation (Paszke et al. 2019, arXiv 1912.01703, §5.3): the
+newest operation runs first, an operation frees the tensors that it kept when it is done, and gradients of the same
+tensor are added. A tensor is alive as long as a variable of the code that runs on the tape, an operation that keeps it,
+or a pending gradient refers to it. Torch-free.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 HALF = 2  # bytes of a 16-bit weight or activation
-SINGLE = 4  # bytes of what is computed in fp32
-LONG = 8  # bytes of an index as sort and topk return it
-INT = 4  # bytes of an index as the grouped product takes it
+SINGLE = 4  # bytes of an fp32 number
+LONG = 8  # bytes of an index that sort or topk returns
+INT = 4  # bytes of an index that the grouped product takes
 BOOL = 1
 
 
 class Size(NamedTuple):
-    """How many numbers, and bytes of each."""
+    """Size of a tensor: how many numbers it has, and the bytes of each."""
 
     numel: int
     width: int
 
     @property
     def bytes(self) -> int:
-        """All of them."""
+        """Bytes of all numbers together."""
         return self.numel * self.width
 
 
@@ -44,9 +44,9 @@ class Storage:
 
 
 class Array:
-    """A tensor, by its size; `edge` is where its gradient goes, None where none is wanted.
+    """A tensor, represented by its size. `edge` is the target of its gradient, or None if it needs no gradient.
 
-    A view keeps the array whose memory it shares.
+    A view keeps a reference to `base`, the array whose memory it shares.
     """
 
     __slots__ = ("base", "edge", "size", "storage")
@@ -63,21 +63,21 @@ class Array:
 
     @property
     def numel(self) -> int:
-        """How many numbers."""
+        """Number of elements."""
         return self.size.numel
 
     def again(self) -> "Array":
-        """The same tensor, referred to once more."""
+        """Return another reference to the same tensor."""
         return Array(self.size, self.storage, self.edge, self.base)
 
     def view(self, numel: int | None = None) -> "Array":
-        """Another shape of it, or a part."""
+        """Return a view: another shape of the tensor, or a part of `numel` numbers."""
         size = self.size if numel is None else Size(numel, self.size.width)
         return Array(size, self.storage, self.edge, self)
 
 
 class TooLarge(NamedTuple):
-    """A gradient of what was repeated to the size of its partner: still to be summed up."""
+    """A gradient of a broadcast operand, which must still be summed to the operand's `size`."""
 
     gradient: Array
     size: Size
@@ -85,13 +85,13 @@ class TooLarge(NamedTuple):
 
 Gradients = list[Array | None]
 InputGradients = list[Array | TooLarge | None]
-Derive = Callable[[Gradients], InputGradients]  # gradients of an operation's outputs -> those of its inputs, just born
+Derive = Callable[[Gradients], InputGradients]  # gradients of outputs -> newly allocated gradients of inputs
 
 
 class Operation:
-    """What backward must do to undo one step: the gradients that reach it, what it kept, where its results go.
+    """One operation for backward: the gradients of its outputs, the arrays it kept, and the targets of its results.
 
-    Below a checkpoint nothing was kept, and the `segment` knows how to come by it.
+    Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`.
     """
 
     __slots__ = ("derive", "edges", "gradients", "kept", "segment")
@@ -105,18 +105,18 @@ class Operation:
 
 
 class Segment:
-    """Steps of which only the inputs were kept; what the others need is there once it has run again."""
+    """Operations within a checkpoint: only the inputs are kept, until the segment runs again in backward."""
 
     __slots__ = ("function", "inputs", "operations")
 
     def __init__(self, function: Callable[..., Array], inputs: Sequence[Array]) -> None:
         self.function: Callable[..., Array] | None = function
         self.inputs = inputs
-        self.operations: list[Operation] = []  # those that keep something, in order
+        self.operations: list[Operation] = []  # operations that keep at least one array, in order
 
 
 class Leaf:
-    """A parameter, whose gradient is complete once all its `uses` have sent theirs."""
+    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient."""
 
     __slots__ = ("gradients", "size", "uses")
 
@@ -127,17 +127,18 @@ class Leaf:
 
 
 class Edge(NamedTuple):
-    """An output of an operation, or a parameter: where a gradient is added up."""
+    """The target of a gradient: an output of an operation, or a parameter."""
 
     target: Operation | Leaf
     output: int = 0
 
 
 class Tape:
-    """Bytes alive, and the operations that backward will undo.
+    """Bytes alive, and the recorded operations for backward.
 
-    With `grad` operations are recorded and keep what their gradients need. `keeps_gradients` is False where each
-    parameter's gradient is added to a buffer of another format, which is not counted here, and let go.
+    With `grad`, operations are recorded and keep the arrays that their gradients need. If `keeps_gradients` is False,
+    the gradient of each parameter is freed when it is complete: it is added to a buffer in another format, which is not
+    counted here.
     """
 
     def __init__(self, *, grad: bool, keeps_gradients: bool = True) -> None:
@@ -148,7 +149,7 @@ class Tape:
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
-        self.parameters: list[int] = []  # how many numbers each has
+        self.parameters: list[int] = []  # number of elements of each parameter
         self._again = False
         self._serial = 0
         self._operations: list[Operation] = []
@@ -158,39 +159,39 @@ class Tape:
     # --- Memory --------------------------------------------------------------------------------------------------
 
     def allocate(self, size: int) -> int:
-        """The serial number of new memory."""
+        """Allocate `size` bytes; return the serial number of the storage."""
         self._serial += 1
         self.alive[self._serial] = size
         self.live += size
         return self._serial
 
     def release(self, serial: int) -> None:
-        """Memory that nothing refers to any more."""
+        """Free the storage `serial`."""
         self.live -= self.alive.pop(serial)
 
     def watch(self) -> None:
-        """Look for the peak from here on."""
+        """Restart the search for the peak at the current moment."""
         self.peak, self.at_peak = self.live, dict(self.alive)
 
     # --- Forward -------------------------------------------------------------------------------------------------
 
     def born(self, *sizes: Size) -> tuple[Array, ...]:
-        """The outputs of one kernel."""
+        """Allocate and return the outputs of one kernel, and update the peak."""
         arrays = tuple(Array(size, Storage(self, size.bytes)) for size in sizes)
         if self.live > self.peak:
             self.watch()
         return arrays
 
     def new(self, numel: int, width: int) -> Array:
-        """The only output of one kernel."""
+        """Allocate and return the only output of one kernel."""
         return self.born(Size(numel, width))[0]
 
     def like(self, size: Size) -> Array:
-        """The only output of one kernel."""
+        """Allocate and return the only output of one kernel, of this size."""
         return self.born(size)[0]
 
     def parameter(self, numel: int, width: int) -> Leaf:
-        """A weight; its bytes are counted by whoever holds the model."""
+        """Return a new weight; its bytes are counted with the model states and not on the tape."""
         if not self._again:
             self.parameters.append(numel)
         return Leaf(Size(numel, width))
@@ -202,7 +203,7 @@ class Tape:
         kept: Sequence[Array],
         derive: Derive,
     ) -> None:
-        """Note how `outputs` came of `inputs`; `derive` must hold on to no array, or it would live on."""
+        """Record an operation for backward; `derive` must not refer to any array, which would keep it alive."""
         edges = [edge_of(x) for x in inputs]
         if not self.recording or not any(edges):
             return
@@ -220,9 +221,10 @@ class Tape:
         self._operations.append(operation)
 
     def checkpoint(self, function: Callable[..., Array], *inputs: Array) -> Array:
-        """`function(*inputs)`, of which backward keeps the inputs alone, and runs it again (Chen et al. 2016).
+        """Return `function(*inputs)`; only the inputs are kept, and backward runs it again (Chen et al. 2016).
 
-        It does so when it first needs what it did not keep. The inputs are let go with the last of that.
+        Backward does so when it first needs an array that was not kept. The inputs are freed after the last operation
+        that needs such an array.
         """
         if not self.recording:
             return function(*inputs)
@@ -246,13 +248,13 @@ class Tape:
 
     @property
     def position(self) -> int:
-        """How many operations wait to be undone."""
+        """Number of recorded operations that backward has not processed yet."""
         return len(self._operations)
 
     # --- Backward ------------------------------------------------------------------------------------------------
 
     def deliver(self, edge: Edge | None, gradient: Array | TooLarge | None) -> None:
-        """Add `gradient` to what has reached `edge`: in place where nothing else refers to the memory of that."""
+        """Add `gradient` to the gradient at `edge`: in place unless something else refers to that gradient's memory."""
         if edge is None or gradient is None:
             return
         assert isinstance(gradient, Array)
@@ -274,11 +276,11 @@ class Tape:
             self._gradients.append(gradient)
 
     def gradients(self) -> frozenset[int]:
-        """The serial numbers of the parameters' gradients."""
+        """Return the serial numbers of the storages of the parameters' gradients."""
         return frozenset(gradient.storage.serial for gradient in self._gradients)
 
     def backward(self, down_to: int = 0) -> None:
-        """Undo the newest operations until `down_to` of them are left."""
+        """Process operations from the newest on until `down_to` of them are left."""
         while len(self._operations) > down_to:
             operation = self._operations.pop()
             if any(gradient is not None for gradient in operation.gradients):
@@ -289,7 +291,7 @@ class Tape:
             self._run_again(operation.segment)
         assert operation.derive is not None
         results = operation.derive(operation.gradients)
-        if operation.segment is not None:  # what was recomputed is freed as soon as it has been used
+        if operation.segment is not None:  # recomputed arrays are freed before gradients are summed
             operation.kept = ()
         for index, result in enumerate(results):
             if isinstance(result, TooLarge):
@@ -304,5 +306,5 @@ class Tape:
 
 
 def edge_of(x: Array | Leaf | None) -> Edge | None:
-    """Where the gradient of `x` goes."""
+    """Return the target of the gradient of `x`; None if `x` needs no gradient."""
     return Edge(x) if isinstance(x, Leaf) else x.edge if x is not None else None

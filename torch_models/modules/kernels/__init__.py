@@ -1,1 +1,1 @@
-"""Operations that torch has under no public name, each with a fake kernel."""
+"""Operations that torch does not offer under a public name, each with a fake kernel for the meta device."""

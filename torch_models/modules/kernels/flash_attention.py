@@ -1,9 +1,9 @@
-"""Fused attention with what torch's own fused kernels lack: a sliding window, soft-capped scores, attention sinks.
+"""Fused attention with features that torch's fused kernels lack: a sliding window, soft-capped scores, attention sinks.
 
-FlashAttention (arXiv 2307.08691) and its kin do all three without an S x S matrix in memory, but torch has no such
-kernel under a public name. This op has their interface and their memory: on the meta device it allocates what they
-do, the output and a log-sum-exp per row. On real devices it computes the same numbers by plain arithmetic in fp32,
-for experiments at small scale. The legend of dimension letters is in layers.py.
+FlashAttention (arXiv 2307.08691) and similar kernels support all three without an S x S matrix in memory, but torch has
+no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
+tensors, the output and one log-sum-exp per row. On real devices it computes the same numbers by elementary operations
+in fp32, for experiments at small scale. The legend of dimension letters is in layers.py.
 """
 
 import torch
@@ -23,7 +23,7 @@ def flash_attention(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within `window` -> output (B, H, S, C) and log-sum-exp (B, H, S) in fp32."""
+    """Causal attention within `window`; return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32."""
     scores = _masked(_capped_scores(query_BHSC, key_BGSC, scale, softcap), window)
     terms = scores if sinks_H is None else torch.cat((scores, _per_row(sinks_H, scores)), dim=-1)
     logsumexp = terms.logsumexp(-1)
@@ -55,7 +55,10 @@ def flash_attention_backward(
     out_BHSC: Tensor,
     logsumexp_BHS: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and sinks (empty without any), in their dtypes (arXiv 2307.08691, §3.1.2)."""
+    """Return the gradients of query, key, value and sinks, in their dtypes (arXiv 2307.08691, §3.1.2).
+
+    The gradient of the sinks is empty if there are none.
+    """
     gradient, query = gradient_BHSC.float(), query_BHSC.float()
     key, value = _repeated(key_BGSC, query_BHSC), _repeated(value_BGSC, query_BHSC)
     capped = _capped_scores(query_BHSC, key_BGSC, scale, softcap)
@@ -87,7 +90,7 @@ def _(
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, sinks, *ctx.options = inputs  # type: ignore[attr-defined]
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # or a log-sum-exp of zeros would stand in for a gradient that there is not
+    ctx.set_materialize_grads(False)  # no tensor of zeros is allocated as the gradient of the log-sum-exp
     ctx.save_for_backward(query, key, value, sinks, *output)  # type: ignore[arg-type]
 
 
@@ -110,7 +113,7 @@ def _masked(scores_BHSS: Tensor, window: int | None) -> Tensor:
 
 
 def hidden_positions(scores_BHSS: Tensor, window: int | None) -> Tensor:
-    """True where a query (row) does not see a key (column): the future, and what lies before the window; (S, S)."""
+    """Return the mask (S, S), True for keys (columns) after the query (row) or before its window."""
     length = scores_BHSS.shape[-1]
     hidden = torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).triu(1)
     if window is None:
