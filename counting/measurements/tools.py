@@ -42,7 +42,7 @@ class ModuleFlops(msgspec.Struct, frozen=True, kw_only=True):
 class ModuleMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one forward and backward pass, exact integers."""
 
-    peak_bytes: int  # all live bytes at the worst moment of both passes, including weights, buffers, inputs and gradients
+    peak_bytes: int  # all live bytes at the worst moment, including weights, buffers, inputs and gradients
     held_bytes: int  # after the forward pass: weights, buffers, inputs, outputs, and tensors kept for backward
     by_module: dict[str, int]  # name -> bytes of held_bytes that its forward pass created, including submodules
 
@@ -166,7 +166,7 @@ def _backward(module: nn.Module, outputs: Any) -> None:
     if not tensors and any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError(
             f"{type(module).__name__} returned no tensor to start a backward pass from, but "
-            f"{type(outputs).__name__}: a tensor, or tuples, lists and dicts of tensors, are wanted"
+            f"{type(outputs).__name__}: it must return a tensor, or tuples, lists or dicts of tensors"
         )
     starts = [tensor for tensor in tensors if tensor.requires_grad]
     if starts:

@@ -34,8 +34,8 @@ FP8_NOTE = (
     "memory of the optimiser is not counted."
 )
 FUSED_FP32_NOTE = (
-    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel, or no fused kernel with grouped "
-    "queries. Flash attention's memory is counted, with 4 bytes per number; eager kernels count that of plain arithmetic."
+    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel or, for grouped queries, no fused one. "
+    "Flash attention's memory is counted, with 4 bytes per number; for eager kernels, that of plain arithmetic."
 )
 
 
@@ -100,7 +100,7 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
-    """`profile` extended to all layers of `spec`; no field of `profile` but `optimizer_step` may be None."""
+    """`profile` extended to all layers of `spec`; its stretches, states, inputs and buffers must be set."""
     loss_stretch, embedding_forward, embedding_backward = (
         profile.loss,
         profile.embedding_forward,
