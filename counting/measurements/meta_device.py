@@ -1,9 +1,9 @@
-"""The context of every measurement, in which the meta device behaves as a CUDA device would, without long imports.
+"""The context of every measurement: the meta device behaves as a CUDA device, and torch's compiler is not imported.
 
 On meta tensors torch takes the CPU's paths: attention falls back to arithmetic that materialises S x S scores in
-fp32, and the fused norm to eight separate operations. Training on CUDA runs neither. In `measuring` the same calls go to
-the kernels that torch selects on CUDA; their meta versions allocate the same tensors. Outside `measuring`, torch is not
-changed.
+fp32, and the fused norm to eight separate operations. Training on CUDA runs neither. In `measuring` the same calls go
+to the kernels that torch selects on CUDA; their meta versions allocate the same tensors. Outside `measuring`, torch is
+not changed.
 """
 
 import contextlib

@@ -34,7 +34,7 @@ FP8_NOTE = (
     "memory of the optimiser is not counted."
 )
 FUSED_FP32_NOTE = (
-    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel or, for grouped queries, no fused one. "
+    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel or, with grouped queries, none. "
     "Flash attention's memory is counted, with 4 bytes per number; for eager kernels, that of plain arithmetic."
 )
 
