@@ -98,7 +98,7 @@ def _with_states(
 
 
 def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence[Tensor], setup: Setup) -> StepProfile:
-    """The states in formats that torch does not run on the meta device: measured parameters times the recipe's bytes."""
+    """States in formats that torch does not run on the meta device: measured parameters times the recipe's bytes."""
     recipe = (setup.precision_recipe, setup.optimizer_recipe)
     counts = [(count_parameters(layer).total, linear_weights(layer)) for layer in probe.layers]
     layers = tuple(LayerProfile(kind=spec.kind, count=count) for spec, count in probe.groups)

@@ -1,7 +1,7 @@
 """Names of torch's own ops that multiply no matrices, as data.
 
 Only ops that torch does not tag as elementwise, as a reduction or as a view are listed, by the name of the out-of-place
-op ("copy" includes `copy_`, and "addcmul" includes `_foreach_addcmul`).
+op ("copy" includes `copy_` and `_foreach_copy_`).
 
 These ops are left out on purpose, so that they raise an error and never count 0: contractions of two tensors without a
 formula of ours (distances of all pairs, trilinear products, recurrent layers in one kernel, attention in one kernel),
