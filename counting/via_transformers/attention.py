@@ -48,7 +48,7 @@ def attention_in_one_kernel(
     Windows, sinks, biases and soft caps change no product's size; dropout inside the kernel stores nothing. A mask
     is passed on, because otherwise the trace would drop the ops that compute it.
     """
-    if indices is not None:  # keys selected per query: all keys are multiplied here; this keeps the selection in the trace
+    if indices is not None:  # selected keys: all keys are multiplied here; this line keeps the selection in the trace
         query = query + 0 * indices.sum().to(query.dtype)
     shared_keys = query.shape[1] != key.shape[1]
     if shared_keys and query.shape[-1] != value.shape[-1]:  # the kernel for unequal sizes has no grouped queries

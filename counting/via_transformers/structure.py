@@ -35,7 +35,7 @@ def decoder_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
 
 
 def signature(layer: nn.Module, kind: str | None) -> tuple[Any, ...]:
-    """A key that is equal for layers that compute the same: types, plain attributes and parameter shapes of all modules.
+    """A key that is equal for equal layers: types, plain attributes and parameter shapes of all their modules.
 
     The layer's number is not included. `kind` is the layer's type in the config.
     """
