@@ -35,8 +35,8 @@ class Way(NamedTuple):
         return f"{attention} with a mask" if self.masked else attention
 
 
-# The first way that runs is used: one kernel if the family's code allows it, else its own fused or eager attention. Each
-# is tried without a mask, then with one.
+# The first way that runs is used: one kernel if the family's code allows it, else its own fused or eager attention.
+# Each is tried without a mask, then with one.
 WAYS = tuple(Way(attention, masked) for attention in (ONE_KERNEL, "sdpa", "eager") for masked in (False, True))
 
 
