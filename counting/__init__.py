@@ -1,10 +1,10 @@
-"""What a model costs to train, measured on torch's meta device and proven by formulas.
+"""The cost of training a model, measured on torch's meta device and checked by independent formulas.
 
     from counting import Setup, analyze
     print(analyze("deepseek_v3", Setup(sequence_length=4096)).parameters.total)
 
-The public names; each is imported from its module when it is first used, so that importing this package is quick and
-imports no torch.
+This package exports the public names. Each is imported from its module on first use, so importing the package is fast
+and does not import torch.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""What one model costs: measured, reconciled with the formulas, and put into words that need no knowledge of torch.
+"""The cost of one model: measured, reconciled with the formulas, and returned as data without torch objects.
 
     from counting import Setup, analyze
     print(analyze("deepseek_v3", Setup(sequence_length=4096)).forward_flops)
 
-Torch is imported when a model is measured, not with this module.
+Torch is imported when a model is measured, not when this module is imported.
 """
 
 import os
@@ -26,38 +26,38 @@ from torch_models.spec import Kernels, ModelSpec, Recompute
 if TYPE_CHECKING:
     from counting.via_transformers.config import ForeignModel
 
-ALTERNATIVE_CHUNK = 1024  # tokens of the loss at a time, where the step is also looked at in chunks
+ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
 
-# Printed beside the numbers they govern.
+# Printed with the numbers.
 NOTES = (
-    "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only; attention counts the full S x S square, and "
-    "the causal figure half of it. Where a layer has a window of W, fused kernels visit a band of S x W, the causal "
-    "figure is S W - W^2 / 2, and the full square stands beside them.",
-    "Parameters: what the optimiser updates, by numel. Router correction biases are buffers, and multi-token "
-    "prediction (mtp) stands beside the main model: both are reported, neither is added.",
+    "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only. Attention counts the full S x S square, and the "
+    "causal figure counts half of it. In a layer with a window of W, fused kernels visit a band of S x W, the causal "
+    "figure is S W - W^2 / 2, and the full square is reported separately.",
+    "Parameters: all that the optimiser updates, by numel. Router correction biases (buffers) and multi-token "
+    "prediction (mtp) are reported separately and are not in the total.",
     "Norms inside attention count as norm. The rotary position embedding has no parameters.",
     "Peak memory: one layer's forward pass in training mode with 16-bit numbers, activations checkpointed at layer "
-    "boundaries: weights, input, what is saved for backward (the rotary tables, which all layers share, included), and "
+    "boundaries: weights, input, tensors saved for backward (including the rotary tables, which all layers share), and "
     "transients at the worst moment. No gradients, no optimiser state, no workspaces within a kernel. GB = 10^9 bytes.",
     "Fused kernels: flash attention, or torch's memory-efficient kernel where queries and values differ in size, and "
-    "fused RMSNorm, as torch runs them on an A100. What a kernel pads (head sizes that are no multiple of 8) is not "
-    "counted, nor is a head above 256 channels refused, as flash attention would. Windows, soft caps and sinks are in "
-    "a kernel of this project's, of flash attention's memory, since torch has none.",
-    "Parameters, forward FLOPs and one layer's memory are measured in bfloat16, which has float16's bytes: grouped "
-    "products have no float16 meta kernel.",
+    "fused RMSNorm, as torch runs them on an A100. Padding inside a kernel (head sizes that are not multiples of 8) "
+    "is not counted. Heads above 256 channels are accepted, although flash attention refuses them. Windows, soft caps "
+    "and sinks run in a kernel of this project with flash attention's memory, because torch has no such kernel.",
+    "Parameters, forward FLOPs and one layer's memory are measured in bfloat16, which has the same size as float16: "
+    "grouped products have no float16 meta kernel.",
 )
 
 
 FOREIGN_NOTES = (
     "Measured, no formula: transformers built the model, and its code was measured. FLOPs were counted twice, by trace "
-    "and by dispatch, and are equal; parameters and bytes were counted once, and nothing proves them.",
+    "and by dispatch, and are equal; parameters and bytes were counted once, without a second check.",
     NOTES[0],
-    "Attention counts the full square whatever a window or a choice of keys leaves of it; routed experts count those "
-    "that a token visits.",
-    "Parameters: by numel, tied ones once. The row of each is told by type, shape and what its module computed; what "
-    "cannot be told is in the row other. Buffers are not counted.",
+    "Attention counts the full square, also with a window or selected keys; of the routed experts, only those that a "
+    "token visits are counted.",
+    "Parameters: by numel, tied ones once. Each is assigned to a row by its type, its shape and what its module "
+    "computed; the row other has the rest. Buffers are not counted.",
     "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "
-    "attention as one fused kernel. It is left out where attention is the family's own code.",
+    "attention as one fused kernel. It is not reported where the family has its own attention code.",
 )
 
 
@@ -68,30 +68,30 @@ class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of the main model; `mtp` and the correction biases are not in `total`."""
 
     total: int
-    active: int  # those one token uses
-    active_without_embedding: int  # input embedding left out; of a tied model the head is left out with it
-    active_without_vocabulary: int  # input embedding and head left out
+    active: int  # the parameters that one token uses
+    active_without_embedding: int  # without the input embedding; in a tied model also without the head
+    active_without_vocabulary: int  # without input embedding and head
     mtp: int
     router_correction_bias: int
     mtp_router_correction_bias: int
     by_component: dict[str, int]
-    linear_weights: int  # in the matrices of attention and feed-forward: what fp8 recipes quantise
+    linear_weights: int  # in the matrices of attention and feed-forward, which fp8 recipes quantise
     mtp_linear_weights: int
 
 
 class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
-    """One distinct layer; FLOPs and bytes are of one forward pass over one sequence."""
+    """One distinct layer. FLOPs and bytes are those of one forward pass over one sequence."""
 
     kind: str
-    count: int
-    parameters: int
+    count: int  # layers of the model that are equal to this one
+    parameters: int  # of one such layer
     parameters_by_component: dict[str, int]
     forward_flops: int
     forward_flops_causal: int
-    forward_flops_full_attention: int  # as if every layer saw all the way back; differs only where windows are
+    forward_flops_full_attention: int  # as if no layer had a window
     forward_flops_by_component: dict[str, int]
     attention_core_flops: AttentionCore
-    peak_memory_bytes: int | None  # None, like the three below, where it could not be measured
+    peak_memory_bytes: int | None  # this and the three fields below are None where memory was not measured
     peak_memory_parts: LayerMemory | None
     peak_memory_no_grad_bytes: int | None
     peak_memory_no_grad_parts: LayerMemory | None
@@ -103,18 +103,18 @@ class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def peak_memory_gb(self) -> float:
-        """Peak memory in units of 10^9 bytes, of a layer where it was measured."""
+        """Peak memory in units of 10^9 bytes; only for a layer whose memory was measured."""
         assert self.peak_memory_bytes is not None
         return self.peak_memory_bytes / 10**9
 
 
 class Analysis(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything measured of one model, with what proves it; lossless to JSON and back."""
+    """All measured numbers of one model, with the checks of each. Converts to JSON and back without loss."""
 
     name: str
     model_type: str
     proof: Proof
-    setup: Setup  # nothing in it is left open
+    setup: Setup  # resolved: every open field has a value
     parameters: ParameterTotals
     layers: tuple[LayerAnalysis, ...]
     forward_flops: int
@@ -122,26 +122,26 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops_full_attention: int
     forward_flops_by_component: dict[str, int]
     mtp_forward_flops: int
-    model_flops: int  # of training the main model on one micro-batch, however it is run
+    model_flops: int  # of training the main model on one micro-batch, independent of recomputation
     defaulted_fields: tuple[str, ...]
     agreement: Agreement
     notes: tuple[str, ...]
-    training: TrainingStep | None = None  # where a step was measured; its model FLOPs may include mtp
+    training: TrainingStep | None = None  # None: no step was measured; its model FLOPs include mtp if that is trained
     memory: StepMemory | None = None  # of that step
-    fits: tuple[Fit, ...] | None = None  # on the GPUs that were asked about
-    # Of a cluster, over which nothing is spread yet.
+    fits: tuple[Fit, ...] | None = None  # one for each GPU that the caller named
+    # Reserved for results over several devices; always None.
     layout: None = None
     rank_classes: None = None
     step_time: None = None
 
     @property
     def main_layer(self) -> LayerAnalysis:
-        """The layer that the short report speaks of: the mixture of experts where there is one."""
+        """The layer that the short report shows: the first mixture-of-experts layer, else the first layer."""
         return next((layer for layer in self.layers if layer.kind.startswith("moe")), self.layers[0])
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of a sequence."""
+        """Tokens per sequence."""
         assert self.setup.sequence_length is not None
         return self.setup.sequence_length
 
@@ -154,13 +154,14 @@ AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | ModelSpec | ForeignConf
 def analyze(
     config: AnyConfig, setup: Setup = DEFAULT_SETUP, *, layout: None = None, cluster: None = None, step: bool = True
 ) -> Analysis:
-    """Measure the model of `config` under `setup`, and reconcile every witness of each number.
+    """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
-    `config` is a path, a name in configs/, a mapping of a config's fields, a spec, or the fields of a family that has
-    no modules here: that one is built by transformers, has no formulas and no training step. With `step` a native
-    family's training step is measured too, forward and backward, which takes about as long again. `layout` and
-    `cluster` are places for what a step is spread over: nothing is spread yet, and only None is taken. Raises
-    `UserError` for what the user can mend, `DisagreementError` where two witnesses differ.
+    `config` is a path, a name in configs/, a mapping of config fields, a `ModelSpec`, or a `ForeignConfig`. A
+    `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
+    no formulas and no training step. With `step`, the training step (forward and backward) of a native family is
+    measured too, which takes about as long again. `layout` and `cluster` are reserved for several devices and must be
+    None. Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number
+    differ.
     """
     for field, value in (("layout", layout), ("cluster", cluster)):
         if value is not None:
@@ -174,7 +175,7 @@ def analyze(
 
 
 def count_by_formula(spec: ModelSpec) -> Counts:
-    """Parameters by formula alone, in microseconds: for a search over many models, of which one is then measured."""
+    """Parameters by formula, without a measurement; takes microseconds. For a search over many models."""
     from counting.formulas.parameters import parameters
 
     return parameters(spec)
@@ -204,11 +205,11 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
 
 
 def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:
-    """The step with other recomputation, or with its loss in smaller chunks; cheapest first.
+    """The same step with other recomputation, and with its loss in smaller chunks; cheapest first.
 
-    Where query heads share key and value heads there are, after those with the step's own fused kernels, the same and
-    the step itself with eager ones: not every GPU has a fused kernel for that. The states are those of `counts`, on
-    which the witnesses agree. Each alternative takes a few milliseconds.
+    Where query heads share key and value heads, the variants with eager kernels follow, because some GPUs have no fused
+    kernel for such heads. The states are those of `counts`, on which the witnesses agree. Each variant takes a few
+    milliseconds.
     """
     all_kernels: list[Kernels] = [setup.kernels]
     if setup.kernels == "fused" and any(layer.shares_key_value_heads for layer, _ in spec.layer_groups()):
@@ -225,10 +226,10 @@ def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[A
 
 
 def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
-    """What is worth recomputing.
+    """The kinds of recomputation that save memory.
 
-    Of fused kernels selective recompute saves the logarithm of each row's sum, 4 bytes a head and token: about a
-    thousandth, at most, of what a step of the bundled models holds beside its states.
+    Of fused kernels, selective recompute saves only the logarithm of each row's sum, 4 bytes per head and token: in the
+    bundled models at most about a thousandth of the bytes that a step holds besides its states.
     """
     return ("none", "full") if kernels == "fused" else get_args(Recompute)
 
@@ -252,7 +253,7 @@ def _alternative(
 
 
 def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
-    """Of a family without modules here: transformers builds it, and there is no formula and no step."""
+    """The analysis of a family without modules here: transformers builds it; it has no formulas and no step."""
     family = foreign.model_type or "its family"
     if setup.kernels != "fused":
         rule = f"{family} goes through transformers, and is measured with fused attention only"
@@ -280,7 +281,7 @@ def _analysis(
     notes: tuple[str, ...],
     witnesses: Mapping[str, ModelCounts],
 ) -> tuple[Analysis, ModelCounts]:
-    """The result without a step, and what all witnesses together say."""
+    """The result without a step, and the merged counts of all witnesses."""
     counts, agreement = reconcile(model.name, witnesses)
     whole = counts.whole_model()
     flops, core, mtp_flops = whole.forward_flops, whole.attention_core_flops, counts.mtp.forward_flops

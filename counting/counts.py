@@ -1,10 +1,10 @@
-"""What every witness fills in: integers by component, for each distinct layer, for the whole model, for one step.
+"""The counts that every witness returns: integers by component, per distinct layer, for the whole model, for one step.
+
+A witness is one independent source of a number: a measurement, a formula or the simulation. Each returns a
+`ModelCounts`, and `counting.reconcile` compares them. A field is None if the witness does not count it.
 
 The components are the rows of every table, the keys of the JSON and the ids of the tests. Multi-token prediction
-(`mtp`) is counted in the same components but never added to the main model's.
-
-A `ModelCounts` is made several times, by measurements and by formulas, and `counting.reconcile` holds one against the
-other. A field is None where a witness does not speak of it.
+(`mtp`) is counted by the same components, but never added to the main model.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ import msgspec
 
 from counting.step.profile import StepProfile
 
-MODEL_FLOPS_PER_FORWARD = 3  # a training step's model FLOPs in forward passes: backward is two of them
+MODEL_FLOPS_PER_FORWARD = 3  # model FLOPs of a training step, in forward passes; backward is two
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     shared_experts: int = 0
     norm: int = 0
     lm_head: int = 0
-    other: int = 0  # what belongs to none of these; never of a native family
+    other: int = 0  # all that belongs to no other component; always 0 for a native family
 
     @property
     def total(self) -> int:
@@ -37,7 +37,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.by_component().values())
 
     def by_component(self) -> dict[str, int]:
-        """Component name -> count, in the order of the tables; zeros included, but for `other`."""
+        """Component name -> count, in the order of the tables; `other` only if it is not 0."""
         return {c: getattr(self, c) for c in COMPONENTS if c != "other" or self.other}
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -58,8 +58,8 @@ COMPONENTS: tuple[str, ...] = Counts.__struct_fields__
 class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes alive at the worst moment of one layer's forward pass.
 
-    `boundary` is the layer's input, which checkpointing keeps; `saved` is what stays alive for backward once the
-    pass is over (the shared rotary tables included); `transients` is everything else alive at that moment.
+    `boundary` is the layer's input, which checkpointing keeps. `saved` are the tensors that stay alive for backward
+    after the pass (including the shared rotary tables). `transients` is everything else alive at that moment.
     """
 
     weights: int
@@ -69,15 +69,15 @@ class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """All of it together: the peak."""
+        """The sum of all parts: the peak."""
         return self.weights + self.boundary + self.saved + self.transients
 
 
 class AttentionCore(msgspec.Struct, frozen=True, kw_only=True):
     """FLOPs of the part of attention that multiplies two activations: scores and weighted values.
 
-    `as_run` is S times as many keys as a kernel visits, the window where it follows one and S otherwise; `causal`
-    leaves out the keys that lie in the future; `full_square` is S x S whatever the window.
+    `as_run` counts the query-key pairs that the kernel visits: S x W if it follows a window W, else S x S. `causal`
+    leaves out the keys in the future. `full_square` counts S x S pairs, also with a window.
     """
 
     as_run: int = 0
@@ -97,19 +97,19 @@ class AttentionCore(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def causal_flops(self, forward_flops: int) -> int:
-        """Of FLOPs that have this core in them, those that remain without the keys in the future."""
+        """`forward_flops`, which include this core, without the keys in the future."""
         return forward_flops - self.as_run + self.causal
 
     def full_square_flops(self, forward_flops: int) -> int:
-        """What FLOPs that have this core in them would be if every query met every key."""
+        """`forward_flops`, which include this core, as if every query visited every key."""
         return forward_flops - self.as_run + self.full_square
 
 
 class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One distinct decoder layer; FLOPs and bytes are of one forward pass over one micro-batch."""
+    """One distinct decoder layer. FLOPs and bytes are those of one forward pass over one micro-batch."""
 
     kind: str  # "dense" or "moe"
-    count: int  # how many layers of the model are like this one
+    count: int  # layers of the model that are equal to this one
     parameters: Counts | None = None
     inactive_parameters: int | None = None  # of the routed experts that one token does not visit
     linear_weights: int | None = None  # in the matrices of attention and feed-forward
@@ -118,12 +118,12 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     attention_core_flops: AttentionCore | None = None
     weight_bytes: int | None = None  # in 16 bits, correction biases in fp32
     boundary_bytes: int | None = None  # of the layer's input, in 16 bits
-    peak_memory_bytes: LayerMemory | None = None  # with gradients wanted: the pass that rematerialisation runs
+    peak_memory_bytes: LayerMemory | None = None  # with gradients enabled, as in recomputation
     peak_memory_no_grad_bytes: LayerMemory | None = None  # the first pass of a checkpointed layer
 
 
 class OutsideCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands outside the layers: embedding, final norm, head."""
+    """The modules outside the layers: embedding, final norm, head."""
 
     scope: ClassVar[str] = "outside the layers"
 
@@ -137,17 +137,17 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     scope: ClassVar[str] = "mtp"
 
     parameters: Counts | None = None
-    linear_weights: int | None = None  # without those of the projection, which fp8 recipes leave alone
+    linear_weights: int | None = None  # without the projection, which fp8 recipes do not quantise
     router_correction_bias: int | None = None
     forward_flops: Counts | None = None  # each module runs the shared head once more
     attention_core_flops: AttentionCore | None = None
 
 
 class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one training step over one micro-batch, as a machine runs it, by component.
+    """FLOPs of one training step over one micro-batch, as executed, by component.
 
-    `backward` is two products for each of the forward pass and, of fused attention, one more: the scores, which were
-    never kept. `recomputed` is what activation checkpointing runs again.
+    `backward` has two products for each product of the forward pass, and for fused attention one more: the scores,
+    which the forward pass does not store. `recomputed` has the products that activation checkpointing runs again.
     """
 
     scope: ClassVar[str] = "step"
@@ -171,33 +171,33 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> int:
-        """What the model asks for, however it is run; MFU is measured in these."""
+        """Model FLOPs: forward and backward, without recomputation. MFU is defined by them."""
         return model_flops(self.forward.total)
 
     @property
     def hardware(self) -> int:
-        """What is executed; HFU is measured in these."""
+        """Hardware FLOPs: all that is executed. HFU is defined by them."""
         return self.forward.total + self.backward.total + self.recomputed.total
 
     @property
     def extra_products(self) -> int:
-        """What of the backward pass is in no model FLOPs: the scores that fused attention multiplies once more."""
+        """FLOPs of the backward pass that are not model FLOPs: the scores that fused attention computes again."""
         return self.hardware - self.recomputed.total - self.model
 
 
 class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over all layers of the main model and what stands outside them."""
+    """Sums over the main model: all layers and the modules outside them."""
 
     parameters: Counts | None
-    active_parameters: int | None  # those that one token uses
-    linear_weights: int | None  # in the matrices of attention and feed-forward, routers left out
+    active_parameters: int | None  # the parameters that one token uses
+    linear_weights: int | None  # in the matrices of attention and feed-forward, without routers
     router_correction_bias: int | None
     forward_flops: Counts | None
     attention_core_flops: AttentionCore | None  # the part that depends on which keys a query visits
 
 
 class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """One witness's word on a model: its distinct layers, the rest, multi-token prediction, and a training step."""
+    """The counts of one witness: distinct layers, the rest of the model, multi-token prediction, a training step."""
 
     layers: tuple[LayerCounts, ...]
     outside: OutsideCounts = OutsideCounts()
@@ -206,7 +206,7 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     step_profile: StepProfile | None = None
 
     def whole_model(self) -> WholeModel:
-        """The sums; None where a part of one is not known."""
+        """The sums over the main model; a sum is None if one of its parts is None."""
         inactive = self._sum_over_layers("inactive_parameters")
         parameters = self._with_outside("parameters")
         return WholeModel(
@@ -234,9 +234,9 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_flops(forward_flops: int) -> int:
-    """FLOPs that training asks for, from those of a forward pass: that pass, and twice it for the backward pass.
+    """Model FLOPs of training: three times `forward_flops`, once for forward and twice for backward.
 
-    Model FLOPs as of Chowdhery et al. 2022 (arXiv 2204.02311), appendix B; nothing recomputed is in them.
+    Defined by Chowdhery et al. 2022 (arXiv 2204.02311), appendix B. Recomputation is not included.
     """
     return MODEL_FLOPS_PER_FORWARD * forward_flops
 
@@ -245,7 +245,7 @@ _N = TypeVar("_N", int, Counts, AttentionCore)
 
 
 def _sum(parts: Iterable[_N | None]) -> _N | None:
-    """The sum; None where there is nothing, or a part is None."""
+    """The sum; None if `parts` is empty or a part is None."""
     total: _N | None = None
     for index, part in enumerate(parts):
         if part is None:

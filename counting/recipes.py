@@ -1,6 +1,6 @@
-"""In what formats a training run holds its weights, gradients and optimiser state: recipes and optimisers, as data.
+"""Precision recipes (the formats of weights, gradients and optimiser state) and optimisers, as data.
 
-A recipe's bytes are per parameter, unsharded: what data parallelism, ZeRO or tensor parallelism divides.
+A recipe gives bytes per parameter, unsharded, before data parallelism, ZeRO or tensor parallelism divides them.
 """
 
 from typing import TypeVar
@@ -11,37 +11,40 @@ from torch_models.errors import ArgumentError
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes per parameter of each thing that a run holds; an activation has as many as a 16-bit or fp32 weight."""
+    """Bytes per parameter of weights, gradients and optimiser state, and bytes per number of an activation."""
 
     name: str
     description: str
-    weight_bytes: int  # of the weights that the forward pass multiplies with
-    unquantised_weight_bytes: int  # the same, of embedding, head, router and norms, which fp8 recipes leave alone
-    gradient_bytes: int  # as they are accumulated
-    master_bytes: int  # of the copy that the optimiser updates; 0 where it updates the weights themselves
+    weight_bytes: int  # of the linear weights that the forward pass uses
+    unquantised_weight_bytes: int  # of embedding, head, router and norms, which fp8 recipes do not quantise
+    gradient_bytes: int  # in the format in which gradients are accumulated
+    master_bytes: int  # of the master copy that the optimiser updates; 0 if it updates the weights directly
     moment_bytes: int  # of each moment of the optimiser
     activation_bytes: int
     citation: str
 
     @property
     def gradients_apart(self) -> bool:
-        """Whether each gradient is added to a buffer in another format as soon as it is there, and let go."""
+        """Whether each gradient is added to a buffer in another format as soon as it is computed, and then freed."""
         return self.gradient_bytes != self.activation_bytes
 
     @property
     def activation_dtype(self) -> str:
-        """Torch's name of the format in which a step is measured; 16-bit ones are measured in bfloat16."""
+        """Torch's name of the dtype in which a step is measured; 16-bit formats are measured in bfloat16."""
         return "float32" if self.activation_bytes == 4 else "bfloat16"
 
     @property
     def measurable(self) -> bool:
-        """Whether torch runs it on the meta device: one format for all weights, and moments in that of the update."""
+        """Whether torch runs it on the meta device.
+
+        Then the weights have the activations' format, and the moments have the format of the updated weights.
+        """
         updated_bytes = self.master_bytes or self.weight_bytes
         return self.weight_bytes == self.activation_bytes and self.moment_bytes == updated_bytes
 
 
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
-    """An optimiser, by how many numbers it remembers of each parameter."""
+    """An optimiser, and how many numbers (moments) it stores per parameter."""
 
     name: str
     moments: int
@@ -49,7 +52,7 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a run holds for its parameters from one step to the next; gradients once all have arrived."""
+    """Bytes of parameters and optimiser state, and of gradients when the backward pass is complete."""
 
     weights: int
     gradients: int
@@ -58,7 +61,7 @@ class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """All of it together."""
+        """The sum of all parts."""
         return self.weights + self.gradients + self.masters + self.moments
 
     def __add__(self, other: "ModelStates") -> "ModelStates":
@@ -69,9 +72,9 @@ class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_states(parameters: int, linear_weights: int, precision: Precision, optimizer: Optimizer) -> ModelStates:
-    """What a recipe holds for these parameters, of which fp8 recipes quantise the linear weights alone.
+    """Bytes of a recipe's model states for `parameters`; fp8 recipes quantise only the `linear_weights` among them.
 
-    The scales of quantised blocks, one for each 128 x 128 numbers, are left out.
+    The scales of quantised blocks, one per 128 x 128 numbers, are left out.
     """
     rest = parameters - linear_weights
     return ModelStates(
@@ -150,12 +153,12 @@ DEFAULT_PRECISION, DEFAULT_OPTIMIZER = PRECISIONS[0], OPTIMIZERS[0]
 
 
 def find_precision(name: str) -> Precision:
-    """The recipe called `name`, whatever its case; an ArgumentError lists the known ones."""
+    """The recipe called `name`, ignoring case. Raises `ArgumentError` with the known names."""
     return _find(PRECISIONS, name, "precision")
 
 
 def find_optimizer(name: str) -> Optimizer:
-    """The optimiser called `name`, whatever its case; an ArgumentError lists the known ones."""
+    """The optimiser called `name`, ignoring case. Raises `ArgumentError` with the known names."""
     return _find(OPTIMIZERS, name, "optimizer")
 
 

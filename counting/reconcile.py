@@ -1,8 +1,8 @@
-"""Witnesses of one type held against each other: equal to the integer, or an error that names what differs.
+"""Compares witnesses of one type: all integers must be equal, or an error names those that differ.
 
-A witness is a struct of integers, nested as deep as it likes: counts of layers, of a model, of a step. Witnesses are
-walked together, field by field. A field is None where one does not speak of it; what only one of them says is listed
-as such.
+A witness is a struct of integers, nested to any depth: counts of layers, of a model, of a step. Witnesses are
+compared field by field. A field is None if a witness does not count it. A number with only one witness is listed as
+such.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ import msgspec
 from counting.counts import Counts
 
 WHOLE = "total"  # the component of a number that is not divided into components
-IDENTITY = ("kind", "count")  # which layers a struct is of, and no counts
+IDENTITY = ("kind", "count")  # these fields identify the layers of a struct; they are not compared as counts
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One number, and what each witness says of it."""
+    """One number, with the value of each witness."""
 
     quantity: str
     scope: str
@@ -26,12 +26,12 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def agree(self) -> bool:
-        """All equal; there is no tolerance."""
+        """Whether all values are equal; there is no tolerance."""
         return len(set(self.values.values())) == 1
 
     @property
     def proven(self) -> bool:
-        """Whether more than one witness speaks of it."""
+        """Whether more than one witness has the number."""
         return len(self.values) > 1
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DisagreementError(Exception):
-    """Two witnesses of one number differ: one of them is wrong, and no number of this analysis can be trusted."""
+    """Two witnesses of one number differ: at least one is wrong, and no number of this analysis can be trusted."""
 
     def __init__(self, name: str, checks: Sequence[Check]) -> None:
         self.checks = checks
@@ -64,10 +64,10 @@ _W = TypeVar("_W", bound=msgspec.Struct)
 
 
 def reconcile(name: str, witnesses: Mapping[str, _W]) -> tuple[_W, Agreement]:
-    """What all witnesses together say, with every number's check; raises `DisagreementError` if any two differ.
+    """The merged counts of all witnesses, and the check of every number. Raises `DisagreementError` if any two differ.
 
-    `name` is the model's, for the error. Tables of layers must be of the same layers in the same order. A number that
-    is zero for all is no check.
+    `name` is the model's name, for the error. All witnesses must list the same layers in the same order. A number that
+    is zero for all witnesses has no check.
     """
     checks: list[Check] = []
     merged: _W = _walk(dict(witnesses), _Place("model", None, ""), checks)
@@ -78,20 +78,20 @@ def reconcile(name: str, witnesses: Mapping[str, _W]) -> tuple[_W, Agreement]:
 
 
 class _Place(NamedTuple):
-    """Where the walk is: whose numbers these are, what they measure, and the names passed since that was known."""
+    """A position in the structs: the scope, the quantity, and the path of field names below the quantity."""
 
     scope: str
     quantity: str | None
     path: str
 
     def enter(self, value: Any) -> "_Place":
-        """Within a struct that says itself whose numbers it has, or what they measure."""
+        """The position inside the struct `value`, which may define the scope or the quantity."""
         kind = getattr(value, "kind", None)
         scope = f"{kind} layer" if kind else getattr(type(value), "scope", self.scope)
         return self._replace(scope=scope, quantity=getattr(type(value), "quantity", self.quantity))
 
     def at(self, field: str, value: Any) -> "_Place":
-        """At a field: the first one names the quantity, unless it is known; those after it the component."""
+        """The position at a field. The first field names the quantity if none is set; later ones the component."""
         if isinstance(value, tuple) or hasattr(type(value), "scope"):
             return self
         if self.quantity is None:
@@ -101,14 +101,14 @@ class _Place(NamedTuple):
         return self._replace(path=f"{self.path}.{field}" if self.path else field)
 
     def check(self, values: dict[str, int], component: str | None = None) -> Iterator[Check]:
-        """The check of one number."""
+        """The check of one number; none if all its values are 0."""
         assert self.quantity is not None
         if any(values.values()):
             yield Check(quantity=self.quantity, scope=self.scope, component=component or WHOLE, values=values)
 
 
 def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
-    """The witnesses' values at one place as one, their checks added to `checks`."""
+    """The merged value of all witnesses at one position; adds its checks to `checks`."""
     first = next(iter(values.values()))
     if isinstance(first, tuple):
         assert len({len(value) for value in values.values()}) == 1, f"{place.scope}: tables of unequal length"

@@ -1,8 +1,8 @@
-"""Everything that one training step is run with: made once, checked where it is made, carried to the report.
+"""The settings of one training step. A `Setup` is created once, checked on creation, and passed on to the report.
 
     Setup(sequence_length=4096, recompute="full", precision="bf16")
 
-Torch-free. What is left open (None) is filled in from the model by `resolve`, and stands so in the result.
+Torch-free. `resolve` fills in the open fields (None) from the model; the result contains the resolved setup.
 """
 
 from math import ceil
@@ -21,9 +21,9 @@ from counting.recipes import (
 from torch_models.errors import ArgumentError, ConfigError
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, Recompute, check_kernels
 
-MOST_CHUNKS = 256  # of the loss; fewer tokens at a time save nothing that is worth seeing
+MOST_CHUNKS = 256  # of the loss; more chunks save no memory worth reporting
 
-# What is measured in one way only, until it is measured in others.
+# Fields for which only one value is measured so far.
 FIXED: dict[str, object] = {
     "micro_batch_size": 1,
     "micro_batches": 1,
@@ -34,22 +34,22 @@ FIXED: dict[str, object] = {
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """How one training step is run, and how long its sequences are. Raises `UserError` for a value that cannot be."""
+    """How one training step is run, and how long its sequences are. Raises `UserError` for an invalid value."""
 
-    sequence_length: int | None = None  # tokens; None: the config's own
-    sequence_length_source: str | None = None  # the field of the config that says so, or "given"
+    sequence_length: int | None = None  # tokens; None: the length in the config
+    sequence_length_source: str | None = None  # the config's field with the length, or "given"; set by `resolve`
     micro_batch_size: int = 1  # sequences
-    micro_batches: int = 1  # of one step
+    micro_batches: int = 1  # per step
     kernels: Kernels = "fused"
-    recompute: Recompute = "none"  # what backward computes again
+    recompute: Recompute = "none"  # the part of the forward pass that is computed again during backward
     precision: str = DEFAULT_PRECISION.name  # a name in `recipes.PRECISIONS`
     optimizer: str = DEFAULT_OPTIMIZER.name  # a name in `recipes.OPTIMIZERS`
-    mtp: bool | None = None  # train multi-token prediction too; None: where the config has it
-    loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None for all
+    mtp: bool | None = None  # train multi-token prediction too; None: if the config has it
+    loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None: all
     execution: Literal["eager"] = "eager"  # op by op
     clip_gradients: bool = False
-    zero_gradients: Literal["none"] = "none"  # after a step gradients are let go, torch's set_to_none
-    measured_dtype: str | None = None  # in which the step ran on the meta device; filled in with the result
+    zero_gradients: Literal["none"] = "none"  # gradients are freed after a step (torch's set_to_none)
+    measured_dtype: str | None = None  # dtype of the measurement on the meta device; set by `analyze`
 
     def __post_init__(self) -> None:
         for field, only in FIXED.items():
@@ -61,7 +61,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("recompute", self.recompute, f"must be one of {', '.join(get_args(Recompute))}")
         if self.mtp is not None and not isinstance(self.mtp, bool):
             raise ArgumentError("mtp", self.mtp, "must be true, false or none")
-        for field in ("sequence_length_source", "measured_dtype"):  # filled in, and no one's to decide
+        for field in ("sequence_length_source", "measured_dtype"):  # set by `resolve` and `analyze`
             if not isinstance(getattr(self, field), str | None):
                 raise ArgumentError(field, getattr(self, field), "is filled in with the result: leave it out")
         if self.sequence_length is not None:
@@ -73,26 +73,27 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def precision_recipe(self) -> Precision:
-        """The formats that `precision` names."""
+        """The `Precision` recipe of that name."""
         return find_precision(self.precision)
 
     @property
     def optimizer_recipe(self) -> Optimizer:
-        """What the optimiser remembers."""
+        """The `Optimizer` recipe of that name."""
         return find_optimizer(self.optimizer)
 
     @property
     def tokens(self) -> int:
-        """Of one micro-batch; the length must be known."""
+        """Tokens of one micro-batch; `sequence_length` must be set."""
         assert self.sequence_length is not None
         return self.micro_batch_size * self.sequence_length
 
 
 def resolve(setup: Setup, model: Any) -> Setup:
-    """The same for one model, nothing left open: its sequence length, and whether it predicts several tokens.
+    """`setup` for one model, with its open fields set: sequence length and multi-token prediction.
 
-    `model` has a `name`, `sequence_length`, `sequence_length_source` and, where it can be trained here, `mtp_layers`.
-    A chunk of the loss as long as the sequence is none, and no more than `MOST_CHUNKS` are run. Raises `UserError`.
+    `model` has a `name`, `sequence_length`, `sequence_length_source` and, if it can be trained here, `mtp_layers`.
+    A `loss_chunk` as long as the sequence or longer becomes None. Raises `UserError` if no length is given, if `mtp` is
+    true for a model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:

@@ -1,4 +1,4 @@
-"""Which component a module's numbers belong to: its own `component`, or that of the nearest module above it."""
+"""The component of a module: its own attribute `component`, or that of the nearest module that contains it."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from counting.counts import COMPONENTS, Counts
 
 
 def component_of(root: nn.Module, name: str) -> str | None:
-    """The component of the module `name` within `root`; None where no module on the way down has one."""
+    """The component of the module `name` within `root`; None if neither it nor a module that contains it has one."""
     module: nn.Module = root
     component = getattr(root, "component", None)
     for part in name.split(".") if name else ():
@@ -18,9 +18,9 @@ def component_of(root: nn.Module, name: str) -> str | None:
 
 
 def counts_of_modules(root: nn.Module, totals: Mapping[str, int]) -> Counts:
-    """Counts by component, from each module's total (its children's included), keyed by its name within `root`.
+    """Counts by component; `totals` maps a module's name within `root` to its total, including its submodules.
 
-    Modules that are only containers may be missing.
+    Pure containers may be missing in `totals`.
     """
     own = dict(totals)
     for name, total in totals.items():

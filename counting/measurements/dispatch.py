@@ -1,8 +1,8 @@
-"""Measured FLOPs by torch's dispatch: every op that runs is counted, for the module that it is run for.
+"""Measured FLOPs by torch's dispatch: every dispatched op is counted for the module to which it belongs.
 
-Which module an op of the backward pass belongs to is told by the autograd node that runs: the module whose forward pass
-made it, by the node's sequence number. Within a backward pass, activation checkpointing runs parts of the forward pass
-again: these ops are told apart.
+An op of the backward pass belongs to the module whose forward pass created the running autograd node, found by the
+node's sequence number. During a backward pass, activation checkpointing runs parts of the forward pass again; these
+ops are counted separately.
 """
 
 import threading
@@ -23,10 +23,10 @@ Pass = Literal["forward", "backward", "recomputed"]
 
 
 class ForwardHooks:
-    """Within it, calls `begin` and `end` around the forward pass of every module that the measured code runs.
+    """Context that calls `begin` and `end` around the forward pass of every module that the measured code runs.
 
-    That is the thread which entered it, and the threads in which torch carries out its backward pass on other devices,
-    where activation checkpointing runs modules again.
+    Measured are the thread that entered the context, and the threads in which torch runs the backward pass on other
+    devices, where activation checkpointing runs modules again.
     """
 
     def __init__(self, begin: Callable[[nn.Module], None], end: Callable[[nn.Module], None]) -> None:
@@ -50,21 +50,21 @@ class ForwardHooks:
 
 
 class Attribution:
-    """Within it, knows of the op at hand in which phase and for which module it runs.
+    """Context in which `where()` returns the phase and the module of the current op.
 
-    Of ops that stand in no module, the module is None. Hooks of every module of the process are set until it is left;
-    what other threads run meanwhile is passed over.
+    The module is None for ops outside all modules. Until exit, global hooks are set on every module of the process;
+    modules that other threads run are ignored.
     """
 
     def __init__(self) -> None:
         self._hooks = ForwardHooks(self._begin, self._end)
         self._running: list[nn.Module] = []  # modules whose forward pass runs now, the innermost last
-        # The forward pass numbers its autograd nodes; whose they are from which number on.
+        # The forward pass numbers its autograd nodes: nodes from `_first_numbers[i]` on are of `_modules_of_nodes[i]`.
         self._first_numbers: list[int] = []
         self._modules_of_nodes: list[nn.Module | None] = []
 
     def where(self) -> tuple[Pass, nn.Module | None]:
-        """The phase, and the innermost module, of the op that is dispatched now."""
+        """The phase and the innermost module of the op that is being dispatched."""
         node: Any = torch._C._current_autograd_node()
         if node is None:
             return "forward", self._innermost()
@@ -72,10 +72,10 @@ class Attribution:
         return ("recomputed" if self._runs_again() else "backward"), module
 
     def _runs_again(self) -> bool:
-        """Whether an op of the backward pass is one of the forward pass, by what only a forward pass has.
+        """Whether an op during the backward pass belongs to a forward pass that is run again.
 
-        A module that runs; gradients, which an op of torch's own library disables within itself; or, of a function that
-        is no module, the hooks by which torch's checkpointing takes what is saved.
+        This is so if a module is running; if gradients are enabled, which they are not inside torch's own ops; or, for
+        a function that is no module, if the hooks are set with which torch's checkpointing intercepts saved tensors.
         """
         takes_what_is_saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         return bool(self._running) or torch.is_grad_enabled() or takes_what_is_saved
@@ -109,26 +109,26 @@ class Attribution:
 
 
 class Owner(NamedTuple):
-    """Whose FLOPs a module's are, and how many such modules the whole model has for the one that is run."""
+    """The component of a module's FLOPs, and how many such modules the whole model has for each one that is run."""
 
-    component: str | None  # None for what multiplies nothing by itself
+    component: str | None  # None for a module that multiplies nothing itself
     times: int
 
 
 class FlopCounter:
-    """FLOPs of every op that it is told of, by phase and module; what `LiveBytes` takes as `observe`."""
+    """Sums the FLOPs of ops by phase and module; an `observe` function for `LiveBytes`."""
 
     def __init__(self, attribution: Attribution) -> None:
         self._attribution = attribution
         self.flops: Counter[tuple[Pass, nn.Module | None]] = Counter()
 
     def __call__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Count one op; raises `UserError` naming one of which it is not known whether it multiplies matrices."""
+        """Count one op. Raises `UserError` if it has no formula and is not known to multiply no matrices."""
         if flops := op_flops(function, args, kwargs, out):
             self.flops[self._attribution.where()] += flops
 
     def of_pass(self, phase: Pass, owners: Mapping[nn.Module, Owner]) -> Counts:
-        """What was counted in one phase, by the component of each module, times how many such modules there are."""
+        """FLOPs of one phase by component; each module's FLOPs are multiplied by its `Owner.times`."""
         counts: Counter[str] = Counter()
         for (counted_in, module), flops in self.flops.items():
             if counted_in == phase:
@@ -139,5 +139,5 @@ class FlopCounter:
 
 
 def owners_in(root: nn.Module, times: int = 1) -> dict[nn.Module, Owner]:
-    """Every module within `root`, itself included; the model has `times` of them."""
+    """The owner of every module in `root`, including `root`; the model has `times` of each."""
     return {module: Owner(component_of(root, name), times) for name, module in root.named_modules()}

@@ -1,4 +1,4 @@
-"""Measured forward passes of single layers: FLOPs by dispatch, and the memory of the course's figure."""
+"""Measured forward passes of single layers: FLOPs by dispatch, and peak memory."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from torch_models.spec import LayerSpec
 
 
 def run_layers(probe: Probe, sequence_length: int) -> ModelCounts:
-    """The witness of forward FLOPs and of a layer's memory, of one sequence.
+    """Forward FLOPs and layer memory of one sequence.
 
-    Each layer runs once without gradients, where its FLOPs are counted and its storages followed, and once with.
+    Each layer runs twice: without gradients, to count FLOPs and measure memory, and with gradients, to measure memory.
     """
     head_flops = dispatched_flops(probe.model.lm_head, (probe.stream(sequence_length),))
     mtp_flops = Counts()
@@ -48,7 +48,7 @@ def _run_layer(probe: Probe, layer: nn.Module, spec: LayerSpec, count: int, sequ
 
 
 def dispatched_flops(module: nn.Module, inputs: tuple[object, ...]) -> Counts:
-    """FLOPs of one forward pass without gradients, by component."""
+    """FLOPs of `module(*inputs)` without gradients, by component."""
     with torch.no_grad(), Attribution() as attribution:
         counter = FlopCounter(attribution)
         with LiveBytes([], counter):

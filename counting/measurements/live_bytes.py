@@ -1,4 +1,4 @@
-"""Measured memory: the bytes of live storages, followed op by op; and with it the peak of one layer's forward pass."""
+"""Measured memory: the bytes of live storages, followed op by op, and the peak of one layer's forward pass."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -15,15 +15,16 @@ from torch_models.errors import UserError
 
 _aten = torch.ops.aten
 
-# What is told of every op that runs: the op, its arguments, and what it returned.
+# Called after every op with the op, its arguments, its keyword arguments, and its result.
 Observe = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows every storage that ops within it create, from birth to release; views share their storage.
+    """Dispatch mode that follows every storage from its creation to its release; views share their storage.
 
-    What kernels take and give back inside one op (workspaces) is not seen; storages are counted at their exact size,
-    where an allocator would round up. `existing` are tensors that are there before; `observe` is told of every op.
+    Workspaces that a kernel allocates and frees inside one op are not visible. Storages are counted at their exact
+    size; an allocator would round up. `existing` are tensors that exist before; `observe` is called after every op.
+    Raises `UserError` for a tensor that is not strided.
     """
 
     def __init__(self, existing: Iterable[Tensor], observe: Observe | None = None) -> None:
@@ -35,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
-        _sole_references()  # which cannot be asked for the first time within a backward pass
+        _sole_references()  # fills its cache: the first call must not be inside a backward pass
         for tensor in existing:
             self._follow(tensor)
 
@@ -55,15 +56,15 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def watch(self) -> None:
-        """Look for the peak from here on."""
+        """Restart the search for the peak at the current state."""
         self.peak, self.at_peak = self.live, dict(self._bytes)
 
     def serial(self, tensor: Tensor) -> int:
-        """The number of the live storage that `tensor` views."""
+        """The serial number of the live storage that `tensor` views."""
         return self._serials[id(tensor.untyped_storage())]
 
     def alive(self) -> dict[int, int]:
-        """The bytes of all live storages, by their numbers."""
+        """The bytes of all live storages, by serial number."""
         return dict(self._bytes)
 
     def _follow(self, tensor: Tensor) -> None:
@@ -85,11 +86,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _adds_in_place(total: Tensor, term: object) -> bool:
-    """Whether torch, were it not watched, would add this gradient in place.
+    """Whether torch would add this gradient in place if no dispatch mode were active.
 
-    Where gradients meet, the backward pass adds them out of place whenever a mode watches it. Otherwise it adds in
-    place what it alone refers to: a sum that no one else holds and that is no view (torch/csrc/autograd/
-    input_buffer.cpp). To the gradient of a parameter it adds in place in either case (accumulate_grad.h).
+    With a dispatch mode, the backward pass adds several gradients of one tensor out of place. Without one, it adds in
+    place to a sum that is no view and that only the backward pass refers to (torch/csrc/autograd/input_buffer.cpp). To
+    the gradient of a parameter it adds in place in both cases (accumulate_grad.h).
     """
     node = torch._C._current_autograd_node()
     if node is None or torch.is_grad_enabled() or not isinstance(term, Tensor) or term.shape != total.shape:
@@ -98,14 +99,14 @@ def _adds_in_place(total: Tensor, term: object) -> bool:
 
 
 def _references(tensor: Tensor) -> tuple[int, int]:
-    """To the tensor, and to the storage that it views; the one that this function makes included."""
+    """Reference counts of the tensor and of its storage, including the reference that this function makes."""
     of_tensor: int = tensor._use_count()  # type: ignore[attr-defined]
     return of_tensor, torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
 
 
 @cache
 def _sole_references() -> tuple[int, int]:
-    """`_references` as a watcher sees them of a sum that the backward pass alone refers to."""
+    """`_references`, inside a dispatch mode, of a sum that only the backward pass refers to."""
     found: list[tuple[int, int]] = []
 
     class Watcher(TorchDispatchMode):
@@ -126,8 +127,9 @@ def _sole_references() -> tuple[int, int]:
 def layer_memory(
     layer: nn.Module, x_BSD: Tensor, shared: tuple[Tensor, ...], *, grad: bool, observe: Observe | None = None
 ) -> LayerMemory:
-    """The peak of `layer(x_BSD, shared)`: with `grad` as rematerialisation runs it, without as the first pass does.
+    """The peak of `layer(x_BSD, shared)`, in bytes. `x_BSD` is (B, S, D).
 
+    With `grad` the layer runs as in the recomputation of a checkpointed layer, without it as in its first pass.
     `shared` are inputs that all layers share (rotary tables). The layer's weights stay alive throughout.
     """
     weights = [*layer.parameters(), *layer.buffers()]
@@ -136,7 +138,7 @@ def layer_memory(
         out = layer(boundary, shared)
     weight_serials = {tracker.serial(weight) for weight in weights}
     boundary_serial = tracker.serial(boundary)
-    kept = set(tracker.alive()) if grad else set()  # shared inputs outlive the pass without it, but not for backward
+    kept = set(tracker.alive()) if grad else set()  # without grad, live shared inputs are not saved for backward
     saved_serials = kept - weight_serials - {boundary_serial, tracker.serial(out)}
     groups = {"weights": 0, "boundary": 0, "saved": 0, "transients": 0}
     for serial, size in tracker.at_peak.items():

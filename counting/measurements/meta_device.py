@@ -1,9 +1,9 @@
-"""The one context in which anything is measured: there the meta device behaves as a CUDA device would, and quickly.
+"""The context of every measurement: the meta device behaves as a CUDA device, and torch's compiler is not imported.
 
 On meta tensors torch takes the CPU's paths: attention falls back to arithmetic that materialises S x S scores in
-fp32, and the fused norm to eight separate operations. Training runs neither. Within `measuring` the same calls, made by
-the same modules, go to the kernels that torch picks on CUDA, whose meta versions say what they allocate. Outside it
-nothing of torch is changed.
+fp32, and the fused norm to eight separate operations. Training on CUDA runs neither. In `measuring` the same calls go
+to the kernels that torch selects on CUDA; their meta versions allocate the same tensors. Outside `measuring`, torch is
+not changed.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 _aten = torch.ops.aten
 _autograd: Any = torch._C._autograd
 
-ONE_AT_A_TIME = threading.RLock()  # hooks, replaced functions and tracing are states of the whole process
+ONE_AT_A_TIME = threading.RLock()  # hooks, replaced functions and tracing are global to the process
 
 COMPILER = "torch._dynamo"
 
 
 @contextlib.contextmanager
 def measuring() -> Iterator[None]:
-    """Within it one thread at a time measures, as if no mode and no hook of the caller's were on.
+    """Context for measuring, for one thread at a time; the caller's modes and global hooks are disabled.
 
-    For meta tensors, `scaled_dot_product_attention`, `rms_norm` and `grouped_mm` are CUDA's kernels, but while torch's
-    JIT traces, which cannot take these; torch's optimisers take `fused=True`; and torch's compiler is not imported.
-    The functions themselves are replaced, not intercepted by a mode: torch suspends modes during a backward pass, in
-    which activation checkpointing runs the forward pass again.
+    For meta tensors, `scaled_dot_product_attention`, `rms_norm` and `grouped_mm` run CUDA's kernels, except during
+    torch's JIT tracing, which does not support them. Torch's optimisers accept `fused=True`, and torch's compiler is
+    not imported. The functions themselves are replaced, because a mode would not be active in all calls: torch suspends
+    modes during a backward pass, in which activation checkpointing runs the forward pass again.
     """
     with (
         ONE_AT_A_TIME,
@@ -74,7 +74,7 @@ def _replaced(name: str, on_meta: Callable[..., Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_saved_tensors_hooks() -> Iterator[None]:
-    """Within it what backward needs is kept as it is, whatever hooks the caller has set or forbidden."""
+    """Context without saved-tensor hooks: removes the caller's hooks, or a ban on them, and restores them on exit."""
     hooks, forbidden = [], _autograd._saved_tensors_hooks_get_disabled_error_message()
     if forbidden is not None:
         _autograd._saved_tensors_hooks_enable()
@@ -92,7 +92,7 @@ def _without_saved_tensors_hooks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_module_hooks() -> Iterator[None]:
-    """Within it no hook of every module is on, such as torch's own counter sets, which keep tensors alive."""
+    """Context without global module hooks, such as those of torch's FLOP counter, which keep tensors alive."""
     tables = [table for name, table in vars(modules).items() if name.startswith("_global_") and isinstance(table, dict)]
     before = [dict(table) for table in tables]
     for table in tables:
@@ -106,8 +106,8 @@ def _without_module_hooks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fused_optimizers() -> Iterator[None]:
-    """Within it, torch's optimisers take `fused=True` for meta parameters, as they do for CUDA's."""
-    module: Any = sys.modules["torch.optim.optimizer"]  # no attribute of torch.optim
+    """Context in which torch's optimisers accept `fused=True` for meta parameters, as for CUDA parameters."""
+    module: Any = sys.modules["torch.optim.optimizer"]  # not an attribute of torch.optim
     devices = module._get_fused_kernels_supported_devices
     module._get_fused_kernels_supported_devices = lambda: [*devices(), "meta"]
     try:
@@ -129,10 +129,10 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """The kernel that torch picks on CUDA: flash attention, or the memory-efficient one for unequal head sizes.
+    """The kernel that torch selects on CUDA: flash attention, or the memory-efficient one for unequal head sizes.
 
-    With a mask torch's own memory-efficient kernel runs, which adds it to the scores of its blocks. What neither takes,
-    or torch refuses, is left to torch.
+    With a mask, torch's memory-efficient kernel runs, which adds the mask block by block. Returns NotImplemented for
+    arguments that neither kernel accepts; torch's own function then runs, or raises.
     """
     shapes = [x.shape for x in (query, key, value)]
     grouped = enable_gqa and query.dim() == 4 and key.dim() == 4 and query.shape[1] % key.shape[1] == 0
@@ -155,7 +155,7 @@ def _attention(
 
 
 def _as_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """A mask as the kernel takes it: numbers that are added to the scores of every head, (B, H, S, S)."""
+    """The mask as the kernel requires it: numbers to add to the scores of every head, (B, H, S, S)."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
@@ -168,7 +168,7 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 class _FusedRMSNorm(torch.autograd.Function):
-    """What CUDA's fused RMSNorm allocates: the output, and 1 / rms per row in fp32, which backward reads."""
+    """Allocates the same tensors as CUDA's fused RMSNorm: the output, and 1 / rms per row in fp32 for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
@@ -190,7 +190,10 @@ def _grouped_mm(
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Any:
-    """Of rows with one matrix each of several; torch's own has no kernel on the meta device but for bfloat16."""
+    """The grouped product for dtypes other than bfloat16, for which torch has no meta kernel.
+
+    Returns NotImplemented for bfloat16 and for other forms of the call.
+    """
     plain = bias is None and out_dtype in (None, mat_a.dtype)
     if mat_a.dtype == torch.bfloat16 or offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or not plain:
         return NotImplemented
@@ -205,7 +208,7 @@ _OPS.impl("grouped_weight_gradient", lambda rows, gradient, weights: torch.empty
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """What a grouped product allocates: its output, and for backward the two gradients, each by an op that is seen."""
+    """Allocates the output of a grouped product, and in backward its two gradients, each by a dispatched op."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -217,7 +220,7 @@ class _GroupedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, weights, ends = ctx.saved_tensors
         ops = torch.ops.model_training_cost
-        weight_gradient = ops.grouped_weight_gradient(rows, gradient, weights)  # first, as torch's own
+        weight_gradient = ops.grouped_weight_gradient(rows, gradient, weights)  # first, as in torch
         return ops.grouped_product(gradient, weights.transpose(1, 2), ends), weight_gradient, None
 
 
@@ -232,10 +235,10 @@ _ON_META: dict[str, Callable[..., Any]] = {
 
 
 class _CompilerStandIn(types.ModuleType):
-    """Answers for torch's compiler while that is not loaded, and loads it for whoever asks for more."""
+    """Stand-in for torch's compiler while it is not imported; imports it on access to any other attribute."""
 
     def disable(self, function: Callable[..., Any], recursive: bool = True, **options: Any) -> Callable[..., Any]:
-        """`function`, hidden from the compiler if there is one by the time it is called."""
+        """`function`; on a call, the compiler is disabled for it if it has been imported by then."""
         disabled = None
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -249,14 +252,14 @@ class _CompilerStandIn(types.ModuleType):
 
         return call
 
-    # What torch's checkpointing and its optimisers ask of the compiler, answered as if it were not at work.
+    # Used by torch's checkpointing and optimisers; the values are those of an inactive compiler.
     config = types.SimpleNamespace(error_on_nested_fx_trace=True)
 
     def graph_break(self) -> None:
-        """Nothing is being compiled that could be broken off."""
+        """Do nothing: nothing is being compiled."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":  # which the import of a submodule asks for
+        if name.startswith("__") and name != "__path__":  # the import of a submodule reads __path__
             raise AttributeError(name)
         if sys.modules.get(COMPILER) is self:
             del sys.modules[COMPILER]
@@ -268,10 +271,10 @@ _STAND_IN = _CompilerStandIn(COMPILER)
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Spare the import of torch's compiler, which takes as long as importing torch.
+    """Context that avoids the import of torch's compiler, which takes as long as importing torch.
 
-    torch's meta kernels are wrapped so that the compiler leaves them alone, and the wrapper imports the compiler on
-    first use to say so. Where it is not loaded there is nothing to be left alone by.
+    The wrapper of torch's meta kernels imports the compiler on first use, to exclude the kernel from compilation. That
+    is not needed if the compiler is not loaded.
     """
     if COMPILER in sys.modules:
         yield

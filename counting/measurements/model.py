@@ -1,4 +1,4 @@
-"""The measurements' word on a whole model: its modules built, counted, traced and run."""
+"""All measurements of one model: its modules are built, counted, traced and run."""
 
 import torch
 from msgspec import structs
@@ -20,10 +20,11 @@ from torch_models.spec import ModelSpec
 
 
 def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCounts]:
-    """What each measurement says of the modules that `spec` builds, under `setup`, resolved; with `step`, of one too.
+    """The witnesses of the modules that `spec` builds, by name. `setup` must be resolved.
 
-    ``numel`` speaks of parameters, ``trace`` (fvcore's) of forward FLOPs, ``dispatch`` (torch's) of forward FLOPs, of
-    memory, and of the step; ``recipe`` of the states of a step in formats that torch does not run.
+    ``numel`` has the parameters, ``trace`` (fvcore's) the forward FLOPs, and ``dispatch`` (torch's) the forward FLOPs
+    and the layers' memory. With `step`, ``dispatch`` also has the training step, and ``recipe``, which is present only
+    for formats that torch does not run, has the model states of that step.
     """
     assert setup.sequence_length is not None
     with measuring():
@@ -46,7 +47,7 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
 
 
 def count_model(probe: Probe) -> ModelCounts:
-    """The witness of parameters."""
+    """Parameters by `numel`."""
     in_layers = Counts()
     layers = []
     for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):

@@ -1,7 +1,7 @@
-"""Measured memory of an update: torch's own optimisers on meta parameters, with master weights where a recipe has them.
+"""Measured memory of an update: torch's optimisers on meta parameters, with master weights if the recipe has them.
 
-With master weights the update goes from one parameter to the next: its gradient in the masters' format, the step of
-an optimiser of its own, the new weights written back. So no more than one gradient exists twice.
+With master weights the parameters are updated one by one: the gradient is converted to the masters' format, a separate
+optimiser makes its step, and the new weights are written back. So at most one gradient exists twice.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ MASTERS = torch.float32
 
 
 class Update(NamedTuple):
-    """What an update holds and makes."""
+    """The model states of an update, and its temporary memory."""
 
     states: list[ModelStates]  # of each parameter
-    peak: int  # bytes of what is made on the way, at the worst moment
+    peak: int  # bytes of temporary tensors at the worst moment
 
 
 def update_parameters(parameters: Sequence[Tensor], precision: Precision, optimizer: Optimizer) -> Update:
-    """Two steps of an optimiser on parameters that have their gradients: the first makes its state.
+    """Run two steps of an optimiser on parameters with gradients; the first creates its state, the second is measured.
 
-    Runs within `measuring`.
+    Call it inside `measuring`.
     """
     updated = list(parameters)
     gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
@@ -65,7 +65,7 @@ def _step(
 ) -> None:
     for parameter, master, gradient, optimizer in zip(parameters, updated, gradients, optimizers, strict=True):
         if master is not parameter:
-            master.grad = gradient.to(MASTERS)  # which is the buffer itself where there is one
+            master.grad = gradient.to(MASTERS)  # no copy if the gradient is already an fp32 buffer
         optimizer.step()
         if master is not parameter:
             master.grad = None
@@ -74,10 +74,10 @@ def _step(
 
 
 def _make(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """By the fused kernel where torch has one on the meta device; the other loops make nothing on the way either."""
+    """AdamW with the fused kernel, SGD as a loop; neither allocates temporary tensors."""
     if name == "adamw":
         return torch.optim.AdamW(parameters, fused=True)
-    # Muon's one momentum is SGD's; what orthogonalising it takes on the way is not measured.
+    # Muon has one momentum, like SGD; temporary memory of its orthogonalisation is not measured.
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9 if name == "muon" else 0.0, foreach=False)
 
 

@@ -8,7 +8,7 @@ from torch_models.modules.moe import RoutedExperts, Router
 
 
 def count_parameters(module: nn.Module) -> Counts:
-    """Trainable parameters by component; a parameter shared by two modules counts once, where it stands first."""
+    """Trainable parameters by component; a parameter shared by two modules counts once, for the first."""
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, parameter in module.named_parameters():
         component = component_of(module, name.rpartition(".")[0])
@@ -18,7 +18,7 @@ def count_parameters(module: nn.Module) -> Counts:
 
 
 def router_correction_bias(module: nn.Module) -> int:
-    """Numbers in the routers' correction biases: part of the model, but no optimiser updates them."""
+    """Elements of the routers' correction biases, which are part of the model but not updated by an optimiser."""
     routers = (router for router in module.modules() if isinstance(router, Router))
     return sum(buffer.numel() for router in routers for buffer in router.buffers(recurse=False))
 
@@ -26,7 +26,7 @@ def router_correction_bias(module: nn.Module) -> int:
 def linear_weights(module: nn.Module) -> int:
     """Weights in the matrices of attention and feed-forward, which DeepSeek-V3's checkpoint holds in fp8.
 
-    Each module says itself which of its own parameters are `quantised`; those that do not say so have none.
+    A module lists the names of these parameters in its attribute `quantised`; modules without it have none.
     """
     return sum(
         owner.get_parameter(name).numel() for owner in module.modules() for name in getattr(owner, "quantised", ())
@@ -34,7 +34,7 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def buffer_bytes(module: nn.Module) -> int:
-    """Bytes of what no optimiser updates: the routers' correction biases, in fp32."""
+    """Bytes of all buffers: the routers' correction biases, in fp32."""
     return sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
 
 

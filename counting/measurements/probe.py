@@ -1,4 +1,4 @@
-"""What is measured: the modules of a model with one layer of each distinct kind, built once on the meta device."""
+"""The measured modules: a model with one layer of each distinct kind, built once on the meta device."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from torch_models.modules.decoder import CausalLM
 from torch_models.modules.layers import RotaryTables, rotary_tables
 from torch_models.spec import Kernels, LayerSpec, ModelSpec
 
-# Grouped products have a 16-bit meta kernel for bfloat16 alone; float16 has the same bytes and the same FLOPs.
+# Grouped products have a 16-bit meta kernel only for bfloat16; float16 has the same bytes and FLOPs.
 MEASURED_DTYPE = torch.bfloat16
 
 
 class Probe(NamedTuple):
-    """The modules, and how many of the model's layers each stands for."""
+    """The modules, and how many layers of the model each one represents."""
 
     spec: ModelSpec
-    groups: tuple[tuple[LayerSpec, int], ...]  # distinct layers, and how many there are of each
+    groups: tuple[tuple[LayerSpec, int], ...]  # distinct layers, and the number of each
     model: CausalLM  # with one layer of each
-    mtp_layers: nn.ModuleList  # all of them
+    mtp_layers: nn.ModuleList  # all multi-token-prediction modules
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -30,7 +30,7 @@ class Probe(NamedTuple):
         return self.model.model.layers
 
     def mtp_kinds(self) -> Iterator[tuple[nn.Module, LayerSpec, int]]:
-        """One multi-token-prediction module of each kind, its spec, and how many are like it."""
+        """One multi-token-prediction module of each kind, its spec, and the number of equal ones."""
         specs = self.spec.mtp_layers
         for spec in dict.fromkeys(specs):
             yield self.mtp_layers[specs.index(spec)], spec, specs.count(spec)
@@ -41,13 +41,13 @@ class Probe(NamedTuple):
         return torch.empty(1, sequence_length, self.spec.hidden_size, device="meta", dtype=dtype)
 
     def rotary(self, layer: LayerSpec, sequence_length: int) -> RotaryTables:
-        """The tables that a layer takes."""
+        """The rotary tables of `layer`."""
         dtype = self.model.lm_head.weight.dtype
         return rotary_tables(layer.attention.rotary, sequence_length, torch.device("meta"), dtype)
 
 
 def build_probe(spec: ModelSpec, kernels: Kernels, dtype: torch.dtype = MEASURED_DTYPE) -> Probe:
-    """The time it takes depends on the number of distinct layers, not on the number of layers."""
+    """Build the modules of `spec`. The time depends on the number of distinct layers, not on the number of layers."""
     groups = spec.layer_groups()
     runs = tuple(msgspec.structs.replace(run, count=1) for run in _first_of_each(spec))
     one_of_each = msgspec.structs.replace(spec, layer_runs=runs)

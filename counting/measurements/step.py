@@ -1,7 +1,6 @@
-"""Measured training step: real modules run once forward and backward on the meta device, FLOPs and bytes together.
+"""Measured training step: FLOPs and bytes of one forward and backward pass of the modules on the meta device.
 
-One layer of each kind is run, whatever their number; `counting.step.memory` extends what is measured here to the whole
-model.
+One layer of each kind is run; `counting.step.memory` extends the result to the whole model.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from torch_models.training.loss import training_loss
 
 
 class Step(NamedTuple):
-    """What one step showed; `by_recipe` are the states of formats that torch does not run, else None."""
+    """Measured FLOPs and memory of one step; `by_recipe` has the states of formats that torch does not run, or None."""
 
     flops: StepFlops
     memory: StepProfile
@@ -34,7 +33,7 @@ class Step(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """The stretches of forward and backward, in their order, and what was counted on the way."""
+    """The stretches of forward and backward in order, with bytes and FLOPs of these passes."""
 
     stretches: Sequence[Stretch]
     loss_held: int
@@ -43,9 +42,9 @@ class _Passes(NamedTuple):
 
 
 def run_step(probe: Probe, setup: Setup) -> Step:
-    """One step of `setup`, resolved, over one micro-batch; the parameters keep their gradients.
+    """Run and measure one step over one micro-batch. `setup` must be resolved. Gradients stay on the parameters.
 
-    Runs within `measuring`.
+    Call it inside `measuring`.
     """
     mtp_layers = probe.mtp_layers if setup.mtp else nn.ModuleList()
     roots = (probe.model, mtp_layers)
@@ -99,7 +98,7 @@ def _with_states(
 
 
 def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence[Tensor], setup: Setup) -> StepProfile:
-    """Of formats in which torch neither multiplies nor updates on the meta device: by measured parameters alone."""
+    """States in formats that torch does not run on the meta device: measured parameters times the recipe's bytes."""
     recipe = (setup.precision_recipe, setup.optimizer_recipe)
     counts = [(count_parameters(layer).total, linear_weights(layer)) for layer in probe.layers]
     layers = tuple(LayerProfile(kind=spec.kind, count=count) for spec, count in probe.groups)
@@ -112,7 +111,7 @@ def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence
 
 
 def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Passes:
-    """Forward and backward, cut before and after each layer."""
+    """Run forward and backward, with a cut before and after each layer."""
     assert setup.sequence_length is not None, "a resolved setup"
     model, cuts = probe.model, list[Cut]()
     token_ids, labels = (
@@ -131,7 +130,7 @@ def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parame
             tracker.watch()
 
         def cut_before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            """Here on the way forward, and on the way back when the gradient of what goes in is complete."""
+            """Cut here in the forward pass, and in the backward pass when the input's gradient is complete."""
             cut()
             args[0].register_hook(lambda gradient: cut())
 
@@ -162,5 +161,5 @@ def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parame
 
 
 def _let_go(parameter: Tensor) -> None:
-    """What adding a gradient to a buffer of another format leaves of it."""
+    """Free the gradient, as a recipe does after adding it to a buffer of another format."""
     parameter.grad = None

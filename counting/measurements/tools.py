@@ -1,8 +1,9 @@
 """FLOPs and memory of one forward and backward pass of any `nn.Module`, measured while it runs.
 
-The module may be real, on CPU or CUDA, or on the meta device, where nothing is computed and nothing allocated, and
-where attention, RMSNorm and grouped products are those of CUDA (`counting.measurements.meta_device`). Both tools run it
-in the mode that it is in (training or evaluation), with gradients enabled, and leave it and the process as they were.
+The module may be on CPU, on CUDA, or on the meta device. On the meta device nothing is computed or allocated, and
+attention, RMSNorm and grouped products run as on CUDA (`counting.measurements.meta_device`). Both tools run the module
+in its current mode (training or evaluation), with gradients enabled, and restore it and the process afterwards;
+`_ready_to_run` lists the exceptions.
 """
 
 import contextlib
@@ -29,42 +30,43 @@ class ModuleFlops(msgspec.Struct, frozen=True, kw_only=True):
     """FLOPs of one forward and backward pass, exact integers."""
 
     forward: int
-    backward: int  # what activation checkpointing runs again is in it
-    by_module: dict[str, int]  # name -> of all passes, contained modules included; "" is the whole
+    backward: int  # including what activation checkpointing runs again
+    by_module: dict[str, int]  # name -> FLOPs of all passes, including submodules; "" is the total
 
     @property
     def total(self) -> int:
-        """Of forward and backward pass together."""
+        """FLOPs of forward and backward pass together."""
         return self.forward + self.backward
 
 
 class ModuleMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one forward and backward pass, exact integers."""
 
-    peak_bytes: int  # at the worst moment of both passes: weights, buffers, inputs, gradients and all else that lives
-    held_bytes: int  # right after the forward pass: weights, buffers, inputs, outputs, and what is kept for backward
-    by_module: dict[str, int]  # name -> of held_bytes, what its forward pass made; contained modules included
+    peak_bytes: int  # all live bytes at the worst moment, including weights, buffers, inputs and gradients
+    held_bytes: int  # after the forward pass: weights, buffers, inputs, outputs, and tensors kept for backward
+    by_module: dict[str, int]  # name -> bytes of held_bytes that its forward pass created, including submodules
 
 
 def count_flops(module: nn.Module, /, *inputs: Any, **named_inputs: Any) -> ModuleFlops:
     """FLOPs of `module(*inputs, **named_inputs)` and of the backward pass from all its outputs.
 
-    Counted are matrix products and convolutions, as they run, 2 FLOPs per multiply-add; elementwise work, norms,
-    softmax and reductions are 0. Attention counts the full square of queries and keys, but our own fused op only the
-    band of its window; a fused attention's backward pass counts the scores once more, since it computes them again.
-    Frozen parameters, and inputs that do not require gradients, have no gradients and so no products for them. A
-    product that torch's backward pass writes as an elementwise multiplication, as the weight's gradient of a matrix
-    times a vector, is elementwise. Without an output that requires gradients `backward` is 0. A gradient that the
-    forward pass itself computes is of the forward pass.
+    Matrix products and convolutions are counted as they are executed, with 2 FLOPs per multiply-add. Elementwise ops,
+    norms, softmax and reductions count 0. Attention counts the full square of queries and keys; this project's own
+    fused op counts only the band of its window. The backward pass of fused attention counts the scores once more,
+    because it computes them again. Frozen parameters, and inputs that do not require gradients, add no backward
+    products. A product that torch's backward pass runs as an elementwise multiplication counts 0, for instance the
+    weight's gradient of a matrix-vector product. If no output requires gradients, `backward` is 0. A gradient that the
+    forward pass computes counts as forward.
 
-    `by_module` has every name of `module.named_modules()`; a module with several names is under each of them, with all
-    its calls. An op of the backward pass belongs to the module whose forward pass made it necessary. For the whole
-    alone count a module that is called but not contained in `module`, and the backward pass of what a reentrant
-    checkpoint runs again.
+    `by_module` has every name of `module.named_modules()`; a module with several names has all its calls under each
+    name. An op of the backward pass counts for the module whose forward pass created its autograd node. Two things
+    count only in the total (""): a module that is called but not contained in `module`, and the backward pass of ops
+    that a reentrant checkpoint runs again.
 
-    `inputs` and outputs are tensors, or tuples, lists and dicts of them (any pytree). Raises `UserError` naming an op
-    of which it is not known whether it multiplies matrices, such as a recurrent layer that is one kernel, a Fourier
-    transform or a decomposition; what the module itself raises comes through unchanged.
+    `inputs` and outputs are tensors, or tuples, lists and dicts of them (any pytree). Raises `UserError` for a module,
+    input or output that cannot be measured, and for an op that has no formula and is not known to multiply no matrices
+    (such as a recurrent layer in one kernel, a Fourier transform or a decomposition); the message names the op. Errors
+    of the module itself are passed on unchanged.
     """
     with (
         _ready_to_run(module, inputs, named_inputs) as (args, kwargs),
@@ -86,19 +88,20 @@ def count_flops(module: nn.Module, /, *inputs: Any, **named_inputs: Any) -> Modu
 
 
 def measure_memory(module: nn.Module, /, *inputs: Any, **named_inputs: Any) -> ModuleMemory:
-    """Bytes that live during `module(*inputs, **named_inputs)` and the backward pass from all its outputs.
+    """Live bytes during `module(*inputs, **named_inputs)` and the backward pass from all its outputs.
 
-    Every storage is counted once, at its exact size, however many tensors view it: parameters, buffers, inputs,
-    activations, and the gradients of parameters and of inputs that require them. Gradients that the parameters have
-    already are set aside, as `zero_grad` does, and neither counted nor changed. The outputs live until the backward
-    pass has ended; their gradients are made when it begins and go when they have been used, as those from a loss do.
-    Not seen are workspaces within one kernel, and what an allocator rounds up or keeps. Torch writes some gradients out
-    of place while it is watched, where it would else add in place (of `index_select`, `gather`, `max`, `topk`, `prod`):
-    where one of these decides the peak, that is too high by the size of its input.
+    Every storage is counted once, at its exact size, even if several tensors view it: parameters, buffers, inputs,
+    activations, and the gradients of parameters and of inputs that require them. Existing gradients of the parameters
+    are removed during the measurement and restored afterwards; they are not counted. The outputs stay alive until the
+    end of the backward pass. Their gradients are created when it begins and freed after use, like those from a loss.
+    Workspaces inside a kernel are not counted, nor are bytes that an allocator rounds up or caches. During the
+    measurement torch computes some gradients out of place that it would otherwise add in place (of `index_select`,
+    `gather`, `max`, `topk`, `prod`). If one of these determines the peak, `peak_bytes` is too high by the size of its
+    input.
 
-    `by_module` has every name of `module.named_modules()`: the bytes of the storages made during all calls of that
-    module that still live right after the forward pass, the outputs among them. Its "" is `held_bytes` less parameters,
-    buffers and inputs. `inputs` and errors are as `count_flops` describes, but that no op is unknown.
+    `by_module` has every name of `module.named_modules()`: the bytes of the storages created during all calls of that
+    module that are still alive after the forward pass, including outputs. Its entry "" is `held_bytes` minus
+    parameters, buffers and inputs. `inputs` and errors are as in `count_flops`, except that every op is accepted.
     """
     with _ready_to_run(module, inputs, named_inputs) as (args, kwargs):
         existing = [*module.parameters(), *module.buffers(), *_tensors((args, kwargs))]
@@ -115,13 +118,13 @@ def measure_memory(module: nn.Module, /, *inputs: Any, **named_inputs: Any) -> M
 
 
 class _Watch(LiveBytes):
-    """Takes ops that run functions of their own (`flex_attention`) for one op each."""
+    """Treats each higher-order op, such as `flex_attention`, as one op."""
 
     supports_higher_order_operators = True
 
 
 class _Births:
-    """Within it, notes which storages are made during each module's forward pass, by their serial numbers."""
+    """While active, records the serial numbers of the storages created during each module's forward pass."""
 
     def __init__(self, tracker: LiveBytes) -> None:
         self.of_modules: dict[nn.Module, set[int]] = {}
@@ -158,12 +161,12 @@ class _FromOutputs(torch.autograd.Function):
 
 
 def _backward(module: nn.Module, outputs: Any) -> None:
-    """The backward pass from all tensors in `outputs` that require gradients; none if nothing does."""
+    """Run the backward pass from all tensors in `outputs` that require gradients, if there are any."""
     tensors = _tensors(outputs)
     if not tensors and any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError(
             f"{type(module).__name__} returned no tensor to start a backward pass from, but "
-            f"{type(outputs).__name__}: a tensor, or tuples, lists and dicts of tensors, are wanted"
+            f"{type(outputs).__name__}: it must return a tensor, or tuples, lists or dicts of tensors"
         )
     starts = [tensor for tensor in tensors if tensor.requires_grad]
     if starts:
@@ -179,12 +182,12 @@ def _tensors(tree: Any) -> list[Tensor]:
 def _ready_to_run(
     module: nn.Module, inputs: tuple[Any, ...], named_inputs: dict[str, Any]
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Within it the module may be run, once: yields the inputs, cut off from what made them; all is put back after.
+    """Context in which the module may be run once: yields the inputs, detached from their history.
 
-    Put back are the attributes of all modules within (buffers, gradients and the training flag among them), the
-    contents of buffers and inputs, and the states of the random number generators. A parameter that the forward pass
-    or a hook of the user's own changes stays changed, and so does what an attribute or an input holds within itself,
-    as a list or a cache.
+    On exit it restores the attributes of all contained modules (including buffers, gradients and the training flag),
+    the contents of buffers and inputs, and the states of the random number generators. Not restored are parameters
+    that the forward pass or a user's hook changes, and the content of mutable objects, such as a list or a cache, in
+    an attribute or an input. Raises `UserError` for a module or input that cannot be measured.
     """
     if not isinstance(module, nn.Module):
         raise ArgumentError("module", module, "must be a torch.nn.Module")
@@ -231,7 +234,7 @@ def _listed(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def _same_gradients(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Within it none of the tensors has a gradient; after it each has the one that it had."""
+    """Context in which the tensors have no gradients; on exit restores the earlier ones."""
     before = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
     for tensor, _ in before:
         tensor.grad = None
@@ -244,7 +247,7 @@ def _same_gradients(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _same_attributes(module: nn.Module) -> Iterator[None]:
-    """After it every module within has the attributes, parameters, buffers and submodules that it had."""
+    """On exit restores the attributes, parameters, buffers and submodules of every contained module."""
     before = [
         (table, dict(table))
         for part in module.modules()
@@ -260,10 +263,10 @@ def _same_attributes(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _same_contents(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """After it the tensors have the numbers that they had, whatever was written to them in place.
+    """On exit restores the numbers of the tensors, if they were changed in place.
 
-    Their version counters do not tell: batch norm writes its statistics without a new version. What is put back makes
-    none either, so that a backward pass of the caller's own may still read it.
+    Version counters do not show every change: batch norm writes its statistics without a new version. Restoring does
+    not change the version either, so that a backward pass of the caller may still read the tensors.
     """
     before = [(x, x.detach().clone()) for x in tensors if not (x.is_meta or x.is_inference() or _is_expanded(x))]
     try:
@@ -276,13 +279,13 @@ def _same_contents(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several elements are one number, so that torch lets nothing be written to it in place."""
+    """Whether several elements share one number, so that torch refuses to write to the tensor in place."""
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 @contextlib.contextmanager
 def _same_random_numbers(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """After it the generators of torch, of Python and of NumPy, where it is loaded, are in the states they were in."""
+    """On exit restores the states of the random generators of torch, of Python, and of NumPy if it is loaded."""
     devices = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
     numpy: Any = sys.modules.get("numpy")
     of_python, of_numpy = random.getstate(), numpy.random.get_state() if numpy else None

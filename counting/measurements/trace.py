@@ -1,8 +1,8 @@
 """Measured forward FLOPs by fvcore's trace, on the meta device.
 
-fvcore counts multiply-adds and has no handle, or a wrong one, for several products; here each op that multiplies
-matrices has a handle of ours that counts 2 FLOPs per multiply-add, and an op that is neither one of these nor known
-to multiply none is an error.
+fvcore counts multiply-adds, and for several products it has no handle or a wrong one. Here each op that multiplies
+matrices has our own handle, which counts 2 FLOPs per multiply-add. An op that has no handle and is not known to
+multiply no matrices is an error.
 """
 
 import warnings
@@ -28,15 +28,15 @@ Shape = list[int]
 
 PROJECTION = "projection"  # products of activations with weights
 CORE = "attention core"  # products of two activations, as run
-CAUSAL_CORE = "attention core, causal"  # the same, counted in two other ways and in no sum
+CAUSAL_CORE = "attention core, causal"  # other counts of the same products, not in any sum
 SQUARE_CORE = "attention core, full square"
 COUNTED = (PROJECTION, CORE)
-WINDOW_ARGUMENT = 5  # of our fused op
+WINDOW_ARGUMENT = 5  # position of the window among the arguments of our fused op
 
 Handle = Callable[[Any, Any], Counter[str]]
 HANDLES: dict[str, Handle] = {}
 
-# Ops that fvcore does not know and that multiply no matrices: elementwise arithmetic, choices and data movement.
+# Ops without a handle in fvcore that multiply no matrices: elementwise arithmetic, selection and data movement.
 ZERO_FLOP_OPS = (
     "aten::__or__",
     "aten::add",
@@ -82,7 +82,7 @@ ZERO_FLOP_OPS = (
 def register(
     op: str, kind: str, handles: dict[str, Handle] = HANDLES
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Let a function of the input shapes count the FLOPs of `op`; a second formula for one op is refused."""
+    """Register a function of the input shapes as the FLOP formula of `op`; an op has only one formula."""
 
     def decorate(formula: Callable[..., int]) -> Callable[..., int]:
         def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
@@ -109,7 +109,7 @@ def core_counts(flops: int) -> Counter[str]:
 
 
 def counted(by_module: Mapping[str, Counter[str]]) -> dict[str, int]:
-    """Each module's FLOPs, every one of them once."""
+    """Each module's FLOPs: projections and attention core as run."""
     return {name: sum(counts[kind] for kind in COUNTED) for name, counts in by_module.items()}
 
 
@@ -140,13 +140,13 @@ def attention_flops(query: Shape, key: Shape, value: Shape) -> int:
 
 
 def banded_attention_flops(query: Shape, key: Shape, value: Shape, window: int | None) -> int:
-    """As `attention_flops`, but each query visits no more keys than the window holds."""
+    """Like `attention_flops`, but each query visits at most `window` keys."""
     length = query[2]
     return attention_flops(query, key, value) // length * min(window or length, length)
 
 
 def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Of our own fused op; its causal share of a band of S W pairs is S W - W^2 / 2."""
+    """Counts of our own fused op; the causal part of a band of S W pairs is S W - W^2 / 2."""
     del outputs
     query, key, value = _shapes(inputs)[:3]
     length, window = query[2], inputs[WINDOW_ARGUMENT].toIValue()
@@ -172,7 +172,7 @@ def grouped_mm_flops(rows: Shape, weights: Shape, ends: Shape) -> int:
 
 
 def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, AttentionCore]:
-    """FLOPs of one forward by component, and the attention core in them, by fvcore's trace.
+    """FLOPs of one forward pass by component, and the attention core in them, by fvcore's trace.
 
     Raises `AssertionError` naming the ops that have no formula.
     """
@@ -181,14 +181,14 @@ def traced_flops(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Counts, At
 
 
 def core_of(counts: Counter[str]) -> AttentionCore:
-    """The attention core among the FLOPs by kind that a trace counted."""
+    """The attention core in a trace's FLOPs by kind."""
     return AttentionCore(as_run=counts[CORE], causal=counts[CAUSAL_CORE], full_square=counts[SQUARE_CORE])
 
 
 def trace(
     module: nn.Module, inputs: tuple[Any, ...], handles: Mapping[str, Handle], zero_flop_ops: Iterable[str]
 ) -> dict[str, Counter[str]]:
-    """FLOPs by kind of one forward, for each submodule (what is within it included), by fvcore's trace.
+    """FLOPs of one forward pass by kind, for each module including its submodules, by fvcore's trace.
 
     Raises `AssertionError` naming the ops that are neither in `handles` nor in `zero_flop_ops`.
     """
@@ -203,7 +203,7 @@ def trace(
 
 
 def trace_model(probe: Probe, sequence_length: int) -> ModelCounts:
-    """The witness of forward FLOPs and of the attention core in them, of one sequence."""
+    """Forward FLOPs of one sequence, and the attention core in them."""
     stream = probe.stream(sequence_length)
     head_flops = traced_flops(probe.model.lm_head, (stream,))[0]
     layers = []

@@ -1,5 +1,5 @@
-"""What one training step is.
+"""One training step: its memory as witnesses return it, and the results.
 
-`profile` is what a witness says of its memory, stretch by stretch; the results, of the whole model, are `flops`,
-`memory` (phase by phase) and `fits` (whether one device is enough).
+`profile` holds the memory of one step as a witness returns it, stretch by stretch. The results for the whole model are
+`flops`, `memory` (phase by phase) and `fits` (whether one device is enough).
 """

@@ -8,7 +8,7 @@ from torch_models.spec import Kernels, Recompute
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
-    """The same step run otherwise, so that it fits; by formula and simulation, not measured."""
+    """A variant of the step that fits; computed by formula and simulation, not measured."""
 
     recompute: Recompute
     loss_chunk: int | None
@@ -16,11 +16,11 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of one sequence on one device of a GPU: a die, where a board has two.
+    """Whether one step of one sequence fits one device: a GPU, or one die of a board with two.
 
-    `basis` "allocated": `needed_bytes` is the peak of what the step allocates and, where it is known, what a process
-    takes of the device before its first tensor (`context_bytes`). What the caching allocator reserves beyond it, and
-    workspaces within kernels, are left out.
+    `basis` names the bytes that are compared with the capacity. "allocated" is the peak of the bytes that the step
+    allocates, plus the bytes that a process uses before its first tensor (`context_bytes`), where they are known. Bytes
+    that the caching allocator reserves beyond that, and workspaces within kernels, are left out.
     """
 
     gpu: str
@@ -31,9 +31,9 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     needed_bytes: int
     capacity_bytes: int
     basis: Literal["allocated"]
-    remedies: tuple[Remedy, ...]  # cheapest first; empty where the step fits, or nothing makes it
+    remedies: tuple[Remedy, ...]  # cheapest first; empty if the step fits, or if no variant fits
 
     @property
     def spare_bytes(self) -> int:
-        """What is left of the device; below zero what is lacking."""
+        """Free bytes of the device; negative if the step does not fit."""
         return self.capacity_bytes - self.needed_bytes

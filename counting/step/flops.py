@@ -7,14 +7,14 @@ from counting.setup import Setup
 
 
 class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one training step over one micro-batch, multi-token prediction included where it is trained.
+    """FLOPs of one training step over one micro-batch, including multi-token prediction if it is trained.
 
-    Model FLOPs are three times the forward pass, however the step is run; hardware FLOPs are what is executed: forward,
-    backward and recomputed.
+    Model FLOPs are three times the forward pass, independent of recomputation. Hardware FLOPs are all executed FLOPs:
+    forward, backward and recomputed.
     """
 
     model_flops: int
-    model_flops_causal: int  # of attention, only the pairs that are not in the future
+    model_flops_causal: int  # attention without the keys in the future
     hardware_flops: int
     forward_flops: int
     backward_flops: int
@@ -22,14 +22,14 @@ class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops_by_component: dict[str, int]
     backward_flops_by_component: dict[str, int]
     recomputed_flops_by_component: dict[str, int]
-    flash_backward_extra_flops: int  # in backward_flops and not in model_flops: fused attention's scores, made again
+    flash_backward_extra_flops: int  # in backward_flops, not in model_flops: scores that fused attention recomputes
     model_flops_per_token: int
-    model_flops_causal_per_token: float  # the one of these that need not be whole
+    model_flops_causal_per_token: float  # may be a fraction, unlike the other two
     hardware_flops_per_token: int
 
 
 def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> TrainingStep:
-    """The result for a step of these FLOPs, in whose forward pass the attention core is `core`."""
+    """The result for a step with `flops`; `core` is the attention core of its forward pass."""
     tokens = setup.tokens
     causal = model_flops(core.causal_flops(flops.forward.total))
     assert flops.model % tokens == flops.hardware % tokens == 0, "every product has a row per token"

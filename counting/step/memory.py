@@ -1,8 +1,8 @@
-"""The memory of a training step of the whole model: its phases, each with the worst moment in it, and the worst of all.
+"""The memory of a training step of the whole model: the worst moment of each phase, and the worst of all.
 
-A `StepProfile` speaks of one layer of each kind; here each stands as often as the model has it, and in the model's
-order, equal layers in a row at once. One device: nothing is sharded, and gradients do not exist before the step's
-backward pass unless the recipe accumulates them in buffers of their own. Torch-free.
+A `StepProfile` describes one layer of each kind. Here the layers are repeated as often as the model has them, in the
+model's order; a run of equal layers is computed at once. One device: nothing is sharded, and gradients do not exist
+before the step's backward pass, unless the recipe accumulates them in separate buffers. Torch-free.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,26 +16,26 @@ from counting.step.profile import StepProfile, Stretch
 from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
 
 STEP_NOTES = (
-    "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are let go after "
+    "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are freed after "
     "each step (set_to_none), unless they are accumulated in buffers of another format, which stay.",
-    "Gradients that meet are added in place where torch does so. Optimisers are torch's: AdamW's fused kernel, and "
-    "SGD's loop; with master weights one parameter is updated after the other, where an optimiser that converts all "
-    "gradients first holds an fp32 copy of each. Step counters are left out.",
+    "Several gradients of one tensor are added in place where torch does so. Optimisers are torch's: AdamW's fused "
+    "kernel, and SGD's loop. With master weights, parameters are updated one by one; an optimiser that converts all "
+    "gradients first would hold an fp32 copy of each. Step counters are left out.",
     "Not counted: workspaces within kernels (flash attention's backward has one in fp32), the allocator's rounding and "
     "gaps; nor the CUDA context, which only the fit on a GPU adds.",
 )
 MUON_NOTE = (
-    "muon is counted as one momentum for each parameter, whatever its shape; Muon itself leaves embedding, head and "
-    "vectors to AdamW, with two. What orthogonalising takes on the way is not counted."
+    "muon is counted as one momentum for each parameter of any shape; in practice embedding, head and vectors are "
+    "updated by AdamW, with two. Temporary memory of the orthogonalisation is not counted."
 )
 FP8_NOTE = (
     "fp8 follows DeepSeek-V3's recipe for weights, gradients and optimiser state, by formula from measured parameters; "
-    "activations are counted in 16 bits, where the recipe keeps some in fp8, so they are an upper bound. What the "
-    "optimiser makes on the way is not counted."
+    "activations are counted in 16 bits, which is an upper bound, because the recipe keeps some in fp8. Temporary "
+    "memory of the optimiser is not counted."
 )
 FUSED_FP32_NOTE = (
-    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel, or, with grouped queries, none. What "
-    "is counted is flash attention's memory, with numbers of 4 bytes; eager kernels have that of plain arithmetic."
+    "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel or, with grouped queries, none. "
+    "Flash attention's memory is counted, with 4 bytes per number; for eager kernels, that of plain arithmetic."
 )
 WINDOW_NOTE = (
     "PyTorch's scaled_dot_product_attention takes no window, no bound on scores and no sinks. What is counted is one "
@@ -46,15 +46,15 @@ WINDOW_NOTE = (
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """The worst moment of one phase of the step, in bytes.
 
-    `gradients` are those of parameters, and `activations` what was saved before the phase's own stretch began and is
-    still there (token ids, labels and rotary tables included). What else the stretch holds is `logits_and_loss` where
-    it is head and loss, with multi-token prediction's passes where that is trained, else `transients`: of a layer's way
-    forward its own activations, of its way back the gradients of those. A gradient that waits for the parameter's other
-    use, to be added up out of place as a tied head's, is an activation until then.
+    `gradients` are those of parameters. `activations` are the tensors saved before this phase's stretch that are still
+    alive (including token ids, labels and rotary tables). All other bytes of the stretch are `logits_and_loss` for
+    head and loss (including the passes of multi-token prediction if it is trained), else `transients`: in a layer's
+    forward pass its own activations, in its backward pass their gradients. A gradient that is to be added out of place
+    to one from another use of the parameter, such as a tied head's, counts as an activation until it is added.
     """
 
     name: str
-    layer: int | None  # where it is, in a phase of many layers; the first is 0
+    layer: int | None  # the layer of the worst moment, from 0; None in a phase without layers
     layer_kind: str | None
     parameters: int
     gradients: int
@@ -65,7 +65,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def peak_bytes(self) -> int:
-        """All of it together."""
+        """The sum of all parts."""
         return sum(getattr(self, field) for field in PARTS)
 
 
@@ -73,9 +73,9 @@ PARTS = Phase.__struct_fields__[3:]
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
-    """The same step run otherwise: its peak by simulation, with measured states, and what it computes again by formula.
+    """A variant of the step: its peak by simulation, with measured states, and its recomputed FLOPs by formula.
 
-    The numbers are those of a step that is run so; a test measures some.
+    A measured step with these settings has the same numbers; a test measures some.
     """
 
     kernels: Kernels
@@ -86,26 +86,26 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The phases of one training step in order, what is held between steps, and the assumptions."""
+    """The phases of one training step in order, the model states, and the assumptions."""
 
     states: ModelStates
     buffers: int  # router correction biases
     phases: tuple[Phase, ...]
-    layer_backward_peak_bytes: tuple[int, ...]  # of each layer's way back, in the model's order
+    layer_backward_peak_bytes: tuple[int, ...]  # of each layer, in the model's order
     peak_phase: str
     peak_bytes: int
     proof: str
     notes: tuple[str, ...]
-    alternatives: tuple[Alternative, ...] = ()  # run otherwise; of the same kernels the cheapest first
+    alternatives: tuple[Alternative, ...] = ()  # for each choice of kernels the cheapest first
 
     @property
     def beside_states_bytes(self) -> int:
-        """The most that a moment of the step holds beside parameters, gradients and optimiser state."""
+        """The largest sum of activations, logits and transients over all phases."""
         return max(phase.activations + phase.logits_and_loss + phase.transients for phase in self.phases)
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
-    """`profile`, of which nothing is left out, extended to all layers of `spec`."""
+    """`profile` extended to all layers of `spec`; its stretches, states, inputs and buffers must be set."""
     loss_stretch, embedding_forward, embedding_backward = (
         profile.loss,
         profile.embedding_forward,
@@ -152,7 +152,7 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
 
 
 def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
-    """A simulated step, which has no states, with those of the same model's step as its witnesses agree on it."""
+    """`simulated`, which has no states, with the states of `agreed`, a step of the same model."""
     return msgspec.structs.replace(
         simulated,
         layers=tuple(
@@ -164,7 +164,7 @@ def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
 
 
 def _between(first: int, last: int, count: int) -> list[int]:
-    """`count` numbers in equal steps."""
+    """`count` numbers in equal steps from `first` to `last`."""
     step = (last - first) // (count - 1) if count > 1 else 0
     return [first + step * index for index in range(count)]
 
@@ -188,7 +188,7 @@ def _beyond_plain_attention(attention: AttentionSpec) -> bool:
 
 
 class _Position:
-    """How much is alive between two stretches."""
+    """The bytes that are alive between two stretches."""
 
     def __init__(self, states: ModelStates, profile: StepProfile, *, apart: bool) -> None:
         assert profile.inputs is not None and profile.buffers is not None
@@ -200,7 +200,7 @@ class _Position:
     def pass_through(
         self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
     ) -> Phase:
-        """The worst moment of `stretch`; the position is then at its end."""
+        """The worst moment of `stretch`; moves the position to its end."""
         others = stretch.peak - stretch.peak_gradients + stretch.peak_released
         phase = Phase(
             name=name,
@@ -218,9 +218,9 @@ class _Position:
         return phase
 
     def pass_run(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
-        """The worst moments of the first and the last of these equal layers, in the order in which they are passed.
+        """The worst moments of the first and the last of these equal layers, in the order of execution.
 
-        Each leaves the same behind, so those between have their worst moments in equal steps between these two.
+        Each layer adds the same number of bytes, so the peaks of the layers between lie in equal steps between the two.
         """
         first = self.pass_through(stretch, name, layer=layers[0], kind=kind)
         if len(layers) == 1:
@@ -235,7 +235,7 @@ def _worst(moments: Sequence[Phase]) -> Phase:
 
 
 class _Run(NamedTuple):
-    """Equal layers in a row."""
+    """Equal consecutive layers."""
 
     kind: str
     forward: Stretch
@@ -244,7 +244,7 @@ class _Run(NamedTuple):
 
 
 def _runs(spec: ModelSpec, profile: StepProfile) -> Iterator[_Run]:
-    """The layers in the model's order."""
+    """The runs of equal layers, in the model's order."""
     of_layer = {layer: found for (layer, _), found in zip(spec.layer_groups(), profile.layers, strict=True)}
     first = 0
     for run in spec.layer_runs:

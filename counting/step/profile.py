@@ -1,8 +1,8 @@
-"""What a witness says of the memory of one training step: stretch by stretch, for one layer of each kind.
+"""The memory of one training step as a witness returns it: stretch by stretch, for one layer of each kind.
 
 `counting.measurements.step` measures a `StepProfile`, `counting.formulas.memory` simulates it, and
-`counting.step.memory` extends it to the whole model. What the forward pass keeps for backward stands in it once more,
-by itself: closed forms say how much that must be (`counting.formulas.held`). Torch-free.
+`counting.step.memory` extends it to the whole model. The bytes that the forward pass keeps for backward are also
+separate fields (`held`), which the closed forms of `counting.formulas.held` compute too. Torch-free.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,10 +15,11 @@ from counting.recipes import ModelStates
 
 
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the step, from one moment to another: bytes beyond those alive at its start.
+    """A part of the step, between two moments. All bytes are relative to those alive at its start.
 
-    Of `net` and of `peak`, gradients of parameters are told apart: the storages that hold them in the end.
-    `peak_released` are bytes alive at the start and no more at the peak.
+    `net` is the difference at the end, `peak` the difference at the worst moment. `gradients` and `peak_gradients` are
+    the parts of these in storages that hold parameters' gradients at the end of the step. `peak_released` are bytes
+    that are alive at the start and no longer at the peak.
     """
 
     peak: int
@@ -34,14 +35,15 @@ Alive = Mapping[int, int]  # serial numbers of storages -> bytes
 class Cut(NamedTuple):
     """A moment between two stretches."""
 
-    at_peak: Alive  # at the worst moment since the last cut
+    at_peak: Alive  # storages at the worst moment since the last cut
     now: Alive
 
 
 def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[Stretch]:
-    """From each cut to the next; `gradients` are the storages that hold parameters' gradients in the end.
+    """The stretch from each cut to the next; `gradients` are the storages that hold parameters' gradients at the end.
 
-    Measurement and simulation both use it, so that neither would see it fail: the test of a step that is not cut would.
+    Measurement and simulation share this function, so their comparison cannot find an error in it; the test that
+    measures a step without cuts can.
     """
 
     def bytes_of_gradients(alive: Alive) -> int:
@@ -68,16 +70,16 @@ class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     count: int
     states: ModelStates | None = None
-    held: int | None = None  # by the forward pass, until the layer's backward: kept activations, its output among them
+    held: int | None = None  # bytes kept from its forward pass until its backward pass, including its output
     forward: Stretch | None = None
     backward: Stretch | None = None
 
 
 class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """The step's stretches in order: embedding, layers, head and loss forth and back, layers, embedding.
+    """The step's stretches in order: embedding, layers, head and loss (forward and backward), layers, embedding.
 
-    `outside_states` are of all that stands in no decoder layer: embedding, final norm, head, and, where they are
-    trained, the multi-token-prediction modules, whose passes are a part of `loss`.
+    `outside_states` are those of all modules outside the decoder layers: embedding, final norm, head, and, if they are
+    trained, the multi-token-prediction modules. The passes of these modules are part of `loss`.
     """
 
     scope: ClassVar[str] = "step"
@@ -90,6 +92,6 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     loss: Stretch | None = None
     embedding_backward: Stretch | None = None
     outside_states: ModelStates | None = None
-    optimizer_step: int | None = None  # bytes of what the optimiser makes on the way, at worst; None: not known
-    inputs: int | None = None  # bytes of token ids, labels and rotary tables, which are there throughout
-    buffers: int | None = None  # bytes of what no optimiser updates
+    optimizer_step: int | None = None  # peak bytes of the optimiser's temporary tensors; None: not known
+    inputs: int | None = None  # bytes of token ids, labels and rotary tables, alive during the whole step
+    buffers: int | None = None  # bytes of tensors that no optimiser updates: router correction biases

@@ -1,7 +1,7 @@
-"""Attention as one fused kernel, in the form in which transformers' models call their attention.
+"""Attention as one fused kernel, with the signature of transformers' attention functions.
 
-transformers keeps such functions in a table of the whole process, `AttentionInterface`. A function stands in it under
-a name of ours while a measurement runs, and is taken out again.
+transformers keeps these functions in a global table, `AttentionInterface`. During a measurement our function is
+registered there under our own name, and removed afterwards.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ AttentionFunction = Callable[..., tuple[Tensor, None]]
 
 @contextlib.contextmanager
 def attention_known_as(name: str, function: AttentionFunction) -> Iterator[None]:
-    """Within it, models of transformers whose attention is set to `name` run `function`."""
+    """Context in which models of transformers whose attention is set to `name` run `function`."""
     from transformers import AttentionInterface
 
-    table = AttentionInterface._global_mapping  # there is no public way to take a name out
+    table = AttentionInterface._global_mapping  # no public function removes a name
     before = table.get(name)
     AttentionInterface.register(name, function)
     try:
@@ -46,9 +46,9 @@ def attention_in_one_kernel(
     """Attention over the full square: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
 
     Windows, sinks, biases and soft caps change no product's size; dropout inside the kernel stores nothing. A mask
-    is passed on, because what computed it would else be dropped from the trace.
+    is passed on, because otherwise the trace would drop the ops that compute it.
     """
-    if indices is not None:  # keys chosen for each query: all are multiplied here, but the choice stays in the trace
+    if indices is not None:  # selected keys: all keys are multiplied here; this line keeps the selection in the trace
         query = query + 0 * indices.sum().to(query.dtype)
     shared_keys = query.shape[1] != key.shape[1]
     if shared_keys and query.shape[-1] != value.shape[-1]:  # the kernel for unequal sizes has no grouped queries
@@ -64,9 +64,9 @@ def attention_in_one_kernel(
 
 
 def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
-    """The same, adding to `noted` each module whose attention runs as the kernel alone.
+    """Like `attention_in_one_kernel`; also adds to `noted` each module whose attention is only the kernel.
 
-    Not so with a mask or a choice of keys: what such attention stores is not what a fused kernel does.
+    Modules with a mask or selected keys are not added: their attention stores other tensors than a fused kernel.
     """
 
     def attention(

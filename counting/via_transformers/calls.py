@@ -1,4 +1,4 @@
-"""A part of a model with the arguments it was called with: what can be run again by itself, and measured."""
+"""A part of a model with the arguments of its call, which can be run again separately and measured."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 
 class Call(nn.Module):
-    """A part of the model as it was called: tensors in, tensors out, everything else as it was."""
+    """A part of the model and its recorded call: tensors in, tensors out; other arguments stay as recorded."""
 
-    component = "other"  # of what the part itself does not own
+    component = "other"  # for FLOPs that no module inside the part owns
 
     def __init__(self, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -19,11 +19,11 @@ class Call(nn.Module):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that the part was given; of a layer the first is the residual stream."""
+        """The tensor arguments of the recorded call; for a layer the first is the residual stream."""
         return tuple(self._leaves[place] for place in self._places)
 
     def forward(self, *tensors: Tensor) -> Any:
-        """The part with other `tensors` in the place of those it was given: one tensor, or a tuple of them."""
+        """Run the part with `tensors` instead of the recorded ones. Returns one tensor, or a tuple of tensors."""
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
@@ -33,7 +33,7 @@ class Call(nn.Module):
 
 
 class LayerCall(nn.Module):
-    """The same of a layer, as `counting.measurements.live_bytes` calls one: its input, and what all layers share."""
+    """A layer's call with the signature of `counting.measurements.live_bytes`: its input, and the shared inputs."""
 
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -47,14 +47,14 @@ class LayerCall(nn.Module):
 
 
 class HandsOn(nn.Module):
-    """Stands where a layer stood that an earlier one is like: gives back its input in the form of the other's output.
+    """Replaces a layer that is equal to an earlier one: returns its input, in the form of the earlier layer's output.
 
-    `outputs` has what each layer returned that did run, by its number.
+    `outputs` maps the number of each layer that ran to its output; `like` is the number of the earlier layer.
     """
 
     def __init__(self, layer: nn.Module, like: int, outputs: dict[int, Any]) -> None:
         super().__init__()
-        self.__dict__["_stood_here"] = layer  # not as a part, so that nothing of it is counted
+        self.__dict__["_stood_here"] = layer  # not a submodule, so that it is not counted
         self.__dict__["_output_of_like"] = lambda: outputs[like]
 
     def __getattr__(self, name: str) -> Any:
@@ -64,7 +64,7 @@ class HandsOn(nn.Module):
             return getattr(self.__dict__["_stood_here"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The residual stream as it came, in the form of the other's output."""
+        """The unchanged residual stream, in the form of the earlier layer's output."""
         stream = args[0] if args else kwargs["hidden_states"]
         out = self.__dict__["_output_of_like"]()
         return (stream, *out[1:]) if isinstance(out, tuple) else stream

@@ -1,6 +1,6 @@
-"""A config of a family without a module here, read by transformers: checked, completed, or refused in one line.
+"""Reads the config of a family without modules here with transformers: checked and completed, or refused in one line.
 
-Nothing is downloaded and no remote code is run: the configuration class is one that the installed transformers has.
+Nothing is downloaded and no remote code is run: only configuration classes of the installed transformers are used.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from torch_models.fields.sequence_length import trained_length
 
 EXTRA = "transformers"
 
-# What a layer may do with its tokens; any other kind is refused by name.
+# Layer kinds that are measured; any other kind is refused by name.
 ATTENTION_KINDS = {
     "attention",
     "full_attention",
@@ -32,23 +32,23 @@ STATE_KINDS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", 
 
 
 class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What the measurement needs to know of a config that transformers has read."""
+    """A config that transformers has read, with the data that the measurement needs."""
 
     name: str
-    source: str  # what errors name
+    source: str  # the name of the config in errors
     model_type: str
-    config: Any  # of transformers' class
+    config: Any  # an instance of transformers' configuration class
     sequence_length: int | None
     sequence_length_source: str | None
-    defaulted_fields: tuple[str, ...]  # "field = value" for what the config left to transformers
-    notes: tuple[str, ...]  # what the config has and transformers does not build
+    defaulted_fields: tuple[str, ...]  # "field = value" for each field with transformers' default
+    notes: tuple[str, ...]  # about parts in the config that transformers does not build
 
 
 def read_foreign(foreign: ForeignConfig) -> ForeignModel:
-    """The config as transformers understands it.
+    """The config as read by transformers.
 
-    Raises `UserError` where transformers is missing, does not know the family or rejects a value; where a field is
-    not understood; and where the model is no text decoder.
+    Raises `UserError` if transformers is not installed, does not have the family or rejects a value, if a field is
+    unknown, or if the model is not a text decoder.
     """
     try:
         return _read(foreign)
@@ -70,12 +70,12 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
     with quiet():
         try:
             config = config_class.from_dict(passed_on)
-        except Exception as error:  # transformers' own checks raise whatever they like
+        except Exception as error:  # transformers' own checks may raise any exception
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
     _refuse_other_mixers(model_type, config)
     with quiet():
         check_fields(passed_on, config)
-    if vars(config).get("num_key_value_heads", 0) is None:  # documented so for all, and not done by every class
+    if vars(config).get("num_key_value_heads", 0) is None:  # the documented default, which not every class sets
         config.num_key_value_heads = config.num_attention_heads
     length, source = _sequence_length(fields, config)
     return ForeignModel(
@@ -91,7 +91,7 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
 
 
 def _what_transformers_knows(foreign: ForeignConfig) -> tuple[Any, Any]:
-    """Its tables of families' models and of their configurations, or an error that says what to install."""
+    """transformers' tables of models and of configurations; raises `ConfigError` if it is not installed."""
     try:
         from transformers.models.auto import modeling_auto
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -106,10 +106,10 @@ def _what_transformers_knows(foreign: ForeignConfig) -> tuple[Any, Any]:
 
 
 def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
-    """The family of a config that names none, by its `architectures`."""
+    """The family of a config without `model_type`, found by its `architectures`."""
     named = architectures_in(foreign.fields)
     found = {
-        config_classes[model_type].model_type  # several names may stand for one configuration
+        config_classes[model_type].model_type  # several names may share one configuration
         for model_type, architecture in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         if architecture in named
     }
@@ -120,7 +120,7 @@ def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
 
 
 def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
-    """What the config leaves to transformers of the family's own fields, as "field = value"."""
+    """The family's own fields that are missing in the config, as "field = value" with transformers' default."""
     own = declared_fields(type(config)) - declared_fields(type(config).__mro__[1])
     for field in sorted(own - IRRELEVANT_FIELDS.keys() - FIXED_FIELDS.keys()):
         value = value_of(field, config)
@@ -129,7 +129,7 @@ def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
 
 
 def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
-    """What stands beside the model in published checkpoints, and is no part of what transformers builds."""
+    """A note for each part of published checkpoints that transformers does not build: multi-token prediction."""
     field = "num_nextn_predict_layers"
     if fields.get(field) and field not in declared_fields(config_class):
         yield (
@@ -139,7 +139,7 @@ def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
 
 
 def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:
-    """Refuse what is no text decoder, by what its class declares."""
+    """Refuse a model that is not a text decoder, by the declarations of its configuration class."""
     if fields.get("auto_map"):
         rule = "points to remote code, which is never run; without the field, transformers' own class is measured"
         raise ConfigError("auto_map", fields["auto_map"], rule)
@@ -182,7 +182,7 @@ def _refuse_other_mixers(model_type: str, config: Any) -> None:
 
 
 def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, str | None]:
-    """The length to analyse and where it stands; checked like the one a user gives."""
+    """The sequence length to analyse, and the field that contains it; (None, None) if there is none."""
     standard = "max_position_embeddings"
     own_name = config.attribute_map.get(standard, standard)
     length, source = trained_length(fields, [own_name, standard, "seq_length"])

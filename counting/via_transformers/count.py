@@ -1,7 +1,7 @@
-"""Parameters, FLOPs and bytes of the parts that a run recorded, each part measured by itself.
+"""Parameters, FLOPs and bytes of the parts that a run recorded, each part measured separately.
 
-FLOPs twice, by fvcore's trace and by torch's dispatch, parameters by `numel`, and bytes where attention is one fused
-kernel. Nothing outside those parts may multiply matrices.
+FLOPs are counted twice, by fvcore's trace and by torch's dispatch; parameters by `numel`; bytes only if attention is
+one fused kernel. Matrix products outside these parts are an error.
 """
 
 from collections import Counter
@@ -32,21 +32,21 @@ from torch_models.errors import UserError
 
 
 class Traced(NamedTuple):
-    """What fvcore's trace counted of one call."""
+    """The counts of fvcore's trace for one call."""
 
-    flops: Mapping[str, Counter[str]]  # by kind, of each module within the call
-    grouped_rows: frozenset[int]  # of its grouped products
+    flops: Mapping[str, Counter[str]]  # module name within the call -> FLOPs by kind
+    grouped_rows: frozenset[int]  # numbers of rows of its grouped products
 
     def core_of_parts(self) -> dict[str, int]:
-        """FLOPs of attention's core in each module of the part that was called; "part" is all of it."""
+        """FLOPs of the attention core in each module of the called part; "part" is the whole part."""
         return {name.removeprefix("part."): counts[CORE] for name, counts in self.flops.items()}
 
 
 def count(found: Discovered, recorded: Recorded, sequence_length: int) -> dict[str, ModelCounts]:
     """The witnesses "numel", "trace" and "dispatch" of a model over one sequence.
 
-    Each module of the model is given its `component`, which is how the measurements tell components; nothing else of
-    it is changed. Raises `UserError` naming the op or the module that cannot be counted.
+    Sets the attribute `component` on each module of the model, which the measurements read; nothing else of the model
+    is changed. Raises `UserError` naming the op or the module that cannot be counted.
     """
     calls = [_call_of(found, recorded, group) for group in found.groups]
     traced = [_trace(call) for call in calls]
@@ -67,7 +67,7 @@ def count(found: Discovered, recorded: Recorded, sequence_length: int) -> dict[s
 
 
 def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced], sequence_length: int) -> ModelCounts:
-    """Parameters, by `numel` of those that the modules own; which of the experts one token visits, by the trace."""
+    """Parameters by `numel`; the number of experts that one token visits comes from the trace."""
     layers = []
     for group, kind, of_call in zip(found.groups, kinds, traced, strict=True):
         inactive = [_inactive(experts, of_call, sequence_length) for experts in experts_in(group.layer).values()]
@@ -92,7 +92,7 @@ def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced
 def count_by_trace(
     found: Discovered, recorded: Recorded, kinds: Sequence[str], calls: Sequence[Call], traced: Sequence[Traced]
 ) -> ModelCounts:
-    """Forward FLOPs by fvcore's trace, and attention's core in them."""
+    """Forward FLOPs by fvcore's trace, and the attention core in them."""
     rows = zip(found.groups, kinds, calls, traced, strict=True)
     outside = Counts()
     for call in _parts_with_products(found, recorded):
@@ -115,7 +115,7 @@ def count_by_trace(
 def count_by_dispatch(
     found: Discovered, recorded: Recorded, kinds: Sequence[str], calls: Sequence[Call]
 ) -> ModelCounts:
-    """Forward FLOPs by the ops that torch dispatches; and the layers' bytes, where attention is one kernel."""
+    """Forward FLOPs by torch's dispatch, and the layers' bytes if attention is one kernel."""
     outside = Counts()
     for call in _parts_with_products(found, recorded):
         outside += dispatched_flops(call, call.tensors)
@@ -165,7 +165,7 @@ def _label(found: Discovered, traced: Sequence[Traced]) -> None:
 
 
 def _kinds(found: Discovered) -> list[str]:
-    """A name for each group: what it is, what the config calls it, and a number where the two are not enough."""
+    """A name for each group: "dense" or "moe", the config's layer type, and a number if the name is not unique."""
     seen: Counter[str] = Counter()
     names = []
     for group in found.groups:
@@ -178,7 +178,7 @@ def _kinds(found: Discovered) -> list[str]:
 
 
 def _inactive(experts: nn.Module, traced: Traced, sequence_length: int) -> int:
-    """Parameters of the experts that a token does not visit; how many it visits is read off the products' rows."""
+    """Parameters of the experts that a token does not visit; the rows of the products show how many it visits."""
     total, rows = number_of_experts(experts), next(iter(traced.grouped_rows), 0)
     if len(traced.grouped_rows) != 1 or rows % sequence_length:
         raise UserError(f"{type(experts).__name__} is not computed by grouped products of one number of rows")
@@ -197,7 +197,7 @@ def _memory(call: Call, *, grad: bool) -> LayerMemory:
 def _parts_with_products(found: Discovered, recorded: Recorded) -> list[Call]:
     """The parts outside the layers that multiply matrices, such as the head.
 
-    Raises `UserError` where products stand in neither these nor the layers.
+    Raises `UserError` if there are products outside these and the layers.
     """
     parts = [call for call in recorded.outside.values() if recorded.flops.get(call.part)]
     accounted = {module for group in found.groups for module in group.layer.modules()}

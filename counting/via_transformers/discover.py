@@ -1,6 +1,6 @@
-"""What transformers builds of a config: the model on the meta device, its decoder layers, and which are alike.
+"""Builds a config's model with transformers on the meta device, and finds its decoder layers and which are equal.
 
-The whole model is built, which takes milliseconds per layer, because only transformers knows what each layer is.
+The whole model is built, which takes milliseconds per layer, because only transformers' code defines each layer.
 """
 
 from typing import Any, NamedTuple
@@ -17,28 +17,28 @@ BUILT_DTYPE = torch.bfloat16
 
 
 class LayerGroup(NamedTuple):
-    """Layers that compute the same; the first one is run for all of them."""
+    """Layers that compute the same; only the first one is run."""
 
-    first: int  # its number among all layers
-    layer: nn.Module  # that one
-    number: int  # of layers like it
-    kind: str | None  # what the config calls them, such as "sliding_attention"; None for what needs no name
+    first: int  # index of the first one among all layers
+    layer: nn.Module  # the first one
+    number: int  # how many layers are in the group
+    kind: str | None  # the config's layer type, such as "sliding_attention"; None if there is none or full attention
 
 
 class Discovered(NamedTuple):
-    """A model that transformers built, and what its decoder layers are."""
+    """A model that transformers built, and its decoder layers."""
 
     model: nn.Module
-    layers_name: str  # of the list of layers within the model
+    layers_name: str  # name of the list of layers within the model
     layers: tuple[nn.Module, ...]
     groups: tuple[LayerGroup, ...]  # in the order of their first layers
-    first_alike: tuple[int, ...]  # each layer -> the first one that computes the same
+    first_alike: tuple[int, ...]  # for each layer, the index of the first one that computes the same
 
 
 def load_code_of(config: Any) -> str:
-    """Import the family's code, which needs torch's compiler, and so cannot be imported while measuring.
+    """Import the family's code and return transformers' version.
 
-    Returns transformers' version.
+    The code imports torch's compiler, so it must be imported before `measuring` is entered.
     """
     with quiet():
         import transformers
@@ -48,10 +48,10 @@ def load_code_of(config: Any) -> str:
 
 
 def discover(config: Any, attention: str) -> Discovered:
-    """Build the model of a config of transformers' class, with its own name of an `attention`, and look at its layers.
+    """Build the model of a transformers config, and find its layers. `attention` is a name in transformers' table.
 
-    `config` is left as it is. Raises `UserError` where the layers cannot be told or keep a state from token to token,
-    and whatever transformers raises where it does not build the model.
+    `config` is not changed. Raises `UserError` if the layers cannot be found or keep a state from token to token; any
+    exception of transformers while it builds the model is passed on.
     """
     model = _build(config, attention)
     name, layers = decoder_layers(model, config.num_hidden_layers)

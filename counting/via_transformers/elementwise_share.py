@@ -1,4 +1,4 @@
-"""How much of a model with layers that keep a state is no matrix product: said when such a model is refused."""
+"""The elementwise share of the operations of a model whose layers keep a state, for the message that refuses it."""
 
 import copy
 from typing import Any
@@ -21,7 +21,7 @@ _PRODUCTS = {torch.ops.aten._grouped_mm: grouped_product}
 
 
 class _ElementwiseSteps(TorchDispatchMode):
-    """Counts the numbers that ops write which are neither products nor views: one operation for each, at least."""
+    """Counts the numbers written by ops that are neither products nor views: at least one operation for each number."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -37,21 +37,21 @@ class _ElementwiseSteps(TorchDispatchMode):
 
 
 def share_of_elementwise_steps(config: Any) -> str:
-    """A sentence with the share, measured on the first layers by transformers' reference code on the meta device.
+    """A sentence with the share, measured on the first layers with transformers' reference code on the meta device.
 
-    There are as many of them as it takes to have one of each kind. Where the code does not run there, the sentence
-    says why.
+    The number of layers is the smallest with one layer of each kind. If the code does not run on the meta device, the
+    sentence gives the reason.
     """
     load_code_of(config)
     kinds = list(getattr(config, "layer_types", None) or [None])
     few = copy.deepcopy(config)
     few.num_hidden_layers = count = 1 + max(kinds.index(kind) for kind in set(kinds))
     reasons: list[str] = []
-    for masked in (False, True):  # where the code would look at the mask's numbers, it is given one
+    for masked in (False, True):  # some code reads a mask's numbers unless a mask is given
         try:
-            with ONE_AT_A_TIME, quiet():  # no measurement's kernels: the reference code is what is asked about
+            with ONE_AT_A_TIME, quiet():  # not in `measuring`: its kernels would replace the reference code's
                 products, steps = _operations(few, masked)
-        except Exception as error:  # whatever the reference code raises on a device without numbers
+        except Exception as error:  # the reference code may raise any exception on the meta device
             reasons.append(f"{'with' if masked else 'without'} a mask: {one_line(error, _LONGEST_REASON)}")
             continue
         return (
@@ -63,7 +63,7 @@ def share_of_elementwise_steps(config: Any) -> str:
 
 
 def _operations(config: Any, masked: bool) -> tuple[int, int]:
-    """FLOPs of the products and numbers written by all else, in one forward pass without the head."""
+    """FLOPs of products, and numbers written by all other ops, in one forward pass without the head."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), torch.no_grad():

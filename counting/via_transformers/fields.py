@@ -1,7 +1,8 @@
-"""The fields of a config that transformers reads: under which name, and which of them change nothing.
+"""The fields of a config that transformers reads: their names, and the fields that do not change any count.
 
-What a class of transformers takes without declaring it, it either uses up, reads, or merely keeps. Kept fields are
-refused, because nobody says whether they change the model, unless they repeat what the class derives.
+A configuration class accepts fields that it does not declare. It converts such a field, reads it, or only stores it.
+Fields that are only stored are refused, because they may or may not change the model, unless they repeat a value that
+the class derives.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ _KERNEL = "chooses a kernel, not a product"
 _OLD_CODE = "only the family's first code read it"
 _CHOICE = "says which experts a token visits, not how many"
 
-# Fields of published configs that no class of transformers declares and that change no count; with the reason.
+# Fields of published configs that change no count and that no class of transformers declares, with the reason.
 IRRELEVANT_FOREIGN_FIELDS = {
     "n_ctx": _REPEATED,
     "seq_length": _REPEATED,
@@ -46,7 +47,7 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "unk_token_id": "names a token, not a size",
 }
 
-# Undeclared switches of published configs, with the one value that says what transformers builds anyway.
+# Undeclared switches of published configs, with the one value that matches the model that transformers builds.
 FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "_remove_final_layer_norm": False,
     "activation_dropout": 0.0,
@@ -65,20 +66,20 @@ FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "use_parallel_embedding": True,
 }
 
-_STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the other way round than in published files
+_STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the reverse of published files
 
-# transformers writes numbers that JSON has none for as {"__float__": "Infinity"}.
+# transformers writes numbers that JSON does not have as {"__float__": "Infinity"}.
 _FLOAT_TAG = "__float__"
 _TAGGED_FLOATS = {"Infinity", "-Infinity", "NaN"}
 
 
 def declared_fields(config_class: Any) -> set[str]:
-    """What a configuration class declares, with what every class has."""
+    """The fields that a configuration class declares, including inherited ones."""
     return {field.name for field in dataclasses.fields(config_class)}
 
 
 def value_of(field: str, config: Any) -> Any:
-    """What a config has under a name; None where it has nothing, or a value for each layer, which it will not say."""
+    """The value of a config's field; None if it has no such field, or if the value differs per layer and raises."""
     try:
         return getattr(config, field, None)
     except RuntimeError:
@@ -86,9 +87,9 @@ def value_of(field: str, config: Any) -> Any:
 
 
 def under_own_names(fields: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
-    """The fields as the class names them, whichever of their names the file uses; numbers that JSON lacks decoded.
+    """The fields under the names of the class, whichever name the file uses; tagged floats are decoded.
 
-    Raises `ConfigError` where two names of one field have different values.
+    Raises `ConfigError` if two names of one field have different values.
     """
     renamed: dict[str, Any] = {}
     given_as: dict[str, str] = {}
@@ -105,7 +106,7 @@ def under_own_names(fields: Mapping[str, Any], config_class: Any) -> dict[str, A
 
 
 def _own_name(field: str, config_class: Any) -> str:
-    """The class's name of a field: by its own table of names, then by ours; the field itself where neither knows it."""
+    """The class's name of a field, by the class's table of names, then by ours; if in neither, the field itself."""
     declared = declared_fields(config_class)
     own_names: dict[str, str] = config_class.attribute_map
     others: tuple[str, ...] = EXPERT_COUNTS if field in EXPERT_COUNTS else (_STANDARD_NAMES.get(field, field),)
@@ -128,9 +129,9 @@ def _decoded(value: Any) -> Any:
 
 
 def check_fields(fields: Mapping[str, Any], config: Any) -> None:
-    """Refuse a field that `config`, which transformers made of `fields`, has passed over or merely kept.
+    """Refuse a field that `config`, which transformers made from `fields`, ignores or only stores.
 
-    Raises `ConfigError` naming it, and both values where the class derives another one.
+    Raises `ConfigError` with the field, and with both values if the class derives another one.
     """
     config_class = type(config)
     declared = declared_fields(config_class)
@@ -149,7 +150,7 @@ def check_fields(fields: Mapping[str, Any], config: Any) -> None:
 
 
 def _names_read(config_class: Any) -> Iterator[str]:
-    """Names that a class reads without declaring them, such as older ones: they are strings in its own code."""
+    """Names that a class reads without declaring them, such as older names: all strings in its `__post_init__`."""
     from transformers import PreTrainedConfig
 
     for owner in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
@@ -167,16 +168,16 @@ def _strings(code: types.CodeType) -> Iterator[str]:
 
 
 def _without(field: str, fields: Mapping[str, Any], config: Any) -> Any:
-    """What the class makes of the field when the config does not have it; None where nothing."""
+    """The value that the class derives for the field if the config does not have it; None if there is none."""
     try:
         rebuilt = type(config)(**{name: value for name, value in fields.items() if name != field})
-    except Exception:  # transformers' own checks raise whatever they like
+    except Exception:  # transformers' own checks may raise any exception
         return None
     return value_of(field, rebuilt)
 
 
 def _refuse_passed_over(field: str, fields: Mapping[str, Any], config: Any) -> None:
-    """A declared field that the class overwrites with what it derives: a value of the user's own would be lost."""
+    """Refuse a declared field that the class overwrites with a derived value, because the user's value is ignored."""
     value, made = fields[field], value_of(field, config)
     if isinstance(value, bool | int | float | str) and made not in (None, value):
         default = {one.name: one.default for one in dataclasses.fields(config)}[field]
@@ -186,7 +187,7 @@ def _refuse_passed_over(field: str, fields: Mapping[str, Any], config: Any) -> N
 
 
 def _refuse_kept(field: str, fields: Mapping[str, Any], config: Any) -> None:
-    """An undeclared field that the class keeps, unless it repeats what the class derives without it."""
+    """Refuse an undeclared field that the class only stores, unless it repeats the value that the class derives."""
     if value_of(field, config) is None:
         return
     value, name = fields[field], type(config).__name__

@@ -1,6 +1,6 @@
-"""The measurement of a model that has no module and no formula here: transformers builds it on the meta device.
+"""Measures a model of a family without modules and formulas here: transformers builds it on the meta device.
 
-Discovered, run once with one layer of each kind, and then counted part by part; nothing of it needs a number.
+The model is built, run once with one layer of each kind, and then counted part by part.
 """
 
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from torch_models.errors import UserError
 
 
 class Measured(NamedTuple):
-    """What was measured, and whose code was."""
+    """The measured counts, and the code that was measured."""
 
     witnesses: dict[str, ModelCounts]  # "numel", "trace" and "dispatch"
     built_as: str  # transformers' class and version
 
 
 def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
-    """Parameters, FLOPs and, where attention runs as one kernel, bytes of the model that transformers builds.
+    """Parameters, FLOPs and, if attention runs as one kernel, bytes of the model that transformers builds.
 
-    `setup` has a sequence length. Threads measure one after the other. Raises `UserError` naming the op or the module
-    that cannot be counted, or why the model does not run.
+    `setup` must have a sequence length. Only one thread measures at a time. Raises `UserError` with the op or the
+    module that cannot be counted, or with the reason why the model does not run.
     """
     assert setup.sequence_length is not None, "the sequence length is not resolved"
     version = load_code_of(model.config)

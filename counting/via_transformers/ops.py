@@ -1,4 +1,4 @@
-"""FLOP formulas and harmless ops of models that transformers builds, beyond those of our own modules."""
+"""FLOP formulas, and ops without products, of models that transformers builds, beyond those of our own modules."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ FOREIGN_HANDLES: dict[str, Handle] = {
     op: handle for op, handle in HANDLES.items() if op not in ("aten::matmul", "aten::_grouped_mm")
 }
 
-# Of the ops that neither fvcore nor our own modules know: elementwise arithmetic, choices, data movement.
+# Ops without a handle in fvcore that our own modules do not use: elementwise arithmetic, selection, data movement.
 FOREIGN_ZERO_FLOP_OPS = (
     *ZERO_FLOP_OPS,
     "aten::abs",
@@ -83,7 +83,7 @@ FOREIGN_ZERO_FLOP_OPS = (
 
 @register("aten::addmm", PROJECTION, FOREIGN_HANDLES)
 def addmm_flops(bias: Shape, x: Shape, weight: Shape) -> int:
-    """(n, k) with (k, m), as GPT-2's Conv1D does it: 2 k m per row; adding the bias multiplies nothing."""
+    """(n, k) with (k, m), as in GPT-2's Conv1D: 2 k m per row; adding the bias multiplies nothing."""
     del bias
     return 2 * prod(x) * weight[-1]
 
@@ -102,7 +102,7 @@ def broadcast_matmul_flops(left: Shape, right: Shape) -> int:
 
 
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Queries, keys and values; a mask may follow, which changes no product's size."""
+    """Inputs are queries, keys and values; a mask may follow, which changes no product's size."""
     del outputs
     return core_counts(attention_flops(*(value.type().sizes() for value in inputs[:3])))
 
@@ -113,10 +113,10 @@ def _nothing(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
 
 
 class LayerHandles:
-    """The handles of one layer's trace; notes the rows that grouped products take.
+    """The handles for the trace of one layer; records the numbers of rows of its grouped products.
 
-    A product of two activations belongs to the attention core, one with a stacked weight does not, and is no
-    grouped product either: it would multiply every token with every expert.
+    A product of two activations counts for the attention core. A plain product with a stacked weight is refused: it
+    would multiply every token with every expert.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -125,7 +125,7 @@ class LayerHandles:
         self.grouped_rows: set[int] = set()
 
     def handles(self) -> dict[str, Handle]:
-        """Op -> handle, as `counting.measurements.trace.trace` takes them."""
+        """Op -> handle, for `counting.measurements.trace.trace`."""
         return {
             **FOREIGN_HANDLES,
             "aten::matmul": self._product,
@@ -133,7 +133,7 @@ class LayerHandles:
             "aten::baddbmm": lambda inputs, outputs: self._product(inputs[1:], outputs),
             "aten::scaled_dot_product_attention": _attention,
             "aten::_grouped_mm": self._grouped,
-            "prim::PythonOp.GeLUFunction": _nothing,  # Bloom's own gelu, which fvcore does not let be passed over
+            "prim::PythonOp.GeLUFunction": _nothing,  # Bloom's own gelu, which fvcore does not ignore by itself
         }
 
     def _product(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""transformers at work without a word to the user's terminal or to a server, and the process as it was afterwards."""
+"""Runs transformers without terminal output and without network requests, and restores the process afterwards."""
 
 import contextlib
 import io
@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-_ONE_AT_A_TIME = threading.RLock()  # the streams, filters and levels below are states of the whole process
+_ONE_AT_A_TIME = threading.RLock()  # the streams, filters and levels below are global to the process
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that transformers says reaches the user's terminal, and it asks no server anything.
+    """Context in which transformers prints nothing to the user's terminal and sends no request to a server.
 
-    One thread at a time. Whoever needs `counting.measurements.meta_device.measuring` too enters that first.
+    One thread at a time. If `counting.measurements.meta_device.measuring` is needed too, enter that first.
     """
     logger = logging.getLogger("transformers")
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
@@ -24,9 +24,9 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.CRITICAL)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        # Both keep for good what they find when they are imported: the streams, and whether servers may be asked.
+        # Imported here because both keep the state at import: the output stream, and whether the hub is offline.
         with contextlib.suppress(ImportError):
-            import transformers.utils.logging  # noqa: F401 - for its handler, which writes to the stream of now
+            import transformers.utils.logging  # noqa: F401 - its handler keeps the current stream
         with contextlib.suppress(ImportError):
             from huggingface_hub import constants
 

@@ -1,7 +1,7 @@
-"""One forward pass of a discovered model, with one layer of each kind, noting what every part is called with.
+"""One forward pass of a discovered model, with one layer of each kind, that records the arguments of every part.
 
-Each part can then be measured by itself. The ops that torch dispatches say where products stand, so that none is left
-out.
+Each part can then be measured separately. The dispatched ops show which modules multiply matrices, so that no product
+is left out.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from counting.via_transformers.discover import Discovered, discover
 from counting.via_transformers.refusals import one_line
 from torch_models.errors import UserError
 
-LONGEST_REASON = 160  # characters of what a family's code says to a way that fails
+LONGEST_REASON = 160  # characters of an error from a family's code
 
 
 class Way(NamedTuple):
-    """How a model is built and run: its attention, under transformers' name, and whether it is given a mask."""
+    """How a model is built and run: the name of its attention in transformers, and whether it receives a mask."""
 
     attention: str
     masked: bool
@@ -35,24 +35,24 @@ class Way(NamedTuple):
         return f"{attention} with a mask" if self.masked else attention
 
 
-# The first that runs is taken: one kernel where the family's code allows it, else its own fused or step-by-step
-# attention; and where a pass needs a mask, it gets one.
+# The first way that runs is used: one kernel if the family's code allows it, else its own fused or eager attention.
+# Each is tried without a mask, then with one.
 WAYS = tuple(Way(attention, masked) for attention in (ONE_KERNEL, "sdpa", "eager") for masked in (False, True))
 
 
 class Recorded(NamedTuple):
-    """What one forward pass showed; layers that are like an earlier one did not run."""
+    """The record of one forward pass; layers that are equal to an earlier one did not run."""
 
-    layers: Mapping[int, Call]  # the first layer of each group, by its number; those that were called
-    outside: Mapping[str, Call]  # the modules without parts that stand outside the layers, by name
-    flops: Mapping[nn.Module | None, int]  # of the ops of each module that ran, those of its parts not in it
-    in_one_kernel: frozenset[nn.Module]  # those whose attention ran as one fused kernel
+    layers: Mapping[int, Call]  # calls of the first layer of each group, by its number; only layers that were called
+    outside: Mapping[str, Call]  # calls of the modules outside the layers that have no submodules, by name
+    flops: Mapping[nn.Module | None, int]  # FLOPs of each module's own ops, without its submodules
+    in_one_kernel: frozenset[nn.Module]  # modules whose attention ran as one fused kernel
 
 
 def run_first_way(config: Any, sequence_length: int) -> tuple[Discovered, Recorded]:
-    """The model of a config built and run in the first of `WAYS` that works.
+    """The model of a config, built and run in the first of `WAYS` that works.
 
-    Raises `UserError` where the model is none that can be counted, or no way works: then with the reason of each.
+    Raises `UserError` if the model cannot be counted, or if no way works; then the message has the reason for each.
     """
     failed: dict[str, list[Way]] = {}  # reason -> the ways that gave it
     for way in WAYS:
@@ -61,7 +61,7 @@ def run_first_way(config: Any, sequence_length: int) -> tuple[Discovered, Record
             return found, run(found, way, sequence_length)
         except UserError:
             raise
-        except Exception as error:  # whatever the family's code says to what it was not made for
+        except Exception as error:  # the family's code may raise any exception
             failed.setdefault(one_line(error, LONGEST_REASON), []).append(way)
     reasons = "; ".join(f"{', '.join(map(str, ways))}: {reason}" for reason, ways in failed.items())
     raise UserError(f"its forward pass does not run on the meta device in any way ({reasons})")
@@ -70,8 +70,8 @@ def run_first_way(config: Any, sequence_length: int) -> tuple[Discovered, Record
 def run(found: Discovered, way: Way, sequence_length: int) -> Recorded:
     """Run the model once, without gradients, over one sequence of `sequence_length` tokens.
 
-    For the time of the pass, hooks stand on the model's parts, and stand-ins in the place of layers that do not run.
-    What transformers' modules keep of a pass by themselves stays in them, such as rotary tables of that length.
+    During the pass there are hooks on the model's parts, and layers that do not run are replaced by `HandsOn`. Caches
+    that transformers' modules keep, such as rotary tables of that length, stay in the model.
     """
     calls: dict[str, Call] = {}
     outputs: dict[int, Any] = {}
@@ -117,7 +117,7 @@ def _note_output(index: int, outputs: dict[int, Any]) -> Any:
 
 @contextlib.contextmanager
 def _only_first_layers(found: Discovered, outputs: dict[int, Any]) -> Iterator[None]:
-    """Within it, layers that are like an earlier one hand their input on."""
+    """Context in which layers that are equal to an earlier one are replaced by `HandsOn`."""
     stack: Any = found.model.get_submodule(found.layers_name)
     try:
         for index, like in enumerate(found.first_alike):
@@ -130,10 +130,10 @@ def _only_first_layers(found: Discovered, outputs: dict[int, Any]) -> Iterator[N
 
 
 def _flops_of_modules(model: nn.Module, way: Way, sequence_length: int) -> Counter[nn.Module | None]:
-    """The FLOPs of one forward pass by the innermost module that ran each op; None where none did.
+    """The FLOPs of one forward pass by the innermost module that ran each op; None for ops outside all modules.
 
-    Every op of the pass must be known, as in the counts of single parts: a product that stands in no part would
-    otherwise be left out unseen.
+    Raises `UserError` for an unknown op, as the counts of single parts do: otherwise a product outside all parts could
+    be missed.
     """
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, sequence_length, dtype=torch.long, device="meta")}
     if way.masked:
@@ -151,5 +151,6 @@ def _flops_of_modules(model: nn.Module, way: Way, sequence_length: int) -> Count
     return Counter({module: flops for (_, module), flops in counter.flops.items()})
 
 
-# A product over one term sums nothing and is elementwise work: so rotary tables are made, outside the layers.
+# A product with an inner size of 1 is elementwise work and not counted: rotary tables are computed so, outside the
+# layers.
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.bmm)

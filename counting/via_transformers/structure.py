@@ -1,6 +1,7 @@
-"""What the parts of a model are that someone else wrote: its layers, which are alike, each part's component.
+"""Finds the structure of a model from transformers: its layers, which of them are equal, each part's component.
 
-Parts are told by type, shape and what they computed, never by their names. What cannot be told is `other`.
+Parts are recognised by type, shape and what they computed, never by their names. A part that is not recognised is
+`other`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,13 +12,16 @@ from torch import nn
 from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
-# Components whose matrices recipes in fp8 quantise: head and router are left alone.
+# Components whose matrices fp8 recipes quantise; head and router are not quantised.
 QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def decoder_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
-    """The one list of `count` modules with parameters that lies within no other list, and its name."""
+    """The name of the list of `count` modules with parameters that is in no other such list, and the list.
+
+    Raises `UserError` unless there is exactly one.
+    """
     found: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer, _ in found)
@@ -31,9 +35,9 @@ def decoder_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
 
 
 def signature(layer: nn.Module, kind: str | None) -> tuple[Any, ...]:
-    """Equal for layers that compute the same: types, plain attributes and parameter shapes of all that is in them.
+    """A key that is equal for equal layers: types, plain attributes and parameter shapes of all their modules.
 
-    A layer's number is no part of it. What the config alone says of a layer is its `kind`.
+    The layer's number is not included. `kind` is the layer's type in the config.
     """
     parts: list[Any] = [kind]
     for name, module in layer.named_modules():
@@ -48,7 +52,7 @@ def signature(layer: nn.Module, kind: str | None) -> tuple[Any, ...]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """A module without parts, with an epsilon and with weights of one shape: LayerNorm, RMSNorm, and their kin."""
+    """Whether a module has no submodules, an epsilon, and weights of one shape, as LayerNorm and RMSNorm have."""
     own = list(module.parameters(recurse=False))
     epsilon = any(isinstance(getattr(module, name, None), float) for name in ("eps", "variance_epsilon", "epsilon"))
     leaf = next(module.children(), None) is None
@@ -56,7 +60,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def experts_in(layer: nn.Module) -> dict[str, nn.Module]:
-    """The modules that own stacked weights, (experts, in, out), by name; where there are none, the layer is dense."""
+    """The modules that own stacked weights, (experts, in, out), by name; none if the layer is dense."""
     return {
         name: module
         for name, module in layer.named_modules()
@@ -65,7 +69,7 @@ def experts_in(layer: nn.Module) -> dict[str, nn.Module]:
 
 
 def number_of_experts(experts: nn.Module) -> int:
-    """The first size of its stacked weights, of which there must be one."""
+    """The first size of its stacked weights. Raises `UserError` unless it is the same for all of them."""
     sizes = {weight.shape[0] for weight in experts.parameters(recurse=False) if weight.dim() == 3}
     if len(sizes) != 1:
         raise UserError(f"{type(experts).__name__} stacks weights of {sorted(sizes)} experts; there must be one number")
@@ -73,10 +77,10 @@ def number_of_experts(experts: nn.Module) -> int:
 
 
 def matrix_weights(layer: nn.Module) -> int:
-    """Weights in the matrices of attention and feed-forward, routers and biases left out, of a labelled layer.
+    """Weights in the matrices of attention and feed-forward of a labelled layer, without routers and biases.
 
-    A module's matrices are those of its own parameters with the most dimensions, two or more: beside stacked weights,
-    (experts, in, out), stacked biases have one fewer.
+    A module's matrices are its own parameters with the most dimensions, at least two: stacked biases have one
+    dimension fewer than stacked weights, (experts, in, out).
     """
     total = 0
     for module in layer.modules():
@@ -88,7 +92,7 @@ def matrix_weights(layer: nn.Module) -> int:
 
 
 def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
-    """Give each part of a layer its `component`; `core_flops` says how much of attention's core lies in each part."""
+    """Set the `component` of each part of a layer; `core_flops` maps a part's name to its attention-core FLOPs."""
     _label(layer, "other")
     for name, child in layer.named_children():
         if core_flops.get(name):
@@ -109,9 +113,9 @@ def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
 
 
 def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int | None) -> None:
-    """Give what stands outside the layers its `component`.
+    """Set the `component` of each module outside the layers.
 
-    A table of embeddings beside that of the words is one of positions if it has about as many rows as there are.
+    An embedding table other than the word embedding is a positional one if it has `positions` rows, or up to 8 more.
     """
     inside = {module for layer in layers for module in layer.modules()}
     words, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]

@@ -1,1 +1,1 @@
-"""FLOPs of dispatched ops: `formulas`, and the ops `without_products`; those of traced ops stand in `..trace`."""
+"""FLOPs of dispatched ops: `formulas`, and the ops `without_products`; those of traced ops are in `..trace`."""

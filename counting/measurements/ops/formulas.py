@@ -1,7 +1,7 @@
 """FLOPs of one op that torch dispatches, forward or backward: 2 per multiply-add of matrix products and convolutions.
 
-By torch's own formulas (torch/utils/flop_counter.py), and ours where it has none or a wrong one. Everything else must
-be known to multiply no matrices: an op that nothing is known of is an error, never a zero.
+The formulas are torch's (torch/utils/flop_counter.py), and ours for ops where torch has none or a wrong one. Every
+other op must be in a list or have a tag that shows that it multiplies no matrices. An unknown op is an error, never 0.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-# Registers the grouped products of formats that torch has none for, and the fused attention's ops.
+# Imported to register the grouped products for dtypes that torch does not support, and the ops of fused attention.
 from counting.measurements import meta_device as _meta_device  # noqa: F401
 from counting.measurements.ops.without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
@@ -24,13 +24,13 @@ aten = torch.ops.aten
 
 TAGS_WITHOUT_PRODUCTS = frozenset({torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy})
 
-FFN_WEIGHTS = 8  # where they begin among the arguments of a whole encoder layer, counted after the output projection
+FFN_WEIGHTS = 8  # their first position among the arguments of an encoder layer after the output projection's weight
 
 
 def op_flops(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None, out: Any) -> int:
-    """FLOPs of `out = function(*args, **kwargs)`, one dispatched op; 0 for what multiplies no matrices.
+    """FLOPs of `out = function(*args, **kwargs)`, one dispatched op; 0 if it multiplies no matrices.
 
-    The multiplications of complex numbers count as those of real ones. Raises `UserError` naming the op if it has no
+    A multiplication of complex numbers counts like one of real numbers. Raises `UserError` naming the op if it has no
     formula and is not known to multiply no matrices.
     """
     if not isinstance(function, OpOverload):  # a higher-order op, which runs functions of its own
@@ -49,7 +49,7 @@ def op_flops(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None
 
 
 def _shape(value: Any) -> Any:
-    """The shape of a tensor; of what is no tensor, itself."""
+    """The shape of a tensor; for a tuple or list the shapes of its items; any other value unchanged."""
     if isinstance(value, Tensor):
         return value.shape
     return tuple(map(_shape, value)) if isinstance(value, tuple | list) else value
@@ -68,14 +68,14 @@ def _multiplies_nothing(packet: Any) -> bool:
     namespace, _, name = packet._qualified_op_name.partition("::")
     if namespace != "aten":
         return namespace in NAMESPACES_WITHOUT_PRODUCTS
-    # What an op does to one tensor, out of place, it does to a list of them, and in place.
+    # In-place and _foreach_ variants are looked up by the name of the out-of-place op on one tensor.
     names = {name, name.removesuffix("_")}
     names |= {each.removeprefix("_foreach_") for each in names}
     return any(each in OPS_WITHOUT_PRODUCTS or _is_tagged(each) for each in names)
 
 
 def _is_tagged(name: str) -> bool:
-    """Whether torch says of the op that it is elementwise, a reduction or a view."""
+    """Whether torch tags the op as elementwise, a reduction or a view."""
     packet = getattr(aten, name, None)
     if packet is None:
         return False
@@ -89,7 +89,7 @@ def _product(left: Size, right: Size, *_: object, **__: object) -> int:
 
 
 def _product_added(total: Size, left: Size, right: Size, *_: object, **__: object) -> int:
-    """The product added to another tensor, which multiplies nothing more; `addbmm` sums over b as well."""
+    """A product added to another tensor; the addition counts 0. `addbmm` also sums over b."""
     del total
     return _product(left, right)
 
@@ -116,10 +116,10 @@ def _outer_product_added(total: Size, left: Size, right: Size, *_: object, **__:
 
 
 def grouped_product(left: Size, right: Size, *_: object, **__: object) -> int:
-    """No row of any of the E groups is multiplied by another group's matrix, however the T rows are grouped.
+    """Each of T rows is multiplied only by the matrix of its group, so the count does not depend on the group sizes.
 
     (T, k) with (E, k, n), and the gradient of the rows, the same with (E, n, k); the gradient of the matrices,
-    (k, T) with (T, n), whose T is cut into E groups; (E, m, k) with (E, k, n); (E, m, k) with (k, T).
+    (k, T) with (T, n), where T is split into E groups; (E, m, k) with (E, k, n); (E, m, k) with (k, T).
     """
     if len(left) == 3 and len(right) == 2:
         return 2 * prod(left[1:]) * right[1]
@@ -127,7 +127,7 @@ def grouped_product(left: Size, right: Size, *_: object, **__: object) -> int:
 
 
 def _grouped_weight_gradient(rows: Size, gradient: Size, *_: object, **__: object) -> int:
-    """(in, T) with (T, out), whose T is cut into groups."""
+    """(in, T) with (T, out), where T is split into groups."""
     return 2 * prod(rows) * gradient[1]
 
 
@@ -149,7 +149,7 @@ def _banded_attention(
     *_: object,
     **__: object,
 ) -> int:
-    """Scores and weighted values, where each query visits no more keys than the window holds; the causal half in it."""
+    """Scores and weighted values; each query visits at most `window` keys, including those in the future."""
     del sinks, scale
     return _attention(query, key, value) // key[2] * min(window or key[2], key[2])
 
@@ -167,8 +167,8 @@ def _banded_attention_backward(
 ) -> int:
     """Five products over the pairs that the forward pass visits, as torch counts its own fused kernels' backward.
 
-    The scores once more, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv 2307.08691,
-    §3.1.2).
+    They are the recomputed scores, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv
+    2307.08691, §3.1.2).
     """
     del sinks, scale
     return _attention_backward(gradient, query, key, value) // key[2] * min(window or key[2], key[2])
@@ -188,7 +188,7 @@ def _convolution_backward(
     output_mask: tuple[bool, ...],
     **_: object,
 ) -> int:
-    """As many products as the forward pass for each of the two gradients, that of the input and that of the weight.
+    """As many FLOPs as the forward pass for each gradient that is computed: the input's and the weight's.
 
     Torch's own formula (2.13) counts the weight's gradient `groups` times.
     """
@@ -223,7 +223,8 @@ def _encoder_layer(
     return int(block + 2 * prod(x[:-1]) * (prod(up) + prod(down)))
 
 
-# Formulas of the shapes of an op's tensors and its other arguments, and of its outputs as `out_shape`; before torch's.
+# A formula receives the op's arguments, with shapes for tensors, and the output's shape as `out_shape`. These formulas
+# take precedence over torch's.
 OP_FORMULAS: dict[Any, Callable[..., int]] = {
     aten._grouped_mm: grouped_product,
     torch.ops.model_training_cost.grouped_product: grouped_product,

@@ -1,11 +1,12 @@
 """Names of torch's own ops that multiply no matrices, as data.
 
-Looked up for ops that torch itself does not tag as elementwise, as a reduction or as a view, under the name of the op
-that works out of place ("copy" stands for `copy_` too, and "addcmul" for `_foreach_addcmul`).
+Only ops that torch does not tag as elementwise, as a reduction or as a view are listed, by the name of the out-of-place
+op ("copy" includes `copy_` and `_foreach_copy_`).
 
-Not here, so that they are errors and never zeros: what contracts two tensors without a formula of ours (distances of
-all pairs, trilinear products, recurrent layers in one kernel, attention in one kernel), decompositions and solutions of
-linear systems, Fourier transforms, products of sparse, packed or quantised matrices.
+These ops are left out on purpose, so that they raise an error and never count 0: contractions of two tensors without a
+formula of ours (distances of all pairs, trilinear products, recurrent layers in one kernel, attention in one kernel),
+decompositions and solutions of linear systems, Fourier transforms, and products of sparse, packed or quantised
+matrices.
 """
 
 _CREATION = """
@@ -59,7 +60,7 @@ _FAKE_QUANTISATION = """
     _fused_moving_avg_obs_fq_helper_functional
 """
 
-# The fused cells are the gates of a recurrent layer, whose products come before them as ops of their own.
+# The fused cells compute only the gates of a recurrent layer; its products are separate ops before them.
 _GATES_OF_RECURRENT_CELLS = """
     _thnn_fused_gru_cell _thnn_fused_gru_cell_backward _thnn_fused_lstm_cell _thnn_fused_lstm_cell_backward_impl
 """
@@ -89,7 +90,7 @@ _LOSSES = """
     _cudnn_ctc_loss _use_cudnn_ctc_loss
 """
 
-# Interpolation weighs a handful of neighbours of each point.
+# Interpolation weights a few neighbours of each point; it is not counted as a matrix product.
 _POOLING_AND_INTERPOLATION = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_avg_pool3d_backward adaptive_max_pool2d
     adaptive_max_pool2d_backward adaptive_max_pool3d adaptive_max_pool3d_backward avg_pool1d avg_pool2d
@@ -141,7 +142,7 @@ OPS_WITHOUT_PRODUCTS = frozenset(
     ).split()
 )
 
-# Ops outside torch's own `aten`: properties of tensors, marks of the profiler, communication between ranks.
+# Namespaces outside `aten`: properties of tensors, profiler marks, communication between ranks.
 NAMESPACES_WITHOUT_PRODUCTS = frozenset(
     {"prim", "profiler", "c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp"}
 )
