@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CAPTION = (
-    "Needed: what the step allocates at its worst moment, and the CUDA context where its size is known; what the "
-    "caching allocator reserves beyond that is left out. Capacity: what the driver reports of one device where that is "
-    "known, else the vendor's memory, one GB taken as 2^30 bytes. A board of two dies is two devices. Fits with: the "
-    "cheapest of other recomputation and a loss in chunks, by formula and simulation."
+    "Needed: the peak of the bytes that the step allocates, plus the CUDA context if its size is known. Memory that "
+    "the caching allocator reserves beyond that is not included. Capacity: the memory of one device that the driver "
+    "reports if that is known, else the vendor's figure, one GB taken as 2^30 bytes. A board with two dies is two "
+    "devices. Fits with: the cheapest change of recomputation or loss chunk with which the step fits, by formula and "
+    "simulation."
 )
 
 
