@@ -1,4 +1,4 @@
-"""What a model as analysed costs; results go in, and no witness.
+"""The cost of training an analysed model. The modules take an `Analysis`; they measure nothing themselves.
 
 `hardware` (the GPU catalogue), `conventions` (training FLOPs as papers count them), `run` (tokens to hours and
 dollars), `comparison`, `budget` and `budget_on_model`, `scaling_laws`, `design` (an architecture of a given size) and

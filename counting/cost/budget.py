@@ -3,7 +3,7 @@
     GPU-hours = budget / price,    C = GPU-hours x 3600 s x peak FLOP/s x MFU
 
 The model FLOPs utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1) is against the dense peak of the
-training dtype. Networking, storage, restarts and failed runs are not in the bill.
+training dtype. The cost does not include networking, storage, restarts and failed runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,29 +31,30 @@ class GpuOption(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     price_usd_per_hour: float
     peak_dense_tflop_per_s: float
-    training_dtype: str  # of the peak
+    training_dtype: str  # the 16-bit format of the peak
     gpu_hours: float
     training_flops: int
 
 
 class BudgetPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The compute-optimal use of a budget, with the assumptions it rests on."""
+    """The compute-optimal use of a budget, with its assumptions."""
 
     budget_usd: float
     mfu: float
     scaling_law: str
-    best_gpu: str  # the option with the most training FLOPs; of equals, the one named first
+    best_gpu: str  # the option with the most training FLOPs; the first one if several have as many
     gpu_hours: float
-    training_flops: int  # whole ones; the rest of the money buys no further
+    training_flops: int  # rounded down to whole FLOPs
     optimal_parameters: int
     optimal_tokens: int
     tokens_per_parameter: float
     predicted_loss: float  # nats per token
-    extrapolated: bool  # beyond the model sizes or token counts that the law was fitted to
+    extrapolated: bool  # N or D is outside the range of the runs that the law was fitted to
     options: tuple[GpuOption, ...]
-    num_gpus: int | None  # at once, all of the best kind
-    days: float | None  # that the hours last on so many; None where no number was given
-    more_on: GpuOption | None  # where no GPUs were named: the one of the catalogue that buys most, if more than these
+    num_gpus: int | None  # number of `best_gpu` used at the same time
+    days: float | None  # `gpu_hours` on `num_gpus` GPUs; None without `num_gpus`
+    # Only with the default GPUs: the catalogue's GPU that buys the most FLOPs, if it buys more than `best_gpu`.
+    more_on: GpuOption | None
 
 
 def plan_budget(
@@ -65,12 +66,12 @@ def plan_budget(
     prices_usd_per_hour: Mapping[str, float] | None = None,
     num_gpus: int | None = None,
 ) -> BudgetPlan:
-    """The best of `gpus` for `budget_usd`, and the N and D that the scaling law makes of its FLOPs.
+    """The best of `gpus` for `budget_usd`, and the compute-optimal N and D for the FLOPs that it buys.
 
-    `gpus` are names in the catalogue or entries of one's own; without them `DEFAULT_GPUS` are compared.
-    `prices_usd_per_hour` replaces or completes the catalogue's prices, by GPU name. Raises UserError for a budget
-    outside 0.01 to 1e15 dollars, an MFU outside (0, 1], no GPU or the same one twice, an unknown GPU or law, a
-    GPU without a price, and a number of GPUs below one.
+    `gpus` contains names of catalogue entries or `Gpu` objects; if it is None, `DEFAULT_GPUS` are compared.
+    `prices_usd_per_hour` maps GPU names to prices that replace or complete those of the catalogue. Raises UserError for
+    a budget outside 0.01 to 1e15 dollars, an MFU outside 1e-6 to 1, no GPU or the same one twice, an unknown GPU or
+    law, a missing or invalid price, `num_gpus` below one, and a budget too small to train any model.
     """
     budget_usd = check_dollars(budget_usd)
     mfu = check_mfu(mfu)
@@ -101,24 +102,27 @@ def plan_budget(
 
 
 def _most(options: Sequence[GpuOption]) -> GpuOption:
-    """The option with the most training FLOPs; of equals, the first."""
+    """The option with the most training FLOPs; the first one if several have as many."""
     return max(options, key=lambda option: option.training_flops)
 
 
 def _more_on_the_catalogue(best: GpuOption, budget_usd: float, mfu: float) -> GpuOption | None:
-    """What buys the most of all whose price the catalogue knows; None where `best` buys as much."""
+    """The option with the most FLOPs among all GPUs with a catalogue price; None if `best` buys as many."""
     priced = [(gpu, gpu.price_usd_per_hour) for gpu in load_gpus()]
     most = _most([_buy(gpu, price, budget_usd, mfu) for gpu, price in priced if price is not None])
     return most if most.training_flops > best.training_flops else None
 
 
 def days_on(num_gpus: int, hours: Fraction) -> float:
-    """How long so many GPUs take for their GPU-hours together, in days."""
+    """The days that `num_gpus` GPUs take for `hours` GPU-hours in total."""
     return float(hours / num_gpus / HOURS_PER_DAY)
 
 
 def priced_gpus(gpus: Sequence[str | Gpu], prices: Mapping[str, float]) -> list[tuple[Gpu, float]]:
-    """Each GPU with its price in dollars per hour: the one given, else its own."""
+    """Each GPU with its price in dollars per hour: the one in `prices`, else the GPU's own.
+
+    Raises ArgumentError for no GPU, a GPU named twice, and a missing or invalid price.
+    """
     found = [gpu if isinstance(gpu, Gpu) else find_gpu(gpu) for gpu in gpus]
     if not found:
         raise ArgumentError("gpus", "", "name at least one GPU")
@@ -143,12 +147,12 @@ def priced_gpus(gpus: Sequence[str | Gpu], prices: Mapping[str, float]) -> list[
 
 
 def gpu_names(gpus: Sequence[str | Gpu]) -> list[str]:
-    """As they were given."""
+    """The names of `gpus`, as given."""
     return [gpu.name if isinstance(gpu, Gpu) else gpu for gpu in gpus]
 
 
 def _price(gpu: Gpu, given: Mapping[str, float]) -> float:
-    """The price in dollars per hour, or an error that asks for one."""
+    """The price in dollars per hour; raises ArgumentError if there is none."""
     price = given.get(gpu.name, gpu.price_usd_per_hour)
     if price is None:
         rule = f"no price is known for {gpu.name}: give one in US dollars per hour"
@@ -171,30 +175,30 @@ def _buy(gpu: Gpu, price: float, budget_usd: float, mfu: float) -> GpuOption:
 
 
 def exactly(value: float) -> Fraction:
-    """The number as it is written: 0.4 is two fifths, not the nearest binary fraction."""
+    """`value` as the exact fraction of its decimal text: 0.4 gives 2/5, not the nearest binary fraction."""
     return Fraction(repr(value))
 
 
 def check_dollars(value: object, field: str = "budget_usd") -> float:
-    """An amount of US dollars between a cent and 10^15, as a float; `field` is what the error calls it."""
+    """`value` in US dollars as a float; raises ArgumentError for `field` if it is not between 0.01 and 1e15."""
     if not SMALLEST_DOLLARS <= number_or_nan(value) <= LARGEST_DOLLARS:
         raise ArgumentError(field, value, DOLLARS_RULE)
     return float(number_or_nan(value))
 
 
 def check_mfu(value: object, field: str = "mfu") -> float:
-    """A model FLOPs utilisation between a millionth and 1, as a float; `field` is what the error calls it."""
+    """`value`, an MFU, as a float; raises ArgumentError for `field` if it is not between 1e-6 and 1."""
     if not SMALLEST_MFU <= number_or_nan(value) <= 1:
         raise ArgumentError(field, value, f"must be a number from {SMALLEST_MFU} to 1")
     return float(number_or_nan(value))
 
 
 def check_whole(field: str, value: object) -> None:
-    """Refuses what is no whole number above 0."""
+    """Raises ArgumentError for `field` if `value` is not a whole number above 0."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(field, value, "must be a whole number, at least 1")
 
 
 def number_or_nan(value: object) -> float:
-    """The value where it is a number, else NaN, which fails every comparison."""
+    """`value` if it is a number, else NaN, for which every range check fails."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")

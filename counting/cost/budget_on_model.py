@@ -1,8 +1,8 @@
-"""What a budget trains a given model on, and how that compares with what the scaling law would have.
+"""The number of tokens that a budget can train a given model on, compared with the optimum of the scaling law.
 
-The tokens follow from the model's own training FLOPs, not from 6 N D; the law knows models by N alone. Of a mixture of
-experts it is asked twice, with the total N and with the active one: the laws here were fitted to dense models, and
-neither is what they mean by N.
+The tokens follow from the model's own training FLOPs, not from 6 N D. The law depends on the model only through N. A
+mixture of experts gets two results, one for the total N and one for the active N: the laws here were fitted to dense
+models, so neither N has the same meaning as in the law.
 """
 
 from math import ceil, floor
@@ -18,12 +18,12 @@ from torch_models.errors import UserError
 
 
 class LawOnModel(msgspec.Struct, frozen=True, kw_only=True):
-    """The scaling law's word on the model, taken as one of `parameters`."""
+    """The scaling law applied to the model, with N = `parameters`."""
 
     taken_as: Literal["total", "active"]
     parameters: int
     tokens_per_parameter: float
-    optimal_tokens: float  # for which a model of this size is the best one
+    optimal_tokens: float  # the D for which this N is compute-optimal
     tokens_over_optimal: float
     predicted_loss: float  # nats per token, on the tokens that the budget pays for
     extrapolated: bool
@@ -39,11 +39,11 @@ class BudgetOnModel(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     scaling_law: str
     mixture_of_experts: bool
-    readings: tuple[LawOnModel, ...]  # one of a dense model; of a mixture of experts total and active
+    readings: tuple[LawOnModel, ...]  # one for a dense model; total and active N for a mixture of experts
 
 
 def spend_on(analysis: Analysis, plan: BudgetPlan) -> BudgetOnModel:
-    """The tokens that `plan` trains the model of `analysis` on; a UserError where they are not one."""
+    """The tokens that the budget of `plan` trains the model on. Raises UserError if it does not pay for one token."""
     per_token = training_flops_per_token(analysis)
     tokens = floor(plan.training_flops / per_token)
     if not tokens:

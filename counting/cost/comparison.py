@@ -1,7 +1,7 @@
-"""Several models side by side, trained on the same tokens with the same GPU at the same utilisation.
+"""Several models side by side, trained on the same number of tokens with the same GPU at the same utilisation.
 
-What a mixture of experts saves is told against the same model with every routed expert run for every token, which is a
-dense one of its total size: 6 FLOPs per token more for each parameter that a token does not visit.
+The savings of a mixture of experts are relative to the same model with every routed expert run for every token. It
+corresponds to a dense model of the same total size: each inactive parameter adds 6 FLOPs per token.
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
     active_parameters: int
     training_flops_per_token: int
     training_flops_per_token_if_dense: int  # every routed expert run for every token
-    saved_by_routing: float  # 1 - the one / the other; 0 of a dense model
+    saved_by_routing: float  # 1 - training_flops_per_token / ..._if_dense; 0 for a dense model
     model_state_bytes: int
-    step_peak_bytes: int | None  # of one sequence on one device; None where no step was measured
+    step_peak_bytes: int | None  # for one sequence on one device; None if no step was measured
     fewest_gpus: int
     outcome: Outcome
     cost_over_cheapest: float
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """The models, and what they have in common."""
+    """The compared models, and the settings that they share."""
 
     tokens: int
     gpu: str
@@ -50,10 +50,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
-    """The runs of `plan` for each model, with one GPU at one utilisation: `DEFAULT_MFU` is assumed where none is given.
+    """The run of `plan` for each model, on one kind of GPU at one utilisation (`DEFAULT_MFU` if the plan has none).
 
-    Raises UserError for fewer than two models, models whose setups differ in sequence length, precision or optimiser,
-    several GPUs or utilisations, published hours, and a measured speed; else as `plan_run`.
+    Raises UserError for fewer than two models, for setups that differ in sequence length, precision or optimiser, for
+    a plan that does not have exactly one GPU or has several utilisations, published hours or a measured speed, and for
+    everything that `plan_run` refuses.
     """
     _check_comparable(analyses, plan)
     runs = [plan_run(analysis, plan, assumed_mfus=(DEFAULT_MFU,)) for analysis in analyses]

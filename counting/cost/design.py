@@ -1,7 +1,8 @@
 """A Llama-style model designed for a parameter count.
 
-The search is small and deterministic: the hidden sizes whose depth lies within the range of published models of that
-size, and for each the SwiGLU widths near 8/3 of it with the depth that fits. All are counted by formula.
+The search is small and deterministic. It tries the hidden sizes whose width-to-depth ratio lies within the range of
+published models of that size, and for each of them the SwiGLU widths near 8/3 of the hidden size. The number of layers
+follows from the target. Parameters are counted by formula.
 """
 
 from collections.abc import Iterator
@@ -16,13 +17,13 @@ from torch_models.errors import UserError
 from torch_models.fields.bundled import bundled_data
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerRun, LayerSpec, ModelSpec, RotarySpec
 
-SMALLEST_DESIGN = 250_000_000  # below it whole layers and tiles are steps too coarse to come within 0.5 % of any N
-LARGEST_DESIGN = 10**13  # beyond it the largest published dense model is no guide
+SMALLEST_DESIGN = 250_000_000  # below it, steps of whole layers and tiles are too coarse to reach every N within 0.5 %
+LARGEST_DESIGN = 10**13  # above it, there is no published dense model near enough to guide a design
 LARGEST_RELATIVE_ERROR = 0.005
 
 HEAD_DIM = 128
 WIDTH_STEP = 256
-KEY_VALUE_HEADS = 8  # of Llama-3 at every size; the most that a design takes
+KEY_VALUE_HEADS = 8  # as Llama-3 at every size; a design has at most this many
 SWIGLU_RATIO = 8 / 3
 SWIGLU_TOLERANCE = 0.05
 NORM_EPS = 1e-5
@@ -44,7 +45,7 @@ class PublishedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
-    """What a design takes over from published models of its order of size."""
+    """The values that a design copies from published models of similar size."""
 
     vocab_sizes: tuple[int, ...]  # the preferred one first
     tie_word_embeddings: bool
@@ -74,7 +75,7 @@ LARGE_FROM = 5 * 10**9  # the geometric mean of Llama-3.2 3B, which ties its hea
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
-    """A designed config.json, and how near it comes to the parameters asked for."""
+    """A designed config.json, and its distance from the requested number of parameters."""
 
     config: dict[str, object]  # Hugging Face's Llama fields
     parameters: int
@@ -98,7 +99,7 @@ class LlamaShape(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def heads(self) -> int:
-        """Query heads: together as wide as the residual stream."""
+        """Number of query heads; their total width is the hidden size."""
         return self.hidden_size // HEAD_DIM
 
     @property
@@ -108,13 +109,13 @@ class LlamaShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def design_model(target_parameters: int) -> Architecture:
-    """The soundest Llama-style config within 0.5 % of `target_parameters`, for 2.5 x 10^8 to 10^13 of them.
+    """The Llama-style config with the smallest penalty, within 0.5 % of `target_parameters`.
 
-    The smallest sum of five deviations wins: hidden size / layers from the geometric mean of published models of that
-    size, and SwiGLU width from 8/3 of the hidden size, each as a share of what its rule allows; parameters from the
-    target, as a quarter of such a share; half a point for each key/value head fewer than 8; and the vocabulary's
-    growth over the preferred one.
-    Raises UserError outside the sizes that the rules hold for.
+    The penalty is the sum of five terms: (1) the deviation of hidden size / layers from the geometric mean of published
+    models of that size and (2) of the SwiGLU width from 8/3 of the hidden size, each divided by the largest deviation
+    that its rule allows; (3) a quarter of the same quotient for the number of parameters; (4) 0.5 for each key/value
+    head fewer than 8; (5) the relative growth of the vocabulary over the preferred size.
+    Raises UserError if `target_parameters` is not between 2.5 x 10^8 and 10^13.
     """
     if not SMALLEST_DESIGN <= target_parameters <= LARGEST_DESIGN:
         raise UserError(
@@ -142,7 +143,7 @@ def published_models() -> tuple[PublishedModel, ...]:
 
 
 def published_peers(parameters: int) -> tuple[PublishedModel, ...]:
-    """The published models within a factor of 3 of that size; beyond the table, of its nearest end."""
+    """The published models within a factor of 3 of `parameters`, which is first limited to the range of the table."""
     models = published_models()
     size = min(max(parameters, models[0].parameters), models[-1].parameters)
     return tuple(model for model in models if size / 3 <= model.parameters <= size * 3)
@@ -152,7 +153,7 @@ def published_peers(parameters: int) -> tuple[PublishedModel, ...]:
 
 
 def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, LlamaShape]]:
-    """(Penalty, shape) of all within 0.5 % of the target and within the published range of hidden size / layers."""
+    """(Penalty, shape) of each shape within 0.5 % of the target and the published range of hidden size / layers."""
     log_ratios = [log(model.width_to_depth) for model in published_peers(target)]
     lowest, ideal, highest = min(log_ratios), fsum(log_ratios) / len(log_ratios), max(log_ratios)
     for shape in _one_layer_shapes(target, tier, exp(lowest), exp(highest)):
@@ -171,7 +172,7 @@ def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, LlamaShape]]:
 
 
 def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_ratio: float) -> Iterator[LlamaShape]:
-    """The widths to try, without their depth: those that come near the published hidden size / layers."""
+    """The shapes to try, each with one layer: those near the published range of hidden size / layers."""
     for hidden_size in _hidden_sizes():
         groups, *fewer_groups = _key_value_heads(hidden_size // HEAD_DIM)
         shape = LlamaShape(
@@ -182,7 +183,7 @@ def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_rati
         )
         ratio = hidden_size / _fill(shape, target, tier)[0]
         if ratio > 1.2 * highest_ratio:
-            return  # too shallow, and all wider ones more so
+            return  # too few layers; wider shapes have even fewer
         if ratio < lowest_ratio / 1.2:
             continue
         for intermediate_size in _swiglu_widths(hidden_size):
@@ -207,22 +208,22 @@ def _fill(shape: LlamaShape, target: int, tier: Tier) -> tuple[int, int]:
 
 
 def _hidden_sizes() -> Iterator[int]:
-    """Multiples of 256 from 512, of 512 from 2,048 and of 1,024 from 8,192, without end."""
+    """Multiples of 256 from 512, of 512 from 2,048 and of 1,024 from 8,192, an infinite sequence."""
     yield from range(512, 2048, 256)
     yield from range(2048, 8192, 512)
     yield from count(8192, 1024)
 
 
 def _swiglu_widths(hidden_size: int) -> range:
-    """The multiples of 256 within 5 % of 8/3 `hidden_size`, or within one step where that is more."""
+    """The multiples of 256 within 5 % of 8/3 `hidden_size`, or within one step of 256 if that is more."""
     ideal = SWIGLU_RATIO * hidden_size
     tolerance = max(SWIGLU_TOLERANCE * ideal, WIDTH_STEP)
     return range(ceil((ideal - tolerance) / WIDTH_STEP) * WIDTH_STEP, floor(ideal + tolerance) + 1, WIDTH_STEP)
 
 
 def _key_value_heads(heads: int) -> tuple[int, ...]:
-    """The numbers up to 8 that divide `heads` into groups of two or more, the largest first; from 64 heads on, 8."""
-    if heads >= 64:  # the steps of the hidden size are multiples of 8 heads there
+    """The numbers from 8 down to 2 that divide `heads` into groups of two or more; only 8 from 64 heads on."""
+    if heads >= 64:  # here the number of heads is always a multiple of 8
         return (KEY_VALUE_HEADS,)
     return tuple(groups for groups in range(KEY_VALUE_HEADS, 1, -1) if heads % groups == 0 and heads >= 2 * groups)
 
@@ -257,7 +258,7 @@ def _model_spec(shape: LlamaShape, tier: Tier) -> ModelSpec:
 
 
 def _config(shape: LlamaShape, tier: Tier) -> dict[str, object]:
-    """The shape as Hugging Face's config.json of a Llama."""
+    """The shape as the fields of Hugging Face's Llama config.json."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -280,7 +281,7 @@ def _config(shape: LlamaShape, tier: Tier) -> dict[str, object]:
 
 
 def _rules(shape: LlamaShape, target: int, tier: Tier) -> tuple[str, ...]:
-    """Every rule with the value it gave here and its source."""
+    """Every rule, with its value for this shape and its source."""
     peers = published_peers(target)
     ratios = [model.width_to_depth for model in peers]
     mean = exp(fsum(map(log, ratios)) / len(ratios))

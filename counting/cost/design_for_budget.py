@@ -1,4 +1,4 @@
-"""From a budget to a model designed for it, measured, and the tokens that the budget then pays for."""
+"""A model designed for a budget and measured, and the tokens that the budget pays for."""
 
 from math import ceil
 
@@ -13,21 +13,21 @@ from torch_models.fields.config import spec_from_fields
 
 
 class Design(Architecture, frozen=True, kw_only=True):
-    """An architecture as measured, the tokens that the budget pays for, and the loss that the law predicts."""
+    """A measured architecture, the tokens that the budget pays for, and the loss that the law predicts."""
 
     tokens: int
     tokens_per_parameter: float
     training_flops_per_token: int
-    training_flops: int  # of all tokens; at most the budget's
+    training_flops: int  # for all `tokens`; at most those of the budget
     scaling_law: str
     predicted_loss: float  # nats per token
 
 
 def design_for_budget(plan: BudgetPlan, name: str) -> Design:
-    """A Llama-style model of about `plan.optimal_parameters`; parameters and FLOPs are those of its modules.
+    """A Llama-style model of about `plan.optimal_parameters`; parameters and FLOPs are measured on its modules.
 
-    It is measured at the positions that its config has. Raises UserError for a size that the design rules do not hold
-    for, and a budget that pays for no token.
+    The sequence length is the config's `max_position_embeddings`. `name` becomes the name of the model. Raises
+    UserError for a size outside the range of the design rules, and for a budget that does not pay for one token.
     """
     architecture = design_model(plan.optimal_parameters)
     positions = architecture.config["max_position_embeddings"]
@@ -41,8 +41,8 @@ def resolve_tokens(
 ) -> Design:
     """The design with D = floor(C / training FLOPs per token), and the loss that the law predicts at (N, D).
 
-    `analysis` is of the architecture. A fraction of a FLOP per token is rounded up, so that the budget
-    `training_flops` is not exceeded.
+    `analysis` is that of `architecture`. FLOPs per token are rounded up, so that the total never exceeds
+    `training_flops`. Raises UserError if the budget does not pay for one token.
     """
     flops_per_token = ceil(training_flops_per_token(analysis))
     tokens = affordable_tokens(training_flops, flops_per_token)

@@ -1,9 +1,9 @@
-"""On which GPUs a measured training step fits as it is run, and how it would have to be run to fit.
+"""Which GPUs have enough memory for a measured training step, and which changes would make it fit.
 
-What a step needs of a device is what it allocates at its worst moment and what a PyTorch process takes before its first
-tensor (the CUDA context, `Gpu.context_bytes`, a figure with a source; nothing where none is known), against the memory
-that the driver reports of one device. One device talks to no other: no communicator's buffers are in it. Where PyTorch
-has no fused attention for a GPU and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels.
+Needed memory = the peak of the bytes that the step allocates + the CUDA context, which a PyTorch process occupies
+before its first tensor (`Gpu.context_bytes`; 0 if unknown). It is compared with `Gpu.device_capacity_bytes`, the memory
+of one device. Buffers of communicators are not included, because the step runs on one device. Where PyTorch has no
+fused attention for a GPU and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from torch_models.spec import Kernels
 
 
 def fits_on(analysis: Analysis, gpus: Sequence[Gpu]) -> tuple[Fit, ...]:
-    """The fit on one device of each of `gpus`, in their order; none where no step of the model was measured."""
+    """Whether the step fits on one device of each GPU, in the order of `gpus`; empty if no step was measured."""
     return () if analysis.memory is None else tuple(_fit(analysis, gpu) for gpu in gpus)
 
 
@@ -45,7 +45,7 @@ def _fit(analysis: Analysis, gpu: Gpu) -> Fit:
 
 
 def _remedies(memory: StepMemory, kernels: Kernels, context: int, capacity: int) -> Iterator[Remedy]:
-    """What would fit with these kernels, cheapest first; what costs more than another remedy must also need less."""
+    """The alternatives with these kernels that fit, cheapest first; each needs less memory than all cheaper ones."""
     least = capacity + 1
     for other in memory.alternatives:
         needed = other.peak_bytes + context

@@ -1,9 +1,9 @@
-"""The accelerators that a budget can buy, read from the catalogue `configs/gpus.json` or a file of the user's own.
+"""The GPUs and other accelerators of the catalogue `configs/gpus.json`, or of a user's file in the same format.
 
-A new accelerator is one entry there. Peaks are dense (no structured sparsity), in 10^12 FLOPs per second with one
-multiply-add as 2 FLOPs; memory is in GB and bandwidth in 10^12 bytes per second, as vendors print them; power is the
-board's limit (thermal design power), in watts. What a process finds is apart from what vendors print: a board of two
-dies is two devices, and a driver keeps some of each device's memory for itself.
+To add an accelerator, add an entry to that file. Peaks are dense (no structured sparsity), in 10^12 FLOPs per second,
+where one multiply-add is 2 FLOPs. Memory is in GB and bandwidth in 10^12 bytes per second, as printed by the vendor.
+Power is the board's limit (thermal design power) in watts. A process sees other numbers than the vendor prints: a
+board with two dies appears as two devices, and the driver reserves a part of each device's memory.
 """
 
 import os
@@ -23,7 +23,7 @@ WholePositive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where each group of numbers comes from."""
+    """The source of each group of numbers in a `Gpu`."""
 
     compute: str
     memory: str
@@ -33,7 +33,7 @@ class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     price: str | None
 
 
-SOURCED = {  # a field that may be unknown -> its source
+SOURCED = {  # optional field of `Gpu` -> field of `GpuSources`
     "driver_memory_bytes": "driver_memory",
     "context_bytes": "context",
     "power_watts": "power",
@@ -42,21 +42,21 @@ SOURCED = {  # a field that may be unknown -> its source
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One accelerator. A price or a power that is not known is None: asked for or left out, never invented.
+    """One accelerator. A number that is unknown is None; it is never estimated.
 
-    Raises `ConfigError` for a number without its source, and a source without its number.
+    Raises `ConfigError` if a field of `SOURCED` has a value but no source, or a source but no value.
     """
 
     name: str
     description: str
-    compute_capability: Positive | None = None  # of CUDA, as 8.9; None for what is not NVIDIA's
-    training_dtype: Literal["bfloat16", "float16"]  # the 16-bit format of the peak; chips before 2020 lack bfloat16
+    compute_capability: Positive | None = None  # CUDA's, for example 8.9; None for GPUs that are not NVIDIA's
+    training_dtype: Literal["bfloat16", "float16"]  # the 16-bit format of the peak; GPUs from before 2020 lack bfloat16
     peak_dense_tflop_per_s: Positive
     peak_dense_fp8_tflop_per_s: Positive | None
     memory_gb: Positive  # of the board
-    devices: WholePositive = 1  # that a process sees of one board: each die of a board of two is one
-    driver_memory_bytes: WholePositive | None = None  # of one device, as its driver reports it to a process
-    context_bytes: WholePositive | None = None  # that a PyTorch process takes of it before its first tensor
+    devices: WholePositive = 1  # on one board, as a process sees them; a board with two dies has two
+    driver_memory_bytes: WholePositive | None = None  # memory of one device as the driver reports it
+    context_bytes: WholePositive | None = None  # memory that a PyTorch process occupies before its first tensor
     memory_bandwidth_tb_per_s: Positive
     power_watts: Positive | None
     price_usd_per_hour: Positive | None
@@ -87,21 +87,21 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def device_capacity_bytes(self) -> int:
-        """Memory of one device: what its driver reports, else its share of the board's, one vendor's GB taken as 2^30.
+        """Memory of one device in bytes: `driver_memory_bytes`, else `memory_gb` x 2^30 / `devices`.
 
-        What vendors call 80 GB is 80 GiB, or a little less.
+        One GB of the vendor is taken as 2^30 bytes: a device sold as 80 GB has 80 GiB, or a little less.
         """
         return self.driver_memory_bytes or round(self.memory_gb * 2**30) // self.devices
 
     @property
     def capacity_bytes(self) -> int:
-        """Memory of all devices of the board."""
+        """Memory of all devices of the board, in bytes."""
         return self.devices * self.device_capacity_bytes
 
 
 @cache
 def load_gpus() -> tuple[Gpu, ...]:
-    """Every accelerator of the catalogue, in its order; the file is read on the first call."""
+    """All entries of the catalogue, in file order; the file is read on the first call."""
     catalogue = (bundled_data() / "gpus.json").read_bytes()
     gpus = msgspec.json.decode(catalogue, type=tuple[Gpu, ...])
     assert len({gpu.name.lower() for gpu in gpus}) == len(gpus)
@@ -109,9 +109,9 @@ def load_gpus() -> tuple[Gpu, ...]:
 
 
 def find_gpu(name: str, field: str = "gpus") -> Gpu:
-    """The accelerator called `name`, whatever its case; a UserError lists the known ones.
+    """The catalogue entry called `name`; upper and lower case are the same.
 
-    `field` is the argument that the error speaks of.
+    Raises an ArgumentError for the argument `field` that lists the known names.
     """
     for gpu in load_gpus():
         if isinstance(name, str) and gpu.name.lower() == name.strip().lower():
@@ -121,10 +121,10 @@ def find_gpu(name: str, field: str = "gpus") -> Gpu:
 
 
 def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
-    """The accelerators of a file of the user's own: a JSON list of entries as in `configs/gpus.json`.
+    """The accelerators of the file `path`: a JSON list of entries as in `configs/gpus.json`.
 
-    Raises UserError for a file that cannot be read or is no such list, for an entry of which a field is missing, not
-    known or out of range, and for a name that stands there twice or in the catalogue too.
+    Raises UserError if the file cannot be read or is not such a list, if a field of an entry is missing, unknown or out
+    of range, and if a name occurs twice in the file or also in the catalogue.
     """
     shown = show_name(os.fspath(path))
     entries = _entries(path, shown)
@@ -147,7 +147,7 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
 
 
 def _entries(path: str | os.PathLike[str], shown: str) -> list[Any]:
-    """What the list of the file holds, at least one entry."""
+    """The entries of the JSON list in the file; at least one."""
     try:
         if not Path(path).is_file():
             raise UserError(f"{shown}: {'must be a file of JSON' if Path(path).exists() else 'no such file'}")
@@ -167,8 +167,8 @@ def _entries(path: str | os.PathLike[str], shown: str) -> list[Any]:
 
 
 def _entry(fields: dict[str, Any]) -> Gpu:
-    """One entry as a `Gpu`, or a `ConfigError` that names field, value and rule."""
-    from torch_models.fields.config import convert  # imports every family, and a budget needs none
+    """One entry as a `Gpu`; raises ConfigError with field, value and rule."""
+    from torch_models.fields.config import convert  # slow: imports every family, which a budget does not need
 
     sources = fields.get("sources")
     if isinstance(sources, dict):

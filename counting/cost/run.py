@@ -1,11 +1,11 @@
-"""What it takes to train an analysed model on a number of tokens: FLOPs, hours, days, dollars, energy.
+"""The resources for training an analysed model on a number of tokens: FLOPs, hours, days, dollars, energy.
 
     training FLOPs = FLOPs per token x tokens,    GPU-hours = training FLOPs / (3600 s x peak FLOP/s x MFU)
 
-and from published hours, or the speed of a run under way, the other way round, the MFU that they imply. The utilisation
-(MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1) is against the dense 16-bit peak, as papers state it, also of those
-that train in FP8. Energy is GPU-hours x the board's power limit: an upper bound for the boards, and nothing else of the
-machine room is in it.
+In the other direction, published hours or the speed of a running job give the MFU that they imply. The model FLOPs
+utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1) is relative to the dense 16-bit peak, also for runs in
+FP8, as in papers. Energy is GPU-hours x the board's power limit: an upper bound for the boards alone, without hosts,
+network and cooling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,24 +36,25 @@ from counting.cost.hardware import Gpu
 from counting.recipes import model_states
 from torch_models.errors import ArgumentError
 
-MFU_RANGE = (0.3, 0.4, 0.5)  # assumed where none is given
+MFU_RANGE = (0.3, 0.4, 0.5)  # assumed if the plan has no utilisation, hours or speed
 
-MfuSource = Literal["given", "assumed", "predicted"]  # published hours and a measured speed give it too
+MfuSource = Literal["given", "assumed", "predicted"]  # "given" also if it follows from hours or a speed
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is decided about a run: the utilisation; or of a run that took place its hours, of one under way its speed.
+    """The inputs of a training run. At most one of `mfus`, `gpu_hours` and `tokens_per_second_per_gpu` can be given.
 
-    `gpus` are names in the catalogue or entries of one's own. How a step is run (sequence length, precision, optimiser,
-    multi-token prediction) is the analysis's setup. Raises UserError for a number that cannot be.
+    `gpus` contains names of catalogue entries or `Gpu` objects. Sequence length, precision, optimiser and multi-token
+    prediction are not part of the plan; they come from the `setup` of the analysis. Raises UserError for a number out
+    of range and for inputs that contradict each other.
     """
 
     tokens: int
     gpus: tuple[str | Gpu, ...]
     num_gpus: int | None = None
-    mfus: tuple[float, ...] | None = None  # one outcome for each; None: a range is assumed
-    gpu_hours: float | None = None  # published; decides the MFU
-    tokens_per_second_per_gpu: float | None = None  # of a run under way; decides MFU and hours
+    mfus: tuple[float, ...] | None = None  # one outcome for each; None: `plan_run` assumes values
+    gpu_hours: float | None = None  # total of a finished run; determines the MFU
+    tokens_per_second_per_gpu: float | None = None  # of a running job; determines MFU and hours
     prices_usd_per_hour: Mapping[str, float] = {}
     global_batch_tokens: int | None = None
 
@@ -89,13 +90,13 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The run at one utilisation; what depends on the number of GPUs is None where none was given."""
+    """The run at one utilisation. `tokens_per_second` (of all GPUs) and `days` are None without `num_gpus`."""
 
     mfu: float  # under the model's own count
     mfu_source: MfuSource
     gpu_hours: float
     cost_usd: float
-    energy_mwh: float | None  # None where the board's power is not known
+    energy_mwh: float | None  # None if the board's power is unknown
     tokens_per_second: float | None
     days: float | None
 
@@ -104,8 +105,8 @@ class ImpliedMfu(msgspec.Struct, frozen=True, kw_only=True):
     """The utilisation that published hours, or a measured speed, imply under one convention."""
 
     convention: Convention
-    training_flops_per_token: int  # rounded up, as all FLOPs per token
-    training_flops: int | None  # None where the number of tokens is not known
+    training_flops_per_token: int  # rounded up
+    training_flops: int | None  # None if the number of tokens is unknown
     tflop_per_s: float  # of one GPU
     mfu: float
 
@@ -114,13 +115,13 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     """The run on one kind of GPU."""
 
     gpu: str
-    training_dtype: str  # of the peak
+    training_dtype: str  # the 16-bit format of the peak
     peak_dense_tflop_per_s: float
-    attainable_tflop_per_s: float  # what no run can exceed: the same, or of an fp8 recipe the FP8 peak
+    attainable_tflop_per_s: float  # upper limit: the same peak, or the FP8 peak for precision fp8
     price_usd_per_hour: float
     power_watts: float | None
     num_gpus: int | None
-    fewest_gpus: int  # whose memory holds the model states evenly sharded, and nothing else: a lower bound
+    fewest_gpus: int  # model state bytes / memory of one board, rounded up: a lower bound, with no room for activations
     outcomes: tuple[Outcome, ...]
     implied_mfu: tuple[ImpliedMfu, ...]  # empty unless hours or a speed were given
 
@@ -136,26 +137,26 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     active_parameters: int
     mtp_trained: bool
     training_flops_per_token: int
-    attention_core_share: float  # of the main model's FLOPs: what grows with the sequence length
+    attention_core_share: float  # share of the attention core in the main model's forward FLOPs
     training_flops: int
     global_batch_tokens: int | None
     steps: int | None
     published_gpu_hours: float | None
-    tokens_per_second_per_gpu: float | None  # of a run under way
+    tokens_per_second_per_gpu: float | None  # of a running job
     precision: str
     optimizer: str
     model_state_bytes: int  # parameters, gradients and optimiser state
-    # What the fewest GPUs leave out, which each of them needs beside its share of the states: the most that activations
-    # and logits of one sequence and what passes make on the way come to. None where no step was measured.
+    # Peak bytes of activations, logits and transients for one sequence. Each GPU needs them in addition to its share of
+    # the model states; `fewest_gpus` does not include them. None if no step was measured.
     beside_states_bytes: int | None
     gpus: tuple[GpuRun, ...]
 
 
 def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ...] = MFU_RANGE) -> TrainingRun:
-    """The run of `plan` for the model of `analysis`, at `assumed_mfus` where it says no utilisation, hours or speed.
+    """The run of `plan` for the model of `analysis`; `assumed_mfus` apply if the plan has no MFU, hours or speed.
 
-    Raises UserError for an unknown GPU, the same one twice, one without a price, a batch below one sequence, hours in
-    which no such GPU could have done the work, and a speed that none reaches.
+    Raises UserError for no GPU, an unknown GPU, the same GPU twice, a missing or invalid price, a batch smaller than
+    one sequence, and for hours or a speed that would require more than the GPU's peak.
     """
     setup, sequence_length = analysis.setup, analysis.sequence_length
     if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
@@ -192,7 +193,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
 
 
 def model_state_bytes(analysis: Analysis) -> int:
-    """Parameters, gradients, master copy and moments of everything that is trained, unsharded."""
+    """Bytes of parameters, gradients, master copy and moments of all trained parameters, unsharded."""
     parameters, setup = analysis.parameters, analysis.setup
     linear_weights = parameters.linear_weights + trains_mtp(analysis) * parameters.mtp_linear_weights
     trained = trained_parameters(analysis)
@@ -236,7 +237,7 @@ def _on_gpu(
 
 
 def _tokens_per_gpu_second(plan: RunPlan) -> Fraction | None:
-    """The speed, given or of published hours; None where the utilisation decides it."""
+    """Tokens per second of one GPU, from the plan's speed or hours; None if the plan has neither."""
     if plan.tokens_per_second_per_gpu is not None:
         return exactly(plan.tokens_per_second_per_gpu)
     return None if plan.gpu_hours is None else plan.tokens / (exactly(plan.gpu_hours) * SECONDS_PER_HOUR)
@@ -257,14 +258,14 @@ def _outcome(gpu: Gpu, price: float, plan: RunPlan, source: MfuSource, mfu: Frac
 
 
 def gpu_hours(training_flops: Fraction, gpu: Gpu, mfu: Fraction) -> Fraction:
-    """How long one GPU would take, in hours, at `mfu` of its dense 16-bit peak."""
+    """The hours that one GPU takes for `training_flops` at `mfu` of its dense 16-bit peak."""
     return training_flops / (SECONDS_PER_HOUR * gpu.peak_flop_per_s * mfu)
 
 
 def implied_mfus(
     flops_per_token: Mapping[Convention, Fraction], tokens: int | None, tokens_per_gpu_second: Fraction, gpu: Gpu
 ) -> tuple[ImpliedMfu, ...]:
-    """What a speed means under each convention; nothing keeps a bad claim from coming out above 1."""
+    """The MFU that a speed implies under each convention. It is above 1 if the claimed speed is impossible."""
     return tuple(
         ImpliedMfu(
             convention=convention,
@@ -278,14 +279,14 @@ def implied_mfus(
 
 
 def _attainable_tflop_per_s(gpu: Gpu, precision: str) -> float:
-    """The dense peak in the format that a recipe multiplies in; GPUs without FP8 multiply its numbers in 16 bits."""
+    """The dense peak in the format of the matrix products: FP8 for precision fp8 if the GPU has it, else 16 bits."""
     if precision == "fp8" and gpu.peak_dense_fp8_tflop_per_s is not None:
         return gpu.peak_dense_fp8_tflop_per_s
     return gpu.peak_dense_tflop_per_s
 
 
 def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu, precision: str) -> None:
-    """Even the convention that counts least needs more than the GPU's peak; of FP8 recipes, more than its FP8 peak."""
+    """Raises ArgumentError if even the convention with the fewest FLOPs needs more than the attainable peak."""
     least = min(implied, key=lambda entry: entry.mfu)
     assert least.training_flops is not None
     fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, precision)

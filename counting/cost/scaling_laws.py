@@ -4,8 +4,8 @@ All laws here have the parametric form of Hoffmann et al. 2022 (arXiv 2203.15556
 
     L(N, D) = E + A / N^alpha + B / D^beta        nats per token
 
-Legend: N parameters, D tokens, C training FLOPs, C = 6 N D where nothing better is known (Kaplan et al. 2020,
-arXiv 2001.08361, §2.1: 2 N forward and 4 N backward per token, attention's scores left out).
+Legend: N parameters, D tokens, C training FLOPs, C = 6 N D if no exact count is known (Kaplan et al. 2020,
+arXiv 2001.08361, §2.1: 2 N forward and 4 N backward per token, attention scores not counted).
 """
 
 from math import exp
@@ -18,7 +18,7 @@ FLOPS_PER_PARAMETER_AND_TOKEN = 6
 
 
 class ScalingLaw(msgspec.Struct, frozen=True, kw_only=True):
-    """The constants of one fit, where they come from, and the runs they were fitted to."""
+    """The constants of one fit, their source, and the range of the runs that they were fitted to."""
 
     name: str
     irreducible_loss: float  # E
@@ -81,7 +81,7 @@ DEFAULT_LAW = LAWS[0]
 
 
 def find_law(name: str) -> ScalingLaw:
-    """The law called `name`, whatever its case; a UserError lists the known ones."""
+    """The law called `name`, in upper or lower case; raises an ArgumentError that lists the known ones."""
     for law in LAWS:
         if isinstance(name, str) and law.name == name.strip().lower():
             return law
@@ -100,20 +100,21 @@ def predicted_loss(law: ScalingLaw, parameters: float, tokens: float) -> float:
 
 
 def extrapolates(law: ScalingLaw, parameters: float, tokens: float) -> bool:
-    """Whether the law is asked about a run outside the sizes and token counts that it was fitted to."""
+    """Whether `parameters` or `tokens` is outside the range of the runs that the law was fitted to."""
     smallest, largest = law.fitted_parameters
     fewest, most = law.fitted_tokens
     return not (smallest <= parameters <= largest and fewest <= tokens <= most)
 
 
 def compute_optimum(law: ScalingLaw, training_flops: float) -> Optimum:
-    """The N and D of least loss with 6 N D = `training_flops`, in closed form (Hoffmann et al. 2022, eq. 4).
+    """The N and D with the lowest loss at 6 N D = `training_flops`, in closed form (Hoffmann et al. 2022, eq. 4).
 
-    With D = C / 6N, dL/dN = 0 reads alpha A N^-alpha = beta B D^-beta, which gives
+    With D = C / 6N, dL/dN = 0 gives alpha A N^-alpha = beta B D^-beta, hence
 
         N = G (C / 6)^(beta / (alpha + beta)),   G = (alpha A / beta B)^(1 / (alpha + beta))
 
     N is rounded to a whole parameter, and D down to a whole token, so that 6 N D never exceeds the budget.
+    Raises UserError if N or D would be 0.
     """
     alpha, beta = law.parameter_exponent, law.token_exponent
     balance = (alpha * law.parameter_coefficient / (beta * law.token_coefficient)) ** (1 / (alpha + beta))
@@ -125,7 +126,7 @@ def compute_optimum(law: ScalingLaw, training_flops: float) -> Optimum:
 
 
 def optimal_tokens(law: ScalingLaw, parameters: int) -> float:
-    """The tokens for which a model of `parameters` is the best one: D of the optimum whose N it is.
+    """The D for which N = `parameters` is compute-optimal.
 
     From alpha A N^-alpha = beta B D^-beta (see `compute_optimum`): D = (beta B N^alpha / alpha A)^(1 / beta).
     """
@@ -136,5 +137,5 @@ def optimal_tokens(law: ScalingLaw, parameters: int) -> float:
 
 
 def affordable_tokens(training_flops: float, training_flops_per_token: int) -> int:
-    """The whole tokens that `training_flops` pay for at an exact cost per token; never one more."""
+    """The number of tokens that `training_flops` pay for, rounded down."""
     return int(training_flops) // training_flops_per_token

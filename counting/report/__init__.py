@@ -1,4 +1,4 @@
-"""The only place where numbers and units are formatted: text for people, plain lines and JSON for programs."""
+"""Formats all results: text for people, plain lines and JSON for programs. Only this package formats numbers."""
 
 from counting.report.document import json_document
 from counting.report.results import Results

@@ -1,4 +1,4 @@
-"""What a budget buys, and what it is spent on, as tables."""
+"""Tables of a budget: the FLOPs that it buys, the compute-optimal model, and the budget spent on a given model."""
 
 from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
@@ -9,7 +9,7 @@ from counting.report.tables import facts_table, print_notes, print_tables, rows_
 
 
 def print_budget(budget: BudgetPlan) -> None:
-    """The tables of a budget: what each GPU would buy, and what the best one is spent on."""
+    """Print the FLOPs that the budget buys on each GPU, and the compute-optimal model for the best one."""
     title = f"What ${budget.budget_usd:,.2f} buys at {budget.mfu:.3g} of the dense peak"
     table = rows_table(title, ("GPU", "$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"))
     more = [] if budget.more_on is None else [budget.more_on]
@@ -18,7 +18,7 @@ def print_budget(budget: BudgetPlan) -> None:
         table.add_row(
             f"{option.gpu} (best)"
             if best
-            else f"{option.gpu} (more, of the catalogue)"
+            else f"{option.gpu} (buys more, in catalogue)"
             if option in more
             else option.gpu,
             f"{option.price_usd_per_hour:,.2f}",
@@ -49,7 +49,7 @@ def print_budget(budget: BudgetPlan) -> None:
 
 
 def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
-    """The budget spent on one model, beside the scaling law's word on it."""
+    """Print the tokens that the budget trains one model on, and the prediction of the scaling law for it."""
     from rich.markup import escape
 
     law = find_law(spent.scaling_law)
@@ -59,7 +59,7 @@ def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
         ("Training FLOPs per token", f"{integer(spent.training_flops_per_token)} ({how})"),
     ]
     headings = ("N taken as", "parameters", "tokens per N", "law's optimum, tokens", "× optimum", "predicted loss")
-    table = rows_table(f"The scaling law {law.name} on it", headings)
+    table = rows_table(f"The scaling law {law.name} applied to it", headings)
     for reading in spent.readings:
         table.add_row(
             reading.taken_as,
@@ -71,15 +71,15 @@ def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
         )
     print_tables(facts_table(f"The budget spent on {escape(spent.model)}", facts), table)
     notes = [
-        "Law's optimum: the tokens for which a model of this size is the best one. More of them is what is done for a "
-        "model that is cheap to run; fewer, and a smaller model would reach the same loss for less.",
-        "Loss in nats per token, on the data that the law was fitted to.",
+        "Law's optimum: the number of tokens for which a model of this size is compute-optimal. More tokens are usual "
+        "if the model must be cheap to run; with fewer tokens, a smaller model would reach the same loss for less.",
+        "Loss: in nats per token, on the data that the law was fitted to.",
     ]
     if spent.mixture_of_experts:
         notes.append(
-            "A mixture of experts: the law was fitted to dense models, so neither N is what it means by one, and it "
-            "takes a token to cost 6 N FLOPs, which this model's do not."
+            "The model is a mixture of experts. The law was fitted to dense models, so neither N has the meaning that "
+            "it has in the law; and the law assumes 6 N FLOPs per token, which is not the cost of this model."
         )
     if any(reading.extrapolated for reading in spent.readings):
-        notes.append("* beyond the sizes or tokens that the law was fitted to.")
+        notes.append("* extrapolated beyond the sizes or tokens that the law was fitted to.")
     print_notes(notes)

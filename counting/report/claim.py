@@ -1,4 +1,4 @@
-"""The claim examined, as tables."""
+"""Tables of the examined claim."""
 
 from counting.published.claim import Claim
 from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
@@ -7,7 +7,7 @@ from counting.report.tables import facts_table, print_notes, print_tables, rows_
 
 
 def print_claim(claim: Claim) -> None:
-    """The argument in one page."""
+    """Print the tables and the conclusions."""
     run = claim.run
     bill = rows_table(
         f"1. The claim: {run.name} for {dollars(claim.total_cost_usd)}",
@@ -20,7 +20,7 @@ def print_claim(claim: Claim) -> None:
 
     headings = ("counted as", "FLOPs per token", "training FLOPs", "TFLOP/s per GPU", "implied MFU", "measured MFU")
     meaning = rows_table(
-        f"2. What {optional(run.gpu_hours)} {run.gpu}-hours for {integer(run.tokens or 0)} tokens mean, "
+        f"2. The MFU that {optional(run.gpu_hours)} {run.gpu}-hours for {integer(run.tokens or 0)} tokens imply, "
         f"{claim.days:.1f} days on {optional(run.num_gpus)} GPUs",
         headings,
     )
@@ -36,7 +36,7 @@ def print_claim(claim: Claim) -> None:
         )
 
     elsewhere = rows_table(
-        "3. The same pre-training elsewhere, at the same MFU",
+        "3. The same pre-training on other GPUs, at the same MFU",
         ("GPU", "dense 16-bit TFLOP/s", "$/hour", "GPU-hours", "cost"),
     )
     for gpu in claim.on_gpus:
@@ -64,7 +64,9 @@ def print_claim(claim: Claim) -> None:
         )
 
     prices = [f"{dollars(price)}/hour" for price in claim.prices_usd_per_hour]
-    costs = rows_table(f"5. How the cost of pre-training moves, on {run.gpu}", ("MFU, own count", "GPU-hours", *prices))
+    costs = rows_table(
+        f"5. The cost of pre-training by MFU and price, on {run.gpu}", ("MFU, own count", "GPU-hours", *prices)
+    )
     for row in claim.costs:
         implied = row.mfu == claim.mfu
         costs.add_row(
@@ -77,28 +79,28 @@ def print_claim(claim: Claim) -> None:
     verdict = [
         (
             "Is it possible?",
-            f"The hours imply an MFU from {percent(mfus[0])} to {percent(mfus[-1])}, by how FLOPs are counted; above 1 "
-            "it would not be.",
+            f"The hours imply an MFU from {percent(mfus[0])} to {percent(mfus[-1])}, depending on how FLOPs are "
+            "counted. An MFU above 100 % would be impossible.",
         ),
         (
             "Does it agree?",
-            f"The implied MFU differs by at most {percent(claim.largest_mfu_difference)} from what the same authors "
-            f"measured of its training and published apart from the bill ({claim.measured.source}); of which run it is "
-            "not said.",
+            f"The implied MFU differs by at most {percent(claim.largest_mfu_difference)} from the MFU that the "
+            f"same authors measured during training and published apart from the bill ({claim.measured.source}). They "
+            "do not state for which run.",
         ),
-        ("What it leaves out", f"By the report's own account: {claim.left_out.what} ({claim.left_out.source})."),
+        ("What it leaves out", f"According to the report itself: {claim.left_out.what} ({claim.left_out.source})."),
         (
             "What it assumes",
-            f"That a GPU is rented for {dollars(claim.price_usd_per_hour)} an hour: the cluster is not bought, and "
-            "people are not paid, from this bill.",
+            f"GPUs are rented for {dollars(claim.price_usd_per_hour)} an hour. The bill includes neither the purchase "
+            "of a cluster nor salaries.",
         ),
     ]
-    print_tables(bill, meaning, elsewhere, models, costs, facts_table("6. What to make of it", verdict))
+    print_tables(bill, meaning, elsewhere, models, costs, facts_table("6. Conclusions", verdict))
     print_notes(
         [
-            f"MFU against the dense 16-bit peak, also of a run in FP8. {CONVENTION_NOTE}",
-            "3 is a scale, no quote: A100 has no FP8, and no GPU is known to reach the share of its peak that another "
-            "does. The dense models of 4 are designed here, Llama-style, and measured like any other.",
+            f"MFU is relative to the dense 16-bit peak, also for a run in FP8. {CONVENTION_NOTE}",
+            "Table 3 shows the scale, not a quote: A100 has no FP8, and two kinds of GPU need not reach the same "
+            "share of their peaks. The dense models of table 4 are Llama-style designs of this program, and measured.",
             f"Sources: {run.source}; prices of other GPUs: configs/gpus.json.",
         ]
     )

@@ -1,4 +1,4 @@
-"""Several models side by side, as tables."""
+"""Tables of several models side by side."""
 
 from counting.cost.comparison import Comparison
 from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe_in_words, what_states_leave_out
@@ -7,7 +7,7 @@ from counting.report.tables import facts_table, print_notes, print_tables, rows_
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Models side by side, and below what they have in common."""
+    """Print the models side by side, and notes on the settings that they share."""
     from rich.markup import escape
 
     gpus = "" if comparison.num_gpus is None else f"{integer(comparison.num_gpus)} "
@@ -41,13 +41,13 @@ def print_comparison(comparison: Comparison) -> None:
     print_tables(sizes, bill, facts_table("GPUs at least", at_least))
     recipe = recipe_in_words(comparison.precision, comparison.optimizer)
     notes = [
-        f"The same for all: {dollars(comparison.price_usd_per_hour)} per {comparison.gpu}-hour, model states of "
-        f"{recipe}. FLOPs are the model's own count, with multi-token prediction where it is trained.",
-        "If dense: every routed expert run for every token, 6 FLOPs per token for each parameter that a token does not "
-        "visit. Saved: what routing saves of that.",
+        f"The same for all models: {dollars(comparison.price_usd_per_hour)} per {comparison.gpu}-hour, model states of "
+        f"{recipe}. FLOPs: the model's own count, with multi-token prediction if it is trained.",
+        "If dense: FLOPs per token with every routed expert run for every token, that is 6 more for each inactive "
+        "parameter. Saved: the share of these FLOPs that routing saves.",
         MFU_NOTE,
         STATES_NOTE,
-        "Step: the peak of a training step over one sequence on one device, nothing sharded; the JSON document has its "
-        "phases.",
+        "Step: the peak memory of a training step over one sequence on one device, without sharding. The JSON document "
+        "contains the phases of the step.",
     ]
     print_notes(notes)

@@ -1,11 +1,11 @@
-"""A model designed for a budget, as a table."""
+"""The table of a model designed for a budget."""
 
 from counting.cost.design_for_budget import Design
 from counting.report.tables import facts_table, print_notes, print_tables
 
 
 def print_design(design: Design, path: str) -> None:
-    """The designed model, the rules that shaped it, and the tokens that the budget really pays for."""
+    """Print the designed model, the tokens that the budget pays for, and the design rules."""
     from rich.markup import escape
 
     config = design.config
@@ -20,7 +20,7 @@ def print_design(design: Design, path: str) -> None:
             f"{config['max_position_embeddings']}, full attention, nothing recomputed)",
         ),
         ("Tokens", f"{design.tokens:,} ({design.tokens_per_parameter:.2f} per parameter)"),
-        ("Training FLOPs", f"{float(design.training_flops):.6g}, all that the budget pays for"),
+        ("Training FLOPs", f"{float(design.training_flops):.6g}, of all tokens that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
     print_tables(facts_table(f"A model designed for the budget, written to {escape(path)}", facts))

@@ -10,9 +10,9 @@ SCHEMA_VERSION = 2
 
 
 def json_document(results: Results) -> str:
-    """Everything as one JSON document; parameters, tokens, FLOPs and bytes are integers.
+    """All results as one JSON document; parameters, tokens, FLOPs and bytes are integers.
 
-    A key is null where it was not asked for, or, of a list, empty.
+    A key that was not requested is null, or an empty list.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -30,7 +30,7 @@ def json_document(results: Results) -> str:
 
 
 def _budget(results: Results) -> dict[str, Any] | None:
-    """The budget, and beside its own fields the model designed for it and what it buys of the analysed ones."""
+    """The fields of the budget, plus `design` (the designed model) and `models` (the budget on each analysed model)."""
     if results.budget is None:
         return None
     beside = {"design": msgspec.to_builtins(results.design), "models": msgspec.to_builtins(results.spent)}

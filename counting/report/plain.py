@@ -1,4 +1,4 @@
-"""The plain lines, which scripts read: no table, no separators within numbers."""
+"""The plain lines for scripts: no tables, no separators in numbers."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from counting.report.format import shifted
 
 
 def plain_text(analyses: Sequence[Analysis], budget: BudgetPlan | None) -> str:
-    """A block of lines for each model and for the budget; of several models, each block names its model."""
+    """A block of lines for each model and for the budget; each block names its model if there are several."""
     blocks = [
         ([f"Model: {analysis.name}"] if len(analyses) > 1 else []) + analysis_lines(analysis) for analysis in analyses
     ]
@@ -18,7 +18,7 @@ def plain_text(analyses: Sequence[Analysis], budget: BudgetPlan | None) -> str:
 
 
 def analysis_lines(analysis: Analysis) -> list[str]:
-    """Of one model; FLOPs and memory are of its main layer's forward pass."""
+    """The lines of one model; FLOPs and memory are those of one forward pass of its main layer."""
     layer = analysis.main_layer
     peak = layer.peak_memory_bytes
     return [
@@ -29,7 +29,7 @@ def analysis_lines(analysis: Analysis) -> list[str]:
 
 
 def budget_lines(budget: BudgetPlan) -> list[str]:
-    """Of a budget."""
+    """The lines of a budget."""
     return [
         f"best_gpu: {budget.best_gpu}",
         f"training_budget_flops: {float(budget.training_flops):.12g}",

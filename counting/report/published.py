@@ -1,4 +1,4 @@
-"""Published runs beside this project's numbers, as tables."""
+"""Tables of published runs beside this project's numbers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
 from counting.report.format import NONE, optional, percent, scientific
 from counting.report.tables import print_notes, print_tables, rows_table
 
-# What a quantity is called, what it is divided by to be printed, and with how many decimals.
+# Quantity -> label, divisor for printing, number of decimals.
 QUANTITIES: dict[Quantity, tuple[str, float, int]] = {
     "training_flops": ("training FLOPs, 10^21", 1e21, 1),
     "petaflop_days": ("PFLOP/s-days", 1, 1),
@@ -30,7 +30,7 @@ SHORT_CONVENTIONS: dict[Convention, str] = {
 
 
 def print_published(runs: Sequence[ExaminedRun]) -> None:
-    """What the published hours imply, and stated figures beside ours."""
+    """Print the MFU that published hours imply, and the stated figures beside ours."""
     headings = ("run", "GPU", "tokens", "GPU-hours", "FLOPs, own", "6 N", "+ full", "+ causal", "own")
     hours = rows_table("The MFU that published hours and speeds imply", headings, names=2)
     figures = rows_table(
@@ -57,8 +57,8 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
     print_tables(hours, figures)
     print_notes(
         [
-            "MFU against the dense 16-bit peak. Columns: 6 N; + full: 6 N' + full attention; + causal: 6 N' + causal "
-            "attention; own: the model's own count, three forward passes, multi-token prediction trained.",
+            "MFU is relative to the dense 16-bit peak. Columns: 6 N; + full: 6 N' + full attention; + causal: 6 N' + "
+            "causal attention; own: the model's own count, three forward passes, with multi-token prediction.",
             CONVENTION_NOTE,
             *(
                 f"{names}: counted by the paper's formula, {formula}."
@@ -78,7 +78,7 @@ def _figure_cells(figure: Figure) -> tuple[str, str, str, str, str]:
 
 
 def _grouped(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str]]:
-    """(names, text), the names of one text joined; without those that have none."""
+    """(names, text) of each distinct text, with the names that share it joined; entries without a text are left out."""
     names: dict[str, list[str]] = {}
     for name, text in entries:
         if text is not None:

@@ -1,4 +1,4 @@
-"""What there is to report."""
+"""The results that a report prints."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """All that one command found out; what was not asked for is empty or None."""
+    """All results of one command; those that were not requested are empty or None."""
 
     analyses: Sequence["Analysis"] = ()
     runs: Sequence["TrainingRun"] = ()
     comparison: "Comparison | None" = None
     budget: "BudgetPlan | None" = None
-    spent: Sequence["BudgetOnModel"] = ()  # the budget on each of the analysed models
+    spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
     design: "Design | None" = None
     published: "Sequence[ExaminedRun] | None" = None
     claim: "Claim | None" = None
     warnings: Sequence[str] = ()  # one line each
-    plan: dict[str, object] | None = None  # what was asked for, so that the same results can be had again
-    # Of each analysis, whether its step fits the GPUs of the catalogue: for the first screen, and in no document.
+    plan: dict[str, object] | None = None  # the given flags and their values, enough to repeat the command
+    # For each analysis, whether its step fits each GPU of the catalogue. Not part of the JSON document.
     on_catalogue: "Sequence[tuple[Fit, ...]]" = ()

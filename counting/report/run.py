@@ -1,4 +1,4 @@
-"""One model's training run, as tables."""
+"""Tables of one model's training run."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 ENERGY_NOTE = (
     "MWh: GPU-hours x the board's power limit, an upper bound for the boards alone; hosts, network and cooling are not "
-    "in it."
+    "included."
 )
-BILL_NOTE = "GPU-hours of one run that goes well: failed runs, evaluation, storage and people are not in the bill."
+BILL_NOTE = (
+    "GPU-hours are those of one run without failures. The cost does not include failed runs, evaluation, storage and "
+    "people."
+)
 
 
 def print_run(run: TrainingRun) -> None:
-    """One model's training on each kind of GPU."""
+    """Print the tables of one model's training on each kind of GPU."""
     from rich.markup import escape
 
     length = f"sequence length {integer(run.sequence_length)}"
@@ -51,7 +54,7 @@ def print_run(run: TrainingRun) -> None:
     counts = ", ".join(f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus)
     facts.append(("GPUs at least", f"{counts}; left out: {what_states_leave_out(run.beside_states_bytes)}"))
     headings = ("GPU", "MFU", "GPUs", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh")
-    table = rows_table("What it takes", headings, names=2)
+    table = rows_table("Time, cost and energy", headings, names=2)
     for gpu in run.gpus:
         for outcome in gpu.outcomes:
             table.add_row(
@@ -74,17 +77,17 @@ def print_run(run: TrainingRun) -> None:
     if run.sequence_length_source != "given":
         notes.append(
             f"At {length} ({source}) the products of attention are {percent(run.attention_core_share, 0)} of the "
-            "model's FLOPs; the length that is trained at can be given."
+            "model's FLOPs; give the sequence length of the training run if it is another."
         )
     notes += [MFU_NOTE, STATES_NOTE, BILL_NOTE]
     if run.precision == "fp32":
-        notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: the MFU of fp32 is a fraction of the usual.")
+        notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: expect only a fraction of the usual MFU.")
     if implied:
         notes.append(CONVENTION_NOTE)
         if any(is_impossible(entry.mfu, gpu) for gpu in implied for entry in gpu.implied_mfu):
             notes.append(
-                "Impossible: more than the GPU's dense peak. If FLOPs are counted so, and the model was trained at "
-                "this sequence length, the claim is not true."
+                "Impossible: more than the GPU's dense peak. If FLOPs are counted in this way and the model was "
+                "trained at this sequence length, the claim is not true."
             )
     if any(gpu.power_watts for gpu in run.gpus):
         notes.append(ENERGY_NOTE)
@@ -92,20 +95,20 @@ def print_run(run: TrainingRun) -> None:
         if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:
             notes.append(
                 f"{integer(gpu.num_gpus)} {gpu.gpu} cannot hold the model states: at least "
-                f"{integer(gpu.fewest_gpus)} are needed, or a part must move to the hosts."
+                f"{integer(gpu.fewest_gpus)} are needed, or a part must be kept in host memory."
             )
     print_notes(notes)
 
 
 def _utilisation(mfu: float, gpu: GpuRun) -> str:
-    """An MFU, and where it is above 1 whether it can be."""
+    """The MFU in percent; above 100 % with "impossible" or "in FP8"."""
     if mfu <= 1:
         return percent(mfu)
     return f"{percent(mfu)}, {'impossible' if is_impossible(mfu, gpu) else 'in FP8'}"
 
 
 def is_impossible(mfu: float, gpu: GpuRun) -> bool:
-    """Whether it is more than the peak of the format that is multiplied in."""
+    """Whether the MFU needs more FLOP/s than the dense peak in the format of the matrix products."""
     return mfu * gpu.peak_dense_tflop_per_s > gpu.attainable_tflop_per_s
 
 

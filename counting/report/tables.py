@@ -1,4 +1,4 @@
-"""How tables look, the same in every report, and how they fit the width that there is."""
+"""Tables for all reports, fitted to the width of the output."""
 
 import os
 import re
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-WIDTH_OF_A_PIPE = 100  # columns, where no terminal and no COLUMNS says otherwise
+WIDTH_OF_A_PIPE = 100  # columns, if the output is no terminal and COLUMNS is not set
 NARROWEST = 40
 WIDTH_WITHOUT_BOUNDS = 1000
 HEIGHT = 25
-BLANKS_AT_THE_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)  # with what colours them
+BLANKS_AT_THE_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)  # with colour codes
 
 
 def output_width() -> int:
-    """Columns of the terminal that is written to, else of COLUMNS, else `WIDTH_OF_A_PIPE`."""
+    """The width in columns: of the terminal on stdout, else COLUMNS, else `WIDTH_OF_A_PIPE`; at least `NARROWEST`."""
     width = 0
     try:
         if sys.stdout.isatty():
             width = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):  # closed, or no file
+    except (OSError, ValueError):  # stdout is closed or not a file
         pass
     if not width:
         given = os.environ.get("COLUMNS", "")
@@ -32,7 +32,7 @@ def output_width() -> int:
 
 
 def print_rich(*found: "RenderableType", style: str | None = None, narrowest: int = 0) -> None:
-    """Text and tables at the width that there is, or `narrowest`; without blanks at the ends of lines."""
+    """Print text and tables at `output_width()` or at least `narrowest`, without blanks at line ends."""
     console = _open_console(max(output_width(), narrowest))
     with console.capture() as capture:
         for renderable in found:
@@ -41,14 +41,14 @@ def print_rich(*found: "RenderableType", style: str | None = None, narrowest: in
 
 
 def print_tables(*tables: "Table") -> None:
-    """Tables under each other; one that is too wide is printed in parts, and no digit is cut."""
+    """Print tables one below the other. A table that is too wide is printed in parts; no number is cut."""
     for table in tables:
         for part in _parts(table):
             print_rich("", part, narrowest=_needed(part))
 
 
 def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> "Table":
-    """A table of names and values."""
+    """A table with a name and a value in each row."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
@@ -60,7 +60,7 @@ def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> "Table":
 
 
 def rows_table(title: str, headings: Iterable[str], *, names: int = 1) -> "Table":
-    """A table of numbers: the first `names` columns are words, the others stand at the right."""
+    """A table of numbers: the first `names` columns are left-aligned words, the others right-aligned numbers."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -70,7 +70,7 @@ def rows_table(title: str, headings: Iterable[str], *, names: int = 1) -> "Table
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """What a table rests on, in dim lines below it."""
+    """Print notes as dim lines below a table."""
     from rich.markup import escape
 
     print_rich("", *(f"• {escape(note)}" for note in notes), style="dim")
@@ -79,7 +79,7 @@ def print_notes(notes: Iterable[str]) -> None:
 def _open_console(width: int) -> "Console":
     from rich.console import Console
 
-    # A height too, else a terminal without abilities is taken to have 80 columns.
+    # With no height, rich assumes 80 columns for a dumb terminal.
     return Console(highlight=False, width=width, height=HEIGHT)
 
 
@@ -87,10 +87,10 @@ def _open_console(width: int) -> "Console":
 
 
 def _parts(table: "Table") -> Iterator["Table"]:
-    """The table itself where it fits, at need without borders; else with fewer columns at a time.
+    """The table itself if it fits, with or without borders; else parts with fewer columns each.
 
-    Each part has the columns of names, and leaves out rows of which it has no number but zero. A table whose cells may
-    be broken into lines fits by itself.
+    Each part repeats the columns of names and leaves out rows that have only zeros in its columns. A table whose cells
+    can wrap is never split.
     """
     width = output_width()
     names = [index for index, column in enumerate(table.columns) if column.justify == "left"]
@@ -120,7 +120,7 @@ def _parts(table: "Table") -> Iterator["Table"]:
 
 
 def _needed(table: "Table") -> int:
-    """Columns without which something would be cut; a cell that may be broken into lines takes few."""
+    """The width in columns that the table needs so that nothing is cut; less if cells can wrap."""
     from rich.measure import Measurement
 
     boundless = _open_console(WIDTH_WITHOUT_BOUNDS)
@@ -129,7 +129,7 @@ def _needed(table: "Table") -> int:
 
 
 def _with_columns(table: "Table", names: Sequence[int], numbers: Sequence[int]) -> "Table":
-    """The same table with only these columns, without title and caption, and without rows in which they say nothing."""
+    """A copy with only these columns, without title and caption, and without rows whose numbers are all blank or 0."""
     from rich.table import Table
 
     part = Table(

@@ -1,4 +1,4 @@
-"""Results as text: the plain lines that scripts read, the first screen that people read, then tables if wanted."""
+"""Results as text: plain lines for scripts, the first screen for people, then tables if requested."""
 
 from counting.report.plain import plain_text
 from counting.report.results import Results
@@ -7,10 +7,10 @@ from counting.report.tables import output_width
 
 
 def print_results(results: Results, design_path: str | None, *, details: bool, proof: bool) -> None:
-    """Print everything; a comparison stands for the models that it compares.
+    """Print all results. If there is a comparison, it replaces the output of the single models.
 
-    `design_path` is where a designed model's config was written. With `details` every number follows in tables, with
-    `proof` each with all its witnesses.
+    `design_path` is the file to which a designed model's config was written. `details` adds the tables, `proof` a list
+    of every number with the values of all its witnesses.
     """
     analyses = results.analyses if results.comparison is None else ()
     plain = plain_text(analyses, results.budget) if analyses or results.budget is not None else ""
@@ -27,7 +27,7 @@ def print_results(results: Results, design_path: str | None, *, details: bool, p
 
 
 def _print_details(results: Results, design_path: str | None) -> None:
-    """Every table."""
+    """Print all tables."""
     for index, analysis in enumerate(results.analyses if results.comparison is None else ()):
         from counting.report.model import print_analysis
 

@@ -1,4 +1,4 @@
-"""What one model costs, as tables: parameters, FLOPs, memory, a training step, where it fits, and the conventions."""
+"""Tables of one model: parameters, FLOPs, memory, a training step, and the GPUs on which it fits."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from counting.report.model.step_memory import step_memory_table
 
 
 def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
-    """All tables of one model; `fits` are those that a table is wanted of."""
+    """Print all tables of one model; the table of GPUs has a row for each entry of `fits`."""
     print_rich("", _heading(analysis))
     print_tables(
         parameter_table(analysis),
@@ -29,16 +29,18 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
         *([fits_table(fits, analysis.setup)] if fits else []),
     )
     defaults = ", ".join(analysis.defaulted_fields)
-    print_notes([*analysis.notes, *([f"Not in the config, so the family's default: {defaults}."] if defaults else [])])
+    print_notes(
+        [*analysis.notes, *([f"Not in the config, so set to family defaults: {defaults}."] if defaults else [])]
+    )
 
 
 def _heading(analysis: Analysis) -> str:
-    """What the model is, and what the plain lines are of."""
+    """A line that describes the model, and the layer and setup of the plain lines."""
     from rich.markup import escape
 
     setup, main, total = analysis.setup, analysis.main_layer, sum(layer.count for layer in analysis.layers)
     text = (
-        f"[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are of one "
+        f"[bold]{escape(analysis.name)}[/bold] ({analysis.model_type}), {total} layers; the plain lines are for one "
         f"{main.kind} layer ({main.count} of {total}), batch {setup.micro_batch_size}, sequence length "
         f"{integer(analysis.sequence_length)} ({length_source(setup.sequence_length_source)}), {setup.kernels} kernels."
     )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def component_table(title: str, layers: Iterable[LayerAnalysis], whole: str | None) -> "Table":
-    """Without rows; after the layers a column `whole` and its shares, unless that is None."""
+    """A table without rows: a column for each layer, then one titled `whole` and one for shares unless that is None."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", min_width=40)

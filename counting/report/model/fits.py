@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CAPTION = (
-    "Needed: what the step allocates at its worst moment, and the CUDA context where its size is known; what the "
-    "caching allocator reserves beyond that, and workspaces within kernels, are left out. Capacity: what the driver "
-    "reports of one device where that is known, else the vendor's memory, one GB taken as 2^30 bytes. A board of two "
-    "dies is two devices. Fits with: the cheapest of other recomputation and a loss in smaller chunks, by formula and "
-    "simulation. Eager: by simulation too, where PyTorch has no fused attention with grouped queries (below CUDA's "
-    "compute capability 8.0)."
+    "Needed: the peak of the bytes that the step allocates, plus the CUDA context if its size is known. Memory that "
+    "the caching allocator reserves beyond that, and workspaces within kernels, are not included. Capacity: the memory "
+    "of one device that the driver reports if that is known, else the vendor's figure, one GB taken as 2^30 bytes. A "
+    "board with two dies is two devices. Fits with: the cheapest change of recomputation or loss chunk with which the "
+    "step fits, by formula and simulation. Eager: by simulation too, where PyTorch has no fused attention with grouped "
+    "queries (below CUDA's compute capability 8.0)."
 )
 
 

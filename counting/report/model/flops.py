@@ -1,4 +1,4 @@
-"""The table of a forward pass's FLOPs."""
+"""The table of the FLOPs of a forward pass."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def flop_table(analysis: Analysis) -> "Table":
-    """By component, of each distinct layer and of the model; below, by which keys a query meets."""
+    """FLOPs by component, for each distinct layer and for the model; below, totals by form of attention."""
     table = component_table("Forward FLOPs of one sequence", analysis.layers, "model")
     for component, count in analysis.forward_flops_by_component.items():
         row = [layer.forward_flops_by_component.get(component, 0) for layer in analysis.layers]
@@ -35,5 +35,7 @@ def flop_table(analysis: Analysis) -> "Table":
     if analysis.mtp_forward_flops:
         blank = [""] * len(analysis.layers)
         flops = analysis.mtp_forward_flops
-        table.add_row("beside it: multi-token prediction", *blank, integer(flops), share(flops, analysis.forward_flops))
+        table.add_row(
+            "not included: multi-token prediction", *blank, integer(flops), share(flops, analysis.forward_flops)
+        )
     return table

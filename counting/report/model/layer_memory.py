@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def layer_memory_table(analysis: Analysis) -> "Table":
-    """What is alive at the worst moment, of each distinct layer that was measured."""
+    """The bytes that are allocated at the peak, for each distinct layer that was measured."""
     layers = [layer for layer in analysis.layers if layer.peak_memory_parts]
     table = component_table("Peak memory of one layer's forward pass, bytes", layers, None)
     for part in LayerMemory.__struct_fields__:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def parameter_table(analysis: Analysis) -> "Table":
-    """By component, of each distinct layer and of the model; below, what is active and what stands beside it."""
+    """Parameters by component, for each distinct layer and for the model; below, active and not included ones."""
     parameters = analysis.parameters
     table = component_table("Parameters", analysis.layers, "model")
     for component, count in parameters.by_component.items():
@@ -32,9 +32,9 @@ def parameter_table(analysis: Analysis) -> "Table":
     add("… without the embedding", parameters.active_without_embedding)
     add("… without embedding and head", parameters.active_without_vocabulary)
     if parameters.mtp:
-        add("beside it: multi-token prediction", parameters.mtp)
+        add("not included: multi-token prediction", parameters.mtp)
     if parameters.router_correction_bias:
-        add("beside it: router correction biases", parameters.router_correction_bias)
+        add("not included: router correction biases", parameters.router_correction_bias)
     if parameters.mtp_router_correction_bias:
         add("… of multi-token prediction", parameters.mtp_router_correction_bias)
     return table

@@ -1,6 +1,7 @@
-"""Every number with its witnesses: a list for each set of witnesses that speak of the same numbers.
+"""Lists of all numbers with the values of their witnesses, one list for each set of witnesses.
 
-Witnesses that differ are an error before anything is printed: without room for all values, one stands for them.
+Witnesses that differ raise an error before anything is printed, so all values of a number are equal. If the line is too
+narrow for all of them, only one value is printed.
 """
 
 import textwrap
@@ -11,11 +12,11 @@ from counting.report.format import integer
 from counting.report.tables import output_width
 
 MARGIN, EQUALS = "  ", " = "
-WORKED_OUT = ("formula", "simulation")  # the witnesses that measure nothing
+WORKED_OUT = ("formula", "simulation")  # the witnesses that are computed, not measured
 
 
 def print_proof(agreement: Agreement, name: str) -> None:
-    """The numbers of the model called `name` that several witnesses give, then those of one witness alone."""
+    """Print the numbers of the model `name` that have several witnesses, then those that have one."""
     print("\n" + textwrap.fill(f"{name}: {proof_in_words(agreement)}", output_width(), break_on_hyphens=False))
     by_witnesses: dict[tuple[str, ...], list[Check]] = {}
     for check in agreement.checks:
@@ -27,7 +28,7 @@ def print_proof(agreement: Agreement, name: str) -> None:
 
 
 def proof_in_words(agreement: Agreement) -> str:
-    """How many numbers are proven and by what, and how many rest on one witness."""
+    """How many numbers are proven and by which witnesses, and how many have only one witness."""
     proven = [check for check in agreement.checks if check.proven]
     alone: dict[str, list[Check]] = {}
     for check in agreement.checks:
@@ -37,7 +38,7 @@ def proof_in_words(agreement: Agreement) -> str:
 
 
 def _heading(agreement: Agreement, proven: Sequence[Check]) -> str:
-    """How many numbers are proven, and by what."""
+    """How many numbers are proven, and by which witnesses."""
     worked_out = [name for name in WORKED_OUT if any(name in check.values for check in proven)]
     if worked_out:
         return f"{_numbers(proven)}: measured = {' or '.join(worked_out)}"
@@ -50,7 +51,7 @@ def _numbers(checks: Sequence[Check]) -> str:
 
 
 def _rows(checks: Sequence[Check], width: int) -> Iterator[str]:
-    """A row for each number, under whose it is and what it measures; every witness's value where they fit beside it."""
+    """A row for each number, below its scope and quantity; with the values of all witnesses if they fit in `width`."""
     component = max(len(check.component) for check in checks)
     digits = max(len(integer(value)) for check in checks for value in check.values.values())
     witnesses = len(checks[0].values)
@@ -64,7 +65,7 @@ def _rows(checks: Sequence[Check], width: int) -> Iterator[str]:
 
 
 def _title(witnesses: Sequence[str]) -> str:
-    """What these witnesses do for their numbers."""
+    """The names of the witnesses, in words that follow the number of checks."""
     if len(witnesses) > 1:
         return f": {' = '.join(witnesses)}"
     return " by recipe" if witnesses[0] == "recipe" else f" by {witnesses[0]} alone"

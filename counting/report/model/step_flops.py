@@ -16,7 +16,7 @@ RECOMPUTED = {
 
 
 def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
-    """Model and hardware FLOPs of one step over one micro-batch, by component and by pass."""
+    """Model and hardware FLOPs of one step over one micro-batch, by component and pass."""
     from rich.table import Table
 
     table = Table(title=_title(setup), title_justify="left", caption=_caption(step, setup), caption_justify="left")
@@ -43,7 +43,7 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
     add("… with the causal half of attention", None, None, None, step.model_flops_causal)
     if step.flash_backward_extra_flops:
         extra = step.flash_backward_extra_flops
-        add("beyond them: flash's extra product", None, extra, None, extra)
+        add("not model FLOPs: flash's extra product", None, extra, None, extra)
     return table
 
 
@@ -52,22 +52,23 @@ def _title(setup: Setup) -> str:
 
 
 def _caption(step: TrainingStep, setup: Setup) -> str:
-    """What governs the numbers above it."""
-    sentences = ["Embedding gradients and the optimiser multiply no matrices."]
+    """The assumptions of the table."""
+    sentences = ["Embedding gradients and the optimiser step contain no matrix products."]
     if step.flash_backward_extra_flops:
         sentences.append(
-            "Flash attention keeps no scores and multiplies them again in its backward pass, five products to the two "
-            "of the forward pass: no model FLOPs, and not counted as recomputed."
+            "Flash attention does not keep the scores and computes them again in its backward pass, which has five "
+            "products (forward: two). The extra product is not in the model FLOPs and not counted as recomputed."
         )
         if setup.recompute == "selective":
             sentences.append(
-                "So running its core again saves next to nothing: recompute everything, or use eager kernels, which do "
-                "keep the scores."
+                "Selective recomputation therefore saves almost no memory: use full recomputation, or eager kernels, "
+                "which keep the scores."
             )
     if setup.mtp:
         sentences.append("Multi-token prediction is trained: its projection, layer and run of the head are included.")
     if step.recomputed_flops_by_component["lm_head"]:
         sentences.append(
-            f"The loss is made of {setup.loss_chunk:,} tokens at a time; no logits are kept, and all are made twice."
+            f"The loss is computed over {setup.loss_chunk:,} tokens at a time; no logits are kept, and all are "
+            "computed twice."
         )
     return " ".join(sentences)

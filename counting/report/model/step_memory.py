@@ -13,12 +13,12 @@ LABELS = {"optimizer_state": "optimiser state", "logits_and_loss": "logits and l
 
 
 def step_memory_table(memory: StepMemory, setup: Setup) -> "Table":
-    """A row for each thing that is held, a column for each phase at its worst moment; the worst phase stands out."""
+    """A row for each kind of memory, a column for the peak of each phase; the phase with the highest peak is bold."""
     from rich.table import Table
 
     (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
     title = (
-        f"Memory of that step in bytes: {setup.precision} precision, {setup.optimizer}, "
+        f"Memory of the training step in bytes: {setup.precision} precision, {setup.optimizer}, "
         f"recompute {setup.recompute}; the peak is in the {peak.name}"
         + ("" if peak.layer is None else f", {_layer(peak)}")
     )
@@ -27,7 +27,7 @@ def step_memory_table(memory: StepMemory, setup: Setup) -> "Table":
     for phase in memory.phases:
         worst = phase.name == memory.peak_phase
         table.add_column(phase.name, justify="right", no_wrap=True, style="bold" if worst else None)
-    table.add_row("at its worst in", *("" if phase.layer is None else _layer(phase) for phase in memory.phases))
+    table.add_row("peak in", *("" if phase.layer is None else _layer(phase) for phase in memory.phases))
     for part in PARTS:
         numbers = [getattr(phase, part) for phase in memory.phases]
         if any(numbers):
@@ -46,10 +46,10 @@ def _caption(memory: StepMemory, setup: Setup) -> str:
     states, backward = memory.states, memory.layer_backward_peak_bytes
     lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
     sentences = [
-        f"Held from step to step: weights {integer(states.weights)}, gradients {integer(states.gradients)} once all "
-        f"are there, master weights {integer(states.masters)}, moments {integer(states.moments)}; "
+        f"Model states: weights {integer(states.weights)}, gradients {integer(states.gradients)} when all exist, "
+        f"master weights {integer(states.masters)}, moments {integer(states.moments)}; "
         f"{setup.precision_recipe.description}.",
-        f"From layer to layer the peak of backward lies between {lowest} and {highest} GB.",
+        f"Over the layers, the peak of backward lies between {lowest} and {highest} GB.",
         f"The step was measured in {setup.measured_dtype}.",
         *memory.notes,
     ]

@@ -1,4 +1,4 @@
-"""The first screen: the answer to what was asked, in lines of the width that there is."""
+"""The first screen: a short answer to the command, in lines that fit the width of the output."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -6,16 +6,16 @@ from typing import Literal
 from counting.report.results import Results
 from counting.report.screen.lines import Lines
 
-LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most so many are printed of one model and of each further one
+LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most, for one model and for each further one
 
-Length = Literal["whole", "short", "none"]  # of what is said of each model
+Length = Literal["whole", "short", "none"]  # of the text on each model
 
 
 def screen_text(results: Results, design_path: str | None, width: int, plain_lines: int) -> str:
-    """Bill, budget or comparison where one was asked for, then the models; below `plain_lines` lines.
+    """The text of the requested results (run, budget, comparison, ...), then of the models.
 
-    Where there is no room for all, a model is told in three lines; where that is not enough, the last GPUs of many are
-    left to the details, and then the models.
+    The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
+    shortened to three lines; then the last GPUs of a long list are left out, and then the models.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
@@ -28,7 +28,7 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
 
 
 def _lengths(results: Results) -> Iterator[tuple[Length, int]]:
-    """How much is said of each model, and of how many GPUs; from most to least."""
+    """(Length of the text on each model, number of GPUs), from longest to shortest."""
     lists = [run.gpus for run in results.runs] + [analysis.fits or () for analysis in results.analyses]
     gpus = max(1, *map(len, lists)) if lists else 1
     if len(results.analyses) == 1:
@@ -38,7 +38,7 @@ def _lengths(results: Results) -> Iterator[tuple[Length, int]]:
 
 
 def _blocks(results: Results, design_path: str | None, width: int, length: Length, most_gpus: int) -> list[Lines]:
-    """In order, empty where nothing of the kind was asked for."""
+    """The blocks in the order of printing; a block is empty if its result was not requested."""
     fits, compared, run, budget, published, claim, models = blocks = [Lines(width) for _ in range(7)]
     if results.published is not None:
         from counting.report.screen.published import published_screen

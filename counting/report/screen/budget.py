@@ -1,4 +1,4 @@
-"""A budget on the first screen: what it buys, the model to spend it on, and how far it trains given models."""
+"""A budget on the first screen: FLOPs, the compute-optimal model, and the budget spent on given models."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
-    """The best GPU, and the compute-optimal model with its tokens."""
+    """Add the best GPU, and the compute-optimal model with its tokens."""
     best = next(option for option in budget.options if option.gpu == budget.best_gpu)
     lines.heading(f"What {readable_dollars(budget.budget_usd)} buys at {short_percent(budget.mfu)} MFU")
     lines.fact(
@@ -46,7 +46,7 @@ def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
 
 
 def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
-    """The same budget on each of the analysed models."""
+    """Add a table of the budget spent on each analysed model."""
     rows = [("the budget on", "tokens", "N taken as", "tokens per N", "× law's optimum", "loss")]
     for model in spent:
         for index, reading in enumerate(model.readings):
@@ -66,7 +66,7 @@ def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
 
 
 def design_screen(lines: Lines, design: "Design", path: str) -> None:
-    """The model designed for the budget."""
+    """Add the model designed for the budget."""
     config = design.config
     lines.fact(
         "designed",

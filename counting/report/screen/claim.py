@@ -1,4 +1,4 @@
-"""The claim on the first screen: whether it can be true, and what it says and leaves out."""
+"""The claim on the first screen: whether it is possible, and what the bill contains and leaves out."""
 
 from counting.published.claim import Claim
 from counting.report.conventions import CONVENTIONS
@@ -7,7 +7,7 @@ from counting.report.screen.lines import Lines
 
 
 def claim_screen(lines: Lines, claim: Claim) -> None:
-    """The argument in lines."""
+    """Add a fact for each step of the argument."""
     run = claim.run
     lines.heading(f"Was {run.name} trained for {dollars(claim.total_cost_usd)}?")
     phases = ", ".join(f"{phase.phase} {phase.gpu_hours:,.0f}" for phase in claim.phases)

@@ -1,4 +1,4 @@
-"""Several models beside each other on the first screen."""
+"""Several models side by side on the first screen."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from counting.report.screen.run import LEFT_OUT
 
 
 def comparison_screen(lines: Lines, comparison: Comparison, analyses: Sequence[Analysis]) -> None:
-    """A row for each model, and what they have in common."""
+    """Add a row for each model, and the settings that they share."""
     models = comparison.models
     gpus = "" if comparison.num_gpus is None else f"{integer(comparison.num_gpus)} "
     lines.heading(
@@ -55,7 +55,7 @@ def _row(model: ComparedModel) -> tuple[str, ...]:
 
 
 def _fewest(models: Sequence[ComparedModel], comparison: Comparison) -> str:
-    """How many GPUs hold the states, and what that leaves out."""
+    """For each model, how many GPUs hold the model states; and the memory that is not included."""
     counts = "; ".join(
         f"{model.model} {integer(model.fewest_gpus)} ({Bytes(model.model_state_bytes)(model.model_state_bytes)})"
         for model in models

@@ -1,4 +1,4 @@
-"""On which GPUs a training step fits, and what would make it fit."""
+"""The GPUs on which a training step fits, and the changes that would make it fit, on the first screen."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
-    """One device of each of the first `most` GPUs: by how much the step fits or not, and what would make it fit."""
+    """Add a row for each of the first `most` GPUs: needed and available memory, and the cheapest change that fits."""
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     rows: list[tuple[str, ...]] = [("GPU", "needs", "has", "left", "fits", "then needs")]
     for fit in fits[:most]:
@@ -39,7 +39,7 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
 
 
 def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
-    """What is to be run otherwise than in `setup`."""
+    """The settings of `remedy` that differ from `setup`."""
     changes = [] if remedy.recompute == setup.recompute else [f"recompute {remedy.recompute}"]
     if remedy.loss_chunk != setup.loss_chunk and remedy.loss_chunk is not None:
         changes.append(f"loss chunk {integer(remedy.loss_chunk)}")
@@ -47,7 +47,7 @@ def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
 
 
 def fits_in_words(fits: "Sequence[Fit]", setup: Setup, *, most: int | None = None) -> str:
-    """The GPUs on which the step fits as it is, then those of each remedy; of long lists at most so many names."""
+    """The GPUs on which the step fits as it is, then with each remedy; lists are cut to about `most` names."""
     groups: dict[str, list[str]] = {}
     for fit in fits:
         if fit.fits:

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 
 INDENT = 2
-LABEL = 16  # columns of a label, the blank behind it included
+LABEL = 16  # columns of a label, including the blank after it
 NO_BREAK = "\N{NO-BREAK SPACE}"
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=[A-Za-z%×])")
 BETWEEN_COLUMNS = "  "
@@ -13,28 +13,28 @@ SHORTEST_NAME = 8
 
 
 class Lines:
-    """What is written below each other, no line wider than `width`."""
+    """Collects text lines that are at most `width` columns wide."""
 
     def __init__(self, width: int) -> None:
         self.width = width
         self.lines: list[str] = []
 
     def heading(self, text: str) -> None:
-        """What a block is about."""
+        """Add the heading of a block."""
         self.lines += self._wrapped(text, "", " " * 2 * INDENT)
 
     def fact(self, label: str, text: str) -> None:
-        """A label, and to the right of it the text in as many lines as it takes."""
+        """Add a label, with the wrapped text to the right of it."""
         self.lines += self._wrapped(text, f"{' ' * INDENT}{label:{LABEL - 1}} ", " " * (INDENT + LABEL))
 
     def text(self, text: str) -> None:
-        """Without a label, over the whole width."""
+        """Add wrapped text without a label."""
         self.lines += self._wrapped(text, " " * INDENT, " " * 2 * INDENT)
 
     def columns(self, rows: Sequence[Sequence[str]], *, names: int = 1) -> None:
-        """Cells under each other, the first `names` columns at the left; the first row has the headings.
+        """Add a table; the first row has the headings, and the first `names` columns are left-aligned.
 
-        Columns that are empty but for their heading are left out, and the end of a name for which there is no room.
+        Columns with a heading only are left out. If the table is too wide, the first column is cut.
         """
         kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
         widths = {index: max(len(row[index]) for row in rows) for index in kept}
@@ -46,7 +46,7 @@ class Lines:
             self.lines.append((" " * INDENT + BETWEEN_COLUMNS.join(cells)).rstrip())
 
     def rows_left(self, rows: int) -> None:
-        """How many rows there was no room for, if any."""
+        """Add a line on how many rows were left out, if any."""
         if rows:
             self.text(f"and {rows} row{'' if rows == 1 else 's'} more, which the details have")
 
@@ -68,5 +68,5 @@ class Lines:
 
 
 def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    """The names as "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,4 +1,4 @@
-"""One model on the first screen: what it has, what a token, a layer and a training step cost, and where it fits."""
+"""One model on the first screen: parameters, FLOPs per token, memory, and the GPUs on which a step fits."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from counting.step.fits import Fit
 
 LARGEST_SHARES = 3
-# What a layer and a step hold, in the words of this screen.
+# Field -> label on this screen, for the memory of a layer and of a step.
 LAYER_PARTS = {"weights": "weights", "boundary": "input", "saved": "saved", "transients": "transients"}
 STEP_PARTS = {"activations": "activations", "logits_and_loss": "logits and loss", "transients": "transients"}
 
 
 def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]") -> None:
-    """All of one model."""
+    """Add all facts of one model."""
     setup = analysis.setup
     family = "" if analysis.model_type == analysis.name else f"{analysis.model_type}, "
     kernels = "" if setup.kernels == "fused" else f", {setup.kernels} kernels"
@@ -39,7 +39,7 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
 
 
 def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool) -> None:
-    """One model in three lines; where it is compared, the length is that of all."""
+    """Add one model in three lines; without the sequence length if models are compared, which all have the same one."""
     lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
     forward, training = _forward_and_training(analysis)
     lines.text(f"{_sizes(analysis, ' parameters')}; a token: forward {forward}, training {training}")
@@ -57,7 +57,7 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
 
 
 def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
-    """What governs the numbers, and what proves them."""
+    """Add the conventions of the numbers, and how many numbers are proven by which witnesses."""
     cores = [main_attention_core(analysis) for analysis in analyses]
     windows = any(core.as_run != core.full_square for core in cores)
     attention = "attention's full square, or its window" if windows else "attention's full square"
@@ -79,12 +79,12 @@ def _layers(analysis: Analysis) -> str:
 
 
 def _length(analysis: Analysis) -> str:
-    """The sequence length, and who says so."""
+    """The sequence length and its source."""
     return f"{integer(analysis.sequence_length)} tokens ({length_said_by(analysis)})"
 
 
 def length_said_by(analysis: Analysis) -> str:
-    """Whoever gave the length, or a field by its own name, without the objects that it stands in."""
+    """The source of the length: "given", or "from" a config field without the names of the objects that contain it."""
     source = analysis.setup.sequence_length_source or ""
     field, of, model = source.partition(" of ")
     return source if source == "given" else f"from {field.rpartition('.')[2]}{of}{model}"
@@ -108,7 +108,7 @@ def _beside(analysis: Analysis) -> str:
 
 
 def _forward_and_training(analysis: Analysis) -> tuple[str, str]:
-    """Of one token; the unit once where both have the same."""
+    """FLOPs of one token; the first without a unit if both units are the same."""
     forward = readable(analysis.forward_flops / analysis.setup.tokens, FLOP_UNITS)
     training = readable(float(training_flops_per_token(analysis)), FLOP_UNITS)
     number, _, unit = forward.partition(" ")
@@ -116,7 +116,7 @@ def _forward_and_training(analysis: Analysis) -> tuple[str, str]:
 
 
 def _flops(analysis: Analysis) -> str:
-    """A forward pass with attention's share of it, and training."""
+    """FLOPs of one token: forward with the share of attention, and training."""
     core, step, recompute = main_attention_core(analysis), analysis.training, analysis.setup.recompute
     attention = "attention's square" if core.as_run == core.full_square else "attention within windows"
     forward, training = _forward_and_training(analysis)
@@ -137,7 +137,7 @@ def _layer_memory(analysis: Analysis) -> str:
 
 
 def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
-    """The peak, what is held from step to step, and what comes and goes beside it, each at its own worst moment."""
+    """Add the peak of a step, the model states, and the peak of each other kind of memory (each at its own time)."""
     size, setup, states = Bytes(memory.peak_bytes), analysis.setup, memory.states
     chunk = "" if setup.loss_chunk is None else f", loss chunk {integer(setup.loss_chunk)}"
     how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}"
@@ -150,12 +150,12 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
 
 
 def _in_numbers(size: Bytes, parts: Mapping[str, int]) -> str:
-    """What there is, without the unit."""
+    """The names and sizes of all parts above 0, without the unit."""
     return ", ".join(f"{name} {size.number(value)}" for name, value in parts.items() if value)
 
 
 def _all_fits(analysis: Analysis, on_catalogue: "Sequence[Fit]") -> "list[Fit]":
-    """On the GPUs that were asked about, then on the others of the catalogue."""
+    """The fits on the requested GPUs, then on the other GPUs of the catalogue."""
     asked = analysis.fits or ()
     names = {fit.gpu for fit in asked}
     return [*asked, *(fit for fit in on_catalogue if fit.gpu not in names)]

@@ -1,4 +1,4 @@
-"""Published runs on the first screen: what their hours imply, and how far their figures are from ours."""
+"""Published runs on the first screen: the MFU that their hours imply, and the largest difference from our figures."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ HEADINGS_OF_RUNS = ("run", "GPU", "6 N", "full", "causal", "own", "figures", "ap
 
 
 def published_screen(lines: Lines, runs: Sequence[ExaminedRun]) -> None:
-    """A row for each run."""
+    """Add a row for each run."""
     figures = sum(len(run.figures) for run in runs)
     lines.heading(f"{len(runs)} published runs: the MFU in % that hours imply, and {figures} figures stated")
     lines.columns([HEADINGS_OF_RUNS, *map(_row_of_run, runs)], names=2)

@@ -1,4 +1,4 @@
-"""A training run on the first screen: hours, days and dollars on each kind of GPU, and what they rest on."""
+"""A training run on the first screen: hours, days and dollars on each kind of GPU, and their assumptions."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ HEADINGS = ("GPU", "$/hour", "GPU-hours", "days", "cost")
 
 
 def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
-    """Runs of one plan: a table with the first `most` GPUs of each, and below it what bounds and what governs it."""
+    """Add the runs of one plan: a table with the first `most` GPUs of each run, then FLOPs, GPUs and assumptions."""
     first, several = runs[0], len(runs) > 1
     num_gpus = first.gpus[0].num_gpus
     gpus = "" if num_gpus is None else f" with {integer(num_gpus)} GPUs"
@@ -47,7 +47,7 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
 
 
 def _at_utilisation(run: TrainingRun) -> str:
-    """What the run is known by: its utilisation, hours or speed."""
+    """The given speed or hours, else the utilisation."""
     if run.tokens_per_second_per_gpu is not None:
         return f" at {run.tokens_per_second_per_gpu:,g} tokens/s per GPU"
     if run.published_gpu_hours is not None:
@@ -58,7 +58,7 @@ def _at_utilisation(run: TrainingRun) -> str:
 
 
 def _cells(gpu: GpuRun) -> tuple[str, ...]:
-    """One row; from the outcome of the fewest hours to that of the most."""
+    """One row; ranges go from the outcome with the fewest hours to that with the most."""
     least, most = sorted((gpu.outcomes[0], gpu.outcomes[-1]), key=lambda outcome: outcome.gpu_hours)
     return (
         gpu.gpu,
@@ -70,7 +70,7 @@ def _cells(gpu: GpuRun) -> tuple[str, ...]:
 
 
 def _work(lines: Lines, run: TrainingRun) -> None:
-    """FLOPs and steps."""
+    """Add FLOPs and steps."""
     text = f"{scientific(run.training_flops)}, {readable(run.training_flops_per_token, FLOP_UNITS)} a token"
     if run.steps is not None and run.global_batch_tokens is not None:
         text += f"; {integer(run.steps)} steps of {readable(run.global_batch_tokens)} tokens"
@@ -87,7 +87,7 @@ def _above_peak(runs: Sequence[TrainingRun]) -> str:
 
 
 def _fewest(lines: Lines, run: TrainingRun, most: int) -> None:
-    """How many GPUs hold the states, what that leaves out, and whether there are so many."""
+    """Add how many GPUs hold the model states, the memory not included, and a warning if `num_gpus` is too small."""
     counts = listed([f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus[:most]])
     states = Bytes(run.model_state_bytes)(run.model_state_bytes)
     left_out = what_states_leave_out(run.beside_states_bytes)

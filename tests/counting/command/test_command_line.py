@@ -316,4 +316,4 @@ def test_a_budget_on_a_given_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model_config", "llama_7b", "--training_budget", "5000000", "--details"]) == 0
     out = capsys.readouterr().out
     assert "The budget spent on llama_7b" in out
-    assert "The scaling law course on it" in out
+    assert "The scaling law course applied to it" in out

@@ -117,7 +117,7 @@ def test_a_narrow_table_comes_in_parts(
 def test_rows_of_zeros_are_left_out(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     print_analysis(deepseek)
     out = capsys.readouterr().out
-    for title in ("Parameters", "Forward FLOPs", "Peak memory of one layer", "Memory of that step"):
+    for title in ("Parameters", "Forward FLOPs", "Peak memory of one layer", "Memory of the training step"):
         for row in columns_of(out, title)[1:]:
             assert set(row[1:]) - {"", "0", "0.00 %"}, (title, row)
     assert "positional_embedding" not in out

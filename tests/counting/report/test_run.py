@@ -53,7 +53,7 @@ def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     print_run(run)
     out = capsys.readouterr().out
     assert all(len(line) <= WIDTH for line in out.splitlines())
-    rows = cells(out, "What it takes")
+    rows = cells(out, "Time, cost and energy")
     assert [row[0] for row in rows[1:]] == ["H800", "B200"]
     outcome = run.gpus[0].outcomes[0]
     assert rows[1][1:5] == ["50.00 %", "64", "2.00", f"{outcome.gpu_hours:,.0f}"]
@@ -72,7 +72,7 @@ def test_a_run_of_a_foreign_length_says_so(capsys: pytest.CaptureFixture[str]) -
     print_run(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",))))
     assert (
         "At sequence length 2,048 (from max_sequence_length) the products of attention are 8 % of the model's FLOPs; "
-        "the length that is trained at can be given."
+        "give the sequence length of the training run if it is another."
     ) in words(capsys.readouterr().out)
 
 
@@ -91,7 +91,7 @@ def test_implied_mfu_above_1_is_called_impossible(capsys: pytest.CaptureFixture[
     ]
     assert [entry.mfu > 1 for entry in implied] == [False, True, True, True]
     assert [row[-1].endswith(" %, impossible") for row in rows[1:]] == [False, True, True, True]
-    assert cells(out, "What it takes")[1][1].endswith(" %, impossible")
+    assert cells(out, "Time, cost and energy")[1][1].endswith(" %, impossible")
     assert "Impossible: more than the GPU's dense peak" in words(out)
 
 
@@ -101,7 +101,7 @@ def test_fp8_is_held_against_its_own_peak(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     rows = cells(out, "What 8,000 GPU-hours imply")
     assert all(row[-1].endswith(" %, in FP8") for row in rows[1:])
-    assert cells(out, "What it takes")[1][1].endswith(" %, in FP8")
+    assert cells(out, "Time, cost and energy")[1][1].endswith(" %, in FP8")
     assert "mpossible" not in words(out)
     llama = analyze("llama_7b", step=False)
     print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=82_432)))
@@ -110,7 +110,7 @@ def test_fp8_is_held_against_its_own_peak(capsys: pytest.CaptureFixture[str]) ->
 
 def test_all_of_the_peak_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
     print_run(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",), mfus=(1.0,))))
-    assert cells(capsys.readouterr().out, "What it takes")[1][1] == "100.00 %"
+    assert cells(capsys.readouterr().out, "Time, cost and energy")[1][1] == "100.00 %"
 
 
 def test_fp32_does_not_reach_the_16_bit_peak(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_a_budget_on_a_model(deepseek: Analysis, capsys: pytest.CaptureFixture[s
     spent = spend_on(deepseek, plan)
     print_budget_on_model(spent, plan)
     out = capsys.readouterr().out
-    rows = cells(out, "The scaling law course on it")
+    rows = cells(out, "The scaling law course applied to it")
     assert [row[:2] for row in rows[1:]] == [["total", "671,026,404,352"], ["active", "37,552,282,624"]]
     assert rows[1][-1] == f"{spent.readings[0].predicted_loss:.5f} *"
     assert "fitted to dense models" in words(out)
@@ -184,7 +184,9 @@ def test_the_claim_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(len(line) <= WIDTH for line in out.splitlines())
     assert cells(out, "1. The claim: DeepSeek-V3 for $5,576,000")[-1] == ["total", "2,788,000", "$5,576,000"]
-    meaning = cells(out, "2. What 2,664,000 H800-hours for 14,800,000,000,000 tokens mean, 54.2 days on 2,048 GPUs")
+    meaning = cells(
+        out, "2. The MFU that 2,664,000 H800-hours for 14,800,000,000,000 tokens imply, 54.2 days on 2,048 GPUs"
+    )
     assert meaning[2][-2:] == ["43.87 %", "43.73 %"]
     assert cells(out, "3. The same")[2] == ["H100", "989", "3.00", "2,664,000", "$7,992,000"]
     assert [row[0] for row in cells(out, "4. Other models")[1:]] == [
@@ -192,6 +194,6 @@ def test_the_claim_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
         "dense, of its total size",
         "dense, of its active size",
     ]
-    implied = [row for row in cells(out, "5. How the cost") if "(implied)" in row[0]]
+    implied = [row for row in cells(out, "5. The cost") if "(implied)" in row[0]]
     assert implied == [["45.54 % (implied)", "2,664,000", "$2,664,000", "$5,328,000", "$7,992,000", "$10,656,000"]]
     assert "earlier research, and ablations" in words(out)
