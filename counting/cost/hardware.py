@@ -18,8 +18,16 @@ from torch_models.fields.bundled import bundled_data
 
 MAX_GPU_FILE_BYTES = 1_000_000
 FLASH_ATTENTION_CAPABILITY = 8.0  # CUDA compute capability
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-WholePositive = Annotated[int, msgspec.Meta(gt=0)]
+# No device, board or rack is beyond these; a number beyond them is in another unit.
+TeraFlopsPerSecond = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
+Gigabytes = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
+TerabytesPerSecond = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
+Watts = Annotated[float, msgspec.Meta(ge=0.1, le=1e6)]
+DollarsPerHour = Annotated[float, msgspec.Meta(ge=0.01, le=1e6)]
+Capability = Annotated[float, msgspec.Meta(ge=1, le=100)]
+Devices = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+WholeBytes = Annotated[int, msgspec.Meta(ge=1, le=10**15)]
+MOST_OF_THE_BOARD = 1.02  # drivers report a little more than vendors print of a few boards, a GB taken as 2^30
 
 
 class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,17 +57,17 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     name: str
     description: str
-    compute_capability: Positive | None = None  # CUDA's, for example 8.9; None for GPUs that are not NVIDIA's
+    compute_capability: Capability | None = None  # CUDA's, for example 8.9; None for GPUs that are not NVIDIA's
     training_dtype: Literal["bfloat16", "float16"]  # the 16-bit format of the peak; GPUs from before 2020 lack bfloat16
-    peak_dense_tflop_per_s: Positive
-    peak_dense_fp8_tflop_per_s: Positive | None
-    memory_gb: Positive  # of the board
-    devices: WholePositive = 1  # on one board, as a process sees them; a board with two dies has two
-    driver_memory_bytes: WholePositive | None = None  # memory of one device as the driver reports it
-    context_bytes: WholePositive | None = None  # memory that a PyTorch process occupies before its first tensor
-    memory_bandwidth_tb_per_s: Positive
-    power_watts: Positive | None
-    price_usd_per_hour: Positive | None
+    peak_dense_tflop_per_s: TeraFlopsPerSecond
+    peak_dense_fp8_tflop_per_s: TeraFlopsPerSecond | None
+    memory_gb: Gigabytes  # of the board
+    devices: Devices = 1  # on one board, as a process sees them; a board with two dies has two
+    driver_memory_bytes: WholeBytes | None = None  # memory of one device as the driver reports it
+    context_bytes: WholeBytes | None = None  # memory that a PyTorch process occupies before its first tensor
+    memory_bandwidth_tb_per_s: TerabytesPerSecond
+    power_watts: Watts | None
+    price_usd_per_hour: DollarsPerHour | None
     sources: GpuSources
 
     def __post_init__(self) -> None:
@@ -69,6 +77,9 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
                 raise ConfigError(f"sources.{name}", source, f"must say where {field} ({number:,}) comes from")
             if number is None and source is not None:
                 raise ConfigError(f"sources.{name}", source, f"is the source of {field}, which is not given")
+        if self.capacity_bytes > MOST_OF_THE_BOARD * self.memory_gb * 2**30:
+            rule = f"is more than memory_gb ({self.memory_gb:g}) on {self.devices} device{'s' * (self.devices > 1)}"
+            raise ConfigError("driver_memory_bytes", self.driver_memory_bytes, rule)
 
     @property
     def fuses_grouped_queries(self) -> bool:

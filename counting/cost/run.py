@@ -26,6 +26,7 @@ from counting.cost.budget import (
     priced_gpus,
 )
 from counting.cost.conventions import (
+    FEWEST_FLOPS,
     Convention,
     flops_by_convention,
     main_attention_core,
@@ -186,7 +187,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
         model_state_bytes=states,
         beside_states_bytes=None if analysis.memory is None else analysis.memory.beside_states_bytes,
         gpus=tuple(
-            _on_gpu(gpu, price, plan, assumed_mfus, per_token, states, setup.precision)
+            _on_gpu(gpu, price, plan, assumed_mfus, per_token, states, analysis)
             for gpu, price in priced_gpus(plan.gpus, plan.prices_usd_per_hour)
         ),
     )
@@ -207,7 +208,7 @@ def _on_gpu(
     assumed_mfus: tuple[float, ...],
     per_token: Mapping[Convention, Fraction],
     state_bytes: int,
-    precision: str,
+    analysis: Analysis,
 ) -> GpuRun:
     implied: tuple[ImpliedMfu, ...] = ()
     source: MfuSource = "given"
@@ -221,12 +222,12 @@ def _on_gpu(
         hours = [plan.tokens / speed / SECONDS_PER_HOUR]
         implied = implied_mfus(per_token, plan.tokens, speed, gpu)
         mfus = [per_token["own"] * speed / gpu.peak_flop_per_s]
-        _refuse_impossible(implied, plan, gpu, precision)
+        _refuse_impossible(implied, plan, gpu, analysis)
     return GpuRun(
         gpu=gpu.name,
         training_dtype=gpu.training_dtype,
         peak_dense_tflop_per_s=gpu.peak_dense_tflop_per_s,
-        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, precision),
+        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, analysis.setup.precision),
         price_usd_per_hour=price,
         power_watts=gpu.power_watts,
         num_gpus=plan.num_gpus,
@@ -285,19 +286,25 @@ def _attainable_tflop_per_s(gpu: Gpu, precision: str) -> float:
     return gpu.peak_dense_tflop_per_s
 
 
-def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu, precision: str) -> None:
-    """Raises ArgumentError if even the convention with the fewest FLOPs needs more than the attainable peak."""
-    least = min(implied, key=lambda entry: entry.mfu)
+def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu, analysis: Analysis) -> None:
+    """Raises ArgumentError if the fewest FLOPs that training computes need more than the attainable peak.
+
+    These are matrix products and half of attention's square; 6 N has the input embedding in it, which multiplies
+    nothing, and the other conventions count what a causal kernel leaves out.
+    """
+    (least,) = (entry for entry in implied if entry.convention == FEWEST_FLOPS)
     assert least.training_flops is not None
-    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, precision)
+    setup = analysis.setup
+    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, setup.precision)
     if least.tflop_per_s <= peak:
         return
     dtype = gpu.training_dtype if peak == gpu.peak_dense_tflop_per_s else "fp8"
     hint = "; if it trained in FP8, say so (precision fp8)" if least.tflop_per_s <= fp8_peak else ""
     rule = (
-        f"the claim is impossible: {float(least.training_flops):.4g} training FLOPs ({least.convention}, the fewest of "
-        f"all conventions) take {least.tflop_per_s:,.4g} TFLOP/s of each {gpu.name}, whose dense {dtype} peak is "
-        f"{peak:,g}: an MFU of {least.tflop_per_s / peak:.4g}, above 1{hint}"
+        f"the claim is impossible: {float(least.training_flops):.4g} training FLOPs ({least.convention} at "
+        f"{analysis.sequence_length:,} tokens a sequence, the fewest that training computes) take "
+        f"{least.tflop_per_s:,.4g} TFLOP/s of each {gpu.name}, whose dense {dtype} peak is {peak:,g}: an MFU of "
+        f"{least.tflop_per_s / peak:.4g}, above 1{hint}"
     )
     field = "gpu_hours" if plan.tokens_per_second_per_gpu is None else "tokens_per_second_per_gpu"
     value = getattr(plan, field)

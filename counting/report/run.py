@@ -84,10 +84,10 @@ def print_run(run: TrainingRun) -> None:
         notes.append("No GPU multiplies fp32 numbers at its 16-bit peak: expect only a fraction of the usual MFU.")
     if implied:
         notes.append(CONVENTION_NOTE)
-        if any(is_impossible(entry.mfu, gpu) for gpu in implied for entry in gpu.implied_mfu):
+        if any(is_above_the_peak(entry.mfu, gpu) for gpu in implied for entry in gpu.implied_mfu):
             notes.append(
-                "Impossible: more than the GPU's dense peak. If FLOPs are counted in this way and the model was "
-                "trained at this sequence length, the claim is not true."
+                "Above the peak: this convention counts more FLOPs than the GPU can compute in that time, for example "
+                "attention's full square, of which a causal kernel computes half."
             )
     if any(gpu.power_watts for gpu in run.gpus):
         notes.append(ENERGY_NOTE)
@@ -101,13 +101,13 @@ def print_run(run: TrainingRun) -> None:
 
 
 def _utilisation(mfu: float, gpu: GpuRun) -> str:
-    """The MFU in percent; above 100 % with "impossible" or "in FP8"."""
+    """The MFU in percent; above 100 % with "above the peak" or "in FP8"."""
     if mfu <= 1:
         return percent(mfu)
-    return f"{percent(mfu)}, {'impossible' if is_impossible(mfu, gpu) else 'in FP8'}"
+    return f"{percent(mfu)}, {'above the peak' if is_above_the_peak(mfu, gpu) else 'in FP8'}"
 
 
-def is_impossible(mfu: float, gpu: GpuRun) -> bool:
+def is_above_the_peak(mfu: float, gpu: GpuRun) -> bool:
     """Whether the MFU needs more FLOP/s than the dense peak in the format of the matrix products."""
     return mfu * gpu.peak_dense_tflop_per_s > gpu.attainable_tflop_per_s
 

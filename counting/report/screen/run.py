@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from counting.cost.run import GpuRun, TrainingRun
+from counting.cost.conventions import FEWEST_FLOPS
+from counting.cost.run import MFU_RANGE, GpuRun, TrainingRun
 from counting.report.conventions import CONVENTIONS, what_states_leave_out
 from counting.report.format import (
     FLOP_UNITS,
@@ -14,7 +15,7 @@ from counting.report.format import (
     scientific,
     short_percent,
 )
-from counting.report.run import is_impossible
+from counting.report.run import is_above_the_peak
 from counting.report.screen.lines import Lines, listed
 
 LEFT_OUT = "failed runs, evaluation, storage and people"
@@ -39,6 +40,8 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
                 name = f"{run.model}, {gpu.gpu}" if several else gpu.gpu
                 mfus = "; ".join(f"{CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in gpu.implied_mfu)
                 lines.fact("implied MFU", f"{name}: {mfus}")
+                if not several and len(run.gpus) == 1:
+                    lines.fact("is it possible", _verdict(gpu))
     if not several:
         _work(lines, first)
         _fewest(lines, first, most)
@@ -55,6 +58,18 @@ def _at_utilisation(run: TrainingRun) -> str:
     outcomes = run.gpus[0].outcomes
     shares = dict.fromkeys(short_percent(outcome.mfu) for outcome in (outcomes[0], outcomes[-1]))
     return f" at {' to '.join(shares)} MFU{', assumed' if outcomes[0].mfu_source == 'assumed' else ''}"
+
+
+def _verdict(gpu: GpuRun) -> str:
+    """A plan with impossible hours or speed is refused, so the rest is how the claim compares with what is assumed."""
+    (fewest,) = (entry for entry in gpu.implied_mfu if entry.convention == FEWEST_FLOPS)
+    share = fewest.tflop_per_s / gpu.attainable_tflop_per_s
+    own, assumed = gpu.outcomes[0].mfu, (min(MFU_RANGE), max(MFU_RANGE))
+    place = "below" if own < assumed[0] else "above" if own > assumed[1] else "within"
+    return (
+        f"yes: the fewest FLOPs that training computes take {percent(share, 0)} of the peak; by its own count it is "
+        f"{place} the {percent(assumed[0], 0)} to {percent(assumed[1], 0)} MFU that is assumed where none is given"
+    )
 
 
 def _cells(gpu: GpuRun) -> tuple[str, ...]:
@@ -81,9 +96,9 @@ def _above_peak(runs: Sequence[TrainingRun]) -> str:
     above = [(outcome.mfu, gpu) for run in runs for gpu in run.gpus for outcome in gpu.outcomes if outcome.mfu > 1]
     if not above:
         return ""
-    if not any(is_impossible(mfu, gpu) for mfu, gpu in above):
+    if not any(is_above_the_peak(mfu, gpu) for mfu, gpu in above):
         return "; above 100 % in FP8"
-    return "; above 100 % is impossible: it was trained at another sequence length, or the claim is not true"
+    return "; above 100 % more is counted than a causal kernel computes"
 
 
 def _fewest(lines: Lines, run: TrainingRun, most: int) -> None:
