@@ -175,7 +175,7 @@ def analyze(
 
 
 def count_by_formula(spec: ModelSpec) -> Counts:
-    """Parameters by formula, without a measurement; takes microseconds. For a search over many models."""
+    """Parameters by formula, without a measurement; takes less than a millisecond. For a search over many models."""
     from counting.formulas.parameters import parameters
 
     return parameters(spec)

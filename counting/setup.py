@@ -110,7 +110,7 @@ def resolve(setup: Setup, model: Any) -> Setup:
     if chunk is not None and chunk >= length:
         chunk = None
     if chunk is not None and (chunks := ceil(length / chunk)) > MOST_CHUNKS:
-        rule = f"makes {chunks} chunks of {length} tokens of {model.name}, and may make {MOST_CHUNKS}: give at least "
+        rule = f"makes {chunks} chunks of {length} tokens of {model.name}, and the max is {MOST_CHUNKS}: give at least "
         raise ArgumentError("loss_chunk", chunk, f"{rule}{ceil(length / MOST_CHUNKS)}")
     return msgspec.structs.replace(
         setup,

@@ -194,21 +194,21 @@ def _ready_to_run(
     lazy = [name for name, tensor in _own_tensors(module) if nn.parameter.is_lazy(tensor)]
     if lazy:
         raise UserError(
-            f"{type(module).__name__}: run it once before, its lazy parameters have no shape: {_listed(lazy)}"
+            f"{type(module).__name__}: run it once before, because its lazy parameters have no shape: {_listed(lazy)}"
         )
     scripted = [
         name or "the module" for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)
     ]
     if scripted:
         raise UserError(
-            f"{type(module).__name__}: TorchScript runs no hooks: give the module in Python: {_listed(scripted)}"
+            f"{type(module).__name__}: TorchScript runs no hooks: pass the module as Python code: {_listed(scripted)}"
         )
     for tensor in [*module.parameters(), *module.buffers(), *_tensors((inputs, named_inputs))]:
         if type(tensor).__name__ == "FakeTensor":  # whose class takes long to import
             raise UserError(f"{type(module).__name__}: fake tensors cannot be measured: build the module on meta")
         if tensor.is_inference():
             raise UserError(
-                f"{type(module).__name__}: a tensor made in inference mode has no gradients: make it outside"
+                f"{type(module).__name__}: a tensor made in inference mode has no gradients: create it outside"
             )
     given = _tensors((inputs, named_inputs))
     cut_off = {id(tensor): tensor.detach().requires_grad_(tensor.requires_grad) for tensor in given}

@@ -41,7 +41,7 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "layer_norm_epsilon": "keeps a norm from dividing by zero",
     "scoring_func": _CHOICE,
     "topk_method": _CHOICE,
-    "num_nextn_predict_layers": "multi-token prediction stands beside the model; the report says that it is left out",
+    "num_nextn_predict_layers": "multi-token prediction is not in the built model; the report notes this",
     "offset_alibi": _OLD_CODE,
     "activation_function": "multiplies no matrices",
     "unk_token_id": "names a token, not a size",

@@ -57,8 +57,8 @@ def _shape(value: Any) -> Any:
 
 def _unknown(name: str) -> UserError:
     return UserError(
-        f"{name}: no FLOP formula for this op, nor is it known to multiply no matrices; "
-        "torch.utils.flop_counter.register_flop_formula gives it one"
+        f"{name}: no FLOP formula for this op, and it is not known to multiply no matrices; "
+        "register a formula with torch.utils.flop_counter.register_flop_formula"
     )
 
 
