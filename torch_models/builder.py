@@ -28,7 +28,7 @@ def check_placement(device: torch.device | str, dtype: torch.dtype | None) -> No
     except (AssertionError, RuntimeError, TypeError):  # AssertionError: torch was built without the device
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         here = f"cpu, meta or {found.type} (0 to {torch.accelerator.device_count() - 1})" if found else "cpu or meta"
-        raise ArgumentError("device", str(device), f"is not here; must be {here}") from None
+        raise ArgumentError("device", str(device), f"is not available here; must be {here}") from None
 
 
 def build(

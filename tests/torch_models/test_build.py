@@ -40,10 +40,10 @@ def test_device_and_dtype() -> None:
 @pytest.mark.parametrize(
     ("placement", "said"),
     [
-        ({"device": "no_such"}, "device = 'no_such': is not here; must be cpu"),
-        ({"device": "cpu:x"}, "device = 'cpu:x': is not here; must be cpu"),
-        ({"device": "cuda:99"}, "device = 'cuda:99': is not here; must be cpu"),
-        ({"device": None}, "device = 'None': is not here"),
+        ({"device": "no_such"}, "device = 'no_such': is not available here; must be cpu"),
+        ({"device": "cpu:x"}, "device = 'cpu:x': is not available here; must be cpu"),
+        ({"device": "cuda:99"}, "device = 'cuda:99': is not available here; must be cpu"),
+        ({"device": None}, "device = 'None': is not available here"),
         ({"dtype": torch.int8}, "dtype = 'torch.int8': must be one of torch.float32, torch.bfloat16"),
         ({"dtype": torch.float8_e4m3fn}, "dtype = 'torch.float8_e4m3fn': must be one of torch.float32"),
         ({"dtype": "bfloat16"}, "dtype = 'bfloat16': must be one of torch.float32, torch.bfloat16"),

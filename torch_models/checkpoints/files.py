@@ -46,7 +46,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         return _indexed_tensors(index)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     hint = f"; {pickled[0]} is a pickle, which is never read: convert it to safetensors" if pickled else ""
-    raise CheckpointError(f"{folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+    raise CheckpointError(f"{folder}: contains neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
 
 
 def stream(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
@@ -82,7 +82,7 @@ def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
         file = index.parent / shard
         if Path(shard).name != shard or not file.is_file():
             tensor = next(name for name in weight_map if weight_map[name] == shard)
-            raise CheckpointError(f"{index}: {tensor} is in {show_value(shard)}, which is no file of this folder")
+            raise CheckpointError(f"{index}: {tensor} is in {show_value(shard)}, which is not a file in this folder")
         for name, stored in _header(file).items():
             if name not in weight_map:
                 raise CheckpointError(f"{file}: {name} is not in {INDEX_FILE}")
@@ -91,7 +91,7 @@ def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
             tensors[name] = stored
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise CheckpointError(f"{index}: {name} is in {shard}, but that file does not hold it")
+            raise CheckpointError(f"{index}: {name} is in {shard}, but that file does not contain it")
     return tensors
 
 

@@ -218,5 +218,5 @@ def _check_copy(name: str, stored: StoredTensor, original: str, loaded: Tensor) 
         return
     for _, value in stream({name: stored}):
         if not torch.equal(value.to(loaded.device, loaded.dtype), loaded):
-            rule = f"differs from {original}, whose copy it must be where tie_word_embeddings is true"
+            rule = f"differs from {original}, but must be a copy of it, as tie_word_embeddings is true"
             raise CheckpointError(f"{stored.file}: {name} {rule}")

@@ -188,7 +188,7 @@ def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
         return fields
     for field in (fields.keys() & inner.keys()) - IRRELEVANT_FIELDS.keys() - {"model_type"}:
         if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
-            rule = f"stands beside text_config as {show_value(fields[field])}; make them agree"
+            rule = f"differs from the value outside text_config, {show_value(fields[field])}; make them agree"
             raise ConfigError(f"text_config.{field}", inner[field], rule)
     names_itself = "model_type" in inner or "architectures" in inner
     left = {"text_config", "model_type", "architectures"} if names_itself else {"text_config"}
@@ -221,7 +221,7 @@ def convert(fields: dict[str, Any], struct: type[S]) -> S:
         return msgspec.convert(fields, struct)
     except UnicodeEncodeError as error:  # a lone surrogate: valid in JSON, but not in a text
         field = next(f for f, value in fields.items() if isinstance(value, str) and value == error.object)
-        raise ConfigError(field, fields[field], "is no valid text") from None
+        raise ConfigError(field, fields[field], "is not valid text") from None
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):  # raised by a struct's own check
             raise error.__cause__ from None
@@ -259,7 +259,7 @@ def _model_type(fields: dict[str, Any]) -> str:
         of_name = _family_of(name)
         alike = of_name in (None, model_type) or issubclass(family(model_type).Config, family(of_name).Config)
         if not (name.endswith(CAUSAL_LM) and alike):
-            raise ConfigError("architectures", name, f"is no language model of model_type {model_type}")
+            raise ConfigError("architectures", name, f"is not a language model of model_type {model_type}")
     return model_type
 
 

@@ -68,10 +68,10 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for field, value in pairs:
         if field in fields:
-            raise ConfigError(field, value, f"the field stands twice; its first value is {show_value(fields[field])}")
+            raise ConfigError(field, value, f"the field occurs twice; its first value is {show_value(fields[field])}")
         fields[field] = value
     return fields
 
 
 def _refuse_nan(constant: str) -> float:
-    raise UserError(f"{constant} is no JSON number; every number must be finite")
+    raise UserError(f"{constant} is not a JSON number; every number must be finite")

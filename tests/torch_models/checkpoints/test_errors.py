@@ -146,7 +146,7 @@ def test_config_that_is_not_understood(tmp_path: Path) -> None:
 
 def test_missing_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    nothing = "FOLDER: holds neither model.safetensors nor model.safetensors.index.json"
+    nothing = "FOLDER: contains neither model.safetensors nor model.safetensors.index.json"
     assert refused(tmp_path) == nothing
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert (
@@ -178,7 +178,7 @@ def test_shard_that_does_not_exist(tmp_path: Path) -> None:
     weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
     (tmp_path / weight_map["model.norm.weight"]).unlink()
     first = next(name for name, shard in weight_map.items() if shard == weight_map["model.norm.weight"])
-    expected = f"FOLDER/{INDEX}: {first} is in {weight_map[first]!r}, which is no file of this folder"
+    expected = f"FOLDER/{INDEX}: {first} is in {weight_map[first]!r}, which is not a file in this folder"
     assert refused(tmp_path) == expected
 
 
@@ -189,14 +189,14 @@ def test_shard_outside_the_folder(tmp_path: Path) -> None:
     shard = weight_map["model.norm.weight"]
     (folder / shard).rename(tmp_path / shard)
     write_index(folder, {name: f"../{file}" if file == shard else file for name, file in weight_map.items()})
-    assert refused(folder).endswith(f"is in '../{shard}', which is no file of this folder")
+    assert refused(folder).endswith(f"is in '../{shard}', which is not a file in this folder")
 
 
 def test_tensor_that_only_the_index_has(tmp_path: Path) -> None:
     weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
     shard = weight_map["model.norm.weight"]
     write_index(tmp_path, weight_map | {"model.more": shard})
-    assert refused(tmp_path) == f"FOLDER/{INDEX}: model.more is in {shard}, but that file does not hold it"
+    assert refused(tmp_path) == f"FOLDER/{INDEX}: model.more is in {shard}, but that file does not contain it"
 
 
 def test_tensor_that_only_a_shard_has(tmp_path: Path) -> None:

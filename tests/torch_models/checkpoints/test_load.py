@@ -208,7 +208,7 @@ def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
     state = native_state(TIED)
     state["lm_head.weight"] = state["model.embed_tokens.weight"] + 1
     folder = write(tmp_path, TIED, state)
-    rule = "lm_head.weight differs from model.embed_tokens.weight, whose copy it must be where tie_word_embeddings is"
+    rule = "lm_head.weight differs from model.embed_tokens.weight, but must be a copy of it, as tie_word_embeddings is"
     with pytest.raises(CheckpointError, match=f"^{re.escape(f'{folder / SINGLE}: {rule}')}"):
         load_checkpoint(folder)
 

@@ -41,10 +41,10 @@ def without(fields: dict[str, Any], field: str) -> dict[str, Any]:
         ("{'hidden_size': 1}", "not valid JSON"),
         ("[1, 2]", r"must be a JSON object of config fields, but is \[1, 2\]"),
         ("null", "must be a JSON object of config fields, but is null"),
-        ('{"vocab_size": 1, "vocab_size": 2}', "vocab_size = 2: the field stands twice; its first value is 1"),
-        ('{"rope_scaling": {"factor": 1, "factor": 2}}', "factor = 2: the field stands twice"),
-        ('{"rms_norm_eps": NaN}', "NaN is no JSON number"),
-        ('{"rms_norm_eps": Infinity}', "Infinity is no JSON number"),
+        ('{"vocab_size": 1, "vocab_size": 2}', "vocab_size = 2: the field occurs twice; its first value is 1"),
+        ('{"rope_scaling": {"factor": 1, "factor": 2}}', "factor = 2: the field occurs twice"),
+        ('{"rms_norm_eps": NaN}', "NaN is not a JSON number"),
+        ('{"rms_norm_eps": Infinity}', "Infinity is not a JSON number"),
         ("[" * 100_000, "nested too deeply"),
         ('{"vocab_size": ' + "9" * 5000 + "}", "not valid JSON"),
     ],
@@ -143,13 +143,13 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         LLAMA | {"hidden_size": 72, "num_attention_heads": 24},
         "hidden_size / num_attention_heads = 3: the rotated channels of a head must be even",
     ),
-    (LLAMA | {"hidden_act": "\ud800"}, r"hidden_act = '\\ud800': is no valid text"),
+    (LLAMA | {"hidden_act": "\ud800"}, r"hidden_act = '\\ud800': is not valid text"),
     (LLAMA | {"hidden_act": "relu"}, "hidden_act = 'relu': must be 'silu' or 'gelu' or 'gelu_pytorch_tanh'"),
     (
         LLAMA | {"architectures": ["MistralForCausalLM"]},
-        "architectures = 'MistralForCausalLM': is no language model of",
+        "architectures = 'MistralForCausalLM': is not a language model of",
     ),
-    (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "is no language model of model_type llama"),
+    (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, "is not a language model of model_type llama"),
     (LLAMA | {"x\r\x1b[2J\u2028": 1}, r"x\\r\\x1b\[2J\\u2028 = 1: this field is not understood"),
     (LLAMA | {"y" * 10**6: 1}, "y… = 1: this field is not understood"),
     (
@@ -296,7 +296,7 @@ def test_a_config_nested_in_text_config() -> None:
         "text_config": without(without(LLAMA, "model_type"), "architectures"),
     }
     assert spec_from_fields(unnamed, "x").layers == spec_from_fields(LLAMA, "x").layers
-    with pytest.raises(ConfigError, match=r"text_config\.hidden_size = 64: stands beside text_config as 32; make them"):
+    with pytest.raises(ConfigError, match=r"text_config\.hidden_size = 64: differs from the value outside text_config"):
         spec_from_fields(nested | {"hidden_size": 32}, "x")
     with pytest.raises(ConfigError, match="model_type = 'wrapper': is not known"):
         spec_from_fields(nested | {"vision_config": {"hidden_size": 4}}, "x")
