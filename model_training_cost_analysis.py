@@ -1,9 +1,9 @@
-"""What training a model costs, on the command line and by three functions.
+"""The cost of training a model: the command line, and three functions.
 
     python3 model_training_cost_analysis.py --model_config deepseek_v3_config.json --seq_len 4096
     python3 model_training_cost_analysis.py --training_budget 5000000 --design my_model_config.json
 
-The entry points alone: the command stands in `counting.command`, and what a model costs is computed in `counting`.
+This module has the entry points only: the command is in `counting.command`, the calculations are in `counting`.
 """
 
 try:
@@ -28,17 +28,17 @@ __all__ = [
 
 
 def model_training_cost_analysis_llama(model_config_path: str) -> tuple[int, float, float]:
-    """Total parameters, TFLOPs and peak memory in GB of one layer's forward pass, of a Llama config.
+    """Total parameters of a Llama config, and TFLOPs and peak memory in GB of one layer's forward pass.
 
-    The config is a path, or a name in `configs/`. One sequence, of the length that the model was pre-trained at as far
-    as its config says: `max_sequence_length`, else `original_max_position_embeddings` wherever it stands, else
-    `max_position_embeddings`. 16-bit numbers, activations checkpointed at layer boundaries, fused kernels.
+    The config is a path, or a name in `configs/`. The batch is one sequence, whose length is the config's
+    `max_sequence_length`, else `original_max_position_embeddings` at any level, else `max_position_embeddings`. 16-bit
+    numbers, activations checkpointed at layer boundaries, fused kernels. Raises ConfigError for another family.
     """
     return _short_analysis(model_config_path, "llama")
 
 
 def model_training_cost_analysis_deepseek(model_config_path: str) -> tuple[int, float, float]:
-    """As for Llama, of a DeepSeek-V3 config; the layer is the mixture of experts, the published one's length 4,096."""
+    """The same for a DeepSeek-V3 config. The layer is a mixture of experts; the published config has length 4,096."""
     return _short_analysis(model_config_path, "deepseek_v3")
 
 

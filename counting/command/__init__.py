@@ -1,5 +1,6 @@
-"""The command line; it alone names flags.
+"""The command line. Only this package names flags.
 
-`flags` (what they are called and need), `amounts` (as typed), `arguments` (flags to the library's arguments), `hints`
-(an argument's error in flags), `main` (results to report, exit statuses), `output_file`, `start_up` (of the process).
+`flags` (the parser), `checks` (flags that belong together), `amounts` (typed numbers), `arguments` (from flags to the
+library's arguments), `hints` (errors of the library with flag names), `main` (from flags to a report and an exit
+status), `plan_file`, `output_file`, `start_up` (the process).
 """

@@ -1,4 +1,7 @@
-"""Amounts as a user types them: 15T tokens, 2.664M hours, 2,048 GPUs, $5M; an error names the flag."""
+"""Parsers of amounts as a user types them: 15T tokens, 2.664M hours, 2,048 GPUs, $5M.
+
+Each parser raises an ArgumentError that names the flag.
+"""
 
 import re
 from collections.abc import Sequence
@@ -53,7 +56,7 @@ def parse_speed(text: str, flag: str = "--tokens_per_second_per_gpu") -> float:
 
 
 def parse_dollars(text: str, flag: str = "--training_budget") -> float:
-    """US dollars from "5M", "200k", "$5,000,000" or "1.50"; NaN, infinite, zero and negative are errors."""
+    """US dollars from "5M", "200k", "$5,000,000" or "1.50"; NaN, infinity, 0 and negative numbers are errors."""
     amount = _amount(text.strip().removeprefix("$"))
     if amount is not None:
         return check_dollars(float(amount), flag)
@@ -64,12 +67,12 @@ def parse_dollars(text: str, flag: str = "--training_budget") -> float:
 
 
 def parse_mfu(text: str, flag: str = "--mfu") -> float:
-    """The utilisation that `text` spells, above 0 and at most 1."""
+    """The utilisation in `text`, from 1e-6 to 1."""
     return check_mfu(_float(text), flag)
 
 
 def parse_gpus(text: str, flag: str = "--gpus", own: Sequence[Gpu] = ()) -> tuple[Gpu, ...]:
-    """The GPUs that "H100,H200" names: of the user's `own`, else of the catalogue."""
+    """The GPUs named in a text such as "H100,H200": from the user's `own`, else from the catalogue."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise ArgumentError(flag, text, "must be GPU names separated by commas, as H100,H200")
@@ -95,7 +98,7 @@ def parse_prices(text: str, flag: str = "--gpu_prices", own: Sequence[Gpu] = ())
 
 
 def _find(name: str, flag: str, own: Sequence[Gpu]) -> Gpu:
-    """The GPU of this name, whatever its case; no name is both the user's own and the catalogue's."""
+    """The GPU called `name`, in upper or lower case. No name is both in `own` and in the catalogue."""
     for gpu in own:
         if gpu.name.lower() == name.lower():
             return gpu
@@ -115,7 +118,7 @@ def _whole(text: str, flag: str, unit: str, largest: int) -> int:
 
 
 def _amount(text: str) -> Fraction | None:
-    """The exact number that `text` spells; None where it spells none, or one too long to be meant."""
+    """The exact number in `text`; None if it is not a number or has too many digits."""
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
         return None
@@ -125,9 +128,9 @@ def _amount(text: str) -> Fraction | None:
 
 
 def _float(text: str) -> float | str:
-    """The number that `text` spells, else the text itself, which no check lets pass.
+    """The number in `text`, else `text` itself, which every check refuses.
 
-    Python's float also takes digits of other scripts, and underscores: 1_0 for 10.
+    Python's float also accepts digits of other scripts and underscores (1_0 for 10); they are refused here.
     """
     try:
         return float(text) if text.isascii() and "_" not in text else text

@@ -1,6 +1,6 @@
-"""From flags to the library's arguments: what a step is run with, what a run and a budget are planned with.
+"""From flags to the library's arguments: the setup of a step, the plan of a run, a budget.
 
-A flag that is not given is left to the library's own default.
+For a flag that is not given, the library's default applies.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 def setup_of(options: argparse.Namespace) -> Setup:
-    """How a step is run; what no flag sets is left as the library has it."""
+    """The setup of a training step; fields without a flag keep the library's defaults."""
     return Setup(
         **_given(
             sequence_length=_parsed(options.seq_len, lambda text: parse_whole_number(text, "--seq_len")),
@@ -43,12 +43,12 @@ def setup_of(options: argparse.Namespace) -> Setup:
 
 
 def own_gpus(options: argparse.Namespace) -> tuple[Gpu, ...]:
-    """The GPUs that the user describes in a file of his own."""
+    """The GPUs in the file of --gpu_file; empty without that flag."""
     return () if options.gpu_file is None else read_gpus(options.gpu_file)
 
 
 def chosen_gpus(options: argparse.Namespace, own: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """The GPUs that are named, else all of the user's own; empty where there are neither."""
+    """The GPUs of --gpus, else all of `own`; empty if there are neither."""
     return tuple(own) if options.gpus is None else parse_gpus(options.gpus, own=own)
 
 
@@ -93,7 +93,7 @@ def budget_of(options: argparse.Namespace, own: Sequence[Gpu]) -> BudgetPlan | N
 
 
 def _prices(options: argparse.Namespace, own: Sequence[Gpu]) -> dict[str, float] | None:
-    """Dollars per hour by GPU: one price for all that are named, or one for each."""
+    """Dollars per hour by GPU name, from --price or --gpu_prices; None without both."""
     if options.price is not None:
         price = parse_dollars(options.price, "--price")
         return {gpu.name: price for gpu in chosen_gpus(options, own)}

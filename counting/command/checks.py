@@ -1,11 +1,11 @@
-"""Which flags go together: what a flag needs, and what contradicts what. Values are not looked at."""
+"""Checks of combinations of flags: required flags and contradictions. The values of flags are not checked."""
 
 import argparse
 from typing import Any
 
 from torch_models.errors import UserError
 
-# Flag -> the flags without one of which it would mean nothing.
+# Flag -> other flags, at least one of which it requires.
 NEEDS = {
     "tokens": ("model_config",),
     "seq_len": ("model_config",),
@@ -31,21 +31,21 @@ NEEDS = {
     "force": ("design",),
 }
 
-# Of each row one flag is given at most: the rest say the same in another way.
+# At most one flag of each row can be given, because they set the same quantity.
 ALTERNATIVES = (("mfu", "gpu_hours", "tokens_per_second_per_gpu"), ("price", "gpu_prices"))
 
-NO_FLAGS = {"plan", "from_plan"}  # of the options: where flags come from
+NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
 
 def given_flags(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags that are given, with their values as typed, in the order of the parser."""
+    """The given flags with their values as typed, in the order of the parser."""
     return {
         flag: value for flag, value in vars(options).items() if value not in (None, False, []) and flag not in NO_FLAGS
     }
 
 
 def check_flags(options: argparse.Namespace) -> None:
-    """Refuse flags that need another, and those that contradict each other."""
+    """Raises UserError if a flag lacks another one that it requires, or if flags contradict each other."""
     given = given_flags(options).keys()
     for flag, others in NEEDS.items():
         if flag in given and not given & set(others):
@@ -55,12 +55,12 @@ def check_flags(options: argparse.Namespace) -> None:
             "nothing to do: give --model_config or --training_budget, --published or --claim, or --help for all flags"
         )
     if "tokens" in given and not given & {"gpus", "gpu_file"}:
-        raise UserError("--tokens needs --gpus: say what to train on, as --gpus H100")
+        raise UserError("--tokens needs --gpus: name the GPUs to train on, as --gpus H100")
     for measured in ("gpu_hours", "tokens_per_second_per_gpu"):
         if {"mfu", measured} <= given:
-            raise UserError(f"--{measured} says what the MFU was: leave out --mfu")
+            raise UserError(f"--{measured} determines the MFU: leave out --mfu")
     if {"gpu_hours", "tokens_per_second_per_gpu"} <= given:
-        raise UserError("give either --gpu_hours, of a run that is over, or --tokens_per_second_per_gpu")
+        raise UserError("give either --gpu_hours, of a finished run, or --tokens_per_second_per_gpu")
     if {"price", "gpu_prices"} <= given:
         raise UserError("give either --price, for every GPU, or --gpu_prices")
     if "compare" in given:
@@ -68,4 +68,4 @@ def check_flags(options: argparse.Namespace) -> None:
             raise UserError("--compare needs two models or more: give --model_config with several configs")
         for measured in ("gpu_hours", "tokens_per_second_per_gpu"):
             if measured in given:
-                raise UserError(f"--compare takes no --{measured}, which is of one model's run: give --mfu")
+                raise UserError(f"--compare takes no --{measured}, which belongs to one model's run: give --mfu")

@@ -1,4 +1,4 @@
-"""The flags: what they are called, and what --help says of them."""
+"""The parser of the flags, and their help texts."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from torch_models.errors import UserError, show_name
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
-PUBLISHED = ("bills",)  # what --published shows; the first where it is not said
+PUBLISHED = ("bills",)  # the kinds for --published; the first is the default
 # An argument of the library -> the flag that sets it.
 FLAGS = {
     "sequence_length": "--seq_len",
@@ -42,13 +42,13 @@ SEE_HELP = "; --help lists the flags"
 
 
 def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags as they are typed, text still, with those of a plan; `from_plan` names the latter.
+    """The typed flags and those of a plan, with their values still as text; `from_plan` names the flags of the plan.
 
-    Raises `UserError` for those that are unknown or go badly together.
+    Raises `UserError` for unknown flags and for flags that do not go together.
     """
     parser = flags_parser()
     if arguments and not arguments[0].startswith("-"):
-        raise UserError(f"{show_name(arguments[0])}: is no command; begin with a flag, as --model_config llama_7b")
+        raise UserError(f"{show_name(arguments[0])}: is not a command; begin with a flag, as --model_config llama_7b")
     options = _parse(parser, arguments)
     if options.plan is None:
         options.from_plan = frozenset()
@@ -59,7 +59,7 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags may have hyphens for their underscores."""
+    """Parse the flags; hyphens in their names are replaced by underscores."""
     known = parser._option_string_actions
 
     def standard(argument: str) -> str:
@@ -71,7 +71,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
 
 
 def _planned(parser: argparse.ArgumentParser, path: str) -> argparse.Namespace:
-    """The flags of the plan; an error names its file."""
+    """The flags of the plan; errors name its file."""
     arguments = plan_as_arguments(path, parser)
     try:
         return _parse(parser, arguments)
@@ -81,31 +81,31 @@ def _planned(parser: argparse.ArgumentParser, path: str) -> argparse.Namespace:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, as every other error; argparse would print the usage before it."""
+        """Raises a UserError of one line, in place of argparse's usage and exit."""
         raise UserError(f"{message}{SEE_HELP}")
 
     def format_help(self) -> str:
-        """As ever, with the names that flags take; these are read from files, and so only where they are asked for."""
+        """The usual help, plus the names that flags accept; those are read from files, so only when help is printed."""
         self.epilog = names_of_flags()
         return super().format_help()
 
 
 def flags_parser() -> argparse.ArgumentParser:
-    """The parser of all flags; values stay text, but for those that have a short list of choices."""
+    """The parser of all flags. Values stay text; those with a short list of choices are checked."""
     parser = _Parser(
         prog="model_training_cost_analysis",
         allow_abbrev=False,
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="What training a model costs, each number measured and held against a\n"
+        description="What training a model costs; each number is measured and compared with a\n"
         "formula. One command for each job:\n\n"
         f"{job_examples()}\n\nA flag may have hyphens for its underscores.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; those typed here win")
+    parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument("--details", action="store_true", help="print every table, not the first screen alone")
-    parser.add_argument("--proof", action="store_true", help="print every number with what each witness says of it")
+    parser.add_argument("--details", action="store_true", help="print all tables after the first screen")
+    parser.add_argument("--proof", action="store_true", help="print every number with the value of each witness")
 
     model = parser.add_argument_group("a model")
     model.add_argument(
@@ -117,40 +117,40 @@ def flags_parser() -> argparse.ArgumentParser:
         help="config.json in Hugging Face's format: a path, or a name in configs/; several are analysed in turn",
     )
     model.add_argument(
-        "--seq_len", metavar="TOKENS", help="sequence length; default what the config was pre-trained at"
+        "--seq_len", metavar="TOKENS", help="sequence length; default: that of pre-training, from the config"
     )
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 
-    step = parser.add_argument_group("a training step of the model; the last three are a run's, too")
-    step.add_argument("--recompute", choices=get_args(Recompute), help="what backward computes again; default none")
+    step = parser.add_argument_group("a training step of the model; the last three apply to a run, too")
+    step.add_argument("--recompute", choices=get_args(Recompute), help="what is recomputed in backward; default none")
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
-    step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on where the config has it")
+    step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on if the config has it")
     step.add_argument("--precision", metavar="RECIPE", help=f"formats of numbers; default {DEFAULT_PRECISION.name}")
     step.add_argument("--optimizer", metavar="NAME", help=f"default {DEFAULT_OPTIMIZER.name}")
 
-    machines = parser.add_argument_group("machines: does a step fit, and what does a run or a budget cost")
-    machines.add_argument(
-        "--gpus", metavar="GPUS", help=f"as H100,B200; of a budget by default {','.join(DEFAULT_GPUS)}"
-    )
+    machines = parser.add_argument_group("machines: on which GPUs a step fits, and what a run or a budget costs")
+    machines.add_argument("--gpus", metavar="GPUS", help=f"as H100,B200; default for a budget {','.join(DEFAULT_GPUS)}")
     machines.add_argument(
         "--gpu_file", metavar="FILE", help="GPUs of your own, a JSON file of entries as in configs/gpus.json"
     )
-    machines.add_argument("--num_gpus", metavar="GPUS", help="how many, for days and tokens per second")
+    machines.add_argument("--num_gpus", metavar="GPUS", help="number of GPUs, for days and tokens per second")
     machines.add_argument("--gpu_prices", metavar="PRICES", help="dollars per hour, as H100=2.10,L4=0.70")
     machines.add_argument("--price", metavar="USD", help="dollars per hour of every GPU that --gpus names")
     mfu_range = f"{MFU_RANGE[0]} to {MFU_RANGE[-1]}"
     machines.add_argument(
         "--mfu",
         metavar="SHARE",
-        help=f"model FLOPs utilisation, at most 1; default {DEFAULT_MFU} of a budget, {mfu_range} of a run",
+        help=f"model FLOPs utilisation, at most 1; default {DEFAULT_MFU} for a budget, {mfu_range} for a run",
     )
 
     run = parser.add_argument_group("a run")
-    run.add_argument("--tokens", metavar="TOKENS", help="train each model on so many, as 15T, 300B or 2000000")
-    run.add_argument("--global_batch_tokens", metavar="TOKENS", help="tokens per step, for the number of steps")
+    run.add_argument(
+        "--tokens", metavar="TOKENS", help="number of training tokens for each model, as 15T, 300B or 2000000"
+    )
+    run.add_argument("--global_batch_tokens", metavar="TOKENS", help="tokens per step; gives the number of steps")
     run.add_argument("--gpu_hours", metavar="HOURS", help="published hours, as 2.664M: what MFU do they imply?")
     run.add_argument(
-        "--tokens_per_second_per_gpu", metavar="TOKENS", help="of a run under way, as 11000: what MFU is that?"
+        "--tokens_per_second_per_gpu", metavar="TOKENS", help="speed of a running job, as 11000: what MFU is that?"
     )
     run.add_argument("--compare", action="store_true", help="several models side by side, on one GPU")
 
@@ -160,7 +160,7 @@ def flags_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=PUBLISHED[0],
         metavar="KIND",
-        help=f"what was published, reproduced: {', '.join(PUBLISHED)} (default)",
+        help=f"published figures, worked out again: {', '.join(PUBLISHED)} (default)",
     )
     published.add_argument("--claim", action="store_true", help="was DeepSeek-V3 trained for $5.576 million?")
 

@@ -1,4 +1,4 @@
-"""What --help says around the list of flags: an example for each job, and the names that flags take."""
+"""The parts of --help around the list of flags: an example for each job, and the names that flags accept."""
 
 import shutil
 import textwrap
@@ -30,7 +30,7 @@ EXAMPLES = {
 
 
 def job_examples() -> str:
-    """Five commands, one for each job, as one would copy them."""
+    """One command for each job, ready to copy."""
     shown = []
     for job, lines in EXAMPLES.items():
         shown += [f"  {job}", "    " + " \\\n      ".join(lines)]
@@ -38,7 +38,7 @@ def job_examples() -> str:
 
 
 def names_of_flags() -> str:
-    """The names that flags take, in lines as wide as the terminal."""
+    """The names that flags accept, in lines as wide as the terminal but at most `WIDEST`."""
     width = min(shutil.get_terminal_size().columns, WIDEST) - len(_INDENT) - 1
     models = sorted(
         entry.name.removesuffix("_config.json")

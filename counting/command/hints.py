@@ -1,4 +1,4 @@
-"""The library's errors in the command's words: an argument is called as its flag, and a remedy names flags too."""
+"""Rewrites errors of the library for the command line: flags replace the names of the library's arguments."""
 
 import re
 from collections.abc import Collection
@@ -9,12 +9,12 @@ from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 
 
 class Hint(NamedTuple):
-    """Words of a rule, and what the command says in their place."""
+    """A part of an error's rule, and the text that replaces it."""
 
-    field: str  # whose rule it is: an argument, or a field of a config
-    words: str  # a regular expression
-    instead: str  # as of re.sub
-    alone: bool = False  # the rule is all that is said, where no flag has the value that it speaks of
+    field: str  # the argument or config field of the error
+    words: str  # regular expression that matches a part of the rule
+    instead: str  # replacement, in the syntax of re.sub
+    alone: bool = False  # print the rule without "flag = value:", because no flag has that value
 
 
 HINTS = (
@@ -30,7 +30,7 @@ HINTS = (
 
 
 def error_line(error: UserError, plan: str | None = None, from_plan: Collection[str] = ()) -> str:
-    """The error as the command prints it, on one line; of a flag that stands in the plan, with the plan's name."""
+    """The error as one line to print; if the flag comes from the plan, with the plan's name."""
     text = str(error)
     if isinstance(error, ArgumentError | ConfigError):
         rule, alone = _in_flags(error.field, error.rule)
@@ -47,7 +47,7 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
 
 
 def _in_flags(field: str, rule: str) -> tuple[str, bool]:
-    """The rule with its hint, and whether it stands alone."""
+    """(The rule with its hint applied, `Hint.alone`)."""
     for hint in HINTS:
         if hint.field == field and re.search(hint.words, rule):
             return re.sub(hint.words, hint.instead, rule), hint.alone

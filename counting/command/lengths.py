@@ -1,4 +1,4 @@
-"""The sequence length where none is given: one for all models that are compared, and a warning of a long one."""
+"""The default sequence length: one for all compared models, and a warning if it is long."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,14 @@ from counting.setup import Setup
 from torch_models.fields.config import ForeignConfig
 from torch_models.spec import ModelSpec
 
-LONGEST_WITHOUT_WARNING = 8192  # tokens; few models are pre-trained at more, and configs say what they can be run at
+LONGEST_WITHOUT_WARNING = 8192  # tokens; most models are pre-trained at less, even if the config allows more
 
 
 def common_length(models: Sequence[ModelSpec | ForeignConfig], setup: Setup) -> tuple[Setup, str | None]:
-    """The setup at the smallest of the models' default lengths, and which field of which model says so.
+    """The setup at the smallest default length of the models, and the field and model that it comes from.
 
-    A family that goes through transformers is measured to learn it, since defaults of its config stand there.
+    A family that goes through transformers is analysed first, because transformers has the defaults of its config.
+    Returns `setup` and None if no model has a default.
     """
     defaults = []
     for model in models:
@@ -29,13 +30,13 @@ def common_length(models: Sequence[ModelSpec | ForeignConfig], setup: Setup) -> 
 
 
 def with_length_from(analysis: Analysis, source: str) -> Analysis:
-    """The same analysis, its sequence length of that source."""
+    """The same analysis with `source` as the source of its sequence length."""
     setup = msgspec.structs.replace(analysis.setup, sequence_length_source=source)
     return msgspec.structs.replace(analysis, setup=setup)
 
 
 def length_warnings(analyses: Sequence[Analysis]) -> list[str]:
-    """A line for each model whose FLOPs are those of a long sequence that nobody asked for."""
+    """A warning for each model with a default length of more than `LONGEST_WITHOUT_WARNING` tokens."""
     return [
         f"{analysis.name}: {analysis.sequence_length:,} tokens a sequence ({analysis.setup.sequence_length_source}), "
         "perhaps more than it is trained at, and FLOPs and money grow with it; --seq_len sets the length"
@@ -45,7 +46,7 @@ def length_warnings(analyses: Sequence[Analysis]) -> list[str]:
 
 
 def comparison_notes(analyses: Sequence[Analysis]) -> list[str]:
-    """At what length the models are compared, where it was chosen from their defaults."""
+    """A note with the common sequence length, if it was chosen from the models' defaults."""
     first = analyses[0]
     if first.setup.sequence_length_source == "given":
         return []

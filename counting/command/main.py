@@ -40,7 +40,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 2 for what the user can mend, 3 where two witnesses differ."""
+    """Run the command. Returns the exit status: 0, 2 for an error of the user, 3 if two witnesses differ."""
     options = argparse.Namespace(plan=None, from_plan=())
     try:
         options = read_flags(sys.argv[1:] if arguments is None else arguments)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """A design is written before anything is printed, so that nothing is printed where that fails."""
+    """Work out and print the results. A design is written first, so that nothing is printed if that fails."""
     progress = Progress()
     try:
         results = _results(options, progress)
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _results(options: argparse.Namespace, progress: Progress) -> "Results":
-    """All that the flags ask for; every flag is read before the first model is measured."""
+    """All requested results. Every flag is parsed before the first model is measured."""
     own = own_gpus(options)
     budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
     gpus = chosen_gpus(options, own)
@@ -101,7 +101,7 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
 
 
 def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], progress: Progress) -> Iterator[Analysis]:
-    """What each model costs, a training step included, and whether that fits; models compared are of one length."""
+    """The analysis of each model, with its fit on `gpus`; compared models get a common sequence length."""
     models = [_readable(config, options) for config in options.model_config]
     source = None
     if options.compare and setup.sequence_length is None:
@@ -115,7 +115,7 @@ def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], pr
 
 
 def _readable(config: str, options: argparse.Namespace) -> ModelSpec | ForeignConfig:
-    """The model; no training step is measured of one that goes through transformers, and no flag may ask for it."""
+    """The model of `config`. Raises UserError if it goes through transformers and a flag needs a training step."""
     model = read_model(config)
     if isinstance(model, ForeignConfig) and (flags := _flags_of_a_step_alone(options)):
         raise UserError(
@@ -126,13 +126,13 @@ def _readable(config: str, options: argparse.Namespace) -> ModelSpec | ForeignCo
 
 
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
-    """The flags given that mean nothing without a step; a run has a precision, an optimiser and GPUs too."""
+    """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
     flags = ["recompute", "loss_chunk"] + ([] if options.tokens else ["precision", "optimizer"])
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) is not None]
 
 
-# --- What few commands need is imported when it is asked for ----------------------------------------------------
+# --- Modules that few commands need are imported on demand -----------------------------------------------------
 
 
 def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":

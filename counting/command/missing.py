@@ -1,4 +1,4 @@
-"""What is said where a package is not installed. It needs none itself."""
+"""The error message for a package that is not installed. This module imports the standard library only."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ EXIT_WITHOUT_PACKAGES = 2
 
 
 def leave_without(error: ModuleNotFoundError) -> NoReturn:
-    """Say which package is missing and leave; raises the error again where something else is wrong."""
+    """Print which package is missing and exit with 2; raises `error` again if it has another cause."""
     line = missing_package_line(error)
     if line is None:
         raise error
@@ -17,11 +17,11 @@ def leave_without(error: ModuleNotFoundError) -> NoReturn:
 
 
 def missing_package_line(error: ModuleNotFoundError) -> str | None:
-    """The package that is not there, and the two ways out, on one line; None where something else is wrong."""
+    """One line that names the missing package and two ways to install it; None if the error has another cause."""
     package = (error.name or "").partition(".")[0]
     if not package or importlib.util.find_spec(package) is not None:
         return None
     return (
-        f"error: {package} is not installed in {sys.executable}: give `make run`, then `. .venv/bin/activate`; "
+        f"error: {package} is not installed in {sys.executable}: run `make run`, then `. .venv/bin/activate`; "
         "or `pip install -c constraints.txt .`"
     )

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files completely or not at all."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from torch_models.errors import UserError, show_name
 
 
 def refuse_unwritable(path: str, *, overwrite: bool) -> None:
-    """Say early what `write_whole` would say late: the file exists, is a folder, or has no folder to be in."""
+    """Check early what `write_whole` needs; raises UserError if the file exists, is a folder or has no folder."""
     target = Path(path)
     shown = show_name(path)
     try:
@@ -28,7 +28,7 @@ def refuse_unwritable(path: str, *, overwrite: bool) -> None:
     if exists and not overwrite:
         raise UserError(f"{shown}: exists already; give --force to replace it, or another name")
     if exists and not (target.is_file() and not target.is_symlink()):
-        raise UserError(f"{shown}: is no regular file, and is not replaced")
+        raise UserError(f"{shown}: is not a regular file, and is not replaced")
 
 
 def write_whole(path: str, text: str, *, overwrite: bool) -> None:
@@ -57,7 +57,7 @@ def write_whole(path: str, text: str, *, overwrite: bool) -> None:
 
 
 def _rename_to_new(temporary: str, path: str) -> None:
-    """A rename that fails where the file has come to exist, as a plain one does not."""
+    """Rename, but raise FileExistsError if `path` exists by now; a plain rename would replace it."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -68,7 +68,7 @@ def _rename_to_new(temporary: str, path: str) -> None:
 
 
 def _mode(path: str) -> int:
-    """The permissions of the file that is replaced, or those of any new file."""
+    """The permissions of the file to replace, or the default ones of a new file."""
     try:
         return stat.S_IMODE(os.stat(path).st_mode)
     except FileNotFoundError:

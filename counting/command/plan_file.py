@@ -1,4 +1,4 @@
-"""A plan: flags kept in a TOML file, each under its name. What is typed on the command line wins.
+"""A plan: flags in a TOML file, each under its name. Flags on the command line override those of the plan.
 
 model_config = "deepseek_v3"
 tokens = "14.8T"
@@ -21,12 +21,16 @@ from counting.command.checks import ALTERNATIVES, given_flags
 from torch_models.errors import ConfigError, UserError, show_name
 
 MAX_PLAN_BYTES = 1_000_000
-LISTS = ("gpus",)  # flags that take names with commas between them, and in a plan an array of names
-TABLES = ("gpu_prices",)  # flags that take pairs, and in a plan a table
+LISTS = ("gpus",)  # flags with comma-separated names; in a plan also an array of names
+NOT_IN_A_PLAN = ("plan", "help", "version")
+TABLES = ("gpu_prices",)  # flags with name=value pairs; in a plan also a table
 
 
 def plan_as_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
-    """The plan as one would type it; keys have underscores or hyphens. Raises `UserError` with file, key and rule."""
+    """The plan as command-line arguments; keys have underscores or hyphens.
+
+    Raises `UserError` with file, key and rule.
+    """
     shown = show_name(path)
     actions = {
         action.dest: action
@@ -37,19 +41,21 @@ def plan_as_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
     arguments: list[str] = []
     for key, value in _read(path, shown).items():
         flag = key.replace("-", "_")
+        if flag in NOT_IN_A_PLAN:
+            raise ConfigError(key, value, "is a flag for the command line, not for a plan", shown)
         if flag not in actions:
-            raise ConfigError(key, value, f"is no flag; did you mean {_nearest(flag, actions)}?", shown)
+            raise ConfigError(key, value, f"is not a flag; did you mean {_nearest(flag, actions)}?", shown)
         if flag in keys:
-            raise ConfigError(key, value, f"stands there twice, as {keys[flag]} too", shown)
+            raise ConfigError(key, value, f"is given twice, also as {keys[flag]}", shown)
         keys[flag] = key
         arguments += _typed(actions[flag], key, value, shown)
     return arguments
 
 
 def with_plan(typed: argparse.Namespace, planned: argparse.Namespace) -> argparse.Namespace:
-    """The flags that are typed, and those of the plan beside them; `from_plan` says which these are.
+    """The typed flags and those of the plan; `from_plan` contains the names of the latter.
 
-    A typed flag also takes the place of those that say the same in another way: hours, that of an MFU.
+    A typed flag also replaces its alternatives in the plan: --gpu_hours replaces an MFU.
     """
     won = set(given_flags(typed))
     for row in ALTERNATIVES:
@@ -88,7 +94,7 @@ def _from_toml(text: str, shown: str) -> dict[str, Any]:
 
     try:
         return tomllib.loads(text)
-    except ValueError as error:  # tomllib's own, and Python's of a number with too many digits
+    except ValueError as error:  # from tomllib, or from Python for a number with too many digits
         raise UserError(f"{shown}: {_at_line(str(error), text)}") from None
 
 
@@ -105,7 +111,7 @@ def _from_json(text: str, shown: str) -> dict[str, Any]:
 
 
 def _at_line(message: str, text: str) -> str:
-    """The parser's message, with the line first."""
+    """The parser's message, with the line number first."""
     reason, _, place = message.rpartition(" (at ")
     found = re.fullmatch(r"line (\d+), column (\d+)\)", place)
     if found is not None:
@@ -136,9 +142,9 @@ def _typed(action: argparse.Action, key: str, value: object, shown: str) -> list
 
 
 def _text(key: str, value: object, shown: str) -> str:
-    """A text or a number as typed."""
+    """A text or a number, as it would be typed on the command line."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(key, value, "must be a text or a number, as one would type it", shown)
+        raise ConfigError(key, value, "must be a text or a number, as on the command line", shown)
     return value if isinstance(value, str) else repr(value)
 
 

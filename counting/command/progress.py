@@ -1,17 +1,17 @@
-"""What long work is at, in one line on a terminal's stderr; nothing where stderr is no terminal."""
+"""Progress of long work, in one line on stderr; nothing is printed if stderr is not a terminal."""
 
 import shutil
 import sys
 
 
 class Progress:
-    """A line that is written over, and erased in the end."""
+    """A line that each call of `show` overwrites and `erase` removes."""
 
     def __init__(self) -> None:
-        self._shown = 0  # characters of the line that stands there
+        self._shown = 0  # characters in the current line
 
     def show(self, text: str) -> None:
-        """Say what the work is at; cut to one line of the terminal."""
+        """Print `text` as the current progress, cut to the width of the terminal."""
         if sys.stderr is None or not sys.stderr.isatty():
             return
         text = text[: shutil.get_terminal_size().columns - 1]
@@ -20,7 +20,7 @@ class Progress:
         self._shown = len(text)
 
     def erase(self) -> None:
-        """Leave the line as it was before."""
+        """Remove the line."""
         if self._shown:
             sys.stderr.write("\r" + " " * self._shown + "\r")
             sys.stderr.flush()

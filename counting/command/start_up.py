@@ -1,4 +1,4 @@
-"""The command as a process: how it starts, what it does with its output, and how it leaves."""
+"""The command as a process: start, output streams, exit."""
 
 import contextlib
 import gc
@@ -12,16 +12,16 @@ from counting.command.missing import missing_package_line
 
 
 def command() -> NoReturn:
-    """Run `main` and leave at once: taking torch's modules apart would take longer than most analyses.
+    """Run `main` and exit with `os._exit`, because the clean-up of torch's modules takes longer than most analyses.
 
-    Nor are cycles collected on the way, which would take time and find little.
+    Garbage collection is off: it would take time and free little memory.
     """
     gc.disable()
     _write_what_the_terminal_can()
     try:
         status = main()
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # a reader such as head has seen enough, or --help has been printed
+    except (BrokenPipeError, SystemExit):  # a reader such as head closed the pipe, or --help was printed
         status = 0
     except ModuleNotFoundError as error:
         line = missing_package_line(error)
@@ -41,7 +41,7 @@ def command() -> NoReturn:
 
 
 def _write_what_the_terminal_can() -> None:
-    """A character that the output's encoding lacks becomes a question mark; a closed output swallows what it gets."""
+    """Print characters that the output's encoding lacks as question marks; discard output to a closed stream."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -100,11 +100,13 @@ def _check_comparable(analyses: Sequence[Analysis], plan: RunPlan) -> None:
     if len(analyses) < 2:
         raise ArgumentError("analyses", len(analyses), "a comparison needs two models or more")
     if len(lengths := {analysis.sequence_length for analysis in analyses}) > 1:
-        rule = "models compared are of one sequence_length: give one to all"
+        rule = "all compared models must have the same sequence_length"
         raise ArgumentError("sequence_length", ", ".join(map(str, sorted(lengths))), rule)
     for field in ("precision", "optimizer"):
         if len(values := {getattr(analysis.setup, field) for analysis in analyses}) > 1:
-            raise ArgumentError("analyses", ", ".join(sorted(values)), f"models compared are of one {field}")
+            raise ArgumentError(
+                "analyses", ", ".join(sorted(values)), f"all compared models must have the same {field}"
+            )
     if len(plan.gpus) != 1:
         rule = f"a comparison needs one GPU, but {len(plan.gpus)} are named"
         raise ArgumentError("gpus", ",".join(gpu_names(plan.gpus)), rule)

@@ -48,7 +48,7 @@ def resolve_tokens(
     tokens = affordable_tokens(training_flops, flops_per_token)
     if not tokens:
         raise UserError(
-            f"{training_flops:.3g} training FLOPs pay for no token of this model at {flops_per_token:.3g} each"
+            f"{training_flops:.3g} training FLOPs do not pay for one token of this model ({flops_per_token:.3g})"
         )
     law, parameters = find_law(scaling_law), analysis.parameters.total
     return Design(

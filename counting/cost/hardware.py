@@ -151,7 +151,7 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
         except ConfigError as error:
             raise error.in_file(where) from None
         if taken := known.get(gpu.name.lower()):
-            raise ConfigError("name", gpu.name, f"stands {taken} too: give it another name", where)
+            raise ConfigError("name", gpu.name, f"is also {taken}: give it another name", where)
         known[gpu.name.lower()] = f"in entry {number}"
         gpus.append(gpu)
     return tuple(gpus)

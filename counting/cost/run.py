@@ -66,13 +66,13 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
                 check_whole(field, value)
         if self.mfus is not None:
             if not self.mfus:
-                raise ArgumentError("mfu", "", "give at least one utilisation, or none for a range that is assumed")
+                raise ArgumentError("mfu", "", "give at least one utilisation, or none to assume a range")
             msgspec.structs.force_setattr(self, "mfus", tuple(check_mfu(mfu) for mfu in self.mfus))
         if self.gpu_hours is not None:
             if not 0 < self.gpu_hours < float("inf"):
                 raise ArgumentError("gpu_hours", self.gpu_hours, "must be a number of hours above 0")
             if self.mfus is not None:
-                raise ArgumentError("gpu_hours", self.gpu_hours, "hours say what the utilisation was: leave out mfu")
+                raise ArgumentError("gpu_hours", self.gpu_hours, "hours determine the utilisation: leave out mfu")
         self._check_speed()
         batch = self.global_batch_tokens
         if batch is not None and batch > self.tokens:
@@ -85,9 +85,9 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
         if not 0 < number_or_nan(speed) < float("inf"):
             raise ArgumentError(field, speed, "must be a number of tokens per second above 0")
         if self.mfus is not None:
-            raise ArgumentError(field, speed, "a speed says what the utilisation is: leave out mfu")
+            raise ArgumentError(field, speed, "a speed determines the utilisation: leave out mfu")
         if self.gpu_hours is not None:
-            raise ArgumentError(field, speed, "a speed says what the hours are: leave out gpu_hours")
+            raise ArgumentError(field, speed, "a speed determines the hours: leave out gpu_hours")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -121,7 +121,9 @@ def compute_optimum(law: ScalingLaw, training_flops: float) -> Optimum:
     parameters = round(balance * (training_flops / FLOPS_PER_PARAMETER_AND_TOKEN) ** (beta / (alpha + beta)))
     tokens = affordable_tokens(training_flops, FLOPS_PER_PARAMETER_AND_TOKEN * max(parameters, 1))
     if not (parameters and tokens):
-        raise UserError(f"{training_flops:.3g} training FLOPs train no model: give a larger budget or utilisation")
+        raise UserError(
+            f"{training_flops:.3g} training FLOPs are too few for any model: give a larger budget or utilisation"
+        )
     return Optimum(parameters=parameters, tokens=tokens)
 
 

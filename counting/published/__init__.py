@@ -1,1 +1,1 @@
-"""What papers print, worked out again: `runs` (bills, speeds, every stated figure) and `claim` ($5.576 million)."""
+"""Published figures, worked out again: `runs` (costs, speeds, every stated figure) and `claim` ($5.576 million)."""

@@ -1,8 +1,8 @@
 """The claim that DeepSeek-V3 was trained for $5.576 million, examined.
 
-What was published (hours, tokens, price, what the bill leaves out) comes from `configs/published_runs.json`, the prices
-of other GPUs from the catalogue; everything else is computed. The dense models it is held against are designed here,
-Llama-style and of the same total or active size, and measured.
+The published data (hours, tokens, price, costs that the bill leaves out) come from `configs/published_runs.json`, the
+prices of other GPUs from the catalogue; everything else is computed. The dense models for comparison are Llama-style
+designs of this project with the same total or active size; their FLOPs are measured.
 """
 
 from fractions import Fraction
@@ -29,7 +29,9 @@ from counting.setup import Setup
 from torch_models.fields.config import spec_from_fields
 
 CLAIM = "DeepSeek-V3"
-MEASURED = "DeepSeek-V3 (Insights)"  # the speed of its training, published apart from the hours
+MEASURED = (
+    "DeepSeek-V3 (Insights)"  # the published run with a measured speed and MFU, from another source than the hours
+)
 OTHER_GPUS = ("A100", "H100", "H800", "B200")
 MFUS = (0.2, 0.3, 0.4, 0.5, 0.6)
 PRICES_USD_PER_HOUR = (1.0, 2.0, 3.0, 4.0)
@@ -66,7 +68,7 @@ class OfModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CostAtMfu(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pre-training costs at one utilisation, for each of the claim's `prices_usd_per_hour`."""
+    """The cost of the pre-training at one utilisation, for each of the claim's `prices_usd_per_hour`."""
 
     mfu: float  # under the model's own count
     gpu_hours: float
@@ -74,7 +76,7 @@ class CostAtMfu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """The argument, in the order in which it is made."""
+    """The results, in the order of the argument."""
 
     run: ExaminedRun
     measured: ExaminedRun
@@ -84,7 +86,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     total_cost_usd: float
     days: float  # of pre-training, on all GPUs of the run
     mfu: float  # of pre-training, under the model's own count
-    largest_mfu_difference: float  # of the implied MFU from the one measured, relative, over their common conventions
+    largest_mfu_difference: float  # largest |implied / measured - 1| over the conventions that both have
     on_gpus: tuple[OnGpu, ...]
     models: tuple[OfModel, ...]
     prices_usd_per_hour: tuple[float, ...]
@@ -144,7 +146,7 @@ def _on_gpu(name: str, flops: Fraction, mfu: Fraction) -> OnGpu:
 
 
 def _models(run: PublishedRun, mfu: Fraction) -> tuple[OfModel, ...]:
-    """The claim's model, and dense ones of its total and of its active size."""
+    """The claim's model, and two dense models: one of its total size, one of its active size."""
     assert isinstance(run.model, OwnConfig) and run.tokens is not None and run.gpu is not None
     assert run.price_usd_per_hour is not None
     itself = measure_published(run.model)

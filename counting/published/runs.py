@@ -1,9 +1,7 @@
-"""Published training runs, and what this project makes of them.
+"""Published training runs: FLOPs, the MFU that hours or a speed imply, and each stated figure worked out again.
 
-Its FLOPs, the MFU that their hours imply, and every figure that a paper states, worked out again.
-
-`configs/published_runs.json` holds what was published, each figure with its source. A model with a config is measured
-like any other; one whose family is not native here is counted by the formula of its own paper, given below.
+`configs/published_runs.json` contains the published figures with their sources. A model with a config is measured like
+any other. A model whose family is not native here is counted by the formula of its paper (`SixN`, `Palm`, `GptBlock`).
 """
 
 from collections.abc import Mapping
@@ -41,29 +39,29 @@ Quantity = Literal[
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of what the file holds."""
+    """Base class of the records in the file."""
 
 
 class OwnConfig(Record, frozen=True, kw_only=True, tag_field="type", tag="config"):
-    """A model of this project, trained at this sequence length."""
+    """A config of this project, and the sequence length of the training."""
 
     config: str
     sequence_length: int
 
 
 class SixN(Record, frozen=True, kw_only=True, tag_field="type", tag="6N"):
-    """Brown et al. 2020 (arXiv 2005.14165), table D.1: 6 FLOPs per parameter and token; attention's left out."""
+    """Brown et al. 2020 (arXiv 2005.14165), table D.1: 6 FLOPs per parameter and token, without attention."""
 
     formula: ClassVar[str] = "6 N, attention left out (Brown et al. 2020, table D.1)"
     parameters: int
 
     def flops_per_token(self) -> Mapping[Convention, Fraction]:
-        """6 N."""
+        """6 N, as convention `6N`."""
         return {"6N": Fraction(FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters)}
 
 
 class Palm(Record, frozen=True, kw_only=True, tag_field="type", tag="palm"):
-    """Chowdhery et al. 2022 (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T, N the embedding included."""
+    """Chowdhery et al. 2022 (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T per token; N includes the embedding."""
 
     formula: ClassVar[str] = "6 N + 12 L H Q T, the embedding in N (Chowdhery et al. 2022, appendix B)"
     parameters: int  # N
@@ -73,7 +71,7 @@ class Palm(Record, frozen=True, kw_only=True, tag_field="type", tag="palm"):
     sequence_length: int  # T
 
     def flops_per_token(self) -> Mapping[Convention, Fraction]:
-        """Without attention, and with it."""
+        """FLOPs per token without attention (`6N`) and with it (`6N_full_attention`)."""
         matrices = Fraction(FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters)
         attention = 12 * self.layers * self.heads * self.head_dim * self.sequence_length
         return {"6N": matrices, "6N_full_attention": matrices + attention}
@@ -89,7 +87,7 @@ class GptBlock(Record, frozen=True, kw_only=True, tag_field="type", tag="gpt_blo
     sequence_length: int  # s
 
     def flops_per_token(self) -> Mapping[Convention, Fraction]:
-        """Matrices, attention on the full square, head; biases and lookups multiply no matrices."""
+        """Weight matrices, attention on the full square, and head; biases and lookups are no matrix products."""
         layers, width = self.layers, self.hidden_size
         in_layers = 72 * layers * width**2 + 12 * layers * width * self.sequence_length
         return {"own": Fraction(in_layers + 6 * self.vocab_size * width)}
@@ -101,26 +99,26 @@ class Stated(Record, frozen=True, kw_only=True):
     quantity: Quantity
     value: float
     source: str
-    convention: Convention | None = None  # how its FLOPs are counted, of a figure that has any
-    at_mfu: float | None = None  # of a time that follows from a utilisation
+    convention: Convention | None = None  # how its FLOPs are counted; None if the figure does not depend on FLOPs
+    at_mfu: float | None = None  # the utilisation from which a stated time follows
 
 
 class FurtherPhase(Record, frozen=True, kw_only=True):
-    """Hours beyond the run itself that the paper adds to the bill."""
+    """Hours of a further phase that the paper adds to the bill."""
 
     phase: str
     gpu_hours: float
 
 
 class LeftOut(Record, frozen=True, kw_only=True):
-    """What the bill leaves out, by the paper's own account."""
+    """Costs that the bill leaves out, according to the paper."""
 
     what: str
     source: str
 
 
 class PublishedRun(Record, frozen=True, kw_only=True):
-    """A run as published. Its speed is given by tokens and hours, by tokens per second, by steps, or not at all."""
+    """A run as published. Its speed follows from tokens and hours, tokens per second, or steps; or it is unknown."""
 
     name: str
     source: str
@@ -140,7 +138,7 @@ class PublishedRun(Record, frozen=True, kw_only=True):
 
     @property
     def tokens_per_gpu_second(self) -> Fraction | None:
-        """How fast one GPU trains, exact; None where nothing says so."""
+        """Tokens per second of one GPU, exact; None if the speed is unknown."""
         if self.tokens is not None and self.gpu_hours is not None:
             return self.tokens / (exactly(self.gpu_hours) * SECONDS_PER_HOUR)
         if self.num_gpus is None:
@@ -153,14 +151,14 @@ class PublishedRun(Record, frozen=True, kw_only=True):
 
     @property
     def all_gpu_hours(self) -> Fraction | None:
-        """Of the run and of the phases after it."""
+        """GPU-hours of the run and its further phases, exact; None if `gpu_hours` is None."""
         if self.gpu_hours is None:
             return None
         return exactly(self.gpu_hours) + sum(exactly(phase.gpu_hours) for phase in self.further_hours)
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """A stated figure beside ours."""
+    """A stated figure, and our value for it."""
 
     quantity: Quantity
     convention: Convention | None
@@ -175,7 +173,7 @@ class ExaminedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     source: str
-    counted_by: str  # "measured" on a config of this project, or the paper's formula
+    counted_by: str  # "measured" for a config of this project, else the paper's formula
     config: str | None
     sequence_length: int | None
     gpu: str | None
@@ -183,14 +181,14 @@ class ExaminedRun(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int | None
     gpu_hours: float | None
     training_flops_per_token: Mapping[Convention, int]  # rounded up
-    implied_mfu: tuple[ImpliedMfu, ...]  # empty where no speed is published
+    implied_mfu: tuple[ImpliedMfu, ...]  # empty if no speed or no GPU is published
     figures: tuple[Figure, ...]
     note: str | None
 
 
 @cache
 def load_published_runs() -> tuple[PublishedRun, ...]:
-    """The file `configs/published_runs.json`, in its order; it is read on the first call."""
+    """The runs of `configs/published_runs.json`, in file order; the file is read on the first call."""
     text = (bundled_data() / "published_runs.json").read_bytes()
     runs = msgspec.json.decode(text, type=tuple[PublishedRun, ...])
     assert len({run.name for run in runs}) == len(runs)
@@ -198,12 +196,12 @@ def load_published_runs() -> tuple[PublishedRun, ...]:
 
 
 def examine_published_runs() -> tuple[ExaminedRun, ...]:
-    """Every published run, examined; each config is measured once."""
+    """All published runs, examined; each config is measured once per sequence length."""
     return tuple(examine(run) for run in load_published_runs())
 
 
 def examine(run: PublishedRun) -> ExaminedRun:
-    """One published run: its FLOPs under each convention, the MFU its hours imply, and its stated figures redone."""
+    """The run with FLOPs by convention, the MFU that its speed implies, and its stated figures worked out again."""
     spec: ModelSpec | None = None
     if isinstance(run.model, OwnConfig):
         spec = read_spec(run.model.config)
@@ -235,7 +233,7 @@ def examine(run: PublishedRun) -> ExaminedRun:
 
 @cache
 def measure_published(model: OwnConfig) -> Analysis:
-    """The model as analysed at the sequence length it was trained at."""
+    """The analysis of the model at the sequence length of its training."""
     return analyze(model.config, Setup(sequence_length=model.sequence_length), step=False)
 
 
@@ -255,7 +253,7 @@ def _figure(
 
 
 def _ours(stated: Stated, run: PublishedRun, flops: Fraction, spec: ModelSpec | None) -> Fraction:
-    """The stated quantity from the published inputs and our FLOPs per token."""
+    """The stated quantity, computed from the published inputs and our FLOPs per token."""
     quantity = stated.quantity
     if quantity == "gflop_per_token":
         return flops / 10**9

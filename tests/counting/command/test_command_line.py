@@ -215,7 +215,7 @@ def test_design_replaces_no_pipe(folder: Path, capsys: pytest.CaptureFixture[str
     (folder / "link.json").symlink_to(folder / "real.json")
     for name in ("pipe", "link.json"):
         assert main(["--training_budget", "10000", "--design", name, "--force"]) == 2
-        assert capsys.readouterr().err == f"error: {name}: is no regular file, and is not replaced\n"
+        assert capsys.readouterr().err == f"error: {name}: is not a regular file, and is not replaced\n"
     assert (folder / "pipe").is_fifo()
     assert (folder / "real.json").read_text() == "precious"
 

@@ -93,7 +93,7 @@ def test_flags_may_have_hyphens(folder: Path, capsys: pytest.CaptureFixture[str]
 
 # --- Packages that are missing ---------------------------------------------------------------------------------
 
-TWO_WAYS_OUT = "give `make run`, then `. .venv/bin/activate`; or `pip install -c constraints.txt .`\n"
+TWO_WAYS_OUT = "run `make run`, then `. .venv/bin/activate`; or `pip install -c constraints.txt .`\n"
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--training_budget", "5M"], ["--model_config", "llama_7b"], []])

@@ -145,13 +145,13 @@ def test_values_are_as_one_would_type_them(text: str, arguments: list[str], fold
 
 
 BAD_PLANS = {
-    "seq_length = 4096": "my.toml: seq_length = 4096: is no flag; did you mean seq_len?",
-    "tokens_per_second = 5": "my.toml: tokens_per_second = 5: is no flag; did you mean tokens_per_second_per_gpu?",
-    "gpu-hour = 5": "my.toml: gpu-hour = 5: is no flag; did you mean gpu_hours?",
-    "[run]\ntokens = 5": "my.toml: run = {'tokens': 5}: is no flag; did you mean",
-    'plan = "my.toml"': "my.toml: plan = 'my.toml': is no flag; did you mean",
-    "help = true": "my.toml: help = true: is no flag; did you mean",
-    "seq_len = 8\nseq-len = 8": "my.toml: seq-len = 8: stands there twice, as seq_len too",
+    "seq_length = 4096": "my.toml: seq_length = 4096: is not a flag; did you mean seq_len?",
+    "tokens_per_second = 5": "my.toml: tokens_per_second = 5: is not a flag; did you mean tokens_per_second_per_gpu?",
+    "gpu-hour = 5": "my.toml: gpu-hour = 5: is not a flag; did you mean gpu_hours?",
+    "[run]\ntokens = 5": "my.toml: run = {'tokens': 5}: is not a flag; did you mean",
+    'plan = "my.toml"': "my.toml: plan = 'my.toml': is not a flag; did you mean",
+    "help = true": "my.toml: help = true: is not a flag; did you mean",
+    "seq_len = 8\nseq-len = 8": "my.toml: seq-len = 8: is given twice, also as seq_len",
     "tokens = 5\nmfu = = 3": "my.toml: line 2, column 7: not valid TOML: Invalid value",
     'tokens = 5\n\nmodel_config = "a': "my.toml: line 3, at its end: not valid TOML: ",
     "seq_len = 8\nseq_len = 8": "my.toml: line 2, at its end: not valid TOML: Cannot overwrite a value",

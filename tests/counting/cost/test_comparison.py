@@ -110,13 +110,15 @@ def test_where_no_utilisation_is_given_one_is_assumed(analyses: list[Analysis]) 
 )
 def test_models_compared_are_of_one_precision_and_optimiser(field: str, setup: Setup, analyses: list[Analysis]) -> None:
     setup = msgspec.structs.replace(setup, sequence_length=4096)
-    with pytest.raises(UserError, match=f"models compared are of one {field}$"):
+    with pytest.raises(UserError, match=f"all compared models must have the same {field}$"):
         compare([analyses[0], analyze("llama_7b", setup, step=False)], PLAN)
 
 
 def test_models_compared_are_of_one_sequence_length(analyses: list[Analysis]) -> None:
     """Llama-7B's own is 2,048: its bill beside one at 4,096 would say nothing."""
-    with pytest.raises(UserError, match=r"^sequence_length = '2048, 4096': models compared are of one sequence_length"):
+    with pytest.raises(
+        UserError, match=r"^sequence_length = '2048, 4096': all compared models must have the same sequence_length"
+    ):
         compare([analyses[0], analyze("llama_7b", step=False)], PLAN)
 
 

@@ -187,5 +187,5 @@ def test_tokens_by_hand_and_measured_parameters_counted(small: Analysis) -> None
 
 
 def test_a_budget_below_one_token_is_refused(small: Analysis) -> None:
-    with pytest.raises(UserError, match=r"10 training FLOPs pay for no token of this model at 31 each"):
+    with pytest.raises(UserError, match=r"10 training FLOPs do not pay for one token of this model \(31\)"):
         resolve_tokens(design_model(10**9), small, training_flops=10.0, scaling_law="course")

@@ -180,9 +180,9 @@ SOURCES = MINE["sources"]
         ([MINE | {"name": 3}], "entry 1: name = 3: must be str, is int$"),
         (
             [MINE, MINE | {"name": "mine"}],
-            r"entry 2 \(mine\): name = 'mine': stands in entry 1 too: give it another name",
+            r"entry 2 \(mine\): name = 'mine': is also in entry 1: give it another name",
         ),
-        ([MINE | {"name": "h100"}], "name = 'h100': stands in the catalogue too: give it another name$"),
+        ([MINE | {"name": "h100"}], "name = 'h100': is also in the catalogue: give it another name$"),
         ([MINE | {"sources": {"compute": "x"}}], r"entry 1 \(Mine\): sources\.memory = null: is missing"),
         ([MINE | {"sources": SOURCES | {"who": "me"}}], r"sources\.who = 'me': this field is not understood$"),
         (

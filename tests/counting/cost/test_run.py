@@ -301,13 +301,13 @@ def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
         ({"tokens_per_second_per_gpu": "1"}, "^tokens_per_second_per_gpu = '1': must be a number"),
         (
             {"tokens_per_second_per_gpu": 5, "mfus": (0.4,)},
-            "^tokens_per_second_per_gpu = 5: a speed says what the utilisation is: leave out mfu$",
+            "^tokens_per_second_per_gpu = 5: a speed determines the utilisation: leave out mfu$",
         ),
         (
             {"tokens_per_second_per_gpu": 5, "gpu_hours": 5.0},
-            "^tokens_per_second_per_gpu = 5: a speed says what the hours are: leave out gpu_hours$",
+            "^tokens_per_second_per_gpu = 5: a speed determines the hours: leave out gpu_hours$",
         ),
-        ({"gpu_hours": 5.0, "mfus": (0.4,)}, r"^gpu_hours = 5\.0: hours say what the utilisation was"),
+        ({"gpu_hours": 5.0, "mfus": (0.4,)}, r"^gpu_hours = 5\.0: hours determine the utilisation"),
     ],
 )
 def test_refused(change: dict[str, object], message: str, llama: Analysis) -> None:

@@ -118,7 +118,9 @@ def test_affordable_tokens(flops: float, cost: int, tokens: int) -> None:
 
 @pytest.mark.parametrize("training_flops", [0.0, 1e-300, 5.0])
 def test_too_little_compute_is_an_error(training_flops: float) -> None:
-    with pytest.raises(UserError, match=r"training FLOPs train no model: give a larger budget or utilisation"):
+    with pytest.raises(
+        UserError, match=r"training FLOPs are too few for any model: give a larger budget or utilisation"
+    ):
         compute_optimum(find_law("course"), training_flops)
 
 
