@@ -1,45 +1,53 @@
 """The first screen: a short answer to the command, in lines that fit the width of the output."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from counting.report.results import Results
 from counting.report.screen.lines import Lines
 
 LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most, for one model and for each further one
 
-Length = Literal["whole", "short", "none"]  # of the text on each model
-
 
 def screen_text(results: Results, design_path: str | None, width: int, plain_lines: int) -> str:
     """The text of the requested results (run, budget, comparison, ...), then of the models.
 
     The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
-    shortened to three lines; then the last GPUs of a long list are left out, and then the models.
+    shortened to three lines; then notes are left out, then the last GPUs of a long list, and then the models.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
-    for models, gpus in _lengths(results):
-        blocks = _blocks(results, design_path, width, models, gpus)
+    for detail in _details(results):
+        blocks = _blocks(results, design_path, width, detail)
         text = "\n\n".join("\n".join(block.lines) for block in blocks if block.lines)
         if len(text.splitlines()) <= room:
             break
     return text
 
 
-def _lengths(results: Results) -> Iterator[tuple[Length, int]]:
-    """(Length of the text on each model, number of GPUs), from longest to shortest."""
+class _Detail(NamedTuple):
+    """How much is printed."""
+
+    models: Literal["whole", "short", "none"]
+    gpus: int  # of each list of GPUs
+    notes: bool
+
+
+def _details(results: Results) -> Iterator[_Detail]:
+    """From most to least."""
     lists = [run.gpus for run in results.runs] + [analysis.fits or () for analysis in results.analyses]
     gpus = max(1, *map(len, lists)) if lists else 1
     if len(results.analyses) == 1:
-        yield "whole", gpus
-    yield from (("short", number) for number in range(gpus, 0, -1))
-    yield "none", 1
+        yield _Detail("whole", gpus, notes=True)
+    yield _Detail("short", gpus, notes=True)
+    yield from (_Detail("short", number, notes=False) for number in range(gpus, 0, -1))
+    yield from (_Detail("none", number, notes=False) for number in range(gpus, 0, -1))
 
 
-def _blocks(results: Results, design_path: str | None, width: int, length: Length, most_gpus: int) -> list[Lines]:
+def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
     """The blocks in the order of printing; a block is empty if its result was not requested."""
-    fits, compared, run, budget, published, claim, models = blocks = [Lines(width) for _ in range(7)]
+    blocks = [Lines(width, notes=detail.notes) for _ in range(6)]
+    compared, run, budget, published, claim, models = blocks
     if results.published is not None:
         from counting.report.screen.published import published_screen
 
@@ -55,14 +63,24 @@ def _blocks(results: Results, design_path: str | None, width: int, length: Lengt
     if results.runs:
         from counting.report.screen.run import run_screen
 
-        run_screen(run, results.runs, most_gpus)
+        run_screen(run, results.runs, detail.gpus)
     _budget(budget, results, design_path)
-    if len(results.analyses) == 1 and results.analyses[0].fits and not (run.lines or budget.lines):
-        from counting.report.screen.fits import fits_screen
-
-        fits_screen(fits, results.analyses[0], results.analyses[0].fits, most_gpus)
     if results.analyses:
-        _models(models, results, length)
+        _models(models, results, detail)
+    fits = [] if compared.lines or run.lines or budget.lines else _fits(results, width, detail)
+    return [*fits, *blocks]
+
+
+def _fits(results: Results, width: int, detail: _Detail) -> list[Lines]:
+    """Where each model fits, a block each; of several models only where there is room for notes."""
+    fitted = [analysis for analysis in results.analyses if analysis.fits]
+    if len(results.analyses) > 1 and not detail.notes:
+        return []
+    from counting.report.screen.fits import fits_screen
+
+    blocks = [Lines(width, notes=detail.notes) for _ in fitted]
+    for block, analysis in zip(blocks, fitted, strict=True):
+        fits_screen(block, analysis, analysis.fits or (), detail.gpus)
     return blocks
 
 
@@ -78,17 +96,17 @@ def _budget(lines: Lines, results: Results, design_path: str | None) -> None:
         spent_screen(lines, results.spent)
 
 
-def _models(lines: Lines, results: Results, length: Length) -> None:
+def _models(lines: Lines, results: Results, detail: _Detail) -> None:
     from counting.report.screen.model import conventions_screen, model_screen, short_model_screen
 
-    if length == "none":
+    if detail.models == "none":
         lines.heading(
             "The model is in the details." if len(results.analyses) == 1 else "The models are in the details."
         )
         return
     catalogue = results.on_catalogue or [()] * len(results.analyses)
     for analysis, on_catalogue in zip(results.analyses, catalogue, strict=True):
-        if length == "short":
+        if detail.models == "short":
             short_model_screen(lines, analysis, on_catalogue, compared=results.comparison is not None)
         else:
             model_screen(lines, analysis, on_catalogue)

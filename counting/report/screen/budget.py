@@ -23,8 +23,12 @@ def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
         f"{dollars(best.price_usd_per_hour)}",
     )
     others = [option for option in budget.options if option.gpu != budget.best_gpu]
-    if others:
-        lines.fact("", "less on " + ", ".join(f"{o.gpu} {scientific(o.training_flops)}" for o in others))
+    for label, options in (
+        ("as much on", [option for option in others if option.training_flops == budget.training_flops]),
+        ("less on", [option for option in others if option.training_flops != budget.training_flops]),
+    ):
+        if options:
+            lines.note(label, ", ".join(f"{option.gpu} {scientific(option.training_flops)}" for option in options))
     more = budget.more_on
     if more is not None:
         lines.fact(

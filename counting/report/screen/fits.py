@@ -33,7 +33,7 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
         sizes = dict.fromkeys(gib(size) for size in (min(contexts), max(contexts)))
         where = "" if len(contexts) == len(fits) else " where it is known"
         text += f", and the CUDA context{where}: {' to '.join(sizes)}"
-    lines.fact("needs", f"{text}; left out: the allocator's reserve, workspaces in kernels")
+    lines.note("needs", f"{text}; left out: the allocator's reserve, workspaces in kernels")
     if unfused := [fit.gpu for fit in fits if fit.kernels != analysis.setup.kernels]:
         lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
 

@@ -13,10 +13,11 @@ SHORTEST_NAME = 8
 
 
 class Lines:
-    """Collects text lines that are at most `width` columns wide."""
+    """Collects text lines that are at most `width` columns wide; notes only with `notes`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, notes: bool = True) -> None:
         self.width = width
+        self.notes = notes
         self.lines: list[str] = []
 
     def heading(self, text: str) -> None:
@@ -26,6 +27,11 @@ class Lines:
     def fact(self, label: str, text: str) -> None:
         """Add a label, with the wrapped text to the right of it."""
         self.lines += self._wrapped(text, f"{' ' * INDENT}{label:{LABEL - 1}} ", " " * (INDENT + LABEL))
+
+    def note(self, label: str, text: str) -> None:
+        """A fact that explains others; left out where the answers need its place."""
+        if self.notes:
+            self.fact(label, text)
 
     def text(self, text: str) -> None:
         """Add wrapped text without a label."""

@@ -62,7 +62,7 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     windows = any(core.as_run != core.full_square for core in cores)
     attention = "attention's full square, or its window" if windows else "attention's full square"
     text = f"one sequence, one device; matrix products only, 2 FLOPs a multiply-add, {attention}; GB = 10^9 bytes"
-    lines.fact("conventions", text)
+    lines.note("conventions", text)
     proofs: dict[str, list[str]] = {}
     for analysis in analyses:
         number, _, by = proof_in_words(analysis.agreement).partition(" ")

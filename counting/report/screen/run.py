@@ -45,8 +45,8 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
     if not several:
         _work(lines, first)
         _fewest(lines, first, most)
-    lines.fact("MFU", f"of the dense 16-bit peak, model FLOPs by its own count{_above_peak(runs)}")
-    lines.fact("not in the bill", LEFT_OUT)
+    lines.note("MFU", f"of the dense 16-bit peak, model FLOPs by its own count{_above_peak(runs)}")
+    lines.note("not in the bill", LEFT_OUT)
 
 
 def _at_utilisation(run: TrainingRun) -> str:

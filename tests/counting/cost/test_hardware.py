@@ -79,7 +79,7 @@ def test_power_where_it_is_known_and_from_where(name: str) -> None:
 def test_capacity_is_what_the_driver_reports_else_a_gb_is_2_to_the_30() -> None:
     """Of a board of two dies it is that of both."""
     h100, mi250x = find_gpu("H100"), find_gpu("MI250X")
-    assert h100.capacity_bytes == h100.device_capacity_bytes == 84_942_979_072
+    assert h100.capacity_bytes == h100.device_capacity_bytes == 84_932_558_848
     assert mi250x.capacity_bytes == 2 * mi250x.device_capacity_bytes == 2 * 65_520 * 2**20
     of_vendors = msgspec.structs.replace(h100.sources, driver_memory=None)
     assert msgspec.structs.replace(h100, driver_memory_bytes=None, sources=of_vendors).capacity_bytes == 80 * 2**30
@@ -93,8 +93,8 @@ def test_the_file_is_read_when_it_is_needed_and_not_before() -> None:
 # --- What a process finds of a device --------------------------------------------------------------------------------
 
 # As drivers report one device's memory, in bytes: the total that out-of-memory errors print.
-DRIVER_MEMORY = {"V100": 34058272768, "T4": 15627976704, "A100": 81050 * 2**20, "L40S": 47576711168}
-DRIVER_MEMORY |= {"H100": 84942979072, "H800": 84942979072, "H20": 97285 * 2**20, "B200": 182631 * 2**20}
+DRIVER_MEMORY = {"V100": 34058272768, "T4": 14909 * 2**20, "A100": 81050 * 2**20, "L40S": 47576711168}
+DRIVER_MEMORY |= {"H100": 80998 * 2**20, "H800": 80998 * 2**20, "H20": 97285 * 2**20, "B200": 182631 * 2**20}
 DRIVER_MEMORY |= {"GB200": 197897748480, "MI250X": 65520 * 2**20, "TPU-v4": 123 * 2**28, "TPU-v5e": 63 * 2**28}
 
 
@@ -114,6 +114,15 @@ def test_mi250x_is_two_devices_of_64_gb() -> None:
     )
     assert unknown.device_capacity_bytes == 64 * 2**30
     assert [gpu.name for gpu in load_gpus() if gpu.devices != 1] == ["MI250X"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_a_process_finds_has_an_address_or_says_that_it_has_none(name: str) -> None:
+    sources = find_gpu(name).sources
+    for source in (sources.driver_memory, sources.context):
+        assert (
+            source is None or re.search(r"github\.com/|huggingface\.co/", source) or source.startswith("unverified: ")
+        )
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -170,7 +179,14 @@ SOURCES = MINE["sources"]
         ([], r"must be a JSON list of entries as in configs/gpus\.json, but is '?\[\]"),
         ([MINE, 5], "entry 2: must be a JSON object of a GPU's fields, but is 5$"),
         ([WITHOUT_PEAK], r"entry 1 \(Mine\): peak_dense_tflop_per_s = null: is missing"),
-        ([MINE | {"memory_gb": 0}], r"entry 1 \(Mine\): memory_gb = 0: must be float > 0"),
+        ([MINE | {"memory_gb": 0}], r"entry 1 \(Mine\): memory_gb = 0: must be float >= 0.001"),
+        ([MINE | {"memory_gb": 1e308}], r"memory_gb = 1e\+308: must be float <= 1000000\.0$"),
+        ([MINE | {"peak_dense_tflop_per_s": 989e12}], r"peak_dense_tflop_per_s = 9\.89e\+14: must be float <= 1000000"),
+        ([MINE | {"price_usd_per_hour": 1e-300}], r"price_usd_per_hour = 1e-300: must be float >= 0\.01$"),
+        (
+            [MINE | {"driver_memory_bytes": 11 * 10**9, "sources": SOURCES | {"driver_memory": "x"}}],
+            r"driver_memory_bytes = 11000000000: is more than memory_gb \(10\) on 1 device$",
+        ),
         ([MINE | {"memory_gb": "10"}], r"entry 1 \(Mine\): memory_gb = '10': must be float, is str$"),
         ([MINE | {"devices": 0}], r"entry 1 \(Mine\): devices = 0: must be int >= 1"),
         ([MINE | {"training_dtype": "fp4"}], r"training_dtype = 'fp4': must be 'bfloat16' or 'float16'$"),

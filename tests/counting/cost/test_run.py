@@ -161,9 +161,9 @@ def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -
 
 
 def test_gpus_that_are_exactly_full(llama: Analysis) -> None:
-    """16 bytes for each of 5,308,936,192 parameters are what an H100's driver reports, to the last byte."""
+    """16 bytes for each of 5,308,284,928 parameters are what an H100's driver reports, to the last byte."""
     for more, gpus in ((-1, 1), (0, 1), (1, 2)):
-        parameters = msgspec.structs.replace(llama.parameters, total=5_308_936_192 + more)
+        parameters = msgspec.structs.replace(llama.parameters, total=5_308_284_928 + more)
         run = plan_run(msgspec.structs.replace(llama, parameters=parameters), RunPlan(tokens=1, gpus=("H100",)))
         assert run.gpus[0].fewest_gpus == gpus
 
