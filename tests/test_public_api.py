@@ -25,9 +25,12 @@ def test_what_is_promised_is_public() -> None:
         "design_for_budget",
         "find_gpu",
         "find_law",
+        "fits_on",
+        "load_gpus",
         "measure_memory",
         "plan_budget",
         "plan_run",
+        "read_gpus",
     }
     assert set(torch_models.__all__) >= {"build", "build_mtp", "load_checkpoint", "read_spec", "set_recompute"}
     assert set(torch_models.__all__) >= {"LayerSpec", "GroupedQueryAttentionSpec", "MultiHeadLatentAttentionSpec"}

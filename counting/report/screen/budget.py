@@ -45,7 +45,7 @@ def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
         f"{three_digits(budget.tokens_per_parameter)} per parameter; predicted loss {budget.predicted_loss:.3f} "
         "nats per token",
     )
-    extrapolated = ", extrapolated beyond the sizes or tokens that it was fitted to" if budget.extrapolated else ""
+    extrapolated = "; extrapolated beyond what it was fitted to" if budget.extrapolated else ""
     lines.fact("by the law", f"{budget.scaling_law}{extrapolated}")
 
 

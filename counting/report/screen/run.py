@@ -89,7 +89,7 @@ def _work(lines: Lines, run: TrainingRun) -> None:
     text = f"{scientific(run.training_flops)}, {readable(run.training_flops_per_token, FLOP_UNITS)} a token"
     if run.steps is not None and run.global_batch_tokens is not None:
         text += f"; {integer(run.steps)} steps of {readable(run.global_batch_tokens)} tokens"
-    lines.fact("FLOPs", text)
+    lines.note("FLOPs", text)
 
 
 def _above_peak(runs: Sequence[TrainingRun]) -> str:
@@ -105,7 +105,7 @@ def _fewest(lines: Lines, run: TrainingRun, most: int) -> None:
     """Add how many GPUs hold the model states, the memory not included, and a warning if `num_gpus` is too small."""
     counts = listed([f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus[:most]])
     states = Bytes(run.model_state_bytes)(run.model_state_bytes)
-    left_out = what_states_leave_out(run.beside_states_bytes)
+    left_out = what_states_leave_out(run.beside_states_bytes if lines.notes else None)
     lines.fact("GPUs at least", f"{counts} hold the model states, {states}; left out: {left_out}")
     for gpu in run.gpus:
         if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:

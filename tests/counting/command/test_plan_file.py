@@ -144,13 +144,44 @@ def test_values_are_as_one_would_type_them(text: str, arguments: list[str], fold
     assert plan_as_arguments("my.toml", flags_parser()) == arguments
 
 
+def test_a_plan_of_json_or_the_document_that_repeats_one(folder: Path) -> None:
+    (folder / "my.json").write_text('{"seq-len": 8, "gpus": ["A", "B"]}')
+    assert plan_as_arguments("my.json", flags_parser()) == ["--seq_len=8", "--gpus=A,B"]
+    (folder / "document.JSON").write_text('{"schema_version": 2, "plan": {"seq_len": "8"}, "analyses": []}')
+    assert plan_as_arguments("document.JSON", flags_parser()) == ["--seq_len=8"]
+
+
+def test_a_document_of_json_is_had_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--training_budget", "5M", "--gpus", "H100,A100", "--gpu_prices", "H100=2,A100=1", "--json"]) == 0
+    document = capsys.readouterr().out
+    (folder / "before.json").write_text(document)
+    assert main(["--plan", "before.json"]) == 0
+    assert capsys.readouterr().out == document
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[1]", "bad.json: must be an object of flags, or a document of --json with its plan"),
+        ('{"schema_version": 2}', "bad.json: must be an object of flags"),
+        ('{"seq_len": 8', "bad.json: not valid JSON: "),
+        ("[" * 100_000, "bad.json: not valid JSON: nested too deeply"),
+        ('{"tokens": {}}', "bad.json: tokens = {}: must be a text or a number"),
+    ],
+)
+def test_a_bad_plan_of_json(text: str, line: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.json").write_text(text)
+    assert main(["--plan", "bad.json"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
 BAD_PLANS = {
     "seq_length = 4096": "my.toml: seq_length = 4096: is not a flag; did you mean seq_len?",
     "tokens_per_second = 5": "my.toml: tokens_per_second = 5: is not a flag; did you mean tokens_per_second_per_gpu?",
     "gpu-hour = 5": "my.toml: gpu-hour = 5: is not a flag; did you mean gpu_hours?",
     "[run]\ntokens = 5": "my.toml: run = {'tokens': 5}: is not a flag; did you mean",
-    'plan = "my.toml"': "my.toml: plan = 'my.toml': is not a flag; did you mean",
-    "help = true": "my.toml: help = true: is not a flag; did you mean",
+    'plan = "my.toml"': "my.toml: plan = 'my.toml': is a flag for the command line",
+    "help = true": "my.toml: help = true: is a flag for the command line",
     "seq_len = 8\nseq-len = 8": "my.toml: seq-len = 8: is given twice, also as seq_len",
     "tokens = 5\nmfu = = 3": "my.toml: line 2, column 7: not valid TOML: Invalid value",
     'tokens = 5\n\nmodel_config = "a': "my.toml: line 3, at its end: not valid TOML: ",
@@ -194,7 +225,7 @@ def test_a_plan_that_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[
     (folder / "large.toml").write_bytes(b"#" * 1_000_001)
     for path, message in {
         "none.toml": "none.toml: no such file",
-        ".": ".: must be a file of TOML, but is a folder",
+        ".": ".: must be a file of TOML or JSON, but is a folder",
         "latin.toml": "latin.toml: not valid TOML: must be UTF-8, but byte 8 is not",
         "large.toml": "large.toml: 1000001 bytes; a plan has at most 1000000",
         "a\0b": r"a\x00b: cannot be read: ",

@@ -9,6 +9,7 @@ import pytest
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
+from counting.cost.hardware import load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results, print_results
 from counting.report.format import NONE
@@ -308,14 +309,33 @@ def test_above_the_peak(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_last_gpus_of_many_are_left_to_the_details(capsys: pytest.CaptureFixture[str]) -> None:
     analyses = [analyze(spec_from_fields(LLAMA, f"small_{index}"), Setup(sequence_length=16)) for index in range(3)]
-    plan = RunPlan(tokens=10**12, gpus=tuple(PRICED.split(",")))
+    names = tuple(gpu.name for gpu in load_gpus())
+    plan = RunPlan(tokens=10**12, gpus=names, prices_usd_per_hour=dict.fromkeys(names, 2.0))
     runs = [plan_run(analysis, plan) for analysis in analyses]
     out = printed(capsys, Results(analyses=analyses, runs=runs))
-    rows = sum(out.count(f" {gpu} ") for gpu in PRICED.split(","))
-    assert 3 <= rows < 21
-    assert f"and {21 - rows} rows more, which the details have" in out
-    (row,) = [line for line in out.splitlines() if line.startswith("  small_1")]
+    rows = sum(out.count(f" {name} ") for name in names)
+    assert 3 <= rows < 3 * len(names)
+    assert f"and {3 * len(names) - rows} rows more, which the details have" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("  small_1 ") and " V100 " in line]
     assert row.split()[1] == "V100"
+
+
+def test_bill_and_budget_of_one_model(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """Notes are left out before a row that was asked for, and the model is there."""
+    run = plan_run(llama, RunPlan(tokens=10**12, gpus=("H100", "B200")))
+    budget = plan_budget(5_000_000, gpus=["H100", "B200"])
+    results = Results(analyses=[llama], runs=[run], budget=budget, spent=[spend_on(llama, budget)])
+    out = printed(capsys, results)
+    for asked in ("  H100    3.00", "  B200    6.00", "best model", "the budget on", "a step 108.3 GB", "proof"):
+        assert asked in out
+    assert "conventions" not in out
+    assert "not in the bill" not in out
+
+
+def test_an_equal_buy_is_not_less(capsys: pytest.CaptureFixture[str]) -> None:
+    budget = plan_budget(5_000_000, gpus=["H100", "H200", "A100"], prices_usd_per_hour={"H100": 2.5, "H200": 2.5})
+    text = words(printed(capsys, Results(budget=budget)))
+    assert "as much on H200 2.848e+24 less on A100" in text
 
 
 def test_a_budget(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,7 +348,7 @@ def test_a_budget(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"more on {budget.more_on.gpu}, of all in the catalogue" in text
     assert f"days {budget.days:.1f} on 1,024 A100" in text
     assert "best model 47.5 B parameters on 1.97 T tokens, 41.5 per parameter; predicted loss 1.897" in text
-    assert "course, extrapolated" in text
+    assert "course; extrapolated" in text
     assert "llama_7b 13.1 T total, 6.74 B 1,944 65.6 1.940*" in text
     named = words(printed(capsys, Results(budget=plan_budget(5_000_000, gpus=["A100"]))))
     assert "more on" not in named
