@@ -46,8 +46,9 @@ def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
     return ", ".join(changes)
 
 
-def fits_in_words(fits: "Sequence[Fit]", setup: Setup, *, most: int | None = None) -> str:
+def fits_in_words(fits: "Sequence[Fit]", analysis: "Analysis", *, most: int | None = None) -> str:
     """The GPUs on which the step fits as it is, then with each remedy; lists are cut to about `most` names."""
+    setup = analysis.setup
     groups: dict[str, list[str]] = {}
     for fit in fits:
         if fit.fits:
@@ -60,10 +61,21 @@ def fits_in_words(fits: "Sequence[Fit]", setup: Setup, *, most: int | None = Non
         return f"none of {f'{len(fits)} GPUs' if len(fits) > most else listed([fit.gpu for fit in fits])}"
     if not found:
         largest = max(fits, key=lambda fit: fit.capacity_bytes)
-        return f"none: {largest.gpu} has {gib(largest.capacity_bytes)}; other recomputation or loss chunks do not do"
+        return f"none: {largest.gpu} has {gib(largest.capacity_bytes)}{_tried(analysis)}"
     parts = [f"{how}{_names(names, most)}{'' if how else ' as it is'}" for how, names in groups.items()]
     others = len(fits) - found
-    return "; ".join(parts) + (f"; none of the other {others}" if others and most is None else "")
+    return "; ".join(parts) + (f"; none of the other {others}{_tried(analysis)}" if others and most is None else "")
+
+
+def _tried(analysis: "Analysis") -> str:
+    """What was changed to make the step fit."""
+    if analysis.memory is None:
+        return ""
+    alternatives, setup = analysis.memory.alternatives, analysis.setup
+    tried = ["recompute"] * any(other.recompute != setup.recompute for other in alternatives)
+    chunks = {other.loss_chunk for other in alternatives} - {setup.loss_chunk, None}
+    tried += [f"loss chunk {integer(chunk)}" for chunk in sorted(chunk for chunk in chunks if chunk is not None)]
+    return f" (tried: {', '.join(tried)})" if tried else ""
 
 
 def fits_by_gpu(fits: "Sequence[Fit]", setup: Setup, *, most: int) -> str:

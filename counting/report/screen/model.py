@@ -35,7 +35,7 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
         return
     _step_memory(lines, analysis, analysis.memory)
     if fits := _all_fits(analysis, on_catalogue):
-        lines.fact("fits one", fits_in_words(fits, setup))
+        lines.fact("fits one", fits_in_words(fits, analysis))
 
 
 def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool) -> None:
@@ -52,7 +52,7 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     if analysis.fits:
         where = f"; fits {fits_by_gpu(analysis.fits, analysis.setup, most=3)}"
     elif on_catalogue:
-        where = f"; fits {fits_in_words(on_catalogue, analysis.setup, most=2)}"
+        where = f"; fits {fits_in_words(on_catalogue, analysis, most=2)}"
     lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
 
 
