@@ -16,7 +16,7 @@ import msgspec
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, WholeModel, model_flops
 from counting.reconcile import Agreement, reconcile
 from counting.setup import MOST_CHUNKS, Setup, resolve
-from counting.step.fits import Fit
+from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import Alternative, StepMemory, step_memory, with_states
 from torch_models.errors import ArgumentError

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from counting.published.claim import Claim
     from counting.published.runs import ExaminedRun
     from counting.report import Results
-    from counting.step.fits import Fit
+    from counting.step.fit import Fit
 
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from counting.analysis import Analysis
 from counting.cost.hardware import Gpu
-from counting.step.fits import Fit, Remedy
+from counting.step.fit import Fit, Remedy
 from counting.step.memory import StepMemory
 from torch_models.spec import Kernels
 

@@ -84,7 +84,10 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
 
 @forward_flops.register
 def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Training expands the latents to full keys and values; the weight absorption of inference is not used."""
+    """The projections of DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C, once per token, and the core.
+
+    Training expands the latents to full keys and values; the weight absorption of inference is not used.
+    """
     tokens = batch_size * sequence_length
     projections = sum(2 * tokens * rows * columns for rows, columns in latent_attention_matrices(spec))
     return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
@@ -112,13 +115,16 @@ def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
 
 @forward_flops.register
 def _(spec: GatedMLPSpec | ClampedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Three products with a D x F matrix per token."""
+    """Three products with a D x F matrix per token: gate, up, down (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
     return Counts(mlp=3 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
 
 
 @forward_flops.register
 def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Every token passes the router, K routed experts and the shared experts; the choice of experts does not matter."""
+    """Every token passes the router, K routed experts and the shared experts, whichever experts are chosen.
+
+    As in DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, equations 12 to 15.
+    """
     router, run = spec.router, (sequence_length, batch_size)
     return Counts(
         router=2 * batch_size * sequence_length * router.hidden_size * router.num_experts,

@@ -116,7 +116,10 @@ class Owner(NamedTuple):
 
 
 class FlopCounter:
-    """Sums the FLOPs of ops by phase and module; an `observe` function for `LiveBytes`."""
+    """Sums the FLOPs of ops by pass and module.
+
+    An instance is called with each op that runs: it is an `observe` argument of `live_bytes.LiveBytes`.
+    """
 
     def __init__(self, attribution: Attribution) -> None:
         self._attribution = attribution

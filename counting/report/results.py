@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from counting.cost.run import TrainingRun
     from counting.published.claim import Claim
     from counting.published.runs import ExaminedRun
-    from counting.step.fits import Fit
+    from counting.step.fit import Fit
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):

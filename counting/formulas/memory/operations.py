@@ -285,7 +285,10 @@ def every_other(tape: Tape, x: Array) -> Array:
 
 
 def without_last(tape: Tape, x: Array, numel: int) -> Array:
-    """Return a view of `numel` numbers, without the last column; its gradient is as large as `x`."""
+    """Return `x` without its last column, where attention sinks are: a view of `numel` numbers.
+
+    The gradient is a new array as large as `x`.
+    """
     size = x.size
     out = x.view(numel)
     tape.record([out], [x], [], lambda gradients: [tape.like(size)])

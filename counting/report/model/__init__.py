@@ -8,7 +8,7 @@ from counting.report.format import integer, length_source
 from counting.report.tables import print_notes, print_rich, print_tables
 
 if TYPE_CHECKING:
-    from counting.step.fits import Fit
+    from counting.step.fit import Fit
 from counting.report.model.fits import fits_table
 from counting.report.model.flops import flop_table
 from counting.report.model.layer_memory import layer_memory_table

@@ -7,7 +7,7 @@ from counting.report.format import integer
 from counting.report.screen.fits import remedy_in_words
 from counting.report.tables import rows_table
 from counting.setup import Setup
-from counting.step.fits import Fit
+from counting.step.fit import Fit
 
 if TYPE_CHECKING:
     from rich.table import Table

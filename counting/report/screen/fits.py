@@ -9,7 +9,7 @@ from counting.setup import Setup
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
-    from counting.step.fits import Fit, Remedy
+    from counting.step.fit import Fit, Remedy
 
 
 def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:

@@ -12,7 +12,7 @@ from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
 
 if TYPE_CHECKING:
-    from counting.step.fits import Fit
+    from counting.step.fit import Fit
 
 LARGEST_SHARES = 3
 # Field -> label on this screen, for the memory of a layer and of a step.

@@ -9,7 +9,7 @@ from counting.analysis import Analysis, analyze
 from counting.cost.fits import fits_on
 from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from counting.setup import Setup
-from counting.step.fits import Fit, Remedy
+from counting.step.fit import Fit, Remedy
 from tests.shrunken import LLAMA
 from torch_models.fields.config import spec_from_fields
 

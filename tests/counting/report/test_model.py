@@ -9,7 +9,7 @@ from counting.cost.budget import plan_budget
 from counting.report.budget import print_budget
 from counting.report.model import print_analysis
 from counting.setup import Setup
-from counting.step.fits import Fit, Remedy
+from counting.step.fit import Fit, Remedy
 from tests.shrunken import DEEPSEEK_V3
 from torch_models.fields.config import spec_from_fields
 

@@ -14,7 +14,7 @@ from counting.cost.run import RunPlan, plan_run
 from counting.report import Results, print_results
 from counting.report.format import NONE
 from counting.setup import Setup
-from counting.step.fits import Fit, Remedy
+from counting.step.fit import Fit, Remedy
 from model_training_cost_analysis import main
 from tests.foreign_families import FAMILIES
 from tests.shrunken import DEEPSEEK_V3, LLAMA

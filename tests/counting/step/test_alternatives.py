@@ -1,4 +1,4 @@
-"""The same step run otherwise, as an analysis says it without running it, against a step that is run so."""
+"""Variants of a step, by formula and simulation, against measured steps with these settings."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.setup import MOST_CHUNKS, Setup
-from counting.step.fits import Fit
+from counting.step.fit import Fit
 from counting.step.memory import Alternative
 from tests.shrunken import FAMILIES, LLAMA
 from torch_models.fields.config import spec_from_fields
