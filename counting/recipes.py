@@ -34,6 +34,11 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
         return "float32" if self.activation_bytes == 4 else "bfloat16"
 
     @property
+    def multiplies_in_fp8(self) -> bool:
+        """Whether linear layers multiply fp8 numbers."""
+        return self.weight_bytes == 1
+
+    @property
     def measurable(self) -> bool:
         """Whether torch runs it on the meta device.
 

@@ -22,7 +22,7 @@ from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from counting.counts import AttentionCore, model_flops
 
 Convention = Literal["6N", "6N_full_attention", "6N_causal_attention", "own"]
-FEWEST_FLOPS: Convention = "6N_causal_attention"  # no training run computes fewer
+FEWEST_FLOPS: Convention = "6N_causal_attention"  # counts what a causal kernel computes, and the norms' few weights
 
 
 def trains_mtp(analysis: Analysis) -> bool:

@@ -3,7 +3,7 @@
 Needed memory = the peak of the bytes that the step allocates + the CUDA context, which a PyTorch process occupies
 before its first tensor (`Gpu.context_bytes`; 0 if unknown). It is compared with `Gpu.device_capacity_bytes`, the memory
 of one device. Buffers of communicators are not included, because the step runs on one device. Where PyTorch has no
-fused attention for a GPU and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels.
+fused attention for a GPU, a dtype and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,11 @@ def _fit(analysis: Analysis, gpu: Gpu) -> Fit:
     memory, setup = analysis.memory, analysis.setup
     assert memory is not None
     kernels, allocated = setup.kernels, memory.peak_bytes
-    for other in memory.alternatives:
-        same = (other.recompute, other.loss_chunk) == (setup.recompute, setup.loss_chunk)
-        if same and other.kernels != setup.kernels and not gpu.fuses_grouped_queries:
-            kernels, allocated = other.kernels, other.peak_bytes
+    if not gpu.fuses_grouped_queries(setup.precision_recipe.activation_dtype):
+        for other in memory.alternatives:  # with other kernels only where query heads share key and value heads
+            same = (other.recompute, other.loss_chunk) == (setup.recompute, setup.loss_chunk)
+            if same and other.kernels != setup.kernels:
+                kernels, allocated = other.kernels, other.peak_bytes
     context = gpu.context_bytes or 0
     needed = allocated + context
     fits = needed <= gpu.device_capacity_bytes

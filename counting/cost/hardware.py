@@ -81,15 +81,16 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             rule = f"is more than memory_gb ({self.memory_gb:g}) on {self.devices} device{'s' * (self.devices > 1)}"
             raise ConfigError("driver_memory_bytes", self.driver_memory_bytes, rule)
 
-    @property
-    def fuses_grouped_queries(self) -> bool:
-        """Whether PyTorch has a fused attention kernel for it whose query heads share key and value heads.
+    def fuses_grouped_queries(self, dtype: str) -> bool:
+        """Whether PyTorch has a fused attention kernel for it, in `dtype`, whose query heads share key and value heads.
 
-        Flash attention needs compute capability 8.0, and the memory-efficient kernel takes no shared heads
-        (github.com/pytorch/pytorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). True where the capability
-        is not known.
+        Flash attention needs compute capability 8.0 and 16 bits, and the memory-efficient kernel takes no shared heads
+        (github.com/pytorch/pytorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). True if the capability is
+        unknown.
         """
-        return self.compute_capability is None or self.compute_capability >= FLASH_ATTENTION_CAPABILITY
+        if self.compute_capability is None:
+            return True
+        return self.compute_capability >= FLASH_ATTENTION_CAPABILITY and dtype != "float32"
 
     @property
     def peak_flop_per_s(self) -> int:

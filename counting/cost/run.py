@@ -34,7 +34,7 @@ from counting.cost.conventions import (
     trains_mtp,
 )
 from counting.cost.hardware import Gpu
-from counting.recipes import model_states
+from counting.recipes import Precision, model_states
 from torch_models.errors import ArgumentError
 
 MFU_RANGE = (0.3, 0.4, 0.5)  # assumed if the plan has no utilisation, hours or speed
@@ -65,11 +65,13 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None or field == "tokens":
                 check_whole(field, value)
         if self.mfus is not None:
+            if not isinstance(self.mfus, tuple | list):
+                raise ArgumentError("mfu", self.mfus, "must be a tuple of utilisations, as (0.4,)")
             if not self.mfus:
                 raise ArgumentError("mfu", "", "give at least one utilisation, or none to assume a range")
             msgspec.structs.force_setattr(self, "mfus", tuple(check_mfu(mfu) for mfu in self.mfus))
         if self.gpu_hours is not None:
-            if not 0 < self.gpu_hours < float("inf"):
+            if not 0 < number_or_nan(self.gpu_hours) < float("inf"):
                 raise ArgumentError("gpu_hours", self.gpu_hours, "must be a number of hours above 0")
             if self.mfus is not None:
                 raise ArgumentError("gpu_hours", self.gpu_hours, "hours determine the utilisation: leave out mfu")
@@ -227,7 +229,7 @@ def _on_gpu(
         gpu=gpu.name,
         training_dtype=gpu.training_dtype,
         peak_dense_tflop_per_s=gpu.peak_dense_tflop_per_s,
-        attainable_tflop_per_s=_attainable_tflop_per_s(gpu, analysis.setup.precision),
+        attainable_tflop_per_s=_attainable(gpu, analysis.setup.precision_recipe)[0],
         price_usd_per_hour=price,
         power_watts=gpu.power_watts,
         num_gpus=plan.num_gpus,
@@ -266,7 +268,10 @@ def gpu_hours(training_flops: Fraction, gpu: Gpu, mfu: Fraction) -> Fraction:
 def implied_mfus(
     flops_per_token: Mapping[Convention, Fraction], tokens: int | None, tokens_per_gpu_second: Fraction, gpu: Gpu
 ) -> tuple[ImpliedMfu, ...]:
-    """The MFU that a speed implies under each convention. It is above 1 if the claimed speed is impossible."""
+    """The MFU that a speed implies under each convention. MFU is relative to the 16-bit peak.
+
+    Above 1 the run used FP8, the convention counts more than a causal kernel computes, or the speed is impossible.
+    """
     return tuple(
         ImpliedMfu(
             convention=convention,
@@ -279,27 +284,26 @@ def implied_mfus(
     )
 
 
-def _attainable_tflop_per_s(gpu: Gpu, precision: str) -> float:
-    """The dense peak in the format of the matrix products: FP8 for precision fp8 if the GPU has it, else 16 bits."""
-    if precision == "fp8" and gpu.peak_dense_fp8_tflop_per_s is not None:
-        return gpu.peak_dense_fp8_tflop_per_s
-    return gpu.peak_dense_tflop_per_s
+def _attainable(gpu: Gpu, precision: Precision) -> tuple[float, str]:
+    """The dense peak in TFLOP/s in the format of the matrix products, and the format: FP8 if recipe and GPU have it."""
+    if precision.multiplies_in_fp8 and gpu.peak_dense_fp8_tflop_per_s is not None:
+        return gpu.peak_dense_fp8_tflop_per_s, "fp8"
+    return gpu.peak_dense_tflop_per_s, gpu.training_dtype
 
 
 def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu, analysis: Analysis) -> None:
     """Raises ArgumentError if the fewest FLOPs that training computes need more than the attainable peak.
 
-    These are matrix products and half of attention's square; 6 N has the input embedding in it, which multiplies
-    nothing, and the other conventions count what a causal kernel leaves out.
+    These are 6 N' and the pairs of attention that causality and windows leave. 6 N has the input embedding in it, which
+    multiplies nothing; the other conventions count pairs that a causal kernel leaves out.
     """
     (least,) = (entry for entry in implied if entry.convention == FEWEST_FLOPS)
     assert least.training_flops is not None
-    setup = analysis.setup
-    fp8_peak, peak = gpu.peak_dense_fp8_tflop_per_s or 0, _attainable_tflop_per_s(gpu, setup.precision)
+    peak, dtype = _attainable(gpu, analysis.setup.precision_recipe)
     if least.tflop_per_s <= peak:
         return
-    dtype = gpu.training_dtype if peak == gpu.peak_dense_tflop_per_s else "fp8"
-    hint = "; if it trained in FP8, say so (precision fp8)" if least.tflop_per_s <= fp8_peak else ""
+    in_fp8 = least.tflop_per_s <= (gpu.peak_dense_fp8_tflop_per_s or 0)
+    hint = "; if it trained in FP8, say so (precision fp8)" if in_fp8 else ""
     rule = (
         f"the claim is impossible: {float(least.training_flops):.4g} training FLOPs ({least.convention} at "
         f"{analysis.sequence_length:,} tokens a sequence, the fewest that training computes) take "

@@ -18,7 +18,7 @@ CAPTION = (
     "of one device that the driver reports if that is known, else the vendor's figure, one GB taken as 2^30 bytes. A "
     "board with two dies is two devices. Fits with: the cheapest change of recomputation or loss chunk with which the "
     "step fits, by formula and simulation. Eager: by simulation too, where PyTorch has no fused attention with grouped "
-    "queries (below CUDA's compute capability 8.0)."
+    "queries (in fp32, or below CUDA's compute capability 8.0)."
 )
 
 

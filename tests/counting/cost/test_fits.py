@@ -55,6 +55,14 @@ def test_grouped_queries_on_a_gpu_without_flash_attention() -> None:
     assert fits_on(eager, [find_gpu("T4")]) == (t4,)
 
 
+def test_grouped_queries_in_fp32_are_fused_on_no_nvidia_gpu() -> None:
+    setup = Setup(sequence_length=128, precision="fp32")
+    h100, mi300x = fits_on(analyze("smollm2_135m", setup), [find_gpu("H100"), find_gpu("MI300X")])
+    assert (h100.kernels, mi300x.kernels) == ("eager", "fused")
+    (equal_heads,) = fits_on(analyze(spec_from_fields(LLAMA, "shrunken"), setup), [find_gpu("H100")])
+    assert equal_heads.kernels == "fused"
+
+
 def test_equal_heads_run_fused_on_every_gpu(llama: Analysis) -> None:
     assert {fit.kernels for fit in fits_on(llama, load_gpus())} == {"fused"}
 
