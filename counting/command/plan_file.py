@@ -5,7 +5,8 @@ tokens = "14.8T"
 gpus = ["H800"]
 gpu_prices = { H800 = 2.0 }
 
-A file whose name ends in .json has the same keys in an object, or is a document of --json, which repeats its plan.
+A file whose name ends in .json has the same keys in an object, or is a document of --json, which repeats
+its plan; of that, `json` itself is left to the command line.
 """
 
 import argparse
@@ -95,19 +96,25 @@ def _from_toml(text: str, shown: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except ValueError as error:  # from tomllib, or from Python for a number with too many digits
-        raise UserError(f"{shown}: {_at_line(str(error), text)}") from None
+        raise UserError(f"{shown}: {_at_line(_without_python(str(error)), text)}") from None
 
 
 def _from_json(text: str, shown: str) -> dict[str, Any]:
     try:
         plan = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{shown}: not valid JSON: {error}") from None
-    if isinstance(plan, dict) and "schema_version" in plan:
-        plan = plan.get("plan")
+        raise UserError(f"{shown}: not valid JSON: {_without_python(str(error))}") from None
+    if isinstance(plan, dict) and ("schema_version" in plan or isinstance(plan.get("plan"), dict)):
+        document = plan.get("plan")
+        plan = document and {flag: value for flag, value in document.items() if flag != "json"}
     if not isinstance(plan, dict):
         raise UserError(f"{shown}: must be an object of flags, or a document of --json with its plan")
     return plan
+
+
+def _without_python(message: str) -> str:
+    """The message; for a number that is too long, without Python's advice to change its own limit."""
+    return message.partition("; use sys.")[0]
 
 
 def _at_line(message: str, text: str) -> str:

@@ -13,7 +13,7 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
     """The text of the requested results (run, budget, comparison, ...), then of the models.
 
     The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
-    shortened to three lines; then notes are left out, then the last GPUs of a long list, and then the models.
+    shortened to three lines. Then notes, tables of fits, the last GPUs of a long list and the models are left out.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
@@ -31,6 +31,7 @@ class _Detail(NamedTuple):
     models: Literal["whole", "short", "none"]
     gpus: int  # of each list of GPUs
     notes: bool
+    tables: bool = True  # of several models, where each one fits
 
 
 def _details(results: Results) -> Iterator[_Detail]:
@@ -40,7 +41,8 @@ def _details(results: Results) -> Iterator[_Detail]:
     if len(results.analyses) == 1:
         yield _Detail("whole", gpus, notes=True)
     yield _Detail("short", gpus, notes=True)
-    yield from (_Detail("short", number, notes=False) for number in range(gpus, 0, -1))
+    yield _Detail("short", gpus, notes=False)
+    yield from (_Detail("short", number, notes=False, tables=False) for number in range(gpus, 0, -1))
     yield from (_Detail("none", number, notes=False) for number in range(gpus, 0, -1))
 
 
@@ -72,9 +74,9 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
 
 
 def _fits(results: Results, width: int, detail: _Detail) -> list[Lines]:
-    """Where each model fits, a block each; of several models only where there is room for notes."""
+    """A table of the GPUs for each model."""
     fitted = [analysis for analysis in results.analyses if analysis.fits]
-    if len(results.analyses) > 1 and not detail.notes:
+    if len(results.analyses) > 1 and not detail.tables:
         return []
     from counting.report.screen.fits import fits_screen
 

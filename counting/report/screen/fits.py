@@ -79,10 +79,11 @@ def _tried(analysis: "Analysis") -> str:
 
 
 def fits_by_gpu(fits: "Sequence[Fit]", setup: Setup, *, most: int) -> str:
-    """Of each of the first `most` GPUs whether the step fits, and with what."""
-    answers = [f"{fit.gpu} {_answer(fit, setup)}" for fit in fits[:most]]
+    """Whether the step fits each of the first `most` GPUs: those that it fits first, then those that need a change."""
+    ordered = sorted(fits, key=lambda fit: (not fit.fits, not fit.remedies))
+    answers = [f"{fit.gpu} {_answer(fit, setup)}" for fit in ordered[:most]]
     left = len(fits) - most
-    return ", ".join(answers) + (f" and {left} more" if left > 0 else "")
+    return ", ".join(answers) + (f" and {left} more in --details" if left > 0 else "")
 
 
 def _answer(fit: "Fit", setup: Setup) -> str:

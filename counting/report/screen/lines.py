@@ -45,8 +45,10 @@ class Lines:
         kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
         widths = {index: max(len(row[index]) for row in rows) for index in kept}
         beyond = INDENT + sum(widths.values()) + len(BETWEEN_COLUMNS) * (len(kept) - 1) - self.width
-        if beyond > 0:
-            widths[0] = max(widths[0] - beyond, SHORTEST_NAME)
+        for index in [index for index in kept if index < names]:
+            cut = min(max(beyond, 0), max(widths[index] - SHORTEST_NAME, 0))
+            widths[index] -= cut
+            beyond -= cut
         for row in rows:
             cells = [self._cell(row[index], widths[index], index < names) for index in kept]
             self.lines.append((" " * INDENT + BETWEEN_COLUMNS.join(cells)).rstrip())

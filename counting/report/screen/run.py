@@ -41,11 +41,13 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
                 mfus = "; ".join(f"{CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in gpu.implied_mfu)
                 lines.fact("implied MFU", f"{name}: {mfus}")
                 if not several and len(run.gpus) == 1:
-                    lines.fact("is it possible", _verdict(gpu))
+                    lines.fact("is it possible", _verdict(gpu, run.precision))
     if not several:
         _work(lines, first)
         _fewest(lines, first, most)
-    lines.note("MFU", f"of the dense 16-bit peak, model FLOPs by its own count{_above_peak(runs)}")
+    lines.note(
+        "MFU", f"of the dense 16-bit peak, model FLOPs by its own count{_above_peak(runs)}{_beyond_the_format(runs)}"
+    )
     lines.note("not in the bill", LEFT_OUT)
 
 
@@ -60,16 +62,27 @@ def _at_utilisation(run: TrainingRun) -> str:
     return f" at {' to '.join(shares)} MFU{', assumed' if outcomes[0].mfu_source == 'assumed' else ''}"
 
 
-def _verdict(gpu: GpuRun) -> str:
+def _verdict(gpu: GpuRun, precision: str) -> str:
     """A plan with impossible hours or speed is refused, so the rest is how the claim compares with what is assumed."""
     (fewest,) = (entry for entry in gpu.implied_mfu if entry.convention == FEWEST_FLOPS)
     share = fewest.tflop_per_s / gpu.attainable_tflop_per_s
     own, assumed = gpu.outcomes[0].mfu, (min(MFU_RANGE), max(MFU_RANGE))
     place = "below" if own < assumed[0] else "above" if own > assumed[1] else "within"
+    answer = "not excluded" if own > assumed[1] or precision == "fp32" else "yes"
+    peak = "the 16-bit peak, which no GPU reaches in fp32" if precision == "fp32" else "the peak"
     return (
-        f"yes: the fewest FLOPs that training computes take {percent(share, 0)} of the peak; by its own count it is "
+        f"{answer}: the fewest FLOPs that training computes take {percent(share, 0)} of {peak}; by its own count it is "
         f"{place} the {percent(assumed[0], 0)} to {percent(assumed[1], 0)} MFU that is assumed where none is given"
     )
+
+
+def _beyond_the_format(runs: Sequence[TrainingRun]) -> str:
+    """What the 16-bit peak does not fit."""
+    first = runs[0]
+    if first.precision == "fp32":
+        return "; fp32 products run at a fraction of it"
+    without = [gpu.gpu for gpu in first.gpus if gpu.attainable_tflop_per_s == gpu.peak_dense_tflop_per_s]
+    return f"; {listed(without)} cannot multiply in FP8" if first.precision == "fp8" and without else ""
 
 
 def _cells(gpu: GpuRun) -> tuple[str, ...]:

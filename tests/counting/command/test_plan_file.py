@@ -155,8 +155,10 @@ def test_a_document_of_json_is_had_again(folder: Path, capsys: pytest.CaptureFix
     assert main(["--training_budget", "5M", "--gpus", "H100,A100", "--gpu_prices", "H100=2,A100=1", "--json"]) == 0
     document = capsys.readouterr().out
     (folder / "before.json").write_text(document)
-    assert main(["--plan", "before.json"]) == 0
+    assert main(["--plan", "before.json", "--json"]) == 0
     assert capsys.readouterr().out == document
+    assert main(["--plan", "before.json"]) == 0
+    assert "What $5 M buys" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,8 @@ def test_a_document_of_json_is_had_again(folder: Path, capsys: pytest.CaptureFix
     [
         ("[1]", "bad.json: must be an object of flags, or a document of --json with its plan"),
         ('{"schema_version": 2}', "bad.json: must be an object of flags"),
+        (f'{{"tokens": {"9" * 5000}}}', "bad.json: not valid JSON: Exceeds the limit (4300 digits)"),
+        ('{"plan": {"seq_length": 8}}', "bad.json: seq_length = 8: is not a flag"),
         ('{"seq_len": 8', "bad.json: not valid JSON: "),
         ("[" * 100_000, "bad.json: not valid JSON: nested too deeply"),
         ('{"tokens": {}}', "bad.json: tokens = {}: must be a text or a number"),

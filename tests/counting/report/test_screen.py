@@ -9,7 +9,7 @@ import pytest
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
-from counting.cost.hardware import load_gpus
+from counting.cost.hardware import find_gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results, print_results
 from counting.report.format import NONE
@@ -248,7 +248,7 @@ def test_of_several_models_in_short(llama: Analysis, deepseek: Analysis, capsys:
     lines = printed(capsys, Results(analyses=asked, on_catalogue=[many, none])).splitlines()
     said = words("\n".join(lines))
     assert "; fits Large yes, Middle with recompute full, Small with recompute full, loss chunk 1,024" in said
-    assert "; fits G0 no, G1 no, G2 no and 5 more" in said
+    assert "; fits G0 yes, G1 yes, G2 yes and 5 more in --details" in said
     checks = [len(analysis.agreement.checks) for analysis in (llama, deepseek)]
     assert f"proof {checks[0]} (llama_7b), {checks[1]} (deepseek_v3) numbers: measured =" in words("\n".join(lines))
 
@@ -299,7 +299,7 @@ def test_above_the_peak(capsys: pytest.CaptureFixture[str]) -> None:
     run = plan_run(long, RunPlan(tokens=148 * 10**11, gpus=("H800",), gpu_hours=2_000_000))
     text = words(printed(capsys, Results(analyses=[long], runs=[run])))
     assert "above 100 % more is counted than a causal kernel computes" in text
-    assert "is it possible yes: the fewest FLOPs that training computes take 97 % of the peak; by its" in text
+    assert "is it possible not excluded: the fewest FLOPs that training computes take 97 % of the peak; by its" in text
     in_fp8 = analyze("llama_7b", Setup(precision="fp8"), step=False)
     run = plan_run(in_fp8, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000))
     text = words(printed(capsys, Results(analyses=[in_fp8], runs=[run])))
@@ -330,6 +330,28 @@ def test_bill_and_budget_of_one_model(llama: Analysis, capsys: pytest.CaptureFix
         assert asked in out
     assert "conventions" not in out
     assert "not in the bill" not in out
+
+
+def test_formats_that_a_gpu_does_not_multiply(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = RunPlan(tokens=10**12, gpus=("A100", "H100"), mfus=(0.4,))
+    said = {}
+    for precision in ("mixed", "fp32", "fp8"):
+        analysis = analyze("llama_7b", Setup(precision=precision), step=False)
+        said[precision] = words(printed(capsys, Results(analyses=[analysis], runs=[plan_run(analysis, plan)])))
+    assert "its own count; fp32 products run at a fraction of it" in said["fp32"]
+    assert "its own count; A100 cannot multiply in FP8" in said["fp8"]
+    assert "its own count not in the bill" in said["mixed"]
+    slow = analyze("llama_7b", Setup(precision="fp32"), step=False)
+    run = plan_run(slow, RunPlan(tokens=10**12, gpus=("A100",), tokens_per_second_per_gpu=3000))
+    text = words(printed(capsys, Results(analyses=[slow], runs=[run])))
+    assert "is it possible not excluded: the fewest FLOPs that training computes take 40 % of the 16-bit peak" in text
+
+
+def test_long_names_of_gpus_and_models_are_cut(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    long = msgspec.structs.replace(find_gpu("H100"), name="a_gpu_of_a_very_long_name" * 3)
+    runs = [plan_run(llama, RunPlan(tokens=10**12, gpus=(long,), num_gpus=1000)) for _ in range(2)]
+    lines = printed(capsys, Results(analyses=[llama, llama], runs=runs)).splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_an_equal_buy_is_not_less(capsys: pytest.CaptureFixture[str]) -> None:
