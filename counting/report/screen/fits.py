@@ -83,7 +83,7 @@ def fits_by_gpu(fits: "Sequence[Fit]", setup: Setup, *, most: int) -> str:
     ordered = sorted(fits, key=lambda fit: (not fit.fits, not fit.remedies))
     answers = [f"{fit.gpu} {_answer(fit, setup)}" for fit in ordered[:most]]
     left = len(fits) - most
-    return ", ".join(answers) + (f" and {left} more in --details" if left > 0 else "")
+    return ", ".join(answers) + (f" and {left} more" if left > 0 else "")
 
 
 def _answer(fit: "Fit", setup: Setup) -> str:
