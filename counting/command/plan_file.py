@@ -101,7 +101,7 @@ def _from_toml(text: str, shown: str) -> dict[str, Any]:
 
 def _from_json(text: str, shown: str) -> dict[str, Any]:
     try:
-        plan = json.loads(text)
+        plan = json.loads(text, object_pairs_hook=_once_each)
     except ValueError as error:
         raise UserError(f"{shown}: not valid JSON: {_without_python(str(error))}") from None
     if isinstance(plan, dict) and ("schema_version" in plan or isinstance(plan.get("plan"), dict)):
@@ -110,6 +110,15 @@ def _from_json(text: str, shown: str) -> dict[str, Any]:
     if not isinstance(plan, dict):
         raise UserError(f"{shown}: must be an object of flags, or a document of --json with its plan")
     return plan
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object; raises ValueError for a key that is given twice, as TOML's parser does."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} is given twice")
+    return found
 
 
 def _without_python(message: str) -> str:

@@ -167,6 +167,7 @@ def test_a_document_of_json_is_had_again(folder: Path, capsys: pytest.CaptureFix
         ("[1]", "bad.json: must be an object of flags, or a document of --json with its plan"),
         ('{"schema_version": 2}', "bad.json: must be an object of flags"),
         (f'{{"tokens": {"9" * 5000}}}', "bad.json: not valid JSON: Exceeds the limit (4300 digits)"),
+        ('{"seq_len": 8, "seq_len": 9}', "bad.json: not valid JSON: seq_len is given twice"),
         ('{"plan": {"seq_length": 8}}', "bad.json: seq_length = 8: is not a flag"),
         ('{"seq_len": 8', "bad.json: not valid JSON: "),
         ("[" * 100_000, "bad.json: not valid JSON: nested too deeply"),
