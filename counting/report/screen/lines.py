@@ -40,18 +40,21 @@ class Lines:
     def columns(self, rows: Sequence[Sequence[str]], *, names: int = 1) -> None:
         """Add a table; the first row has the headings, and the first `names` columns are left-aligned.
 
-        Columns with a heading only are left out. If the table is too wide, the first column is cut.
+        Columns with a heading only are left out. In a table that is too wide, gaps get narrower, then names are cut.
         """
         kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
         widths = {index: max(len(row[index]) for row in rows) for index in kept}
         beyond = INDENT + sum(widths.values()) + len(BETWEEN_COLUMNS) * (len(kept) - 1) - self.width
+        between = BETWEEN_COLUMNS
+        if beyond > 0:
+            between, beyond = " ", beyond - (len(kept) - 1) * (len(BETWEEN_COLUMNS) - 1)
         for index in [index for index in kept if index < names]:
             cut = min(max(beyond, 0), max(widths[index] - SHORTEST_NAME, 0))
             widths[index] -= cut
             beyond -= cut
         for row in rows:
             cells = [self._cell(row[index], widths[index], index < names) for index in kept]
-            self.lines.append((" " * INDENT + BETWEEN_COLUMNS.join(cells)).rstrip())
+            self.lines.append((" " * INDENT + between.join(cells)).rstrip())
 
     def rows_left(self, rows: int) -> None:
         """Add a line on how many rows were left out, if any."""

@@ -81,6 +81,17 @@ def test_it_has_the_width_of_the_output(width: int, llama: Analysis, capsys: pyt
     assert max(map(len, lines)) > min(0.8 * width, 80)
 
 
+@pytest.mark.parametrize("width", ["60", "66", "80"])
+def test_published_runs_have_the_width_of_the_output(
+    width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert main(["--published"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 22
+    assert max(map(len, lines)) <= int(width)
+
+
 # --- A model ---------------------------------------------------------------------------------------------------------
 
 
