@@ -80,7 +80,7 @@ class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
-    """One distinct layer. FLOPs and bytes are those of one forward pass over one sequence."""
+    """One distinct layer. FLOPs and bytes are those of one forward pass over one micro-batch."""
 
     kind: str
     count: int  # layers of the model that are equal to this one
@@ -117,12 +117,12 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     setup: Setup  # resolved: every open field has a value
     parameters: ParameterTotals
     layers: tuple[LayerAnalysis, ...]
-    forward_flops: int
+    forward_flops: int  # this and the next four: of one micro-batch
     forward_flops_causal: int
     forward_flops_full_attention: int
     forward_flops_by_component: dict[str, int]
     mtp_forward_flops: int
-    model_flops: int  # of training the main model on one micro-batch, independent of recomputation
+    model_flops: int  # of training the main model on all micro-batches of a step, independent of recomputation
     defaulted_fields: tuple[str, ...]
     agreement: Agreement
     notes: tuple[str, ...]
@@ -199,7 +199,9 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     memory = step_memory(spec, setup, counts.step_profile)
     return msgspec.structs.replace(
         analysis,
-        training=training_step(counts.training_flops, core + mtp_core if setup.mtp else core, setup),
+        training=training_step(
+            counts.training_flops, (core + mtp_core if setup.mtp else core) * (setup.micro_batches or 1), setup
+        ),
         memory=msgspec.structs.replace(memory, alternatives=_alternatives(spec, setup, counts)),
     )
 
@@ -298,7 +300,7 @@ def _analysis(
         forward_flops_full_attention=core.full_square_flops(flops.total),
         forward_flops_by_component=flops.by_component(),
         mtp_forward_flops=mtp_flops.total,
-        model_flops=model_flops(flops.total),
+        model_flops=model_flops(flops.total) * (setup.micro_batches or 1),
         defaulted_fields=model.defaulted_fields,
         agreement=agreement,
         notes=notes,

@@ -144,7 +144,7 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one training step over one micro-batch, as executed, by component.
+    """FLOPs of one training step, all micro-batches together, as executed, by component.
 
     `backward` has two products for each product of the forward pass, and for fused attention one more: the scores,
     which the forward pass does not store. `recomputed` has the products that activation checkpointing runs again.

@@ -6,7 +6,7 @@ Torch-free. `resolve` fills in the open fields (None) from the model; the result
 """
 
 from math import ceil
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -25,12 +25,25 @@ MOST_CHUNKS = 256  # of the loss; more chunks save no memory worth reporting
 
 # Fields for which only one value is measured so far.
 FIXED: dict[str, object] = {
-    "micro_batch_size": 1,
-    "micro_batches": 1,
     "execution": "eager",
     "clip_gradients": False,
-    "zero_gradients": "none",
 }
+MOST_MICRO_BATCHES = 10**9
+MOST_BATCH_TOKENS = 10**12
+
+ZeroGradients = Literal["none", "in_place"]
+
+
+class MicroBatch(NamedTuple):
+    """The shape of a forward pass: equally long sequences that run together."""
+
+    sequences: int  # B
+    length: int  # S, tokens of each sequence
+
+    @property
+    def tokens(self) -> int:
+        """T = B S."""
+        return self.sequences * self.length
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +51,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     sequence_length: int | None = None  # tokens; None: the length in the config
     sequence_length_source: str | None = None  # the config's field with the length, or "given"; set by `resolve`
-    micro_batch_size: int = 1  # sequences
-    micro_batches: int = 1  # per step
+    micro_batch_size: int = 1  # sequences that run together
+    micro_batches: int | None = None  # of a step, one after the other; None: from global_batch_tokens, else 1
+    global_batch_tokens: int | None = None  # of a step; None: those of its micro-batches
     kernels: Kernels = "fused"
     recompute: Recompute = "none"  # the part of the forward pass that is computed again during backward
     precision: str = DEFAULT_PRECISION.name  # a name in `recipes.PRECISIONS`
@@ -48,7 +62,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None: all
     execution: Literal["eager"] = "eager"  # op by op
     clip_gradients: bool = False
-    zero_gradients: Literal["none"] = "none"  # gradients are freed after a step (torch's set_to_none)
+    zero_gradients: ZeroGradients = "none"  # freed after a step (torch's set_to_none), or kept and filled with zeros
     measured_dtype: str | None = None  # dtype of the measurement on the meta device; set by `analyze`
 
     def __post_init__(self) -> None:
@@ -64,6 +78,14 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         for field in ("sequence_length_source", "measured_dtype"):  # set by `resolve` and `analyze`
             if not isinstance(getattr(self, field), str | None):
                 raise ArgumentError(field, getattr(self, field), "is filled in with the result: leave it out")
+        if self.zero_gradients not in get_args(ZeroGradients):
+            rule = f"must be one of {', '.join(get_args(ZeroGradients))}"
+            raise ArgumentError("zero_gradients", self.zero_gradients, rule)
+        _check_whole("micro_batch_size", self.micro_batch_size, MAX_SEQUENCE_LENGTH, "sequences")
+        if self.micro_batches is not None:
+            _check_whole("micro_batches", self.micro_batches, MOST_MICRO_BATCHES, "micro-batches")
+        if self.global_batch_tokens is not None:
+            _check_whole("global_batch_tokens", self.global_batch_tokens, MOST_BATCH_TOKENS, "tokens")
         if self.sequence_length is not None:
             _check_tokens("sequence_length", self.sequence_length)
         if self.loss_chunk is not None:
@@ -82,18 +104,25 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         return find_optimizer(self.optimizer)
 
     @property
+    def micro_batch(self) -> MicroBatch:
+        """The shape of one micro-batch; `sequence_length` must be set."""
+        assert self.sequence_length is not None
+        return MicroBatch(self.micro_batch_size, self.sequence_length)
+
+    @property
     def tokens(self) -> int:
         """Tokens of one micro-batch; `sequence_length` must be set."""
-        assert self.sequence_length is not None
-        return self.micro_batch_size * self.sequence_length
+        return self.micro_batch.tokens
 
 
 def resolve(setup: Setup, model: Any) -> Setup:
     """`setup` for one model, with its open fields set: sequence length and multi-token prediction.
 
     `model` has a `name`, `sequence_length`, `sequence_length_source` and, if it can be trained here, `mtp_layers`.
-    A `loss_chunk` as long as the sequence or longer becomes None. Raises `UserError` if no length is given, if `mtp` is
-    true for a model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
+    `micro_batches` and `global_batch_tokens` follow from each other. A `loss_chunk` as long as the micro-batch or
+    longer becomes None. Raises `UserError` if no length is given, if a micro-batch has too many tokens, if the global
+    batch is not made of whole micro-batches, if `mtp` is true for a model without it, or if the loss would have more
+    than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:
@@ -102,25 +131,54 @@ def resolve(setup: Setup, model: Any) -> Setup:
             rule = "is missing, and so is max_sequence_length; give sequence_length"
             raise ConfigError("max_position_embeddings", None, rule, model.name)
         _check_tokens(source, length)
+    micro_batch = MicroBatch(setup.micro_batch_size, length)
+    if micro_batch.tokens > MAX_SEQUENCE_LENGTH:
+        rule = f"makes {micro_batch.tokens} tokens with sequences of {length}, and the max is {MAX_SEQUENCE_LENGTH}"
+        raise ArgumentError("micro_batch_size", setup.micro_batch_size, rule)
+    micro_batches = _micro_batches(setup, micro_batch, model.name)
     has_mtp = bool(getattr(model, "mtp_layers", ()))
     if setup.mtp and not has_mtp:
         rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers): leave it open, or give false"
         raise ArgumentError("mtp", True, rule)
     chunk = setup.loss_chunk
-    if chunk is not None and chunk >= length:
+    tokens = micro_batch.tokens
+    if chunk is not None and chunk >= tokens:
         chunk = None
-    if chunk is not None and (chunks := ceil(length / chunk)) > MOST_CHUNKS:
-        rule = f"makes {chunks} chunks of {length} tokens of {model.name}, and the max is {MOST_CHUNKS}: give at least "
-        raise ArgumentError("loss_chunk", chunk, f"{rule}{ceil(length / MOST_CHUNKS)}")
+    if chunk is not None and (chunks := ceil(tokens / chunk)) > MOST_CHUNKS:
+        rule = f"makes {chunks} chunks of {tokens} tokens of {model.name}, and the max is {MOST_CHUNKS}: give at least "
+        raise ArgumentError("loss_chunk", chunk, f"{rule}{ceil(tokens / MOST_CHUNKS)}")
     return msgspec.structs.replace(
         setup,
         sequence_length=length,
         sequence_length_source=source,
+        micro_batches=micro_batches,
+        global_batch_tokens=micro_batches * tokens,
         mtp=has_mtp if setup.mtp is None else setup.mtp,
         loss_chunk=chunk,
     )
 
 
+def _micro_batches(setup: Setup, micro_batch: MicroBatch, name: str) -> int:
+    """Micro-batches of a step, from either field; raises `ArgumentError` if the two do not agree."""
+    given, batch_tokens, tokens = setup.micro_batches, setup.global_batch_tokens, micro_batch.tokens
+    if batch_tokens is None:
+        return given or 1
+    of_each = f"{micro_batch.sequences} x {micro_batch.length} tokens of {name}"
+    if given is not None and batch_tokens != given * tokens:
+        rule = f"is not {given} micro-batches of {of_each}, which are {given * tokens}: leave out one of the two"
+        raise ArgumentError("global_batch_tokens", batch_tokens, rule)
+    whole, rest = divmod(batch_tokens, tokens)
+    if rest:
+        nearest = " or ".join(str(number * tokens) for number in (whole, whole + 1) if number)
+        rule = f"must be a multiple of one micro-batch, {of_each}: give {nearest}"
+        raise ArgumentError("global_batch_tokens", batch_tokens, rule)
+    return whole
+
+
 def _check_tokens(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SEQUENCE_LENGTH:
-        raise ArgumentError(field, value, f"must be a whole number of tokens from 1 to {MAX_SEQUENCE_LENGTH}")
+    _check_whole(field, value, MAX_SEQUENCE_LENGTH, "tokens")
+
+
+def _check_whole(field: str, value: object, most: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ArgumentError(field, value, f"must be a whole number of {unit} from 1 to {most}")

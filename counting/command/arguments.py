@@ -32,6 +32,14 @@ def setup_of(options: argparse.Namespace) -> Setup:
     return Setup(
         **_given(
             sequence_length=_parsed(options.seq_len, lambda text: parse_whole_number(text, "--seq_len")),
+            micro_batch_size=_parsed(
+                options.micro_batch_size, lambda text: parse_whole_number(text, "--micro_batch_size")
+            ),
+            micro_batches=_parsed(options.micro_batches, lambda text: parse_whole_number(text, "--micro_batches")),
+            global_batch_tokens=_parsed(
+                options.global_batch_tokens, lambda text: parse_tokens(text, "--global_batch_tokens")
+            ),
+            zero_gradients=options.zero_gradients,
             kernels=options.kernels,
             recompute=options.recompute,
             loss_chunk=_parsed(options.loss_chunk, lambda text: parse_whole_number(text, "--loss_chunk")),
@@ -69,9 +77,6 @@ def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu]) -> RunPlan | No
             gpu_hours=_parsed(options.gpu_hours, parse_hours),
             tokens_per_second_per_gpu=_parsed(options.tokens_per_second_per_gpu, parse_speed),
             prices_usd_per_hour=_prices(options, own),
-            global_batch_tokens=_parsed(
-                options.global_batch_tokens, lambda text: parse_tokens(text, "--global_batch_tokens")
-            ),
         ),
     )
 

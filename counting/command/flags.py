@@ -12,6 +12,7 @@ from counting.cost.budget import DEFAULT_GPUS, DEFAULT_MFU
 from counting.cost.run import MFU_RANGE
 from counting.cost.scaling_laws import DEFAULT_LAW
 from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION
+from counting.setup import ZeroGradients
 from torch_models.errors import UserError, show_name
 from torch_models.spec import Kernels, Recompute
 
@@ -20,6 +21,10 @@ PUBLISHED = ("bills",)  # the kinds for --published; the first is the default
 # An argument of the library -> the flag that sets it.
 FLAGS = {
     "sequence_length": "--seq_len",
+    "micro_batch_size": "--micro_batch_size",
+    "micro_batches": "--micro_batches",
+    "global_batch_tokens": "--global_batch_tokens",
+    "zero_gradients": "--zero_gradients",
     "kernels": "--kernels",
     "recompute": "--recompute",
     "loss_chunk": "--loss_chunk",
@@ -31,7 +36,6 @@ FLAGS = {
     "mfu": "--mfu",
     "tokens": "--tokens",
     "num_gpus": "--num_gpus",
-    "global_batch_tokens": "--global_batch_tokens",
     "gpu_hours": "--gpu_hours",
     "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
     "budget_usd": "--training_budget",
@@ -122,6 +126,16 @@ def flags_parser() -> argparse.ArgumentParser:
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 
     step = parser.add_argument_group("a training step of the model; the last three apply to a run, too")
+    step.add_argument("--micro_batch_size", metavar="SEQUENCES", help="sequences that run together; default 1")
+    step.add_argument("--micro_batches", metavar="NUMBER", help="micro-batches of a step, one by one; default 1")
+    step.add_argument(
+        "--global_batch_tokens", metavar="TOKENS", help="tokens of a step, as 2097152, instead of --micro_batches"
+    )
+    step.add_argument(
+        "--zero_gradients",
+        choices=get_args(ZeroGradients),
+        help="after a step: free gradients (none, default) or fill them with zeros",
+    )
     step.add_argument("--recompute", choices=get_args(Recompute), help="what is recomputed in backward; default none")
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
     step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on if the config has it")
@@ -147,7 +161,6 @@ def flags_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--tokens", metavar="TOKENS", help="number of training tokens for each model, as 15T, 300B or 2000000"
     )
-    run.add_argument("--global_batch_tokens", metavar="TOKENS", help="tokens per step; gives the number of steps")
     run.add_argument("--gpu_hours", metavar="HOURS", help="published hours, as 2.664M: what MFU do they imply?")
     run.add_argument(
         "--tokens_per_second_per_gpu", metavar="TOKENS", help="speed of a running job, as 11000: what MFU is that?"

@@ -20,8 +20,6 @@ class Hint(NamedTuple):
 HINTS = (
     Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
     Hint("mtp", r"^(.+): leave it open, or give false$", r"--mtp = on: \1: leave it out, or say off", alone=True),
-    Hint("tokens", r"^must be at least one sequence .*", r"\g<0>; --seq_len sets its length"),
-    Hint("global_batch_tokens", r"^must be at least one sequence .*", r"\g<0>; --seq_len sets its length"),
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),

@@ -29,7 +29,7 @@ class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
     training_flops_per_token_if_dense: int  # every routed expert run for every token
     saved_by_routing: float  # 1 - training_flops_per_token / ..._if_dense; 0 for a dense model
     model_state_bytes: int
-    step_peak_bytes: int | None  # for one sequence on one device; None if no step was measured
+    step_peak_bytes: int | None  # on one device; None if no step was measured
     fewest_gpus: int
     outcome: Outcome
     cost_over_cheapest: float

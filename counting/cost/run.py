@@ -45,9 +45,9 @@ MfuSource = Literal["given", "assumed", "predicted"]  # "given" also if it follo
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The inputs of a training run. At most one of `mfus`, `gpu_hours` and `tokens_per_second_per_gpu` can be given.
 
-    `gpus` contains names of catalogue entries or `Gpu` objects. Sequence length, precision, optimiser and multi-token
-    prediction are not part of the plan; they come from the `setup` of the analysis. Raises UserError for a number out
-    of range and for inputs that contradict each other.
+    `gpus` contains names of catalogue entries or `Gpu` objects. Sequence length, batch, precision, optimiser and
+    multi-token prediction are not part of the plan; they come from the `setup` of the analysis. Raises UserError for a
+    number out of range and for inputs that contradict each other.
     """
 
     tokens: int
@@ -57,10 +57,9 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
     gpu_hours: float | None = None  # total of a finished run; determines the MFU
     tokens_per_second_per_gpu: float | None = None  # of a running job; determines MFU and hours
     prices_usd_per_hour: Mapping[str, float] = {}
-    global_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("tokens", "num_gpus", "global_batch_tokens"):
+        for field in ("tokens", "num_gpus"):
             value = getattr(self, field)
             if value is not None or field == "tokens":
                 check_whole(field, value)
@@ -76,9 +75,6 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
             if self.mfus is not None:
                 raise ArgumentError("gpu_hours", self.gpu_hours, "hours determine the utilisation: leave out mfu")
         self._check_speed()
-        batch = self.global_batch_tokens
-        if batch is not None and batch > self.tokens:
-            raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({self.tokens})")
 
     def _check_speed(self) -> None:
         field, speed = "tokens_per_second_per_gpu", self.tokens_per_second_per_gpu
@@ -142,15 +138,15 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     training_flops_per_token: int
     attention_core_share: float  # share of the attention core in the main model's forward FLOPs
     training_flops: int
-    global_batch_tokens: int | None
+    global_batch_tokens: int | None  # this and `steps` are None if a step is one sequence, which is the default
     steps: int | None
     published_gpu_hours: float | None
     tokens_per_second_per_gpu: float | None  # of a running job
     precision: str
     optimizer: str
     model_state_bytes: int  # parameters, gradients and optimiser state
-    # Peak bytes of activations, logits and transients for one sequence. Each GPU needs them in addition to its share of
-    # the model states; `fewest_gpus` does not include them. None if no step was measured.
+    # Peak bytes of activations, logits and transients for one micro-batch. Each GPU needs them in addition to its
+    # share of the model states; `fewest_gpus` does not include them. None if no step was measured.
     beside_states_bytes: int | None
     gpus: tuple[GpuRun, ...]
 
@@ -158,14 +154,13 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
 def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ...] = MFU_RANGE) -> TrainingRun:
     """The run of `plan` for the model of `analysis`; `assumed_mfus` apply if the plan has no MFU, hours or speed.
 
-    Raises UserError for no GPU, an unknown GPU, the same GPU twice, a missing or invalid price, a batch smaller than
-    one sequence, and for hours or a speed that would require more than the GPU's peak.
+    Raises UserError for no GPU, an unknown GPU, the same GPU twice, a missing or invalid price, a global batch of more
+    tokens than the run, and for hours or a speed that would require more than the GPU's peak.
     """
     setup, sequence_length = analysis.setup, analysis.sequence_length
-    if plan.global_batch_tokens is not None and plan.global_batch_tokens < sequence_length:
-        rule = f"must be at least one sequence of {analysis.name}, {sequence_length} tokens"
-        field = "tokens" if plan.tokens < sequence_length else "global_batch_tokens"
-        raise ArgumentError(field, getattr(plan, field), rule)
+    batch = setup.global_batch_tokens if setup.global_batch_tokens != sequence_length else None
+    if batch is not None and batch > plan.tokens:
+        raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({plan.tokens})")
     assert setup.sequence_length_source is not None
     per_token = flops_by_convention(analysis)
     states = model_state_bytes(analysis)
@@ -180,8 +175,8 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
         training_flops_per_token=ceil(per_token["own"]),
         attention_core_share=main_attention_core(analysis).as_run / analysis.forward_flops,
         training_flops=ceil(per_token["own"] * plan.tokens),
-        global_batch_tokens=plan.global_batch_tokens,
-        steps=None if plan.global_batch_tokens is None else ceil(Fraction(plan.tokens, plan.global_batch_tokens)),
+        global_batch_tokens=batch,
+        steps=None if batch is None else ceil(Fraction(plan.tokens, batch)),
         published_gpu_hours=plan.gpu_hours,
         tokens_per_second_per_gpu=plan.tokens_per_second_per_gpu,
         precision=setup.precision,

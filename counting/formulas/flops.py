@@ -166,13 +166,13 @@ def mtp_projection_flops(spec: LayerSpec, sequence_length: int, batch_size: int)
 
 
 def training_flops(spec: ModelSpec, setup: Setup) -> StepFlops:
-    """Return FLOPs of one training step over one micro-batch.
+    """Return FLOPs of one training step: each micro-batch costs the same.
 
     `setup` is resolved; `mtp_layers` are trained if its `mtp` is true. Logits are computed for the main model and for
     each multi-token-prediction layer (DeepSeek-V3, arXiv 2412.19437, eq. 23). A loss in chunks keeps no logits and
     computes them a second time in backward.
     """
-    assert setup.sequence_length is not None and setup.mtp is not None, "a resolved setup"
+    assert setup.sequence_length is not None and setup.mtp is not None and setup.micro_batches, "a resolved setup"
     run = (setup.sequence_length, setup.micro_batch_size)
     how = (setup.kernels, setup.recompute)
     mtp_layers = spec.mtp_layers if setup.mtp else ()
@@ -181,7 +181,7 @@ def training_flops(spec: ModelSpec, setup: Setup) -> StepFlops:
     heads = StepFlops(forward=head, backward=head * 2, recomputed=head * chunked) * (1 + len(mtp_layers))
     layers = (layer_step_flops(layer, *run, *how) * count for layer, count in spec.layer_groups())
     further = (mtp_layer_step_flops(layer, *run, *how) * count for layer, count in Counter(mtp_layers).items())
-    return sum((*layers, *further), heads)
+    return sum((*layers, *further), heads) * setup.micro_batches
 
 
 def layer_step_flops(

@@ -6,18 +6,18 @@ products and little else. The terms in common with a GPT block are those of Kort
 §4.1): inputs of norms, projections and the activation function, queries, keys, values and probabilities.
 
 The function of a block counts the block's input if the block holds it. It never counts the output, which is the next
-block's input. A tensor that two operations hold counts once. Torch-free, from spec and setup alone, for one sequence
-and the kernels that torch runs on CUDA; no operation is run or simulated.
+block's input. A tensor that two operations hold counts once. Torch-free, from spec and setup alone, for one
+micro-batch and the kernels that torch runs on CUDA; no operation is run or simulated.
 
-Legend: T tokens, w bytes of an activation (2 or 4), D hidden_size, F intermediate_size, V vocab_size, E experts,
-K experts per token, H query heads, G key/value heads, C channels of a head, R kv_lora_rank.
+Legend: B sequences, S tokens of each, T = B S, w bytes of an activation (2 or 4), D hidden_size, F intermediate_size,
+V vocab_size, E experts, K experts per token, H query heads, G key/value heads, C channels of a head, R kv_lora_rank.
 """
 
 from functools import singledispatch
 from typing import NamedTuple
 
 from counting.formulas.parameters import parameters, router_correction_bias
-from counting.setup import Setup
+from counting.setup import MicroBatch, Setup
 from torch_models.spec import (
     AttentionSpec,
     ClampedMLPSpec,
@@ -46,10 +46,15 @@ EFFICIENT_ROWS_MULTIPLE = 32  # memory-efficient attention rounds its log-sum-ex
 class ForwardPass(NamedTuple):
     """The part of a setup that the terms depend on."""
 
-    tokens: int  # T, of one sequence
+    micro_batch: MicroBatch  # B sequences of S tokens
     width: int  # w
     kernels: Kernels
     recompute: Recompute
+
+    @property
+    def tokens(self) -> int:
+        """T, of all sequences."""
+        return self.micro_batch.tokens
 
     @property
     def norms_hold_input(self) -> bool:
@@ -59,7 +64,7 @@ class ForwardPass(NamedTuple):
 
 def forward_pass(setup: Setup) -> ForwardPass:
     """Return the `ForwardPass` of a training step; `setup` is resolved."""
-    return ForwardPass(setup.tokens, setup.precision_recipe.activation_bytes, setup.kernels, setup.recompute)
+    return ForwardPass(setup.micro_batch, setup.precision_recipe.activation_bytes, setup.kernels, setup.recompute)
 
 
 def weight_bytes(spec: LayerSpec) -> int:
@@ -152,7 +157,8 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     - latent: the same for keys and values. A norm that holds its input also holds the rotary channels that all heads
       share, before their rotation, because both are parts of one tensor;
     - query, key: factors of the scores; each is a new tensor, joined from non-rotary and rotary channels;
-    - expanded: the values, which share one tensor with the non-rotary channels of the keys;
+    - expanded: the values, which share one tensor with the non-rotary channels of the keys; eager products over several
+      sequences hold a copy of the values alone, ordered by head;
     - core, attended: as in grouped-query attention.
     """
     heads, tokens = spec.num_attention_heads, run.tokens
@@ -166,18 +172,20 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     expanded = run.width * tokens * heads * (spec.qk_nope_head_dim + spec.v_head_dim)
     attended = run.width * tokens * heads * spec.v_head_dim
     core = 0
+    if run.recompute != "selective" and run.kernels == "eager" and min(heads, *run.micro_batch) > 1:
+        expanded = run.width * tokens * heads * spec.v_head_dim
     if run.recompute != "selective" and run.kernels == "eager":
         core = _eager_core_held(heads, run)
     elif run.recompute != "selective" and spec.qk_head_dim == spec.v_head_dim:
         core = FP32 * heads * tokens + FLASH_STATE_BYTES
     elif run.recompute != "selective":  # flash attention requires values as wide as keys
-        rows = -(-tokens // EFFICIENT_ROWS_MULTIPLE) * EFFICIENT_ROWS_MULTIPLE
-        core = FP32 * heads * rows + EFFICIENT_STATE_BYTES
+        rows = -(-run.micro_batch.length // EFFICIENT_ROWS_MULTIPLE) * EFFICIENT_ROWS_MULTIPLE
+        core = FP32 * run.micro_batch.sequences * heads * rows + EFFICIENT_STATE_BYTES
     return x + query_latent + latent + query + key + expanded + core + attended
 
 
 def _eager_core_held(heads: int, run: ForwardPass, *, softcap: bool = False, sinks: bool = False) -> int:
-    """Return bytes of the S x S tensors of an eager core, one per head; the mask is shared by all heads.
+    """Return bytes of the S x S tensors of an eager core, one per sequence and head; all share one mask.
 
     Queries, keys, values and the result are counted by the caller.
 
@@ -186,11 +194,12 @@ def _eager_core_held(heads: int, run: ForwardPass, *, softcap: bool = False, sin
     - probabilities: the output of softmax in fp32, for its gradient; a sink adds one column;
     - rounded: the probabilities in the format of the values, for the product with them; 0 if that is fp32.
     """
-    square = run.tokens**2
-    mask = square
-    capped = run.width * heads * square if softcap else 0
-    probabilities = FP32 * heads * (square + sinks * run.tokens)
-    rounded = 0 if run.width == FP32 else run.width * heads * square
+    sequences, length = run.micro_batch
+    mask = length**2
+    squares = sequences * heads * length**2
+    capped = run.width * squares if softcap else 0
+    probabilities = FP32 * (squares + sinks * heads * run.tokens)
+    rounded = 0 if run.width == FP32 else run.width * squares
     return mask + capped + probabilities + rounded
 
 

@@ -39,7 +39,7 @@ from torch_models.spec import LayerSpec, ModelSpec
 def by_formula(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
     """Return the closed-form counts of `spec`: parameters, forward FLOPs, bytes and, with `step`, a training step.
 
-    `setup` is resolved. FLOPs and bytes are of one micro-batch.
+    `setup` is resolved. Forward FLOPs and bytes are of one micro-batch.
     """
     assert setup.sequence_length is not None, "a resolved setup"
     run = (setup.sequence_length, setup.micro_batch_size)

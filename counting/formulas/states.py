@@ -43,11 +43,12 @@ def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
 def input_bytes(spec: ModelSpec, setup: Setup) -> int:
     """Return bytes of token ids, labels, and the tables of each distinct rotary embedding, which layers share.
 
-    The tables are cos and sin of dim / 2 angles for each of T positions, in the format of the activations.
+    The tables are cos and sin of dim / 2 angles for each of S positions, in the format of the activations; all
+    sequences share them.
     """
     rotary = {layer.attention.rotary for layer in _trained_kinds(spec, setup)}
     width = setup.precision_recipe.activation_bytes
-    tables = sum(2 * setup.tokens * (each.dim // 2) * width for each in rotary)
+    tables = sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary)
     return 2 * TOKEN_ID_BYTES * setup.tokens + tables
 
 

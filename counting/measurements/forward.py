@@ -7,22 +7,23 @@ from counting.counts import Counts, LayerCounts, ModelCounts, MtpCounts, Outside
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.live_bytes import LiveBytes, layer_memory
 from counting.measurements.probe import Probe
+from counting.setup import MicroBatch
 from torch_models.spec import LayerSpec
 
 
-def run_layers(probe: Probe, sequence_length: int) -> ModelCounts:
-    """Forward FLOPs and layer memory of one sequence.
+def run_layers(probe: Probe, batch: MicroBatch) -> ModelCounts:
+    """Forward FLOPs and layer memory of one micro-batch.
 
     Each layer runs twice: without gradients, to count FLOPs and measure memory, and with gradients, to measure memory.
     """
-    head_flops = dispatched_flops(probe.model.lm_head, (probe.stream(sequence_length),))
+    head_flops = dispatched_flops(probe.model.lm_head, (probe.stream(batch),))
     mtp_flops = Counts()
     for module, spec, count in probe.mtp_kinds():
-        inputs = (probe.stream(sequence_length), probe.stream(sequence_length), probe.rotary(spec, sequence_length))
+        inputs = (probe.stream(batch), probe.stream(batch), probe.rotary(spec, batch))
         mtp_flops += (dispatched_flops(module, inputs) + head_flops) * count
     return ModelCounts(
         layers=tuple(
-            _run_layer(probe, layer, spec, count, sequence_length)
+            _run_layer(probe, layer, spec, count, batch)
             for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True)
         ),
         outside=OutsideCounts(forward_flops=head_flops),
@@ -30,8 +31,8 @@ def run_layers(probe: Probe, sequence_length: int) -> ModelCounts:
     )
 
 
-def _run_layer(probe: Probe, layer: nn.Module, spec: LayerSpec, count: int, sequence_length: int) -> LayerCounts:
-    stream, rotary = probe.stream(sequence_length), probe.rotary(spec, sequence_length)
+def _run_layer(probe: Probe, layer: nn.Module, spec: LayerSpec, count: int, batch: MicroBatch) -> LayerCounts:
+    stream, rotary = probe.stream(batch), probe.rotary(spec, batch)
     with Attribution() as attribution:
         counter = FlopCounter(attribution)
         no_grad = layer_memory(layer, stream, rotary, grad=False, observe=counter)

@@ -26,13 +26,12 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
     and the layers' memory. With `step`, ``dispatch`` also has the training step, and ``recipe``, which is present only
     for formats that torch does not run, has the model states of that step.
     """
-    assert setup.sequence_length is not None
     with measuring():
         probe = build_probe(spec, setup.kernels)
         witnesses = {
             "numel": count_model(probe),
-            "trace": trace_model(probe, setup.sequence_length),
-            "dispatch": run_layers(probe, setup.sequence_length),
+            "trace": trace_model(probe, setup.micro_batch),
+            "dispatch": run_layers(probe, setup.micro_batch),
         }
         if step:
             dtype = getattr(torch, setup.precision_recipe.activation_dtype)

@@ -7,6 +7,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from counting.setup import MicroBatch
 from torch_models.builder import build_model, build_mtp_layers
 from torch_models.modules.decoder import CausalLM
 from torch_models.modules.layers import RotaryTables, rotary_tables
@@ -35,15 +36,15 @@ class Probe(NamedTuple):
         for spec in dict.fromkeys(specs):
             yield self.mtp_layers[specs.index(spec)], spec, specs.count(spec)
 
-    def stream(self, sequence_length: int) -> Tensor:
-        """Hidden states of one sequence, (1, S, D)."""
+    def stream(self, batch: MicroBatch) -> Tensor:
+        """Hidden states of a micro-batch, (B, S, D)."""
         dtype = self.model.lm_head.weight.dtype
-        return torch.empty(1, sequence_length, self.spec.hidden_size, device="meta", dtype=dtype)
+        return torch.empty(*batch, self.spec.hidden_size, device="meta", dtype=dtype)
 
-    def rotary(self, layer: LayerSpec, sequence_length: int) -> RotaryTables:
-        """The rotary tables of `layer`."""
+    def rotary(self, layer: LayerSpec, batch: MicroBatch) -> RotaryTables:
+        """The rotary tables of `layer`, which the sequences share."""
         dtype = self.model.lm_head.weight.dtype
-        return rotary_tables(layer.attention.rotary, sequence_length, torch.device("meta"), dtype)
+        return rotary_tables(layer.attention.rotary, batch.length, torch.device("meta"), dtype)
 
 
 def build_probe(spec: ModelSpec, kernels: Kernels, dtype: torch.dtype = MEASURED_DTYPE) -> Probe:

@@ -1,6 +1,7 @@
-"""Measured training step: FLOPs and bytes of one forward and backward pass of the modules on the meta device.
+"""Measured training step: FLOPs and bytes of forward and backward passes of the modules on the meta device.
 
-One layer of each kind is run; `counting.step.memory` extends the result to the whole model.
+One layer of each kind is run, on the first micro-batch and on a later one; `counting.step.memory` extends the result to
+the whole model and to all micro-batches.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from counting.measurements.parameters import buffer_bytes, count_parameters, lin
 from counting.measurements.probe import Probe
 from counting.recipes import ModelStates, model_states
 from counting.setup import Setup
-from counting.step.profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
+from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
 from torch_models.modules.recompute import set_recompute
 from torch_models.training.loss import training_loss
 
@@ -32,17 +33,17 @@ class Step(NamedTuple):
     by_recipe: StepProfile | None
 
 
-class _Passes(NamedTuple):
-    """The stretches of forward and backward in order, with bytes and FLOPs of these passes."""
+class _Run(NamedTuple):
+    """The passes of the first micro-batch and, if there are more, of a later one; the FLOPs are of all."""
 
-    stretches: Sequence[Stretch]
+    passes: Sequence[Passes]
     loss_held: int
     inputs: int
     flops: StepFlops
 
 
 def run_step(probe: Probe, setup: Setup) -> Step:
-    """Run and measure one step over one micro-batch. `setup` must be resolved. Gradients stay on the parameters.
+    """Run and measure one step. `setup` must be resolved. Gradients stay on the parameters.
 
     Call it inside `measuring`.
     """
@@ -51,35 +52,30 @@ def run_step(probe: Probe, setup: Setup) -> Step:
     for root in roots:
         set_recompute(root, setup.recompute)
     parameters = [parameter for root in roots for parameter in root.parameters()]
-    passes = _run(probe, mtp_layers, parameters, setup)
+    run = _run(probe, mtp_layers, parameters, setup)
     inside = {id(parameter) for layer in probe.layers for parameter in layer.parameters()}
     groups = [list(layer.parameters()) for layer in probe.layers]
     groups.append([parameter for parameter in parameters if id(parameter) not in inside])
 
-    number = len(probe.groups)
-    embedding_forward, *forward = passes.stretches[: number + 1]
-    loss, *backward, embedding_backward = passes.stretches[number + 1 :]
-    backward.reverse()
+    first, *later = run.passes
     buffers = [buffer_bytes(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
     memory = StepProfile(
         layers=tuple(
-            LayerProfile(kind=spec.kind, count=count, held=forth.net, forward=forth, backward=back)
-            for (spec, count), forth, back in zip(probe.groups, forward, backward, strict=True)
+            LayerProfile(kind=layer.kind, count=layer.count, held=layer.forward.net) for layer in first.layers
         ),
-        embedding_held=embedding_forward.net,
-        loss_held=passes.loss_held,
-        embedding_forward=embedding_forward,
-        loss=loss,
-        embedding_backward=embedding_backward,
-        inputs=passes.inputs,
+        embedding_held=first.embedding_forward.net,
+        loss_held=run.loss_held,
+        first_micro_batch=first,
+        later_micro_batch=later[0] if later else None,
+        inputs=run.inputs,
         buffers=sum(buffers) + buffer_bytes(mtp_layers),
     )
     if not setup.precision_recipe.measurable:
-        return Step(passes.flops, memory, _states_by_recipe(probe, mtp_layers, groups[-1], setup))
+        return Step(run.flops, memory, _states_by_recipe(probe, mtp_layers, groups[-1], setup))
     update = update_parameters([p for group in groups for p in group], setup.precision_recipe, setup.optimizer_recipe)
     states = iter(update.states)
     *of_layers, outside = (sum(islice(states, len(group)), NOTHING) for group in groups)
-    return Step(passes.flops, _with_states(memory, of_layers, outside, update.peak), None)
+    return Step(run.flops, _with_states(memory, of_layers, outside, update.peak), None)
 
 
 NOTHING = ModelStates(weights=0, gradients=0, masters=0, moments=0)
@@ -110,20 +106,23 @@ def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence
     )
 
 
-def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Passes:
-    """Run forward and backward, with a cut before and after each layer."""
-    assert setup.sequence_length is not None, "a resolved setup"
+def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Run:
+    """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer."""
+    assert setup.micro_batches is not None, "a resolved setup"
     model, cuts = probe.model, list[Cut]()
-    token_ids, labels = (
-        torch.empty(setup.micro_batch_size, setup.sequence_length, dtype=torch.long, device="meta") for _ in range(2)
-    )
+    token_ids, labels = (torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2))
     run = [spec for spec, _ in probe.groups] + (list(probe.spec.mtp_layers) if setup.mtp else [])
     used = {spec.attention.rotary for spec in run}
     tables = {rotary: made for rotary, made in model.model.rotary_tables(token_ids).items() if rotary in used}
     inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
-    existing = [*parameters, *model.buffers(), *mtp_layers.buffers(), *inputs]
+    if setup.zero_gradients == "in_place" and not setup.precision_recipe.gradients_apart:
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)  # as the step before left it
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    existing = [*parameters, *model.buffers(), *mtp_layers.buffers(), *inputs, *gradients]
 
-    with Attribution() as attribution, LiveBytes(existing, counter := FlopCounter(attribution)) as tracker:
+    counters: list[FlopCounter] = []  # of each micro-batch
+    with Attribution() as attribution, LiveBytes(existing, lambda *op: counters[-1](*op)) as tracker:
 
         def cut() -> None:
             cuts.append(Cut(tracker.at_peak, tracker.alive()))
@@ -138,25 +137,35 @@ def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parame
         hooks = [module.register_forward_pre_hook(cut_before) for module in (*probe.layers, model.model.norm)]
         if setup.precision_recipe.gradients_apart:
             hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in parameters]
-        loss = training_loss(model, mtp_layers, token_ids, labels, tables=tables, loss_chunk=setup.loss_chunk)
-        loss_held = tracker.live - sum(cuts[-1].now.values())
-        loss.backward()
-        cut()
+        for index in range(min(setup.micro_batches, 2)):
+            counters.append(FlopCounter(attribution))
+            loss = training_loss(model, mtp_layers, token_ids, labels, tables=tables, loss_chunk=setup.loss_chunk)
+            if index == 0:
+                loss_held = tracker.live - sum(cuts[-1].now.values())
+            loss.backward()
+            cut()
     for hook in hooks:
         hook.remove()
 
     owners = owners_in(model) | owners_in(mtp_layers)
     for layer, (_, count) in zip(probe.layers, probe.groups, strict=True):
         owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
-    return _Passes(
-        stretches_between(cuts, {tracker.serial(p.grad) for p in parameters if p.grad is not None}),
-        loss_held,
-        sum(tensor.untyped_storage().nbytes() for tensor in inputs),
+    of_each = [
         StepFlops(
             forward=counter.of_pass("forward", owners),
             backward=counter.of_pass("backward", owners),
             recomputed=counter.of_pass("recomputed", owners),
-        ),
+        )
+        for counter in counters
+    ]
+    stretches = stretches_between(cuts, {tracker.serial(p.grad) for p in parameters if p.grad is not None})
+    number = len(stretches) // len(counters)
+    kinds = [(spec.kind, count) for spec, count in probe.groups]
+    return _Run(
+        [passes_of(stretches[start : start + number], kinds) for start in range(0, len(stretches), number)],
+        loss_held,
+        sum(tensor.untyped_storage().nbytes() for tensor in inputs),
+        of_each[0] + of_each[-1] * (setup.micro_batches - 1),
     )
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from counting.counts import AttentionCore, Counts, LayerCounts, ModelCounts, MtpCounts, OutsideCounts
 from counting.measurements.components import counts_of_modules
 from counting.measurements.probe import Probe
+from counting.setup import MicroBatch
 from torch_models.modules.kernels.flash_attention import NAME as FLASH_ATTENTION
 
 Shape = list[int]
@@ -202,17 +203,17 @@ def trace(
     return by_module
 
 
-def trace_model(probe: Probe, sequence_length: int) -> ModelCounts:
-    """Forward FLOPs of one sequence, and the attention core in them."""
-    stream = probe.stream(sequence_length)
+def trace_model(probe: Probe, batch: MicroBatch) -> ModelCounts:
+    """Forward FLOPs of one micro-batch, and the attention core in them."""
+    stream = probe.stream(batch)
     head_flops = traced_flops(probe.model.lm_head, (stream,))[0]
     layers = []
     for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):
-        flops, core = traced_flops(layer, (stream, probe.rotary(spec, sequence_length)))
+        flops, core = traced_flops(layer, (stream, probe.rotary(spec, batch)))
         layers.append(LayerCounts(kind=spec.kind, count=count, forward_flops=flops, attention_core_flops=core))
     mtp_flops, mtp_core = Counts(), AttentionCore()
     for module, spec, count in probe.mtp_kinds():
-        flops, core = traced_flops(module, (stream, stream, probe.rotary(spec, sequence_length)))
+        flops, core = traced_flops(module, (stream, stream, probe.rotary(spec, batch)))
         mtp_flops += (flops + head_flops) * count
         mtp_core += core * count
     return ModelCounts(

@@ -47,7 +47,7 @@ def print_comparison(comparison: Comparison) -> None:
         "parameter. Saved: the share of these FLOPs that routing saves.",
         MFU_NOTE,
         STATES_NOTE,
-        "Step: the peak memory of a training step over one sequence on one device, without sharding. The JSON document "
+        "Step: the peak memory of a training step on one device, without sharding. The JSON document "
         "contains the phases of the step.",
     ]
     print_notes(notes)

@@ -42,8 +42,8 @@ def recipe_in_words(precision: str, optimizer: str) -> str:
 
 
 def what_states_leave_out(beside_bytes: int | None) -> str:
-    """The memory that "GPUs at least" leaves out; `beside_bytes` is the part of one sequence on each GPU, if known."""
+    """The memory that "GPUs at least" leaves out; `beside_bytes` is that of one micro-batch on each GPU, if known."""
     if beside_bytes is None:
         return "activations, logits, buffers and fragments"
     size = Bytes(beside_bytes)(beside_bytes)
-    return f"activations, logits and transients (up to {size} on each for one sequence), buffers, fragments"
+    return f"activations, logits and transients (up to {size} on each for one micro-batch), buffers, fragments"

@@ -16,7 +16,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one step of one sequence fits one device: a GPU, or one die of a board with two.
+    """Whether one step fits one device: a GPU, or one die of a board with two.
 
     `basis` names the bytes that are compared with the capacity. "allocated" is the peak of the bytes that the step
     allocates, plus the bytes that a process uses before its first tensor (`context_bytes`), where they are known. Bytes

@@ -7,7 +7,7 @@ from counting.setup import Setup
 
 
 class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs of one training step over one micro-batch, including multi-token prediction if it is trained.
+    """FLOPs of one training step, all micro-batches together, including multi-token prediction if it is trained.
 
     Model FLOPs are three times the forward pass, independent of recomputation. Hardware FLOPs are all executed FLOPs:
     forward, backward and recomputed.
@@ -29,8 +29,9 @@ class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> TrainingStep:
-    """The result for a step with `flops`; `core` is the attention core of its forward pass."""
-    tokens = setup.tokens
+    """The result for a step with `flops`; `core` is the attention core of its forward passes."""
+    tokens = setup.global_batch_tokens
+    assert tokens is not None, "a resolved setup"
     causal = model_flops(core.causal_flops(flops.forward.total))
     assert flops.model % tokens == flops.hardware % tokens == 0, "every product has a row per token"
     return TrainingStep(

@@ -12,12 +12,13 @@ import msgspec
 
 from counting.recipes import ModelStates
 from counting.setup import Setup
-from counting.step.profile import StepProfile, Stretch
+from counting.step.profile import Passes, StepProfile, Stretch
 from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
 
 STEP_NOTES = (
-    "One sequence on one device: nothing sharded, no gradient accumulation, no clipping. Gradients are freed after "
-    "each step (set_to_none), unless they are accumulated in buffers of another format, which stay.",
+    "On one device: nothing sharded. Gradients are freed after each step (set_to_none), unless they are zeroed in "
+    "place or accumulated in buffers of another format, which stay. From the second micro-batch on, those of the first "
+    "are there, and each new one is added in place as soon as it is complete, and freed.",
     "Several gradients of one tensor are added in place where torch does so. Optimisers are torch's: AdamW's fused "
     "kernel, and SGD's loop. With master weights, parameters are updated one by one; an optimiser that converts all "
     "gradients first would hold an fp32 copy of each. Step counters are left out.",
@@ -54,6 +55,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    micro_batch: int | None  # the first in which the worst moment occurs, from 0; None in a phase without micro-batches
     layer: int | None  # the layer of the worst moment, from 0; None in a phase without layers
     layer_kind: str | None
     parameters: int
@@ -69,7 +71,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
         return sum(getattr(self, field) for field in PARTS)
 
 
-PARTS = Phase.__struct_fields__[3:]
+PARTS = Phase.__struct_fields__[4:]
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,36 +107,22 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
-    """`profile` extended to all layers of `spec`; its stretches, states, inputs and buffers must be set."""
-    loss_stretch, embedding_forward, embedding_backward = (
-        profile.loss,
-        profile.embedding_forward,
-        profile.embedding_backward,
-    )
-    assert loss_stretch and embedding_forward and embedding_backward
-    assert profile.outside_states and profile.buffers is not None
+    """`profile` extended to all layers of `spec`; its stretches, states, inputs and buffers must be set.
+
+    The third micro-batch and those after it repeat the second byte by byte: it lets go of all that it adds.
+    """
+    assert profile.first_micro_batch and profile.outside_states and profile.buffers is not None
     states = profile.outside_states
     for layer in profile.layers:
         assert layer.states is not None
         states += layer.states * layer.count
-    position = _Position(states, profile, apart=setup.precision_recipe.gradients_apart)
-    runs = list(_runs(spec, profile))
-    forward = [position.pass_through(embedding_forward, "forward")]
-    for run in runs:
-        forward += position.pass_run(run.forward, "forward", run.kind, run.layers)
-    name = "head, loss and MTP" if setup.mtp else "head and loss"
-    loss = position.pass_through(loss_stretch, name, logits=True)
-    backward: list[Phase] = []
-    backward_peaks: list[int] = []
-    for run in reversed(runs):
-        ends = position.pass_run(run.backward, "backward of a layer", run.kind, run.layers[::-1])
-        backward += ends
-        backward_peaks += _between(ends[0].peak_bytes, ends[-1].peak_bytes, len(run.layers))
+    stay = setup.precision_recipe.gradients_apart or setup.zero_gradients == "in_place"
+    position = _Position(states, profile, gradients_stay=stay)
+    loss_name = "head, loss and MTP" if setup.mtp else "head and loss"
+    passes = [profile.first_micro_batch, *([profile.later_micro_batch] if profile.later_micro_batch else [])]
+    of_passes = [_pass_micro_batch(position, spec, each, index, loss_name) for index, each in enumerate(passes)]
     phases = (
-        _worst(forward),
-        loss,
-        _worst(backward),
-        position.pass_through(embedding_backward, "backward of the embedding"),
+        *(_worst(alike) for alike in zip(*(phases for phases, _ in of_passes), strict=True)),
         position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), "optimiser step"),
     )
     worst = _worst(phases)
@@ -143,12 +131,33 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         states=states,
         buffers=profile.buffers,
         phases=phases,
-        layer_backward_peak_bytes=tuple(reversed(backward_peaks)),
+        layer_backward_peak_bytes=tuple(map(max, zip(*(peaks for _, peaks in of_passes), strict=True))),
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
         proof="measured = simulated" if measurable else "activations measured = simulated, states by recipe",
         notes=tuple(_notes(spec, setup)),
     )
+
+
+def _pass_micro_batch(
+    position: "_Position", spec: ModelSpec, passes: Passes, index: int, loss_name: str
+) -> tuple[list[Phase], list[int]]:
+    """The worst moment of each phase of one micro-batch, and the peaks of the layers' backward passes in order."""
+    position.micro_batch = index
+    runs = list(_runs(spec, passes))
+    forward = [position.pass_through(passes.embedding_forward, "forward")]
+    for run in runs:
+        forward += position.pass_run(run.forward, "forward", run.kind, run.layers)
+    loss = position.pass_through(passes.loss, loss_name, logits=True)
+    backward: list[Phase] = []
+    backward_peaks: list[int] = []
+    for run in reversed(runs):
+        ends = position.pass_run(run.backward, "backward of a layer", run.kind, run.layers[::-1])
+        backward += ends
+        backward_peaks += _between(ends[0].peak_bytes, ends[-1].peak_bytes, len(run.layers))
+    of_embedding = position.pass_through(passes.embedding_backward, "backward of the embedding")
+    position.micro_batch = None
+    return [_worst(forward), loss, _worst(backward), of_embedding], backward_peaks[::-1]
 
 
 def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
@@ -188,14 +197,15 @@ def _beyond_plain_attention(attention: AttentionSpec) -> bool:
 
 
 class _Position:
-    """The bytes that are alive between two stretches."""
+    """The bytes that are alive between two stretches, of the micro-batch with this number."""
 
-    def __init__(self, states: ModelStates, profile: StepProfile, *, apart: bool) -> None:
+    def __init__(self, states: ModelStates, profile: StepProfile, *, gradients_stay: bool) -> None:
         assert profile.inputs is not None and profile.buffers is not None
         self.parameters = states.weights + profile.buffers
         self.optimizer_state = states.masters + states.moments
-        self.gradients = states.gradients if apart else 0
+        self.gradients = states.gradients if gradients_stay else 0
         self.activations = profile.inputs
+        self.micro_batch: int | None = None
 
     def pass_through(
         self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
@@ -204,6 +214,7 @@ class _Position:
         others = stretch.peak - stretch.peak_gradients + stretch.peak_released
         phase = Phase(
             name=name,
+            micro_batch=self.micro_batch,
             layer=layer,
             layer_kind=kind,
             parameters=self.parameters,
@@ -243,12 +254,11 @@ class _Run(NamedTuple):
     layers: range
 
 
-def _runs(spec: ModelSpec, profile: StepProfile) -> Iterator[_Run]:
+def _runs(spec: ModelSpec, passes: Passes) -> Iterator[_Run]:
     """The runs of equal layers, in the model's order."""
-    of_layer = {layer: found for (layer, _), found in zip(spec.layer_groups(), profile.layers, strict=True)}
+    of_layer = {layer: found for (layer, _), found in zip(spec.layer_groups(), passes.layers, strict=True)}
     first = 0
     for run in spec.layer_runs:
         found = of_layer[run.layer]
-        assert found.forward is not None and found.backward is not None
         yield _Run(found.kind, found.forward, found.backward, range(first, first + run.count))
         first += run.count

@@ -1,8 +1,8 @@
 """The memory of one training step as a witness returns it: stretch by stretch, for one layer of each kind.
 
 `counting.measurements.step` measures a `StepProfile`, `counting.formulas.memory` simulates it, and
-`counting.step.memory` extends it to the whole model. The bytes that the forward pass keeps for backward are also
-separate fields (`held`), which the closed forms of `counting.formulas.held` compute too. Torch-free.
+`counting.step.memory` extends it to the whole model and to all micro-batches. The bytes that the forward pass keeps for
+backward are also separate fields (`held`), which the closed forms of `counting.formulas.held` compute too. Torch-free.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -64,22 +64,60 @@ def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[S
     return stretches
 
 
+class LayerPasses(msgspec.Struct, frozen=True, kw_only=True):
+    """Forward and backward of one distinct decoder layer, of which the model has `count`."""
+
+    kind: str
+    count: int
+    forward: Stretch
+    backward: Stretch
+
+
+class Passes(msgspec.Struct, frozen=True, kw_only=True):
+    """The stretches of one micro-batch in order: embedding, layers, loss (both passes), layers, embedding.
+
+    `loss` is final norm, head and loss, forward and backward, and multi-token prediction if it is trained.
+    """
+
+    embedding_forward: Stretch
+    layers: tuple[LayerPasses, ...]
+    loss: Stretch
+    embedding_backward: Stretch
+
+
+def passes_of(stretches: Sequence[Stretch], layers: Sequence[tuple[str, int]]) -> Passes:
+    """The passes of one micro-batch from their stretches in order; `layers` are kind and count of each."""
+    number = len(layers)
+    embedding_forward, *forward = stretches[: number + 1]
+    loss, *backward, embedding_backward = stretches[number + 1 :]
+    return Passes(
+        embedding_forward=embedding_forward,
+        layers=tuple(
+            LayerPasses(kind=kind, count=count, forward=on_way, backward=back)
+            for (kind, count), on_way, back in zip(layers, forward, reversed(backward), strict=True)
+        ),
+        loss=loss,
+        embedding_backward=embedding_backward,
+    )
+
+
 class LayerProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """One distinct decoder layer, of which the model has `count`."""
+    """What one distinct decoder layer keeps, of which the model has `count`."""
 
     kind: str
     count: int
     states: ModelStates | None = None
     held: int | None = None  # bytes kept from its forward pass until its backward pass, including its output
-    forward: Stretch | None = None
-    backward: Stretch | None = None
 
 
 class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """The step's stretches in order: embedding, layers, head and loss (forward and backward), layers, embedding.
+    """What a step keeps, and the stretches of its micro-batches.
+
+    The first micro-batch finds no gradients, unless the last step left them; each later one finds those of all
+    parameters. All later ones are equal, so `later_micro_batch` stands for each; it is None if there is only one.
 
     `outside_states` are those of all modules outside the decoder layers: embedding, final norm, head, and, if they are
-    trained, the multi-token-prediction modules. The passes of these modules are part of `loss`.
+    trained, the multi-token-prediction modules.
     """
 
     scope: ClassVar[str] = "step"
@@ -88,9 +126,8 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerProfile, ...]
     embedding_held: int | None = None  # the residual stream before the first layer
     loss_held: int | None = None  # by final norm, head and loss (and multi-token prediction) when backward begins
-    embedding_forward: Stretch | None = None
-    loss: Stretch | None = None
-    embedding_backward: Stretch | None = None
+    first_micro_batch: Passes | None = None
+    later_micro_batch: Passes | None = None
     outside_states: ModelStates | None = None
     optimizer_step: int | None = None  # peak bytes of the optimiser's temporary tensors; None: not known
     inputs: int | None = None  # bytes of token ids, labels and rotary tables, alive during the whole step

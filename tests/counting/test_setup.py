@@ -31,12 +31,16 @@ def test_tokens_that_cannot_be(field: str, value: Any) -> None:
         ("optimizer", "adam", "is not known: choose from adamw, "),
         ("mtp", 1, "must be true, false or none"),
         ("mtp", "on", "must be true, false or none"),
-        ("micro_batch_size", 2, "must be 1: nothing else is measured yet"),
-        ("micro_batch_size", True, "must be 1: nothing else is measured yet"),
-        ("micro_batches", 4, "must be 1: nothing else is measured yet"),
+        ("micro_batch_size", 0, "must be a whole number of sequences from 1 to 16777216"),
+        ("micro_batch_size", None, "must be a whole number of sequences from 1 to 16777216"),
+        ("micro_batch_size", True, "must be a whole number of sequences from 1 to 16777216"),
+        ("micro_batches", 0, "must be a whole number of micro-batches from 1 to 1000000000"),
+        ("micro_batches", 1.0, "must be a whole number of micro-batches from 1 to 1000000000"),
+        ("global_batch_tokens", 0, "must be a whole number of tokens from 1 to 1000000000000"),
         ("execution", "compiled", "must be eager: nothing else is measured yet"),
         ("clip_gradients", True, "must be False: nothing else is measured yet"),
-        ("zero_gradients", "in_place", "must be none: nothing else is measured yet"),
+        ("zero_gradients", "always", "must be one of none, in_place"),
+        ("zero_gradients", None, "must be one of none, in_place"),
         ("measured_dtype", 5, "is filled in with the result: leave it out"),
         ("sequence_length_source", 7, "is filled in with the result: leave it out"),
     ],
@@ -67,6 +71,45 @@ def test_resolving_twice_changes_nothing_more_but_the_source() -> None:
     once = resolve(Setup(sequence_length=10, loss_chunk=4), DEEPSEEK_SPEC)
     assert resolve(once, DEEPSEEK_SPEC) == once
     assert msgspec.json.decode(msgspec.json.encode(once), type=Setup) == once
+
+
+def test_micro_batches_and_the_global_batch_follow_from_each_other() -> None:
+    def batch(**fields: Any) -> tuple[int | None, int | None]:
+        setup = resolve(Setup(sequence_length=10, micro_batch_size=3, **fields), LLAMA_SPEC)
+        assert setup.tokens == 30
+        assert resolve(setup, LLAMA_SPEC) == setup
+        return setup.micro_batches, setup.global_batch_tokens
+
+    assert batch() == (1, 30)
+    assert batch(micro_batches=4) == batch(global_batch_tokens=120) == (4, 120)
+    assert batch(micro_batches=4, global_batch_tokens=120) == (4, 120)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"global_batch_tokens": 100},
+            "global_batch_tokens = 100: must be a multiple of one micro-batch, 3 x 10 tokens",
+        ),
+        ({"global_batch_tokens": 100}, "of small: give 90 or 120"),
+        ({"global_batch_tokens": 29}, "of small: give 30"),
+        ({"global_batch_tokens": 60, "micro_batches": 3}, "global_batch_tokens = 60: is not 3 micro-batches of 3 x 10"),
+        ({"micro_batch_size": 2_000_000}, "micro_batch_size = 2000000: makes 20000000 tokens with sequences of 10"),
+        ({"micro_batch_size": 100, "loss_chunk": 3}, "loss_chunk = 3: makes 334 chunks of 1000 tokens"),
+    ],
+)
+def test_batches_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        resolve(Setup(**{"sequence_length": 10, "micro_batch_size": 3} | fields), LLAMA_SPEC)
+    assert message in str(caught.value)
+
+
+def test_a_chunk_of_the_loss_as_long_as_the_micro_batch_is_none() -> None:
+    def chunk(loss_chunk: int) -> int | None:
+        return resolve(Setup(sequence_length=10, micro_batch_size=3, loss_chunk=loss_chunk), LLAMA_SPEC).loss_chunk
+
+    assert (chunk(29), chunk(30), chunk(31)) == (29, None, None)
 
 
 def test_no_sequence_length_anywhere() -> None:

@@ -21,17 +21,16 @@ __all__ = ["simulate"]
 def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    Other counts are left empty. `setup` is resolved: its `sequence_length` and `mtp` are set.
+    Other counts are left empty. `setup` is resolved.
     """
-    length, kernels = setup.sequence_length, setup.kernels
-    assert length is not None, "a resolved setup"
+    batch, kernels = setup.micro_batch, setup.kernels
     return ModelCounts(
         layers=tuple(
             LayerCounts(
                 kind=layer.kind,
                 count=count,
-                peak_memory_bytes=simulate_layer(layer, length, kernels, grad=True),
-                peak_memory_no_grad_bytes=simulate_layer(layer, length, kernels, grad=False),
+                peak_memory_bytes=simulate_layer(layer, batch, kernels, grad=True),
+                peak_memory_no_grad_bytes=simulate_layer(layer, batch, kernels, grad=False),
             )
             for layer, count in spec.layer_groups()
         ),

@@ -20,6 +20,7 @@ from counting.formulas.memory.operations import (
     without_last,
 )
 from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Leaf, Size, Tape
+from counting.setup import MicroBatch
 from torch_models.spec import (
     AttentionSpec,
     GroupedQueryAttentionSpec,
@@ -33,29 +34,31 @@ EFFICIENT_RANDOM_STATE = 16
 EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its log-sum-exp rows up to a multiple of this
 
 
-def attention(tape: Tape, spec: AttentionSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
+def attention(
+    tape: Tape, spec: AttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute
+) -> Array:
     """Run attention on the normed input; return its output, before the residual sum."""
     if isinstance(spec, GroupedQueryAttentionSpec):
-        query, key, value = _grouped_projections(tape, spec, x, tokens, kernels)
+        query, key, value = _grouped_projections(tape, spec, x, batch, kernels)
         bias = spec.output_bias
     else:
-        query, key, value = _latent_projections(tape, spec, x, tokens, kernels)
+        query, key, value = _latent_projections(tape, spec, x, batch.tokens, kernels)
         bias = spec.bias
 
     def core(query: Array, key: Array, value: Array) -> Array:
-        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, tokens)
+        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, batch)
 
     attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
-    flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, tokens) else None
+    flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, batch) else None
     if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token
         flattened = copy(tape, attended)
     width = spec.hidden_size
-    return linear(tape, flattened, tokens, width, bias=_bias(tape, width, x) if bias else None)
+    return linear(tape, flattened, batch.tokens, width, bias=_bias(tape, width, x) if bias else None)
 
 
-def _by_head(heads: int, tokens: int) -> bool:
-    """Whether order by head, then token, differs from order by token, then head."""
-    return heads > 1 and tokens > 1
+def _by_head(heads: int, batch: MicroBatch) -> bool:
+    """Whether order by head, then token, differs from order by token, then head, within a sequence."""
+    return heads > 1 and batch.length > 1
 
 
 def _bias(tape: Tape, width: int, x: Array) -> Leaf:
@@ -82,25 +85,34 @@ def _rotate(tape: Tape, x: Array, rotated: int, *, interleaved: bool) -> Array:
 
 
 def _grouped_projections(
-    tape: Tape, spec: GroupedQueryAttentionSpec, x: Array, tokens: int, kernels: Kernels
+    tape: Tape, spec: GroupedQueryAttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels
 ) -> tuple[Array, Array, Array]:
-    """Query, key and value."""
+    """Query, key and value.
 
-    def projected(heads: int) -> Array:
+    The gradient of an eager product orders the keys by channel, then position, and the steps back to the projection
+    keep this order. Its rows are tokens, so with several sequences they are copied; the sum over the query heads that
+    share a key has already done so.
+    """
+    tokens = batch.tokens
+    by_channel = kernels == "eager" and min(batch) > 1 and spec.num_attention_heads == spec.num_key_value_heads
+
+    def projected(heads: int, *, copied: bool) -> Array:
         width = heads * spec.head_dim
         out = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+        out = reordered(tape, out, copied=True) if copied else out
         if spec.query_key_norm:
             rows = tokens * heads if spec.query_key_norm == "head" else tokens
             out = norm(tape, out, rows, kernels)
         return out
 
-    def rotated(heads: int) -> Array:
-        return _rotate(tape, projected(heads), tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+    def rotated(heads: int, *, copied: bool = False) -> Array:
+        out = projected(heads, copied=copied)
+        return _rotate(tape, out, tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
 
-    query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads)
+    query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads, copied=by_channel)
     width = spec.num_key_value_heads * spec.head_dim
     value = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
-    copied = kernels == "eager" and _by_head(spec.num_key_value_heads, tokens)
+    copied = kernels == "eager" and _by_head(spec.num_key_value_heads, batch)
     return query, key, reordered(tape, value, copied=copied)
 
 
@@ -138,16 +150,16 @@ def _latent_query(tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, toke
 # --- The core --------------------------------------------------------------------------------------------------
 
 
-def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
+def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, batch: MicroBatch) -> Array:
     """One kernel: it keeps the output and the log-sum-exp of each row, and recomputes the scores in backward."""
-    heads = spec.num_attention_heads
+    heads, tokens = spec.num_attention_heads, batch.tokens
     logsumexp, state, sinks = heads * tokens, 0, None
     if isinstance(spec, MultiHeadLatentAttentionSpec):
         channels = spec.v_head_dim
         if spec.qk_nope_head_dim + spec.qk_rope_head_dim == channels:
             state = FLASH_RANDOM_STATE
         else:  # torch's memory-efficient kernel
-            padded = -(-tokens // EFFICIENT_ROW_BLOCK) * EFFICIENT_ROW_BLOCK
+            padded = batch.sequences * -(-batch.length // EFFICIENT_ROW_BLOCK) * EFFICIENT_ROW_BLOCK
             logsumexp, state = (heads * padded if tape.grad_enabled else 0), EFFICIENT_RANDOM_STATE
     else:
         channels = spec.head_dim
@@ -166,23 +178,36 @@ def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value
     return out
 
 
-def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, tokens: int) -> Array:
-    """Scores and probabilities as S x S tensors for every head, and one S x S mask for all heads."""
+def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, batch: MicroBatch) -> Array:
+    """Scores and probabilities as S x S tensors for every sequence and head, and one S x S mask for all of them.
+
+    A batched product takes all heads of all sequences in one dimension. Factors that are ordered by token, not by head,
+    are copied for that if there are several sequences, and so is the gradient of the result; repeated keys and values
+    are ordered by head already.
+    """
     heads, options = spec.num_attention_heads, spec if isinstance(spec, GroupedQueryAttentionSpec) else None
     per_group = heads // options.num_key_value_heads if options else 1
+    copied = batch.sequences > 1 and _by_head(heads, batch)
     if per_group > 1:
         key, value = repeat(tape, key, per_group), repeat(tape, value, per_group)
-    square = tokens * tokens
-    scores = scale(tape, batched_product(tape, query, key, heads * square))
+
+    def by_head(factor: Array, *, ordered: bool = False) -> Array:
+        return copy(tape, factor) if copied and not ordered else factor
+
+    square = batch.length * batch.length
+    squares = batch.sequences * heads * square
+    scores = scale(tape, batched_product(tape, by_head(query), by_head(key, ordered=per_group > 1), squares))
     if options and options.logit_softcap:
         scores = scale(tape, unary(tape, scale(tape, scores), keeps_output=True))
     scores = _masked(tape, scores, _hidden_positions(tape, square, windowed=bool(options and options.window)))
     if options and options.sinks:
-        sinks = repeat_view(tape, tape.parameter(heads, query.size.width), tokens)
-        probabilities = without_last(tape, softmax(tape, join(tape, scores, sinks)), heads * square)
+        sinks = repeat_view(tape, tape.parameter(heads, query.size.width), batch.tokens)
+        probabilities = without_last(tape, softmax(tape, join(tape, scores, sinks)), squares)
     else:
         probabilities = softmax(tape, scores)
-    return batched_product(tape, cast(tape, probabilities, query.size.width), value, value.numel)
+    rounded = cast(tape, probabilities, query.size.width)
+    out = batched_product(tape, rounded, by_head(value, ordered=per_group > 1), value.numel)
+    return reordered(tape, out, copied=True) if copied else out
 
 
 def _masked(tape: Tape, scores: Array, hidden: Array) -> Array:

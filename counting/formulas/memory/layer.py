@@ -1,10 +1,10 @@
 """Operations of one decoder layer, and the bytes alive at the peak of its forward pass.
 
-Each function runs the operations of one block in order, for one sequence and the kernels that torch runs on CUDA. As in
-torch, a tensor is alive as long as a Python variable, an operation or a gradient refers to it.
+Each function runs the operations of one block in order, for one micro-batch and the kernels that torch runs on CUDA. As
+in torch, a tensor is alive as long as a Python variable, an operation or a gradient refers to it.
 
-Legend: T tokens, D hidden_size, F intermediate_size, E experts, K experts per token, H query heads, G key/value
-heads, C channels of a query head.
+Legend: B sequences, S tokens of each, T = B S, D hidden_size, F intermediate_size, E experts, K experts per token,
+H query heads, G key/value heads, C channels of a query head.
 """
 
 from functools import partial
@@ -16,19 +16,20 @@ from counting.formulas.memory.experts import mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
+from counting.setup import MicroBatch
 from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, Recompute
 
 
-def simulate_layer(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, grad: bool) -> LayerMemory:
-    """Return the bytes alive at the peak of one layer's forward pass over one sequence, in 16 bits.
+def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad: bool) -> LayerMemory:
+    """Return the bytes alive at the peak of one layer's forward pass over one micro-batch, in 16 bits.
 
     With `grad` it is the pass that full recompute runs in backward; without it, the first pass.
     """
     tape = Tape(grad=grad)
-    rotary = rotary_tables(tape, spec, sequence_length, HALF)
-    x = residual_stream(tape, spec, sequence_length, HALF)
+    rotary = rotary_tables(tape, spec, batch.length, HALF)
+    x = residual_stream(tape, spec, batch.tokens, HALF)
     tape.watch()
-    out = transform(tape, spec, x, sequence_length, kernels, "none")
+    out = transform(tape, spec, x, batch, kernels, "none")
     at_peak, boundary = tape.at_peak, x.storage.serial
     shared = {table.storage.serial for table in rotary}
     kept = (tape.alive.keys() | (shared if grad else set())) - {boundary, out.storage.serial}
@@ -42,9 +43,9 @@ def simulate_layer(spec: LayerSpec, sequence_length: int, kernels: Kernels, *, g
     )
 
 
-def rotary_tables(tape: Tape, spec: LayerSpec, tokens: int, width: int) -> tuple[Array, Array]:
+def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, Array]:
     """The cos and sin tables: one number for each position and pair of rotated channels."""
-    half = tokens * spec.attention.rotary.dim // 2
+    half = positions * spec.attention.rotary.dim // 2
     return tape.new(half, width), tape.new(half, width)
 
 
@@ -56,21 +57,23 @@ def residual_stream(tape: Tape, spec: LayerSpec, tokens: int, width: int) -> Arr
     return x
 
 
-def layer(tape: Tape, spec: LayerSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
+def layer(tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute) -> Array:
     """Run one layer; with full recompute only its input is kept for backward."""
-    run = partial(transform, tape, spec, tokens=tokens, kernels=kernels, recompute=recompute)
+    run = partial(transform, tape, spec, batch=batch, kernels=kernels, recompute=recompute)
     return tape.checkpoint(run, x) if recompute == "full" else run(x)
 
 
-def transform(tape: Tape, spec: LayerSpec, x: Array, tokens: int, kernels: Kernels, recompute: Recompute) -> Array:
+def transform(
+    tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute
+) -> Array:
     """Run attention, then feed-forward, each with its norms and the sum with the residual stream."""
     before, after = spec.norm_placement != "after", spec.norm_placement != "before"
 
     def normed(x: Array, wanted: bool) -> Array:
-        return norm(tape, x, tokens, kernels, unit_offset=spec.norm_unit_offset) if wanted else x
+        return norm(tape, x, batch.tokens, kernels, unit_offset=spec.norm_unit_offset) if wanted else x
 
-    x = add(tape, x, normed(attention(tape, spec.attention, normed(x, before), tokens, kernels, recompute), after))
-    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), tokens), after))
+    x = add(tape, x, normed(attention(tape, spec.attention, normed(x, before), batch, kernels, recompute), after))
+    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch.tokens), after))
 
 
 def _feed_forward(tape: Tape, spec: LayerSpec, x: Array, tokens: int) -> Array:

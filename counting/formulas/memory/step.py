@@ -1,4 +1,4 @@
-"""Operations of one training step: forward through embedding, layers and loss, then backward.
+"""Operations of one training step: for each micro-batch forward through embedding, layers and loss, then backward.
 
 The step has one layer of each kind. The operations of a layer are in layer.py.
 """
@@ -8,12 +8,12 @@ from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.setup import Setup
-from counting.step.profile import Cut, LayerProfile, StepProfile, Stretch, stretches_between
+from counting.step.profile import Cut, LayerProfile, StepProfile, passes_of, stretches_between
 from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
 def simulate_step(spec: ModelSpec, setup: Setup) -> StepProfile:
-    """Return the profile of a step over one sequence, without the model states; `setup` is resolved."""
+    """Return the profile of a step, without the model states; `setup` is resolved."""
     return _Step(spec, setup).profile()
 
 
@@ -21,38 +21,39 @@ class _Step:
     """A step of a model with one layer of each kind."""
 
     def __init__(self, spec: ModelSpec, setup: Setup) -> None:
-        assert setup.mtp is not None, "a resolved setup"
+        assert setup.mtp is not None and setup.micro_batches is not None, "a resolved setup"
         self.spec = spec
         self.setup = setup
-        self.tokens = setup.tokens
+        self.batch = setup.micro_batch
+        self.tokens = self.batch.tokens
         self.precision = setup.precision_recipe
         self.groups = spec.layer_groups()
         self.mtp_layers = spec.mtp_layers if setup.mtp else ()
-        self.tape = Tape(grad=True, keeps_gradients=not self.precision.gradients_apart)
+        self.tape = Tape(grad=True)
         self.width = self.precision.activation_bytes
         self.token_ids, self.labels = self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
         rotary = {each.attention.rotary: each for each in (*(each for each, _ in self.groups), *self.mtp_layers)}
-        self.tables = [rotary_tables(self.tape, each, self.tokens, self.width) for each in rotary.values()]
+        self.tables = [rotary_tables(self.tape, each, self.batch.length, self.width) for each in rotary.values()]
         self.inputs = self.tape.live
-        matrix = spec.vocab_size * spec.hidden_size
-        self.embedding = self.tape.parameter(matrix, self.width)
-        self.head = self.embedding if spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
+        self.micro_batches = min(setup.micro_batches, 2)  # all later ones are like the second
 
     def profile(self) -> StepProfile:
         """Run forward and backward; return the bytes of each stretch."""
-        stretches = self._run()
-        embedding_forward, *forward = stretches[: len(self.groups) + 1]
-        loss, *backward, embedding_backward = stretches[len(self.groups) + 1 :]
+        cuts = self._run()
+        stretches = stretches_between(cuts, self.tape.gradients())
+        kinds = [(layer_spec.kind, count) for layer_spec, count in self.groups]
+        number = len(stretches) // self.micro_batches
+        first, *later = (
+            passes_of(stretches[start : start + number], kinds) for start in range(0, len(stretches), number)
+        )
         return StepProfile(
-            embedding_forward=embedding_forward,
-            embedding_held=embedding_forward.net,
+            embedding_held=first.embedding_forward.net,
             layers=tuple(
-                LayerProfile(kind=layer_spec.kind, count=count, held=on_way.net, forward=on_way, backward=back)
-                for (layer_spec, count), on_way, back in zip(self.groups, forward, reversed(backward), strict=True)
+                LayerProfile(kind=layer.kind, count=layer.count, held=layer.forward.net) for layer in first.layers
             ),
-            loss=loss,
             loss_held=self.loss_held,
-            embedding_backward=embedding_backward,
+            first_micro_batch=first,
+            later_micro_batch=later[0] if later else None,
             optimizer_step=self._optimizer_step() if self.precision.measurable else None,
             inputs=self.inputs,
             buffers=self._buffers(),
@@ -77,8 +78,8 @@ class _Step:
 
     # --- The passes --------------------------------------------------------------------------------------------------
 
-    def _run(self) -> list[Stretch]:
-        """Forward and backward, cut before and after each layer."""
+    def _run(self) -> list[Cut]:
+        """Forward and backward of the first micro-batch and of a later one, cut before and after each layer."""
         tape = self.tape
         cuts: list[Cut] = []
 
@@ -88,28 +89,44 @@ class _Step:
 
         tape.watch()
         cut()
-        stream = [self._embed(self.token_ids)]
-        cut()
-        starts = [tape.position]
-        for layer_spec, _ in self.groups:
-            stream.append(self._layer(layer_spec, stream.pop()))
+        for index in range(self.micro_batches):
+            self._begin(index)
+            stream = [self._embed(self.token_ids)]
             cut()
-            starts.append(tape.position)
-        before_loss = tape.live
-        loss = self._loss(stream)
-        self.loss_held = tape.live - before_loss
-        seed = tape.new(1, SINGLE)
-        tape.deliver(loss.edge, seed.again())
-        while starts:
-            tape.backward(down_to=starts.pop())
+            starts = [tape.position]
+            for layer_spec, _ in self.groups:
+                stream.append(self._layer(layer_spec, stream.pop()))
+                cut()
+                starts.append(tape.position)
+            before_loss = tape.live
+            loss = self._loss(stream)  # the variable holds the loss of the micro-batch before until here
+            if index == 0:
+                self.loss_held = tape.live - before_loss
+            seed = tape.new(1, SINGLE)
+            tape.deliver(loss.edge, seed.again())
+            while starts:
+                tape.backward(down_to=starts.pop())
+                cut()
+            tape.backward()
+            del seed
             cut()
-        tape.backward()
-        del seed
-        cut()
-        return stretches_between(cuts, tape.gradients())
+        return cuts
+
+    def _begin(self, index: int) -> None:
+        """Set where gradients go, and make the weights that embedding and head use.
+
+        A gradient is kept if there is none yet. Else it is added in place to the one of the micro-batch before, to
+        zeros, or to a buffer in another format, and freed; what it is added to is counted with the states.
+        """
+        apart, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
+        self.tape.keeps_gradients = index == 0 and not apart and not zeros
+        self.tape.parameters.clear()
+        matrix = self.spec.vocab_size * self.spec.hidden_size
+        self.embedding = self.tape.parameter(matrix, self.width)
+        self.head = self.embedding if self.spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
-        return layer(self.tape, spec, x, self.tokens, self.setup.kernels, self.setup.recompute)
+        return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute)
 
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
         return norm(self.tape, x, self.tokens, self.setup.kernels, unit_offset=unit_offset)
@@ -139,7 +156,7 @@ class _Step:
         return self._norm(x, unit_offset=self.spec.norm_unit_offset)
 
     def _one_further(self) -> Array:
-        last = self.tape.new(1, LONG)
+        last = self.tape.new(self.batch.sequences, LONG)
         labels = self.tape.new(self.tokens, LONG)
         del last
         return labels
@@ -154,7 +171,7 @@ class _Step:
                     tape,
                     spec,
                     linear(tape, joined, self.tokens, spec.hidden_size),  # not assigned to a variable, as in the module
-                    self.tokens,
+                    self.batch,
                     setup.kernels,
                     setup.recompute,
                 )

@@ -136,15 +136,14 @@ class Edge(NamedTuple):
 class Tape:
     """Bytes alive, and the recorded operations for backward.
 
-    With `grad`, operations are recorded and keep the arrays that their gradients need. If `keeps_gradients` is False,
-    the gradient of each parameter is freed when it is complete: it is added to a buffer in another format, which is not
-    counted here.
+    With `grad`, operations are recorded and keep the arrays that their gradients need. While `keeps_gradients` is
+    False, the gradient of each parameter is freed when it is complete: it is added to one that is not counted here.
     """
 
-    def __init__(self, *, grad: bool, keeps_gradients: bool = True) -> None:
+    def __init__(self, *, grad: bool) -> None:
         self.grad_enabled = grad
         self.recording = grad
-        self.keeps_gradients = keeps_gradients
+        self.keeps_gradients = True
         self.alive: dict[int, int] = {}  # serial number of a storage -> bytes
         self.live = 0
         self.peak = 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def flop_table(analysis: Analysis) -> "Table":
     """FLOPs by component, for each distinct layer and for the model; below, totals by form of attention."""
-    table = component_table("Forward FLOPs of one sequence", analysis.layers, "model")
+    table = component_table(f"Forward FLOPs of {_sequences(analysis.setup.micro_batch_size)}", analysis.layers, "model")
     for component, count in analysis.forward_flops_by_component.items():
         row = [layer.forward_flops_by_component.get(component, 0) for layer in analysis.layers]
         if count:
@@ -39,3 +39,7 @@ def flop_table(analysis: Analysis) -> "Table":
             "not included: multi-token prediction", *blank, integer(flops), share(flops, analysis.forward_flops)
         )
     return table
+
+
+def _sequences(number: int) -> str:
+    return "one sequence" if number == 1 else f"{number:,} sequences"

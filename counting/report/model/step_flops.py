@@ -16,7 +16,7 @@ RECOMPUTED = {
 
 
 def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
-    """Model and hardware FLOPs of one step over one micro-batch, by component and pass."""
+    """Model and hardware FLOPs of one step, by component and pass."""
     from rich.table import Table
 
     table = Table(title=_title(setup), title_justify="left", caption=_caption(step, setup), caption_justify="left")
@@ -48,7 +48,8 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
 
 
 def _title(setup: Setup) -> str:
-    return f"One training step over {setup.tokens:,} tokens, FLOPs: {RECOMPUTED[setup.recompute]}"
+    batches = "" if setup.micro_batches == 1 else f" in {setup.micro_batches:,} micro-batches"
+    return f"One training step over {setup.global_batch_tokens:,} tokens{batches}, FLOPs: {RECOMPUTED[setup.recompute]}"
 
 
 def _caption(step: TrainingStep, setup: Setup) -> str:

@@ -17,17 +17,18 @@ def step_memory_table(memory: StepMemory, setup: Setup) -> "Table":
     from rich.table import Table
 
     (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
+    batches = "1 micro-batch" if setup.micro_batches == 1 else f"{setup.micro_batches:,} micro-batches"
     title = (
         f"Memory of the training step in bytes: {setup.precision} precision, {setup.optimizer}, "
-        f"recompute {setup.recompute}; the peak is in the {peak.name}"
-        + ("" if peak.layer is None else f", {_layer(peak)}")
+        f"recompute {setup.recompute}, {batches} of {setup.tokens:,} tokens; the peak is in the {peak.name}"
+        + "".join(f", {place}" for place in _places(peak, setup))
     )
     table = Table(title=title, title_justify="left", caption=_caption(memory, setup), caption_justify="left")
     table.add_column("", no_wrap=True)
     for phase in memory.phases:
         worst = phase.name == memory.peak_phase
         table.add_column(phase.name, justify="right", no_wrap=True, style="bold" if worst else None)
-    table.add_row("peak in", *("" if phase.layer is None else _layer(phase) for phase in memory.phases))
+    table.add_row("peak in", *(", ".join(_places(phase, setup)) for phase in memory.phases))
     for part in PARTS:
         numbers = [getattr(phase, part) for phase in memory.phases]
         if any(numbers):
@@ -38,8 +39,12 @@ def step_memory_table(memory: StepMemory, setup: Setup) -> "Table":
     return table
 
 
-def _layer(phase: Phase) -> str:
-    return f"layer {phase.layer} ({phase.layer_kind})"
+def _places(phase: Phase, setup: Setup) -> list[str]:
+    """The layer and, if there are several, the micro-batch of the worst moment, both from 0."""
+    places = [] if phase.layer is None else [f"layer {phase.layer} ({phase.layer_kind})"]
+    if phase.micro_batch is not None and setup.micro_batches != 1:
+        places.append(f"micro-batch {phase.micro_batch}")
+    return places
 
 
 def _caption(memory: StepMemory, setup: Setup) -> str:

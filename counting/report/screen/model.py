@@ -61,7 +61,9 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     cores = [main_attention_core(analysis) for analysis in analyses]
     windows = any(core.as_run != core.full_square for core in cores)
     attention = "attention's full square, or its window" if windows else "attention's full square"
-    text = f"one sequence, one device; matrix products only, 2 FLOPs a multiply-add, {attention}; GB = 10^9 bytes"
+    sizes = {analysis.setup.micro_batch_size for analysis in analyses}
+    batch = "one sequence" if sizes == {1} else "one micro-batch"
+    text = f"{batch}, one device; matrix products only, 2 FLOPs a multiply-add, {attention}; GB = 10^9 bytes"
     lines.note("conventions", text)
     proofs: dict[str, list[str]] = {}
     for analysis in analyses:
@@ -79,8 +81,10 @@ def _layers(analysis: Analysis) -> str:
 
 
 def _length(analysis: Analysis) -> str:
-    """The sequence length and its source."""
-    return f"{integer(analysis.sequence_length)} tokens ({length_said_by(analysis)})"
+    """The shape of a micro-batch, and the source of the sequence length."""
+    size = analysis.setup.micro_batch_size
+    sequences = "" if size == 1 else f"{integer(size)} x "
+    return f"{sequences}{integer(analysis.sequence_length)} tokens ({length_said_by(analysis)})"
 
 
 def length_said_by(analysis: Analysis) -> str:
@@ -140,7 +144,8 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     """Add the peak of a step, the model states, and the peak of each other kind of memory (each at its own time)."""
     size, setup, states = Bytes(memory.peak_bytes), analysis.setup, memory.states
     chunk = "" if setup.loss_chunk is None else f", loss chunk {integer(setup.loss_chunk)}"
-    how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}"
+    batches = "" if setup.micro_batches == 1 else f", {integer(setup.micro_batches or 1)} micro-batches"
+    how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}{batches}"
     lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
     optimizer_state = memory.phases[0].optimizer_state
     held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}

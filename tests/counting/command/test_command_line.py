@@ -71,6 +71,7 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
         "sequence_length_source": "given",
         "micro_batch_size": 1,
         "micro_batches": 1,
+        "global_batch_tokens": 2048,
         "kernels": "fused",
         "recompute": "none",
         "precision": "mixed",
@@ -240,11 +241,14 @@ def document_of(flags: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any
 
 
 def test_a_run_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = f"{RUN},H100 --num_gpus 2K --mfu 0.4 --price 2.5 --global_batch_tokens 4M --precision bf16 --optimizer sgd"
+    flags = (
+        f"{RUN},H100 --num_gpus 2K --mfu 0.4 --price 2.5 --global_batch_tokens 4096000 --precision bf16 --optimizer sgd"
+    )
     (run,) = document_of(flags, capsys)["runs"]
     assert run["tokens"] == 10**12
     assert run["training_flops"] == 3 * 29_261_612_187_648 * 10**12 // 2048
-    assert run["steps"] == 250_000
+    assert run["steps"] == 244_141
+    assert run["global_batch_tokens"] == 4_096_000
     assert (run["precision"], run["optimizer"]) == ("bf16", "sgd")
     assert run["model_state_bytes"] == 4 * 6_738_415_616
     assert [gpu["gpu"] for gpu in run["gpus"]] == ["A100", "H100"]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from counting.analysis import analyze
@@ -19,9 +20,9 @@ FLAG = re.compile(r"(?<![\w-])--[A-Za-z]")
 SHORT = Setup(sequence_length=16)
 
 
-def run(**arguments: object) -> object:
+def run(*, batch: int | None = None, **arguments: object) -> object:
     plan = RunPlan(**{"tokens": 10**9, "gpus": ("H100",)} | arguments)  # type: ignore[arg-type]
-    return plan_run(analyze(LLAMA, SHORT, step=False), plan)
+    return plan_run(analyze(LLAMA, msgspec.structs.replace(SHORT, global_batch_tokens=batch), step=False), plan)
 
 
 def without_a_length() -> object:
@@ -58,13 +59,8 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         "--tokens_per_second_per_gpu = 1000000000000: the claim is impossible: ",
     ),
     (
-        lambda: run(global_batch_tokens=10**10),
-        "--global_batch_tokens = 10000000000: must be at most --tokens (1000",
-    ),
-    (lambda: run(global_batch_tokens=2), "--global_batch_tokens = 2: must be at least one sequence of config"),
-    (
-        lambda: run(tokens=2, global_batch_tokens=2),
-        "--tokens = 2: must be at least one sequence of config, 16 tokens; --seq_len sets its length",
+        lambda: run(batch=16 * 10**9),
+        "--global_batch_tokens = 16000000000: must be at most --tokens (1000",
     ),
     (lambda: compare([], RunPlan(tokens=1, gpus=("H100",))), "analyses = 0: a comparison needs two models or more"),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),

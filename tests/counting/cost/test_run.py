@@ -11,6 +11,7 @@ from counting.analysis import Analysis, analyze
 from counting.cost.hardware import find_gpu
 from counting.cost.run import MFU_RANGE, RunPlan, TrainingRun, model_state_bytes, plan_run
 from counting.setup import Setup
+from tests.batches import with_micro_batches
 from tests.shrunken import LLAMA
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
@@ -29,11 +30,12 @@ def deepseek() -> Analysis:
 
 
 def test_a_run_by_hand(llama: Analysis) -> None:
-    plan = RunPlan(tokens=10**12, gpus=("A100",), num_gpus=1000, mfus=(0.4,), global_batch_tokens=4_000_001)
-    run = plan_run(llama, plan)
+    plan = RunPlan(tokens=10**12, gpus=("A100",), num_gpus=1000, mfus=(0.4,))
+    run = plan_run(with_micro_batches(llama, 1953), plan)
     assert run.training_flops_per_token == ceil(LLAMA_FLOPS)
     assert run.training_flops == LLAMA_FLOPS * 10**12
-    assert run.steps == 250_000  # 249,999.94 of them
+    assert run.global_batch_tokens == 1953 * 2048
+    assert run.steps == 250_017  # 250,016.001 of them
     (on_gpu,) = run.gpus
     (outcome,) = on_gpu.outcomes
     hours = LLAMA_FLOPS * 10**12 / (312 * 10**12 * Fraction(2, 5) * 3600)
@@ -206,16 +208,19 @@ def test_attention_s_share(llama: Analysis, deepseek: Analysis) -> None:
 
 
 def test_a_batch_from_one_sequence_to_all_tokens(llama: Analysis) -> None:
-    for batch, steps in ((2048, 2), (4096, 1)):
-        plan = RunPlan(tokens=4096, gpus=("H100",), global_batch_tokens=batch)
-        assert plan_run(llama, plan).steps == steps
-    with pytest.raises(UserError, match=r"tokens = 11: must be at least one sequence of llama_7b, 2048 tokens$"):
-        plan_run(llama, RunPlan(tokens=11, gpus=("H100",), global_batch_tokens=11))
+    plan = RunPlan(tokens=8192, gpus=("H100",))
+    for number, steps in ((2, 2), (3, 2), (4, 1)):
+        assert plan_run(with_micro_batches(llama, number), plan).steps == steps
+    of_one = plan_run(llama, plan)  # a step of one sequence is nobody's choice
+    assert (of_one.global_batch_tokens, of_one.steps) == (None, None)
+    with pytest.raises(UserError, match=r"^global_batch_tokens = 10240: must be at most tokens \(8192\)$"):
+        plan_run(with_micro_batches(llama, 5), plan)
+    assert plan_run(llama, RunPlan(tokens=11, gpus=("H100",))).tokens == 11
 
 
 def test_lossless_to_json(deepseek: Analysis) -> None:
-    plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "H100"), gpu_hours=2_664_000, global_batch_tokens=10**6)
-    run = plan_run(deepseek, plan)
+    plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "H100"), gpu_hours=2_664_000)
+    run = plan_run(with_micro_batches(deepseek, 15_360), plan)
     text = msgspec.json.encode(run)
     assert msgspec.json.decode(text, type=TrainingRun) == run
     assert isinstance(json.loads(text)["training_flops"], int)
@@ -285,13 +290,10 @@ def test_an_fp8_run_is_held_against_the_fp8_peak(llama: Analysis) -> None:
         ({"gpu_hours": "5"}, "^gpu_hours = '5': must be a number of hours above 0$"),
         ({"gpu_hours": True}, "^gpu_hours = true: must be a number of hours above 0$"),
         ({"mfus": (1.5,)}, r"mfu = 1\.5: must be a number from 1e-06 to 1"),
-        ({"global_batch_tokens": 2047, "tokens": 10**6}, "must be at least one sequence of llama_7b, 2048 tokens"),
-        ({"global_batch_tokens": 11}, r"global_batch_tokens = 11: must be at most tokens \(10\)"),
         ({"tokens": 0}, "^tokens = 0: must be a whole number, at least 1$"),
         ({"tokens": None}, "^tokens = null: must be a whole number, at least 1$"),
         ({"tokens": 1e12}, r"^tokens = 1000000000000\.0: must be a whole number, at least 1$"),
         ({"num_gpus": 0}, "^num_gpus = 0: must be a whole number, at least 1$"),
-        ({"global_batch_tokens": True}, "^global_batch_tokens = true: must be a whole number, at least 1$"),
         ({"mfus": ()}, "^mfu = '': give at least one utilisation"),
         ({"gpu_hours": 0.0}, r"^gpu_hours = 0\.0: must be a number of hours above 0$"),
         ({"gpu_hours": float("nan")}, "^gpu_hours = nan: must be a number of hours above 0$"),

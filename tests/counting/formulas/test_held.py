@@ -6,6 +6,7 @@ The measurements hold both against real modules; here neither is run, so that ma
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from counting.formulas.held import (
@@ -23,7 +24,7 @@ from counting.formulas.held import (
     weight_bytes,
 )
 from counting.formulas.memory import simulate
-from counting.setup import Setup, resolve
+from counting.setup import MicroBatch, Setup, resolve
 from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES
 from torch_models.fields.bundled import bundled_data
@@ -59,6 +60,7 @@ def test_every_family(kernels: Kernels, recompute: Recompute, loss_chunk: int | 
             sequence_length=24, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk, precision=precision
         )
         check(spec_from_fields(fields, "shrunken"), setup)
+        check(spec_from_fields(fields, "shrunken"), msgspec.structs.replace(setup, micro_batch_size=3))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -77,9 +79,10 @@ def test_models_of_random_shape(seeds: range) -> None:
         spec, length = random_model(pick, random_layer(pick), seed), pick.choice([1, 2, 7, 64, 333, 4096])
         setup = Setup(
             sequence_length=length,
+            micro_batch_size=pick.choice([1, 1, 2, 5]),
             kernels=pick.choice(KERNELS),
             recompute=pick.choice(RECOMPUTES),
-            loss_chunk=pick.choice([None, None, -(-length // 3), -(-length // 100)]),
+            loss_chunk=pick.choice([None, None, -(-length // 3), -(-length // 40)]),
             precision=pick.choice(["mixed", "mixed", "fp32"]),
             mtp=pick.choice([None, False]),
         )
@@ -88,7 +91,7 @@ def test_models_of_random_shape(seeds: range) -> None:
 
 # --- By hand -----------------------------------------------------------------------------------------------------
 
-LLAMA_7B = ForwardPass(tokens=2048, width=2, kernels="fused", recompute="none")
+LLAMA_7B = ForwardPass(MicroBatch(1, 2048), width=2, kernels="fused", recompute="none")
 
 
 def test_a_layer_of_llama_7b() -> None:
@@ -114,6 +117,14 @@ def test_a_layer_of_llama_7b() -> None:
     assert layer_held(layer, eager) == 2048 * (2 * (76800 + 2 * 2 * 4096) + 4 * 2) + squares
 
 
+def test_sequences_share_the_mask_and_nothing_else() -> None:
+    """Three sequences of 64 tokens: what one holds three times, but for the mask, one byte a pair, twice."""
+    ((layer, _),) = read_spec("llama_7b").layer_groups()
+    for kernels, shared in (("fused", 24), ("eager", 64**2)):  # 24 bytes: the random state of one kernel
+        one, three = (LLAMA_7B._replace(kernels=kernels, micro_batch=MicroBatch(n, 64)) for n in (1, 3))
+        assert layer_held(layer, three) == 3 * layer_held(layer, one) - 2 * shared
+
+
 def test_the_loss_of_llama_7b() -> None:
     """V = 32000: fp32 logarithms of probabilities, and the head's input, whose place the last layer's output leaves.
 
@@ -128,7 +139,7 @@ def test_the_loss_of_llama_7b() -> None:
 def test_grouped_heads_are_repeated_by_eager_kernels_alone() -> None:
     """64 query heads on 8 key/value heads of 128 (Llama-2 70B): 2 x 8 heads held fused, 2 x 64 eager."""
     ((layer, _),) = read_spec("llama_2_70b").layer_groups()
-    fused, eager = (ForwardPass(tokens=64, width=2, kernels=k, recompute="none") for k in KERNELS)
+    fused, eager = (ForwardPass(MicroBatch(1, 64), width=2, kernels=k, recompute="none") for k in KERNELS)
     widths = 8192 + 2 * 64 * 128  # input; query and attended
     assert attention_held(layer.attention, fused) == 64 * 2 * (widths + 2 * 8 * 128) + 64 * 64 * 4 + 24
     squares = 64**2 * (64 * (2 + 4) + 1)
@@ -139,7 +150,7 @@ def test_a_router_of_deepseek_v3() -> None:
     """D = 7168, 256 experts, 8 of a token: all fp32, but the indices of 8 bytes; the weights are normalised."""
     layer = read_spec("deepseek_v3").layer_groups()[1][0]
     assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
-    run = ForwardPass(tokens=100, width=2, kernels="fused", recompute="none")
+    run = ForwardPass(MicroBatch(1, 100), width=2, kernels="fused", recompute="none")
     by_hand = 4 * 100 * (7168 + 256) + 4 * 256 * 7168 + 8 * 100 * 8 + 4 * 100 * 9
     assert router_held(layer.feed_forward.router, run) == by_hand
 
@@ -148,7 +159,7 @@ def test_experts_of_deepseek_v3() -> None:
     """800 rows of 100 tokens: D in, 4 F, D out, a weight, two indices; where 256 experts end; one shared expert."""
     layer = read_spec("deepseek_v3").layer_groups()[1][0]
     assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
-    run = ForwardPass(tokens=100, width=2, kernels="fused", recompute="none")
+    run = ForwardPass(MicroBatch(1, 100), width=2, kernels="fused", recompute="none")
     rows = 800 * (2 * (7168 + 4 * 2048 + 7168 + 1) + 2 * 8) + 4 * 256
     shared = 2 * 100 * (7168 + 4 * 2048)
     assert feed_forward_held(layer.feed_forward, run) == router_held(layer.feed_forward.router, run) + rows + shared
@@ -166,7 +177,7 @@ def test_weights_of_a_layer() -> None:
 @pytest.mark.parametrize("cap", [None, 7.0])
 def test_a_soft_cap_holds_the_output_of_tanh(cap: float | None) -> None:
     fields = FAMILIES["gemma2"] | {"final_logit_softcapping": cap}
-    run = ForwardPass(tokens=10, width=2, kernels="fused", recompute="none")
+    run = ForwardPass(MicroBatch(1, 10), width=2, kernels="fused", recompute="none")
     by_hand = 10 * (2 * 64 + 4 * 96 + (2 * 96 if cap else 0)) + 4 + 8
     assert head_held(spec_from_fields(fields, "s"), run, None) == by_hand
 

@@ -33,12 +33,15 @@ def test_each_speaks_of_its_own_and_they_agree_where_both_do(fields: dict[str, A
         assert filled(simulated) == {"kind", "count", *peaks}
     assert formula.step_profile is not None
     assert simulation.step_profile is not None
-    stretches = {"embedding_forward", "loss", "embedding_backward", "optimizer_step"}
+    stretches = {"first_micro_batch", "later_micro_batch", "optimizer_step"}
     assert filled(formula.step_profile) == set(formula.step_profile.__struct_fields__) - stretches
-    assert filled(simulation.step_profile) == set(simulation.step_profile.__struct_fields__) - {"outside_states"}
+    assert filled(simulation.step_profile) == set(simulation.step_profile.__struct_fields__) - {
+        "outside_states",
+        "later_micro_batch",
+    }
     for by_hand, simulated in zip(formula.step_profile.layers, simulation.step_profile.layers, strict=True):
         assert filled(by_hand) == {"kind", "count", "states", "held"}
-        assert filled(simulated) == {"kind", "count", "held", "forward", "backward"}
+        assert filled(simulated) == {"kind", "count", "held"}
     merged, agreement = reconcile("shrunken", {"formula": formula, "simulation": simulation})
     proven = {f"{check.scope}: {check.component}" for check in agreement.checks if check.proven}
     assert proven >= {"step: embedding_held", "step: loss_held", "step: inputs"}

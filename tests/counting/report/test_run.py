@@ -18,6 +18,7 @@ from counting.report.format import NONE
 from counting.report.published import print_published
 from counting.report.run import print_run
 from counting.setup import Setup
+from tests.batches import with_micro_batches
 
 WIDTH = 120
 
@@ -48,8 +49,8 @@ def words(text: str) -> str:
 
 
 def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "B200"), num_gpus=64, mfus=(0.5,), global_batch_tokens=62_914_560)
-    run = plan_run(deepseek, plan)
+    plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "B200"), num_gpus=64, mfus=(0.5,))
+    run = plan_run(with_micro_batches(deepseek, 15_360), plan)
     print_run(run)
     out = capsys.readouterr().out
     assert all(len(line) <= WIDTH for line in out.splitlines())

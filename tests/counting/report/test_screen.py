@@ -15,6 +15,7 @@ from counting.report import Results
 from counting.report.format import NONE
 from counting.setup import Setup
 from model_training_cost_analysis import main
+from tests.batches import with_micro_batches
 from tests.foreign_families import FAMILIES
 from tests.screens import printed, words
 from tests.shrunken import DEEPSEEK_V3, LLAMA
@@ -31,7 +32,7 @@ COMMANDS = [
     "--model_config llama_7b --gpus H100,B200",
     f"--model_config mistral_7b --gpus {EVERY_GPU}",
     "--model_config llama_7b --tokens 15T --gpus H100,B200 --num_gpus 2048",
-    f"--model_config deepseek_v3 --tokens 14.8T --gpus {PRICED} --num_gpus 8 --global_batch_tokens 63M",
+    f"--model_config deepseek_v3 --tokens 14.8T --gpus {PRICED} --num_gpus 8 --global_batch_tokens 62914560",
     "--model_config deepseek_v3 --tokens 14.8T --gpus A100,H100,H800,H200,B200 --gpu_hours 10M --num_gpus 2048",
     "--model_config llama_7b --tokens 1T --gpus H100 --tokens_per_second_per_gpu 11000",
     "--training_budget 5000000",
@@ -170,8 +171,8 @@ def test_a_name_of_any_length_is_wrapped(llama: Analysis, capsys: pytest.Capture
 
 
 def test_a_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = RunPlan(tokens=15 * 10**12, gpus=("H100", "B200"), num_gpus=1, global_batch_tokens=4 * 10**6)
-    run = plan_run(llama, plan)
+    plan = RunPlan(tokens=15 * 10**12, gpus=("H100", "B200"), num_gpus=1)
+    run = plan_run(with_micro_batches(llama, 2000), plan)
     lines = printed(capsys, Results(analyses=[llama], runs=[run])).splitlines()
     assert lines[4] == "Training llama_7b on 15 T tokens with 1 GPUs at 30 % to 50 % MFU, assumed"
     (h100, _) = run.gpus
@@ -179,10 +180,10 @@ def test_a_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[6].split()[:3] == ["H100", "3.00", f"{hours[-1]:,.0f}{NONE}{hours[0]:,.0f}"]
     assert lines[6].endswith(f"$1.08{NONE}1.81 M")
     text = words("\n".join(lines))
-    assert "FLOPs 6.430e+23, 42.9 GFLOP a token; 3,750,000 steps of 4 M tokens" in text
+    assert "FLOPs 6.430e+23, 42.9 GFLOP a token; 3,662,110 steps of 4.1 M tokens" in text
     assert "GPUs at least 2 H100 and 1 B200 hold the model states, 107.8 GB; left out: activations, logits and" in text
     assert run.beside_states_bytes is not None
-    assert f"(up to {run.beside_states_bytes / 1e9:.1f} GB on each for one sequence), buffers, fragments" in text
+    assert f"(up to {run.beside_states_bytes / 1e9:.1f} GB on each for one micro-batch), buffers, fragments" in text
     assert "1 H100 cannot hold the model states" in text
     assert "B200 cannot hold" not in text
     assert "not in the bill failed runs" in text

@@ -17,6 +17,7 @@ from counting.formulas.memory.layer import rotary_tables as simulated_tables
 from counting.formulas.memory.tape import Array, Size, Tape
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
+from counting.setup import MicroBatch
 from tests.random_specs import random_layer
 from tests.sweeps import seeds
 from torch_models.builder import creating
@@ -60,14 +61,14 @@ class SimulatedCurve(Tape):
 
 
 def by_simulation(
-    spec: LayerSpec, length: int, kernels: Kernels, recompute: Recompute, width: int, *, grad: bool
+    spec: LayerSpec, batch: MicroBatch, kernels: Kernels, recompute: Recompute, width: int, *, grad: bool
 ) -> list[int]:
     tape = SimulatedCurve(grad=grad)
-    tables = simulated_tables(tape, spec, length, width)
-    x = residual_stream(tape, spec, length, width)
+    tables = simulated_tables(tape, spec, batch.length, width)
+    x = residual_stream(tape, spec, batch.tokens, width)
     tape.before = tape.live
     tape.points.clear()
-    out = run_layer(tape, spec, x, length, kernels, recompute)
+    out = run_layer(tape, spec, x, batch, kernels, recompute)
     if grad:
         gradient = tape.like(out.size)
         tape.deliver(out.edge, gradient.again())
@@ -80,13 +81,13 @@ def by_simulation(
 
 
 def by_measurement(
-    spec: LayerSpec, length: int, kernels: Kernels, recompute: Recompute, dtype: torch.dtype, *, grad: bool
+    spec: LayerSpec, batch: MicroBatch, kernels: Kernels, recompute: Recompute, dtype: torch.dtype, *, grad: bool
 ) -> list[int]:
     with creating("meta", dtype):
         layer = DecoderLayer(spec, kernels)
     set_recompute(layer, recompute)
-    tables = rotary_tables(spec.attention.rotary, length, torch.device("meta"), dtype)
-    x = torch.empty(1, length, spec.hidden_size, device="meta", dtype=dtype).requires_grad_(grad)
+    tables = rotary_tables(spec.attention.rotary, batch.length, torch.device("meta"), dtype)
+    x = torch.empty(*batch, spec.hidden_size, device="meta", dtype=dtype).requires_grad_(grad)
     existing = [*layer.parameters(), *layer.buffers(), x, *tables]
     with measuring(), torch.set_grad_enabled(grad), Curve(existing) as curve:
         out = layer(x, tables)
@@ -102,14 +103,16 @@ def by_measurement(
 @pytest.mark.parametrize("seed", seeds(50, 300))
 def test_forward_and_backward(seed: int, recompute: Recompute) -> None:
     pick = random.Random(seed)
-    layer, length, kernels = random_layer(pick), pick.choice([1, 2, 7, 64, 333]), pick.choice(KERNELS)
+    layer, kernels = random_layer(pick), pick.choice(KERNELS)
+    batch = MicroBatch(pick.choice([1, 1, 2, 3]), pick.choice([1, 2, 7, 64, 333]))
     dtype = pick.choice([torch.bfloat16, torch.bfloat16, torch.float32])
-    run = (layer, length, kernels, recompute)
+    run = (layer, batch, kernels, recompute)
     assert by_measurement(*run, dtype, grad=True) == by_simulation(*run, dtype.itemsize, grad=True)
 
 
 @pytest.mark.parametrize("seed", seeds(30, 200))
 def test_forward_without_gradients(seed: int) -> None:
     pick = random.Random(seed)
-    run = (random_layer(pick), pick.choice([2, 7, 64, 333]), pick.choice(KERNELS), "none")
+    batch = MicroBatch(pick.choice([1, 1, 2, 3]), pick.choice([1, 2, 7, 64, 333]))
+    run = (random_layer(pick), batch, pick.choice(KERNELS), "none")
     assert by_measurement(*run, torch.bfloat16, grad=False) == by_simulation(*run, 2, grad=False)
