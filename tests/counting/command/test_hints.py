@@ -32,6 +32,9 @@ def without_a_length() -> object:
 # What a user of the library does -> what the command says of it.
 ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: Setup(sequence_length=0), "--seq_len = 0: must be a whole number of tokens from 1 to 16777216"),
+    (lambda: Setup(micro_batch_size=0), "--micro_batch_size = 0: must be a whole number of sequences from 1 to"),
+    (lambda: Setup(micro_batches=0), "--micro_batches = 0: must be a whole number of micro-batches from 1 to"),
+    (lambda: Setup(zero_gradients="all"), "--zero_gradients = 'all': must be one of none, in_place"),  # type: ignore[arg-type]
     (lambda: Setup(kernels="flash"), "--kernels = 'flash': must be one of fused, eager"),  # type: ignore[arg-type]
     (lambda: Setup(recompute="most"), "--recompute = 'most': must be one of "),  # type: ignore[arg-type]
     (lambda: Setup(loss_chunk=-1), "--loss_chunk = -1: must be a whole number of tokens"),

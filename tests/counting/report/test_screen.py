@@ -180,7 +180,7 @@ def test_a_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[6].split()[:3] == ["H100", "3.00", f"{hours[-1]:,.0f}{NONE}{hours[0]:,.0f}"]
     assert lines[6].endswith(f"$1.08{NONE}1.81 M")
     text = words("\n".join(lines))
-    assert "FLOPs 6.430e+23, 42.9 GFLOP a token; 3,662,110 steps of 4.1 M tokens" in text
+    assert "FLOPs 6.430e+23, 42.9 GFLOP a token; 3,662,110 steps of 4.10 M tokens" in text
     assert "GPUs at least 2 H100 and 1 B200 hold the model states, 107.8 GB; left out: activations, logits and" in text
     assert run.beside_states_bytes is not None
     assert f"(up to {run.beside_states_bytes / 1e9:.1f} GB on each for one micro-batch), buffers, fragments" in text
