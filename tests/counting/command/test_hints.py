@@ -55,6 +55,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: plan_budget(5e6, scaling_law="chinchilla"), "--scaling_law = 'chinchilla': is not known: choose from"),
     (lambda: plan_budget(5e6, mfu=1.5), "--mfu = 1.5: must be a number from 1e-06 to 1"),
     (lambda: plan_budget(0), "--training_budget = 0: must be a number of US dollars from 0.01 to 1e+15"),
+    (lambda: run(tokens=0), "--tokens = 0: must be a whole number, at least 1"),
     (lambda: run(num_gpus=0), "--num_gpus = 0: must be a whole number, at least 1"),
     (lambda: run(gpu_hours=1e-9), "--gpu_hours = 1e-09: the claim is impossible: "),
     (
