@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
-from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, WholeModel, model_flops
+from counting.counts import (
+    AttentionCore,
+    Counts,
+    LayerCounts,
+    LayerMemory,
+    ModelCounts,
+    Totals,
+    WholeModel,
+    model_flops,
+)
 from counting.reconcile import Agreement, reconcile
 from counting.setup import MOST_CHUNKS, Setup, resolve
 from counting.step.fit import Fit
@@ -184,14 +193,19 @@ def count_by_formula(spec: ModelSpec) -> Counts:
 def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     from counting.formulas.memory import simulate
     from counting.formulas.model import by_formula
+    from counting.measurements.checkpoint import count_checkpoint
     from counting.measurements.model import measure
 
+    stored = count_checkpoint(spec)
     witnesses = measure(spec, setup, step=step)
     witnesses["formula"] = by_formula(spec, setup, step=step)
     witnesses["simulation"] = simulate(spec, setup, step=step)
     measured_dtype = setup.precision_recipe.activation_dtype if step else "bfloat16"
     setup = msgspec.structs.replace(setup, measured_dtype=measured_dtype)
-    analysis, counts = _analysis(spec, "measured = formula", setup, NOTES, witnesses)
+    notes = NOTES if stored is None else (*NOTES, stored.note)
+    if stored is not None and stored.totals is not None:
+        witnesses = _with_checkpoint(witnesses, stored.totals)
+    analysis, counts = _analysis(spec, "measured = formula", setup, notes, witnesses)
     if not step:
         return analysis
     core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops
@@ -204,6 +218,14 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
         ),
         memory=msgspec.structs.replace(memory, alternatives=_alternatives(spec, setup, counts)),
     )
+
+
+def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:
+    """The witnesses with their sums over the model, and the checkpoint as one more, which has nothing but the sums."""
+    summed = {name: msgspec.structs.replace(counts, totals=counts.own_totals()) for name, counts in witnesses.items()}
+    layers = next(iter(witnesses.values())).layers
+    same_layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in layers)
+    return {**summed, "checkpoint": ModelCounts(layers=same_layers, totals=stored)}
 
 
 def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:

@@ -196,6 +196,17 @@ class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
     attention_core_flops: AttentionCore | None  # the part that depends on which keys a query visits
 
 
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the whole model, for a witness that knows no layers and no components: a checkpoint's headers."""
+
+    scope: ClassVar[str] = "model"
+
+    parameters: int | None = None
+    router_correction_bias: int | None = None
+    mtp_parameters: int | None = None
+    mtp_router_correction_bias: int | None = None
+
+
 class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     """The counts of one witness: distinct layers, the rest of the model, multi-token prediction, a training step."""
 
@@ -204,6 +215,17 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
     mtp: MtpCounts = MtpCounts()
     training_flops: StepFlops | None = None
     step_profile: StepProfile | None = None
+    totals: Totals | None = None
+
+    def own_totals(self) -> Totals:
+        """The sums that `Totals` has; a sum is None if one of its parts is None."""
+        whole, mtp = self.whole_model(), self.mtp
+        return Totals(
+            parameters=None if whole.parameters is None else whole.parameters.total,
+            router_correction_bias=whole.router_correction_bias,
+            mtp_parameters=None if mtp.parameters is None else mtp.parameters.total,
+            mtp_router_correction_bias=mtp.router_correction_bias,
+        )
 
     def whole_model(self) -> WholeModel:
         """The sums over the main model; a sum is None if one of its parts is None."""

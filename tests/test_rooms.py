@@ -44,7 +44,7 @@ ROOMS = {
     "counting.formulas": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
     "counting.measurements": (
         "counting.counts counting.recipes counting.setup counting.step torch_models.errors torch_models.spec"
-        " torch_models.modules torch_models.builder torch_models.training"
+        " torch_models.modules torch_models.builder torch_models.checkpoints torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.errors torch_models.fields"

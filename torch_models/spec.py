@@ -340,6 +340,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     embedding_scale: float = 1.0
     final_logit_softcap: float | None = None
     defaulted_fields: tuple[str, ...] = ()  # "field = value" for each field that took the family's default
+    folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
 
     def __post_init__(self) -> None:
         assert self.layer_runs and all(run.layer.hidden_size == self.hidden_size for run in self.layer_runs)

@@ -13,20 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from torch_models.builder import build_model, build_mtp_layers, check_placement
-from torch_models.checkpoints.files import DTYPE_BYTES, StoredTensor, stored_tensors, stream
+from torch_models.checkpoints.files import require_safetensors, stream
+from torch_models.checkpoints.headers import StoredTensor, stored_tensors
+from torch_models.checkpoints.places import (
+    EMBEDDING,
+    HEAD,
+    LAYERS,
+    Found,
+    parts_of_checkpoint,
+    places_in,
+)
 from torch_models.errors import CheckpointError, ConfigError
-from torch_models.fields.config import family, spec_from_fields
-from torch_models.fields.file import read_config
-from torch_models.fields.stored_names import Place, StoredName, is_irrelevant, parts_of, place_of
+from torch_models.fields.config import spec_from_fields
+from torch_models.fields.file import CONFIG_FILE, read_config
+from torch_models.fields.stored_names import is_irrelevant
 from torch_models.modules.decoder import CausalLM
 from torch_models.spec import Kernels, ModelSpec
 
-CONFIG_FILE = "config.json"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-LAYERS = "model.layers."
-MTP_COPIES = (".embed_tokens.weight", ".shared_head.head.weight")  # in MTP layers: copies of main-model weights
-EXAMPLES = 3  # number of tensors that an error message names for each kind of mismatch
+# The dtypes that can be loaded. Any other dtype belongs to a quantised checkpoint.
+DTYPES = ("BF16", "F16", "F32", "F64")
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -58,9 +63,8 @@ def load_checkpoint(
     check_placement(device, dtype)
     checkpoint = _read(folder)
     spec, stored = checkpoint.spec, checkpoint.stored
-    # A tied tensor has two names. A checkpoint stores it under one of them, usually the embedding's, or under both.
-    first, second = (HEAD, EMBEDDING) if EMBEDDING not in stored and HEAD in stored else (EMBEDDING, HEAD)
-    left_out = second if spec.tie_word_embeddings else None
+    parts = parts_of_checkpoint(stored, spec)
+    left_out = parts.left_out
 
     def build(device: torch.device | str) -> CausalLM:
         return build_model(spec, device=device, dtype=dtype, kernels=kernels, initializer_range=None)
@@ -68,10 +72,10 @@ def load_checkpoint(
     def tensors_of(model: CausalLM) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
 
-    chosen = {name: tensor for name, tensor in stored.items() if name != left_out and not _is_mtp(name, spec)}
-    model = _load(checkpoint, chosen, build, tensors_of, device)
+    model = _load(checkpoint, {name: stored[name] for name in parts.main}, build, tensors_of, device)
     if left_out in stored:
-        _check_copy(second, stored[second], first, model.lm_head.weight)
+        first = HEAD if left_out == EMBEDDING else EMBEDDING
+        _check_copy(left_out, stored[left_out], first, model.lm_head.weight)
     return model
 
 
@@ -101,11 +105,7 @@ def load_mtp_checkpoint(
             for name, tensor in layer.state_dict().items()
         }
 
-    chosen = {
-        name: tensor
-        for name, tensor in checkpoint.stored.items()
-        if _is_mtp(name, spec) and not name.endswith(MTP_COPIES)
-    }
+    chosen = {name: checkpoint.stored[name] for name in parts_of_checkpoint(checkpoint.stored, spec).mtp}
     return _load(checkpoint, chosen, build, tensors_of, device)
 
 
@@ -127,20 +127,12 @@ def _read(folder: str | os.PathLike[str]) -> Checkpoint:
         raise error.in_file(str(config)) from None
     stored = {name: tensor for name, tensor in stored_tensors(path).items() if not is_irrelevant(name)}
     for name, tensor in stored.items():
-        if tensor.dtype not in DTYPE_BYTES:
+        if tensor.dtype not in DTYPES:
             raise CheckpointError(
-                f"{tensor.file}: {name} is stored as {tensor.dtype}, and only {', '.join(DTYPE_BYTES)} are read: "
+                f"{tensor.file}: {name} is stored as {tensor.dtype}, and only {', '.join(DTYPES)} are read: "
                 "quantised checkpoints are not supported"
             )
     return Checkpoint(path, spec, stored)
-
-
-def _is_mtp(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor belongs to an MTP layer of the config; their numbers follow those of the main model."""
-    number = name.removeprefix(LAYERS).partition(".")[0]
-    if not name.startswith(LAYERS) or not number.isdecimal():
-        return False
-    return spec.num_layers <= int(number) < spec.num_layers + len(spec.mtp_layers)
 
 
 def _load(
@@ -154,62 +146,20 @@ def _load(
 
     `tensors_of` returns the module's tensors by their names in a checkpoint; they share the module's memory.
     """
-    stored_names = family(checkpoint.spec.model_type).Config.stored_names
-    places = {name: place_of(name, stored_names) for name in stored}
-    _check_places(checkpoint, places, tensors_of(build("meta")), stored_names)
-    module = build(device)
+    found = {name: Found(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(build("meta")).items()}
+    places = places_in(shapes, found, checkpoint.spec.model_type, checkpoint.folder)
     if torch.device(device).type == "meta":
-        return module
+        return build(device)
+    for tensor in stored.values():
+        require_safetensors(tensor.file)
+        break
+    module = build(device)
     tensors = tensors_of(module)
     for name, value in stream(stored):
         place = places[name]
         place.of(tensors[place.native]).copy_(value)
     return module
-
-
-def _check_places(
-    checkpoint: Checkpoint,
-    places: Mapping[str, Place],
-    tensors: Mapping[str, Tensor],
-    stored_names: tuple[StoredName, ...],
-) -> None:
-    """Raise `CheckpointError` unless the stored tensors fill each part of the module's tensors exactly once.
-
-    Shapes must match, and no stored tensor may be left over.
-    """
-    filled: dict[str, dict[Place, str]] = {}
-    misshapen, missing, surplus, twice = [], [], [], []
-    for name, place in places.items():
-        file, _, shape = checkpoint.stored[name]
-        tensor = tensors.get(place.native)
-        if tensor is None or (place.expert is not None and place.expert >= len(tensor)):
-            surplus.append(f"{name} in {file.name}")
-            continue
-        expected = tuple(place.of(tensor).shape)
-        if shape != expected:
-            misshapen.append(f"{name} in {file.name} has shape {shape}, must be {expected}")
-        parts = filled.setdefault(place.native, {})
-        if place in parts:
-            twice.append(f"{name} in {file.name} is also {parts[place]}")
-        parts[place] = name
-    for native, tensor in tensors.items():
-        parts = filled.get(native, {})
-        whole = parts.pop(Place(native), None)
-        if whole:
-            twice += [f"{name} is also in {whole}" for name in parts.values()]
-        elif parts:
-            wanted = parts_of(native, len(tensor), stored_names)
-            missing += [f"{name} {tuple(part.of(tensor).shape)}" for part, name in wanted.items() if part not in parts]
-        else:
-            missing.append(f"{native} {tuple(tensor.shape)}")
-    kinds = {"misshapen": misshapen, "missing": missing, "surplus": surplus, "stored twice": twice}
-    clauses = [f"{len(found)} {kind}: {_examples(found)}" for kind, found in kinds.items() if found]
-    if clauses:
-        raise CheckpointError(f"{checkpoint.folder}: tensors that do not fit {CONFIG_FILE}: {'; '.join(clauses)}")
-
-
-def _examples(found: list[str]) -> str:
-    return ", ".join(found[:EXAMPLES]) + (", …" if len(found) > EXAMPLES else "")
 
 
 def _check_copy(name: str, stored: StoredTensor, original: str, loaded: Tensor) -> None:

@@ -99,6 +99,7 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # the file, or another name to show in errors
     model_type: str | None  # None: the field is missing, and the family follows from `architectures`
     fields: dict[str, Any]
+    folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
 
 
 class Family(Protocol):
@@ -110,11 +111,12 @@ class Family(Protocol):
         """Return the spec of a checked config."""
 
 
-Source = str | os.PathLike[str] | Mapping[str, Any]  # a config: its path, its name in configs/, or its fields
+# A config: its path, the folder that contains it, its name in configs/, or its fields.
+Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def read_spec(config: Source) -> ModelSpec:
-    """Return the spec of a config, given as a path, the name of a file in `configs/`, or a mapping of its fields.
+    """Return the spec of a config: a path, a folder with a config.json, a name in `configs/`, or a mapping of fields.
 
     Raises `UserError` (a `ValueError`); the message names file, field, value and rule.
     """
@@ -123,26 +125,28 @@ def read_spec(config: Source) -> ModelSpec:
 
 def read_model(config: Source) -> ModelSpec | ForeignConfig:
     """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here."""
-    model = _read(config, model_from_fields)
-    if isinstance(model, ForeignConfig) and not isinstance(config, Mapping):
-        return msgspec.structs.replace(model, source=os.fspath(config))
-    return model
+    return _read(config, model_from_fields)
 
 
-R = TypeVar("R")
+M = TypeVar("M", bound=ModelSpec | ForeignConfig)
 
 
-def _read(config: Source, parse: Callable[[dict[str, Any], str], R]) -> R:
+def _read(config: Source, parse: Callable[[dict[str, Any], str], M]) -> M:
     if isinstance(config, Mapping):
         for field in config:
             if not isinstance(field, str):
                 raise UserError(f"a config's fields have names, but one is {show_value(field)}")
         return parse(dict(config), NAME_OF_A_MAPPING)
     file, fields = read_config(config)
+    folder = os.fspath(config) if os.path.isdir(config) else None
+    name = Path(file).stem.removesuffix("_config") if folder is None else Path(folder).resolve().name
     try:
-        return parse(fields, Path(file).stem.removesuffix("_config"))
+        model = parse(fields, name)
     except ConfigError as error:
         raise error.in_file(file) from None
+    if isinstance(model, ForeignConfig):
+        model = msgspec.structs.replace(model, source=file)
+    return msgspec.structs.replace(model, folder=folder)
 
 
 def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:

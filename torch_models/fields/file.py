@@ -1,4 +1,4 @@
-"""Reads a config.json from a path or by its name in `configs/`: strict JSON, of limited size."""
+"""Reads a config.json from a path, from its folder, or by its name in `configs/`: strict JSON, of limited size."""
 
 import json
 import os
@@ -10,14 +10,17 @@ from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.bundled import bundled_data
 
 MAX_CONFIG_BYTES = 4_000_000
+CONFIG_FILE = "config.json"  # in a folder
 
 
 def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     """Return the path or name as given, and the fields of the JSON object in the file.
 
+    Of a folder, the file is its config.json, and the path is that of the file.
+
     Raises `UserError` if the file cannot be read, is too large, or is not one JSON object without duplicate fields.
     """
-    shown = os.fspath(path_or_name)
+    shown = _file_of(os.fspath(path_or_name))
     content = _read_bytes(shown)
     try:
         fields = json.loads(
@@ -31,6 +34,16 @@ def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, An
     if not isinstance(fields, dict):
         raise UserError(f"{shown}: must be a JSON object of config fields, but is {show_value(fields)}")
     return shown, fields
+
+
+def _file_of(shown: str) -> str:
+    """Return the path of the config.json if `shown` is a folder, which must have one; any other path as it is."""
+    if not os.path.isdir(shown):
+        return shown
+    file = os.path.join(shown, CONFIG_FILE)
+    if not os.path.lexists(file):
+        raise UserError(f"{shown}: is a folder without a {CONFIG_FILE}")
+    return file
 
 
 def _read_bytes(shown: str) -> bytes:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Shape = tuple[int, ...]
+
+
 class StoredName(NamedTuple):
     """A name in checkpoints and the native name that it stands for, both without the prefix that they share.
 
@@ -49,6 +52,11 @@ class Place(NamedTuple):
         share = tensor if self.expert is None else tensor[self.expert]
         return share if self.half is None else share.chunk(2)[self.half]
 
+    def shape_in(self, shape: Shape) -> Shape:
+        """Return the shape at this place of a native tensor of `shape`: (E, 2F, D) -> (2F, D) -> (F, D)."""
+        share = shape if self.expert is None else shape[1:]
+        return share if self.half is None else (share[0] // 2, *share[1:])
+
 
 def is_irrelevant(stored: str) -> bool:
     """Whether a tensor of a checkpoint is not a weight and can be ignored."""
@@ -79,5 +87,5 @@ def parts_of(native: str, experts: int, names: tuple[StoredName, ...]) -> dict[P
 
 @cache
 def _pattern(stored: str) -> re.Pattern[str]:
-    ending = re.escape(stored).replace(re.escape("{expert}"), "(?P<expert>0|[1-9][0-9]*)")
+    ending = re.escape(stored).replace(re.escape("{expert}"), "(?P<expert>0|[1-9][0-9]{0,8})")
     return re.compile(rf"(?P<prefix>(?:.*\.)?){ending}")

@@ -13,6 +13,7 @@ from counting.report.tables import output_width
 
 MARGIN, EQUALS = "  ", " = "
 WORKED_OUT = ("formula", "simulation")  # the witnesses that are computed, not measured
+STORED = "checkpoint"  # the witness that knows only sums over the model
 
 
 def print_proof(agreement: Agreement, name: str) -> None:
@@ -29,12 +30,15 @@ def print_proof(agreement: Agreement, name: str) -> None:
 
 def proof_in_words(agreement: Agreement) -> str:
     """How many numbers are proven and by which witnesses, and how many have only one witness."""
-    proven = [check for check in agreement.checks if check.proven]
+    proven = [check for check in agreement.checks if check.proven and STORED not in check.values]
+    stored = [check for check in agreement.checks if check.proven and STORED in check.values]
     alone: dict[str, list[Check]] = {}
     for check in agreement.checks:
         if not check.proven:
             alone.setdefault(_title(tuple(check.values)), []).append(check)
-    return ", ".join([_heading(agreement, proven), *(f"{len(checks)}{by}" for by, checks in alone.items())])
+    by_checkpoint = [f"{len(stored)}{_title(tuple(stored[0].values))}"] if stored else []
+    alone_by = [f"{len(checks)}{by}" for by, checks in alone.items()]
+    return ", ".join([_heading(agreement, proven), *by_checkpoint, *alone_by])
 
 
 def _heading(agreement: Agreement, proven: Sequence[Check]) -> str:

@@ -18,7 +18,7 @@ SPEED = "--tokens_per_second_per_gpu"
 BAD_COMMANDS = {
     "": "nothing to do: give --model_config or --training_budget",
     "--model_config no_such.json": "no_such.json: no such file",
-    "--model_config .": "must be a file of JSON, but is a folder",
+    "--model_config .": "error: .: is a folder without a config.json",
     "--model_config bad.json": "bad.json: num_experts_per_tok = 17: must be at most the number of experts (16)",
     "--model_config": "argument --model_config: expected at least one argument",
     "--model_config llama_7b --seq_len 0": "--seq_len = 0: must be a whole number of tokens from 1 to 16777216",

@@ -163,8 +163,21 @@ def test_truncated_file(cut: int, tmp_path: Path) -> None:
 
 def test_file_of_something_else(tmp_path: Path) -> None:
     file = write(tmp_path, LLAMA, native_state(LLAMA)) / SINGLE
-    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    file.write_bytes(b"PK\x03\x04" * 100)
     assert refused(tmp_path).startswith("FOLDER/model.safetensors: not a whole safetensors file: ")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+def test_pointers_of_git_lfs(tmp_path: Path) -> None:
+    (write(tmp_path, LLAMA, native_state(LLAMA)) / SINGLE).write_bytes(POINTER)
+    assert refused(tmp_path) == f"FOLDER/{SINGLE}: is a pointer of Git LFS, not the weights: fetch them"
+    (tmp_path / SINGLE).unlink()
+    weight_map = write_shards(tmp_path, LLAMA, native_state(LLAMA))
+    (tmp_path / weight_map["model.norm.weight"]).write_bytes(POINTER)
+    shard = weight_map["model.norm.weight"]
+    assert refused(tmp_path) == f"FOLDER/{shard}: is a pointer of Git LFS, not the weights: fetch them"
 
 
 def test_truncated_shard(tmp_path: Path) -> None:

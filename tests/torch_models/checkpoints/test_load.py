@@ -28,6 +28,7 @@ from tests.checkpoints import (
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from torch_models import build, load_checkpoint, load_mtp_checkpoint
 from torch_models.checkpoints import files as checkpoint_files
+from torch_models.checkpoints.headers import stored_tensors
 from torch_models.errors import CheckpointError, UserError
 from torch_models.families import deepseek_v3
 from torch_models.fields.config import spec_from_fields
@@ -277,7 +278,7 @@ def test_without_safetensors_the_error_says_what_to_install(tmp_path: Path, monk
 
 def test_a_file_is_opened_anew_after_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = native_state(LLAMA)
-    stored = checkpoint_files.stored_tensors(write(tmp_path, LLAMA, state))
+    stored = stored_tensors(write(tmp_path, LLAMA, state))
     monkeypatch.setattr(checkpoint_files, "BYTES_PER_OPENING", 64 * 96 * 4)
     openings = checkpoint_files._openings(stored)
     sizes = [[state[name].nbytes for name in names] for _, names in openings]

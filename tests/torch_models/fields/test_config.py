@@ -70,11 +70,6 @@ def test_a_missing_file_lists_the_configs_there_are(tmp_path: Path) -> None:
         read_spec(tmp_path / "no_such.json")
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be a file of JSON, but is a folder"):
-        read_spec(tmp_path)
-
-
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])
 def test_a_device(path: str) -> None:
     with pytest.raises(UserError, match="must be a file of JSON, but is no regular file"):

@@ -1,0 +1,121 @@
+"""Which stored tensors belong to which tensors of a model, and whether they fit. Torch-free.
+
+Stored names, their shapes and the shapes of the model's tensors go in; an error that names tensors comes out.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch_models.errors import CheckpointError, show_name
+from torch_models.fields.config import family
+from torch_models.fields.file import CONFIG_FILE
+from torch_models.fields.stored_names import Place, Shape, is_irrelevant, parts_of, place_of
+from torch_models.spec import ModelSpec
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+LAYERS = "model.layers."
+MTP_COPIES = (".embed_tokens.weight", ".shared_head.head.weight")  # in MTP layers: copies of main-model weights
+LONGEST_NUMBER = 9  # digits of the number of a layer
+EXAMPLES = 3  # number of tensors that an error message names for each kind of mismatch
+
+
+class Found(NamedTuple):
+    """A stored tensor: the name of its file, and its dtype and shape; both None if the file is not there."""
+
+    file: str
+    dtype: str | None
+    shape: Shape | None
+
+
+class StoredParts(NamedTuple):
+    """The names of a checkpoint's tensors, by the part of the model that they belong to."""
+
+    main: list[str]
+    mtp: list[str]  # of multi-token-prediction layers, without copies of weights of the main model
+    copies: list[str]  # of the embedding and the head: of tied weights, and in multi-token-prediction layers
+    irrelevant: list[str]  # no weights
+    left_out: str | None  # the name, of embedding and head, that a tied model's own tensors are not compared under
+
+
+def parts_of_checkpoint(names: Iterable[str], spec: ModelSpec) -> StoredParts:
+    """Assign each stored name to a part of the model.
+
+    A tied tensor has two names. A checkpoint stores it under one of them, usually the embedding's, or under both.
+    """
+    names = list(names)
+    left_out = None
+    if spec.tie_word_embeddings:
+        left_out = EMBEDDING if HEAD in names and EMBEDDING not in names else HEAD
+    parts = StoredParts([], [], [], [], left_out)
+    for name in names:
+        if is_irrelevant(name):
+            parts.irrelevant.append(name)
+        elif _is_mtp(name, spec):
+            (parts.copies if name.endswith(MTP_COPIES) else parts.mtp).append(name)
+        else:
+            (parts.copies if name == left_out else parts.main).append(name)
+    return parts
+
+
+def _is_mtp(name: str, spec: ModelSpec) -> bool:
+    """Whether a tensor belongs to an MTP layer of the config; their numbers follow those of the main model."""
+    if not spec.mtp_layers or not name.startswith(LAYERS):
+        return False
+    number = name.removeprefix(LAYERS).partition(".")[0]
+    return (
+        number.isdecimal()
+        and len(number) < 10
+        and spec.num_layers <= int(number) < spec.num_layers + len(spec.mtp_layers)
+    )
+
+
+def places_in(
+    shapes: Mapping[str, Shape], found: Mapping[str, Found], model_type: str, folder: object
+) -> dict[str, Place]:
+    """Return the place of each tensor of `found` in the tensors of a model of the family `model_type`.
+
+    `shapes` are those of the model's tensors by native name. Raises `CheckpointError` unless the stored tensors fill
+    each part of the model's tensors exactly once. Shapes must match, as far as they are known, and no stored tensor may
+    be left over.
+    """
+    stored_names = family(model_type).Config.stored_names
+    places = {name: place_of(name, stored_names) for name in found}
+    filled: dict[str, dict[Place, str]] = {}
+    misshapen, missing, surplus, twice = [], [], [], []
+    for name, place in places.items():
+        file, _, shape = found[name]
+        whole_shape = shapes.get(place.native)
+        if whole_shape is None or (place.expert is not None and place.expert >= whole_shape[0]):
+            surplus.append(f"{name} in {file}")
+            continue
+        expected = place.shape_in(whole_shape)
+        if shape not in (None, expected):
+            misshapen.append(f"{name} in {file} has shape {shape}, must be {expected}")
+        parts = filled.setdefault(place.native, {})
+        if place in parts:
+            twice.append(f"{name} in {file} is also {parts[place]}")
+        parts[place] = name
+    for native, whole_shape in shapes.items():
+        parts = filled.get(native, {})
+        whole = parts.pop(Place(native), None)
+        if whole:
+            twice += [f"{name} is also in {whole}" for name in parts.values()]
+        elif parts:
+            wanted = parts_of(native, whole_shape[0], stored_names)
+            missing += [f"{name} {part.shape_in(whole_shape)}" for part, name in wanted.items() if part not in parts]
+        else:
+            missing.append(f"{native} {whole_shape}")
+    refuse_misfits(folder, {"misshapen": misshapen, "missing": missing, "surplus": surplus, "stored twice": twice})
+    return places
+
+
+def refuse_misfits(folder: object, kinds: Mapping[str, list[str]]) -> None:
+    """Raise `CheckpointError` with the number of tensors of each kind of mismatch and some names, if there are any."""
+    clauses = [f"{len(found)} {kind}: {_examples(found)}" for kind, found in kinds.items() if found]
+    if clauses:
+        raise CheckpointError(f"{folder}: tensors that do not fit {CONFIG_FILE}: {'; '.join(clauses)}")
+
+
+def _examples(found: list[str]) -> str:
+    return ", ".join(map(show_name, found[:EXAMPLES])) + (", …" if len(found) > EXAMPLES else "")
