@@ -33,6 +33,7 @@ from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.spec import Kernels, ModelSpec, Recompute
 
 if TYPE_CHECKING:
+    from counting.measurements.checkpoint import StoredTotals
     from counting.via_transformers.config import ForeignModel
 
 ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
@@ -202,10 +203,7 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     witnesses["simulation"] = simulate(spec, setup, step=step)
     measured_dtype = setup.precision_recipe.activation_dtype if step else "bfloat16"
     setup = msgspec.structs.replace(setup, measured_dtype=measured_dtype)
-    notes = NOTES if stored is None else (*NOTES, stored.note)
-    if stored is not None and stored.totals is not None:
-        witnesses = _with_checkpoint(witnesses, stored.totals)
-    analysis, counts = _analysis(spec, "measured = formula", setup, notes, witnesses)
+    analysis, counts = _analysis(spec, "measured = formula", setup, NOTES, witnesses, stored)
     if not step:
         return analysis
     core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops
@@ -291,11 +289,13 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
     model = read_foreign(foreign)
     setup = msgspec.structs.replace(resolve(setup, model), measured_dtype="bfloat16")
 
+    from counting.via_transformers.checkpoint import compare_with_built
     from counting.via_transformers.measure import measure_via_transformers
 
     measured = measure_via_transformers(model, setup)
     notes = (*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}.")
-    return _analysis(model, "measured, no formula", setup, notes, measured.witnesses)[0]
+    stored = compare_with_built(foreign.folder, measured.tensors)
+    return _analysis(model, "measured, no formula", setup, notes, measured.witnesses, stored)[0]
 
 
 def _analysis(
@@ -304,8 +304,12 @@ def _analysis(
     setup: Setup,
     notes: tuple[str, ...],
     witnesses: Mapping[str, ModelCounts],
+    stored: "StoredTotals | None",
 ) -> tuple[Analysis, ModelCounts]:
-    """The result without a step, and the merged counts of all witnesses."""
+    """The result without a step, and the merged counts of all witnesses; `stored` is what a checkpoint says."""
+    if stored is not None:
+        notes = (*notes, stored.note)
+        witnesses = witnesses if stored.totals is None else _with_checkpoint(witnesses, stored.totals)
     counts, agreement = reconcile(model.name, witnesses)
     whole = counts.whole_model()
     flops, core, mtp_flops = whole.forward_flops, whole.attention_core_flops, counts.mtp.forward_flops

@@ -1,6 +1,7 @@
 """Checkpoint folders as tests need them: tensors of a small model, laid out as published, written as files."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from tests.shrunken import LLAMA
 from torch_models import build, build_mtp
+from torch_models.checkpoints.headers import DTYPE_BITS
 from torch_models.fields.config import spec_from_fields
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 EXPERTS = "model.layers.1.mlp.experts"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 State = dict[str, Tensor]
+Stored = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape, as in a header
 
 
 def random_state(module: nn.Module) -> State:
@@ -83,6 +86,41 @@ def write_shards(folder: Path, fields: dict[str, Any], state: State, shards: int
 
 def write_index(folder: Path, weight_map: object) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+
+
+def shapes_of(state: State, dtype: str = "BF16") -> Stored:
+    """What headers say of the tensors."""
+    return {name: (dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+
+
+def write_header(file: Path, stored: Stored) -> None:
+    """A safetensors file of these tensors, whose bytes are a hole: it may be as large as a published one."""
+    header, end = {}, 0
+    for name, (dtype, shape) in stored.items():
+        begin, end = end, end + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    write_raw_header(file, json.dumps(header).encode(), end)
+
+
+def write_raw_header(file: Path, header: bytes, data: int) -> None:
+    with file.open("wb") as opened:
+        opened.write(len(header).to_bytes(8, "little") + header)
+        opened.truncate(8 + len(header) + data)
+
+
+def write_headers(folder: Path, fields: dict[str, Any], stored: Stored, shards: int, there: int | None = None) -> int:
+    """A folder of shards, of which only the first `there` are, and an index; returns the bytes of all tensors."""
+    (folder / "config.json").write_text(json.dumps(fields))
+    weight_map: dict[str, str] = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(stored.items())[number::shards])
+        if there is None or number < there:
+            write_header(folder / file, part)
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(math.prod(shape) * DTYPE_BITS[dtype] // 8 for dtype, shape in stored.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    return total
 
 
 def assert_same_tensors(module: nn.Module, expected: State) -> None:

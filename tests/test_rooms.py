@@ -47,7 +47,8 @@ ROOMS = {
         " torch_models.modules torch_models.builder torch_models.checkpoints torch_models.training"
     ),
     "counting.via_transformers": (
-        "counting.counts counting.measurements counting.setup torch_models.errors torch_models.fields"
+        "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
+        " torch_models.fields"
     ),
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",

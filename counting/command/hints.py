@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from counting.command.flags import FLAGS
-from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
+from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError, show_name, show_value
 
 
 class Hint(NamedTuple):
@@ -41,6 +41,8 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
                 text = f"{show_name(plan)}: {text}"
         else:
             text = text.removesuffix(error.rule) + rule
+    if isinstance(error, CheckpointError):
+        text += "; a config.json in place of its folder is read without the weights"
     return f"error: {text}".replace("\n", " ")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from counting.counts import Totals
 from counting.measurements.probe import Probe, build_probe
 from torch_models.checkpoints.contents import Contents, read_contents, why_not_summed, why_nothing_is_read
-from torch_models.checkpoints.places import LAYERS, Found, parts_of_checkpoint, places_in, refuse_misfits
+from torch_models.checkpoints.places import DECODER, HEAD, LAYERS, Found, parts_of_checkpoint, places_in, refuse_misfits
 from torch_models.spec import ModelSpec
 
 
@@ -63,6 +63,8 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     contents = read_comparable(spec.folder) if spec.folder is not None else None
     if not isinstance(contents, Contents):
         return contents
+    if not any(name.startswith(LAYERS) for name in contents.found) and HEAD not in contents.found:
+        contents = contents.with_prefix(DECODER)  # saved without its head
     found, model = contents.found, tensors_of(build_probe(spec, "fused"))
     parts = parts_of_checkpoint(found, spec)
     main = {name: shape for name, shape in model.main.items() if name != parts.left_out}

@@ -9,6 +9,7 @@ from counting.counts import ModelCounts
 from counting.measurements.meta_device import measuring
 from counting.setup import Setup
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
+from counting.via_transformers.checkpoint import BuiltTensors, tensors_of_built
 from counting.via_transformers.config import ForeignModel
 from counting.via_transformers.count import count
 from counting.via_transformers.discover import load_code_of
@@ -22,6 +23,7 @@ class Measured(NamedTuple):
 
     witnesses: dict[str, ModelCounts]  # "numel", "trace" and "dispatch"
     built_as: str  # transformers' class and version
+    tensors: BuiltTensors  # of the model, for a checkpoint to be compared with
 
 
 def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
@@ -38,4 +40,5 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
             witnesses = count(found, recorded, setup.sequence_length)
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
-    return Measured(witnesses, f"{type(found.model).__name__} of transformers {version}")
+    built_as = f"{type(found.model).__name__} of transformers {version}"
+    return Measured(witnesses, built_as, tensors_of_built(found))

@@ -36,13 +36,25 @@ class Contents(NamedTuple):
         absent = set(self.headers.absent.values())
         files = {tensor.file for tensor in self.found.values()} | absent
         tensors = f"{len(self.found)} tensors in {len(files)} file{'' if len(files) == 1 else 's'}"
-        names = "names" if len(files) == len(absent) else "names and shapes"
+        shapes = "" if len(files) == len(absent) else ", shapes"
         if absent:
             tensors += f", {len(absent)} of them absent,"
         if why_not_summed is not None:
-            return f"Checkpoint: {tensors} fit the config by {names}; they are not counted: {why_not_summed}."
-        total = f"the bytes that {self.headers.source.name} says" if absent else "the number of parameters"
-        return f"Checkpoint: {tensors} fit the config by {names} and {total}."
+            return f"Checkpoint: {tensors} fit the config by names{shapes}; they are not counted: {why_not_summed}."
+        total = f"the bytes that {self.headers.source.name} says" if absent else "number of parameters"
+        return f"Checkpoint: {tensors} fit the config by names{shapes} and {total}."
+
+    def with_prefix(self, prefix: str) -> "Contents":
+        """The same contents with `prefix` before every name but those that begin with it."""
+
+        def named(name: str) -> str:
+            return name if name.startswith(prefix) else prefix + name
+
+        headers = self.headers._replace(
+            tensors={named(name): tensor for name, tensor in self.headers.tensors.items()},
+            absent={named(name): shard for name, shard in self.headers.absent.items()},
+        )
+        return self._replace(headers=headers, found={named(name): tensor for name, tensor in self.found.items()})
 
 
 def read_contents(folder: Path) -> Contents | None:

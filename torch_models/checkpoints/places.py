@@ -14,7 +14,8 @@ from torch_models.spec import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-LAYERS = "model.layers."
+DECODER = "model."
+LAYERS = f"{DECODER}layers."
 MTP_COPIES = (".embed_tokens.weight", ".shared_head.head.weight")  # in MTP layers: copies of main-model weights
 LONGEST_NUMBER = 9  # digits of the number of a layer
 EXAMPLES = 3  # number of tensors that an error message names for each kind of mismatch
