@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.shrunken import LLAMA
+from counting.analysis import Analysis, analyze
+from counting.setup import Setup
+from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, build_mtp
 from torch_models.checkpoints.headers import DTYPE_BITS
 from torch_models.fields.config import spec_from_fields
@@ -128,3 +130,40 @@ def assert_same_tensors(module: nn.Module, expected: State) -> None:
     assert {name for name in state if name not in expected} <= {"lm_head.weight"}
     for name, tensor in expected.items():
         torch.testing.assert_close(state[name], tensor.to(state[name].dtype), rtol=0, atol=0, msg=name)
+
+
+def analysed(folder: Path) -> Analysis:
+    return analyze(folder, Setup(sequence_length=16), step=False)
+
+
+def by_checkpoint(analysis: Analysis) -> dict[str, int]:
+    """The numbers that the checkpoint has, each proven by others."""
+    assert ("checkpoint" in analysis.agreement.witnesses) == any(
+        "checkpoint" in check.values for check in analysis.agreement.checks
+    )
+    found = [check for check in analysis.agreement.checks if "checkpoint" in check.values]
+    for check in found:
+        assert (check.scope, check.component, tuple(check.values)) == (
+            "model",
+            "total",
+            ("numel", "formula", "checkpoint"),
+        )
+    return {check.quantity: check.values["checkpoint"] for check in found}
+
+
+def numbers_of(module: nn.Module) -> tuple[int, int]:
+    """Parameters, and numbers in buffers."""
+    return sum(p.numel() for p in module.parameters()), sum(b.numel() for b in module.buffers())
+
+
+def deepseek_stored() -> Stored:
+    """As published: separate experts, one layer of multi-token prediction with copies."""
+    state = native_state(DEEPSEEK_V3) | mtp_state(DEEPSEEK_V3)
+    return shapes_of(separate_experts(state))
+
+
+def written(folder: Path, fields: dict[str, Any], stored: Stored) -> Path:
+    """A folder of one file, of which there is only the header."""
+    (folder / "config.json").write_text(json.dumps(fields))
+    write_header(folder / SINGLE, stored)
+    return folder

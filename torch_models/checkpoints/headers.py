@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch_models.errors import CheckpointError, show_name, show_value
 
@@ -136,29 +136,29 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def _entry(file: Path, name: str, entry: Any, data: int) -> tuple[StoredTensor, int, int]:
     """Return the entry of one tensor and the range of its bytes among the `data` bytes after the header."""
-
-    def require(holds: bool, rule: str) -> None:
-        if not holds:
-            raise _broken(file, f"{show_name(name)} {rule}")
-
-    require(isinstance(entry, dict), f"must be an object, but is {show_value(entry)}")
+    if not isinstance(entry, dict):
+        raise _broken(file, f"{show_name(name)} must be an object, but is {show_value(entry)}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    is_known = isinstance(dtype, str) and dtype in DTYPE_BITS
-    require(is_known, f"has dtype {show_value(dtype)}, which is not of the format")
-    require(_are_sizes(shape), f"has shape {show_value(shape)}, which must be a list of whole numbers from 0")
-    require(
-        _are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1],
-        f"has data_offsets {show_value(offsets)}, which must be its beginning and its end in bytes",
-    )
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise _broken(file, f"{show_name(name)} has dtype {show_value(dtype)}, which is not of the format")
+    if not _are_sizes(shape):
+        rule = "which must be a list of whole numbers from 0"
+        raise _broken(file, f"{show_name(name)} has shape {show_value(shape)}, {rule}")
+    if not (_are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
+        rule = "which must be its beginning and its end in bytes"
+        raise _broken(file, f"{show_name(name)} has data_offsets {show_value(offsets)}, {rule}")
     tensor, (begin, end) = StoredTensor(file, dtype, tuple(shape)), offsets
-    require(end <= data, f"ends at byte {end} of the data, and the file has only {data}: it is not whole")
+    if end > data:
+        rule = f"ends at byte {show_value(end)} of the data, and the file has only {data}: it is not whole"
+        raise _broken(file, f"{show_name(name)} {rule}")
     bits = tensor.numel * DTYPE_BITS[dtype]
-    needed = f"{dtype} of shape {show_value(tensor.shape)} has {show_value(bits)} bits"
-    require(bits == (end - begin) * 8, f"has {end - begin} bytes, but {needed}")
+    if bits != (end - begin) * 8:
+        needed = f"{dtype} of shape {show_value(tensor.shape)} has {show_value(bits)} bits"
+        raise _broken(file, f"{show_name(name)} has {end - begin} bytes, but {needed}")
     return tensor, begin, end
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 

@@ -42,8 +42,9 @@ def unpacked(found: Mapping[str, Found]) -> Unpacked:
 def _is_scale(name: str, found: Mapping[str, Found]) -> bool:
     if name.endswith(BLOCK_SCALES):
         return _is_mxfp4(name.removesuffix(BLOCK_SCALES) + BLOCKS, found)
-    scale = next((ending for ending in SCALES if name.endswith(ending)), None)
-    weight = found.get(f"{name.removesuffix(scale)}.weight") if scale else None
+    if not name.endswith(SCALES):
+        return False
+    weight = found.get(f"{name.rpartition('.')[0]}.weight")
     return weight is not None and weight.dtype in (None, *WHOLE_DTYPES)
 
 

@@ -1,6 +1,8 @@
 """The header of a safetensors file: what it says, and one line for everything that breaks the format."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,11 @@ def test_index_that_is_a_pointer_or_too_large(tmp_path: Path) -> None:
 def test_every_dtype_has_its_bits() -> None:
     for name, dtype in DTYPES.items():
         assert DTYPE_BITS[name] == dtype.itemsize * 8
+
+
+def test_neither_torch_nor_safetensors_reads_them() -> None:
+    script = """
+import sys, torch_models.checkpoints.contents
+assert not {'torch', 'safetensors', 'numpy'} & set(sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
