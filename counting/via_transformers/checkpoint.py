@@ -73,7 +73,8 @@ def compare_with_built(folder: str | None, built: BuiltTensors) -> StoredTotals 
     copies = {name for name, own in own_names.items() if own in built.tied and built.tied[own] in own_names.values()}
     own_names = {name: built.tied.get(own, own) for name, own in own_names.items()}
     compared = {name for name, own in own_names.items() if name not in copies and not _is_extra(own, built)}
-    renamed = _compare(contents, {name: own_names[name] for name in compared | copies}, copies, built)
+    in_order = {name: own for name, own in own_names.items() if name in compared or name in copies}
+    renamed = _compare(contents, in_order, copies, built)
 
     expected = {name: math.prod(built.shapes[own]) for name, own in own_names.items() if own in built.shapes}
     unknown = [name for name, tensor in found.items() if tensor.shape is None and name not in expected]
@@ -146,8 +147,8 @@ def _compare(contents: Contents, own_names: Mapping[str, str], copies: Set[str],
             have, must = sum(map(math.prod, shapes)), sum(wanted.values())
             absent += must - have
             if have != must and len(shapes) == len(left):
-                which = f"{len(left)} tensors as {next(iter(left))} have {have} numbers"
-                rule = f"{len(wanted)} as {next(iter(wanted))} must have {must}"
+                which = f"{next(iter(left))} and {len(left) - 1} more have {have} numbers"
+                rule = f"{next(iter(wanted))} and {len(wanted) - 1} more must have {must}"
                 kinds["layers of another size"].append(f"{which}, {rule}")
     refuse_misfits(contents.folder, kinds)
     return Renamed(sum(map(len, others.values())), in_buffers, absent)

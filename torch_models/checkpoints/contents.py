@@ -129,5 +129,5 @@ def _why_not_compared(fields: Mapping[str, Any], packed: tuple[str, ...]) -> str
     if "text_config" in others and set(others) - OWN_PARTS:
         return f"the weights are those of several models ({', '.join(map(show_name, sorted(others)))})"
     if packed:
-        return f"{len(packed)} tensors are packed by quantisation, as {show_name(packed[0])}"
+        return f"tensors are packed by quantisation ({len(packed)}, as {show_name(packed[0])})"
     return None

@@ -233,5 +233,5 @@ def test_packed_weights_are_not_compared(changed: Stored, example: str, tmp_path
     written(tmp_path, LLAMA, shapes_of(native_state(LLAMA)) | changed)
     analysis = analysed(tmp_path)
     assert by_checkpoint(analysis) == {}
-    reason = f"1 tensors are packed by quantisation, as model.layers.0.mlp.{example}"
+    reason = f"tensors are packed by quantisation (1, as model.layers.0.mlp.{example})"
     assert analysis.notes[-1] == f"Checkpoint: not compared, because {reason}."
