@@ -166,7 +166,8 @@ def analyze(
 ) -> Analysis:
     """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
-    `config` is a path, a name in configs/, a mapping of config fields, a `ModelSpec`, or a `ForeignConfig`. A
+    `config` is a path, a folder with a config.json, a name in configs/, a mapping of config fields, a `ModelSpec`, or a
+    `ForeignConfig`. Where the folder has safetensors, their headers are one more witness of the parameters. A
     `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
     no formulas and no training step. With `step`, the training step (forward and backward) of a native family is
     measured too, which takes about as long again. `layout` and `cluster` are reserved for several devices and must be
@@ -194,10 +195,13 @@ def count_by_formula(spec: ModelSpec) -> Counts:
 def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     from counting.formulas.memory import simulate
     from counting.formulas.model import by_formula
-    from counting.measurements.checkpoint import count_checkpoint
     from counting.measurements.model import measure
 
-    stored = count_checkpoint(spec)
+    stored = None
+    if spec.folder is not None:
+        from counting.measurements.checkpoint import count_checkpoint
+
+        stored = count_checkpoint(spec)
     witnesses = measure(spec, setup, step=step)
     witnesses["formula"] = by_formula(spec, setup, step=step)
     witnesses["simulation"] = simulate(spec, setup, step=step)

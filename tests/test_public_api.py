@@ -1,5 +1,7 @@
 """The two public APIs: every name is there, from one module, and takes what it says."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +9,10 @@ import pytest
 import counting
 import torch_models
 from counting import Setup, analyze
+from model_training_cost_analysis import model_training_cost_analysis_deepseek, model_training_cost_analysis_llama
 from tests.foreign_families import GPT2
 from tests.shrunken import DEEPSEEK_V3, LLAMA
-from torch_models import UserError, build, build_mtp, read_spec
+from torch_models import UserError, build, build_mtp, load_checkpoint, read_spec
 
 
 def test_what_is_promised_is_public() -> None:
@@ -55,6 +58,28 @@ def test_a_mapping_is_a_config() -> None:
     assert analysis.name == "config"
     assert analysis.parameters.total == sum(parameter.numel() for parameter in model.parameters())
     assert fields == DEEPSEEK_V3, "the caller's mapping is left as it was"
+
+
+def test_the_functions_of_the_top_file_take_what_analyze_takes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    expected = model_training_cost_analysis_llama(LLAMA)
+    assert expected[0] == analyze(LLAMA, step=False).parameters.total
+    assert model_training_cost_analysis_llama(tmp_path) == expected
+    rule = "model_type = 'llama': this function is for deepseek_v3"
+    for config, error in ((LLAMA, rule), (tmp_path, f"{tmp_path / 'config.json'}: {rule}")):
+        with pytest.raises(UserError) as caught:
+            model_training_cost_analysis_deepseek(config)
+        assert str(caught.value) == error
+
+
+@pytest.mark.parametrize(("config", "shown"), [(5, "5"), (None, "null"), (b".", r"b'\.'"), ([1], r"\[1\]")], ids=str)
+def test_what_is_no_config(config: Any, shown: str) -> None:
+    rule = "must be a path, a folder, a name in configs/, or a mapping of fields"
+    for function in (read_spec, build, analyze):
+        with pytest.raises(UserError, match=f"^config = {shown}: {rule}$"):
+            function(config)
+    with pytest.raises(UserError, match=f"^folder = {shown}: must be a path$"):
+        load_checkpoint(config)
 
 
 def test_a_mapping_of_another_family() -> None:

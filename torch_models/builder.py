@@ -40,9 +40,10 @@ def build(
 ) -> CausalLM:
     """Return the main model of `config`, randomly initialised: token ids (B, S) -> logits (B, S, V).
 
-    `config` is a path, a name in configs/, a mapping of config fields, or a spec. `dtype` defaults to fp32. Parameter
-    names and shapes are those of Hugging Face, with experts stacked as in transformers 5. On the meta device the
-    parameters use no memory. Raises `UserError` for an invalid config, kernel profile, device or dtype.
+    `config` is a path, a folder with a config.json, a name in configs/, a mapping of config fields, or a spec. `dtype`
+    defaults to fp32. Parameter names and shapes are those of Hugging Face, with experts stacked as in transformers 5.
+    On the meta device the parameters use no memory. Raises `UserError` for an invalid config, kernel profile, device or
+    dtype.
     """
     return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
 

@@ -118,7 +118,7 @@ def flags_parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="CONFIG",
-        help="config.json in Hugging Face's format: a path, or a name in configs/; several are analysed in turn",
+        help="config.json in Hugging Face's format: a path, its folder, or a name in configs/; several in turn",
     )
     model.add_argument(
         "--seq_len", metavar="TOKENS", help="sequence length; default: that of pre-training, from the config"

@@ -182,13 +182,15 @@ def _indexed(index: Path) -> Headers:
     tensors: dict[str, StoredTensor] = {}
     there = {shard: is_weights(index.parent / shard) for shard in sorted(set(weight_map.values()))}
     for shard, is_there in there.items():
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or shard in ("", ".."):
             raise _not_a_file(index, next(name for name in weight_map if weight_map[name] == shard), shard)
         if is_there:
             tensors |= _shard(index.parent / shard, weight_map)
     for name, shard in weight_map.items():
         if there[shard] and name not in tensors:
-            raise CheckpointError(f"{index}: {show_name(name)} is in {shard}, but that file does not contain it")
+            raise CheckpointError(
+                f"{index}: {show_name(name)} is in {show_name(shard)}, but that file does not contain it"
+            )
     absent = {name: shard for name, shard in weight_map.items() if not there[shard]}
     return Headers(index, tensors, absent, total_size)
 
@@ -200,7 +202,9 @@ def _shard(file: Path, weight_map: Mapping[str, str]) -> dict[str, StoredTensor]
         if name not in weight_map:
             raise CheckpointError(f"{file}: {show_name(name)} is not in {INDEX_FILE}")
         if weight_map[name] != file.name:
-            raise CheckpointError(f"{file}: {show_name(name)} should be in {weight_map[name]} by {INDEX_FILE}")
+            raise CheckpointError(
+                f"{file}: {show_name(name)} should be in {show_name(weight_map[name])} by {INDEX_FILE}"
+            )
     return tensors
 
 

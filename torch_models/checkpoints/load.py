@@ -23,7 +23,7 @@ from torch_models.checkpoints.places import (
     parts_of_checkpoint,
     places_in,
 )
-from torch_models.errors import CheckpointError, ConfigError
+from torch_models.errors import ArgumentError, CheckpointError, ConfigError
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.file import CONFIG_FILE, read_config
 from torch_models.fields.stored_names import is_irrelevant
@@ -111,6 +111,8 @@ def load_mtp_checkpoint(
 
 def _read(folder: str | os.PathLike[str]) -> Checkpoint:
     """Check the config of the folder and read the headers of its weight files."""
+    if not isinstance(folder, str | os.PathLike):
+        raise ArgumentError("folder", folder, "must be a path")
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; nothing is downloaded")

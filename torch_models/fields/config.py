@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hi
 import msgspec
 
 from torch_models import families
-from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.fields.sequence_length import trained_length
@@ -137,6 +137,8 @@ def _read(config: Source, parse: Callable[[dict[str, Any], str], M]) -> M:
             if not isinstance(field, str):
                 raise UserError(f"a config's fields have names, but one is {show_value(field)}")
         return parse(dict(config), NAME_OF_A_MAPPING)
+    if not isinstance(config, str | os.PathLike):
+        raise ArgumentError("config", config, "must be a path, a folder, a name in configs/, or a mapping of fields")
     file, fields = read_config(config)
     folder = os.fspath(config) if os.path.isdir(config) else None
     name = Path(file).stem.removesuffix("_config") if folder is None else Path(folder).resolve().name

@@ -97,3 +97,24 @@ def test_what_has_no_formula_names_its_witnesses(capsys: pytest.CaptureFixture[s
         "  model, parameters",
         "    mlp  1,234",
     ]
+
+
+def test_a_checkpoint_stands_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has one sum, and must not seem to have proven the other numbers."""
+    values = {"numel": 12, "formula": 12}
+    layer = Check(quantity="parameters", scope="moe layer", component="mlp", values=values)
+    model = Check(quantity="parameters", scope="model", component="total", values=values | {"checkpoint": 12})
+    agreement = Agreement(witnesses=("numel", "formula", "checkpoint"), checks=(layer, model))
+    print_proof(agreement, "llama")
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "llama: 1 number: measured = formula, 1: numel = formula = checkpoint",
+        "",
+        "1 number: numel = formula",
+        "  moe layer, parameters",
+        "    mlp  12 = 12",
+        "",
+        "1 number: numel = formula = checkpoint",
+        "  model, parameters",
+        "    total  12 = 12 = 12",
+    ]
