@@ -161,6 +161,24 @@ def test_total_size_of_the_index(total: str, expected: int | None, tmp_path: Pat
     assert (headers.total_size, headers.absent, headers.tensors) == (expected, {"a": "b.safetensors"}, {})
 
 
+@pytest.mark.parametrize("shard", ["", "..", "../a.safetensors", "/a.safetensors", "a/b.safetensors"])
+def test_shards_are_files_of_the_folder(shard: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"t": shard}}))
+    with pytest.raises(CheckpointError) as caught:
+        read_headers(tmp_path)
+    assert str(caught.value) == f"{tmp_path / INDEX}: t is in {shard!r}, which is not a file in this folder"
+
+
+@pytest.mark.parametrize("shard", ["b\nc", "b\x00", "\ud800"])
+def test_names_of_shards_that_no_file_has(shard: str, tmp_path: Path) -> None:
+    write_header(tmp_path / "a.safetensors", {"t": ("F32", (2,))})
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"t": shard, "u": "a.safetensors"}}))
+    with pytest.raises(CheckpointError) as caught:
+        read_headers(tmp_path)
+    shown = ascii(shard)[1:-1]
+    assert str(caught.value) == f"{tmp_path / 'a.safetensors'}: t should be in {shown} by {INDEX}"
+
+
 def test_index_with_a_name_twice(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text('{"weight_map": {"a": "b", "a": "c"}}')
     with pytest.raises(CheckpointError, match=r"index\.json: has a twice$"):
