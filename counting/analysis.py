@@ -168,8 +168,9 @@ def analyze(
     `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
     no formulas and no training step. With `step`, the training step (forward and backward) of a native family is
     measured too, which takes about as long again. `ignore_fields` are names of config fields that are not understood
-    and do not matter; the result repeats them. `layout` and `cluster` are reserved for several devices and must be None.
-    Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number differ.
+    and do not matter; the result repeats them. `layout` and `cluster` are reserved for several devices and must be
+    None. Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number
+    differ.
     """
     for field, value in (("layout", layout), ("cluster", cluster)):
         if value is not None:

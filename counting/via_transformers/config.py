@@ -13,11 +13,11 @@ from counting.via_transformers.fields import (
     check_fields,
     declared_fields,
     own_name,
+    passed_on,
     undeclared_switches,
     under_own_names,
     value_of,
     with_known_rope,
-    without_ignored,
 )
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.refusals import no_count_of, one_line
@@ -83,7 +83,7 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
     fields, replaced = with_known_rope(fields)
     with quiet():
         try:
-            config = config_class.from_dict(without_ignored(fields, ("dtype", "quantization_config", *ignored)))
+            config = config_class.from_dict(passed_on(fields, config_class, ignored))
         except Exception as error:  # transformers' own checks may raise any exception
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
     _refuse_other_mixers(model_type, config)

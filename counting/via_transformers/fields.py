@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_models.errors import ConfigError, show_value
-from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, irrelevance
+from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, DROPOUT, EXPERT_COUNTS, irrelevance
 from torch_models.fields.switches import MLP_BIAS, QK_NORM, QKV_BIAS, WINDOW, is_switch
 from torch_models.fields.unknown_fields import (
     NO_WINDOW,
@@ -35,11 +35,9 @@ _MTP = "multi-token prediction is not in the built model; the report notes this"
 _OLD_CODE = "only the family's first code read it"
 AS_BUILT = "as the model is built"
 
-ACTIVATIONS = {"hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act", "act_fn"}
-
 # Fields of published configs that change no count of a model that transformers builds without them, with the reason.
 IRRELEVANT_FOREIGN_FIELDS = {
-    **dict.fromkeys(ACTIVATIONS, _ACTIVATION),
+    **dict.fromkeys((*ACTIVATION_FIELDS, "hidden_act"), _ACTIVATION),
     "max_sequence_length": "is the sequence length that is analysed",
     "original_max_position_embeddings": _ROTARY,
     "rope_theta": _ROTARY,
@@ -60,6 +58,9 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "rotary_emb_base": _ROTARY,
     "rotary_base": _ROTARY,
     "rotary_dim": _ROTARY,
+    "rotary": _ROTARY,
+    "use_rotary_pos_emb": _ROTARY,
+    "rope_percent": _ROTARY,
     "rotary_pct": _ROTARY,
     "partial_rotary_factor": _ROTARY,
     "use_rotary_embeddings": _ROTARY,
@@ -78,6 +79,17 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "norm_topk_prob": _CHOICE,
     "routed_scaling_factor": _CHOICE,
     "router_scoring_func": _CHOICE,
+    "score_func": _CHOICE,
+    "score_function": _CHOICE,
+    "route_norm": _CHOICE,
+    "route_scale": _CHOICE,
+    "num_expert_groups": _CHOICE,
+    "num_expert_group": _CHOICE,
+    "num_limited_groups": _CHOICE,
+    "expert_selection_fn": _CHOICE,
+    "group_limited_greedy": _CHOICE,
+    "moe_norm_topk_prob": _CHOICE,
+    "moe_router_topk_scaling_factor": _CHOICE,
     "moe_gate_act": _CHOICE,
     "moe_router_score_function": _CHOICE,
     "router_jitter_noise": _CHOICE,
@@ -158,6 +170,8 @@ def own_name(field: str, config_class: Any) -> str:
     declared = declared_fields(config_class)
     own_names: dict[str, str] = config_class.attribute_map
     others: tuple[str, ...] = EXPERT_COUNTS if field in EXPERT_COUNTS else (_STANDARD_NAMES.get(field, field),)
+    if field not in declared | own_names.keys() and field in _names_read(config_class):
+        return field
     for name in (field, *others):
         if name in own_names:
             return own_names[name]
@@ -166,9 +180,11 @@ def own_name(field: str, config_class: Any) -> str:
     return field
 
 
-def without_ignored(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The fields without those of these names."""
-    return {field: value for field, value in fields.items() if field not in names}
+def passed_on(fields: Mapping[str, Any], config_class: Any, ignore_fields: Sequence[str]) -> dict[str, Any]:
+    """The fields for the class: without those to be ignored, how the checkpoint is stored, and unused windows."""
+    left_out = {"dtype", "quantization_config", *ignore_fields}
+    left_out |= {field for field in fields if unused_window(field, fields)} - declared_fields(config_class)
+    return {field: value for field, value in fields.items() if field not in left_out}
 
 
 def with_known_rope(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -213,9 +229,11 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             overwritten += [f"{show_field(field, value)} ({why})"] if why else []
 
     def understood(field: str) -> bool:
-        if irrelevance(field) or field in ignore_fields:
-            return field in ignore_fields and field in read
-        return field in read or (value_of(field, config) is None and fields[field] is not None)
+        if field in read:
+            return field in ignore_fields or irrelevance(field) != DROPOUT  # a rate of dropout is said to be left out
+        if field in ignore_fields or irrelevance(field) or unused_window(field, fields):
+            return False
+        return value_of(field, config) is None and fields[field] is not None  # the class has converted it
 
     def reason(field: str, value: Any) -> str | None:
         if is_switch(field, value):
@@ -252,7 +270,7 @@ def parts_of_model(layers: Sequence[Any], config: Any) -> dict[str, bool]:
         MLP_BIAS: [module.bias is not None for name, module in modules if _MLP.fullmatch(name) and _linear(module)],
     }
     has_norms = any(_NORM.fullmatch(name) for name, _ in modules)
-    window = bool(value_of("sliding_window", config))
+    window = "sliding_window" in declared_fields(type(config)) and bool(value_of("sliding_window", config))
     return {part: any(found) for part, found in parts.items() if found} | {QK_NORM: has_norms, WINDOW: window}
 
 

@@ -223,7 +223,8 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     for expert_count in set(EXPERT_COUNTS) & set(known):
         fields = _renamed(fields, dict.fromkeys(set(EXPERT_COUNTS) - {expert_count}, expert_count))
     renamed = {field for field in given if field not in fields}
-    sorted_fields = _sorted(fields | {field: given[field] for field in renamed}, {*known, *renamed}, ignore_fields)
+    in_file = fields | {field: given[field] for field in renamed}
+    sorted_fields = _sorted(in_file, {*known, *renamed}, msgspec.structs.fields(module.Config), ignore_fields)
     fields = without_comments(fields)
     config = convert({field: fields[field] for field in known if field in fields}, module.Config)
     spec = module.model_spec(config, name)
@@ -250,14 +251,20 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _sorted(fields: Mapping[str, Any], known: set[str], ignore_fields: Sequence[str]) -> Sorted:
-    """Apply the rule of unknown fields to a native family, which declares the fields in `known`."""
+def _sorted(
+    fields: Mapping[str, Any],
+    known: set[str],
+    declared: Sequence[msgspec.structs.FieldInfo],
+    ignore_fields: Sequence[str],
+) -> Sorted:
+    """Apply the rule of unknown fields to a native family; it knows the fields in `known`."""
     model_type = fields["model_type"]
+    sizes = {field.name: field.default for field in declared if field.default is not msgspec.NODEFAULT} | {**fields}
 
     def reason(field: str, value: Any) -> str | None:
         if is_switch(field, value) or (field == "layer_types" and isinstance(value, list)):
             return AS_BUILT  # compared with the spec afterwards
-        return common_reason(field, value, fields, fields)
+        return common_reason(field, value, fields, sizes)
 
     def refusal(field: str) -> str:
         return f"which {'are' if field in SWITCHES else 'is'} not modelled for {model_type}"

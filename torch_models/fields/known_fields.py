@@ -28,6 +28,7 @@ REPEATS: dict[str, tuple[str, ...]] = {
     "d_head": ("head_dim", PER_HEAD),
     "num_key_value_heads": ("num_key_value_heads", "num_attention_heads"),
     "num_kv_heads": ("num_key_value_heads", "num_attention_heads"),
+    "num_query_groups": ("num_key_value_heads", "num_attention_heads"),
     "n_kv_heads": ("num_key_value_heads", "num_attention_heads"),
     "n_head_kv": ("num_key_value_heads", "num_attention_heads"),
     "n_heads": ("num_attention_heads",),
@@ -42,6 +43,10 @@ REPEATS: dict[str, tuple[str, ...]] = {
     "ffn_hidden_size": ("intermediate_size",),
     "padded_vocab_size": ("vocab_size",),
 }
+
+# Fields that name the activation -> what they call a feed-forward with a gate of the activation of `hidden_act`.
+ACTIVATION_FIELDS = {"activation", "activation_function", "hidden_activation", "act_fn", "mlp_hidden_act"}
+GATED = {"silu": ("silu", "swish", "swiglu"), "gelu": ("gelu", "geglu"), "gelu_pytorch_tanh": ("gelu_pytorch_tanh",)}
 
 _TOKENS = "names a token, not a size"
 _GENERATION = "steers generation, not training"
@@ -58,7 +63,8 @@ _LENGTH = "is a length, not a size of the model"
 _PIECES = "splits products without changing their sum"
 _DEVICES = "says how the model was spread over devices"
 _FIRST_VALUES = "sets first values, not shapes"
-_DROPOUT = "is a setting of training; the analysis trains without dropout"
+_STORED = "says how the checkpoint is stored; the trained model is the same"
+DROPOUT = "is a setting of training; the analysis trains without dropout"
 _PRECISION = "sets the format of some numbers; the analysis states its own"
 
 # Fields that change no count of parameters, FLOPs or bytes, each with the reason.
@@ -66,7 +72,10 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "_source": "says where the file's numbers come from",
     "architectures": "repeats the family",
     "auto_map": "points to remote code, which is never run",
-    "quantization_config": "says how the checkpoint is stored; the trained model is the same",
+    "quantization_config": _STORED,
+    "quantization": _STORED,
+    "compression_config": _STORED,
+    "quant_method": _STORED,
     "torch_dtype": "counts are for 16-bit numbers, whatever the checkpoint is stored in",
     "gradient_checkpointing": "the analysis states its own",
     "torchscript": "asks for another execution, not another model",
@@ -113,7 +122,8 @@ IRRELEVANT_FIELDS |= _same_reason(
     "exponential_decay_length_penalty remove_invalid_values renormalize_logits num_logits_to_keep logits_to_keep "
     "use_cache_quantization use_cache_kernel max_inference_batch_size chat_template chat_format suppress_tokens "
     "begin_suppress_tokens guidance_scale penalty_alpha epsilon_cutoff eta_cutoff assistant_model kv_cache_scheme "
-    "mamba_ssm_cache_dtype mode inference_state_dtype",
+    "mamba_ssm_cache_dtype mode inference_state_dtype inference_runner max_batch_size pad_key_length "
+    "pre_allocate_kv_cache validate_runner_input max_inference_chunksize",
 )
 IRRELEVANT_FIELDS |= _same_reason(
     _OUTPUTS,
@@ -145,14 +155,18 @@ IRRELEVANT_FIELDS |= _same_reason(
     _KERNEL,
     "attn_implementation attn_impl use_sdpa use_kernel use_kernels use_mamba_kernels use_triton use_cuda_graph "
     "use_mem_eff_path masked_softmax_fusion bias_dropout_fusion skip_bias_add skip_bias_add_qkv use_te "
-    "use_xformers use_liger_kernel reorder_and_upcast_attn",
+    "use_xformers use_liger_kernel use_grouped_mm reorder_and_upcast_attn",
 )
 
 # Names of the same kind that differ from file to file -> the reason why they change no count.
 _IRRELEVANT_NAMES: tuple[tuple[str, str], ...] = (
-    (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_.*)?", _DROPOUT),
+    (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_.*)?", DROPOUT),
     (r"(.*_)?(aux|balance|balancing|z|router|mtp)_?loss(_.*)?", _BALANCE),
-    (r".*_token_ids?|.*_token_index|.*_token|token_ids?", _TOKENS),
+    (
+        r".*_token_(ids?|index)|(.*_)?(bo|eo)[a-z]_(id|index)|(.*_)?(pad|sep|cls|unk|mask|start|end|newline)_id",
+        _TOKENS,
+    ),
+    (r"(.*_)?load_balanc(e|ing)(_.*)?", _BALANCE),
     (r"unsloth_.*", _BOOKKEEPING),
     (
         r"initializer_.*|(.*_)?initializer_range|(.*_)?init_std|init_(method|cutoff_factor|scale|range)(_.*)?",
@@ -192,4 +206,7 @@ NEUTRAL_VALUES: dict[str, object] = {
     "rotary_pct": 1.0,
     "moe_layer_freq": 1,
     "decoder_sparse_step": 1,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "rotary_scaling_factor": 1.0,
 }

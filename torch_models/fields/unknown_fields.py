@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 from torch_models.errors import LONGEST_SHOWN_VALUE, ArgumentError, ConfigError, show_name, show_value
 from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
-from torch_models.fields.known_fields import FIXED_FIELDS, NEUTRAL_VALUES, PER_HEAD, REPEATS, irrelevance
+from torch_models.fields.known_fields import (
+    ACTIVATION_FIELDS,
+    FIXED_FIELDS,
+    GATED,
+    NEUTRAL_VALUES,
+    PER_HEAD,
+    REPEATS,
+    irrelevance,
+)
 
 NAME_IT = "name it in ignore_fields"
 OFF = "is off"
@@ -90,8 +98,8 @@ def sort_fields(
 def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> str | None:
     """Return why a field changes nothing in any family, or None.
 
-    `sizes` are the sizes of the model under their standard names. Raises `ConfigError` for a switch of `FIXED_FIELDS`
-    with another value.
+    `sizes` are the sizes and the activation of the model, under their standard names. Raises `ConfigError` for a
+    switch of `FIXED_FIELDS` with another value.
     """
     check_fixed(field, value)
     if field in FIXED_FIELDS:
@@ -103,6 +111,8 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
         return "as without it"
     if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields):
         return NO_WINDOW
+    if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):
+        return "repeats hidden_act"
     for standard in REPEATS.get(field, ()):
         size = _per_head(sizes) if standard == PER_HEAD else sizes.get(standard)
         if size is not None:
@@ -159,9 +169,10 @@ def _check_ignored(
             raise ArgumentError("ignore_fields", field, "is a comment, as every field that begins with an underscore")
         if field not in fields:
             raise ArgumentError("ignore_fields", field, "the config has no such field")
-        decides = field in FIXED_FIELDS or ARCHITECTURE_FIELDS.get(field) or _of_a_family(field)
-        if not understood(field) and decides:
-            meaning = decides if isinstance(decides, str) else "another architecture"
+        meaning = ARCHITECTURE_FIELDS.get(field) or _of_a_family(field)
+        if field in FIXED_FIELDS:
+            meaning = meaning or "another architecture"
+        if not understood(field) and meaning:
             raise ArgumentError("ignore_fields", field, f"describes {meaning}: it decides the architecture")
         if understood(field) or reason(field, fields[field]):
             raise ArgumentError("ignore_fields", field, "is understood, and what is understood is not ignored")

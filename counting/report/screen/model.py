@@ -27,8 +27,6 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
     kernels = "" if setup.kernels == "fused" else f", {setup.kernels} kernels"
     lines.heading(f"{analysis.name}: {family}{_layers(analysis)}, {_length(analysis)}{kernels}")
     lines.fact("above", f"parameters: the model; TFLOPs, GBs: one {analysis.main_layer.kind} layer's forward")
-    if analysis.ignored_fields:
-        lines.fact("ignored", f"on your word, without influence: {', '.join(analysis.ignored_fields)}")
     lines.fact("parameters", f"{_sizes(analysis)}: {_shares(analysis)}{_beside(analysis)}")
     lines.fact("FLOPs a token", _flops(analysis))
     lines.fact("one layer", _layer_memory(analysis))
@@ -44,8 +42,6 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     """Add one model in three lines; without the sequence length if models are compared, which all have the same one."""
     lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
     forward, training = _forward_and_training(analysis)
-    if analysis.ignored_fields:
-        lines.text(f"ignored on your word: {', '.join(analysis.ignored_fields)}")
     lines.text(f"{_sizes(analysis, ' parameters')}; a token: forward {forward}, training {training}")
     peak, memory = analysis.main_layer.peak_memory_bytes, analysis.memory
     layer = "one layer is not measured" if peak is None else f"one layer {Bytes(peak)(peak)}"
@@ -58,6 +54,17 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     elif on_catalogue:
         where = f"; fits {fits_in_words(on_catalogue, analysis, most=2)}"
     lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
+
+
+def ignored_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
+    """Add the fields that were ignored on request, of all models in one line."""
+    of_models = [
+        f"{', '.join(analysis.ignored_fields)}{f' ({analysis.name})' if len(analyses) > 1 else ''}"
+        for analysis in analyses
+        if analysis.ignored_fields
+    ]
+    if of_models:
+        lines.text(f"Ignored on request, not understood: {'; '.join(of_models)}")
 
 
 def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
