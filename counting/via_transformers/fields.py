@@ -124,7 +124,10 @@ _STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the reverse of published
 
 # The types of rotary embedding that transformers' code computes on the meta device; others would need numbers.
 _ROPE_TYPES = {"default", "linear", "yarn", "llama3", "longrope", "proportional"}
-_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size")
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "hidden_act", "sliding_window", "use_sliding_window"),
+)
 _QKV = re.compile(r"(q|k|v|qkv|query|key|value|query_key_value|c_attn|Wqkv)(_proj)?")
 _MLP = re.compile(r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|c_fc|fc_in|fc_out|dense_h_to_4h|dense_4h_to_h")
 _NORM = re.compile(r"(q|k|query|key)_(layer_?)?norm")
@@ -170,8 +173,8 @@ def own_name(field: str, config_class: Any) -> str:
     declared = declared_fields(config_class)
     own_names: dict[str, str] = config_class.attribute_map
     others: tuple[str, ...] = EXPERT_COUNTS if field in EXPERT_COUNTS else (_STANDARD_NAMES.get(field, field),)
-    if field not in declared | own_names.keys() and field in _names_read(config_class):
-        return field
+    if field in ALIASES and field not in own_names and field in _names_read(config_class):
+        return field  # the class itself reads the other name
     for name in (field, *others):
         if name in own_names:
             return own_names[name]
@@ -218,7 +221,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
     """
     class_name, declared = type(config).__name__, declared_fields(type(config))
     read = {"model_type", *declared, *_names_read(type(config))}
-    sizes = {name: value_of(name, config) for name in (*_SIZES, "vocab_size", "head_dim", "hidden_act")}
+    sizes = {name: value_of(name, config) for name in _SIZES}
     windows = {"use_sliding_window": value_of("use_sliding_window", config)}
     overwritten = []
     for field, value in fields.items():

@@ -98,8 +98,8 @@ def sort_fields(
 def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> str | None:
     """Return why a field changes nothing in any family, or None.
 
-    `sizes` are the sizes and the activation of the model, under their standard names. Raises `ConfigError` for a
-    switch of `FIXED_FIELDS` with another value.
+    `sizes` are the sizes, the activation and the window of the model, under their standard names. Raises `ConfigError`
+    for a switch of `FIXED_FIELDS` with another value.
     """
     check_fixed(field, value)
     if field in FIXED_FIELDS:
@@ -109,7 +109,7 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
         return why
     if field in NEUTRAL_VALUES and value == NEUTRAL_VALUES[field] and not isinstance(value, bool):
         return "as without it"
-    if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields):
+    if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields, sizes):
         return NO_WINDOW
     if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):
         return "repeats hidden_act"
@@ -131,13 +131,14 @@ def unused_window(field: str, fields: Mapping[str, Any]) -> bool:
     return field in WINDOW_FIELDS and fields.get("use_sliding_window") is False
 
 
-def _repeats_no_window(field: str, value: Any, fields: Mapping[str, Any]) -> bool:
+def _repeats_no_window(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
     """Whether the field says of a model without windows that it has none."""
     if field == "layer_types":  # the layers that are built are compared later
         return isinstance(value, list) and set(map(str, value)) == {"full_attention"}
     if unused_window(field, fields):
         return True
-    return field != "sliding_window" and is_off(fields.get("sliding_window")) and not fields.get("use_sliding_window")
+    switched_off = sizes.get("use_sliding_window") is False or is_off(sizes.get("sliding_window"))
+    return field != "sliding_window" and switched_off and not fields.get("use_sliding_window")
 
 
 def _per_head(sizes: Mapping[str, Any]) -> int | None:

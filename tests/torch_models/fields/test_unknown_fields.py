@@ -138,6 +138,11 @@ def test_a_field_that_repeats_the_model_is_passed_over(fields: dict[str, Any], m
 
 
 CONTRADICTING: list[tuple[dict[str, Any], str]] = [
+    (
+        {field: value for field, value in MISTRAL.items() if field != "sliding_window"} | {"max_window_layers": 2},
+        "max_window_layers = 2: describes layers with a sliding window, which is not modelled for mistral",
+    ),
+    (GEMMA2 | {"sliding_window_pattern": 6}, "sliding_window_pattern = 6: describes layers with a sliding window, whi"),
     (LLAMA | {"qkv_bias": True}, "qkv_bias = true: the model is built without biases of queries, keys and values"),
     (LLAMA | {"use_qk_norm": True}, "use_qk_norm = true: the model is built without norms of queries and keys"),
     (QWEN2 | {"qkv_bias": False}, "qkv_bias = false: the model is built with biases of queries, keys and values"),
