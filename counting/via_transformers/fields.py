@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_models.errors import ConfigError, show_value
-from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, DROPOUT, EXPERT_COUNTS, irrelevance
+from torch_models.fields.known_fields import (
+    ACTIVATION_FIELDS,
+    ALIASES,
+    DROPOUT,
+    EXPERT_COUNTS,
+    LATENT_HEAD_SIZES,
+    irrelevance,
+)
 from torch_models.fields.switches import MLP_BIAS, QK_NORM, QKV_BIAS, WINDOW, is_switch
 from torch_models.fields.unknown_fields import (
     NO_WINDOW,
@@ -321,7 +328,9 @@ def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | No
     if value == default or made != _without(field, fields, config):
         return None
     rule = f"transformers' {type(config).__name__} makes it {show_value(made)} whatever is given"
-    if unused_window(field, fields) or field in IRRELEVANT_FOREIGN_FIELDS:
+    of_latent_attention = field == "head_dim" and value_of("kv_lora_rank", config) is not None
+    repeats = of_latent_attention and value in [value_of(size, config) for size in LATENT_HEAD_SIZES]
+    if repeats or unused_window(field, fields) or field in IRRELEVANT_FOREIGN_FIELDS:
         return rule
     raise ConfigError(field, value, rule)
 

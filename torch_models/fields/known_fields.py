@@ -200,6 +200,9 @@ FIXED_FIELDS: dict[str, object] = {
     "use_bidirectional_attention": False,
 }
 
+# What `head_dim` may mean in multi-head latent attention, where transformers derives it and nothing reads it.
+LATENT_HEAD_SIZES = ("qk_rope_head_dim", "qk_head_dim", "v_head_dim")
+
 # Fields that some families declare; in the others only this value agrees with the model that is built.
 NEUTRAL_VALUES: dict[str, object] = {
     "partial_rotary_factor": 1.0,

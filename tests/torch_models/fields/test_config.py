@@ -228,7 +228,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         r"first_k_dense_replace = 5: must be at most num_hidden_layers \(4\)",
     ),
     (DEEPSEEK_V3 | {"num_key_value_heads": 2}, "num_key_value_heads = 2: must be 4, num_attention_heads"),
-    (DEEPSEEK_V3 | {"head_dim": 20}, "head_dim = 20: must be 8, qk_rope_head_dim"),
+    (DEEPSEEK_V3 | {"head_dim": 12}, "head_dim = 12: must be 8, qk_rope_head_dim, or the channels of a query or a"),
     (DEEPSEEK_V3 | {"qk_rope_head_dim": 7}, "qk_rope_head_dim = 7: the rotated channels of a head must be even"),
     (DEEPSEEK_V3 | {"moe_intermediate_size": 25}, "intermediate_size of an expert = 25: must be a multiple of 8"),
     (DEEPSEEK_V3 | {"scoring_func": "softmax"}, "scoring_func = 'softmax': must be 'sigmoid'"),

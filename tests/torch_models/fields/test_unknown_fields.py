@@ -127,6 +127,8 @@ REPEATED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (QWEN3_MOE, {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0}),
     (MIXTRAL, {"layer_types": ["full_attention"] * 3, "max_window_layers": 3}),
     (DEEPSEEK_V3, {"head_dim": 8, "qk_head_dim": 24}),
+    (DEEPSEEK_V3, {"head_dim": 24}),
+    (DEEPSEEK_V3, {"head_dim": 20}),
 ]
 
 
