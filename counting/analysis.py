@@ -7,7 +7,7 @@ Torch is imported when a model is measured, not when this module is imported.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -134,6 +134,8 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     mtp_forward_flops: int
     model_flops: int  # of training the main model on all micro-batches of a step, independent of recomputation
     defaulted_fields: tuple[str, ...]
+    passed_over_fields: tuple[str, ...]  # fields of the config that have no part in the model, with the reasons
+    ignored_fields: tuple[str, ...]  # fields that are not understood and that the caller named as without influence
     agreement: Agreement
     notes: tuple[str, ...]
     training: TrainingStep | None = None  # None: no step was measured; its model FLOPs include mtp if that is trained
@@ -162,7 +164,13 @@ AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | ModelSpec | ForeignConf
 
 
 def analyze(
-    config: AnyConfig, setup: Setup = DEFAULT_SETUP, *, layout: None = None, cluster: None = None, step: bool = True
+    config: AnyConfig,
+    setup: Setup = DEFAULT_SETUP,
+    *,
+    layout: None = None,
+    cluster: None = None,
+    step: bool = True,
+    ignore_fields: Sequence[str] = (),
 ) -> Analysis:
     """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
@@ -170,7 +178,8 @@ def analyze(
     `ForeignConfig`. Where the folder has safetensors, their headers are one more witness of the parameters. A
     `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
     no formulas and no training step. With `step`, the training step (forward and backward) of a native family is
-    measured too, which takes about as long again. `layout` and `cluster` are reserved for several devices and must be
+    measured too, which takes about as long again. `ignore_fields` are names of config fields that are not understood
+    and do not matter; the result repeats them. `layout` and `cluster` are reserved for several devices and must be
     None. Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number
     differ.
     """
@@ -179,7 +188,14 @@ def analyze(
             raise ArgumentError(field, value, "nothing is spread over several devices yet: leave it out")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
-    model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
+    if isinstance(config, ModelSpec | ForeignConfig):
+        if ignore_fields:
+            raise ArgumentError(
+                "ignore_fields", ignore_fields, "the config is read already: give them where it is read"
+            )
+        model = config
+    else:
+        model = read_model(config, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
         return _analyze_via_transformers(model, setup)
     return _analyze_native(model, resolve(setup, model), step)
@@ -332,6 +348,8 @@ def _analysis(
         mtp_forward_flops=mtp_flops.total,
         model_flops=model_flops(flops.total) * (setup.micro_batches or 1),
         defaulted_fields=model.defaulted_fields,
+        passed_over_fields=model.passed_over_fields,
+        ignored_fields=model.ignored_fields,
         agreement=agreement,
         notes=notes,
     )

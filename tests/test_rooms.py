@@ -26,9 +26,11 @@ LISTS = {ROOT / "torch_models" / "families"}  # one entry a file: it may be long
 # `torch_models` for their `__init__` alone, the public API.
 ROOMS = {
     # What a model is. It never knows what a model costs.
-    "torch_models.errors torch_models.spec": "",
-    "torch_models.fields torch_models.families": "torch_models.errors torch_models.spec torch_models.families",
-    "torch_models.modules torch_models.training": "torch_models.errors torch_models.spec",
+    "torch_models.errors torch_models.rope_scaling torch_models.spec": "",
+    "torch_models.fields torch_models.families": (
+        "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.families"
+    ),
+    "torch_models.modules torch_models.training": "torch_models.errors torch_models.rope_scaling torch_models.spec",
     "torch_models.builder torch_models.checkpoints": (
         "torch_models.errors torch_models.spec torch_models.fields torch_models.modules"
     ),

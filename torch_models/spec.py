@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from torch_models.errors import ArgumentError, ConfigError
+from torch_models.rope_scaling import RopeScaling
 
 # Upper limits, far above any published transformer: they keep the bytes of one tensor within 64 bits.
 MAX_WIDTH = 2**20  # hidden_size, intermediate_size, a projection's output
@@ -41,49 +42,6 @@ NormPlacement = Literal["before", "after", "around"]  # of a block, within its r
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: immutable, keyword-only, hashable; two specs are equal if all their fields are."""
-
-
-class LinearRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="linear"):
-    """Position interpolation (Chen et al. 2023): every frequency divided by `factor`."""
-
-    factor: Positive
-
-
-class Llama3RopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="llama3"):
-    """Llama-3.1's scaling: low frequencies divided by `factor`, high ones unchanged, a linear blend in between."""
-
-    factor: Positive
-    low_freq_factor: Positive
-    high_freq_factor: Positive
-    original_max_position_embeddings: SequenceLength
-
-    def __post_init__(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise ConfigError(
-                "high_freq_factor",
-                self.high_freq_factor,
-                f"must be greater than low_freq_factor ({self.low_freq_factor})",
-            )
-
-
-class YarnRopeScaling(Spec, frozen=True, kw_only=True, tag_field="rope_type", tag="yarn"):
-    """YaRN (Peng et al. 2023, arXiv 2309.00071), with the two `mscale` fields that DeepSeek adds."""
-
-    factor: Positive
-    original_max_position_embeddings: SequenceLength
-    beta_fast: Positive = 32.0
-    beta_slow: Positive = 1.0
-    mscale: Positive | None = None
-    mscale_all_dim: Positive | None = None
-    attention_factor: Positive | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.beta_fast < self.beta_slow:
-            raise ConfigError("beta_fast", self.beta_fast, f"must be at least beta_slow ({self.beta_slow})")
-
-
-RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
 
 
 class RotarySpec(Spec, frozen=True, kw_only=True):
@@ -341,6 +299,8 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     final_logit_softcap: float | None = None
     defaulted_fields: tuple[str, ...] = ()  # "field = value" for each field that took the family's default
     folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
+    passed_over_fields: tuple[str, ...] = ()  # "field = value (reason)" for each field that has no part in the model
+    ignored_fields: tuple[str, ...] = ()  # "field = value" for each field that the caller named as without influence
 
     def __post_init__(self) -> None:
         assert self.layer_runs and all(run.layer.hidden_size == self.hidden_size for run in self.layer_runs)

@@ -22,7 +22,7 @@ from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.hardware import Gpu, read_gpus
 from counting.cost.run import RunPlan
 from counting.setup import Setup
-from torch_models.errors import UserError
+from torch_models.errors import ArgumentError, UserError
 
 _T = TypeVar("_T")
 
@@ -48,6 +48,16 @@ def setup_of(options: argparse.Namespace) -> Setup:
             optimizer=options.optimizer,
         )
     )
+
+
+def ignored_fields_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """The names of --ignore_fields; empty without that flag."""
+    if options.ignore_fields is None:
+        return ()
+    names = tuple(name.strip() for name in options.ignore_fields.split(","))
+    if not all(names):
+        raise ArgumentError("--ignore_fields", options.ignore_fields, "must be names of fields, as a,b")
+    return names
 
 
 def own_gpus(options: argparse.Namespace) -> tuple[Gpu, ...]:

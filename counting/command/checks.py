@@ -10,6 +10,7 @@ NEEDS = {
     "tokens": ("model_config",),
     "seq_len": ("model_config",),
     "kernels": ("model_config",),
+    "ignore_fields": ("model_config",),
     "recompute": ("model_config",),
     "mtp": ("model_config",),
     "loss_chunk": ("model_config",),

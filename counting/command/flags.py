@@ -41,6 +41,7 @@ FLAGS = {
     "budget_usd": "--training_budget",
     "scaling_law": "--scaling_law",
     "published": "--published",
+    "ignore_fields": "--ignore_fields",
 }
 SEE_HELP = "; --help lists the flags"
 
@@ -122,6 +123,9 @@ def flags_parser() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--seq_len", metavar="TOKENS", help="sequence length; default: that of pre-training, from the config"
+    )
+    model.add_argument(
+        "--ignore_fields", metavar="NAMES", help="config fields that are not understood and do not matter, as a,b"
     )
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 

@@ -11,7 +11,7 @@ from torch_models.errors import ArgumentError, CheckpointError, ConfigError, Use
 class Hint(NamedTuple):
     """A part of an error's rule, and the text that replaces it."""
 
-    field: str  # the argument or config field of the error
+    field: str | None  # the argument or config field of the error; None for any
     words: str  # regular expression that matches a part of the rule
     instead: str  # replacement, in the syntax of re.sub
     alone: bool = False  # print the rule without "flag = value:", because no flag has that value
@@ -19,6 +19,7 @@ class Hint(NamedTuple):
 
 HINTS = (
     Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
+    Hint(None, r"name it in ignore_fields$", "name it in --ignore_fields"),
     Hint("mtp", r"^(.+): leave it open, or give false$", r"--mtp = on: \1: leave it out, or say off", alone=True),
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
@@ -49,6 +50,6 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
 def _in_flags(field: str, rule: str) -> tuple[str, bool]:
     """(The rule with its hint applied, `Hint.alone`)."""
     for hint in HINTS:
-        if hint.field == field and re.search(hint.words, rule):
+        if hint.field in (None, field) and re.search(hint.words, rule):
             return re.sub(hint.words, hint.instead, rule), hint.alone
     return rule, False

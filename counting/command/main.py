@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from counting.analysis import Analysis, analyze
-from counting.command.arguments import budget_of, chosen_gpus, own_gpus, run_plan_of, setup_of
+from counting.command.arguments import (
+    budget_of,
+    chosen_gpus,
+    ignored_fields_of,
+    own_gpus,
+    run_plan_of,
+    setup_of,
+)
 from counting.command.checks import given_flags
 from counting.command.flags import PUBLISHED, read_flags
 from counting.command.hints import error_line
@@ -22,7 +29,7 @@ from counting.cost.run import RunPlan, plan_run
 from counting.reconcile import DisagreementError
 from counting.setup import Setup
 from torch_models.errors import ArgumentError, UserError
-from torch_models.fields.config import ForeignConfig, read_model
+from torch_models.fields.config import ForeignConfig, read_models
 from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -102,7 +109,9 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
 
 def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], progress: Progress) -> Iterator[Analysis]:
     """The analysis of each model, with its fit on `gpus`; compared models get a common sequence length."""
-    models = [_readable(config, options) for config in options.model_config]
+    models = read_models(options.model_config, ignore_fields=ignored_fields_of(options))
+    for config, model in zip(options.model_config, models, strict=True):
+        _check_step_flags(config, model, options)
     source = None
     if options.compare and setup.sequence_length is None:
         setup, source = common_length(models, setup)
@@ -114,15 +123,13 @@ def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], pr
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
 
 
-def _readable(config: str, options: argparse.Namespace) -> ModelSpec | ForeignConfig:
-    """The model of `config`. Raises UserError if it goes through transformers and a flag needs a training step."""
-    model = read_model(config)
+def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: argparse.Namespace) -> None:
+    """Raises UserError if the model goes through transformers and a flag needs a training step."""
     if isinstance(model, ForeignConfig) and (flags := _flags_of_a_step_alone(options)):
         raise UserError(
             f"{config}: {model.model_type or 'its family'} goes through transformers, and no training step of it is "
             f"measured: leave out {', '.join(f'--{flag}' for flag in flags)}"
         )
-    return model
 
 
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:

@@ -180,7 +180,7 @@ def _entries(path: str | os.PathLike[str], shown: str) -> list[Any]:
 
 def _entry(fields: dict[str, Any]) -> Gpu:
     """One entry as a `Gpu`; raises ConfigError with field, value and rule."""
-    from torch_models.fields.config import convert  # slow: imports every family, which a budget does not need
+    from torch_models.fields.conversion import convert  # slow, and a budget does not need it
 
     sources = fields.get("sources")
     if isinstance(sources, dict):

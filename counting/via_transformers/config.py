@@ -8,12 +8,22 @@ from typing import Any
 
 import msgspec
 
-from counting.via_transformers.fields import check_fields, declared_fields, under_own_names, value_of
+from counting.via_transformers.fields import (
+    MTP_FIELDS,
+    check_fields,
+    declared_fields,
+    own_name,
+    passed_on,
+    undeclared_switches,
+    under_own_names,
+    value_of,
+    with_known_rope,
+)
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.refusals import no_count_of, one_line
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in
-from torch_models.fields.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS
+from torch_models.fields.known_fields import FIXED_FIELDS, irrelevance
 from torch_models.fields.sequence_length import trained_length
 
 EXTRA = "transformers"
@@ -42,6 +52,9 @@ class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
     sequence_length_source: str | None
     defaulted_fields: tuple[str, ...]  # "field = value" for each field with transformers' default
     notes: tuple[str, ...]  # about parts in the config that transformers does not build
+    passed_over_fields: tuple[str, ...]  # "field = value (reason)" for each field that has no part in the model
+    ignored_fields: tuple[str, ...]  # "field = value" for each field that the caller named as without influence
+    switches: dict[str, bool]  # undeclared fields that say what the model is made of, to compare with it
 
 
 def read_foreign(foreign: ForeignConfig) -> ForeignModel:
@@ -66,15 +79,16 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         config_class = config_classes[model_type]
     fields = under_own_names(foreign.fields, config_class) | {"model_type": model_type}
     _refuse_other_models(model_type, config_class, fields, known)
-    passed_on = {field: value for field, value in fields.items() if field not in ("dtype", "quantization_config")}
+    ignored = [own_name(field, config_class) for field in foreign.ignore_fields]
+    fields, replaced = with_known_rope(fields)
     with quiet():
         try:
-            config = config_class.from_dict(passed_on)
+            config = config_class.from_dict(passed_on(fields, config_class, ignored))
         except Exception as error:  # transformers' own checks may raise any exception
             raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
     _refuse_other_mixers(model_type, config)
     with quiet():
-        check_fields(passed_on, config)
+        found = check_fields(fields, config, ignored)
     if vars(config).get("num_key_value_heads", 0) is None:  # the documented default, which not every class sets
         config.num_key_value_heads = config.num_attention_heads
     length, source = _sequence_length(fields, config)
@@ -87,6 +101,9 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         sequence_length_source=source,
         defaulted_fields=tuple(_defaulted(fields, config)),
         notes=tuple(_left_out(fields, config_class)),
+        passed_over_fields=(*found.passed_over, *replaced),
+        ignored_fields=found.ignored,
+        switches=undeclared_switches(fields, config),
     )
 
 
@@ -122,7 +139,7 @@ def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
 def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
     """The family's own fields that are missing in the config, as "field = value" with transformers' default."""
     own = declared_fields(type(config)) - declared_fields(type(config).__mro__[1])
-    for field in sorted(own - IRRELEVANT_FIELDS.keys() - FIXED_FIELDS.keys()):
+    for field in sorted(field for field in own - FIXED_FIELDS.keys() if not irrelevance(field)):
         value = value_of(field, config)
         if fields.get(field) is None and value is not None:
             yield f"{field} = {show_value(value)}"
@@ -130,19 +147,18 @@ def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
 
 def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
     """A note for each part of published checkpoints that transformers does not build: multi-token prediction."""
-    field = "num_nextn_predict_layers"
-    if fields.get(field) and field not in declared_fields(config_class):
-        yield (
-            f"Multi-token prediction ({field} = {show_value(fields[field])}) is not counted: transformers does not "
-            "build it with the model."
-        )
+    declared = declared_fields(config_class)
+    given = ", ".join(
+        f"{field} = {show_value(value)}"
+        for field, value in fields.items()
+        if value and MTP_FIELDS.fullmatch(field) and field not in declared
+    )
+    if given:
+        yield f"Multi-token prediction ({given}) is not counted: transformers does not build it with the model."
 
 
 def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:
     """Refuse a model that is not a text decoder, by the declarations of its configuration class."""
-    if fields.get("auto_map"):
-        rule = "points to remote code, which is never run; without the field, transformers' own class is measured"
-        raise ConfigError("auto_map", fields["auto_map"], rule)
     if fields.get("is_encoder_decoder", getattr(config_class, "is_encoder_decoder", False)):
         raise ConfigError("model_type", model_type, "has an encoder beside its decoder; only decoders are measured")
     parts = ", ".join(

@@ -1,64 +1,125 @@
 """The fields of a config that transformers reads: their names, and the fields that do not change any count.
 
 A configuration class accepts fields that it does not declare. It converts such a field, reads it, or only stores it.
-Fields that are only stored are refused, because they may or may not change the model, unless they repeat a value that
-the class derives.
+Fields that are only stored fall under the rule of `torch_models.fields.unknown_fields`: they are passed over and
+listed, or refused, because they may or may not change the model.
 """
 
 import dataclasses
-import difflib
 import inspect
+import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_models.errors import ConfigError, show_value
-from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
+from torch_models.fields.known_fields import (
+    ACTIVATION_FIELDS,
+    ALIASES,
+    DROPOUT,
+    EXPERT_COUNTS,
+    LATENT_HEAD_SIZES,
+    irrelevance,
+)
+from torch_models.fields.switches import MLP_BIAS, QK_NORM, QKV_BIAS, WINDOW, is_switch
+from torch_models.fields.unknown_fields import (
+    NO_WINDOW,
+    Sorted,
+    check_fixed,
+    common_reason,
+    is_comment,
+    show_field,
+    sort_fields,
+    unused_window,
+    without_comments,
+)
 
 _ROTARY = "turns keys and queries, which multiplies no matrices"
-_REPEATED = "repeats another field"
-_KERNEL = "chooses a kernel, not a product"
+_ACTIVATION = "multiplies no matrices"
+_CHOICE = "says which experts a token visits and how they weigh, not how many"
+_SCALE = "scales numbers, which multiplies no matrices"
+_MTP = "multi-token prediction is not in the built model; the report notes this"
 _OLD_CODE = "only the family's first code read it"
-_CHOICE = "says which experts a token visits, not how many"
+AS_BUILT = "as the model is built"
 
-# Fields of published configs that change no count and that no class of transformers declares, with the reason.
+# Fields of published configs that change no count of a model that transformers builds without them, with the reason.
 IRRELEVANT_FOREIGN_FIELDS = {
-    "n_ctx": _REPEATED,
-    "seq_length": _REPEATED,
+    **dict.fromkeys((*ACTIVATION_FIELDS, "hidden_act"), _ACTIVATION),
     "max_sequence_length": "is the sequence length that is analysed",
+    "original_max_position_embeddings": _ROTARY,
     "rope_theta": _ROTARY,
     "rope_scaling": _ROTARY,
+    "rope_parameters": _ROTARY,
+    "rope_ratio": _ROTARY,
+    "rope_base": _ROTARY,
+    "rope_pct": _ROTARY,
+    "rope_interleave": _ROTARY,
+    "rope_interleaved": _ROTARY,
     "rope_local_base_freq": _ROTARY,
+    "rope_mscale": _ROTARY,
+    "rope_type": _ROTARY,
+    "indexer_rope_interleave": _ROTARY,
+    "local_rope_theta": _ROTARY,
+    "global_rope_theta": _ROTARY,
+    "swa_rope_theta": _ROTARY,
     "rotary_emb_base": _ROTARY,
+    "rotary_base": _ROTARY,
+    "rotary_dim": _ROTARY,
+    "rotary": _ROTARY,
+    "use_rotary_pos_emb": _ROTARY,
+    "rope_percent": _ROTARY,
     "rotary_pct": _ROTARY,
     "partial_rotary_factor": _ROTARY,
-    "attention_softmax_in_fp32": _KERNEL,
-    "bias_dropout_fusion": _KERNEL,
-    "masked_softmax_fusion": _KERNEL,
-    "skip_bias_add": _KERNEL,
-    "skip_bias_add_qkv": _KERNEL,
-    "scale_attention_softmax_in_fp32": _KERNEL,
+    "use_rotary_embeddings": _ROTARY,
+    "no_rope_layer_interval": _ROTARY,
+    "no_rope_layers": _ROTARY,
+    "use_dynamic_ntk": _ROTARY,
+    "use_logn_attn": _SCALE,
     "layer_norm_epsilon": "keeps a norm from dividing by zero",
+    "layer_norm_eps": "keeps a norm from dividing by zero",
+    "rms_norm_eps": "keeps a norm from dividing by zero",
+    "norm_eps": "keeps a norm from dividing by zero",
     "scoring_func": _CHOICE,
     "topk_method": _CHOICE,
-    "num_nextn_predict_layers": "multi-token prediction is not in the built model; the report notes this",
+    "topk_group": _CHOICE,
+    "n_group": _CHOICE,
+    "norm_topk_prob": _CHOICE,
+    "routed_scaling_factor": _CHOICE,
+    "router_scoring_func": _CHOICE,
+    "score_func": _CHOICE,
+    "score_function": _CHOICE,
+    "route_norm": _CHOICE,
+    "route_scale": _CHOICE,
+    "num_expert_groups": _CHOICE,
+    "num_expert_group": _CHOICE,
+    "num_limited_groups": _CHOICE,
+    "expert_selection_fn": _CHOICE,
+    "group_limited_greedy": _CHOICE,
+    "moe_norm_topk_prob": _CHOICE,
+    "moe_router_topk_scaling_factor": _CHOICE,
+    "moe_gate_act": _CHOICE,
+    "moe_router_score_function": _CHOICE,
+    "router_jitter_noise": _CHOICE,
+    "embedding_multiplier": _SCALE,
+    "logits_scaling": _SCALE,
+    "residual_multiplier": _SCALE,
+    "attention_multiplier": _SCALE,
+    "logit_scale": _SCALE,
     "offset_alibi": _OLD_CODE,
-    "activation_function": "multiplies no matrices",
-    "unk_token_id": "names a token, not a size",
 }
+MTP_FIELDS = re.compile(r"use_mtp|mtp_.*|num_mtp_.*|num_nextn_predict_layers")
 
 # Undeclared switches of published configs, with the one value that matches the model that transformers builds.
 FIXED_FOREIGN_FIELDS: dict[str, object] = {
-    "_remove_final_layer_norm": False,
-    "activation_dropout": 0.0,
     "apply_residual_connection_post_layernorm": False,
     "attention_bias": False,
     "layer_switch": 4,
     "mlp_type": "default",
-    "moe_layer_freq": 1,
+    "moe_gate": "topk",
     "norm_type": "layer_norm",
     "order_of_interleaved_layers": "local_attn_first",
     "position_embedding_type": "rope_gptj",
+    "qk_norm_type": "per_layer",
     "scale_attn_weights": True,
     "use_embedding_sharing": True,
     "use_gated_activation": True,
@@ -68,9 +129,15 @@ FIXED_FOREIGN_FIELDS: dict[str, object] = {
 
 _STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the reverse of published files
 
-# transformers writes numbers that JSON does not have as {"__float__": "Infinity"}.
-_FLOAT_TAG = "__float__"
-_TAGGED_FLOATS = {"Infinity", "-Infinity", "NaN"}
+# The types of rotary embedding that transformers' code computes on the meta device; others would need numbers.
+_ROPE_TYPES = {"default", "linear", "yarn", "llama3", "longrope", "proportional"}
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "hidden_act", "sliding_window", "use_sliding_window"),
+)
+_QKV = re.compile(r"(q|k|v|qkv|query|key|value|query_key_value|c_attn|Wqkv)(_proj)?")
+_MLP = re.compile(r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|c_fc|fc_in|fc_out|dense_h_to_4h|dense_4h_to_h")
+_NORM = re.compile(r"(q|k|query|key)_(layer_?)?norm")
 
 
 def declared_fields(config_class: Any) -> set[str]:
@@ -87,29 +154,34 @@ def value_of(field: str, config: Any) -> Any:
 
 
 def under_own_names(fields: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
-    """The fields under the names of the class, whichever name the file uses; tagged floats are decoded.
+    """The fields under the names of the class, whichever name the file uses, without comments.
 
     Raises `ConfigError` if two names of one field have different values.
     """
     renamed: dict[str, Any] = {}
     given_as: dict[str, str] = {}
+    declared = declared_fields(config_class)
     for field, value in fields.items():
-        own = _own_name(field, config_class)
+        if is_comment(field) and field not in declared:
+            continue
+        own = own_name(field, config_class)
         if own in renamed and renamed[own] != value:
             rule = f"is another name of {given_as[own]}, which is {show_value(fields[given_as[own]])}"
             raise ConfigError(field, value, rule)
-        renamed[own], given_as[own] = _decoded(value), field
+        renamed[own], given_as[own] = without_comments({own: value}).get(own, value), field
     old, new = renamed.get("rope_scaling"), renamed.get("rope_parameters")
     if old and new and old != new:
         raise ConfigError("rope_scaling", old, f"is another name of rope_parameters, which is {show_value(new)}")
     return renamed
 
 
-def _own_name(field: str, config_class: Any) -> str:
+def own_name(field: str, config_class: Any) -> str:
     """The class's name of a field, by the class's table of names, then by ours; if in neither, the field itself."""
     declared = declared_fields(config_class)
     own_names: dict[str, str] = config_class.attribute_map
     others: tuple[str, ...] = EXPERT_COUNTS if field in EXPERT_COUNTS else (_STANDARD_NAMES.get(field, field),)
+    if field in ALIASES and field not in own_names and field in _names_read(config_class):
+        return field  # the class itself reads the other name
     for name in (field, *others):
         if name in own_names:
             return own_names[name]
@@ -118,45 +190,113 @@ def _own_name(field: str, config_class: Any) -> str:
     return field
 
 
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    if isinstance(value, dict):
-        if value.keys() == {_FLOAT_TAG} and str(value[_FLOAT_TAG]) in _TAGGED_FLOATS:
-            return float(value[_FLOAT_TAG])
-        return {key: _decoded(item) for key, item in value.items()}
-    return value
+def passed_on(fields: Mapping[str, Any], config_class: Any, ignore_fields: Sequence[str]) -> dict[str, Any]:
+    """The fields for the class: without those to be ignored, how the checkpoint is stored, and unused windows."""
+    left_out = {"dtype", "quantization_config", *ignore_fields}
+    left_out |= {field for field in fields if unused_window(field, fields)} - declared_fields(config_class)
+    return {field: value for field, value in fields.items() if field not in left_out}
 
 
-def check_fields(fields: Mapping[str, Any], config: Any) -> None:
-    """Refuse a field that `config`, which transformers made from `fields`, ignores or only stores.
+def with_known_rope(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The fields with rotary types that transformers computes on the meta device, and those that were replaced.
 
-    Raises `ConfigError` with the field, and with both values if the class derives another one.
+    Angles change no count, so a type that it does not know, or that needs numbers, is replaced by the default.
     """
-    config_class = type(config)
-    declared = declared_fields(config_class)
-    known = {"model_type"} | declared | IRRELEVANT_FIELDS.keys() | IRRELEVANT_FOREIGN_FIELDS.keys()
-    fixed = FIXED_FIELDS | FIXED_FOREIGN_FIELDS
-    read = set(_names_read(config_class))
+    replaced: list[str] = []
+
+    def known(path: str, entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        if not entry.keys() & {"rope_type", "type"}:
+            return {key: known(f"{path}.{key}", inner) for key, inner in entry.items()}
+        given = entry.get("rope_type", entry.get("type"))
+        if given in _ROPE_TYPES or given is None:
+            return entry
+        replaced.append(f"{path}.rope_type = {show_value(given)} ({_ROTARY}; measured with another type)")
+        kept = {key: value for key, value in entry.items() if key not in ("rope_type", "type")}
+        return kept | {"rope_type": "longrope" if given == "su" and "short_factor" in kept else "default"}
+
+    names = ("rope_scaling", "rope_parameters")
+    return {field: known(field, value) if field in names else value for field, value in fields.items()}, replaced
+
+
+def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence[str] = ()) -> Sorted:
+    """The fields that have no part in `config`, which transformers made from `fields` without those to be ignored.
+
+    Raises `ConfigError` for a field that the class ignores or only stores and that may change the model, with both
+    values if the class derives another one; `ArgumentError` for a name in `ignore_fields` that cannot be ignored.
+    """
+    class_name, declared = type(config).__name__, declared_fields(type(config))
+    read = {"model_type", *declared, *_names_read(type(config))}
+    sizes = {name: value_of(name, config) for name in _SIZES}
+    windows = {"use_sliding_window": value_of("use_sliding_window", config)}
+    overwritten = []
     for field, value in fields.items():
-        if value is None or field in IRRELEVANT_FIELDS:
-            continue
-        if field in FIXED_FIELDS and field != "is_decoder" and value != FIXED_FIELDS[field]:
-            raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: only decoders are measured")
-        if field in declared:
-            _refuse_passed_over(field, fields, config)
-        elif not (field in known or field in read or (field in fixed and value == fixed[field])):
-            _refuse_kept(field, fields, config)
+        if field != "is_decoder":
+            check_fixed(field, value)
+        if field in declared and not irrelevance(field) and field not in ignore_fields:
+            why = _overwritten(field, {**fields, **windows}, config)
+            overwritten += [f"{show_field(field, value)} ({why})"] if why else []
+
+    def understood(field: str) -> bool:
+        if field in read:
+            return field in ignore_fields or irrelevance(field) != DROPOUT  # a rate of dropout is said to be left out
+        if field in ignore_fields or irrelevance(field) or unused_window(field, fields):
+            return False
+        return value_of(field, config) is None and fields[field] is not None  # the class has converted it
+
+    def reason(field: str, value: Any) -> str | None:
+        if is_switch(field, value):
+            return AS_BUILT  # compared with the model once it is built
+        if MTP_FIELDS.fullmatch(field):
+            return _MTP
+        if field in FIXED_FOREIGN_FIELDS and value == FIXED_FOREIGN_FIELDS[field]:
+            return AS_BUILT
+        why = IRRELEVANT_FOREIGN_FIELDS.get(field) or common_reason(field, value, fields, sizes)
+        return why or _derived(field, fields, config)
+
+    found = sort_fields(
+        fields,
+        understood,
+        reason=reason,
+        refusal=lambda field: f"and transformers' {class_name} has no such field",
+        names=declared,
+        ignore_fields=ignore_fields,
+    )
+    return Sorted((*found.passed_over, *overwritten), found.ignored)
+
+
+def undeclared_switches(fields: Mapping[str, Any], config: Any) -> dict[str, bool]:
+    """The fields that say whether the model has one of its parts and that its class does not declare."""
+    declared = declared_fields(type(config))
+    return {field: value for field, value in fields.items() if is_switch(field, value) and field not in declared}
+
+
+def parts_of_model(layers: Sequence[Any], config: Any) -> dict[str, bool]:
+    """For each part that switches name, whether the decoder layers that transformers built have it."""
+    modules = [(name.rpartition(".")[2], module) for layer in layers for name, module in layer.named_modules()]
+    parts = {
+        QKV_BIAS: [module.bias is not None for name, module in modules if _QKV.fullmatch(name) and _linear(module)],
+        MLP_BIAS: [module.bias is not None for name, module in modules if _MLP.fullmatch(name) and _linear(module)],
+    }
+    has_norms = any(_NORM.fullmatch(name) for name, _ in modules)
+    window = "sliding_window" in declared_fields(type(config)) and bool(value_of("sliding_window", config))
+    return {part: any(found) for part, found in parts.items() if found} | {QK_NORM: has_norms, WINDOW: window}
+
+
+def _linear(module: Any) -> bool:
+    return hasattr(module, "bias") and hasattr(module, "weight")
 
 
 def _names_read(config_class: Any) -> Iterator[str]:
-    """Names that a class reads without declaring them, such as older names: all strings in its `__post_init__`."""
+    """Names that a class reads without declaring them, such as older names: all strings in what makes it."""
     from transformers import PreTrainedConfig
 
     for owner in config_class.__mro__[: config_class.__mro__.index(PreTrainedConfig)]:
-        own = vars(owner).get("__post_init__")
-        code = getattr(inspect.unwrap(own), "__code__", None) if own else None
-        yield from _strings(code) if code else ()
+        for name in ("__post_init__", "convert_rope_params_to_dict"):
+            own = vars(owner).get(name)
+            code = getattr(inspect.unwrap(own), "__code__", None) if own else None
+            yield from _strings(code) if code else ()
 
 
 def _strings(code: types.CodeType) -> Iterator[str]:
@@ -176,27 +316,35 @@ def _without(field: str, fields: Mapping[str, Any], config: Any) -> Any:
     return value_of(field, rebuilt)
 
 
-def _refuse_passed_over(field: str, fields: Mapping[str, Any], config: Any) -> None:
-    """Refuse a declared field that the class overwrites with a derived value, because the user's value is ignored."""
+def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | None:
+    """Why a declared field has no effect, or None; the class overwrites it with a derived value.
+
+    Raises `ConfigError` where that may change a count, because the user's value is ignored.
+    """
     value, made = fields[field], value_of(field, config)
-    if isinstance(value, bool | int | float | str) and made not in (None, value):
-        default = {one.name: one.default for one in dataclasses.fields(config)}[field]
-        if value != default and made == _without(field, fields, config):
-            name = type(config).__name__
-            raise ConfigError(field, value, f"transformers' {name} makes it {show_value(made)} whatever is given")
+    if not isinstance(value, bool | int | float | str) or made in (None, value):
+        return NO_WINDOW if made is None and value is not None and unused_window(field, fields) else None
+    default = {one.name: one.default for one in dataclasses.fields(config)}[field]
+    if value == default or made != _without(field, fields, config):
+        return None
+    rule = f"transformers' {type(config).__name__} makes it {show_value(made)} whatever is given"
+    of_latent_attention = field == "head_dim" and value_of("kv_lora_rank", config) is not None
+    repeats = of_latent_attention and value in [value_of(size, config) for size in LATENT_HEAD_SIZES]
+    if repeats or unused_window(field, fields) or field in IRRELEVANT_FOREIGN_FIELDS:
+        return rule
+    raise ConfigError(field, value, rule)
 
 
-def _refuse_kept(field: str, fields: Mapping[str, Any], config: Any) -> None:
-    """Refuse an undeclared field that the class only stores, unless it repeats the value that the class derives."""
-    if value_of(field, config) is None:
-        return
-    value, name = fields[field], type(config).__name__
+def _derived(field: str, fields: Mapping[str, Any], config: Any) -> str | None:
+    """Why an undeclared field repeats what the class derives, or None if it derives nothing.
+
+    Raises `ConfigError` with both values if they differ.
+    """
     derived = _without(field, fields, config)
-    if derived == value:
-        return
-    if derived is not None:
-        rule = f"transformers' {name} derives {show_value(derived)} from the other fields; make them agree or remove it"
-        raise ConfigError(field, value, rule)
-    close = difflib.get_close_matches(field, declared_fields(type(config)), n=1, cutoff=0.8)
-    hint = f"did you mean {close[0]}?" if close else "if it does not change the architecture, remove it"
-    raise ConfigError(field, value, f"transformers' {name} has no such field; {hint}")
+    if derived is None:
+        return None
+    if derived == fields[field]:
+        return "repeats what transformers derives"
+    name = type(config).__name__
+    rule = f"transformers' {name} derives {show_value(derived)} from the other fields; make them agree"
+    raise ConfigError(field, fields[field], rule)

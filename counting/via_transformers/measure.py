@@ -13,9 +13,11 @@ from counting.via_transformers.checkpoint import BuiltTensors, tensors_of_built
 from counting.via_transformers.config import ForeignModel
 from counting.via_transformers.count import count
 from counting.via_transformers.discover import load_code_of
+from counting.via_transformers.fields import parts_of_model
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.run import run_first_way
-from torch_models.errors import UserError
+from torch_models.errors import ConfigError, UserError
+from torch_models.fields.switches import check_switches
 
 
 class Measured(NamedTuple):
@@ -37,7 +39,10 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
     with measuring(), quiet(), attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         try:
             found, recorded = run_first_way(model.config, setup.sequence_length)
+            check_switches(model.switches, parts_of_model(found.layers, model.config))
             witnesses = count(found, recorded, setup.sequence_length)
+        except ConfigError as error:
+            raise error.in_file(model.source) from None
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
     built_as = f"{type(found.model).__name__} of transformers {version}"

@@ -1,9 +1,12 @@
 """Gemma-2 (arXiv 2408.00118): norms around blocks, GeGLU, soft-capped scores and logits, every second layer local."""
 
-from torch_models.errors import ConfigError
+from collections.abc import Iterator
+
 from torch_models.fields.config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.spec import Activation, Heads, LayerSpec, ModelSpec, Positive, SequenceLength, Width
+
+DEFAULT_ACTIVATION: Activation = "gelu_pytorch_tanh"
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
@@ -11,8 +14,8 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 
     num_key_value_heads: Heads
     head_dim: Width
-    hidden_act: Activation = "gelu_pytorch_tanh"
-    hidden_activation: Activation | None = None  # transformers reads only this field, so the two must agree
+    hidden_act: Activation = DEFAULT_ACTIVATION
+    hidden_activation: Activation | None = None  # transformers reads only this field
     tie_word_embeddings: bool = True
     query_pre_attn_scalar: Width = 256
     sliding_window: SequenceLength | None = 4096
@@ -20,15 +23,16 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     attn_logit_softcapping: Positive | None = 50.0
     final_logit_softcapping: Positive | None = 30.0
 
+    def passed_over(self) -> Iterator[tuple[str, str]]:
+        """Yield `hidden_act`, which transformers does not read."""
+        yield "hidden_act", f"the activation is {self.hidden_activation or DEFAULT_ACTIVATION}, by hidden_activation"
+
 
 def model_spec(config: Config, name: str) -> ModelSpec:
     """Return the spec of a Gemma-2 config; by default local and global layers alternate, and the first is local."""
     bias = config.attention_bias
     windows = window_by_layer(config, config.sliding_window, lambda index: index % 2 == 0)
-    activation = config.hidden_activation or "gelu_pytorch_tanh"
-    if config.hidden_act != activation:
-        raise ConfigError("hidden_act", config.hidden_act, f"the activation is {activation}, by hidden_activation")
-    mlp = gated_mlp(config, activation=activation)
+    mlp = gated_mlp(config, activation=config.hidden_activation or DEFAULT_ACTIVATION)
 
     def layer(window: int | None) -> LayerSpec:
         return LayerSpec(

@@ -1,10 +1,10 @@
 """Qwen3-MoE (arXiv 2505.09388): Qwen3 with routed experts in all layers except those that the config keeps dense."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from msgspec import Meta
 
-from torch_models.errors import ConfigError
 from torch_models.fields.config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, softmax_router
 from torch_models.spec import (
@@ -20,10 +20,9 @@ from torch_models.spec import (
 
 
 class Config(FamilyConfig, frozen=True, kw_only=True):
-    """The fields of a `Qwen3MoeForCausalLM` config; head and expert counts and sizes have no default."""
+    """The fields of a `Qwen3MoeForCausalLM` config; the counts of heads and experts have no default."""
 
     num_key_value_heads: Heads
-    head_dim: Width
     num_experts: Experts
     num_experts_per_tok: Experts
     moe_intermediate_size: Width
@@ -34,6 +33,10 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     sliding_window: SequenceLength | None = 4096
     max_window_layers: Annotated[int, Meta(ge=0)] | None = None
 
+    def passed_over(self) -> Iterator[tuple[str, str]]:
+        """Yield `max_window_layers`: as in transformers, the window is of every layer or of none."""
+        yield "max_window_layers", "every layer has the window" if self.use_sliding_window else "no layer has a window"
+
 
 def model_spec(config: Config, name: str) -> ModelSpec:
     """Return the spec of a Qwen3-MoE config.
@@ -41,9 +44,6 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     Every `decoder_sparse_step`-th layer is a mixture of experts, unless `mlp_only_layers` contains its index. With
     `use_sliding_window` every layer has the window, as in transformers, which ignores `max_window_layers`.
     """
-    if config.use_sliding_window and config.max_window_layers:
-        rule = "must be 0 or absent where use_sliding_window is true: transformers gives every layer the window"
-        raise ConfigError("max_window_layers", config.max_window_layers, rule)
     bias = config.attention_bias
     attention = grouped_query_attention(
         config,

@@ -1,27 +1,39 @@
 """Converts the fields of a config.json in Hugging Face's format to a `ModelSpec`, and checks all of them.
 
-A family module has a `Config`, which defines its fields and their rules, and `model_spec(config, name)`. Fields that
-have no influence are listed in `known_fields.py` with the reason. Any other field raises an error, because an unknown
-field may change the architecture.
+A family module has a `Config`, which defines its fields and their rules, and `model_spec(config, name)`. Any other
+field falls under the rule of `unknown_fields.py`: it is passed over and listed, or refused, because it may change the
+architecture.
 """
 
-import difflib
 import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import msgspec
 
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
+from torch_models.fields.conversion import convert
 from torch_models.fields.file import read_config
-from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
+from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, irrelevance
+from torch_models.fields.numbers import check_finite, decoded
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
+from torch_models.fields.switches import SWITCHES, check_layer_types, check_switches, is_switch, parts_of_spec
+from torch_models.fields.unknown_fields import (
+    Sorted,
+    all_fields,
+    common_reason,
+    is_comment,
+    names_given,
+    show_field,
+    sort_fields,
+    without_comments,
+)
 from torch_models.spec import (
     Activation,
     Epsilon,
@@ -40,6 +52,7 @@ from torch_models.spec import (
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 CAUSAL_LM = "ForCausalLM"
+AS_BUILT = "as the model is built"
 NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
 
 
@@ -63,14 +76,14 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tie_word_embeddings: bool = False
     hidden_act: Activation = "silu"
     attention_bias: bool = False
-    attention_dropout: float | None = 0.0
+    original_max_position_embeddings: SequenceLength | None = None
     rope_theta: Theta | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        if self.attention_dropout:
-            raise ConfigError("attention_dropout", self.attention_dropout, "must be 0: dropout is not modelled")
+    def passed_over(self) -> Iterator[tuple[str, str]]:
+        """Yield each field that the family declares and that has no effect with these values, with the reason."""
+        yield from ()
 
     def model_spec(
         self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
@@ -100,6 +113,7 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_type: str | None  # None: the field is missing, and the family follows from `architectures`
     fields: dict[str, Any]
     folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
+    ignore_fields: tuple[str, ...] = ()  # names of fields that do not matter, although they are not understood
 
 
 class Family(Protocol):
@@ -115,71 +129,164 @@ class Family(Protocol):
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
-def read_spec(config: Source) -> ModelSpec:
+def read_spec(config: Source, *, ignore_fields: Sequence[str] = ()) -> ModelSpec:
     """Return the spec of a config: a path, a folder with a config.json, a name in `configs/`, or a mapping of fields.
 
-    Raises `UserError` (a `ValueError`); the message names file, field, value and rule.
+    `ignore_fields` are names of fields that are not understood and do not matter. Raises `UserError` (a `ValueError`);
+    the message names file, field, value and rule.
     """
-    return _read(config, spec_from_fields)
+    read = _read(config)
+    names = names_given(ignore_fields)
+    try:
+        spec = spec_from_fields(read.fields, read.name, names)
+    except ConfigError as error:
+        raise read.located(error) from None
+    return msgspec.structs.replace(spec, folder=read.folder)
 
 
-def read_model(config: Source) -> ModelSpec | ForeignConfig:
+def read_model(config: Source, *, ignore_fields: Sequence[str] = ()) -> ModelSpec | ForeignConfig:
     """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here."""
-    return _read(config, model_from_fields)
+    (model,) = read_models([config], ignore_fields=ignore_fields)
+    return model
 
 
-M = TypeVar("M", bound=ModelSpec | ForeignConfig)
+def read_models(configs: Sequence[Source], *, ignore_fields: Sequence[str] = ()) -> list[ModelSpec | ForeignConfig]:
+    """Return the models of several configs, as `read_model` does of one.
+
+    A name in `ignore_fields` must be a field of at least one config, and applies to those that have it.
+    """
+    names = names_given(ignore_fields)
+    sources = [_read(config) for config in configs]
+    present = [set(all_fields(source.fields)) for source in sources]
+    for name in names:
+        if not any(name in fields for fields in present):
+            which = "the config has no" if len(sources) == 1 else "none of the configs has"
+            raise ArgumentError("ignore_fields", name, f"{which} such field")
+    models: list[ModelSpec | ForeignConfig] = []
+    for source, fields in zip(sources, present, strict=True):
+        try:
+            model = model_from_fields(source.fields, source.name, [name for name in names if name in fields])
+        except ConfigError as error:
+            raise source.located(error) from None
+        if isinstance(model, ForeignConfig) and source.file is not None:
+            model = msgspec.structs.replace(model, source=source.file)
+        models.append(msgspec.structs.replace(model, folder=source.folder))
+    return models
 
 
-def _read(config: Source, parse: Callable[[dict[str, Any], str], M]) -> M:
+class _Read(NamedTuple):
+    """The fields of a config, with its name and, if they were read from one, its file and the folder given for it."""
+
+    fields: dict[str, Any]
+    name: str
+    file: str | None = None
+    folder: str | None = None
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """Return the error with the file in its message."""
+        return error if self.file is None else error.in_file(self.file)
+
+
+def _read(config: Source) -> _Read:
     if isinstance(config, Mapping):
         for field in config:
             if not isinstance(field, str):
                 raise UserError(f"a config's fields have names, but one is {show_value(field)}")
-        return parse(dict(config), NAME_OF_A_MAPPING)
+        return _Read(dict(config), NAME_OF_A_MAPPING)
     if not isinstance(config, str | os.PathLike):
         raise ArgumentError("config", config, "must be a path, a folder, a name in configs/, or a mapping of fields")
     file, fields = read_config(config)
     folder = os.fspath(config) if os.path.isdir(config) else None
     name = Path(file).stem.removesuffix("_config") if folder is None else Path(folder).resolve().name
-    try:
-        model = parse(fields, name)
-    except ConfigError as error:
-        raise error.in_file(file) from None
-    if isinstance(model, ForeignConfig):
-        model = msgspec.structs.replace(model, source=file)
-    return msgspec.structs.replace(model, folder=folder)
+    return _Read(fields, name, file, folder)
 
 
-def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
+def model_from_fields(
+    fields: dict[str, Any], name: str, ignore_fields: Sequence[str] = ()
+) -> ModelSpec | ForeignConfig:
     """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here."""
-    fields = _text_part(fields)
+    fields = _checked(_text_part(fields))
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
     if model_type is None:
         is_foreign = bool(architectures) and not any(map(_family_of, architectures))
     else:
         is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
     if is_foreign:
-        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields)
-    return spec_from_fields(fields, name)
+        return ForeignConfig(
+            name=name, source=name, model_type=model_type, fields=fields, ignore_fields=tuple(ignore_fields)
+        )
+    return spec_from_fields(fields, name, ignore_fields)
 
 
-def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
-    """Return the spec of the fields of a config.json; raise `ConfigError` for an unknown family, field or value."""
-    fields = _renamed(_text_part(fields), ALIASES)
+def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[str] = ()) -> ModelSpec:
+    """Return the spec of the fields of a config.json.
+
+    Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
+    cannot be ignored.
+    """
+    given = _checked(_text_part(fields))
+    fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
     for expert_count in set(EXPERT_COUNTS) & set(known):
         fields = _renamed(fields, dict.fromkeys(set(EXPERT_COUNTS) - {expert_count}, expert_count))
-    for field, value in fields.items():
-        if field in FIXED_FIELDS:
-            if value is not None and value != FIXED_FIELDS[field]:
-                raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: nothing else is modelled")
-        elif field not in known and field not in IRRELEVANT_FIELDS and value is not None:
-            raise ConfigError(field, value, _unknown_field_rule(field, known))
+    renamed = {field for field in given if field not in fields}
+    in_file = fields | {field: given[field] for field in renamed}
+    sorted_fields = _sorted(in_file, {*known, *renamed}, msgspec.structs.fields(module.Config), ignore_fields)
+    fields = without_comments(fields)
     config = convert({field: fields[field] for field in known if field in fields}, module.Config)
     spec = module.model_spec(config, name)
-    return msgspec.structs.replace(spec, defaulted_fields=tuple(_defaulted(config, fields)))
+    undeclared = {field: value for field, value in fields.items() if field not in {*known, *ignore_fields}}
+    check_switches(undeclared, parts_of_spec(spec))
+    check_layer_types(undeclared.get("layer_types"), spec)
+    declared = (f"{show_field(field, fields[field])} ({why})" for field, why in config.passed_over() if field in fields)
+    return msgspec.structs.replace(
+        spec,
+        defaulted_fields=tuple(_defaulted(config, fields)),
+        passed_over_fields=(*sorted_fields.passed_over, *declared, *_unread_in_rope(fields)),
+        ignored_fields=sorted_fields.ignored,
+    )
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with tagged numbers decoded; raise `ConfigError` for a number that is not finite."""
+    try:
+        fields = decoded(fields)
+        check_finite(fields)
+        without_comments(fields)
+    except RecursionError:
+        raise UserError("the config is nested too deeply") from None
+    return fields
+
+
+def _sorted(
+    fields: Mapping[str, Any],
+    known: set[str],
+    declared: Sequence[msgspec.structs.FieldInfo],
+    ignore_fields: Sequence[str],
+) -> Sorted:
+    """Apply the rule of unknown fields to a native family; it knows the fields in `known`."""
+    model_type = fields["model_type"]
+    sizes = {field.name: field.default for field in declared if field.default is not msgspec.NODEFAULT} | {**fields}
+
+    def reason(field: str, value: Any) -> str | None:
+        if is_switch(field, value) or (field == "layer_types" and isinstance(value, list)):
+            return AS_BUILT  # compared with the spec afterwards
+        return common_reason(field, value, fields, sizes)
+
+    def refusal(field: str) -> str:
+        return f"which {'are' if field in SWITCHES else 'is'} not modelled for {model_type}"
+
+    return sort_fields(
+        fields, known.__contains__, reason=reason, refusal=refusal, names=known, ignore_fields=ignore_fields
+    )
+
+
+def _unread_in_rope(fields: Mapping[str, Any]) -> Iterator[str]:
+    from torch_models.fields.rope import unread_rope_keys
+
+    for path, value in unread_rope_keys(fields):
+        yield f"{show_field(path, value)} (changes no count)"
 
 
 def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +299,9 @@ def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
     others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
     if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
         return fields
-    for field in (fields.keys() & inner.keys()) - IRRELEVANT_FIELDS.keys() - {"model_type"}:
+    for field in (fields.keys() & inner.keys()) - {"model_type"}:
+        if irrelevance(field) or is_comment(field):
+            continue
         if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
             rule = f"differs from the value outside text_config, {show_value(fields[field])}; make them agree"
             raise ConfigError(f"text_config.{field}", inner[field], rule)
@@ -209,29 +318,13 @@ def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]
             yield f"{field} = {show_value(value)}"
     if config.num_key_value_heads is None:
         yield "num_key_value_heads = num_attention_heads"
-    if config.rope_theta is None and "rope_theta" not in (config.rope_parameters or {}):
+    if config.rope_theta is None and "rope_theta" not in str(config.rope_parameters or config.rope_scaling):
         yield f"rope_theta = {config.default_rope_theta}"
 
 
 def family(model_type: str) -> Family:
     """Return the family module of `model_type`, which must be one of `FAMILIES`."""
     return cast(Family, importlib.import_module(f"{families.__name__}.{model_type}"))
-
-
-S = TypeVar("S", bound=msgspec.Struct)
-
-
-def convert(fields: dict[str, Any], struct: type[S]) -> S:
-    """Convert `fields` to a `struct`; raise a `ConfigError` that names field and rule if that fails."""
-    try:
-        return msgspec.convert(fields, struct)
-    except UnicodeEncodeError as error:  # a lone surrogate: valid in JSON, but not in a text
-        field = next(f for f, value in fields.items() if isinstance(value, str) and value == error.object)
-        raise ConfigError(field, fields[field], "is not valid text") from None
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):  # raised by a struct's own check
-            raise error.__cause__ from None
-        raise _as_config_error(str(error), fields, struct) from None
 
 
 def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -279,28 +372,3 @@ def _family_of(architecture: str) -> str | None:
     """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none."""
     name = re.sub("(?<!^)(?=[A-Z])", "_", architecture.removesuffix(CAUSAL_LM)).lower()
     return name if name in FAMILIES and architecture.endswith(CAUSAL_LM) else None
-
-
-def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
-    hint = f"; did you mean {close[0]}?" if close else "; if it does not change the architecture, remove it"
-    return f"this field is not understood{hint}"
-
-
-def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.Struct]) -> ConfigError:
-    """Convert msgspec's message "<rule> - at `$.<path>`" to a `ConfigError` with field, value and rule."""
-    rule, _, path = message.partition(" - at `$.")
-    if rule.startswith("Object missing required field"):
-        return ConfigError(rule.split("`")[1], None, "is missing and has no default")
-    if rule.startswith("Object contains unknown field"):
-        field = rule.split("`")[1]
-        return ConfigError(field, fields.get(field), "this field is not understood")
-    keys = path.rstrip("`").split(".")
-    value: Any = fields
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if rule.startswith("Invalid enum value"):
-        allowed = get_args(get_type_hints(struct).get(keys[-1]))
-        rule = f"must be {' or '.join(map(show_value, allowed))}"
-    rule = rule.replace("`", "").replace("Expected ", "must be ").replace(", got", ", is")
-    return ConfigError(".".join(keys), value, rule)

@@ -1,4 +1,4 @@
-"""Reads a config.json from a path, from its folder, or by its name in `configs/`: strict JSON, of limited size."""
+"""Reads a config.json from a path, its folder, or by its name in `configs/`: JSON of limited size, with infinities."""
 
 import json
 import os
@@ -23,9 +23,7 @@ def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, An
     shown = _file_of(os.fspath(path_or_name))
     content = _read_bytes(shown)
     try:
-        fields = json.loads(
-            content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_nan
-        )
+        fields = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_refuse_duplicates)
     except UserError as error:
         raise UserError(f"{shown}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -84,7 +82,3 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ConfigError(field, value, f"the field occurs twice; its first value is {show_value(fields[field])}")
         fields[field] = value
     return fields
-
-
-def _refuse_nan(constant: str) -> float:
-    raise UserError(f"{constant} is not a JSON number; every number must be finite")

@@ -1,5 +1,7 @@
 """Config fields that belong to no single family: aliases, fields without influence, switches with a fixed value."""
 
+import re
+
 # Names in configs of courses and tools -> Hugging Face's names. Some are GPT-2's, which handwritten configs use.
 ALIASES = {
     "num_layers": "num_hidden_layers",
@@ -16,83 +18,178 @@ ALIASES = {
 # The three names of the number of routed experts; each family uses one and accepts the others as aliases.
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
+# Sizes in published files that a family may not declare -> the standard fields; the first that is known is repeated.
+PER_HEAD = "hidden_size / num_attention_heads"
+REPEATS: dict[str, tuple[str, ...]] = {
+    "head_dim": (PER_HEAD,),
+    "kv_channels": ("head_dim", PER_HEAD),
+    "attention_head_size": ("head_dim", PER_HEAD),
+    "attention_head_dim": ("head_dim", PER_HEAD),
+    "d_head": ("head_dim", PER_HEAD),
+    "num_key_value_heads": ("num_key_value_heads", "num_attention_heads"),
+    "num_kv_heads": ("num_key_value_heads", "num_attention_heads"),
+    "num_query_groups": ("num_key_value_heads", "num_attention_heads"),
+    "n_kv_heads": ("num_key_value_heads", "num_attention_heads"),
+    "n_head_kv": ("num_key_value_heads", "num_attention_heads"),
+    "n_heads": ("num_attention_heads",),
+    "num_heads": ("num_attention_heads",),
+    "n_layers": ("num_hidden_layers",),
+    "d_model": ("hidden_size",),
+    "embedding_size": ("hidden_size",),
+    "embedding_dim": ("hidden_size",),
+    "word_embed_proj_dim": ("hidden_size",),
+    "n_inner": ("intermediate_size",),
+    "ffn_dim": ("intermediate_size",),
+    "ffn_hidden_size": ("intermediate_size",),
+    "padded_vocab_size": ("vocab_size",),
+}
+
+# Fields that name the activation -> what they call a feed-forward with a gate of the activation of `hidden_act`.
+ACTIVATION_FIELDS = {"activation", "activation_function", "hidden_activation", "act_fn", "mlp_hidden_act"}
+GATED = {"silu": ("silu", "swish", "swiglu"), "gelu": ("gelu", "geglu"), "gelu_pytorch_tanh": ("gelu_pytorch_tanh",)}
+
 _TOKENS = "names a token, not a size"
 _GENERATION = "steers generation, not training"
 _BOOKKEEPING = "says who wrote the file"
+_OUTPUTS = "asks for outputs"
+_LABELS = "labels of a classifier"
+_TOKENIZER = "the tokenizer is not part of the model"
+_FRAMEWORK = "of another framework"
+_BALANCE = "weighs a further loss, which multiplies no matrices"
+_CORRECTION = "a bias of the router that no optimiser updates is a buffer"
+_CAPACITY = "no expert drops tokens here"
+_KERNEL = "chooses a kernel; the analysis states its own"
+_LENGTH = "is a length, not a size of the model"
+_PIECES = "splits products without changing their sum"
+_DEVICES = "says how the model was spread over devices"
+_FIRST_VALUES = "sets first values, not shapes"
+_STORED = "says how the checkpoint is stored; the trained model is the same"
+DROPOUT = "is a setting of training; the analysis trains without dropout"
+_PRECISION = "sets the format of some numbers; the analysis states its own"
 
 # Fields that change no count of parameters, FLOPs or bytes, each with the reason.
 IRRELEVANT_FIELDS: dict[str, str] = {
-    "generation_config": _GENERATION,
     "_source": "says where the file's numbers come from",
-    "_name_or_path": _BOOKKEEPING,
     "architectures": "repeats the family",
     "auto_map": "points to remote code, which is never run",
-    "transformers_version": _BOOKKEEPING,
+    "quantization_config": _STORED,
+    "quantization": _STORED,
+    "compression_config": _STORED,
+    "quant_method": _STORED,
     "torch_dtype": "counts are for 16-bit numbers, whatever the checkpoint is stored in",
-    "quantization_config": "says how the checkpoint is stored; the trained model is the same",
-    "initializer_range": "sets first values, not shapes",
-    "use_cache": _GENERATION,
-    "cache_implementation": _GENERATION,
-    "transformers.js_config": "of another framework",
-    "unsloth_fixed": _BOOKKEEPING,
-    "_attn_implementation_autoset": "chooses a kernel; the analysis states its own",
-    "bos_token_id": _TOKENS,
-    "eos_token_id": _TOKENS,
-    "pad_token_id": _TOKENS,
-    "sep_token_id": _TOKENS,
-    "decoder_start_token_id": _TOKENS,
-    "forced_bos_token_id": _TOKENS,
-    "forced_eos_token_id": _TOKENS,
-    "begin_suppress_tokens": _TOKENS,
-    "suppress_tokens": _TOKENS,
-    "bad_words_ids": _GENERATION,
-    "pretraining_tp": "splits products without changing their sum",
-    "ep_size": "says how experts were spread over devices",
-    "router_aux_loss_coef": "weighs a balance loss, which multiplies no matrices",
-    "aux_loss_alpha": "weighs a balance loss, which multiplies no matrices",
-    "seq_aux": "chooses the balance loss, which multiplies no matrices",
-    "output_attentions": "asks for outputs",
-    "output_hidden_states": "asks for outputs",
-    "output_router_logits": "asks for outputs",
-    "return_dict": "asks for outputs",
-    "return_dict_in_generate": "asks for outputs",
-    "output_scores": "asks for outputs",
     "gradient_checkpointing": "the analysis states its own",
-    "id2label": "labels of a classifier",
-    "label2id": "labels of a classifier",
-    "problem_type": "labels of a classifier",
-    "num_labels": "labels of a classifier",
-    "finetuning_task": "labels of a classifier",
-    "task_specific_params": _GENERATION,
-    "tokenizer_class": "the tokenizer is not part of the model",
-    "prefix": _GENERATION,
     "torchscript": "asks for another execution, not another model",
-    "chunk_size_feed_forward": "splits products without changing their sum",
-    "do_sample": _GENERATION,
-    "early_stopping": _GENERATION,
-    "temperature": _GENERATION,
-    "top_p": _GENERATION,
-    "typical_p": _GENERATION,
-    "max_length": _GENERATION,
-    "min_length": _GENERATION,
-    "num_beams": _GENERATION,
-    "num_beam_groups": _GENERATION,
-    "num_return_sequences": _GENERATION,
-    "diversity_penalty": _GENERATION,
-    "length_penalty": _GENERATION,
-    "repetition_penalty": _GENERATION,
-    "encoder_no_repeat_ngram_size": _GENERATION,
-    "no_repeat_ngram_size": _GENERATION,
-    "exponential_decay_length_penalty": _GENERATION,
-    "remove_invalid_values": _GENERATION,
-    "tf_legacy_loss": "of another framework",
-    "use_bfloat16": "of another framework",
+    "use_bfloat16": _FRAMEWORK,
+    "seq_aux": "chooses the balance loss, which multiplies no matrices",
+    "label_smoothing": _BALANCE,
+    "use_routing_bias": _CORRECTION,
+    "use_expert_bias": _CORRECTION,
+    "moe_use_aux_free": _CORRECTION,
+    "moe_router_enable_expert_bias": _CORRECTION,
+    "moe_capacity": _CAPACITY,
+    "moe_capacity_factor": _CAPACITY,
+    "moe_token_drop_policy": _CAPACITY,
+    "moe_drop_tokens": _CAPACITY,
+    "capacity_factor": _CAPACITY,
+    "expert_capacity": _CAPACITY,
+    "moe_router_dtype": _PRECISION,
+    "router_dtype": _PRECISION,
+    "residual_in_fp32": _PRECISION,
+    "fp32_residual_connection": _PRECISION,
+    "attention_softmax_in_fp32": _PRECISION,
+    "scale_attention_softmax_in_fp32": _PRECISION,
+    "moe_router_force_load_balancing": "spreads tokens evenly, as the counts assume",
+    "routed_layer_names": _BOOKKEEPING,
 }
+
+
+def _same_reason(reason: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), reason)
+
+
+IRRELEVANT_FIELDS |= _same_reason(
+    _BOOKKEEPING,
+    "_name_or_path model_name name_or_path transformers_version model_version license author tags library_name "
+    "finetuning_task base_model base_model_name_or_path torchao_version vllm_version mergekit_version training_args "
+    "trained_by model_id revision",
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _GENERATION,
+    "generation_config use_cache cache_implementation bad_words_ids task_specific_params prefix do_sample "
+    "early_stopping temperature top_k top_p typical_p min_p max_length min_length max_new_tokens min_new_tokens "
+    "num_beams num_beam_groups num_return_sequences diversity_penalty length_penalty repetition_penalty "
+    "presence_penalty frequency_penalty encoder_no_repeat_ngram_size no_repeat_ngram_size "
+    "exponential_decay_length_penalty remove_invalid_values renormalize_logits num_logits_to_keep logits_to_keep "
+    "use_cache_quantization use_cache_kernel max_inference_batch_size chat_template chat_format suppress_tokens "
+    "begin_suppress_tokens guidance_scale penalty_alpha epsilon_cutoff eta_cutoff assistant_model kv_cache_scheme "
+    "mamba_ssm_cache_dtype mode inference_state_dtype inference_runner max_batch_size pad_key_length "
+    "pre_allocate_kv_cache validate_runner_input max_inference_chunksize",
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _OUTPUTS,
+    "output_attentions output_hidden_states output_router_logits return_dict return_dict_in_generate output_scores "
+    "output_logits return_last_states return_token_timestamps keys_to_ignore_at_inference",
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _LABELS, "id2label label2id problem_type num_labels classifier_activation classifier_bias label_names"
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _TOKENIZER, "tokenizer_class tokenizer_model tokenizer_name tokenizer_path add_bos_token add_eos_token"
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _FRAMEWORK, "transformers.js_config tf_legacy_loss onnx_config mlx_config gguf_config use_tf"
+)
+IRRELEVANT_FIELDS |= _same_reason(_PIECES, "pretraining_tp chunk_size_feed_forward slow_but_exact loss_chunk_size")
+IRRELEVANT_FIELDS |= _same_reason(
+    _DEVICES,
+    "ep_size tp_size moe_ep_size tensor_model_parallel_size tensor_parallel_degree pipeline_parallel_degree fsdp "
+    "sequence_parallel expert_parallel moe_group device_map init_device max_memory weight_block_size",
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _LENGTH, "n_ctx seq_length seq_len max_seq_len max_seq_length model_max_length context_length block_size_tokens"
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _BALANCE, "router_z_loss aux_loss_alpha router_bias_update_rate router_bias_update_speed"
+)
+IRRELEVANT_FIELDS |= _same_reason(
+    _KERNEL,
+    "attn_implementation attn_impl use_sdpa use_kernel use_kernels use_mamba_kernels use_triton use_cuda_graph "
+    "use_mem_eff_path masked_softmax_fusion bias_dropout_fusion skip_bias_add skip_bias_add_qkv use_te "
+    "use_xformers use_liger_kernel use_grouped_mm reorder_and_upcast_attn",
+)
+
+# Names of the same kind that differ from file to file -> the reason why they change no count.
+_IRRELEVANT_NAMES: tuple[tuple[str, str], ...] = (
+    (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_.*)?", DROPOUT),
+    (r"(.*_)?(aux|balance|balancing|z|router|mtp)_?loss(_.*)?", _BALANCE),
+    (
+        r".*_token_(ids?|index)|(.*_)?(bo|eo)[a-z]_(id|index)|(.*_)?(pad|sep|cls|unk|mask|start|end|newline)_id",
+        _TOKENS,
+    ),
+    (r"(.*_)?load_balanc(e|ing)(_.*)?", _BALANCE),
+    (r"unsloth_.*", _BOOKKEEPING),
+    (
+        r"initializer_.*|(.*_)?initializer_range|(.*_)?init_std|init_(method|cutoff_factor|scale|range)(_.*)?",
+        _FIRST_VALUES,
+    ),
+    (r"summary_.*", _LABELS),
+    (r"attn_implementation_.*|(use_)?(flash|fused)_(attn|attention|rms_?norm|mlp|swiglu|rope|rotary)(_.*)?", _KERNEL),
+)
+_IRRELEVANT_PATTERNS = tuple((re.compile(names), reason) for names, reason in _IRRELEVANT_NAMES)
+
+
+def irrelevance(field: str) -> str | None:
+    """Return why the field changes no count of any model; None if it may."""
+    if field in IRRELEVANT_FIELDS:
+        return IRRELEVANT_FIELDS[field]
+    return next((reason for names, reason in _IRRELEVANT_PATTERNS if names.fullmatch(field)), None)
+
 
 # Architecture switches of transformers' base class and of published files; only the value given here is accepted.
 FIXED_FIELDS: dict[str, object] = {
     "is_decoder": False,
     "is_encoder_decoder": False,
+    "is_causal": True,
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
     "tie_encoder_decoder": False,
@@ -101,4 +198,18 @@ FIXED_FIELDS: dict[str, object] = {
     "rope_interleaved": False,
     "use_mrope": False,
     "use_bidirectional_attention": False,
+}
+
+# What `head_dim` may mean in multi-head latent attention, where transformers derives it and nothing reads it.
+LATENT_HEAD_SIZES = ("qk_rope_head_dim", "qk_head_dim", "v_head_dim")
+
+# Fields that some families declare; in the others only this value agrees with the model that is built.
+NEUTRAL_VALUES: dict[str, object] = {
+    "partial_rotary_factor": 1.0,
+    "rotary_pct": 1.0,
+    "moe_layer_freq": 1,
+    "decoder_sparse_step": 1,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "rotary_scaling_factor": 1.0,
 }

@@ -25,19 +25,17 @@ class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
 def latent_attention(config: LatentAttentionConfig) -> MultiHeadLatentAttentionSpec:
     """Return the spec of the attention; raise `ConfigError` if the config has a derived size that does not agree."""
     heads = config.num_attention_heads
+    whole = config.qk_nope_head_dim + config.qk_rope_head_dim
     derived = (
         ("num_key_value_heads", config.num_key_value_heads, heads, "num_attention_heads: every head has its own key"),
-        ("head_dim", config.head_dim, config.qk_rope_head_dim, "qk_rope_head_dim, the rotated channels"),
-        (
-            "qk_head_dim",
-            config.qk_head_dim,
-            config.qk_nope_head_dim + config.qk_rope_head_dim,
-            "qk_nope_head_dim + qk_rope_head_dim",
-        ),
+        ("qk_head_dim", config.qk_head_dim, whole, "qk_nope_head_dim + qk_rope_head_dim"),
     )
     for field, given, expected, meaning in derived:
         if given not in (None, expected):
             raise ConfigError(field, given, f"must be {expected}, {meaning}")
+    if config.head_dim not in (None, config.qk_rope_head_dim, whole, config.v_head_dim):
+        rule = f"must be {config.qk_rope_head_dim}, qk_rope_head_dim, or the channels of a query or a value"
+        raise ConfigError("head_dim", config.head_dim, rule)
     return MultiHeadLatentAttentionSpec(
         hidden_size=config.hidden_size,
         num_attention_heads=heads,

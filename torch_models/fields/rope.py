@@ -1,36 +1,71 @@
-"""The rotary fields of a config.json, in the old form (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`)."""
+"""The rotary fields of a config.json, in the old form (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`).
 
+The new form may have one entry for each kind of layer. Angles change no count, so a `rope_type` that is not known here
+is accepted; the modules of such a spec are measured, but say that they do not run.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from torch_models.errors import ConfigError, show_value
-from torch_models.fields.config import FamilyConfig, convert
-from torch_models.spec import (
+from torch_models.fields.config import FamilyConfig
+from torch_models.fields.conversion import convert
+from torch_models.rope_scaling import (
+    DynamicRopeScaling,
     LinearRopeScaling,
     Llama3RopeScaling,
+    LongRopeScaling,
+    ProportionalRopeScaling,
     RopeScaling,
-    RotarySpec,
-    Share,
-    Theta,
+    UnknownRopeScaling,
     YarnRopeScaling,
 )
+from torch_models.spec import RotarySpec, Share, Theta
 
 SCALINGS: dict[str, type[RopeScaling]] = {
     "linear": LinearRopeScaling,
+    "dynamic": DynamicRopeScaling,
     "llama3": Llama3RopeScaling,
     "yarn": YarnRopeScaling,
+    "longrope": LongRopeScaling,
+    "proportional": ProportionalRopeScaling,
 }
 DEFAULT = "default"
-
-
+# Other names of types. With mrope a text has the same position in every section, which is the default.
+OTHER_NAMES = {"su": "longrope", "mrope": DEFAULT}
+TYPE_NAMES = ("rope_type", "type")
 PARTIAL = "partial_rotary_factor"
+ORIGINAL = "original_max_position_embeddings"
+ZERO_IS_NONE = ("mscale", "mscale_all_dim", "beta_fast", "beta_slow")
+KEYS_OF_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def rope_fields(config: FamilyConfig, layer_type: str = KEYS_OF_LAYERS[0]) -> tuple[str, dict[str, Any]]:
+    """Return the name of the field with the rotary parameters, and the parameters of one kind of layers."""
+    if config.rope_parameters and config.rope_scaling and config.rope_parameters != config.rope_scaling:
+        rule = f"is another name of rope_parameters, which is {show_value(config.rope_parameters)}"
+        raise ConfigError("rope_scaling", config.rope_scaling, rule)
+    field = "rope_parameters" if config.rope_parameters else "rope_scaling"
+    fields: dict[str, Any] = getattr(config, field) or {}
+    if not by_layer(fields):
+        return field, dict(fields)
+    entry = fields.get(layer_type)
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{field}.{layer_type}", entry, "must be an object: the model has such layers")
+    return f"{field}.{layer_type}", dict(entry)
+
+
+def by_layer(fields: Mapping[str, Any]) -> bool:
+    """Whether the rotary parameters have an entry for each kind of layer."""
+    return any(key in KEYS_OF_LAYERS for key in fields)
 
 
 def rotary_share(config: FamilyConfig, default: float) -> float:
     """Return the rotated share of a head's channels; the field may be nested in `rope_parameters`."""
     share = getattr(config, PARTIAL)
-    inner = (config.rope_parameters or config.rope_scaling or {}).get(PARTIAL)
+    inner = rope_fields(config)[1].get(PARTIAL)
     if inner is not None:
         inner = convert({PARTIAL: inner}, _PartialField).partial_rotary_factor
     if None not in (share, inner) and share != inner:
@@ -47,37 +82,80 @@ class _ThetaField(msgspec.Struct):
     rope_theta: Theta
 
 
-def rotary_spec(config: FamilyConfig, dim: int, *, size: str = "head_dim", **options: bool) -> RotarySpec:
-    """Return the spec of the rotary embedding over `dim` channels.
+def rotary_spec(
+    config: FamilyConfig, dim: int, *, size: str = "head_dim", layer_type: str = KEYS_OF_LAYERS[0], **options: bool
+) -> RotarySpec:
+    """Return the spec of the rotary embedding over `dim` channels, in layers of `layer_type`.
 
     `size` is the name of `dim` in error messages; `options` are further fields of the spec. Raises `ConfigError`.
     """
     if dim < 2 or dim % 2:
         raise ConfigError(size, dim, "the rotated channels of a head must be even in number")
-    if config.rope_parameters and config.rope_scaling and config.rope_parameters != config.rope_scaling:
-        rule = f"is another name of rope_parameters, which is {show_value(config.rope_parameters)}"
-        raise ConfigError("rope_scaling", config.rope_scaling, rule)
-    field = "rope_parameters" if config.rope_parameters else "rope_scaling"
-    fields: dict[str, Any] = dict(getattr(config, field) or {})
+    field, fields = rope_fields(config, layer_type)
     theta = _theta(config, fields.pop("rope_theta", None))
-    if PARTIAL in config.__struct_fields__:
-        fields.pop(PARTIAL, None)  # `dim` already includes it
-    rope_type = _agreed(field, fields, "rope_type", "type") or DEFAULT
-    return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field), **options)
+    rope_type = _agreed(field, fields, *TYPE_NAMES)
+    if not isinstance(rope_type, str | None):
+        raise ConfigError(f"{field}.rope_type", rope_type, "must be the name of a type")
+    rope_type = OTHER_NAMES.get(rope_type or DEFAULT, rope_type or DEFAULT)
+    share = fields.get(PARTIAL)
+    if rope_type != "proportional" and PARTIAL not in config.__struct_fields__ and share not in (None, 1):
+        rule = f"describes rotation of a part of each head, which is not modelled for {config.model_type}"
+        raise ConfigError(f"{field}.{PARTIAL}", share, rule)  # where it is declared, `dim` already includes it
+    return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field, config, dim), **options)
 
 
-def _scaling(rope_type: object, fields: dict[str, Any], field: str) -> RopeScaling | None:
+def unread_rope_keys(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of each key of the rotary fields that no `rope_type` here reads."""
+    read = {"rope_theta", PARTIAL, *TYPE_NAMES}.union(*(kind.__struct_fields__ for kind in SCALINGS.values()))
+    for field in ("rope_scaling", "rope_parameters"):
+        given = fields.get(field)
+        if isinstance(given, Mapping):
+            entries = given if by_layer(given) else {"": given}
+            for layer_type, entry in entries.items():
+                path = f"{field}.{layer_type}" if layer_type else field
+                for key, value in entry.items() if isinstance(entry, Mapping) else ():
+                    if key not in read:
+                        yield f"{path}.{key}", value
+
+
+def _scaling(rope_type: str, fields: dict[str, Any], field: str, config: FamilyConfig, dim: int) -> RopeScaling | None:
     if rope_type == DEFAULT:
-        for unknown, value in fields.items():
-            raise ConfigError(f"{field}.{unknown}", value, "is not understood beside the default rope_type")
         return None
-    if not isinstance(rope_type, str) or rope_type not in SCALINGS:
-        known = ", ".join((DEFAULT, *SCALINGS))
-        raise ConfigError(f"{field}.rope_type", rope_type, f"is not known; must be one of {known}")
+    if rope_type not in SCALINGS:
+        return UnknownRopeScaling(name=rope_type)
+    struct = SCALINGS[rope_type]
+    given = {
+        key: value
+        for key, value in fields.items()
+        if key in struct.__struct_fields__ and value is not None and not (key in ZERO_IS_NONE and value == 0)
+    }
+    given |= {key: value for key, value in _lengths(struct, given, config).items() if key not in given}
     try:
-        return convert(fields, SCALINGS[rope_type])
+        scaling = convert(given, struct)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error.field}", error.value, error.rule) from None
+    if isinstance(scaling, LongRopeScaling):
+        for key in ("short_factor", "long_factor"):
+            if len(getattr(scaling, key)) != dim // 2:
+                rule = f"must have {dim // 2} numbers, one for each pair of rotated channels"
+                raise ConfigError(f"{field}.{key}", len(getattr(scaling, key)), rule)
+    return scaling
+
+
+def _lengths(struct: type[RopeScaling], given: Mapping[str, Any], config: FamilyConfig) -> dict[str, Any]:
+    """Return the lengths that a scaling takes from other fields of the config, where it does not have its own."""
+    longest = config.max_position_embeddings
+    if struct is DynamicRopeScaling:
+        if longest is None:
+            raise ConfigError("max_position_embeddings", None, "is missing: dynamic scaling begins beyond it")
+        return {"max_position_embeddings": longest}
+    if ORIGINAL not in struct.__struct_fields__:
+        return {}
+    original = given.get(ORIGINAL, config.original_max_position_embeddings or longest)
+    found = {} if original is None else {ORIGINAL: original}
+    if struct in (YarnRopeScaling, LongRopeScaling) and longest is not None and isinstance(original, int) and original:
+        found["factor"] = longest / original
+    return found
 
 
 def _theta(config: FamilyConfig, inner: object) -> float:
@@ -93,5 +171,7 @@ def _agreed(field: str, fields: dict[str, Any], name: str, alias: str) -> object
     """Remove `name` and `alias` from `fields` and return their value; both may be present if they agree."""
     value, other = fields.pop(name, None), fields.pop(alias, None)
     if None not in (value, other) and value != other:
+        if OTHER_NAMES.get(str(value), value) == OTHER_NAMES.get(str(other), other):
+            return value
         raise ConfigError(f"{field}.{alias}", other, f"is another name of {name}, which is {value}")
     return other if value is None else value

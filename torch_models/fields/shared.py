@@ -44,7 +44,12 @@ def grouped_query_attention(
         num_attention_heads=heads,
         num_key_value_heads=config.num_key_value_heads or heads,
         head_dim=head_dim,
-        rotary=rotary_spec(config, int(head_dim * rotary_share), size=_name_of_rotated(config, rotary_share)),
+        rotary=rotary_spec(
+            config,
+            int(head_dim * rotary_share),
+            size=_name_of_rotated(config, rotary_share),
+            layer_type=FULL if options.get("window") is None else SLIDING,
+        ),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         norm_eps=config.rms_norm_eps,

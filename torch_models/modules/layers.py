@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, Llama3RopeScaling, RotarySpec, YarnRopeScaling
+from torch_models.errors import UserError
+from torch_models.rope_scaling import (
+    DynamicRopeScaling,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    LongRopeScaling,
+    ProportionalRopeScaling,
+    UnknownRopeScaling,
+    YarnRopeScaling,
+)
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, RotarySpec
 
 RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated channels / 2)
 
@@ -88,9 +98,12 @@ class GatedMLP(nn.Module):
 
 
 def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, dtype: torch.dtype) -> RotaryTables:
-    """Return cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each."""
+    """Return cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each.
+
+    Raises `UserError` for a `rope_type` whose angles are not known, except on the meta device.
+    """
     positions = torch.arange(sequence_length, device=device, dtype=torch.float32)
-    angles = positions.unsqueeze(1) * _frequencies(spec, device)
+    angles = positions.unsqueeze(1) * _frequencies(spec, sequence_length, device)
     factor = _table_factor(spec)
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
@@ -128,35 +141,60 @@ def softmax_scale(spec: RotarySpec, channels: int) -> float:
 
 def _table_factor(spec: RotarySpec) -> float:
     scaling = spec.scaling
+    if isinstance(scaling, YarnRopeScaling | LongRopeScaling) and scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if isinstance(scaling, LongRopeScaling) and scaling.factor > 1:
+        # LongRoPE, eq. 4: the logits grow with the logarithm of the stretched length.
+        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
     if not isinstance(scaling, YarnRopeScaling):
         return 1.0
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
         return yarn_mscale(scaling.factor, scaling.mscale) / yarn_mscale(scaling.factor, scaling.mscale_all_dim)
     return yarn_mscale(scaling.factor, 1.0)
 
 
-def _frequencies(spec: RotarySpec, device: torch.device) -> Tensor:
-    """Radians per position of each channel pair, fp32, (dim / 2,)."""
+def _frequencies(spec: RotarySpec, sequence_length: int, device: torch.device) -> Tensor:
+    """Radians per position of each channel pair in a sequence of this length, fp32, (dim / 2,)."""
     exponents = torch.arange(0, spec.dim, 2, device=device, dtype=torch.float32) / spec.dim
-    frequencies = 1.0 / spec.theta**exponents
     scaling = spec.scaling
-    if scaling is None:
-        return frequencies
-    slowed = frequencies / scaling.factor
-    if isinstance(scaling, Llama3RopeScaling):
-        # Turns over the original context: slowed below low_freq_factor, kept above high_freq_factor, else blended.
-        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
-    elif isinstance(scaling, YarnRopeScaling):
-        low, high = _yarn_range(spec, scaling)
-        pairs = torch.arange(spec.dim // 2, device=device, dtype=torch.float32)
-        kept = 1 - ((pairs - low) / (high - low)).clamp(0, 1)
-    else:
-        return slowed
-    return slowed * (1 - kept) + frequencies * kept
+    frequencies = 1.0 / _theta(spec, sequence_length) ** exponents
+    match scaling:
+        case None | DynamicRopeScaling():
+            return frequencies
+        case LinearRopeScaling():
+            return frequencies / scaling.factor
+        case LongRopeScaling():
+            is_long = sequence_length > scaling.original_max_position_embeddings
+            factors = scaling.long_factor if is_long else scaling.short_factor
+            return frequencies / torch.tensor(factors, device=device, dtype=torch.float32)
+        case ProportionalRopeScaling():
+            turning = int(scaling.partial_rotary_factor * spec.dim // 2)
+            pairs = torch.arange(spec.dim // 2, device=device)
+            return frequencies / scaling.factor * (pairs < turning)
+        case Llama3RopeScaling():
+            # Turns over the original context: slowed below low_freq_factor, kept above high_freq_factor, else blended.
+            turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+            span = scaling.high_freq_factor - scaling.low_freq_factor
+            kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
+        case YarnRopeScaling():
+            low, high = _yarn_range(spec, scaling)
+            pairs = torch.arange(spec.dim // 2, device=device, dtype=torch.float32)
+            kept = 1 - ((pairs - low) / (high - low)).clamp(0, 1)
+        case UnknownRopeScaling():
+            if device.type != "meta":
+                raise UserError(f"rope_type {scaling.name!r}: its angles are not known, so the model does not run")
+            return frequencies
+    return frequencies / scaling.factor * (1 - kept) + frequencies * kept
+
+
+def _theta(spec: RotarySpec, sequence_length: int) -> float:
+    """Return theta; with dynamic scaling, that of a sequence of this length."""
+    scaling = spec.scaling
+    if not isinstance(scaling, DynamicRopeScaling) or spec.dim <= 2:  # one pair turns by 1 radian at any theta
+        return spec.theta
+    stretched = max(sequence_length / scaling.max_position_embeddings, 1.0)
+    growth: float = (scaling.factor * stretched - (scaling.factor - 1)) ** (spec.dim / (spec.dim - 2))
+    return spec.theta * growth
 
 
 def _yarn_range(spec: RotarySpec, scaling: YarnRopeScaling) -> tuple[float, float]:

@@ -28,10 +28,12 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
         *([step_memory_table(analysis.memory, analysis.setup)] if analysis.memory else []),
         *([fits_table(fits, analysis.setup)] if fits else []),
     )
-    defaults = ", ".join(analysis.defaulted_fields)
-    print_notes(
-        [*analysis.notes, *([f"Not in the config, so set to family defaults: {defaults}."] if defaults else [])]
-    )
+    lists = {
+        "Not in the config, so set to family defaults": ", ".join(analysis.defaulted_fields),
+        "Fields that are not understood, ignored on request": ", ".join(analysis.ignored_fields),
+        "Fields that have no part in the model": "; ".join(analysis.passed_over_fields),
+    }
+    print_notes([*analysis.notes, *(f"{title}: {fields}." for title, fields in lists.items() if fields)])
 
 
 def _heading(analysis: Analysis) -> str:

@@ -48,8 +48,12 @@ def _details(results: Results) -> Iterator[_Detail]:
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
     """The blocks in the order of printing; a block is empty if its result was not requested."""
-    blocks = [Lines(width, notes=detail.notes) for _ in range(6)]
-    compared, run, budget, published, claim, models = blocks
+    blocks = [Lines(width, notes=detail.notes) for _ in range(7)]
+    ignored, compared, run, budget, published, claim, models = blocks
+    if any(analysis.ignored_fields for analysis in results.analyses):
+        from counting.report.screen.model import ignored_screen
+
+        ignored_screen(ignored, results.analyses)
     if results.published is not None:
         from counting.report.screen.published import published_screen
 

@@ -56,6 +56,17 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
 
 
+def ignored_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
+    """Add the fields that were ignored on request, of all models in one line."""
+    of_models = [
+        f"{', '.join(analysis.ignored_fields)}{f' ({analysis.name})' if len(analyses) > 1 else ''}"
+        for analysis in analyses
+        if analysis.ignored_fields
+    ]
+    if of_models:
+        lines.text(f"Ignored on request, not understood: {'; '.join(of_models)}")
+
+
 def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     """Add the conventions of the numbers, and how many numbers are proven by which witnesses."""
     cores = [main_attention_core(analysis) for analysis in analyses]

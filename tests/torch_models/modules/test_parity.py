@@ -40,6 +40,9 @@ YARN = {
     "mscale_all_dim": 1.0,
 }
 
+# As many factors as pairs of rotated channels in LLAMA.
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 4.0, 8.0]}
+
 CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "llama-grouped-queries": LLAMA | {"num_key_value_heads": 2},
     "llama-tied": LLAMA | {"tie_word_embeddings": True},
@@ -81,6 +84,21 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
             "beta_fast": 4.0,
         }
     },
+    "llama-rope-dynamic": LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    "llama-rope-dynamic-beyond": LLAMA
+    | {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 20},
+    "llama-rope-longrope-short": LLAMA | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 48}},
+    "llama-rope-longrope-long": LLAMA | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 16}},
+    "llama-rope-longrope-factor": LLAMA
+    | {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 16, "attention_factor": 1.19, "factor": 7.0}},
+    "llama-rope-proportional": LLAMA
+    | {"rope_scaling": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "factor": 2.0}},
+    "llama-rope-yarn-lengths": LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "llama-rope-unread": LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "finetuned": True}},
+    "mixtral-rope-longrope": MIXTRAL
+    | {"head_dim": 8, "rope_scaling": LONGROPE | {"original_max_position_embeddings": 16}},
+    "deepseek_v3-rope-dynamic": DEEPSEEK_V3
+    | {"rope_scaling": {"rope_type": "dynamic", "factor": 3.0}, "max_position_embeddings": 20},
     "llama-exact-gelu": LLAMA | {"hidden_act": "gelu"},
     "llama-rope-parameters": LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
     "mistral-without-window": MISTRAL | {"sliding_window": None},

@@ -1,0 +1,137 @@
+"""Configs as they are published, with fields that their class does not declare: the counts of transformers' modules.
+
+The expected numbers are those of transformers 5.23's own modules on the meta device: `numel`, active parameters, and
+the forward FLOPs of 2,048 tokens.
+"""
+
+from typing import Any
+
+import pytest
+
+from counting.analysis import analyze
+from counting.setup import Setup
+
+
+def decoder(model_type: str, *sizes: int, **fields: Any) -> dict[str, Any]:
+    """A config with these sizes: vocabulary, width, feed-forward, layers, heads, key and value heads."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return {"model_type": model_type, **dict(zip((*names, "num_key_value_heads"), sizes, strict=True)), **fields}
+
+
+# What files of transformers 4 say of training, generation and labels; all of it beside the model.
+BESIDE: dict[str, Any] = {
+    "attention_dropout": 0.1,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+    "initializer_range": 0.02,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "top_k": 50,
+    "top_p": 0.9,
+    "max_length": 20,
+    "bad_words_ids": None,
+    "pruned_heads": {},
+    "id2label": {"0": "LABEL_0"},
+    "pretraining_tp": 2,
+    "unsloth_version": "2025.5.1",
+    "classifier_dropout": 0.1,
+    "auto_map": {"AutoConfig": "configuration_own.OwnConfig"},
+    "_comment": "anything",
+    "of_the_future": False,
+}
+QWEN3_MOE = decoder(
+    "qwen3_moe", 49152, 512, 1536, 8, 8, 8, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=384
+)
+QWEN3_MOE |= {"norm_topk_prob": True, "tie_word_embeddings": True, "rope_theta": 100000, "max_window_layers": 8}
+QWEN3_MOE |= {"sliding_window": None, "use_sliding_window": False, "mlp_only_layers": []}
+DEEPSEEK_SPARSE = decoder("glm_moe_dsa", 154880, 6144, 12288, 78, 64, 64, moe_intermediate_size=2048)
+DEEPSEEK_SPARSE |= {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "q_lora_rank": 2048}
+DEEPSEEK_SPARSE |= {"kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256}
+DEEPSEEK_SPARSE |= {"first_k_dense_replace": 3, "index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048}
+
+# Name -> the fields, and parameters, active parameters, FLOPs.
+CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "qwen3_coder_480b": (
+        decoder("qwen3_moe", 151936, 6144, 8192, 62, 96, 8, num_experts=160, num_experts_per_tok=8)
+        | {"head_dim": 128, "moe_intermediate_size": 2560, "qkv_bias": False, "use_qk_norm": True}
+        | {"norm_topk_prob": True, "shared_expert_intermediate_size": 0, "max_window_layers": 62},
+        (480154875392, 35474765312, 154259656015872),
+    ),
+    "qwen3_moe_with_heads_of_128": (
+        QWEN3_MOE | {"head_dim": 128, "qkv_bias": False},
+        (79735296, 51423744, 348026568704),
+    ),
+    "qwen3_moe_without_head_dim": (QWEN3_MOE, (71345664, 43034112, 244947353600)),
+    "glm_5": (
+        DEEPSEEK_SPARSE
+        | {"head_dim": 64, "qk_head_dim": 256, "indexer_rope_interleave": True, "rope_interleave": True}
+        | {"moe_layer_freq": 1, "num_nextn_predict_layers": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+        | {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "ep_size": 1}
+        | {"rope_parameters": {"rope_theta": 1000000, "rope_type": "default"}},
+        (743911199232, 41784709632, 191389111418880),
+    ),
+    "minimax_m2_5": (
+        decoder("minimax_m2", 200064, 3072, 1536, 62, 48, 8, head_dim=128, num_local_experts=256)
+        | {"num_experts_per_tok": 8, "rotary_dim": 64, "use_qk_norm": True, "qk_norm_type": "per_layer"}
+        | {"use_routing_bias": True, "use_mtp": True, "mtp_transformer_layers": 1, "num_mtp_modules": 3}
+        | {"shared_intermediate_size": 0, "scoring_func": "sigmoid", "quantization_config": {"quant_method": "fp8"}},
+        (228689748992, 11030537216, 49051210874880),
+    ),
+    "exaone4_32b": (
+        decoder("exaone4", 102400, 5120, 27392, 64, 40, 8, head_dim=128, sliding_window=4096)
+        | {"layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16, "sliding_window_pattern": "LLLG"},
+        (32003216384, 32003216384, 134432476364800),
+    ),
+    "smollm3_3b": (
+        decoder("smollm3", 128256, 2048, 11008, 36, 16, 4, max_window_layers=28, sliding_window=None)
+        | {"layer_types": ["full_attention"] * 36, "no_rope_layers": [1, 1, 1, 0] * 9, "use_sliding_window": False}
+        | {"mlp_bias": False, "attention_bias": False, "pad_token_id": 128004},
+        (3075098624, 3075098624, 13831942176768),
+    ),
+    "qwen1_5_moe": (
+        decoder("qwen2_moe", 151936, 2048, 5632, 24, 16, 16, num_experts=60, num_experts_per_tok=4)
+        | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}
+        | {"sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 21},
+        (14315784192, 2689173504, 10563941826560),
+    ),
+    "mistral_7b": (
+        decoder("mistral", 32768, 4096, 14336, 32, 32, 8, sliding_window=None, head_dim=128),
+        (7248023552, 7248023552, 31336081391616),
+    ),
+    "ernie_4_5_21b": (
+        decoder("ernie4_5_moe", 103424, 2560, 12288, 28, 20, 4, moe_num_experts=64, moe_k=6, moe_layer_end_index=27)
+        | {"moe_num_shared_experts": 2, "moe_intermediate_size": 1536, "moe_capacity": [64, 64, 64]}
+        | {"moe_gate": "topk", "moe_use_aux_free": True, "num_nextn_predict_layers": 1, "use_bias": False},
+        (21825437888, 3352150208, 14932393328640),
+    ),
+    "gemma_7b": (
+        decoder("gemma", 256000, 3072, 24576, 28, 16, 16, head_dim=256, hidden_act="gelu"),
+        (8537680896, 8537680896, 36893769072640),
+    ),
+    "phi3_mini": (
+        decoder("phi3", 32064, 3072, 8192, 32, 32, 32, pad_token_id=0),
+        (3821079552, 3821079552, 16896132907008),
+    ),
+    "yi_34b": (
+        decoder("llama", 64000, 7168, 20480, 60, 56, 8, max_position_embeddings=4096)
+        | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        (34388917248, 34388917248, 146189949337600),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), CASES.values(), ids=CASES.keys())
+def test_a_published_config_is_accepted_with_the_counts_of_transformers(
+    fields: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    analysis = analyze(BESIDE | fields, Setup(sequence_length=2048), step=False)
+    assert (analysis.parameters.total, analysis.parameters.active, analysis.forward_flops) == expected
+    listed = {entry.partition(" = ")[0]: entry for entry in analysis.passed_over_fields}
+    assert listed["of_the_future"] == "of_the_future = false (is off)"
+    assert listed["auto_map"] == "auto_map = an object of 1 (points to remote code, which is never run)"
+    assert listed["attention_dropout"].endswith("trains without dropout)")
+    assert "_comment" not in listed
+    assert analysis.ignored_fields == ()

@@ -1,0 +1,198 @@
+"""Fields that a family's class in transformers does not declare: the same rule as for the native families."""
+
+from typing import Any
+
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.setup import Setup
+from counting.via_transformers.config import ForeignModel, read_foreign
+from tests.foreign_families import FAMILIES, GPT2, SMALL
+from torch_models.errors import ArgumentError, ConfigError
+from torch_models.fields.config import ForeignConfig, read_model
+
+GRANITE: dict[str, Any] = {"model_type": "granite", **SMALL}
+QWEN2_MOE: dict[str, Any] = {"model_type": "qwen2_moe", **SMALL, "num_experts": 8, "num_experts_per_tok": 2}
+QWEN2_MOE |= {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 32}
+SHORT = Setup(sequence_length=32)
+
+
+def read(fields: dict[str, Any], *ignore_fields: str) -> ForeignModel:
+    model = read_model(fields, ignore_fields=ignore_fields)
+    assert isinstance(model, ForeignConfig)
+    return read_foreign(model)
+
+
+def listed(model: ForeignModel) -> dict[str, str]:
+    """The fields passed over -> the reason."""
+    entries = [entry.partition(" = ") for entry in model.passed_over_fields]
+    return {field: rest.partition(" (")[2].removesuffix(")") for field, _, rest in entries}
+
+
+def counts(analysis: Analysis) -> tuple[object, ...]:
+    return analysis.parameters, analysis.layers, analysis.forward_flops
+
+
+PASSED_OVER: dict[str, Any] = {
+    "of_the_future": False,
+    "also_of_it": [],
+    "auto_map": {"AutoConfig": "own.Config"},
+    "unsloth_version": "2025.1",
+    "top_k": 50,
+    "moe_aux_loss_coeff": 0.1,
+    "resid_pdrop": 0.1,
+    "attention_dropout": 0.1,
+    "max_window_layers": 28,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "head_dim": 16,
+    "kv_channels": 16,
+    "qkv_bias": False,
+    "use_qk_norm": False,
+    "activation_function": "gelu",
+    "rope_interleave": True,
+    "layer_types": ["full_attention"] * 4,
+    "num_nextn_predict_layers": 1,
+    "use_mtp": True,
+}
+
+
+def test_fields_that_are_off_or_change_no_count_are_passed_over_and_listed() -> None:
+    model = read(GRANITE | PASSED_OVER | {"_comment": "ours"})
+    assert listed(model).keys() == PASSED_OVER.keys()
+    assert listed(model)["of_the_future"] == "is off"
+    assert listed(model)["head_dim"] == "repeats hidden_size / num_attention_heads"
+    assert listed(model)["auto_map"] == "points to remote code, which is never run"
+    assert listed(model)["attention_dropout"] == "is a setting of training; the analysis trains without dropout"
+    assert model.ignored_fields == ()
+    analysis = analyze(GRANITE | PASSED_OVER, SHORT)
+    assert analysis.passed_over_fields == read(GRANITE | PASSED_OVER).passed_over_fields
+    assert counts(analysis) == counts(analyze(GRANITE, SHORT))
+    assert "(num_nextn_predict_layers = 1, use_mtp = true) is not counted" in " ".join(analysis.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            GRANITE | {"of_the_future": 1},
+            "of_the_future = 1: this field is not understood; if it does not change the arc",
+        ),
+        (GRANITE | {"hiden_size": 9}, r"hiden_size = 9: this field is not understood; did you mean hidden_size\?$"),
+        (
+            GRANITE | {"hybrid_layer_pattern": [0, 1]},
+            "hybrid_layer_pattern = .*: describes layers of several kinds, and tr",
+        ),
+        (
+            GRANITE | {"sliding_window": 9},
+            "sliding_window = 9: describes layers with a sliding window, and transformers' G",
+        ),
+        (
+            GRANITE | {"head_dim": 32},
+            "head_dim = 32: describes the number and the size of attention heads, and transformers",
+        ),
+        (GRANITE | {"is_causal": False}, "is_causal = false: must be true: nothing else is modelled"),
+        (GRANITE | {"layer_types": ["sliding_attention"] * 4}, "layer_types = .*: describes layers of several kinds"),
+        (QWEN2_MOE | {"use_qk_norm": True}, "use_qk_norm = true: the model is built without norms of queries and keys"),
+        (
+            GRANITE | {"qkv_bias": True},
+            "qkv_bias = true: the model is built without biases of queries, keys and values",
+        ),
+        (
+            {"model_type": "gpt2", **GPT2, "qkv_bias": False},
+            "qkv_bias = false: the model is built with biases of queries, keys and values",
+        ),
+        (
+            {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0], "use_qk_norm": False},
+            "use_qk_norm = false: the model is built with norms of queries and keys",
+        ),
+        ({"model_type": "gpt2", **GPT2, "anything": float("inf")}, "anything = inf: must be a finite number"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_a_field_that_is_on_and_not_understood_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^(config: )?{said}") as caught:
+        analyze(fields, SHORT)
+    assert "remove" not in str(caught.value)
+
+
+def test_a_window_that_is_switched_off_is_passed_over() -> None:
+    windows = {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 2}
+    model = read(QWEN2_MOE | windows)
+    assert listed(model)["sliding_window"] == "transformers' Qwen2MoeConfig makes it 0 whatever is given"
+    assert counts(analyze(QWEN2_MOE | windows, SHORT)) == counts(analyze(QWEN2_MOE, SHORT))
+
+
+def test_an_activation_that_the_class_replaces_is_passed_over() -> None:
+    gemma = {"model_type": "gemma", **SMALL, "head_dim": 16}
+    model = read(gemma | {"hidden_act": "gelu"})
+    assert listed(model)["hidden_act"] == "transformers' GemmaConfig makes it 'gelu_pytorch_tanh' whatever is given"
+
+
+def test_switches_that_say_what_is_built_are_accepted() -> None:
+    gemma3 = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
+    plain = analyze(gemma3, SHORT)
+    assert counts(analyze(gemma3 | {"use_qk_norm": True, "qkv_bias": False}, SHORT)) == counts(plain)
+    gpt2 = {"model_type": "gpt2", **GPT2}
+    assert counts(analyze(gpt2 | {"qkv_bias": True, "mlp_bias": True}, SHORT)) == counts(analyze(gpt2, SHORT))
+
+
+def test_a_named_field_is_ignored_and_listed() -> None:
+    fields = GRANITE | {"of_the_future": 3}
+    analysis = analyze(fields, SHORT, ignore_fields=["of_the_future"])
+    assert analysis.ignored_fields == ("of_the_future = 3",)
+    assert not any(entry.startswith("of_the_future") for entry in analysis.passed_over_fields)
+    assert counts(analysis) == counts(analyze(GRANITE, SHORT))
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("absent", "'absent': the config has no such field"),
+        ("hidden_size", "'hidden_size': is understood, and what is understood is not ignored"),
+        ("n_positions", "'max_position_embeddings': is understood"),
+        ("embedding_multiplier", "'embedding_multiplier': is understood"),
+        ("top_p", "'top_p': is understood"),
+        ("mamba_d_state", "'mamba_d_state': describes a state space or a recurrence: it decides the architecture"),
+        ("qk_norm", "'qk_norm': describes norms of queries and keys, or norms in other places: it decides the arch"),
+        ("add_cross_attention", "'add_cross_attention': describes cross attention: it decides the architecture"),
+    ],
+)
+def test_a_field_that_cannot_be_ignored(field: str, said: str) -> None:
+    values = {"n_positions": 64, "embedding_multiplier": 2.0, "top_p": 0.5, "mamba_d_state": 16, "qk_norm": True}
+    given = {field: values.get(field, False)} if field not in ("absent", "hidden_size") else {}
+    with pytest.raises(ArgumentError, match=f"^ignore_fields = {said}"):
+        read(GRANITE | given, field)
+
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "dynamic": {"type": "dynamic", "factor": 2.0},
+    "mrope": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    "su": {"type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+    "unknown": {"rope_type": "of_the_future", "factor": 2.0},
+    "yarn": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+    "longrope": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS.keys())
+@pytest.mark.parametrize("model_type", ["granite", "stablelm"])
+def test_the_type_of_rotary_embedding_changes_no_count(model_type: str, scaling: dict[str, Any]) -> None:
+    fields = {"model_type": model_type, **SMALL, "partial_rotary_factor": 1.0}
+    scaled = analyze(fields | {"rope_scaling": scaling}, SHORT)
+    plain = analyze(fields, SHORT)
+    assert (scaled.parameters, scaled.forward_flops) == (plain.parameters, plain.forward_flops)
+    replaced = [entry for entry in scaled.passed_over_fields if entry.startswith("rope_scaling.rope_type = ")]
+    assert len(replaced) == (scaling.get("type", scaling.get("rope_type")) not in ("yarn", "longrope"))
+
+
+def test_an_entry_of_unknown_type_for_one_kind_of_layers() -> None:
+    fields = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
+    by_layer = {
+        "full_attention": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    model = read(fields | {"rope_parameters": by_layer})
+    (entry,) = [entry for entry in model.passed_over_fields if entry.startswith("rope_parameters")]
+    assert entry.startswith("rope_parameters.full_attention.rope_type = 'dynamic' (")
+    assert counts(analyze(fields | {"rope_parameters": by_layer}, SHORT)) == counts(analyze(fields, SHORT))

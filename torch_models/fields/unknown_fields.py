@@ -1,0 +1,207 @@
+"""The one rule for fields that neither a family nor transformers' class of it declares.
+
+A field that repeats another, or is known to change no count, is passed over and listed. A field that is off is passed
+over and listed. A field that is on and not understood is refused, unless the caller names it in `ignore_fields`; no
+field that is known to decide the architecture can be named there. A field that begins with an underscore is a comment.
+"""
+
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch_models.errors import LONGEST_SHOWN_VALUE, ArgumentError, ConfigError, show_name, show_value
+from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
+from torch_models.fields.known_fields import (
+    ACTIVATION_FIELDS,
+    FIXED_FIELDS,
+    GATED,
+    NEUTRAL_VALUES,
+    PER_HEAD,
+    REPEATS,
+    irrelevance,
+)
+
+NAME_IT = "name it in ignore_fields"
+OFF = "is off"
+NO_WINDOW = "no layer has a window"
+WINDOW_FIELDS = {"sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types"}
+
+
+class Sorted(NamedTuple):
+    """The fields of a config that have no part in its model, each as "field = value"."""
+
+    passed_over: tuple[str, ...]  # each with its reason in brackets
+    ignored: tuple[str, ...]  # those that the caller named
+
+
+def is_off(value: object) -> bool:
+    """Whether the value is null, false, 0 or empty."""
+    return value is None or value is False or (isinstance(value, int | float | str | list | dict) and not value)
+
+
+def is_comment(field: str) -> bool:
+    """Whether the field is a comment: its name begins with an underscore."""
+    return field.startswith("_")
+
+
+def without_comments(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields without comments, at any depth."""
+    return {field: _without_comments(value) for field, value in fields.items() if not is_comment(field)}
+
+
+def _without_comments(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_comments({key: inner for key, inner in value.items() if isinstance(key, str)})
+    return [_without_comments(inner) for inner in value] if isinstance(value, list) else value
+
+
+def show_field(field: str, value: object) -> str:
+    """Return "field = value" on one line; of an object or a long list only its length."""
+    if isinstance(value, dict) and value:
+        return f"{show_name(field)} = an object of {len(value)}"
+    if isinstance(value, list) and len(ascii(value)) > LONGEST_SHOWN_VALUE:
+        return f"{show_name(field)} = a list of {len(value)}"
+    return f"{show_name(field)} = {show_value(value)}"
+
+
+def sort_fields(
+    fields: Mapping[str, Any],
+    understood: Callable[[str], bool],
+    *,
+    reason: Callable[[str, Any], str | None],
+    refusal: Callable[[str], str],
+    names: Collection[str],
+    ignore_fields: Sequence[str] = (),
+) -> Sorted:
+    """Apply the rule to every field that is not `understood`.
+
+    `reason` returns why a field that is on may be passed over, or None. `refusal` completes the error for a field
+    that decides the architecture. `names` are the declared fields, for a hint at a misspelt one. Raises `ConfigError`
+    for a field that is refused, and `ArgumentError` for a name in `ignore_fields` that cannot be ignored.
+    """
+    _check_ignored(fields, understood, reason, ignore_fields)
+    passed_over, ignored = [], []
+    for field, value in fields.items():
+        if understood(field) or is_comment(field):
+            continue
+        shown = show_field(field, value)
+        if field in ignore_fields:
+            ignored.append(shown)
+            continue
+        why = reason(field, value) or (OFF if is_off(value) else None)
+        if why is None:
+            raise ConfigError(field, value, _refused(field, refusal, names))
+        passed_over.append(f"{shown} ({why})")
+    return Sorted(tuple(passed_over), tuple(ignored))
+
+
+def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> str | None:
+    """Return why a field changes nothing in any family, or None.
+
+    `sizes` are the sizes, the activation and the window of the model, under their standard names. Raises `ConfigError`
+    for a switch of `FIXED_FIELDS` with another value.
+    """
+    check_fixed(field, value)
+    if field in FIXED_FIELDS:
+        return "as in every model here"
+    why = irrelevance(field)
+    if why is not None:
+        return why
+    if field in NEUTRAL_VALUES and value == NEUTRAL_VALUES[field] and not isinstance(value, bool):
+        return "as without it"
+    if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields, sizes):
+        return NO_WINDOW
+    if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):
+        return "repeats hidden_act"
+    for standard in REPEATS.get(field, ()):
+        size = _per_head(sizes) if standard == PER_HEAD else sizes.get(standard)
+        if size is not None:
+            return f"repeats {standard}" if value == size and not isinstance(value, bool) else None
+    return None
+
+
+def check_fixed(field: str, value: Any) -> None:
+    """Raise `ConfigError` for a switch of `FIXED_FIELDS` that has another value."""
+    if field in FIXED_FIELDS and value is not None and value != FIXED_FIELDS[field]:
+        raise ConfigError(field, value, f"must be {show_value(FIXED_FIELDS[field])}: nothing else is modelled")
+
+
+def unused_window(field: str, fields: Mapping[str, Any]) -> bool:
+    """Whether the field describes windows that the config itself switches off, by `use_sliding_window: false`."""
+    return field in WINDOW_FIELDS and fields.get("use_sliding_window") is False
+
+
+def _repeats_no_window(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
+    """Whether the field says of a model without windows that it has none."""
+    if field == "layer_types":  # the layers that are built are compared later
+        return isinstance(value, list) and set(map(str, value)) == {"full_attention"}
+    if unused_window(field, fields):
+        return True
+    switched_off = sizes.get("use_sliding_window") is False or is_off(sizes.get("sliding_window"))
+    return field != "sliding_window" and switched_off and not fields.get("use_sliding_window")
+
+
+def _per_head(sizes: Mapping[str, Any]) -> int | None:
+    width, heads = sizes.get("hidden_size"), sizes.get("num_attention_heads")
+    if not (isinstance(width, int) and isinstance(heads, int)) or heads < 1 or width % heads:
+        return None
+    return width // heads
+
+
+def _refused(field: str, refusal: Callable[[str], str], names: Collection[str]) -> str:
+    close = difflib.get_close_matches(field, list(names), n=1, cutoff=0.8)
+    meaning = ARCHITECTURE_FIELDS.get(field) or _of_a_family(field)
+    if meaning is not None:
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"describes {meaning}, {refusal(field)}{hint}"
+    if close:
+        return f"this field is not understood; did you mean {close[0]}?"
+    return f"this field is not understood; if it does not change the architecture, {NAME_IT}"
+
+
+def _check_ignored(
+    fields: Mapping[str, Any],
+    understood: Callable[[str], bool],
+    reason: Callable[[str, Any], str | None],
+    ignore_fields: Sequence[str],
+) -> None:
+    for field in ignore_fields:
+        if is_comment(field) and not understood(field):
+            raise ArgumentError("ignore_fields", field, "is a comment, as every field that begins with an underscore")
+        if field not in fields:
+            raise ArgumentError("ignore_fields", field, "the config has no such field")
+        meaning = ARCHITECTURE_FIELDS.get(field) or _of_a_family(field)
+        if field in FIXED_FIELDS:
+            meaning = meaning or "another architecture"
+        if not understood(field) and meaning:
+            raise ArgumentError("ignore_fields", field, f"describes {meaning}: it decides the architecture")
+        if understood(field) or reason(field, fields[field]):
+            raise ArgumentError("ignore_fields", field, "is understood, and what is understood is not ignored")
+
+
+def _of_a_family(field: str) -> str | None:
+    """Return in words which family here declares the field, or None. Imports all families, so only for errors."""
+    from torch_models.fields.config import FAMILIES, family
+
+    for name in FAMILIES:
+        if field in family(name).Config.__struct_fields__:
+            return f"a part of {name}"
+    return None
+
+
+def names_given(value: object) -> tuple[str, ...]:
+    """Return the names in `ignore_fields` as a tuple; raise `ArgumentError` if it is no sequence of names."""
+    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+        raise ArgumentError("ignore_fields", value, "must be a sequence of names of fields")
+    for name in value:
+        if not isinstance(name, str) or not name:
+            raise ArgumentError("ignore_fields", name, "must be the name of a field")
+    return tuple(dict.fromkeys(value))
+
+
+def all_fields(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the fields of a config, also of a nested `text_config`."""
+    yield from fields
+    inner = fields.get("text_config")
+    if isinstance(inner, Mapping):
+        yield from (field for field in inner if isinstance(field, str))
