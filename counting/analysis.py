@@ -152,23 +152,30 @@ AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | ModelSpec | ForeignConf
 
 
 def analyze(
-    config: AnyConfig, setup: Setup = DEFAULT_SETUP, *, layout: None = None, cluster: None = None, step: bool = True
+    config: AnyConfig,
+    setup: Setup = DEFAULT_SETUP,
+    *,
+    text_only: bool = False,
+    layout: None = None,
+    cluster: None = None,
+    step: bool = True,
 ) -> Analysis:
     """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
     `config` is a path, a name in configs/, a mapping of config fields, a `ModelSpec`, or a `ForeignConfig`. A
     `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
-    no formulas and no training step. With `step`, the training step (forward and backward) of a native family is
-    measured too, which takes about as long again. `layout` and `cluster` are reserved for several devices and must be
-    None. Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number
-    differ.
+    no formulas and no training step. With `text_only`, only the text decoder of a config of several models, such as a
+    vision-language model, is analysed; a config that has been read is taken as it was read. With `step`, the training
+    step (forward and backward) of a native family is measured too, which takes about as long again. `layout` and
+    `cluster` are reserved for several devices and must be None. Raises `UserError` for wrong input, and
+    `DisagreementError` if two measurements or formulas of one number differ.
     """
     for field, value in (("layout", layout), ("cluster", cluster)):
         if value is not None:
             raise ArgumentError(field, value, "nothing is spread over several devices yet: leave it out")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
-    model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config)
+    model = config if isinstance(config, ModelSpec | ForeignConfig) else read_model(config, text_only=text_only)
     if isinstance(model, ForeignConfig):
         return _analyze_via_transformers(model, setup)
     return _analyze_native(model, resolve(setup, model), step)

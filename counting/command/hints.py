@@ -11,7 +11,7 @@ from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 class Hint(NamedTuple):
     """A part of an error's rule, and the text that replaces it."""
 
-    field: str  # the argument or config field of the error
+    field: str  # the argument or config field of the error; "" stands for any
     words: str  # regular expression that matches a part of the rule
     instead: str  # replacement, in the syntax of re.sub
     alone: bool = False  # print the rule without "flag = value:", because no flag has that value
@@ -19,6 +19,8 @@ class Hint(NamedTuple):
 
 HINTS = (
     Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
+    Hint("", r"give sequence_length, of at most ([\d,]+)$", r"give --seq_len, of at most \1"),
+    Hint("model_type", r"give text_only$", "give --text_only"),
     Hint("mtp", r"^(.+): leave it open, or give false$", r"--mtp = on: \1: leave it out, or say off", alone=True),
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
@@ -47,6 +49,6 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
 def _in_flags(field: str, rule: str) -> tuple[str, bool]:
     """(The rule with its hint applied, `Hint.alone`)."""
     for hint in HINTS:
-        if hint.field == field and re.search(hint.words, rule):
+        if hint.field in (field, "") and re.search(hint.words, rule):
             return re.sub(hint.words, hint.instead, rule), hint.alone
     return rule, False

@@ -116,7 +116,7 @@ def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], pr
 
 def _readable(config: str, options: argparse.Namespace) -> ModelSpec | ForeignConfig:
     """The model of `config`. Raises UserError if it goes through transformers and a flag needs a training step."""
-    model = read_model(config)
+    model = read_model(config, text_only=options.text_only)
     if isinstance(model, ForeignConfig) and (flags := _flags_of_a_step_alone(options)):
         raise UserError(
             f"{config}: {model.model_type or 'its family'} goes through transformers, and no training step of it is "

@@ -44,6 +44,7 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "num_nextn_predict_layers": "multi-token prediction is not in the built model; the report notes this",
     "offset_alibi": _OLD_CODE,
     "activation_function": "multiplies no matrices",
+    "norm_topk_prob": "scales the weights of the experts, which multiplies no matrices",
     "unk_token_id": "names a token, not a size",
 }
 
@@ -111,7 +112,7 @@ def _own_name(field: str, config_class: Any) -> str:
     own_names: dict[str, str] = config_class.attribute_map
     others: tuple[str, ...] = EXPERT_COUNTS if field in EXPERT_COUNTS else (_STANDARD_NAMES.get(field, field),)
     for name in (field, *others):
-        if name in own_names:
+        if name in own_names and not (name in declared and own_names[name] not in declared):
             return own_names[name]
         if name in declared:
             return name

@@ -14,7 +14,7 @@ from counting.via_transformers.count import count
 from counting.via_transformers.discover import load_code_of
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.run import run_first_way
-from torch_models.errors import UserError
+from torch_models.errors import ConfigError, UserError
 
 
 class Measured(NamedTuple):
@@ -31,11 +31,13 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
     module that cannot be counted, or with the reason why the model does not run.
     """
     assert setup.sequence_length is not None, "the sequence length is not resolved"
-    version = load_code_of(model.config)
+    version = load_code_of(model.decoder)
     with measuring(), quiet(), attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         try:
-            found, recorded = run_first_way(model.config, setup.sequence_length)
+            found, recorded = run_first_way(model.decoder, setup.sequence_length)
             witnesses = count(found, recorded, setup.sequence_length)
+        except ConfigError as error:
+            raise error.in_file(model.source) from None
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
-    return Measured(witnesses, f"{type(found.model).__name__} of transformers {version}")
+    return Measured(witnesses, f"{model.decoder} of transformers {version}")

@@ -11,6 +11,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_type_hints
 
@@ -22,6 +23,7 @@ from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
+from torch_models.fields.text_part import text_part
 from torch_models.spec import (
     Activation,
     Epsilon,
@@ -39,6 +41,14 @@ from torch_models.spec import (
 # Each family is one module, named as its model_type.
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
+# Fields without a default in any family.
+NEEDED_OF_EVERY_FAMILY = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 CAUSAL_LM = "ForCausalLM"
 NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
 
@@ -99,6 +109,7 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # the file, or another name to show in errors
     model_type: str | None  # None: the field is missing, and the family follows from `architectures`
     fields: dict[str, Any]
+    text_only: bool = False  # of a model made of several, the text part is meant
 
 
 class Family(Protocol):
@@ -121,9 +132,12 @@ def read_spec(config: Source) -> ModelSpec:
     return _read(config, spec_from_fields)
 
 
-def read_model(config: Source) -> ModelSpec | ForeignConfig:
-    """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here."""
-    model = _read(config, model_from_fields)
+def read_model(config: Source, *, text_only: bool = False) -> ModelSpec | ForeignConfig:
+    """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here.
+
+    With `text_only`, the model is the text decoder of a config of several models; of any other config it is the whole.
+    """
+    model = _read(config, partial(model_from_fields, text_only=text_only))
     if isinstance(model, ForeignConfig) and not isinstance(config, Mapping):
         return msgspec.structs.replace(model, source=os.fspath(config))
     return model
@@ -145,22 +159,28 @@ def _read(config: Source, parse: Callable[[dict[str, Any], str], R]) -> R:
         raise error.in_file(file) from None
 
 
-def model_from_fields(fields: dict[str, Any], name: str) -> ModelSpec | ForeignConfig:
-    """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here."""
-    fields = _text_part(fields)
+def model_from_fields(fields: dict[str, Any], name: str, *, text_only: bool = False) -> ModelSpec | ForeignConfig:
+    """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here.
+
+    A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
+    defaults when it saves a part, and only transformers knows them.
+    """
+    whole, fields = fields, text_part(fields, text_only=text_only)
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
     if model_type is None:
         is_foreign = bool(architectures) and not any(map(_family_of, architectures))
     else:
         is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
+        if text_only and fields is not whole and not is_foreign:
+            is_foreign = any(field not in _renamed(fields, ALIASES) for field in NEEDED_OF_EVERY_FAMILY)
     if is_foreign:
-        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields)
+        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields, text_only=text_only)
     return spec_from_fields(fields, name)
 
 
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     """Return the spec of the fields of a config.json; raise `ConfigError` for an unknown family, field or value."""
-    fields = _renamed(_text_part(fields), ALIASES)
+    fields = _renamed(text_part(fields, text_only=False), ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
     for expert_count in set(EXPERT_COUNTS) & set(known):
@@ -174,25 +194,6 @@ def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
     config = convert({field: fields[field] for field in known if field in fields}, module.Config)
     spec = module.model_spec(config, name)
     return msgspec.structs.replace(spec, defaulted_fields=tuple(_defaulted(config, fields)))
-
-
-def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a nested `text_config`, merged with the outer fields that it does not repeat.
-
-    If there is the config of another part too (such as `vision_config`), the fields are returned unchanged, and
-    `text_config` is refused later as unknown: the text part is not the whole model.
-    """
-    inner = fields.get("text_config")
-    others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
-    if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
-        return fields
-    for field in (fields.keys() & inner.keys()) - IRRELEVANT_FIELDS.keys() - {"model_type"}:
-        if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
-            rule = f"differs from the value outside text_config, {show_value(fields[field])}; make them agree"
-            raise ConfigError(f"text_config.{field}", inner[field], rule)
-    names_itself = "model_type" in inner or "architectures" in inner
-    left = {"text_config", "model_type", "architectures"} if names_itself else {"text_config"}
-    return {field: value for field, value in fields.items() if field not in left} | inner
 
 
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
@@ -258,7 +259,7 @@ def _model_type(fields: dict[str, Any]) -> str:
     for name in named:
         of_name = _family_of(name)
         alike = of_name in (None, model_type) or issubclass(family(model_type).Config, family(of_name).Config)
-        if not (name.endswith(CAUSAL_LM) and alike):
+        if not (plain_name(name).endswith(plain_name(CAUSAL_LM)) and alike):
             raise ConfigError("architectures", name, f"is not a language model of model_type {model_type}")
     return model_type
 
@@ -271,8 +272,13 @@ def architectures_in(fields: dict[str, Any]) -> list[str]:
 
 def _family_of(architecture: str) -> str | None:
     """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none."""
-    name = re.sub("(?<!^)(?=[A-Z])", "_", architecture.removesuffix(CAUSAL_LM)).lower()
-    return name if name in FAMILIES and architecture.endswith(CAUSAL_LM) else None
+    name = plain_name(architecture)
+    return next((family for family in FAMILIES if plain_name(f"{family}{CAUSAL_LM}") == name), None)
+
+
+def plain_name(name: str) -> str:
+    """Return a name of a class or family without case, underscores and hyphens, in which published names differ."""
+    return re.sub("[_-]", "", name).lower()
 
 
 def _unknown_field_rule(field: str, known: tuple[str, ...]) -> str:
