@@ -11,6 +11,7 @@ import msgspec
 
 from counting.via_transformers.decoders import Decoder, decoder_class, decoder_of, take_text_part
 from counting.via_transformers.fields import check_fields, declared_fields, under_own_names, value_of
+from counting.via_transformers.positions import POSITION_FIELDS, position_field
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.refusals import no_count_of, one_line
 from torch_models.errors import ConfigError, UserError, show_value
@@ -185,10 +186,8 @@ def _refuse_other_mixers(model_type: str, config: Any) -> None:
 
 def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, str | None]:
     """The sequence length to analyse, and the field that contains it; (None, None) if there is none."""
-    standard = "max_position_embeddings"
-    own_name = config.attribute_map.get(standard, standard)
-    length, source = trained_length(fields, [own_name, standard, "seq_length"])
+    own_name, default = position_field(config)
+    length, source = trained_length(fields, [own_name, *POSITION_FIELDS, "seq_length"])
     if source is not None:
         return length, source
-    default = getattr(config, standard, None)
     return default, None if default is None else f"{own_name}, transformers' default"

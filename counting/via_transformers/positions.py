@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from torch_models.errors import ConfigError, UserError
 
+POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # the standard name, and that of MPT
 UNUSED_ROWS = 8  # some families leave the first rows of a table unused, at most so many
+TABLE_ENDS = "the table of positions has no more rows"
 
 _aten = torch.ops.aten
 _CREATED_BY = {_aten.ones, _aten.ones_like, _aten.new_ones}
@@ -21,9 +23,11 @@ _KEPT_BY = {_aten._to_copy, _aten.clone, _aten.repeat, _aten.relu, _aten.abs}
 
 def position_field(config: Any) -> tuple[str, int | None]:
     """The config's own name of `max_position_embeddings`, and its value; None if there is none."""
-    standard = "max_position_embeddings"
-    value = getattr(config, standard, None)
-    return config.attribute_map.get(standard, standard), value if isinstance(value, int) else None
+    for name in POSITION_FIELDS:
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return config.attribute_map.get(name, name), value
+    return POSITION_FIELDS[0], None
 
 
 def is_position_table(module: nn.Module, positions: int | None) -> bool:
@@ -40,11 +44,12 @@ def refuse_longer_than_tables(model: nn.Module, layers: Iterable[nn.Module], con
     words = model.get_input_embeddings()  # type: ignore[operator]
     tables = (module for module in model.modules() if module not in inside and module is not words)
     if positions is not None and positions < sequence_length and any(is_position_table(m, positions) for m in tables):
-        raise _too_long(field, positions, sequence_length)
+        raise too_long(field, positions, sequence_length, TABLE_ENDS)
 
 
-def _too_long(field: str, positions: int, sequence_length: int) -> ConfigError:
-    rule = f"its table of positions has no more rows, and a sequence of {sequence_length:,} tokens needs as many; "
+def too_long(field: str, positions: int, sequence_length: int, because: str) -> ConfigError:
+    """The error for a sequence that is longer than the config's maximum; `because` says why that is no mere advice."""
+    rule = f"a sequence of {sequence_length:,} tokens is longer, and {because}; "
     return ConfigError(field, positions, rule + f"give sequence_length, of at most {positions:,}")
 
 
@@ -81,7 +86,7 @@ class LookUps:
             return
         field, positions = position_field(self._config)
         if positions is not None and positions <= rows <= positions + UNUSED_ROWS:
-            raise _too_long(field, positions, self._sequence_length)
+            raise too_long(field, positions, self._sequence_length, TABLE_ENDS)
         raise UserError(f"a sequence of {self._sequence_length:,} tokens looks beyond the {rows:,} rows of a table")
 
     def _of(self, value: Any) -> int | None:

@@ -20,7 +20,7 @@ from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, 
 from counting.via_transformers.calls import Call, HandsOn
 from counting.via_transformers.decoders import Decoder
 from counting.via_transformers.discover import Discovered, discover
-from counting.via_transformers.positions import LookUps, refuse_longer_than_tables
+from counting.via_transformers.positions import LookUps, position_field, refuse_longer_than_tables, too_long
 from counting.via_transformers.refusals import one_line
 from torch_models.errors import UserError
 
@@ -76,6 +76,9 @@ def run_first_way(decoder: Decoder, sequence_length: int) -> tuple[Discovered, R
             raise
         except Exception as error:
             failed.append(one_line(error, LONGEST_REASON))
+    field, positions = position_field(decoder.config)
+    if failed and positions is not None and positions < sequence_length:
+        raise too_long(field, positions, sequence_length, f"transformers' code fails on it: {failed[0]}")
     raise UserError(_reason(not_built, failed, sequence_length))
 
 

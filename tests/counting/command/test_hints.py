@@ -69,7 +69,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: compare([], RunPlan(tokens=1, gpus=("H100",))), "analyses = 0: a comparison needs two models or more"),
     (
         lambda: analyze({"model_type": "gpt2", **GPT2}, Setup(sequence_length=65)),
-        "config: n_positions = 64: its table of positions has no more rows, and a sequence of 65 tokens needs as many; "
+        "config: n_positions = 64: a sequence of 65 tokens is longer, and the table of positions has no more rows; "
         "give --seq_len, of at most 64",
     ),
     (
