@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 from counting.via_transformers.fields import declared_fields
 from torch_models.errors import ConfigError
 from torch_models.fields.config import CAUSAL_LM, architectures_in, plain_name
-from torch_models.fields.text_part import HEAD, INHERITED, TEXT_PARTS, is_model_part, several_models, text_part
+from torch_models.fields.text_part import (
+    HEAD,
+    INHERITED,
+    TEXT_PARTS,
+    is_model_part,
+    is_of_other_modality,
+    several_models,
+    text_part,
+    without_other_modalities,
+)
 
 CONDITIONAL = "ForConditionalGeneration"
 # Heads of a language model in transformers' older names, as GPT2LMHeadModel.
@@ -56,7 +65,7 @@ def decoder_class(model_type: str, config_class: Any, fields: Mapping[str, Any],
         raise ConfigError("model_type", model_type, "has an encoder beside its decoder; only decoders are measured")
     parts = parts_of(config_class, known)
     if parts:
-        has_text = any(name in TEXT_PARTS for name in parts)
+        has_text = any(_may_be_a_decoder(config_class.sub_configs[name], known) for name in parts if name in TEXT_PARTS)
         raise ConfigError("model_type", model_type, several_models(parts, has_text=has_text))
     found = _found(model_type, config_class, known)
     if found is None:
@@ -75,16 +84,26 @@ def parts_of(config_class: Any, known: Any) -> list[str]:
     ]
 
 
+def _may_be_a_decoder(part: Any, known: Any) -> bool:
+    """Whether a part's configuration class is of a text decoder, or of several models with one, or of any family."""
+    text_type = getattr(part, "model_type", None)
+    inner = [part.sub_configs[name] for name in TEXT_PARTS if name in getattr(part, "sub_configs", {})]
+    if inner or text_type is None:
+        return all(_may_be_a_decoder(each, known) for each in inner)
+    return _found(text_type, part, known) is not None
+
+
 def take_text_part(fields: dict[str, Any], model_type: str, config_classes: Any) -> dict[str, Any]:
     """The fields of the text part, with its `model_type`, if the family is made of several models; else all fields.
 
     The part's family is that of transformers' class where the config does not name it. Older configs have the text
-    part's fields beside those of the other parts: then the fields that only the whole model has are left out.
+    part's fields beside those of the other parts: then the fields that only the whole model has are left out. So are
+    fields of images, video and sound that the part's class does not declare.
     """
     config_class = config_classes[model_type]
     name = next((name for name in TEXT_PARTS if name in config_class.sub_configs), None)
     if name is None:
-        return fields
+        return without_other_modalities(fields, kept=declared_fields(config_class))
     whole = config_class.from_dict(fields)
     text_type = getattr(whole, name).model_type
     if isinstance(fields.get(name), dict):
@@ -95,7 +114,7 @@ def take_text_part(fields: dict[str, Any], model_type: str, config_classes: Any)
     text = {
         field: value
         for field, value in fields.items()
-        if field in kept or not (field in others or is_model_part(field, value))
+        if field in kept or not (field in others or is_model_part(field, value) or is_of_other_modality(field))
     }
     return take_text_part(text | {"model_type": text_type}, text_type, config_classes)
 

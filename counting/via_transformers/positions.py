@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counting.via_transformers.fields import value_of
 from torch_models.errors import ConfigError, UserError
 
 POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # the standard name, and that of MPT
@@ -24,7 +25,7 @@ _KEPT_BY = {_aten._to_copy, _aten.clone, _aten.repeat, _aten.relu, _aten.abs}
 def position_field(config: Any) -> tuple[str, int | None]:
     """The config's own name of `max_position_embeddings`, and its value; None if there is none."""
     for name in POSITION_FIELDS:
-        value = getattr(config, name, None)
+        value = value_of(name, config)
         if isinstance(value, int):
             return config.attribute_map.get(name, name), value
     return POSITION_FIELDS[0], None

@@ -23,7 +23,7 @@ from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, FIXED_FIELDS, IRRELEVANT_FIELDS
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
-from torch_models.fields.text_part import text_part
+from torch_models.fields.text_part import text_part, without_other_modalities
 from torch_models.spec import (
     Activation,
     Epsilon,
@@ -41,15 +41,8 @@ from torch_models.spec import (
 # Each family is one module, named as its model_type.
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
-# Fields without a default in any family.
-NEEDED_OF_EVERY_FAMILY = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
 CAUSAL_LM = "ForCausalLM"
+MISSING = "is missing and has no default"
 NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
 
 
@@ -163,7 +156,7 @@ def model_from_fields(fields: dict[str, Any], name: str, *, text_only: bool = Fa
     """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here.
 
     A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
-    defaults when it saves a part, and only transformers knows them.
+    defaults when it saves a part, and only transformers knows those that decide shapes.
     """
     whole, fields = fields, text_part(fields, text_only=text_only)
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
@@ -171,11 +164,18 @@ def model_from_fields(fields: dict[str, Any], name: str, *, text_only: bool = Fa
         is_foreign = bool(architectures) and not any(map(_family_of, architectures))
     else:
         is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
-        if text_only and fields is not whole and not is_foreign:
-            is_foreign = any(field not in _renamed(fields, ALIASES) for field in NEEDED_OF_EVERY_FAMILY)
-    if is_foreign:
-        return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields, text_only=text_only)
-    return spec_from_fields(fields, name)
+    is_part = text_only and fields is not whole
+    if not is_foreign:
+        fields = without_other_modalities(fields) if is_part else fields
+        model_type = model_type or next(map(_family_of, architectures), None)
+        try:
+            spec = spec_from_fields(dict(fields), name)
+            if not is_part or fields.get("num_key_value_heads") is not None:
+                return spec
+        except ConfigError as error:
+            if not (is_part and error.rule == MISSING):
+                raise
+    return ForeignConfig(name=name, source=name, model_type=model_type, fields=fields, text_only=text_only)
 
 
 def spec_from_fields(fields: dict[str, Any], name: str) -> ModelSpec:
@@ -291,7 +291,7 @@ def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.
     """Convert msgspec's message "<rule> - at `$.<path>`" to a `ConfigError` with field, value and rule."""
     rule, _, path = message.partition(" - at `$.")
     if rule.startswith("Object missing required field"):
-        return ConfigError(rule.split("`")[1], None, "is missing and has no default")
+        return ConfigError(rule.split("`")[1], None, MISSING)
     if rule.startswith("Object contains unknown field"):
         field = rule.split("`")[1]
         return ConfigError(field, fields.get(field), "this field is not understood")

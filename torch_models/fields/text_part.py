@@ -1,7 +1,7 @@
 """The text decoder within a config of several models, such as a vision tower and a language model. Torch-free."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch_models.errors import ConfigError, show_value
@@ -29,7 +29,7 @@ def text_part(fields: dict[str, Any], *, text_only: bool) -> dict[str, Any]:
     if name is None:
         return fields
     beside = [field for field, value in fields.items() if is_model_part(field, value) and field != name]
-    beside = beside or [field for field, value in fields.items() if value is not None and _MODALITY.search(field)]
+    beside = beside or [field for field, value in fields.items() if value is not None and is_of_other_modality(field)]
     if text_only and _names_a_family(fields[name]):
         return text_part(_inner(fields, name), text_only=True)
     if beside and text_only:
@@ -41,13 +41,23 @@ def text_part(fields: dict[str, Any], *, text_only: bool) -> dict[str, Any]:
 
 def several_models(parts: Sequence[str], *, has_text: bool) -> str:
     """The rule that a config of several models breaks; `parts` are its fields that describe them."""
-    rest = "its text part alone can be: give text_only" if has_text else "none of them is one"
+    rest = "for its text part alone give text_only" if has_text else "none of them is one"
     return f"is made of several models ({', '.join(parts)}), and only text decoders are measured; {rest}"
 
 
 def is_model_part(field: str, value: Any) -> bool:
     """Whether a field holds the config of a part of the model, such as `vision_config`."""
     return field.endswith("_config") and isinstance(value, Mapping) and field not in _NOT_MODELS and "." not in field
+
+
+def is_of_other_modality(field: str) -> bool:
+    """Whether a field's name speaks of images, video or sound, as `image_token_id`."""
+    return _MODALITY.search(field) is not None
+
+
+def without_other_modalities(fields: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a text part without those of images, video and sound; those in `kept` stay, whatever their name."""
+    return {field: value for field, value in fields.items() if field in kept or not is_of_other_modality(field)}
 
 
 def _names_a_family(part: Mapping[str, Any]) -> bool:

@@ -75,7 +75,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (
         lambda: analyze({"model_type": "llava", "text_config": LLAMA, "vision_config": {"hidden_size": 64}}),
         "model_type = 'llava': is made of several models (text_config, vision_config), and only text decoders are "
-        "measured; its text part alone can be: give --text_only",
+        "measured; for its text part alone give --text_only",
     ),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]

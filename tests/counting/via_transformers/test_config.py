@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,11 @@ SAID = {
     "xlm": "is an encoder unless causal is true",
     "trocr": r"a pass over tokens leaves out .*encoder_attn.*, which attends to another model's states",
     "mllama_text_model": r"a pass over tokens leaves out .*CrossAttention.*, which attends to another model's states",
-    "llava": r"is made of several models \(text_config, vision_config\), .*: give text_only",
-    "gemma3": r"is made of several models \(text_config, vision_config\), .*: give text_only",
+    "llava": r"is made of several models \(text_config, vision_config\), .*; for its text part alone give text_only",
+    "gemma3": r"is made of several models \(text_config, vision_config\), .*; for its text part alone give text_only",
     "git": r"is made of several models \(vision_config\), and only text decoders are measured; none of them is one",
     "blt": r"is made of several models \(patcher_config, encoder_config, .*; none of them is one",
-    "fuyu": r"is made of several models \(text_config, image_size, image_token_id, patch_size\), .*: give text_only",
+    "fuyu": r"is made of several models \(text_config, image_size, image_token_id, patch_size\), .* give text_only",
 }
 
 
@@ -106,6 +107,16 @@ def test_every_form_of_a_refused_config_is_refused_alike(tmp_path: Path) -> None
             analyze(saved("mamba2", tmp_path, whole=whole), Setup(sequence_length=64))  # it holds an infinity
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("model_type", ["zamba", "rwkv"])
+def test_no_reference_code_runs_for_a_refusal(model_type: str, tmp_path: Path) -> None:
+    """It takes half a minute, and would change no more than the words."""
+    path = saved(model_type, tmp_path)
+    began = time.process_time()
+    with pytest.raises(UserError, match=STATE):
+        analyze(path)
+    assert time.process_time() - began < 5
 
 
 # --- Fields that a class derives, keeps or passes over ---------------------------------------------------------

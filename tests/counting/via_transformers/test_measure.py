@@ -139,6 +139,19 @@ def test_a_native_family_through_transformers_is_the_native_analysis(fields: dic
         assert two.peak_memory_bytes > one.peak_memory_bytes  # type: ignore[operator]  # norms step by step
 
 
+def test_a_product_that_only_makes_a_mask_is_counted() -> None:
+    """Doge multiplies values by a matrix to mask keys; the kernel takes the mask by its name."""
+    fields = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 32}
+    fields |= {"num_key_value_heads": 8, "vocab_size": 32768, "tie_word_embeddings": False, "keep_window_size": 2048}
+    analysis = analyze(foreign("doge", fields), Setup(sequence_length=2048))
+    assert analysis.parameters.total == 403_055_872
+    (layer,) = analysis.layers
+    # Projections, and both products of 2,048 x 2,048 scores; then the 8 numbers of each token that make the mask.
+    products = 2 * 2048 * 4 * 1024**2 + 2 * (2 * 2048**2 * 1024)
+    assert layer.forward_flops_by_component["attention"] == products + 2 * 2048 * 1024 * 8 == 34_393_292_800
+    assert layer.peak_memory_bytes is None  # a fused kernel with a mask keeps other tensors
+
+
 def test_sequence_length_and_what_was_defaulted() -> None:
     analysis = analyze(foreign("gpt2", GPT2))
     assert (analysis.setup.sequence_length, analysis.setup.sequence_length_source) == (64, "n_positions")

@@ -120,15 +120,17 @@ def test_fields_of_the_text_part_beside_those_of_the_tower() -> None:
         "vision_start_token_id": 5,
     }
     inner = {"model_type": "qwen2_5_vl_text", **SMALL, "rope_scaling": MROPE, "tie_word_embeddings": False}
+    flat["vision_token_id"] = 6  # which no class declares
     assert text(flat).parameters == analyze(inner, SHORT).parameters
     with pytest.raises(ConfigError, match=r"^config: model_type = 'qwen2_5_vl': is made of several models"):
         analyze(flat, SHORT)
 
 
 def test_a_text_part_of_a_family_with_modules_here_is_measured_by_them() -> None:
-    for inner in (LLAMA, QWEN3_MOE):
+    for inner in (LLAMA | {"num_key_value_heads": 2}, QWEN3_MOE):
         whole = {"model_type": "llava", "text_config": without(inner, "tie_word_embeddings"), "vision_config": TOWER}
         whole |= {"tie_word_embeddings": True, "image_token_index": 5}
+        whole["text_config"]["num_image_tokens"] = 4
         analysis = text(whole)
         assert analysis.proof == "measured = formula"
         assert analysis.parameters == analyze(inner | {"tie_word_embeddings": True}, SHORT, step=False).parameters
@@ -182,7 +184,7 @@ def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = {"model_type": "llava", "text_config": LLAMA, "vision_config": TOWER, "image_token_index": 5}
     path.write_text(json.dumps(whole))
     assert main(["--model_config", str(path), "--seq_len", "16"]) == 2
-    assert capsys.readouterr().err.endswith("its text part alone can be: give --text_only\n")
+    assert capsys.readouterr().err.endswith("for its text part alone give --text_only\n")
     assert main(["--model_config", str(path), "--seq_len", "16", "--text_only"]) == 0
     assert main(["--text_only", "--published"]) == 2
     assert "--text_only needs --model_config" in capsys.readouterr().err
