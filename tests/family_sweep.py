@@ -14,7 +14,7 @@ REASONS = {
     "no causal language model": "has no causal language model of this family",
     "several models": "is made of several models",
     "an encoder beside the decoder": "has an encoder beside its decoder",
-    "an encoder": "is an encoder unless|it is an encoder;|is trained on permuted orders",
+    "an encoder": "is an encoder unless|it is an encoder|is trained on permuted orders",
     "layers that carry a state": "carry a state from token to token",
     "parts that a pass over tokens leaves out": "a pass over tokens leaves out",
     "code that reads numbers": "its code reads the numbers in a tensor",

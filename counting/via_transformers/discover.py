@@ -87,7 +87,7 @@ def discover(decoder: Decoder, attention: str) -> Discovered:
     if not layers:
         raise UserError("it has no decoder layers")
     kinds: Sequence[str | None] = kinds_of_layers(config) or [None] * len(layers)
-    _refuse_encoder_layers(layers)
+    _refuse_encoder_layers(layers, config)
     first: dict[tuple[Any, ...], int] = {}
     first_alike = tuple(
         first.setdefault(signature(layer, kind), index)
@@ -115,14 +115,15 @@ def kinds_of_layers(config: Any) -> list[str] | None:
     return getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
 
 
-def _refuse_encoder_layers(layers: Iterable[nn.Module]) -> None:
+def _refuse_encoder_layers(layers: Iterable[nn.Module], config: Any) -> None:
     """Raise `UserError` for a layer whose attention is not causal; beside causal attention, it is to another model."""
     for layer in layers:
         causal = {module: module.is_causal for module in layer.modules() if hasattr(module, "is_causal")}
         if causal and not any(causal.values()):
             name = type(next(iter(causal))).__name__
+            unless = " unless is_decoder is true" if getattr(config, "is_decoder", None) is False else ""
             raise UserError(
-                f"its attention ({name}) sees later tokens, too: it is an encoder; only decoders are measured"
+                f"its attention ({name}) sees later tokens: it is an encoder{unless}; only decoders are measured"
             )
 
 

@@ -79,7 +79,7 @@ SAID = {
     "t5": "has an encoder beside its decoder",
     "bart": "has an encoder beside its decoder",
     "bert": "is an encoder unless is_decoder is true",
-    "bert-generation": "its attention .* sees later tokens, too: it is an encoder",
+    "bert-generation": "its attention .* sees later tokens: it is an encoder unless is_decoder is true",
     "xlm": "is an encoder unless causal is true",
     "trocr": r"a pass over tokens leaves out .*encoder_attn.*, which attends to another model's states",
     "mllama_text_model": r"a pass over tokens leaves out .*CrossAttention.*, which attends to another model's states",
