@@ -167,19 +167,21 @@ def analyze(
     config: AnyConfig,
     setup: Setup = DEFAULT_SETUP,
     *,
+    text_only: bool = False,
+    ignore_fields: Sequence[str] = (),
     layout: None = None,
     cluster: None = None,
     step: bool = True,
-    ignore_fields: Sequence[str] = (),
 ) -> Analysis:
     """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
     `config` is a path, a folder with a config.json, a name in configs/, a mapping of config fields, a `ModelSpec`, or a
     `ForeignConfig`. Where the folder has safetensors, their headers are one more witness of the parameters. A
     `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
-    no formulas and no training step. With `step`, the training step (forward and backward) of a native family is
-    measured too, which takes about as long again. `ignore_fields` are names of config fields that are not understood
-    and do not matter; the result repeats them. `layout` and `cluster` are reserved for several devices and must be
+    no formulas and no training step. With `text_only`, only the text decoder of a config of several models, such as a
+    vision-language model, is analysed. `ignore_fields` are names of config fields that are not understood and do not
+    matter; the result repeats them. With `step`, the training step (forward and backward) of a native family is
+    measured too, which takes about as long again. `layout` and `cluster` are reserved for several devices and must be
     None. Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number
     differ.
     """
@@ -189,13 +191,14 @@ def analyze(
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
     if isinstance(config, ModelSpec | ForeignConfig):
+        read_already = "the config is read already: give it where it is read"
         if ignore_fields:
-            raise ArgumentError(
-                "ignore_fields", ignore_fields, "the config is read already: give them where it is read"
-            )
+            raise ArgumentError("ignore_fields", ignore_fields, read_already)
+        if text_only:
+            raise ArgumentError("text_only", text_only, read_already)
         model = config
     else:
-        model = read_model(config, ignore_fields=ignore_fields)
+        model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
         return _analyze_via_transformers(model, setup)
     return _analyze_native(model, resolve(setup, model), step)

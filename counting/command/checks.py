@@ -9,6 +9,7 @@ from torch_models.errors import UserError
 NEEDS = {
     "tokens": ("model_config",),
     "seq_len": ("model_config",),
+    "text_only": ("model_config",),
     "kernels": ("model_config",),
     "ignore_fields": ("model_config",),
     "recompute": ("model_config",),

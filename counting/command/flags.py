@@ -127,6 +127,9 @@ def flags_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--ignore_fields", metavar="NAMES", help="config fields that are not understood and do not matter, as a,b"
     )
+    model.add_argument(
+        "--text_only", action="store_true", help="of a model made of several (vision-language), the text decoder alone"
+    )
     model.add_argument("--kernels", choices=get_args(Kernels), help="fused (default): no S x S matrix in memory")
 
     step = parser.add_argument_group("a training step of the model; the last three apply to a run, too")

@@ -20,6 +20,8 @@ class Hint(NamedTuple):
 HINTS = (
     Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
     Hint(None, r"name it in ignore_fields$", "name it in --ignore_fields"),
+    Hint(None, r"give sequence_length, of at most ([\d,]+)$", r"give --seq_len, of at most \1"),
+    Hint("model_type", r"give text_only$", "give --text_only"),
     Hint("mtp", r"^(.+): leave it open, or give false$", r"--mtp = on: \1: leave it out, or say off", alone=True),
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),

@@ -109,7 +109,7 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
 
 def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], progress: Progress) -> Iterator[Analysis]:
     """The analysis of each model, with its fit on `gpus`; compared models get a common sequence length."""
-    models = read_models(options.model_config, ignore_fields=ignored_fields_of(options))
+    models = read_models(options.model_config, text_only=options.text_only, ignore_fields=ignored_fields_of(options))
     for config, model in zip(options.model_config, models, strict=True):
         _check_step_flags(config, model, options)
     source = None
@@ -134,7 +134,8 @@ def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: ar
 
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
-    flags = ["recompute", "loss_chunk"] + ([] if options.tokens else ["precision", "optimizer"])
+    flags = ["recompute", "loss_chunk", "zero_gradients"]
+    flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) is not None]
 

@@ -12,6 +12,8 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 with warnings.catch_warnings():  # importing fvcore scripts its focal losses, which nothing here uses
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,6 +35,27 @@ CAUSAL_CORE = "attention core, causal"  # other counts of the same products, not
 SQUARE_CORE = "attention core, full square"
 COUNTED = (PROJECTION, CORE)
 WINDOW_ARGUMENT = 5  # position of the window among the arguments of our fused op
+
+# Functions that multiply matrices, by name: what they return stays in the trace, used or not.
+PRODUCTS = {
+    "__matmul__",
+    "__rmatmul__",
+    "_grouped_mm",
+    "addbmm",
+    "addmm",
+    "baddbmm",
+    "bilinear",
+    "bmm",
+    "chain_matmul",
+    "einsum",
+    "grouped_mm",
+    "linear",
+    "matmul",
+    "mm",
+    "multi_dot",
+    "scaled_dot_product_attention",
+    "tensordot",
+}
 
 Handle = Callable[[Any, Any], Counter[str]]
 HANDLES: dict[str, Handle] = {}
@@ -191,16 +214,41 @@ def trace(
 ) -> dict[str, Counter[str]]:
     """FLOPs of one forward pass by kind, for each module including its submodules, by fvcore's trace.
 
-    Raises `AssertionError` naming the ops that are neither in `handles` nor in `zero_flop_ops`.
+    Products whose result is not used, such as scores that only select keys, are counted: torch would drop them from the
+    trace, so that during the trace the module returns the results of all its products too. Raises `AssertionError`
+    naming the ops that are neither in `handles` nor in `zero_flop_ops`.
     """
     analysis = JitModelAnalysis(module, inputs)
     analysis.set_op_handle(**handles, **dict.fromkeys(zero_flop_ops))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with torch.no_grad():
-        by_module: dict[str, Counter[str]] = analysis.by_module_and_operator()
+    products = _Products()
+
+    def with_products(module: nn.Module, args: Any, out: Any) -> tuple[Any, ...]:
+        return (out, *products.results)
+
+    hook = module.register_forward_hook(with_products)
+    try:
+        with torch.no_grad(), products:
+            by_module: dict[str, Counter[str]] = analysis.by_module_and_operator()
+    finally:
+        hook.remove()
     unknown = sorted(analysis.unsupported_ops())
     assert not unknown, f"ops without a FLOP formula: {', '.join(unknown)}"
     return by_module
+
+
+class _Products(TorchFunctionMode):
+    """Collects what the functions in `PRODUCTS` return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[torch.Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", None) in PRODUCTS:
+            self.results += [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        return out
 
 
 def trace_model(probe: Probe, batch: MicroBatch) -> ModelCounts:

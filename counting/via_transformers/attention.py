@@ -38,25 +38,22 @@ def attention_in_one_kernel(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,  # families pass it by position or by this name
     scaling: float | None = None,
-    indices: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention over the full square: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
 
-    Windows, sinks, biases and soft caps change no product's size; dropout inside the kernel stores nothing. A mask
-    is passed on, because otherwise the trace would drop the ops that compute it.
+    Windows, sinks, biases and soft caps change no product's size; dropout inside the kernel stores nothing. Where keys
+    are selected, all keys are multiplied. A mask is passed on, because the kernel reads it.
     """
-    if indices is not None:  # selected keys: all keys are multiplied here; this line keeps the selection in the trace
-        query = query + 0 * indices.sum().to(query.dtype)
     shared_keys = query.shape[1] != key.shape[1]
     if shared_keys and query.shape[-1] != value.shape[-1]:  # the kernel for unequal sizes has no grouped queries
         repeats = query.shape[1] // key.shape[1]
         key, value, shared_keys = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
-    causal = mask is None and bool(getattr(module, "is_causal", True))
+    causal = attention_mask is None and bool(getattr(module, "is_causal", True))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    more: dict[str, Any] = {} if mask is None else {"attn_mask": mask}
+    more: dict[str, Any] = {} if attention_mask is None else {"attn_mask": attention_mask}
     out = F.scaled_dot_product_attention(
         query, key, value, is_causal=causal, scale=scale, enable_gqa=bool(shared_keys), **more
     )
@@ -74,12 +71,12 @@ def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         indices: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        if mask is None and indices is None:
+        if attention_mask is None and indices is None:
             noted.add(module)
-        return attention_in_one_kernel(module, query, key, value, mask, indices=indices, **options)
+        return attention_in_one_kernel(module, query, key, value, attention_mask, **options)
 
     return attention

@@ -67,4 +67,4 @@ class HandsOn(nn.Module):
         """The unchanged residual stream, in the form of the earlier layer's output."""
         stream = args[0] if args else kwargs["hidden_states"]
         out = self.__dict__["_output_of_like"]()
-        return (stream, *out[1:]) if isinstance(out, tuple) else stream
+        return type(out)([stream, *out[1:]]) if type(out) in (tuple, list) else stream

@@ -3,11 +3,13 @@
 Nothing is downloaded and no remote code is run: only configuration classes of the installed transformers are used.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
+from counting.via_transformers.decoders import Decoder, decoder_class, decoder_of, take_text_part
 from counting.via_transformers.fields import (
     MTP_FIELDS,
     check_fields,
@@ -19,12 +21,14 @@ from counting.via_transformers.fields import (
     value_of,
     with_known_rope,
 )
+from counting.via_transformers.positions import POSITION_FIELDS, position_field
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.refusals import no_count_of, one_line
 from torch_models.errors import ConfigError, UserError, show_value
-from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in
+from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in, plain_name
 from torch_models.fields.known_fields import FIXED_FIELDS, irrelevance
 from torch_models.fields.sequence_length import trained_length
+from torch_models.fields.text_part import HEAD
 
 EXTRA = "transformers"
 
@@ -47,7 +51,7 @@ class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     source: str  # the name of the config in errors
     model_type: str
-    config: Any  # an instance of transformers' configuration class
+    decoder: Decoder
     sequence_length: int | None
     sequence_length_source: str | None
     defaulted_fields: tuple[str, ...]  # "field = value" for each field with transformers' default
@@ -55,6 +59,11 @@ class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
     passed_over_fields: tuple[str, ...]  # "field = value (reason)" for each field that has no part in the model
     ignored_fields: tuple[str, ...]  # "field = value" for each field that the caller named as without influence
     switches: dict[str, bool]  # undeclared fields that say what the model is made of, to compare with it
+
+    @property
+    def config(self) -> Any:
+        """The decoder's config, an instance of transformers' configuration class."""
+        return self.decoder.config
 
 
 def read_foreign(foreign: ForeignConfig) -> ForeignModel:
@@ -76,35 +85,54 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         if model_type not in config_classes:
             rule = f"is not known; must be one of {', '.join(FAMILIES)}, and transformers has no such family"
             raise ConfigError("model_type", model_type, rule)
+        given = foreign.fields
+        if foreign.text_only:
+            with _rejections(foreign.source):
+                given = take_text_part(given, model_type, config_classes)
+            model_type = given.get("model_type", model_type)
         config_class = config_classes[model_type]
-    fields = under_own_names(foreign.fields, config_class) | {"model_type": model_type}
-    _refuse_other_models(model_type, config_class, fields, known)
+    fields = under_own_names(given, config_class) | {"model_type": model_type}
+    with quiet():
+        built_from = decoder_class(model_type, config_class, fields, known)
     ignored = [own_name(field, config_class) for field in foreign.ignore_fields]
     fields, replaced = with_known_rope(fields)
-    with quiet():
-        try:
-            config = config_class.from_dict(passed_on(fields, config_class, ignored))
-        except Exception as error:  # transformers' own checks may raise any exception
-            raise UserError(f"{foreign.source}: transformers rejects the config: {one_line(error)}") from None
+    with quiet(), _rejections(foreign.source):
+        config = config_class.from_dict(passed_on(fields, config_class, ignored))
     _refuse_other_mixers(model_type, config)
+    whole_only = {HEAD} if built_from.whole else set()  # the head is the whole model's
     with quiet():
-        found = check_fields(fields, config, ignored)
+        found = check_fields(
+            {field: value for field, value in fields.items() if field not in whole_only}, config, ignored
+        )
     if vars(config).get("num_key_value_heads", 0) is None:  # the documented default, which not every class sets
         config.num_key_value_heads = config.num_attention_heads
     length, source = _sequence_length(fields, config)
+    with quiet(), _rejections(foreign.source):
+        decoder = decoder_of(built_from, config, fields)
     return ForeignModel(
         name=foreign.name,
         source=foreign.source,
         model_type=model_type,
-        config=config,
+        decoder=decoder,
         sequence_length=length,
         sequence_length_source=source,
-        defaulted_fields=tuple(_defaulted(fields, config)),
+        defaulted_fields=tuple(_defaulted(fields, decoder)),
         notes=tuple(_left_out(fields, config_class)),
         passed_over_fields=(*found.passed_over, *replaced),
         ignored_fields=found.ignored,
         switches=undeclared_switches(fields, config),
     )
+
+
+@contextlib.contextmanager
+def _rejections(source: str) -> Iterator[None]:
+    """Context in which exceptions of transformers' own checks, which may be of any kind, become a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{source}: transformers rejects the config: {one_line(error)}") from None
 
 
 def _what_transformers_knows(foreign: ForeignConfig) -> tuple[Any, Any]:
@@ -128,7 +156,7 @@ def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
     found = {
         config_classes[model_type].model_type  # several names may share one configuration
         for model_type, architecture in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
-        if architecture in named
+        if plain_name(architecture) in map(plain_name, named)
     }
     if len(found) != 1:
         names = f"may be {' or '.join(sorted(found))}" if found else "are no causal language model of transformers"
@@ -136,11 +164,13 @@ def _model_type(foreign: ForeignConfig, known: Any, config_classes: Any) -> str:
     return str(found.pop())
 
 
-def _defaulted(fields: dict[str, Any], config: Any) -> Iterator[str]:
+def _defaulted(fields: dict[str, Any], decoder: Decoder) -> Iterator[str]:
     """The family's own fields that are missing in the config, as "field = value" with transformers' default."""
+    config = decoder.config
     own = declared_fields(type(config)) - declared_fields(type(config).__mro__[1])
+    own |= {HEAD} if decoder.whole else set()
     for field in sorted(field for field in own - FIXED_FIELDS.keys() if not irrelevance(field)):
-        value = value_of(field, config)
+        value = value_of(field, (decoder.whole or config) if field == HEAD else config)
         if fields.get(field) is None and value is not None:
             yield f"{field} = {show_value(value)}"
 
@@ -157,41 +187,12 @@ def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
         yield f"Multi-token prediction ({given}) is not counted: transformers does not build it with the model."
 
 
-def _refuse_other_models(model_type: str, config_class: Any, fields: dict[str, Any], known: Any) -> None:
-    """Refuse a model that is not a text decoder, by the declarations of its configuration class."""
-    if fields.get("is_encoder_decoder", getattr(config_class, "is_encoder_decoder", False)):
-        raise ConfigError("model_type", model_type, "has an encoder beside its decoder; only decoders are measured")
-    parts = ", ".join(
-        name
-        for name, part in config_class.sub_configs.items()
-        if getattr(part, "model_type", None) in (None, *known.MODEL_MAPPING_NAMES)  # None: a model of any family
-    )
-    if parts:
-        rule = f"is made of several models ({parts}); only text decoders are measured: give its text_config alone"
-        raise ConfigError("model_type", model_type, rule)
-    if model_type not in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ConfigError("model_type", model_type, "transformers has no causal language model of this family")
-    fills_gaps = model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if fills_gaps and not fields.get("is_decoder", getattr(config_class, "is_decoder", True)):
-        raise ConfigError(
-            "model_type", model_type, "is an encoder unless is_decoder is true; only decoders are measured"
-        )
-    expected = known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    for architecture in architectures_in(fields):
-        if architecture != expected:
-            rule = f"is not what model_type {model_type} is measured as, which is {expected}"
-            raise ConfigError("architectures", architecture, rule)
-
-
 def _refuse_other_mixers(model_type: str, config: Any) -> None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
     other = {str(kind) for kind in kinds} - ATTENTION_KINDS
     with_state = ", ".join(sorted(other & STATE_KINDS))
     if with_state:
-        from counting.via_transformers.elementwise_share import share_of_elementwise_steps
-
-        share = share_of_elementwise_steps(config)
-        raise ConfigError("model_type", model_type, f"{no_count_of(f'its {with_state} layers')}; {share}")
+        raise ConfigError("model_type", model_type, no_count_of(f"its {with_state} layers"))
     if other:
         rule = f"is made of layers whose kind is not known here: {', '.join(sorted(other))}"
         raise ConfigError("model_type", model_type, rule)
@@ -199,10 +200,8 @@ def _refuse_other_mixers(model_type: str, config: Any) -> None:
 
 def _sequence_length(fields: dict[str, Any], config: Any) -> tuple[int | None, str | None]:
     """The sequence length to analyse, and the field that contains it; (None, None) if there is none."""
-    standard = "max_position_embeddings"
-    own_name = config.attribute_map.get(standard, standard)
-    length, source = trained_length(fields, [own_name, standard, "seq_length"])
+    own_name, default = position_field(config)
+    length, source = trained_length(fields, [own_name, *POSITION_FIELDS, "seq_length"])
     if source is not None:
         return length, source
-    default = getattr(config, standard, None)
     return default, None if default is None else f"{own_name}, transformers' default"

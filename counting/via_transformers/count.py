@@ -19,6 +19,7 @@ from counting.measurements.trace import CORE, core_of, counted, trace
 from counting.via_transformers.calls import Call, LayerCall
 from counting.via_transformers.discover import Discovered, LayerGroup
 from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
+from counting.via_transformers.positions import position_field
 from counting.via_transformers.refusals import no_count_of, one_line
 from counting.via_transformers.run import Recorded
 from counting.via_transformers.structure import (
@@ -160,8 +161,7 @@ def _label(found: Discovered, traced: Sequence[Traced]) -> None:
     cores = {group.first: of_call.core_of_parts() for group, of_call in zip(found.groups, traced, strict=True)}
     for layer, like in zip(found.layers, found.first_alike, strict=True):
         label_layer(layer, cores[like])
-    positions = getattr(found.model.config, "max_position_embeddings", None)
-    label_outside(found.model, found.layers, positions)
+    label_outside(found.model, found.layers, position_field(found.model.config)[1])
 
 
 def _kinds(found: Discovered) -> list[str]:

@@ -3,11 +3,13 @@
 The whole model is built, which takes milliseconds per layer, because only transformers' code defines each layer.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from counting.via_transformers.decoders import Decoder
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.refusals import no_count_of
 from counting.via_transformers.structure import decoder_layers, signature
@@ -35,7 +37,33 @@ class Discovered(NamedTuple):
     first_alike: tuple[int, ...]  # for each layer, the index of the first one that computes the same
 
 
-def load_code_of(config: Any) -> str:
+class TextDecoder(nn.Module):
+    """The text part of a model of several: its text model and its head, as one decoder."""
+
+    def __init__(self, whole: Any, text_model: Any) -> None:
+        super().__init__()
+        self.config = text_model.config
+        self.text_model = text_model
+        self.head = whole.get_output_embeddings()
+        if self.head is None or self.text_model is whole:
+            raise UserError(f"{type(whole).__name__} has no text model and head of its own")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        embedding: nn.Module = self.text_model.get_input_embeddings()
+        return embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        head: nn.Module = self.head
+        return head
+
+    def forward(self, **inputs: Any) -> Any:
+        """Tokens (B, S) give logits (B, S, V)."""
+        return self.head(self.text_model(**inputs)[0])
+
+
+def load_code_of(decoder: Decoder) -> str:
     """Import the family's code and return transformers' version.
 
     The code imports torch's compiler, so it must be imported before `measuring` is entered.
@@ -43,21 +71,23 @@ def load_code_of(config: Any) -> str:
     with quiet():
         import transformers
 
-        transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # a lazy table: the look-up imports
+        decoder.built_from.load()
     return transformers.__version__
 
 
-def discover(config: Any, attention: str) -> Discovered:
-    """Build the model of a transformers config, and find its layers. `attention` is a name in transformers' table.
+def discover(decoder: Decoder, attention: str) -> Discovered:
+    """Build a decoder, and find its layers. `attention` is a name in transformers' table.
 
-    `config` is not changed. Raises `UserError` if the layers cannot be found or keep a state from token to token; any
+    Its config is not changed. Raises `UserError` if the layers cannot be found or keep a state from token to token; any
     exception of transformers while it builds the model is passed on.
     """
-    model = _build(config, attention)
+    config = decoder.config
+    model = _build(decoder, attention)
     name, layers = decoder_layers(model, config.num_hidden_layers)
     if not layers:
         raise UserError("it has no decoder layers")
-    kinds = getattr(config, "layer_types", None) or [None] * len(layers)
+    kinds: Sequence[str | None] = kinds_of_layers(config) or [None] * len(layers)
+    _refuse_encoder_layers(layers, config)
     first: dict[tuple[Any, ...], int] = {}
     first_alike = tuple(
         first.setdefault(signature(layer, kind), index)
@@ -80,17 +110,43 @@ def discover(config: Any, attention: str) -> Discovered:
     )
 
 
-def _build(config: Any, attention: str) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+def kinds_of_layers(config: Any) -> list[str] | None:
+    """The kind of each layer, as the config has it; None if it has none."""
+    return getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
 
+
+def _refuse_encoder_layers(layers: Iterable[nn.Module], config: Any) -> None:
+    """Raise `UserError` for a layer whose attention is not causal; beside causal attention, it is to another model."""
+    for layer in layers:
+        causal = {module: module.is_causal for module in layer.modules() if hasattr(module, "is_causal")}
+        if causal and not any(causal.values()):
+            name = type(next(iter(causal))).__name__
+            unless = " unless is_decoder is true" if getattr(config, "is_decoder", None) is False else ""
+            raise UserError(
+                f"its attention ({name}) sees later tokens: it is an encoder{unless}; only decoders are measured"
+            )
+
+
+def _build(decoder: Decoder, attention: str) -> nn.Module:
+    config = decoder.whole or decoder.config
     own_config = type(config).from_dict(config.to_dict())
     own_config.use_cache = False
+    chosen: str | dict[str, str] = attention
+    if decoder.whole:  # the other parts are not run
+        parts = own_config.sub_configs.items()
+        chosen = {"": "eager"} | {name: attention if part is type(decoder.config) else "eager" for name, part in parts}
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            own_config, dtype=BUILT_DTYPE, attn_implementation=attention, trust_remote_code=False
+        model: nn.Module = decoder.built_from.load()._from_config(
+            own_config, dtype=BUILT_DTYPE, attn_implementation=chosen
         )
     if model._can_set_experts_implementation():  # type: ignore[operator]
         model.set_experts_implementation("grouped_mm")  # type: ignore[operator]
+    if getattr(model, "_is_stateful", False) and kinds_of_layers(decoder.config) is None:
+        raise UserError(no_count_of("its layers"))
+    if decoder.whole:
+        text_model: Any = model.get_decoder()  # type: ignore[operator]
+        has_head = text_model.get_output_embeddings() is not None
+        model = text_model if has_head else TextDecoder(model, text_model)
     for module in model.modules():
         if isinstance(module, nn.Conv1d):
             raise UserError(no_count_of(f"{type(module).__name__} and what follows it"))

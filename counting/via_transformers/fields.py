@@ -183,7 +183,7 @@ def own_name(field: str, config_class: Any) -> str:
     if field in ALIASES and field not in own_names and field in _names_read(config_class):
         return field  # the class itself reads the other name
     for name in (field, *others):
-        if name in own_names:
+        if name in own_names and not (name in declared and own_names[name] not in declared):
             return own_names[name]
         if name in declared:
             return name

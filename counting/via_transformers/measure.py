@@ -35,15 +35,14 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
     module that cannot be counted, or with the reason why the model does not run.
     """
     assert setup.sequence_length is not None, "the sequence length is not resolved"
-    version = load_code_of(model.config)
+    version = load_code_of(model.decoder)
     with measuring(), quiet(), attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         try:
-            found, recorded = run_first_way(model.config, setup.sequence_length)
+            found, recorded = run_first_way(model.decoder, setup.sequence_length)
             check_switches(model.switches, parts_of_model(found.layers, model.config))
             witnesses = count(found, recorded, setup.sequence_length)
         except ConfigError as error:
             raise error.in_file(model.source) from None
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
-    built_as = f"{type(found.model).__name__} of transformers {version}"
-    return Measured(witnesses, built_as, tensors_of_built(found))
+    return Measured(witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found))

@@ -6,22 +6,27 @@ is left out.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from counting.measurements.dispatch import Attribution, FlopCounter
 from counting.measurements.live_bytes import LiveBytes
 from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, noting_modules
 from counting.via_transformers.calls import Call, HandsOn
+from counting.via_transformers.decoders import Decoder
 from counting.via_transformers.discover import Discovered, discover
+from counting.via_transformers.positions import LookUps, position_field, refuse_longer_than_tables, too_long
 from counting.via_transformers.refusals import one_line
 from torch_models.errors import UserError
 
 LONGEST_REASON = 160  # characters of an error from a family's code
+# In errors of code that needs numbers where there are only shapes.
+NUMBERS_ARE_READ = ("meta tensor", "no data", "data-independent")
 
 
 class Way(NamedTuple):
@@ -49,22 +54,42 @@ class Recorded(NamedTuple):
     in_one_kernel: frozenset[nn.Module]  # modules whose attention ran as one fused kernel
 
 
-def run_first_way(config: Any, sequence_length: int) -> tuple[Discovered, Recorded]:
-    """The model of a config, built and run in the first of `WAYS` that works.
+def run_first_way(decoder: Decoder, sequence_length: int) -> tuple[Discovered, Recorded]:
+    """The model of a decoder, built and run in the first of `WAYS` that works.
 
-    Raises `UserError` if the model cannot be counted, or if no way works; then the message has the reason for each.
+    Raises `UserError` if the model cannot be counted, or if no way works; then the message has the reason.
     """
-    failed: dict[str, list[Way]] = {}  # reason -> the ways that gave it
+    not_built: list[str] = []
+    failed: list[str] = []
     for way in WAYS:
         try:
-            found = discover(config, way.attention)
-            return found, run(found, way, sequence_length)
+            found = discover(decoder, way.attention)
         except UserError:
             raise
         except Exception as error:  # the family's code may raise any exception
-            failed.setdefault(one_line(error, LONGEST_REASON), []).append(way)
-    reasons = "; ".join(f"{', '.join(map(str, ways))}: {reason}" for reason, ways in failed.items())
-    raise UserError(f"its forward pass does not run on the meta device in any way ({reasons})")
+            not_built.append(one_line(error, LONGEST_REASON))
+            continue
+        refuse_longer_than_tables(found.model, found.layers, decoder.config, sequence_length)
+        try:
+            return found, run(found, way, sequence_length)
+        except UserError:
+            raise
+        except Exception as error:
+            failed.append(one_line(error, LONGEST_REASON))
+    field, positions = position_field(decoder.config)
+    if failed and positions is not None and positions < sequence_length:
+        raise too_long(field, positions, sequence_length, f"transformers' code fails on it: {failed[0]}")
+    raise UserError(_reason(not_built, failed, sequence_length))
+
+
+def _reason(not_built: Sequence[str], failed: Sequence[str], sequence_length: int) -> str:
+    """Why no way works: the cause if it is known, else what transformers' code says where it gets furthest."""
+    if not failed:
+        return f"transformers cannot build it: {not_built[0]}"
+    furthest = failed[0]  # the later ways need numbers for their masks
+    if any(words in furthest for words in NUMBERS_ARE_READ):
+        return "its code reads the numbers in a tensor, and the meta device, on which it is measured, has none"
+    return f"transformers' code fails on a sequence of {sequence_length:,} tokens: {furthest}"
 
 
 def run(found: Discovered, way: Way, sequence_length: int) -> Recorded:
@@ -76,6 +101,7 @@ def run(found: Discovered, way: Way, sequence_length: int) -> Recorded:
     calls: dict[str, Call] = {}
     outputs: dict[int, Any] = {}
     in_one_kernel: set[nn.Module] = set()
+    used: set[nn.Module | nn.Parameter] = set()
     layers = {f"{found.layers_name}.{group.first}": group for group in found.groups}
     outside = {
         name: module
@@ -90,13 +116,43 @@ def run(found: Discovered, way: Way, sequence_length: int) -> Recorded:
             stack.callback(group.layer.register_forward_hook(_note_output(group.first, outputs)).remove)
         stack.enter_context(_only_first_layers(found, outputs))
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
-        flops = _flops_of_modules(found.model, way, sequence_length)
+        for module in _modules_that_run(found):
+            stack.callback(module.register_forward_pre_hook(lambda module, _: used.add(module)).remove)
+        flops = _flops_of_modules(found.model, way, sequence_length, used)
+    _refuse_unused(found, used)
     return Recorded(
         layers=MappingProxyType({group.first: calls[name] for name, group in layers.items() if name in calls}),
         outside=MappingProxyType({name: call for name, call in calls.items() if name in outside}),
         flops=MappingProxyType(flops),
         in_one_kernel=frozenset(in_one_kernel),
     )
+
+
+def _modules_that_run(found: Discovered) -> Iterator[nn.Module]:
+    """The model's modules with parameters, without those in layers that are equal to an earlier one."""
+    left_out = {
+        module
+        for index, like in enumerate(found.first_alike)
+        if index != like
+        for module in found.layers[index].modules()
+    }
+    for module in found.model.modules():
+        if module not in left_out and next(module.parameters(recurse=False), None) is not None:
+            yield module
+
+
+def _refuse_unused(found: Discovered, used: Collection[nn.Module | nn.Parameter]) -> None:
+    """Raise `UserError` if there are parameters that the pass did not use: the count would not be of the whole model.
+
+    A parameter is used if its module is called or if an op takes it.
+    """
+    names = {module: name for name, module in found.model.named_modules()}
+    for module in _modules_that_run(found):
+        if module not in used and not all(parameter in used for parameter in module.parameters(recurse=False)):
+            name = f"{names[module]} ({type(module).__name__})"
+            crosses = any(words in name.lower() for words in ("cross", "encoder_attn"))
+            what = "attends to another model's states" if crosses else "takes other inputs, or is of another model"
+            raise UserError(f"a pass over tokens leaves out {name}, which {what}")
 
 
 def _note_call(name: str, calls: dict[str, Call]) -> Any:
@@ -129,8 +185,12 @@ def _only_first_layers(found: Discovered, outputs: dict[int, Any]) -> Iterator[N
             stack[index] = layer
 
 
-def _flops_of_modules(model: nn.Module, way: Way, sequence_length: int) -> Counter[nn.Module | None]:
+def _flops_of_modules(
+    model: nn.Module, way: Way, sequence_length: int, used: set[nn.Module | nn.Parameter]
+) -> Counter[nn.Module | None]:
     """The FLOPs of one forward pass by the innermost module that ran each op; None for ops outside all modules.
+
+    Adds to `used` the parameters that ops take.
 
     Raises `UserError` for an unknown op, as the counts of single parts do: otherwise a product outside all parts could
     be missed.
@@ -140,9 +200,11 @@ def _flops_of_modules(model: nn.Module, way: Way, sequence_length: int) -> Count
         shape = (1, 1, sequence_length, sequence_length)
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool, device="meta")
     with torch.no_grad(), Attribution() as attribution:
-        counter = FlopCounter(attribution)
+        counter, look_ups = FlopCounter(attribution), LookUps(model.config, sequence_length)
 
         def observe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            used.update(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
+            look_ups.observe(function, args, kwargs, out)
             if not (function.overloadpacket in _PRODUCTS and args[0].shape[-1] == 1):
                 counter(function, args, kwargs, out)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from counting.via_transformers.positions import is_position_table
 from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
@@ -113,10 +114,7 @@ def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
 
 
 def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int | None) -> None:
-    """Set the `component` of each module outside the layers.
-
-    An embedding table other than the word embedding is a positional one if it has `positions` rows, or up to 8 more.
-    """
+    """Set the `component` of each module outside the layers; `positions` is the number of rows of a position table."""
     inside = {module for layer in layers for module in layer.modules()}
     words, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
     for module in model.modules():
@@ -129,9 +127,8 @@ def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int 
             _set(module, "lm_head")
         elif is_norm(module):
             _set(module, "norm")
-        elif isinstance(module, nn.Embedding) and positions is not None:
-            unused = module.num_embeddings - positions  # some families leave the first rows unused
-            _set(module, "positional_embedding" if 0 <= unused <= 8 else "other")
+        elif is_position_table(module, positions):
+            _set(module, "positional_embedding")
 
 
 def _label(root: nn.Module, component: str) -> None:

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from torch_models.errors import ConfigError
 from torch_models.fields.config import FamilyConfig
+from torch_models.fields.conversion import MISSING
 from torch_models.fields.rope import rope_fields
 from torch_models.fields.shared import grouped_query_attention, softmax_router, window_by_layer
 from torch_models.spec import (
@@ -73,7 +74,7 @@ def model_spec(config: Config, name: str) -> ModelSpec:
 def _check_rope(config: Config) -> None:
     """Raise `ConfigError` if the config has no scaling, for which transformers would use a default of its own."""
     if not (config.rope_parameters or config.rope_scaling):
-        raise ConfigError("rope_scaling", None, "is missing and has no default")
+        raise ConfigError("rope_scaling", None, MISSING)
     scaling = rope_fields(config)[1]
     original = scaling.get("original_max_position_embeddings")
     if config.initial_context_length is not None and original not in (None, config.initial_context_length):

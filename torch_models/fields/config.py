@@ -17,18 +17,17 @@ import msgspec
 
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
-from torch_models.fields.conversion import convert
+from torch_models.fields.conversion import MISSING, convert
 from torch_models.fields.file import read_config
-from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS, irrelevance
+from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS
 from torch_models.fields.numbers import check_finite, decoded
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
 from torch_models.fields.switches import SWITCHES, check_layer_types, check_switches, is_switch, parts_of_spec
+from torch_models.fields.text_part import all_fields, text_part, without_other_modalities
 from torch_models.fields.unknown_fields import (
     Sorted,
-    all_fields,
     common_reason,
-    is_comment,
     names_given,
     show_field,
     sort_fields,
@@ -114,6 +113,7 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any]
     folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
     ignore_fields: tuple[str, ...] = ()  # names of fields that do not matter, although they are not understood
+    text_only: bool = False  # of a model made of several, the text part is meant
 
 
 class Family(Protocol):
@@ -144,13 +144,20 @@ def read_spec(config: Source, *, ignore_fields: Sequence[str] = ()) -> ModelSpec
     return msgspec.structs.replace(spec, folder=read.folder)
 
 
-def read_model(config: Source, *, ignore_fields: Sequence[str] = ()) -> ModelSpec | ForeignConfig:
-    """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here."""
-    (model,) = read_models([config], ignore_fields=ignore_fields)
+def read_model(
+    config: Source, *, text_only: bool = False, ignore_fields: Sequence[str] = ()
+) -> ModelSpec | ForeignConfig:
+    """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here.
+
+    With `text_only`, the model is the text decoder of a config of several models; of any other config it is the whole.
+    """
+    (model,) = read_models([config], text_only=text_only, ignore_fields=ignore_fields)
     return model
 
 
-def read_models(configs: Sequence[Source], *, ignore_fields: Sequence[str] = ()) -> list[ModelSpec | ForeignConfig]:
+def read_models(
+    configs: Sequence[Source], *, text_only: bool = False, ignore_fields: Sequence[str] = ()
+) -> list[ModelSpec | ForeignConfig]:
     """Return the models of several configs, as `read_model` does of one.
 
     A name in `ignore_fields` must be a field of at least one config, and applies to those that have it.
@@ -165,7 +172,8 @@ def read_models(configs: Sequence[Source], *, ignore_fields: Sequence[str] = ())
     models: list[ModelSpec | ForeignConfig] = []
     for source, fields in zip(sources, present, strict=True):
         try:
-            model = model_from_fields(source.fields, source.name, [name for name in names if name in fields])
+            ignored = [name for name in names if name in fields]
+            model = model_from_fields(source.fields, source.name, ignored, text_only=text_only)
         except ConfigError as error:
             raise source.located(error) from None
         if isinstance(model, ForeignConfig) and source.file is not None:
@@ -202,20 +210,39 @@ def _read(config: Source) -> _Read:
 
 
 def model_from_fields(
-    fields: dict[str, Any], name: str, ignore_fields: Sequence[str] = ()
+    fields: dict[str, Any], name: str, ignore_fields: Sequence[str] = (), *, text_only: bool = False
 ) -> ModelSpec | ForeignConfig:
-    """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here."""
-    fields = _checked(_text_part(fields))
+    """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here.
+
+    A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
+    defaults when it saves a part, and only transformers knows those that decide shapes.
+    """
+    whole = _checked(fields)
+    fields = text_part(whole, text_only=text_only)
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
     if model_type is None:
         is_foreign = bool(architectures) and not any(map(_family_of, architectures))
     else:
         is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
-    if is_foreign:
-        return ForeignConfig(
-            name=name, source=name, model_type=model_type, fields=fields, ignore_fields=tuple(ignore_fields)
-        )
-    return spec_from_fields(fields, name, ignore_fields)
+    is_part = text_only and fields is not whole
+    if not is_foreign:
+        fields = without_other_modalities(fields) if is_part else fields
+        model_type = model_type or next(map(_family_of, architectures), None)
+        try:
+            spec = spec_from_fields(dict(fields), name, ignore_fields)
+            if not is_part or fields.get("num_key_value_heads") is not None:
+                return spec
+        except ConfigError as error:
+            if not (is_part and error.rule == MISSING):
+                raise
+    return ForeignConfig(
+        name=name,
+        source=name,
+        model_type=model_type,
+        fields=fields,
+        text_only=text_only,
+        ignore_fields=tuple(ignore_fields),
+    )
 
 
 def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[str] = ()) -> ModelSpec:
@@ -224,7 +251,7 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
     cannot be ignored.
     """
-    given = _checked(_text_part(fields))
+    given = text_part(_checked(fields), text_only=False)
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
@@ -289,27 +316,6 @@ def _unread_in_rope(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"{show_field(path, value)} (changes no count)"
 
 
-def _text_part(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a nested `text_config`, merged with the outer fields that it does not repeat.
-
-    If there is the config of another part too (such as `vision_config`), the fields are returned unchanged, and
-    `text_config` is refused later as unknown: the text part is not the whole model.
-    """
-    inner = fields.get("text_config")
-    others = [field for field, value in fields.items() if field.endswith("_config") and isinstance(value, dict)]
-    if not isinstance(inner, dict) or set(others) - {"text_config", "quantization_config", "generation_config"}:
-        return fields
-    for field in (fields.keys() & inner.keys()) - {"model_type"}:
-        if irrelevance(field) or is_comment(field):
-            continue
-        if None not in (fields[field], inner[field]) and fields[field] != inner[field]:
-            rule = f"differs from the value outside text_config, {show_value(fields[field])}; make them agree"
-            raise ConfigError(f"text_config.{field}", inner[field], rule)
-    names_itself = "model_type" in inner or "architectures" in inner
-    left = {"text_config", "model_type", "architectures"} if names_itself else {"text_config"}
-    return {field: value for field, value in fields.items() if field not in left} | inner
-
-
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield "field = value" for each field that is not in the config and takes the family's default."""
     for field in config.__struct_fields__:
@@ -357,7 +363,7 @@ def _model_type(fields: dict[str, Any]) -> str:
     for name in named:
         of_name = _family_of(name)
         alike = of_name in (None, model_type) or issubclass(family(model_type).Config, family(of_name).Config)
-        if not (name.endswith(CAUSAL_LM) and alike):
+        if not (plain_name(name).endswith(plain_name(CAUSAL_LM)) and alike):
             raise ConfigError("architectures", name, f"is not a language model of model_type {model_type}")
     return model_type
 
@@ -370,5 +376,10 @@ def architectures_in(fields: dict[str, Any]) -> list[str]:
 
 def _family_of(architecture: str) -> str | None:
     """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none."""
-    name = re.sub("(?<!^)(?=[A-Z])", "_", architecture.removesuffix(CAUSAL_LM)).lower()
-    return name if name in FAMILIES and architecture.endswith(CAUSAL_LM) else None
+    name = plain_name(architecture)
+    return next((family for family in FAMILIES if plain_name(f"{family}{CAUSAL_LM}") == name), None)
+
+
+def plain_name(name: str) -> str:
+    """Return a name of a class or family without case, underscores and hyphens, in which published names differ."""
+    return re.sub("[_-]", "", name).lower()

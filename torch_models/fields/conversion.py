@@ -6,6 +6,8 @@ import msgspec
 
 from torch_models.errors import ConfigError, show_value
 
+MISSING = "is missing and has no default"
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -26,7 +28,7 @@ def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.
     """Convert msgspec's message "<rule> - at `$.<path>`" to a `ConfigError` with field, value and rule."""
     rule, _, path = message.partition(" - at `$.")
     if rule.startswith("Object missing required field"):
-        return ConfigError(rule.split("`")[1], None, "is missing and has no default")
+        return ConfigError(rule.split("`")[1], None, MISSING)
     if rule.startswith("Object contains unknown field"):
         field = rule.split("`")[1]
         return ConfigError(field, fields.get(field), "this field is not understood")

@@ -6,7 +6,7 @@ field that is known to decide the architecture can be named there. A field that 
 """
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch_models.errors import LONGEST_SHOWN_VALUE, ArgumentError, ConfigError, show_name, show_value
@@ -197,11 +197,3 @@ def names_given(value: object) -> tuple[str, ...]:
         if not isinstance(name, str) or not name:
             raise ArgumentError("ignore_fields", name, "must be the name of a field")
     return tuple(dict.fromkeys(value))
-
-
-def all_fields(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the names of the fields of a config, also of a nested `text_config`."""
-    yield from fields
-    inner = fields.get("text_config")
-    if isinstance(inner, Mapping):
-        yield from (field for field in inner if isinstance(field, str))

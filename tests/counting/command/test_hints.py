@@ -13,6 +13,7 @@ from counting.cost.budget import plan_budget
 from counting.cost.comparison import compare
 from counting.cost.run import RunPlan, plan_run
 from counting.setup import Setup
+from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA
 from torch_models.errors import ArgumentError, ConfigError, UserError
 
@@ -74,6 +75,16 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (
         lambda: analyze(LLAMA | {"of_the_future": 1}),
         "of_the_future = 1: this field is not understood; if it does not change the architecture, name it in --ignore_",
+    ),
+    (
+        lambda: analyze({"model_type": "gpt2", **GPT2}, Setup(sequence_length=65)),
+        "config: n_positions = 64: a sequence of 65 tokens is longer, and the table of positions has no more rows; "
+        "give --seq_len, of at most 64",
+    ),
+    (
+        lambda: analyze({"model_type": "llava", "text_config": LLAMA, "vision_config": {"hidden_size": 64}}),
+        "model_type = 'llava': is made of several models (text_config, vision_config), and only text decoders are "
+        "measured; for its text part alone give --text_only",
     ),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]

@@ -75,6 +75,22 @@ def test_op_by_trace_and_by_dispatch(op: Any, inputs: list[Tensor], expected: in
         assert dispatched_flops(module, tuple(inputs)).total == expected
 
 
+def unused(x: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
+    """A product whose result only chooses places, which change no number of the output."""
+    places = F.linear(x, scores).topk(2, dim=-1).indices
+    assert places.shape == (35, 2)
+    return F.linear(x, weight)
+
+
+def test_a_product_whose_result_is_not_used_is_counted() -> None:
+    # 35 rows: 24 multiply-adds for each of 16 outputs, and for each of 4 scores.
+    flops_of_both = 35 * 24 * 16 * 2 + 35 * 24 * 4 * 2
+    inputs = (meta(35, 24), meta(16, 24), meta(4, 24))
+    with measuring():
+        assert dispatched_flops(Op(unused), inputs).total == flops_of_both == 33_600
+        assert traced_flops(Op(unused), inputs)[0].total == flops_of_both
+
+
 @pytest.mark.parametrize(
     ("name", "op", "inputs"),
     [

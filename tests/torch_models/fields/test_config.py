@@ -278,7 +278,9 @@ def test_a_config_nested_in_text_config() -> None:
     assert spec_from_fields(unnamed, "x").layers == spec_from_fields(LLAMA, "x").layers
     with pytest.raises(ConfigError, match=r"text_config\.hidden_size = 64: differs from the value outside text_config"):
         spec_from_fields(nested | {"hidden_size": 32}, "x")
-    with pytest.raises(ConfigError, match="model_type = 'wrapper': is not known"):
+    with pytest.raises(
+        ConfigError, match=r"model_type = 'wrapper': is made of several models \(text_config, vision_config\)"
+    ):
         spec_from_fields(nested | {"vision_config": {"hidden_size": 4}}, "x")
 
 
