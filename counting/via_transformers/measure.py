@@ -37,7 +37,7 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
     with measuring(), quiet(), attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         try:
             found, recorded = run_first_way(model.config, setup.sequence_length)
-            witnesses = count(found, recorded, setup.sequence_length)
+            witnesses = count(found, recorded, setup)
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
     built_as = f"{type(found.model).__name__} of transformers {version}"
