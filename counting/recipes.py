@@ -252,7 +252,7 @@ OPTIMIZERS = (
         description="AdamW with moments in 8 bits, and a scale in fp32 for each block of 256",
         moments="two_in_8_bits",
         measurable=False,
-        citation="Dettmers et al. 2022 (arXiv 2110.02861); bitsandbytes.optim.AdamW8bit, which has blocks of 256",
+        citation="Dettmers et al. 2022 (arXiv 2110.02861); bitsandbytes.optim.AdamW8bit, since 0.44 with blocks of 256",
         note="adamw-8bit is bitsandbytes', by recipe from the measured shapes, because it does not run on the meta "
         "device: two moments of a byte for each parameter, their scales, and fp32 moments for tensors of less than "
         "4,096 numbers. Its update is one kernel; the tables of the 256 values of a byte are left out.",

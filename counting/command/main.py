@@ -127,7 +127,7 @@ def _readable(config: str, options: argparse.Namespace) -> ModelSpec | ForeignCo
 
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
-    flags = ["recompute", "loss_chunk"] + ([] if options.tokens else ["precision", "optimizer"])
+    flags = ["recompute", "loss_chunk", "clip_gradients"] + ([] if options.tokens else ["precision", "optimizer"])
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) is not None]
 

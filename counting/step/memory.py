@@ -44,6 +44,9 @@ WINDOW_NOTE = (
 )
 
 
+CLIPPING, UPDATE = "gradient clipping", "optimiser step"  # the phases after backward
+
+
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """The worst moment of one phase of the step, in bytes.
 
@@ -102,8 +105,12 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def beside_states_bytes(self) -> int:
-        """The largest sum of activations, logits and transients over all phases."""
-        return max(phase.activations + phase.logits_and_loss + phase.transients for phase in self.phases)
+        """The largest sum of activations, logits and transients over the phases of forward and backward.
+
+        What clipping and update allocate is in proportion to the states, and is divided over devices as they are.
+        """
+        passes = (phase for phase in self.phases if phase.name not in (CLIPPING, UPDATE))
+        return max(phase.activations + phase.logits_and_loss + phase.transients for phase in passes)
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
@@ -124,11 +131,11 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
     phases = (
         *(_worst(alike) for alike in zip(*(phases for phases, _ in of_passes), strict=True)),
         *(
-            [position.pass_through(Stretch(peak=profile.gradient_clipping, net=0), "gradient clipping")]
+            [position.pass_through(Stretch(peak=profile.gradient_clipping, net=0), CLIPPING)]
             if profile.gradient_clipping is not None
             else []
         ),
-        position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), "optimiser step"),
+        position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), UPDATE),
     )
     worst = _worst(phases)
     measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
