@@ -114,7 +114,6 @@ class _Step:
         """
         apart, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
         self.tape.keeps_gradients = index == 0 and not apart and not zeros
-        self.tape.parameters.clear()
         matrix = self.spec.vocab_size * self.spec.hidden_size
         self.embedding = self.tape.parameter(matrix, self.width)
         self.head = self.embedding if self.spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)

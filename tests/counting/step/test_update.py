@@ -188,6 +188,16 @@ def test_only_the_phase_of_clipping_is_new() -> None:
         assert note.startswith("Gradients are clipped")
 
 
+@pytest.mark.parametrize("zero_gradients", ["none", "in_place"])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_what_follows_backward_is_the_same_for_all_batches(micro_batches: int, zero_gradients: str) -> None:
+    spec = spec_from_fields(DEEPSEEK_V3, "shrunken")
+    run: dict[str, Any] = {"optimizer": "adafactor", "precision": "bf16", "clip_gradients": True}
+    plain = update_of(spec, **run).phases[-2:]
+    run |= {"micro_batches": micro_batches, "zero_gradients": zero_gradients}
+    assert update_of(spec, **run).phases[-2:] == plain
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
 def test_the_states_say_where_they_are_from(optimizer: Any) -> None:
     spec = spec_from_fields(LLAMA, "shrunken")
