@@ -87,6 +87,8 @@ class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
     by_component: dict[str, int]
     linear_weights: int  # in the matrices of attention and feed-forward, which fp8 recipes quantise
     mtp_linear_weights: int
+    moment_bytes: int  # of the setup's optimiser, for the main model
+    mtp_moment_bytes: int
 
 
 class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,7 +305,7 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
     if setup.kernels != "fused":
         rule = f"{family} goes through transformers, and is measured with fused attention only"
         raise ArgumentError("kernels", setup.kernels, rule)
-    for field, plain in (("recompute", "none"), ("loss_chunk", None)):
+    for field, plain in (("recompute", "none"), ("loss_chunk", None), ("clip_gradients", False)):
         if getattr(setup, field) != plain:
             rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"
             raise ArgumentError(field, getattr(setup, field), rule)
@@ -364,6 +366,7 @@ def _parameter_totals(counts: ModelCounts, whole: WholeModel) -> ParameterTotals
     assert parameters is not None and active is not None and mtp.parameters is not None
     assert whole.router_correction_bias is not None and whole.linear_weights is not None
     assert mtp.router_correction_bias is not None and mtp.linear_weights is not None
+    assert whole.moment_bytes is not None and mtp.moment_bytes is not None
     return ParameterTotals(
         total=parameters.total,
         active=active,
@@ -375,6 +378,8 @@ def _parameter_totals(counts: ModelCounts, whole: WholeModel) -> ParameterTotals
         by_component=parameters.by_component(),
         linear_weights=whole.linear_weights,
         mtp_linear_weights=mtp.linear_weights,
+        moment_bytes=whole.moment_bytes,
+        mtp_moment_bytes=mtp.moment_bytes,
     )
 
 

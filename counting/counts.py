@@ -114,6 +114,7 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     inactive_parameters: int | None = None  # of the routed experts that one token does not visit
     linear_weights: int | None = None  # in the matrices of attention and feed-forward
     router_correction_bias: int | None = None
+    moment_bytes: int | None = None  # of the optimiser
     forward_flops: Counts | None = None
     attention_core_flops: AttentionCore | None = None
     weight_bytes: int | None = None  # in 16 bits, correction biases in fp32
@@ -128,6 +129,7 @@ class OutsideCounts(msgspec.Struct, frozen=True, kw_only=True):
     scope: ClassVar[str] = "outside the layers"
 
     parameters: Counts | None = None
+    moment_bytes: int | None = None
     forward_flops: Counts | None = None
 
 
@@ -139,6 +141,7 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Counts | None = None
     linear_weights: int | None = None  # without the projection, which fp8 recipes do not quantise
     router_correction_bias: int | None = None
+    moment_bytes: int | None = None
     forward_flops: Counts | None = None  # each module runs the shared head once more
     attention_core_flops: AttentionCore | None = None
 
@@ -192,6 +195,7 @@ class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
     active_parameters: int | None  # the parameters that one token uses
     linear_weights: int | None  # in the matrices of attention and feed-forward, without routers
     router_correction_bias: int | None
+    moment_bytes: int | None  # of the optimiser
     forward_flops: Counts | None
     attention_core_flops: AttentionCore | None  # the part that depends on which keys a query visits
 
@@ -236,6 +240,7 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
             active_parameters=None if parameters is None or inactive is None else parameters.total - inactive,
             linear_weights=self._sum_over_layers("linear_weights"),
             router_correction_bias=self._sum_over_layers("router_correction_bias"),
+            moment_bytes=_sum((self.outside.moment_bytes, self._sum_over_layers("moment_bytes"))),
             forward_flops=self._with_outside("forward_flops"),
             attention_core_flops=_sum(
                 None if layer.attention_core_flops is None else layer.attention_core_flops * layer.count

@@ -1,13 +1,16 @@
 """Precision recipes (the formats of weights, gradients and optimiser state) and optimisers, as data.
 
-A recipe gives bytes per parameter, unsharded, before data parallelism, ZeRO or tensor parallelism divides them.
+All bytes are unsharded, before data parallelism, ZeRO or tensor parallelism divides them.
 """
 
-from typing import TypeVar
+from math import prod
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from torch_models.errors import ArgumentError
+
+_FP32 = 4
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,12 +51,82 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True):
         return self.weight_bytes == self.activation_bytes and self.moment_bytes == updated_bytes
 
 
+Role = Literal["matrix", "vector", "vocabulary"]  # the last: embedding tables and the head
+
+
+class TrainedTensor(NamedTuple):
+    """The shape of one parameter tensor, and what it is to an optimiser.
+
+    If it stacks the tensors of all experts, its first dimension is the experts', and `role` is that of one of them.
+    """
+
+    shape: tuple[int, ...]
+    role: Role
+    stacked: bool = False
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return prod(self.shape)
+
+
+Moments = Literal["none", "one", "two", "two_in_8_bits", "rows_and_columns"]
+
+
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True):
-    """An optimiser, and how many numbers (moments) it stores per parameter."""
+    """An optimiser: the moments that it stores for each parameter, and how it updates them.
+
+    `moments` are those of every parameter or, if `other_moments` is set, of the matrices within layers; embedding
+    tables, head and vectors then have `other_moments`. Step counters are left out.
+    """
 
     name: str
-    moments: int
+    description: str
+    moments: Moments
+    other_moments: Moments | None = None
+    all_at_once: bool = False  # one call computes with tensors for all parameters, instead of one after the other
+    carries_over: bool = False  # tensors computed for one parameter are alive until the next one's are computed
+    measurable: bool = True  # torch has it, so that it runs on the meta device
     citation: str
+    note: str | None = None  # printed with the memory of a step
+
+    def moments_of(self, tensor: TrainedTensor) -> Moments:
+        """The moments that it stores for `tensor`."""
+        return self.moments if tensor.role == "matrix" or self.other_moments is None else self.other_moments
+
+    @property
+    def moments_per_parameter(self) -> int | None:
+        """How many numbers it stores for each parameter; None if that depends on the tensor, or is in 8 bits."""
+        return None if self.other_moments else _NUMBERS.get(self.moments)
+
+
+_NUMBERS: dict[Moments, int] = {"none": 0, "one": 1, "two": 2}
+SMALLEST_IN_8_BITS = 4096  # tensors with fewer numbers have moments in fp32
+BLOCK_IN_8_BITS = 256  # numbers with one scale in fp32
+
+
+def moment_bytes(tensor: TrainedTensor, precision: Precision, optimizer: Optimizer) -> int:
+    """Bytes of the moments of one tensor.
+
+    In 8 bits, each of two moments has a byte for each number and a scale in fp32 for each block. By rows and columns,
+    a tensor with two dimensions or more has a number for each row and each column of its matrices; a vector has one
+    for each of its numbers.
+    """
+    moments, numel = optimizer.moments_of(tensor), tensor.numel
+    if moments == "two_in_8_bits":
+        small = numel < SMALLEST_IN_8_BITS
+        return 2 * (_FP32 * numel if small else numel + _FP32 * -(-numel // BLOCK_IN_8_BITS))
+    if moments == "rows_and_columns":
+        *matrices, rows, columns = (1, *tensor.shape)
+        numbers = columns if len(tensor.shape) == 1 else prod(matrices) * (rows + columns)
+    else:
+        numbers = _NUMBERS[moments] * numel
+    return precision.moment_bytes * numbers
+
+
+def states_measurable(precision: Precision, optimizer: Optimizer) -> bool:
+    """Whether torch runs the update on the meta device, so that the model states can be measured."""
+    return precision.measurable and optimizer.measurable
 
 
 class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,22 +145,32 @@ class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
     def __add__(self, other: "ModelStates") -> "ModelStates":
         return ModelStates(**{f: getattr(self, f) + getattr(other, f) for f in self.__struct_fields__})
 
+    def __sub__(self, other: "ModelStates") -> "ModelStates":
+        return ModelStates(**{f: getattr(self, f) - getattr(other, f) for f in self.__struct_fields__})
+
     def __mul__(self, factor: int) -> "ModelStates":
         return ModelStates(**{f: getattr(self, f) * factor for f in self.__struct_fields__})
 
 
-def model_states(parameters: int, linear_weights: int, precision: Precision, optimizer: Optimizer) -> ModelStates:
-    """Bytes of a recipe's model states for `parameters`; fp8 recipes quantise only the `linear_weights` among them.
+def model_states(parameters: int, linear_weights: int, moments: int, precision: Precision) -> ModelStates:
+    """Bytes of the model states of `parameters`, of which fp8 recipes quantise only the `linear_weights`.
 
-    The scales of quantised blocks, one per 128 x 128 numbers, are left out.
+    `moments` are the bytes of all moments (`moment_bytes`). The scales of quantised blocks, one per 128 x 128 numbers,
+    are left out.
     """
     rest = parameters - linear_weights
     return ModelStates(
         weights=precision.weight_bytes * linear_weights + precision.unquantised_weight_bytes * rest,
         gradients=precision.gradient_bytes * parameters,
         masters=precision.master_bytes * parameters,
-        moments=optimizer.moments * precision.moment_bytes * parameters,
+        moments=moments,
     )
+
+
+def bytes_per_parameter(precision: Precision, optimizer: Optimizer) -> int | None:
+    """Bytes of the model states of one linear weight; None if the moments depend on the tensor."""
+    moments = optimizer.moments_per_parameter
+    return None if moments is None else model_states(1, 1, moments * precision.moment_bytes, precision).total
 
 
 PRECISIONS = (
@@ -149,9 +232,61 @@ PRECISIONS = (
 )
 
 OPTIMIZERS = (
-    Optimizer(name="adamw", moments=2, citation="Loshchilov & Hutter 2019 (arXiv 1711.05101)"),
-    Optimizer(name="sgd", moments=0, citation="without momentum"),
-    Optimizer(name="muon", moments=1, citation="Jordan et al. 2024; one momentum, whatever the parameter's shape"),
+    Optimizer(
+        name="adamw",
+        description="AdamW in one fused kernel",
+        moments="two",
+        citation="Loshchilov & Hutter 2019 (arXiv 1711.05101); torch.optim.AdamW with fused=True",
+    ),
+    Optimizer(
+        name="adamw-foreach",
+        description="AdamW by operations on all parameters at once, with one more copy of them on the way",
+        moments="two",
+        all_at_once=True,
+        citation="torch.optim.AdamW with foreach=True, torch's default on CUDA",
+        note="adamw-foreach computes with all parameters at once: it holds one more copy of them in the format of the "
+        "moments and, with 16-bit gradients and master weights, an fp32 copy of all gradients.",
+    ),
+    Optimizer(
+        name="adamw-8bit",
+        description="AdamW with moments in 8 bits, and a scale in fp32 for each block of 256",
+        moments="two_in_8_bits",
+        measurable=False,
+        citation="Dettmers et al. 2022 (arXiv 2110.02861); bitsandbytes.optim.AdamW8bit, since 0.44 with blocks of 256",
+        note="adamw-8bit is bitsandbytes', by recipe from the measured shapes, because it does not run on the meta "
+        "device: two moments of a byte for each parameter, their scales, and fp32 moments for tensors of less than "
+        "4,096 numbers. Its update is one kernel; the tables of the 256 values of a byte are left out.",
+    ),
+    Optimizer(
+        name="adafactor",
+        description="a second moment by rows and columns",
+        moments="rows_and_columns",
+        carries_over=True,
+        citation="Shazeer & Stern 2018 (arXiv 1804.04235); torch.optim.Adafactor, without foreach",
+        note="adafactor has the factored second moment and no first one. Its update is as large as the parameter; "
+        "without master weights torch frees it only when that of the next parameter exists.",
+    ),
+    Optimizer(
+        name="sgd",
+        description="SGD without momentum",
+        moments="none",
+        citation="Robbins & Monro 1951; torch.optim.SGD",
+    ),
+    Optimizer(
+        name="sgd-momentum",
+        description="SGD with momentum",
+        moments="one",
+        citation="Polyak 1964; torch.optim.SGD with momentum",
+    ),
+    Optimizer(
+        name="muon",
+        description="Muon for the matrices within layers, AdamW for embedding, head and vectors",
+        moments="one",
+        other_moments="two",
+        citation="Jordan et al. 2024; Liu et al. 2025 (arXiv 2502.16982); torch.optim.Muon",
+        note="muon updates the matrices within layers, those of each expert apart and the router's too; AdamW, with "
+        "two moments, updates embedding, head, norms, biases and sinks. The orthogonalisation runs in 16 bits.",
+    ),
 )
 
 DEFAULT_PRECISION, DEFAULT_OPTIMIZER = PRECISIONS[0], OPTIMIZERS[0]

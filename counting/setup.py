@@ -26,7 +26,6 @@ MOST_CHUNKS = 256  # of the loss; more chunks save no memory worth reporting
 # Fields for which only one value is measured so far.
 FIXED: dict[str, object] = {
     "execution": "eager",
-    "clip_gradients": False,
 }
 MOST_MICRO_BATCHES = 10**9
 MOST_BATCH_TOKENS = 10**12
@@ -61,7 +60,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     mtp: bool | None = None  # train multi-token prediction too; None: if the config has it
     loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None: all
     execution: Literal["eager"] = "eager"  # op by op
-    clip_gradients: bool = False
+    clip_gradients: bool = False  # scale the gradients to a maximal total norm before the optimiser's step
     zero_gradients: ZeroGradients = "none"  # freed after a step (torch's set_to_none), or kept and filled with zeros
     measured_dtype: str | None = None  # dtype of the measurement on the meta device; set by `analyze`
 
@@ -75,6 +74,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("recompute", self.recompute, f"must be one of {', '.join(get_args(Recompute))}")
         if self.mtp is not None and not isinstance(self.mtp, bool):
             raise ArgumentError("mtp", self.mtp, "must be true, false or none")
+        if not isinstance(self.clip_gradients, bool):
+            raise ArgumentError("clip_gradients", self.clip_gradients, "must be true or false")
         for field in ("sequence_length_source", "measured_dtype"):  # set by `resolve` and `analyze`
             if not isinstance(getattr(self, field), str | None):
                 raise ArgumentError(field, getattr(self, field), "is filled in with the result: leave it out")

@@ -43,7 +43,8 @@ def setup_of(options: argparse.Namespace) -> Setup:
             kernels=options.kernels,
             recompute=options.recompute,
             loss_chunk=_parsed(options.loss_chunk, lambda text: parse_whole_number(text, "--loss_chunk")),
-            mtp={"on": True, "off": False}.get(options.mtp),
+            mtp=_on_or_off(options.mtp),
+            clip_gradients=_on_or_off(options.clip_gradients),
             precision=options.precision,
             optimizer=options.optimizer,
         )
@@ -117,6 +118,10 @@ def _prices(options: argparse.Namespace, own: Sequence[Gpu]) -> dict[str, float]
 
 def _parsed(text: str | None, parse: Callable[[str], _T]) -> _T | None:
     return None if text is None else parse(text)
+
+
+def _on_or_off(text: str | None) -> bool | None:
+    return {"on": True, "off": False}.get(text or "")
 
 
 def _given(**arguments: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ NEEDS = {
     "tokens_per_second_per_gpu": ("tokens",),
     "precision": ("model_config",),
     "optimizer": ("model_config",),
+    "clip_gradients": ("model_config",),
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),

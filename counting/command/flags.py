@@ -31,6 +31,7 @@ FLAGS = {
     "mtp": "--mtp",
     "precision": "--precision",
     "optimizer": "--optimizer",
+    "clip_gradients": "--clip_gradients",
     "gpus": "--gpus",
     "prices_usd_per_hour": "--gpu_prices",
     "mfu": "--mfu",
@@ -145,6 +146,9 @@ def flags_parser() -> argparse.ArgumentParser:
     )
     step.add_argument("--recompute", choices=get_args(Recompute), help="what is recomputed in backward; default none")
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
+    step.add_argument(
+        "--clip_gradients", choices=("on", "off"), help="scale gradients to a maximal total norm; default off"
+    )
     step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on if the config has it")
     step.add_argument("--precision", metavar="RECIPE", help=f"formats of numbers; default {DEFAULT_PRECISION.name}")
     step.add_argument("--optimizer", metavar="NAME", help=f"default {DEFAULT_OPTIMIZER.name}")

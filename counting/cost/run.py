@@ -194,8 +194,8 @@ def model_state_bytes(analysis: Analysis) -> int:
     """Bytes of parameters, gradients, master copy and moments of all trained parameters, unsharded."""
     parameters, setup = analysis.parameters, analysis.setup
     linear_weights = parameters.linear_weights + trains_mtp(analysis) * parameters.mtp_linear_weights
-    trained = trained_parameters(analysis)
-    return model_states(trained, linear_weights, setup.precision_recipe, setup.optimizer_recipe).total
+    moments = parameters.moment_bytes + trains_mtp(analysis) * parameters.mtp_moment_bytes
+    return model_states(trained_parameters(analysis), linear_weights, moments, setup.precision_recipe).total
 
 
 def _on_gpu(

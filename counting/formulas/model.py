@@ -30,7 +30,15 @@ from counting.formulas.parameters import (
     parameters,
     router_correction_bias,
 )
-from counting.formulas.states import buffer_bytes, input_bytes, layer_states, outside_states
+from counting.formulas.states import (
+    buffer_bytes,
+    input_bytes,
+    layer_moments,
+    layer_states,
+    mtp_moments,
+    outside_moments,
+    outside_states,
+)
 from counting.setup import Setup
 from counting.step.profile import LayerProfile, StepProfile
 from torch_models.spec import LayerSpec, ModelSpec
@@ -45,7 +53,11 @@ def by_formula(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
     run = (setup.sequence_length, setup.micro_batch_size)
     return ModelCounts(
         layers=tuple(_layer_counts(layer, count, setup) for layer, count in spec.layer_groups()),
-        outside=OutsideCounts(parameters=outside_parameters(spec), forward_flops=head_flops(spec, *run)),
+        outside=OutsideCounts(
+            parameters=outside_parameters(spec),
+            moment_bytes=outside_moments(spec, setup),
+            forward_flops=head_flops(spec, *run),
+        ),
         mtp=_mtp_counts(spec, setup),
         training_flops=training_flops(spec, setup) if step else None,
         step_profile=_step_profile(spec, setup) if step else None,
@@ -63,6 +75,7 @@ def _layer_counts(spec: LayerSpec, count: int, setup: Setup) -> LayerCounts:
         inactive_parameters=inactive_parameters(spec),
         linear_weights=linear_weights(spec),
         router_correction_bias=router_correction_bias(spec),
+        moment_bytes=layer_moments(spec, setup),
         forward_flops=forward_flops(visited, *run),
         attention_core_flops=attention_core(visited.attention, *run),
         weight_bytes=weight_bytes(spec),
@@ -79,6 +92,7 @@ def _mtp_counts(spec: ModelSpec, setup: Setup) -> MtpCounts:
         parameters=mtp_parameters(spec),
         linear_weights=sum(map(linear_weights, spec.mtp_layers)),
         router_correction_bias=sum(map(router_correction_bias, spec.mtp_layers)),
+        moment_bytes=mtp_moments(spec, setup),
         forward_flops=mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=visited), *run),
         attention_core_flops=sum((attention_core(layer.attention, *run) for layer in visited), AttentionCore()),
     )

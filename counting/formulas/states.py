@@ -1,8 +1,9 @@
 """Bytes that a training step needs in addition to activations, in closed form: model states, inputs and buffers.
 
-Torch-free. Model states are the recipe's bytes per parameter times the parameters of formulas/parameters.py. If torch
-cannot run a recipe (`Precision.measurable` is false), its states cannot be measured and the functions here return None;
-the result then contains states computed by the recipe from the measured parameters.
+Torch-free. Weights, gradients and master weights are the recipe's bytes per parameter times the parameters of
+formulas/parameters.py; moments depend on the shapes of formulas/tensors.py. If torch cannot run a recipe
+(`states_measurable`), its states cannot be measured and the functions that return model states return None; the result
+then contains states computed by the recipe from the measured parameters.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from counting.formulas.parameters import (
     parameters,
     router_correction_bias,
 )
-from counting.recipes import ModelStates, model_states
+from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
+from counting.recipes import ModelStates, TrainedTensor, model_states, moment_bytes, states_measurable
 from counting.setup import Setup
 from torch_models.spec import LayerSpec, ModelSpec
 
@@ -24,7 +26,7 @@ CORRECTION_BIAS_BYTES = 4  # fp32, whatever the weights are in
 
 def layer_states(spec: LayerSpec, setup: Setup) -> ModelStates | None:
     """Return the model states of one decoder layer, or None if the recipe cannot be measured."""
-    return _states(parameters(spec).total, linear_weights(spec), setup)
+    return _states(parameters(spec).total, linear_weights(spec), layer_moments(spec, setup), setup)
 
 
 def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
@@ -33,11 +35,28 @@ def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
     Returns None if the recipe cannot be measured. The matrices in the layers of these modules are linear weights;
     embedding, head and the modules' projection are not.
     """
-    total, linear = outside_parameters(spec).total, 0
+    total, linear, moments = outside_parameters(spec).total, 0, outside_moments(spec, setup)
     if setup.mtp:
         total += mtp_parameters(spec).total
         linear += sum(map(linear_weights, spec.mtp_layers))
-    return _states(total, linear, setup)
+        moments += mtp_moments(spec, setup)
+    return _states(total, linear, moments, setup)
+
+
+def layer_moments(spec: LayerSpec, setup: Setup) -> int:
+    """Return the bytes of the optimiser's moments for one decoder layer."""
+    return _moments(tensors(spec), setup)
+
+
+def outside_moments(spec: ModelSpec, setup: Setup) -> int:
+    """Return the bytes of the optimiser's moments for embedding, final norm and head."""
+    return _moments([*tensors_before_layers(spec), *tensors_after_layers(spec, mtp=False)], setup)
+
+
+def mtp_moments(spec: ModelSpec, setup: Setup) -> int:
+    """Return the bytes of the optimiser's moments for the multi-token-prediction modules, whether trained or not."""
+    main = len(tensors_after_layers(spec, mtp=False))
+    return _moments(tensors_after_layers(spec, mtp=True)[main:], setup)
 
 
 def input_bytes(spec: ModelSpec, setup: Setup) -> int:
@@ -64,6 +83,10 @@ def _trained_kinds(spec: ModelSpec, setup: Setup) -> Iterable[LayerSpec]:
     return (*(layer for layer, _ in spec.layer_groups()), *(spec.mtp_layers if setup.mtp else ()))
 
 
-def _states(total: int, linear: int, setup: Setup) -> ModelStates | None:
-    precision = setup.precision_recipe
-    return model_states(total, linear, precision, setup.optimizer_recipe) if precision.measurable else None
+def _moments(of: Iterable[TrainedTensor], setup: Setup) -> int:
+    return sum(moment_bytes(tensor, setup.precision_recipe, setup.optimizer_recipe) for tensor in of)
+
+
+def _states(total: int, linear: int, moments: int, setup: Setup) -> ModelStates | None:
+    measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
+    return model_states(total, linear, moments, setup.precision_recipe) if measurable else None

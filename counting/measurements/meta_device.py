@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import torch.nn.modules.module as modules
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _aten = torch.ops.aten
 _autograd: Any = torch._C._autograd
@@ -47,6 +47,7 @@ def measuring() -> Iterator[None]:
         _without_module_hooks(),
         _without_compiler(),
         _fused_optimizers(),
+        _foreach_functions(),
         contextlib.ExitStack() as stack,
     ):
         for name, on_meta in _ON_META.items():
@@ -114,6 +115,35 @@ def _fused_optimizers() -> Iterator[None]:
         yield
     finally:
         module._get_fused_kernels_supported_devices = devices
+
+
+@contextlib.contextmanager
+def _foreach_functions() -> Iterator[None]:
+    """Context in which gradient clipping takes the foreach functions for meta tensors, as for CUDA tensors."""
+    module: Any = sys.modules["torch.utils._foreach_utils"]
+    devices = module._get_foreach_kernels_supported_devices
+    module._get_foreach_kernels_supported_devices = lambda: [*devices(), "meta"]
+    try:
+        yield
+    finally:
+        module._get_foreach_kernels_supported_devices = devices
+
+
+class ScalarsAsOne(TorchDispatchMode):
+    """Context in which a meta tensor of one number has the value 1, where torch refuses to read it.
+
+    Adafactor scales its updates by norms that it reads. No size depends on the value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is _aten._local_scalar_dense.default and args[0].is_meta:
+            return 1.0
+        return function(*args, **(kwargs or {}))
 
 
 # --- What CUDA's kernels allocate ------------------------------------------------------------------------------

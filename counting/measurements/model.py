@@ -10,6 +10,7 @@ from counting.measurements.parameters import (
     count_parameters,
     inactive_parameters,
     linear_weights,
+    moments_by_recipe,
     router_correction_bias,
 )
 from counting.measurements.probe import MEASURED_DTYPE, Probe, build_probe
@@ -22,14 +23,15 @@ from torch_models.spec import ModelSpec
 def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCounts]:
     """The witnesses of the modules that `spec` builds, by name. `setup` must be resolved.
 
-    ``numel`` has the parameters, ``trace`` (fvcore's) the forward FLOPs, and ``dispatch`` (torch's) the forward FLOPs
-    and the layers' memory. With `step`, ``dispatch`` also has the training step, and ``recipe``, which is present only
-    for formats that torch does not run, has the model states of that step.
+    ``numel`` has the parameters and, by recipe from their shapes, the optimiser's moments, ``trace`` (fvcore's) the
+    forward FLOPs, and ``dispatch`` (torch's) the forward FLOPs and the layers' memory. With `step`, ``dispatch`` also
+    has the training step, and ``recipe``, which is present only for what torch does not run, has the model states of
+    that step.
     """
     with measuring():
         probe = build_probe(spec, setup.kernels)
         witnesses = {
-            "numel": count_model(probe),
+            "numel": count_model(probe, setup),
             "trace": trace_model(probe, setup.micro_batch),
             "dispatch": run_layers(probe, setup.micro_batch),
         }
@@ -45,13 +47,16 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
         return witnesses
 
 
-def count_model(probe: Probe) -> ModelCounts:
-    """Parameters by `numel`."""
-    in_layers = Counts()
+def count_model(probe: Probe, setup: Setup) -> ModelCounts:
+    """Parameters by `numel`, and the bytes of the optimiser's moments for tensors of these shapes."""
+    recipe = (setup.precision_recipe, setup.optimizer_recipe)
+    in_layers, moments_in_layers = Counts(), 0
     layers = []
     for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):
         parameters = count_parameters(layer)
+        moments = moments_by_recipe(layer, *recipe)
         in_layers += parameters
+        moments_in_layers += moments
         layers.append(
             LayerCounts(
                 kind=spec.kind,
@@ -60,14 +65,19 @@ def count_model(probe: Probe) -> ModelCounts:
                 inactive_parameters=inactive_parameters(layer),
                 linear_weights=linear_weights(layer),
                 router_correction_bias=router_correction_bias(layer),
+                moment_bytes=moments,
             )
         )
     return ModelCounts(
         layers=tuple(layers),
-        outside=OutsideCounts(parameters=count_parameters(probe.model) - in_layers),
+        outside=OutsideCounts(
+            parameters=count_parameters(probe.model) - in_layers,
+            moment_bytes=moments_by_recipe(probe.model, *recipe) - moments_in_layers,
+        ),
         mtp=MtpCounts(
             parameters=count_parameters(probe.mtp_layers),
             linear_weights=linear_weights(probe.mtp_layers),
             router_correction_bias=router_correction_bias(probe.mtp_layers),
+            moment_bytes=moments_by_recipe(probe.mtp_layers, *recipe),
         ),
     )

@@ -1,85 +1,146 @@
-"""Measured memory of an update: torch's optimisers on meta parameters, with master weights if the recipe has them.
+"""Measured memory after backward: gradient clipping, and torch's optimisers on meta tensors like the parameters.
 
-With master weights the parameters are updated one by one: the gradient is converted to the masters' format, a separate
-optimiser makes its step, and the new weights are written back. So at most one gradient exists twice.
+With master weights the gradients of the parameters that are updated together are converted to the masters' format, an
+optimiser makes its step, and the new weights are written back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from counting.measurements.live_bytes import LiveBytes
-from counting.recipes import ModelStates, Optimizer, Precision
+from counting.measurements.meta_device import ScalarsAsOne
+from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor
 
 MASTERS = torch.float32
+NOTHING = ModelStates(weights=0, gradients=0, masters=0, moments=0)
+
+
+class Trained(NamedTuple):
+    """A parameter with its gradient, and what it is to an optimiser."""
+
+    parameter: Tensor
+    gradient: Tensor
+    tensor: TrainedTensor
 
 
 class Update(NamedTuple):
-    """The model states of an update, and its temporary memory."""
+    """The model states of an update, and the peak bytes of its temporary tensors."""
 
-    states: list[ModelStates]  # of each parameter
-    peak: int  # bytes of temporary tensors at the worst moment
+    states: ModelStates
+    peak: int
 
 
-def update_parameters(parameters: Sequence[Tensor], precision: Precision, optimizer: Optimizer) -> Update:
-    """Run two steps of an optimiser on parameters with gradients; the first creates its state, the second is measured.
+class _Updated(NamedTuple):
+    """A tensor that an optimiser updates: a parameter, a master copy of it, or a view of one expert's matrix."""
 
-    Call it inside `measuring`.
-    """
-    updated = list(parameters)
-    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-    if precision.gradients_apart:
-        gradients = [torch.empty_like(p, dtype=MASTERS) for p in parameters]
-    assert len(gradients) == len(parameters)
-    if precision.master_bytes:
-        updated = [p.detach().to(MASTERS).requires_grad_() for p in parameters]
-    optimizers = [_make(optimizer.name, [p]) for p in updated]
-    _step(parameters, updated, gradients, optimizers)
-    state = [x for made in optimizers for x in tree_leaves(dict(made.state)) if isinstance(x, Tensor)]
-    with LiveBytes([*parameters, *updated, *state, *gradients]) as tracker:
+    weight: Tensor
+    gradient: Tensor
+    master: Tensor  # the weight itself without master weights
+    role: str
+    times: int  # the number of such views
+
+
+def with_gradients(
+    parameters: Sequence[Tensor], tensors: Sequence[TrainedTensor], precision: Precision
+) -> list[Trained]:
+    """Each parameter with the gradient that is there after backward, or the buffer that the recipe adds it to."""
+    found = []
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        gradient = torch.empty_like(parameter, dtype=MASTERS) if precision.gradients_apart else parameter.grad
+        assert gradient is not None
+        assert gradient.shape == tensor.shape
+        found.append(Trained(parameter, gradient, tensor))
+    return found
+
+
+def clip(gradients: Iterable[Tensor]) -> int:
+    """Scale gradients to a total norm of 1; return the peak bytes of temporary tensors. Call it inside `measuring`."""
+    leaves = []
+    for gradient in gradients:
+        leaf = gradient.detach()
+        leaf.grad = gradient
+        leaves.append(leaf)
+    with LiveBytes(leaves) as tracker:
         before = tracker.live
         tracker.watch()
-        _step(parameters, updated, gradients, optimizers)
-    states = []
-    for parameter, master, gradient, made in zip(parameters, updated, gradients, optimizers, strict=True):
-        moments = [x for x in made.state[master].values() if isinstance(x, Tensor) and x.shape == parameter.shape]
-        states.append(
-            ModelStates(
-                weights=_bytes(parameter),
-                gradients=_bytes(gradient),
-                masters=0 if master is parameter else _bytes(master),
-                moments=sum(map(_bytes, moments)),
-            )
+        torch.nn.utils.clip_grad_norm_(leaves, 1.0, foreach=True)
+    peak: int = tracker.peak - before
+    return peak
+
+
+def update_together(trained: Sequence[Trained], precision: Precision, optimizer: Optimizer) -> Update:
+    """Two steps of an optimiser over these parameters: the first creates its moments, the second is measured.
+
+    The moments of an optimiser that torch lacks are 0. Call it inside `measuring`.
+    """
+    updated = [_updated(each, precision, optimizer) for each in trained]
+    made = _optimizers(updated, optimizer)
+    _step(updated, made)
+    of_master = {id(master): state for each in made for master, state in each.state.items()}
+    states = NOTHING
+    for each in updated:
+        own = [x for name, x in of_master.get(id(each.master), {}).items() if name != "step"]
+        of_one = ModelStates(
+            weights=each.weight.nbytes,
+            gradients=each.gradient.nbytes,
+            masters=0 if each.master is each.weight else each.master.nbytes,
+            moments=sum(x.untyped_storage().nbytes() for x in own),
         )
+        states += of_one * each.times
+    existing = [x for each in updated for x in (each.weight, each.gradient, each.master)]
+    existing += [x for state in of_master.values() for x in state.values()]
+    with LiveBytes(existing) as tracker:
+        before = tracker.live
+        tracker.watch()
+        _step(updated, made)
     return Update(states, tracker.peak - before)
 
 
-def _step(
-    parameters: Sequence[Tensor],
-    updated: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    optimizers: Sequence[torch.optim.Optimizer],
-) -> None:
-    for parameter, master, gradient, optimizer in zip(parameters, updated, gradients, optimizers, strict=True):
-        if master is not parameter:
-            master.grad = gradient.to(MASTERS)  # no copy if the gradient is already an fp32 buffer
-        optimizer.step()
-        if master is not parameter:
-            master.grad = None
-            with torch.no_grad():
-                parameter.copy_(master)
+def _updated(trained: Trained, precision: Precision, optimizer: Optimizer) -> _Updated:
+    """What the optimiser updates. Muon updates each expert's matrix apart; one of them stands for all."""
+    weight, gradient, times, tensor = trained.parameter.detach(), trained.gradient, 1, trained.tensor
+    if optimizer.name == "muon" and tensor.stacked and tensor.role == "matrix":
+        weight, gradient, times = weight[0], gradient[0], tensor.shape[0]
+    master = weight.to(MASTERS) if precision.master_bytes else weight
+    return _Updated(weight, gradient, master, tensor.role, times)
 
 
-def _make(name: str, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """AdamW with the fused kernel, SGD as a loop; neither allocates temporary tensors."""
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, fused=True)
-    # Muon has one momentum, like SGD; temporary memory of its orthogonalisation is not measured.
-    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9 if name == "muon" else 0.0, foreach=False)
+def _step(updated: Sequence[_Updated], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Convert the gradients, update the masters, and write the weights back."""
+    for each in updated:
+        each.master.grad = each.gradient.to(each.master.dtype)  # no copy if it has this dtype
+    with ScalarsAsOne():
+        for optimizer in optimizers:
+            optimizer.step()
+    for each in updated:
+        each.master.grad = None
+        if each.master is not each.weight:
+            each.weight.copy_(each.master)
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
+def _optimizers(updated: Sequence[_Updated], optimizer: Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimisers that update these tensors; none if torch has no such optimiser."""
+    masters = [each.master for each in updated]
+    if optimizer.name == "muon":
+        matrices = [each.master for each in updated if each.role == "matrix"]
+        others = [each.master for each in updated if each.role != "matrix"]
+        return [
+            *([torch.optim.Muon(matrices)] if matrices else []),
+            *([torch.optim.AdamW(others, fused=True)] if others else []),
+        ]
+    match optimizer.name:
+        case "adamw":
+            return [torch.optim.AdamW(masters, fused=True)]
+        case "adamw-foreach":
+            return [torch.optim.AdamW(masters, foreach=True)]
+        case "adafactor":
+            return [torch.optim.Adafactor(masters)]
+        case "sgd":
+            return [torch.optim.SGD(masters, foreach=False)]
+        case "sgd-momentum":
+            return [torch.optim.SGD(masters, momentum=0.9, foreach=False)]
+    assert not optimizer.measurable, f"no optimiser of torch for {optimizer.name}"
+    return []

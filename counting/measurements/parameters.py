@@ -4,7 +4,10 @@ from torch import nn
 
 from counting.counts import COMPONENTS, Counts
 from counting.measurements.components import component_of
+from counting.recipes import Optimizer, Precision, Role, TrainedTensor, moment_bytes
 from torch_models.modules.moe import RoutedExperts, Router
+
+VOCABULARY = ("word_embedding", "positional_embedding", "lm_head")
 
 
 def count_parameters(module: nn.Module) -> Counts:
@@ -15,6 +18,25 @@ def count_parameters(module: nn.Module) -> Counts:
         assert component in counts, f"parameter {name} belongs to no component"
         counts[component] += parameter.numel()
     return Counts(**counts)
+
+
+def trained_tensors(module: nn.Module) -> list[TrainedTensor]:
+    """The shape of each parameter of `module` in its order, and what it is to an optimiser."""
+    found = []
+    for name, parameter in module.named_parameters():
+        owner = name.rpartition(".")[0]
+        component = component_of(module, owner)
+        stacked = component == "routed_experts" and any(
+            own.dim() == 3 for own in module.get_submodule(owner).parameters(recurse=False)
+        )
+        role: Role = "matrix" if parameter.dim() - stacked == 2 else "vector"
+        found.append(TrainedTensor(tuple(parameter.shape), "vocabulary" if component in VOCABULARY else role, stacked))
+    return found
+
+
+def moments_by_recipe(module: nn.Module, precision: Precision, optimizer: Optimizer) -> int:
+    """Bytes of an optimiser's moments, by its recipe from the shapes of the parameters of `module`."""
+    return sum(moment_bytes(tensor, precision, optimizer) for tensor in trained_tensors(module))
 
 
 def router_correction_bias(module: nn.Module) -> int:

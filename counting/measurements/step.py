@@ -5,20 +5,17 @@ the whole model and to all micro-batches.
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import torch
-from msgspec import structs
 from torch import Tensor, nn
 
 from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.live_bytes import LiveBytes
-from counting.measurements.optimizer import update_parameters
-from counting.measurements.parameters import buffer_bytes, count_parameters, linear_weights
+from counting.measurements.parameters import buffer_bytes
 from counting.measurements.probe import Probe
-from counting.recipes import ModelStates, model_states
+from counting.measurements.update import with_update
 from counting.setup import Setup
 from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
 from torch_models.modules.recompute import set_recompute
@@ -53,10 +50,6 @@ def run_step(probe: Probe, setup: Setup) -> Step:
         set_recompute(root, setup.recompute)
     parameters = [parameter for root in roots for parameter in root.parameters()]
     run = _run(probe, mtp_layers, parameters, setup)
-    inside = {id(parameter) for layer in probe.layers for parameter in layer.parameters()}
-    groups = [list(layer.parameters()) for layer in probe.layers]
-    groups.append([parameter for parameter in parameters if id(parameter) not in inside])
-
     first, *later = run.passes
     buffers = [buffer_bytes(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
     memory = StepProfile(
@@ -70,40 +63,7 @@ def run_step(probe: Probe, setup: Setup) -> Step:
         inputs=run.inputs,
         buffers=sum(buffers) + buffer_bytes(mtp_layers),
     )
-    if not setup.precision_recipe.measurable:
-        return Step(run.flops, memory, _states_by_recipe(probe, mtp_layers, groups[-1], setup))
-    update = update_parameters([p for group in groups for p in group], setup.precision_recipe, setup.optimizer_recipe)
-    states = iter(update.states)
-    *of_layers, outside = (sum(islice(states, len(group)), NOTHING) for group in groups)
-    return Step(run.flops, _with_states(memory, of_layers, outside, update.peak), None)
-
-
-NOTHING = ModelStates(weights=0, gradients=0, masters=0, moments=0)
-
-
-def _with_states(
-    profile: StepProfile, of_layers: Sequence[ModelStates], outside: ModelStates, optimizer_step: int | None
-) -> StepProfile:
-    layers = zip(profile.layers, of_layers, strict=True)
-    return structs.replace(
-        profile,
-        layers=tuple(structs.replace(layer, states=states) for layer, states in layers),
-        outside_states=outside,
-        optimizer_step=optimizer_step,
-    )
-
-
-def _states_by_recipe(probe: Probe, mtp_layers: nn.ModuleList, outside: Sequence[Tensor], setup: Setup) -> StepProfile:
-    """States in formats that torch does not run on the meta device: measured parameters times the recipe's bytes."""
-    recipe = (setup.precision_recipe, setup.optimizer_recipe)
-    counts = [(count_parameters(layer).total, linear_weights(layer)) for layer in probe.layers]
-    layers = tuple(LayerProfile(kind=spec.kind, count=count) for spec, count in probe.groups)
-    return _with_states(
-        StepProfile(layers=layers),
-        [model_states(*of_layer, *recipe) for of_layer in counts],
-        model_states(sum(parameter.numel() for parameter in outside), linear_weights(mtp_layers), *recipe),
-        None,
-    )
+    return Step(run.flops, *with_update(memory, probe, mtp_layers, setup))
 
 
 def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Run:

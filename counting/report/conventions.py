@@ -1,7 +1,7 @@
 """Words and notes that several reports share: FLOP conventions, sizes, recipes and memory."""
 
 from counting.cost.conventions import Convention
-from counting.recipes import find_optimizer, find_precision, model_states
+from counting.recipes import bytes_per_parameter, find_optimizer, find_precision
 from counting.report.format import Bytes, integer
 
 CONVENTIONS: dict[Convention, str] = {
@@ -36,9 +36,10 @@ def parameter_sizes(total: int, active: int) -> str:
 
 
 def recipe_in_words(precision: str, optimizer: str) -> str:
-    """Precision, optimiser, and the bytes of model state per parameter."""
-    states = model_states(1, 1, find_precision(precision), find_optimizer(optimizer))
-    return f"{precision}, {optimizer}: {states.total} bytes per parameter"
+    """Precision, optimiser, and the bytes of model state per parameter unless these depend on the tensor."""
+    states = bytes_per_parameter(find_precision(precision), find_optimizer(optimizer))
+    size = "moments by the tensors' shapes" if states is None else f"{states} bytes per parameter"
+    return f"{precision}, {optimizer}: {size}"
 
 
 def what_states_leave_out(beside_bytes: int | None) -> str:

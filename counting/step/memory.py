@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from counting.recipes import ModelStates
+from counting.recipes import ModelStates, states_measurable
 from counting.setup import Setup
 from counting.step.profile import Passes, StepProfile, Stretch
 from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
@@ -19,15 +19,15 @@ STEP_NOTES = (
     "On one device: nothing sharded. Gradients are freed after each step (set_to_none), unless they are zeroed in "
     "place or accumulated in buffers of another format, which stay. From the second micro-batch on, those of the first "
     "are there, and each new one is added in place as soon as it is complete, and freed.",
-    "Several gradients of one tensor are added in place where torch does so. Optimisers are torch's: AdamW's fused "
-    "kernel, and SGD's loop. With master weights, parameters are updated one by one; an optimiser that converts all "
-    "gradients first would hold an fp32 copy of each. Step counters are left out.",
+    "Several gradients of one tensor are added in place where torch does so. With master weights, parameters are "
+    "updated one by one, and 16-bit gradients converted to fp32 one by one, unless the optimiser computes with all "
+    "parameters at once. Step counters are left out.",
     "Not counted: workspaces within kernels (flash attention's backward has one in fp32), the allocator's rounding and "
     "gaps; nor the CUDA context, which only the fit on a GPU adds.",
 )
-MUON_NOTE = (
-    "muon is counted as one momentum for each parameter of any shape; in practice embedding, head and vectors are "
-    "updated by AdamW, with two. Temporary memory of the orthogonalisation is not counted."
+CLIPPING_NOTE = (
+    "Gradients are clipped by torch's clip_grad_norm_, which has a norm for each tensor and a copy of all norms; it "
+    "scales the gradients in place."
 )
 FP8_NOTE = (
     "fp8 follows DeepSeek-V3's recipe for weights, gradients and optimiser state, by formula from measured parameters; "
@@ -42,6 +42,9 @@ WINDOW_NOTE = (
     "PyTorch's scaled_dot_product_attention takes no window, no bound on scores and no sinks. What is counted is one "
     "fused kernel with them, such as FlexAttention has on CUDA."
 )
+
+
+CLIPPING, UPDATE = "gradient clipping", "optimiser step"  # the phases after backward
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +105,12 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def beside_states_bytes(self) -> int:
-        """The largest sum of activations, logits and transients over all phases."""
-        return max(phase.activations + phase.logits_and_loss + phase.transients for phase in self.phases)
+        """The largest sum of activations, logits and transients over the phases of forward and backward.
+
+        What clipping and update allocate is in proportion to the states, and is divided over devices as they are.
+        """
+        passes = (phase for phase in self.phases if phase.name not in (CLIPPING, UPDATE))
+        return max(phase.activations + phase.logits_and_loss + phase.transients for phase in passes)
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
@@ -123,10 +130,15 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
     of_passes = [_pass_micro_batch(position, spec, each, index, loss_name) for index, each in enumerate(passes)]
     phases = (
         *(_worst(alike) for alike in zip(*(phases for phases, _ in of_passes), strict=True)),
-        position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), "optimiser step"),
+        *(
+            [position.pass_through(Stretch(peak=profile.gradient_clipping, net=0), CLIPPING)]
+            if profile.gradient_clipping is not None
+            else []
+        ),
+        position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), UPDATE),
     )
     worst = _worst(phases)
-    measurable = setup.precision_recipe.measurable
+    measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
     return StepMemory(
         states=states,
         buffers=profile.buffers,
@@ -180,8 +192,10 @@ def _between(first: int, last: int, count: int) -> list[int]:
 
 def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
     yield from STEP_NOTES
-    if setup.optimizer == "muon":
-        yield MUON_NOTE
+    if setup.optimizer_recipe.note is not None:
+        yield setup.optimizer_recipe.note
+    if setup.clip_gradients:
+        yield CLIPPING_NOTE
     if not setup.precision_recipe.measurable:
         yield FP8_NOTE
     if setup.precision == "fp32" and setup.kernels == "fused":

@@ -129,6 +129,7 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     first_micro_batch: Passes | None = None
     later_micro_batch: Passes | None = None
     outside_states: ModelStates | None = None
+    gradient_clipping: int | None = None  # peak bytes of its temporary tensors; None: gradients are not clipped
     optimizer_step: int | None = None  # peak bytes of the optimiser's temporary tensors; None: not known
     inputs: int | None = None  # bytes of token ids, labels and rotary tables, alive during the whole step
     buffers: int | None = None  # bytes of tensors that no optimiser updates: router correction biases

@@ -14,8 +14,9 @@ from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, Mod
 from counting.measurements.components import counts_of_modules
 from counting.measurements.forward import dispatched_flops
 from counting.measurements.live_bytes import layer_memory
-from counting.measurements.parameters import count_parameters
+from counting.measurements.parameters import count_parameters, moments_by_recipe
 from counting.measurements.trace import CORE, core_of, counted, trace
+from counting.setup import Setup
 from counting.via_transformers.calls import Call, LayerCall
 from counting.via_transformers.discover import Discovered, LayerGroup
 from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
@@ -43,8 +44,8 @@ class Traced(NamedTuple):
         return {name.removeprefix("part."): counts[CORE] for name, counts in self.flops.items()}
 
 
-def count(found: Discovered, recorded: Recorded, sequence_length: int) -> dict[str, ModelCounts]:
-    """The witnesses "numel", "trace" and "dispatch" of a model over one sequence.
+def count(found: Discovered, recorded: Recorded, setup: Setup) -> dict[str, ModelCounts]:
+    """The witnesses "numel", "trace" and "dispatch" of a model over one sequence of a resolved `setup`.
 
     Sets the attribute `component` on each module of the model, which the measurements read; nothing else of the model
     is changed. Raises `UserError` naming the op or the module that cannot be counted.
@@ -58,7 +59,7 @@ def count(found: Discovered, recorded: Recorded, sequence_length: int) -> dict[s
     _label(found, traced)
     kinds = _kinds(found)
     return {
-        "numel": count_numel(found, kinds, traced, sequence_length),
+        "numel": count_numel(found, kinds, traced, setup),
         "trace": count_by_trace(found, recorded, kinds, calls, traced),
         "dispatch": count_by_dispatch(found, recorded, kinds, calls),
     }
@@ -67,11 +68,18 @@ def count(found: Discovered, recorded: Recorded, sequence_length: int) -> dict[s
 # --- The witnesses -------------------------------------------------------------------------------------------------
 
 
-def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced], sequence_length: int) -> ModelCounts:
-    """Parameters by `numel`; the number of experts that one token visits comes from the trace."""
-    layers = []
+def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced], setup: Setup) -> ModelCounts:
+    """Parameters by `numel`, and by recipe from their shapes the bytes of the optimiser's moments.
+
+    The number of experts that one token visits comes from the trace.
+    """
+    assert setup.sequence_length is not None
+    recipe = (setup.precision_recipe, setup.optimizer_recipe)
+    layers, moments_in_layers = [], 0
     for group, kind, of_call in zip(found.groups, kinds, traced, strict=True):
-        inactive = [_inactive(experts, of_call, sequence_length) for experts in experts_in(group.layer).values()]
+        moments = moments_by_recipe(group.layer, *recipe)
+        moments_in_layers += moments * group.number
+        inactive = [_inactive(experts, of_call, setup.sequence_length) for experts in experts_in(group.layer).values()]
         layers.append(
             LayerCounts(
                 kind=kind,
@@ -80,13 +88,17 @@ def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced
                 inactive_parameters=sum(inactive),
                 linear_weights=matrix_weights(group.layer),
                 router_correction_bias=0,
+                moment_bytes=moments,
             )
         )
     in_layers = sum((count_parameters(group.layer) * group.number for group in found.groups), Counts())
     return ModelCounts(
         layers=tuple(layers),
-        outside=OutsideCounts(parameters=count_parameters(found.model) - in_layers),
-        mtp=MtpCounts(parameters=Counts(), linear_weights=0, router_correction_bias=0),
+        outside=OutsideCounts(
+            parameters=count_parameters(found.model) - in_layers,
+            moment_bytes=moments_by_recipe(found.model, *recipe) - moments_in_layers,
+        ),
+        mtp=MtpCounts(parameters=Counts(), linear_weights=0, router_correction_bias=0, moment_bytes=0),
     )
 
 

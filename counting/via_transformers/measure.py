@@ -40,7 +40,7 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
         try:
             found, recorded = run_first_way(model.decoder, setup.sequence_length)
             check_switches(model.switches, parts_of_model(found.layers, model.config))
-            witnesses = count(found, recorded, setup.sequence_length)
+            witnesses = count(found, recorded, setup)
         except ConfigError as error:
             raise error.in_file(model.source) from None
         except UserError as error:

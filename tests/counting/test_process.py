@@ -23,6 +23,7 @@ def state():
     return {
         "functions": [id(getattr(F, name)) for name in ("scaled_dot_product_attention", "rms_norm", "grouped_mm")],
         "optimizers": id(optimizer._get_fused_kernels_supported_devices),
+        "foreach": id(sys.modules["torch.utils._foreach_utils"]._get_foreach_kernels_supported_devices),
         "compiler": "torch._dynamo" in sys.modules,
         "hooks": [len(value) for name, value in sorted(vars(modules).items()) if name.startswith("_global_")
                   and hasattr(value, "__len__")],

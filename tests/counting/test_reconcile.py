@@ -12,7 +12,7 @@ import torch
 
 from counting.analysis import analyze
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, OutsideCounts, StepFlops
-from counting.formulas import flops, held, model, parameters, states
+from counting.formulas import flops, held, model, parameters, states, tensors
 from counting.measurements.ops import formulas as op_formulas
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.setup import Setup
@@ -213,6 +213,9 @@ def test_a_broken_formula_is_found(formula: Any, spec_type: type) -> None:
         (held, "loss_held"),
         (states, "input_bytes"),
         (states, "buffer_bytes"),
+        (states, "layer_moments"),
+        (states, "outside_moments"),
+        (states, "mtp_moments"),
         (flops, "training_flops"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -224,6 +227,21 @@ def test_a_broken_plain_formula_is_found(room: Any, name: str, monkeypatch: pyte
             monkeypatch.setattr(user, name, broken)
     with pytest.raises(DisagreementError):
         analyze(DEEPSEEK_SPEC, SHORT)
+
+
+SHAPES = [kind for kind in tensors.tensors.registry if kind not in (object, specs.Spec)]
+
+
+@pytest.mark.parametrize("spec_type", SHAPES, ids=lambda kind: kind.__name__)
+def test_a_forgotten_tensor_of_an_optimiser_is_found(spec_type: type) -> None:
+    formula: Any = tensors.tensors
+    right = formula.dispatch(spec_type)
+    formula.register(spec_type, lambda spec: right(spec)[1:])
+    try:
+        with pytest.raises(DisagreementError, match=r"moment_bytes, dense layer|moment_bytes, moe layer"):
+            analyze(SPECS_WITH.get(spec_type, DEEPSEEK_SPEC), SHORT, step=False)
+    finally:
+        formula.register(spec_type, right)
 
 
 @pytest.mark.parametrize("part", StepFlops.__struct_fields__)

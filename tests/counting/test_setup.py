@@ -38,7 +38,9 @@ def test_tokens_that_cannot_be(field: str, value: Any) -> None:
         ("micro_batches", 1.0, "must be a whole number of micro-batches from 1 to 1000000000"),
         ("global_batch_tokens", 0, "must be a whole number of tokens from 1 to 1000000000000"),
         ("execution", "compiled", "must be eager: nothing else is measured yet"),
-        ("clip_gradients", True, "must be False: nothing else is measured yet"),
+        ("clip_gradients", 1, "must be true or false"),
+        ("clip_gradients", "on", "must be true or false"),
+        ("clip_gradients", None, "must be true or false"),
         ("zero_gradients", "always", "must be one of none, in_place"),
         ("zero_gradients", None, "must be one of none, in_place"),
         ("measured_dtype", 5, "is filled in with the result: leave it out"),
@@ -55,7 +57,7 @@ def test_what_cannot_be(field: str, value: Any, rule: str) -> None:
 def test_recipes_by_name_whatever_the_case() -> None:
     setup = Setup(precision=" BF16", optimizer="SGD")
     assert (setup.precision, setup.optimizer) == ("bf16", "sgd")
-    assert (setup.precision_recipe.weight_bytes, setup.optimizer_recipe.moments) == (2, 0)
+    assert (setup.precision_recipe.weight_bytes, setup.optimizer_recipe.moments) == (2, "none")
 
 
 def test_what_is_left_open_comes_from_the_model() -> None:

@@ -6,6 +6,7 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
+from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.setup import Setup
 from counting.step.profile import Cut, LayerProfile, StepProfile, passes_of, stretches_between
@@ -54,18 +55,11 @@ class _Step:
             loss_held=self.loss_held,
             first_micro_batch=first,
             later_micro_batch=later[0] if later else None,
-            optimizer_step=self._optimizer_step() if self.precision.measurable else None,
+            gradient_clipping=simulate_clipping(self.spec, self.setup) if self.setup.clip_gradients else None,
+            optimizer_step=simulate_update(self.spec, self.setup) if self.precision.measurable else None,
             inputs=self.inputs,
             buffers=self._buffers(),
         )
-
-    def _optimizer_step(self) -> int:
-        """Bytes of the largest fp32 gradient: 16-bit gradients are converted one parameter at a time.
-
-        It is 0 if nothing is converted. The update itself is one kernel and allocates nothing.
-        """
-        converts = self.precision.master_bytes and not self.precision.gradients_apart
-        return self.precision.master_bytes * max(self.tape.parameters) if converts else 0
 
     def _buffers(self) -> int:
         """Bytes of the correction biases of all routers, in fp32."""
@@ -120,7 +114,6 @@ class _Step:
         """
         apart, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
         self.tape.keeps_gradients = index == 0 and not apart and not zeros
-        self.tape.parameters.clear()
         matrix = self.spec.vocab_size * self.spec.hidden_size
         self.embedding = self.tape.parameter(matrix, self.width)
         self.head = self.embedding if self.spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)

@@ -148,7 +148,6 @@ class Tape:
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
-        self.parameters: list[int] = []  # number of elements of each parameter
         self._again = False
         self._serial = 0
         self._operations: list[Operation] = []
@@ -191,8 +190,6 @@ class Tape:
 
     def parameter(self, numel: int, width: int) -> Leaf:
         """Return a new weight; its bytes are counted with the model states and not on the tape."""
-        if not self._again:
-            self.parameters.append(numel)
         return Leaf(Size(numel, width))
 
     def record(

@@ -156,7 +156,8 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     size, setup, states = Bytes(memory.peak_bytes), analysis.setup, memory.states
     chunk = "" if setup.loss_chunk is None else f", loss chunk {integer(setup.loss_chunk)}"
     batches = "" if setup.micro_batches == 1 else f", {integer(setup.micro_batches or 1)} micro-batches"
-    how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}{batches}"
+    clipped = ", clipped gradients" if setup.clip_gradients else ""
+    how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}{batches}{clipped}"
     lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
     optimizer_state = memory.phases[0].optimizer_state
     held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}

@@ -40,7 +40,7 @@ def test_details_and_proof_stand_below_the_first_screen(flag: str, capsys: pytes
     out = capsys.readouterr().out
     assert out.startswith(first_screen)
     assert ("Forward FLOPs of one sequence" in out) is (flag == "--details")
-    assert ("9 numbers: numel = formula" in out) is (flag == "--proof")
+    assert ("11 numbers: numel = formula" in out) is (flag == "--proof")
 
 
 def test_deepseek_v3_speaks_of_the_moe_layer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: Setup(loss_chunk=-1), "--loss_chunk = -1: must be a whole number of tokens"),
     (lambda: analyze(LLAMA, Setup(mtp=True)), "--mtp = on: "),
     (lambda: Setup(precision="fp4"), "--precision = 'fp4': is not known: choose from mixed"),
+    (lambda: Setup(clip_gradients="1.0"), "--clip_gradients = '1.0': must be true or false"),  # type: ignore[arg-type]
     (lambda: Setup(optimizer="lion"), "--optimizer = 'lion': is not known: choose from adamw"),
     (lambda: plan_budget(5e6, gpus=("A100", "a100")), "--gpus = 'A100,a100': names A100 twice"),
     (

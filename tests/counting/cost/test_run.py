@@ -135,11 +135,21 @@ def test_mtp_is_trained_unless_it_is_off(deepseek: Analysis) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "optimizer", "per_parameter"),
-    [("mixed", "adamw", 16), ("mixed-fp32-gradients", "adamw", 18), ("bf16", "sgd", 4), ("fp32", "muon", 12)],
+    [("mixed", "adamw", 16), ("mixed-fp32-gradients", "adamw", 18), ("bf16", "sgd", 4), ("fp32", "sgd-momentum", 12)],
 )
 def test_model_states(precision: str, optimizer: str, per_parameter: int) -> None:
     llama = analyze("llama_7b", Setup(precision=precision, optimizer=optimizer), step=False)
     assert model_state_bytes(llama) == per_parameter * 6_738_415_616
+
+
+def test_model_states_by_shape() -> None:
+    """Muon has one moment for Llama-7B's matrices and two for the rest; Adafactor a number for each row and column."""
+    layer, norms, vocabulary = 4 * 4096 * 4096 + 3 * 4096 * 11008, 65 * 4096, 2 * 32000 * 4096
+    factored = 32 * (4 * 8192 + 3 * 15104) + norms + 2 * 36096
+    for optimizer, moments in (("muon", 32 * layer + 2 * (norms + vocabulary)), ("adafactor", factored)):
+        llama = analyze("llama_7b", Setup(precision="fp32", optimizer=optimizer), step=False)
+        assert llama.parameters.total == 32 * layer + norms + vocabulary
+        assert model_state_bytes(llama) == 8 * llama.parameters.total + 4 * moments
 
 
 def test_fp8_leaves_embedding_head_router_norms_and_mtp_s_projection_as_they_are() -> None:
@@ -165,7 +175,8 @@ def test_fewest_gpus_hold_the_states_and_one_less_does_not(deepseek: Analysis) -
 def test_gpus_that_are_exactly_full(llama: Analysis) -> None:
     """16 bytes for each of 5,308,284,928 parameters are what an H100's driver reports, to the last byte."""
     for more, gpus in ((-1, 1), (0, 1), (1, 2)):
-        parameters = msgspec.structs.replace(llama.parameters, total=5_308_284_928 + more)
+        total = 5_308_284_928 + more
+        parameters = msgspec.structs.replace(llama.parameters, total=total, moment_bytes=8 * total)
         run = plan_run(msgspec.structs.replace(llama, parameters=parameters), RunPlan(tokens=1, gpus=("H100",)))
         assert run.gpus[0].fewest_gpus == gpus
 
@@ -182,9 +193,19 @@ def test_what_the_fewest_gpus_leave_out(llama: Analysis) -> None:
         assert beside == max(
             phase.peak_bytes - phase.parameters - phase.gradients - phase.optimizer_state
             for phase in analysis.memory.phases
+            if phase.name != "optimiser step"
         )
         assert beside is not None
         assert beside > 0
+
+
+def test_what_an_update_allocates_is_not_beside_the_states() -> None:
+    """It is divided over GPUs as the states are; only the states themselves grow with the optimiser."""
+    plan, spec = RunPlan(tokens=1, gpus=("H100",)), spec_from_fields(LLAMA, "shrunken")
+    setups = [Setup(sequence_length=4, optimizer=name, clip_gradients=True) for name in ("adamw", "adamw-foreach")]
+    one, other = (plan_run(analyze(spec, setup), plan) for setup in setups)
+    assert one.beside_states_bytes == other.beside_states_bytes
+    assert one.model_state_bytes == other.model_state_bytes
 
 
 def test_a_gpu_of_one_s_own(llama: Analysis) -> None:

@@ -2,10 +2,17 @@
 
 import pytest
 
-from counting.formulas.states import buffer_bytes, input_bytes, layer_states, outside_states
-from counting.recipes import ModelStates
+from counting.formulas.states import (
+    buffer_bytes,
+    input_bytes,
+    layer_moments,
+    layer_states,
+    outside_moments,
+    outside_states,
+)
+from counting.recipes import OPTIMIZERS, ModelStates
 from counting.setup import Setup, resolve
-from tests.shrunken import DEEPSEEK_V3, GLM4_MOE
+from tests.shrunken import DEEPSEEK_V3, GLM4_MOE, GPT_OSS
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import ModelSpec
 
@@ -27,19 +34,50 @@ def test_states_of_llama_7b(precision: str, weights: int, gradients: int, master
     assert outside_states(spec, run) == per_parameter * (2 * 32000 * 4096 + 4096)
 
 
-def test_optimisers_remember_none_one_or_two_numbers() -> None:
+def test_moments_of_each_optimiser() -> None:
+    """A layer of Llama-7B has two norms of 4,096, four matrices of 4096 x 4096 and three of 4096 x 11008."""
     spec = read_spec("llama_7b")
-    moments = {}
-    for optimizer in ("sgd", "muon", "adamw"):
-        states = layer_states(spec.layers[0], setup(spec, optimizer=optimizer))
-        assert states is not None
-        moments[optimizer] = states.moments
-    assert moments == {"sgd": 0, "muon": 4 * 202_383_360, "adamw": 8 * 202_383_360}
+    matrices, norms = 4 * 4096 * 4096 + 3 * 4096 * 11008, 2 * 4096
+    assert matrices + norms == 202_383_360
+    factored = 4 * (4096 + 4096) + 3 * (4096 + 11008) + norms
+    scales = 2 * 4 * (matrices + norms) // 256
+    moments = {
+        optimizer.name: layer_moments(spec.layers[0], setup(spec, optimizer=optimizer.name)) for optimizer in OPTIMIZERS
+    }
+    assert moments == {
+        "adamw": 8 * 202_383_360,
+        "adamw-foreach": 8 * 202_383_360,
+        "adamw-8bit": 2 * 202_383_360 + scales,
+        "adafactor": 4 * factored,
+        "sgd": 0,
+        "sgd-momentum": 4 * 202_383_360,
+        "muon": 4 * matrices + 8 * norms,
+    }
 
 
-def test_what_torch_cannot_run_has_no_formula_to_be_held_against() -> None:
+def test_muon_leaves_the_vocabulary_to_adamw() -> None:
+    """Embedding and head of 32000 x 4096, and the final norm: two moments in fp32 for each number."""
+    spec = read_spec("llama_7b")
+    assert outside_moments(spec, setup(spec, optimizer="muon")) == 8 * (2 * 32000 * 4096 + 4096)
+    bf16 = setup(spec, optimizer="muon", precision="bf16")
+    assert outside_moments(spec, bf16) == 4 * (2 * 32000 * 4096 + 4096)
+
+
+def test_adafactor_factors_the_matrices_of_each_expert() -> None:
+    """gpt-oss: 6 experts of 64 x 80 (gate and up) and 40 x 64, and their biases, which torch sees as two matrices."""
+    spec = spec_from_fields(GPT_OSS, "s")
+    experts = 6
+    of_experts = experts * (64 + 80) + (experts + 80) + experts * (40 + 64) + (experts + 64)
+    router, norms = (experts + 64) + experts, 2 * 64
+    attention = 8 + (128 + 64) + 128 + 2 * ((32 + 64) + 32) + (64 + 128) + 64
+    run = setup(spec, optimizer="adafactor", precision="fp32")
+    assert layer_moments(spec.layers[0], run) == 4 * (of_experts + router + norms + attention)
+
+
+@pytest.mark.parametrize("recipe", [{"precision": "fp8"}, {"optimizer": "adamw-8bit"}])
+def test_what_torch_cannot_run_has_no_formula_to_be_held_against(recipe: dict[str, str]) -> None:
     spec = read_spec("deepseek_v3")
-    run = setup(spec, precision="fp8")
+    run = setup(spec, **recipe)
     assert layer_states(spec.layers[0], run) is None
     assert outside_states(spec, run) is None
 

@@ -129,13 +129,19 @@ def test_a_field_says_the_length_by_its_own_name(capsys: pytest.CaptureFixture[s
 
 def test_how_a_step_is_run(capsys: pytest.CaptureFixture[str]) -> None:
     setup = Setup(
-        sequence_length=16, recompute="full", loss_chunk=7, kernels="eager", precision="fp8", optimizer="muon"
+        sequence_length=16,
+        recompute="full",
+        loss_chunk=7,
+        kernels="eager",
+        precision="fp8",
+        optimizer="muon",
+        clip_gradients=True,
     )
     analysis = analyze(spec_from_fields(DEEPSEEK_V3, "small"), setup)
     assert analysis.training is not None
     out = words(printed(capsys, Results(analyses=[analysis])))
     assert "16 tokens (given), eager kernels" in out
-    assert "; fp8, muon, recompute full, loss chunk 7" in out
+    assert "; fp8, muon, recompute full, loss chunk 7, clipped gradients" in out
     assert f"executed {analysis.training.hardware_flops_per_token / 1e6:.3g} MFLOP with recompute full" in out
     assert "by recipe" in out
 

@@ -25,7 +25,9 @@ WAYS = [
     "--recompute selective --precision mixed-fp32-gradients",
     "--loss_chunk 7 --mtp off",
     "--precision fp8 --optimizer muon",
-    "--precision fp32 --optimizer sgd",
+    "--precision fp32 --optimizer sgd --clip_gradients on",
+    "--optimizer adamw-8bit --clip_gradients off",
+    "--optimizer adafactor --precision bf16 --clip_gradients on",
 ]
 
 
@@ -39,6 +41,7 @@ def test_json_and_table_say_the_same(flags: str, tmp_path: Path, capsys: pytest.
     peaks = {phase["name"]: sum(phase[part] for part in PARTS) for phase in memory["phases"]}
     assert max(peaks, key=lambda name: peaks[name]) == memory["peak_phase"]
     assert peaks[memory["peak_phase"]] == memory["peak_bytes"]
+    assert analysis["setup"]["clip_gradients"] is ("--clip_gradients on" in flags) is ("gradient clipping" in peaks)
     assert analysis["setup"]["mtp"] is (flags != "--loss_chunk 7 --mtp off")
     assert any(check["quantity"] == "step_memory_bytes" for check in analysis["agreement"]["checks"])
     assert main(["--model_config", str(config), "--details", *flags.split()]) == 0
@@ -63,9 +66,10 @@ def test_each_analysis_has_a_step_without_being_asked(capsys: pytest.CaptureFixt
             assert analysis["setup"]["mtp"] == (analysis["name"] == "deepseek_v3")
 
 
-def test_a_run_and_a_step_are_run_alike(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "adamw-8bit"])
+def test_a_run_and_a_step_are_run_alike(optimizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--model_config llama_7b deepseek_v3 --seq_len 128 --json --tokens 1B --gpus H100"
-    flags += " --precision mixed-fp32-gradients --optimizer muon"
+    flags += f" --precision mixed-fp32-gradients --optimizer {optimizer}"
     assert main(flags.split()) == 0
     document = json.loads(capsys.readouterr().out)
     for analysis, run in zip(document["analyses"], document["runs"], strict=True):

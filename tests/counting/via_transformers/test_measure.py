@@ -115,6 +115,35 @@ def test_gpt2_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "of_matrices", "of_vectors", "of_tables"),
+    [
+        ("adamw", 8 * 3 * 49_152, 8 * (3 * 832 + 128), 8 * 10_240),
+        ("muon", 4 * 3 * 49_152, 8 * (3 * 832 + 128), 8 * 10_240),
+        ("adafactor", 4 * 3 * (256 + 128 + 320 + 320), 4 * (3 * 832 + 128), 4 * (160 + 128)),
+    ],
+)
+def test_moments_of_gpt2_by_hand(optimizer: str, of_matrices: int, of_vectors: int, of_tables: int) -> None:
+    """Three layers: matrices of 64 x 192, 64 x 64, 64 x 256 and back; biases of 192, 64, 256, 64; norms of 4 x 64.
+
+    The tables have 96 and 64 rows of 64. The last norm has 2 x 64 numbers.
+    """
+    assert 64 * (192 + 64 + 256 + 256) == 49_152
+    assert 192 + 64 + 256 + 64 + 4 * 64 == 832
+    setup = Setup(sequence_length=LENGTH, optimizer=optimizer, precision="fp32")
+    parameters = analyze(foreign("gpt2", GPT2), setup).parameters
+    assert parameters.moment_bytes == of_matrices + of_vectors + of_tables
+    assert parameters.mtp_moment_bytes == 0
+
+
+def test_moments_of_experts_are_those_of_the_native_family() -> None:
+    for optimizer in ("muon", "adafactor", "adamw-8bit"):
+        setup = Setup(sequence_length=LENGTH, optimizer=optimizer)
+        native = analyze(spec_from_fields(DEEPSEEK_V3, "small"), setup, step=False).parameters
+        other = analyze(foreign("deepseek_v3", without(DEEPSEEK_V3, "model_type")), setup).parameters
+        assert native.moment_bytes == other.moment_bytes
+
+
+@pytest.mark.parametrize(
     "fields",
     [LLAMA, LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2, "attention_bias": True}, DEEPSEEK_V3],
     ids=["llama", "llama-variant", "deepseek_v3"],
@@ -123,7 +152,7 @@ def test_a_native_family_through_transformers_is_the_native_analysis(fields: dic
     native = analyze(spec_from_fields(fields, "small"), Setup(sequence_length=LENGTH), step=False)
     other = measured(fields["model_type"], without(fields, "model_type"))
     # transformers has no mtp; buffers
-    left_out = ("mtp", "mtp_linear_weights", "router_correction_bias", "mtp_router_correction_bias")
+    left_out = ("mtp", "mtp_linear_weights", "mtp_moment_bytes", "router_correction_bias", "mtp_router_correction_bias")
     mine, theirs = (msgspec.to_builtins(analysis.parameters) for analysis in (native, other))
     assert without(mine, *left_out) == without(theirs, *left_out)
     assert other.forward_flops_by_component == native.forward_flops_by_component
@@ -226,6 +255,8 @@ def test_eager_kernels_are_refused() -> None:
 def test_no_training_step_is_measured() -> None:
     with pytest.raises(ValueError, match="recompute = 'full': gpt2 goes through transformers, and no training step of"):
         analyze(foreign("gpt2", GPT2), Setup(recompute="full"))
+    with pytest.raises(ValueError, match="clip_gradients = true: gpt2 goes through transformers"):
+        analyze(foreign("gpt2", GPT2), Setup(clip_gradients=True))
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

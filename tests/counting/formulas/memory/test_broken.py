@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from counting.analysis import analyze
-from counting.formulas.memory import attention, blocks, experts, layer, operations, simulate, step
+from counting.formulas.memory import attention, blocks, experts, layer, operations, optimizer, simulate, step
 from counting.formulas.memory.tape import Array, Tape
+from counting.formulas.tensors import tensors
 from counting.reconcile import DisagreementError
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
@@ -53,6 +54,37 @@ def test_a_forgotten_tensor_is_found(
     monkeypatch.setattr(module, block, forgetful)
     with pytest.raises(DisagreementError, match="peak_memory"):
         analyze(spec, Setup(sequence_length=512, kernels=kernels), step=False)
+
+
+UPDATES: list[tuple[str, dict[str, Any]]] = [
+    ("_adafactor", {"optimizer": "adafactor"}),
+    ("_adafactor", {"optimizer": "adafactor", "precision": "bf16"}),
+    ("_muon", {"optimizer": "muon"}),
+    ("_update", {"optimizer": "adamw-foreach"}),
+    ("_update", {"optimizer": "sgd", "precision": "bf16"}),
+]
+
+
+@pytest.mark.parametrize(("part", "recipe"), UPDATES, ids=[f"{part}-{'-'.join(of.values())}" for part, of in UPDATES])
+def test_a_forgotten_tensor_of_an_update_is_found(
+    part: str, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(optimizer, part)
+
+    def forgetful(tape: Tape, *arguments: Any) -> None:
+        forgotten = tape.new(1, 1)
+        right(tape, *arguments)
+        del forgotten
+
+    monkeypatch.setattr(optimizer, part, forgetful)
+    with pytest.raises(DisagreementError, match="optimizer_step"):
+        analyze(DEEPSEEK_SPEC, Setup(sequence_length=8, **recipe))
+
+
+def test_a_tensor_that_clipping_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "tensors", lambda spec: tensors(spec)[1:])
+    with pytest.raises(DisagreementError, match="gradient_clipping"):
+        analyze(DEEPSEEK_SPEC, Setup(sequence_length=8, clip_gradients=True))
 
 
 OPERATIONS = [

@@ -1,0 +1,130 @@
+"""The shapes of all parameter tensors, from the spec alone: one function per spec type. Torch-free.
+
+An optimiser's state and its temporary memory depend on the shapes, and where tensors are updated in turn, on their
+order. The order is that of the modules' parameters: of a matrix, then its bias; of a block, as its data flows. The sum
+of all numbers is that of formulas/parameters.py.
+
+Legend: D hidden_size, F intermediate_size, V vocab_size, E experts. A linear layer's matrix is (out, in).
+"""
+
+from functools import singledispatch
+
+from counting.formulas.parameters import latent_attention_matrices
+from counting.recipes import TrainedTensor
+from torch_models.spec import (
+    ClampedMLPSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    MultiHeadLatentAttentionSpec,
+    Spec,
+)
+
+Tensors = list[TrainedTensor]
+
+
+@singledispatch
+def tensors(spec: Spec) -> Tensors:
+    """Return the parameter tensors of `spec` in the order in which an optimiser updates them."""
+    raise AssertionError(f"no shapes of the tensors of {type(spec).__name__}")
+
+
+def _vector(numel: int) -> TrainedTensor:
+    return TrainedTensor((numel,), "vector")
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool = False) -> Tensors:
+    matrix = TrainedTensor((outputs, inputs), "matrix")
+    return [matrix, _vector(outputs)] if bias else [matrix]
+
+
+@tensors.register
+def _(spec: GroupedQueryAttentionSpec) -> Tensors:
+    """Sinks; q, k, v and o; norms of queries and keys, as wide as one head or as all heads together."""
+    queries, keys = (heads * spec.head_dim for heads in (spec.num_attention_heads, spec.num_key_value_heads))
+    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], None: []}
+    sinks = [spec.num_attention_heads] if spec.sinks else []
+    return [
+        *map(_vector, sinks),
+        *(each for width in (queries, keys, keys) for each in _linear(spec.hidden_size, width, bias=spec.qkv_bias)),
+        *_linear(queries, spec.hidden_size, bias=spec.output_bias),
+        *map(_vector, norms[spec.query_key_norm]),
+    ]
+
+
+@tensors.register
+def _(spec: MultiHeadLatentAttentionSpec) -> Tensors:
+    """The projections, with a norm after each of those to a latent (DeepSeek-V2, arXiv 2405.04434, eq. 9-19).
+
+    A bias is part of the projections from and to the residual stream, except a direct query projection.
+    """
+    *to_queries, to_latent, from_latent, out = latent_attention_matrices(spec)
+    found: Tensors = []
+    if spec.q_lora_rank is not None:
+        to_query_latent = to_queries.pop(0)
+        found += [*_linear(*to_query_latent, bias=spec.bias), _vector(spec.q_lora_rank)]
+    (queries,) = to_queries
+    return [
+        *found,
+        *_linear(*queries),
+        *_linear(*to_latent, bias=spec.bias),
+        _vector(spec.kv_lora_rank),
+        *_linear(*from_latent),
+        *_linear(*out, bias=spec.bias),
+    ]
+
+
+@tensors.register
+def _(spec: GatedMLPSpec) -> Tensors:
+    """gate and up, F x D; down, D x F."""
+    into = _linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+    return [*into, *into, *_linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)]
+
+
+@tensors.register
+def _(spec: MixtureOfExpertsSpec) -> Tensors:
+    """The router, E x D; the stacked experts; the shared experts.
+
+    Experts with biases are stored (E, in, out), others (E, out, in); gate and up are one matrix.
+    """
+    experts, width, hidden = spec.router.num_experts, spec.expert.hidden_size, spec.expert.intermediate_size
+    if isinstance(spec.expert, ClampedMLPSpec):
+        stacks = [(width, 2 * hidden), (2 * hidden,), (hidden, width), (width,)]
+    else:
+        stacks = [(2 * hidden, width), (width, hidden)]
+    return [
+        *_linear(spec.router.hidden_size, experts, bias=spec.router.bias),
+        *(TrainedTensor((experts, *of_one), "matrix" if len(of_one) == 2 else "vector", True) for of_one in stacks),
+        *(tensors(spec.shared_experts) if spec.shared_experts else []),
+    ]
+
+
+@tensors.register
+def _(spec: LayerSpec) -> Tensors:
+    """Attention, then feed-forward, each with its norms before it, after it, or both."""
+    norm = _vector(spec.hidden_size)
+    before = [norm] if spec.norm_placement != "after" else []
+    after = [norm] if spec.norm_placement != "before" else []
+    return [*before, *tensors(spec.attention), *after, *before, *tensors(spec.feed_forward), *after]
+
+
+def tensors_before_layers(spec: ModelSpec) -> Tensors:
+    """Return the embedding, V x D."""
+    return [TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
+
+
+def tensors_after_layers(spec: ModelSpec, *, mtp: bool) -> Tensors:
+    """Return final norm, head (V x D, unless it is tied) and, with `mtp`, the multi-token-prediction modules.
+
+    Each of these has a decoder layer, norms of embedding and hidden state, a projection of 2 D to D, and a last norm
+    (DeepSeek-V3, arXiv 2412.19437, eq. 21-23).
+    """
+    width = spec.hidden_size
+    found = [_vector(width)]
+    if not spec.tie_word_embeddings:
+        found.append(TrainedTensor((spec.vocab_size, width), "vocabulary"))
+    for layer in spec.mtp_layers if mtp else ():
+        found += [*tensors(layer), _vector(width), _vector(width), *_linear(2 * width, width), _vector(width)]
+    return found
