@@ -305,7 +305,12 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
     if setup.kernels != "fused":
         rule = f"{family} goes through transformers, and is measured with fused attention only"
         raise ArgumentError("kernels", setup.kernels, rule)
-    for field, plain in (("recompute", "none"), ("loss_chunk", None), ("clip_gradients", False)):
+    for field, plain in (
+        ("recompute", "none"),
+        ("loss_chunk", None),
+        ("clip_gradients", False),
+        ("zero_gradients", "none"),
+    ):
         if getattr(setup, field) != plain:
             rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"
             raise ArgumentError(field, getattr(setup, field), rule)

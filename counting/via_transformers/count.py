@@ -45,7 +45,7 @@ class Traced(NamedTuple):
 
 
 def count(found: Discovered, recorded: Recorded, setup: Setup) -> dict[str, ModelCounts]:
-    """The witnesses "numel", "trace" and "dispatch" of a model over one sequence of a resolved `setup`.
+    """The witnesses "numel", "trace" and "dispatch" of a model over one micro-batch of a resolved `setup`.
 
     Sets the attribute `component` on each module of the model, which the measurements read; nothing else of the model
     is changed. Raises `UserError` naming the op or the module that cannot be counted.
@@ -73,13 +73,12 @@ def count_numel(found: Discovered, kinds: Sequence[str], traced: Sequence[Traced
 
     The number of experts that one token visits comes from the trace.
     """
-    assert setup.sequence_length is not None
     recipe = (setup.precision_recipe, setup.optimizer_recipe)
     layers, moments_in_layers = [], 0
     for group, kind, of_call in zip(found.groups, kinds, traced, strict=True):
         moments = moments_by_recipe(group.layer, *recipe)
         moments_in_layers += moments * group.number
-        inactive = [_inactive(experts, of_call, setup.sequence_length) for experts in experts_in(group.layer).values()]
+        inactive = [_inactive(experts, of_call, setup.tokens) for experts in experts_in(group.layer).values()]
         layers.append(
             LayerCounts(
                 kind=kind,
@@ -189,12 +188,12 @@ def _kinds(found: Discovered) -> list[str]:
     return names
 
 
-def _inactive(experts: nn.Module, traced: Traced, sequence_length: int) -> int:
+def _inactive(experts: nn.Module, traced: Traced, tokens: int) -> int:
     """Parameters of the experts that a token does not visit; the rows of the products show how many it visits."""
     total, rows = number_of_experts(experts), next(iter(traced.grouped_rows), 0)
-    if len(traced.grouped_rows) != 1 or rows % sequence_length:
+    if len(traced.grouped_rows) != 1 or rows % tokens:
         raise UserError(f"{type(experts).__name__} is not computed by grouped products of one number of rows")
-    return sum(weight.numel() for weight in experts.parameters()) // total * (total - rows // sequence_length)
+    return sum(weight.numel() for weight in experts.parameters()) // total * (total - rows // tokens)
 
 
 def _memory(call: Call, *, grad: bool) -> LayerMemory:

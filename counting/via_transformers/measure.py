@@ -38,7 +38,7 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
     version = load_code_of(model.decoder)
     with measuring(), quiet(), attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         try:
-            found, recorded = run_first_way(model.decoder, setup.sequence_length)
+            found, recorded = run_first_way(model.decoder, setup.micro_batch)
             check_switches(model.switches, parts_of_model(found.layers, model.config))
             witnesses = count(found, recorded, setup)
         except ConfigError as error:

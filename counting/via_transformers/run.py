@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from counting.measurements.dispatch import Attribution, FlopCounter
 from counting.measurements.live_bytes import LiveBytes
+from counting.setup import MicroBatch
 from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, noting_modules
 from counting.via_transformers.calls import Call, HandsOn
 from counting.via_transformers.decoders import Decoder
@@ -54,7 +55,7 @@ class Recorded(NamedTuple):
     in_one_kernel: frozenset[nn.Module]  # modules whose attention ran as one fused kernel
 
 
-def run_first_way(decoder: Decoder, sequence_length: int) -> tuple[Discovered, Recorded]:
+def run_first_way(decoder: Decoder, batch: MicroBatch) -> tuple[Discovered, Recorded]:
     """The model of a decoder, built and run in the first of `WAYS` that works.
 
     Raises `UserError` if the model cannot be counted, or if no way works; then the message has the reason.
@@ -69,17 +70,17 @@ def run_first_way(decoder: Decoder, sequence_length: int) -> tuple[Discovered, R
         except Exception as error:  # the family's code may raise any exception
             not_built.append(one_line(error, LONGEST_REASON))
             continue
-        refuse_longer_than_tables(found.model, found.layers, decoder.config, sequence_length)
+        refuse_longer_than_tables(found.model, found.layers, decoder.config, batch.length)
         try:
-            return found, run(found, way, sequence_length)
+            return found, run(found, way, batch)
         except UserError:
             raise
         except Exception as error:
             failed.append(one_line(error, LONGEST_REASON))
     field, positions = position_field(decoder.config)
-    if failed and positions is not None and positions < sequence_length:
-        raise too_long(field, positions, sequence_length, f"transformers' code fails on it: {failed[0]}")
-    raise UserError(_reason(not_built, failed, sequence_length))
+    if failed and positions is not None and positions < batch.length:
+        raise too_long(field, positions, batch.length, f"transformers' code fails on it: {failed[0]}")
+    raise UserError(_reason(not_built, failed, batch.length))
 
 
 def _reason(not_built: Sequence[str], failed: Sequence[str], sequence_length: int) -> str:
@@ -92,11 +93,11 @@ def _reason(not_built: Sequence[str], failed: Sequence[str], sequence_length: in
     return f"transformers' code fails on a sequence of {sequence_length:,} tokens: {furthest}"
 
 
-def run(found: Discovered, way: Way, sequence_length: int) -> Recorded:
-    """Run the model once, without gradients, over one sequence of `sequence_length` tokens.
+def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
+    """Run the model once, without gradients, over one micro-batch.
 
     During the pass there are hooks on the model's parts, and layers that do not run are replaced by `HandsOn`. Caches
-    that transformers' modules keep, such as rotary tables of that length, stay in the model.
+    that transformers' modules keep, such as rotary tables of its length, stay in the model.
     """
     calls: dict[str, Call] = {}
     outputs: dict[int, Any] = {}
@@ -118,7 +119,7 @@ def run(found: Discovered, way: Way, sequence_length: int) -> Recorded:
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
         for module in _modules_that_run(found):
             stack.callback(module.register_forward_pre_hook(lambda module, _: used.add(module)).remove)
-        flops = _flops_of_modules(found.model, way, sequence_length, used)
+        flops = _flops_of_modules(found.model, way, batch, used)
     _refuse_unused(found, used)
     return Recorded(
         layers=MappingProxyType({group.first: calls[name] for name, group in layers.items() if name in calls}),
@@ -186,7 +187,7 @@ def _only_first_layers(found: Discovered, outputs: dict[int, Any]) -> Iterator[N
 
 
 def _flops_of_modules(
-    model: nn.Module, way: Way, sequence_length: int, used: set[nn.Module | nn.Parameter]
+    model: nn.Module, way: Way, batch: MicroBatch, used: set[nn.Module | nn.Parameter]
 ) -> Counter[nn.Module | None]:
     """The FLOPs of one forward pass by the innermost module that ran each op; None for ops outside all modules.
 
@@ -195,12 +196,12 @@ def _flops_of_modules(
     Raises `UserError` for an unknown op, as the counts of single parts do: otherwise a product outside all parts could
     be missed.
     """
-    inputs: dict[str, Any] = {"input_ids": torch.zeros(1, sequence_length, dtype=torch.long, device="meta")}
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(*batch, dtype=torch.long, device="meta")}
     if way.masked:
-        shape = (1, 1, sequence_length, sequence_length)
+        shape = (batch.sequences, 1, batch.length, batch.length)
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool, device="meta")
     with torch.no_grad(), Attribution() as attribution:
-        counter, look_ups = FlopCounter(attribution), LookUps(model.config, sequence_length)
+        counter, look_ups = FlopCounter(attribution), LookUps(model.config, batch.length)
 
         def observe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             used.update(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))

@@ -95,6 +95,19 @@ def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None
     assert measured(model_type, fields).forward_flops == counts["Global"] - rotary
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "olmoe", "bloom", "falcon"])
+def test_sequences_that_run_together_cost_what_they_cost_alone(model_type: str) -> None:
+    config = foreign(model_type, FAMILIES[model_type][0])
+    one, three = (analyze(config, Setup(sequence_length=LENGTH, micro_batch_size=size)) for size in (1, 3))
+    assert three.forward_flops == 3 * one.forward_flops
+    assert three.parameters == one.parameters
+    for alone, together in zip(one.layers, three.layers, strict=True):
+        assert together.attention_core_flops == alone.attention_core_flops * 3
+        if alone.peak_memory_parts is not None:
+            assert together.peak_memory_parts is not None
+            assert together.peak_memory_parts.boundary == 3 * alone.peak_memory_parts.boundary
+
+
 def test_gpt2_by_hand() -> None:
     analysis = measured("gpt2", GPT2)
     # S = 32 rows; query, key, value and output of 64 x 64; 32 x 32 scores and values of 4 heads of 16 channels.

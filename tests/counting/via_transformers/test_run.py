@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from torch import nn
 
-from counting.setup import Setup
+from counting.setup import MicroBatch, Setup
 from counting.via_transformers import run as running
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.config import ForeignModel, read_foreign
@@ -36,7 +36,7 @@ def decoder_of(model_type: str) -> Decoder:
 def found_and_run(model_type: str, way: Way) -> tuple[Discovered, Recorded]:
     with attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         found = discover(decoder_of(model_type), way.attention)
-        return found, run(found, way, LENGTH)
+        return found, run(found, way, MicroBatch(1, LENGTH))
 
 
 # --- Ways that fail --------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def found_and_run(model_type: str, way: Way) -> tuple[Discovered, Recorded]:
     ],
 )
 def test_the_reason_of_the_first_way_is_said(message: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(found: Discovered, way: Way, sequence_length: int) -> Recorded:
+    def fails(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
         raise RuntimeError(message.format(way=way))
 
     monkeypatch.setattr(running, "run", fails)
@@ -70,7 +70,7 @@ def test_what_transformers_cannot_build_is_said(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(running, "discover", fails)
     with pytest.raises(UserError, match=r"^transformers cannot build it: KeyError$"):
-        run_first_way(decoder_of("gpt2"), LENGTH)
+        run_first_way(decoder_of("gpt2"), MicroBatch(1, LENGTH))
 
 
 def test_what_makes_a_model_uncountable_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,22 +82,22 @@ def test_what_makes_a_model_uncountable_is_said_at_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(running, "discover", refuses)
     with pytest.raises(UserError, match=r"^it has two heads$"):
-        run_first_way(decoder_of("gpt2"), LENGTH)
+        run_first_way(decoder_of("gpt2"), MicroBatch(1, LENGTH))
     assert tried == [ONE_KERNEL]
 
 
 def test_the_first_way_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     ways: list[Way] = []
 
-    def fails_at_first(found: Discovered, way: Way, sequence_length: int) -> Recorded:
+    def fails_at_first(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
         ways.append(way)
         if len(ways) < 4:
             raise RuntimeError("not so")
-        return run(found, way, sequence_length)
+        return run(found, way, batch)
 
     monkeypatch.setattr(running, "run", fails_at_first)
     with attention_known_as(ONE_KERNEL, attention_in_one_kernel):
-        found, recorded = run_first_way(decoder_of("gpt2"), LENGTH)
+        found, recorded = run_first_way(decoder_of("gpt2"), MicroBatch(1, LENGTH))
     assert tuple(ways) == WAYS[:4]
     assert ways[-1] == Way("sdpa", masked=True)
     assert found.model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ def test_hooks_and_layers_are_restored_when_a_pass_fails(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(found.layers[0], "forward", fails)
     with pytest.raises(RuntimeError, match="within"):
-        run(found, Way("eager", masked=True), LENGTH)
+        run(found, Way("eager", masked=True), MicroBatch(1, LENGTH))
     stack = found.model.get_submodule(found.layers_name)
     assert isinstance(stack, nn.ModuleList)
     assert list(stack) == list(found.layers)
