@@ -68,6 +68,10 @@ IRRELEVANT_FOREIGN_FIELDS = {
     "rotary": _ROTARY,
     "use_rotary_pos_emb": _ROTARY,
     "rope_percent": _ROTARY,
+    "compression_ratio": _ROTARY,
+    "freq_allocation": _ROTARY,
+    "mla_scale_q_lora": _SCALE,
+    "mla_scale_kv_lora": _SCALE,
     "rotary_pct": _ROTARY,
     "partial_rotary_factor": _ROTARY,
     "use_rotary_embeddings": _ROTARY,
@@ -125,7 +129,9 @@ FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "use_gated_activation": True,
     "use_parallel_block": True,
     "use_parallel_embedding": True,
+    "zero_expert_type": "identity",
 }
+_RMS_NORMS = {"rms", "rms_norm", "rmsnorm", "RMSNorm"}
 
 _STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the reverse of published files
 
@@ -252,6 +258,10 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             return _MTP
         if field in FIXED_FOREIGN_FIELDS and value == FIXED_FOREIGN_FIELDS[field]:
             return AS_BUILT
+        if field in ("norm_type", "normalization") and value in _RMS_NORMS and "rms_norm_eps" in declared:
+            return AS_BUILT
+        if _repeats_layers(field, value, config):
+            return "repeats what transformers derives"
         why = IRRELEVANT_FOREIGN_FIELDS.get(field) or common_reason(field, value, fields, sizes)
         return why or _derived(field, fields, config)
 
@@ -333,6 +343,16 @@ def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | No
     if repeats or unused_window(field, fields) or field in IRRELEVANT_FOREIGN_FIELDS:
         return rule
     raise ConfigError(field, value, rule)
+
+
+def _repeats_layers(field: str, value: Any, config: Any) -> bool:
+    """Whether the field says in other words which layers are sparse, or have a window, in the config that is built."""
+    mlps, mixers = value_of("mlp_layer_types", config) or [], value_of("layer_types", config) or []
+    if field in ("first_k_dense_replace", "num_dense_layers") and isinstance(value, int):
+        return bool(mlps) and mlps == ["dense"] * value + ["sparse"] * (len(mlps) - value)
+    if field == "moe_layer_freq":
+        return bool(mlps) and value == [int(kind == "sparse") for kind in mlps]
+    return field == "hybrid_layer_pattern" and value == [int(kind == "sliding_attention") for kind in mixers]
 
 
 def _derived(field: str, fields: Mapping[str, Any], config: Any) -> str | None:

@@ -111,7 +111,7 @@ IRRELEVANT_FIELDS |= _same_reason(
     _BOOKKEEPING,
     "_name_or_path model_name name_or_path transformers_version model_version license author tags library_name "
     "finetuning_task base_model base_model_name_or_path torchao_version vllm_version mergekit_version training_args "
-    "trained_by model_id revision",
+    "trained_by model_id revision num_steps global_step",
 )
 IRRELEVANT_FIELDS |= _same_reason(
     _GENERATION,
@@ -131,10 +131,13 @@ IRRELEVANT_FIELDS |= _same_reason(
     "output_logits return_last_states return_token_timestamps keys_to_ignore_at_inference",
 )
 IRRELEVANT_FIELDS |= _same_reason(
-    _LABELS, "id2label label2id problem_type num_labels classifier_activation classifier_bias label_names"
+    _LABELS,
+    "id2label label2id problem_type num_labels classifier_activation classifier_bias label_names class_num pool_type "
+    "dense_list add_classification_head",
 )
 IRRELEVANT_FIELDS |= _same_reason(
-    _TOKENIZER, "tokenizer_class tokenizer_model tokenizer_name tokenizer_path add_bos_token add_eos_token"
+    _TOKENIZER,
+    "tokenizer_class tokenizer_model tokenizer_name tokenizer_path add_bos_token add_eos_token org_vocab_size",
 )
 IRRELEVANT_FIELDS |= _same_reason(
     _FRAMEWORK, "transformers.js_config tf_legacy_loss onnx_config mlx_config gguf_config use_tf"
@@ -163,7 +166,7 @@ _IRRELEVANT_NAMES: tuple[tuple[str, str], ...] = (
     (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_.*)?", DROPOUT),
     (r"(.*_)?(aux|balance|balancing|z|router|mtp)_?loss(_.*)?", _BALANCE),
     (
-        r".*_token_(ids?|index)|(.*_)?(bo|eo)[a-z]_(id|index)|(.*_)?(pad|sep|cls|unk|mask|start|end|newline)_id",
+        r".*_token_(ids?|index)|(.*_)?(bo|eo)[a-z]_(id|index)|(.*_)?(pad|sep|cls|unk|mask|start|end|newline|init)_id",
         _TOKENS,
     ),
     (r"(.*_)?load_balanc(e|ing)(_.*)?", _BALANCE),
@@ -202,6 +205,9 @@ FIXED_FIELDS: dict[str, object] = {
 
 # What `head_dim` may mean in multi-head latent attention, where transformers derives it and nothing reads it.
 LATENT_HEAD_SIZES = ("qk_rope_head_dim", "qk_head_dim", "v_head_dim")
+
+# Fields that have a meaning only where another field, a switch, is on.
+SWITCHED_BY = {"cla_share_factor": "use_cla", "alibi_bias_max": "alibi"}
 
 # Fields that some families declare; in the others only this value agrees with the model that is built.
 NEUTRAL_VALUES: dict[str, object] = {

@@ -18,6 +18,7 @@ from torch_models.fields.known_fields import (
     NEUTRAL_VALUES,
     PER_HEAD,
     REPEATS,
+    SWITCHED_BY,
     irrelevance,
 )
 
@@ -109,6 +110,8 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
         return why
     if field in NEUTRAL_VALUES and value == NEUTRAL_VALUES[field] and not isinstance(value, bool):
         return "as without it"
+    if fields.get(SWITCHED_BY.get(field, "")) is False:
+        return f"{SWITCHED_BY[field]} is off"
     if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields, sizes):
         return NO_WINDOW
     if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):

@@ -137,6 +137,34 @@ def test_switches_that_say_what_is_built_are_accepted() -> None:
     assert counts(analyze(gpt2 | {"qkv_bias": True, "mlp_bias": True}, SHORT)) == counts(analyze(gpt2, SHORT))
 
 
+LITE: dict[str, Any] = {"model_type": "glm4_moe_lite", **SMALL, "num_key_value_heads": 4, "n_routed_experts": 8}
+LITE |= {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+LITE |= {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_shared_experts": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "contradicting"),
+    [
+        (LITE, {"first_k_dense_replace": 1}, {"first_k_dense_replace": 2}),
+        (LITE, {"moe_layer_freq": [0, 1, 1, 1]}, {"moe_layer_freq": [1, 1, 1, 1]}),
+        (GRANITE, {"norm_type": "rms"}, {"norm_type": "batch_norm"}),
+        (GRANITE, {"use_cla": False, "cla_share_factor": 2}, {"cla_share_factor": 2}),
+        (
+            {"model_type": "mimo_v2_flash", **SMALL, "head_dim": 16, "v_head_dim": 16},
+            {"hybrid_layer_pattern": [0, 1, 1, 1]},
+            {"hybrid_layer_pattern": [1, 0, 1, 1]},
+        ),
+    ],
+    ids=["first dense", "sparse", "norms", "shared", "windows"],
+)
+def test_a_field_that_says_in_other_words_what_is_built(
+    fields: dict[str, Any], more: dict[str, Any], contradicting: dict[str, Any]
+) -> None:
+    assert listed(read(fields | more)).keys() >= more.keys()
+    with pytest.raises(ConfigError, match=r" = .*: describes .*, and transformers' \w+ has no such field$"):
+        read(fields | contradicting)
+
+
 def test_a_named_field_is_ignored_and_listed() -> None:
     fields = GRANITE | {"of_the_future": 3}
     analysis = analyze(fields, SHORT, ignore_fields=["of_the_future"])

@@ -141,7 +141,9 @@ def test_missing_config(tmp_path: Path) -> None:
 
 def test_config_that_is_not_understood(tmp_path: Path) -> None:
     write(tmp_path, LLAMA | {"sliding_window": 4}, native_state(LLAMA))
-    assert refused(tmp_path, ConfigError).startswith("FOLDER/config.json: sliding_window = 4: this field is not under")
+    assert refused(tmp_path, ConfigError).startswith(
+        "FOLDER/config.json: sliding_window = 4: describes layers with a sliding window"
+    )
 
 
 def test_missing_weights(tmp_path: Path) -> None:
