@@ -23,6 +23,7 @@ from counting.counts import (
     WholeModel,
     model_flops,
 )
+from counting.notes import FOREIGN_NOTES, NOTES
 from counting.reconcile import Agreement, reconcile
 from counting.setup import MOST_CHUNKS, Setup, resolve
 from counting.step.fit import Fit
@@ -37,39 +38,6 @@ if TYPE_CHECKING:
     from counting.via_transformers.config import ForeignModel
 
 ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
-
-# Printed with the numbers.
-NOTES = (
-    "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only. Attention counts the full S x S square, and the "
-    "causal figure counts half of it. In a layer with a window of W, fused kernels visit a band of S x W, the causal "
-    "figure is S W - W^2 / 2, and the full square is reported separately.",
-    "Parameters: all that the optimiser updates, by numel. Router correction biases (buffers) and multi-token "
-    "prediction (mtp) are reported separately and are not in the total.",
-    "Norms inside attention count as norm. The rotary position embedding has no parameters.",
-    "Peak memory: one layer's forward pass in training mode with 16-bit numbers, activations checkpointed at layer "
-    "boundaries: weights, input, tensors saved for backward (including the rotary tables, which all layers share), and "
-    "transients at the worst moment. No gradients, no optimiser state, no workspaces within a kernel. GB = 10^9 bytes.",
-    "Fused kernels: flash attention, or torch's memory-efficient kernel where queries and values differ in size, and "
-    "fused RMSNorm, as torch runs them on an A100. Padding inside a kernel (head sizes that are not multiples of 8) "
-    "is not counted. Heads above 256 channels are accepted, although flash attention refuses them. Windows, soft caps "
-    "and sinks run in a kernel of this project with flash attention's memory, because torch has no such kernel.",
-    "Parameters, forward FLOPs and one layer's memory are measured in bfloat16, which has the same size as float16: "
-    "grouped products have no float16 meta kernel.",
-)
-
-
-FOREIGN_NOTES = (
-    "Measured, no formula: transformers built the model, and its code was measured. FLOPs were counted twice, by trace "
-    "and by dispatch, and are equal; parameters and bytes were counted once, without a second check.",
-    NOTES[0],
-    "Attention counts the full square, also with a window or selected keys; of the routed experts, only those that a "
-    "token visits are counted.",
-    "Parameters: by numel, tied ones once. Each is assigned to a row by its type, its shape and what its module "
-    "computed; the row other has the rest. Buffers are not counted.",
-    "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "
-    "attention as one fused kernel. It is not reported where the family has its own attention code.",
-)
-
 
 Proof = Literal["measured = formula", "measured, no formula"]
 

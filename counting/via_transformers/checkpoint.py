@@ -49,7 +49,7 @@ def tensors_of_built(found: Discovered) -> BuiltTensors:
         shapes={name: tuple(tensor.shape) for name, tensor in state.items() if name not in tied},
         buffers=frozenset(name for name, _ in model.named_buffers()),
         tied=tied,
-        ignored=tuple(model._keys_to_ignore_on_load_unexpected or ()),
+        ignored=tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()),
         layers=found.layers_name,
         prefix=f"{model.base_model_prefix}.",
     )

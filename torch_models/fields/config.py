@@ -17,10 +17,9 @@ import msgspec
 
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
-from torch_models.fields.conversion import MISSING, convert
+from torch_models.fields.conversion import MISSING, check_finite, convert, decoded
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS
-from torch_models.fields.numbers import check_finite, decoded
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
 from torch_models.fields.switches import SWITCHES, check_layer_types, check_switches, is_switch, parts_of_spec

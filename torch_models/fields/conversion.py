@@ -1,12 +1,24 @@
-"""Converts fields to a struct, with an error that names field, value and rule."""
+"""From values of JSON to checked types, with errors that name field, value and rule.
 
+Some numbers of a config are not JSON's: Python writes the bare words Infinity, -Infinity and NaN; transformers writes
+`{"__float__": "Infinity"}`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from torch_models.errors import ConfigError, show_value
+from torch_models.fields.unknown_fields import is_comment
 
 MISSING = "is missing and has no default"
+
+_FLOAT_TAG = "__float__"
+_TAGGED_FLOATS = {"Infinity", "-Infinity", "NaN"}
+
+MAY_BE_INFINITE = {"time_step_limit", "dt_limit"}  # the range of a state space's steps, which may have no end
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -41,3 +53,35 @@ def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.
         rule = f"must be {' or '.join(map(show_value, allowed))}"
     rule = rule.replace("`", "").replace("Expected ", "must be ").replace(", got", ", is")
     return ConfigError(".".join(keys), value, rule)
+
+
+def decoded(value: Any) -> Any:
+    """Return the value with every tagged number replaced by the float, at any depth."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT_TAG} and str(value[_FLOAT_TAG]) in _TAGGED_FLOATS:
+            return float(value[_FLOAT_TAG])
+        return {key: decoded(item) for key, item in value.items()}
+    return value
+
+
+def check_finite(fields: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` with the path of a field that is not a finite number, where it may not be infinite."""
+    for field, value in fields.items():
+        if is_comment(field):
+            continue
+        for path, number in _not_finite(field, value):
+            if field not in MAY_BE_INFINITE or math.isnan(number):
+                raise ConfigError(path, number, "must be a finite number")
+
+
+def _not_finite(path: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(f"{path}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _not_finite(path, inner)
