@@ -292,7 +292,8 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
 
     measured = measure_via_transformers(model, setup)
     notes = (*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}.")
-    stored = compare_with_built(foreign.folder, measured.tensors)
+    folder = None if model.decoder.whole else foreign.folder  # a text part's weights lie in those of the whole
+    stored = compare_with_built(folder, measured.tensors)
     return _analysis(model, "measured, no formula", setup, notes, measured.witnesses, stored)[0]
 
 

@@ -49,13 +49,13 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"dense, sliding_attention": 5, "dense": 1},
     ),
     "olmoe": (SMALL | {"num_experts": 8, "num_experts_per_tok": 3}, {"moe": 4}),
-    "qwen3_vl_moe_text": (
-        SMALL | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": True},
-        {"moe": 4},
-    ),
     "deepseek_v32": (
         without(DEEPSEEK_V3, "architectures", "model_type")
         | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "bos_token_id": 1, "eos_token_id": 2},
         {"dense, indexed_attention": 1, "moe, indexed_attention": 3},
     ),
 }
+
+# The text part of a vision-language model, which has no causal language model of its own in transformers.
+TEXT_PART: dict[str, Any] = {"model_type": "qwen3_vl_moe_text", **SMALL}
+TEXT_PART |= {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48, "norm_topk_prob": True}

@@ -39,7 +39,7 @@ ROOMS = {
         " torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.recipes counting.setup counting.counts counting.step": (
+    "counting.notes counting.recipes counting.setup counting.counts counting.step": (
         "counting.step torch_models.errors torch_models.spec"
     ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
@@ -55,8 +55,8 @@ ROOMS = {
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
     "counting.analysis": (
-        "counting.counts counting.formulas counting.measurements counting.reconcile counting.setup counting.step"
-        " counting.via_transformers torch_models.errors torch_models.fields torch_models.spec"
+        "counting.counts counting.formulas counting.measurements counting.notes counting.reconcile counting.setup"
+        " counting.step counting.via_transformers torch_models.errors torch_models.fields torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (

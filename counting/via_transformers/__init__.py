@@ -1,6 +1,6 @@
 """Families without modules in this project, built by transformers.
 
-- `config` and `fields` read, complete or refuse a config; `refusals` has shared message texts;
+- `config` and `fields` read, complete or refuse a config;
 - `decoders` finds the class that a decoder is built from, and the text part of a model of several;
 - `discover` builds the model and finds equal layers; `structure` finds the component of each part;
 - `positions` refuses sequences that are longer than a table of positions;

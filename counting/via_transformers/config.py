@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from counting.via_transformers.decoders import Decoder, decoder_class, decoder_of, take_text_part
+from counting.via_transformers.decoders import Decoder, decoder_class, decoder_of, no_count_of, one_line, take_text_part
 from counting.via_transformers.fields import (
     MTP_FIELDS,
     check_fields,
@@ -23,7 +23,6 @@ from counting.via_transformers.fields import (
 )
 from counting.via_transformers.positions import POSITION_FIELDS, position_field
 from counting.via_transformers.quiet import quiet
-from counting.via_transformers.refusals import no_count_of, one_line
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in, plain_name
 from torch_models.fields.known_fields import FIXED_FIELDS, irrelevance

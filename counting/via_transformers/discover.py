@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from counting.via_transformers.decoders import Decoder
+from counting.via_transformers.decoders import Decoder, no_count_of
 from counting.via_transformers.quiet import quiet
-from counting.via_transformers.refusals import no_count_of
 from counting.via_transformers.structure import decoder_layers, signature
 from torch_models.errors import UserError
 
@@ -39,6 +38,9 @@ class Discovered(NamedTuple):
 
 class TextDecoder(nn.Module):
     """The text part of a model of several: its text model and its head, as one decoder."""
+
+    base_model_prefix = "text_model"
+    _keys_to_ignore_on_load_unexpected = None
 
     def __init__(self, whole: Any, text_model: Any) -> None:
         super().__init__()

@@ -149,6 +149,7 @@ def read_model(
     """Like `read_spec`, but return a `ForeignConfig` instead of raising an error if the family has no module here.
 
     With `text_only`, the model is the text decoder of a config of several models; of any other config it is the whole.
+    A folder's weights are those of the whole, so that with `text_only` the model has no folder.
     """
     (model,) = read_models([config], text_only=text_only, ignore_fields=ignore_fields)
     return model
@@ -177,7 +178,7 @@ def read_models(
             raise source.located(error) from None
         if isinstance(model, ForeignConfig) and source.file is not None:
             model = msgspec.structs.replace(model, source=source.file)
-        models.append(msgspec.structs.replace(model, folder=source.folder))
+        models.append(msgspec.structs.replace(model, folder=None if text_only else source.folder))
     return models
 
 

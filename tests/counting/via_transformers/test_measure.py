@@ -38,10 +38,6 @@ def whole_model(model_type: str, fields: dict[str, Any]) -> Any:
     """transformers' own model, all of its layers, on the meta device."""
     config = transformers.AutoConfig.for_model(model_type, **fields)
     with torch.device("meta"):
-        if model_type == "qwen3_vl_moe_text":  # a text model without a head
-            model = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
-            model.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-            return model.eval()
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 

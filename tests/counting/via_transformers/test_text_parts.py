@@ -12,7 +12,7 @@ import transformers
 from counting.analysis import Analysis, analyze
 from counting.setup import Setup
 from model_training_cost_analysis import main
-from tests.foreign_families import FAMILIES, SMALL, without
+from tests.foreign_families import FAMILIES, SMALL, TEXT_PART, without
 from tests.shrunken import LLAMA, QWEN3_MOE
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.config import ForeignConfig, read_model
@@ -60,13 +60,13 @@ def test_a_text_config_given_alone_is_the_decoder_that_it_is() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_head_is_tied_as_the_whole_config_says(tied: bool) -> None:
-    fields, _ = FAMILIES["qwen3_vl_moe_text"]
+    fields = TEXT_PART
     whole = {
         "model_type": "qwen3_vl_moe",
         "architectures": ["Qwen3VLMoeForConditionalGeneration"],
         "image_token_id": 5,
         "tie_word_embeddings": tied,
-        "text_config": {"model_type": "qwen3_vl_moe_text", **fields, "tie_word_embeddings": not tied},
+        "text_config": fields | {"tie_word_embeddings": not tied},
         "vision_config": TOWER,
     }
     head = text(whole).parameters.by_component["lm_head"]
@@ -202,7 +202,7 @@ MPT = {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_s
         ({"model_type": "granite", **SMALL}, "graniteforcausallm"),
         ({"model_type": "internlm3", **SMALL}, "InternLM3ForCausalLM"),
         ({"model_type": "gpt2", **FAMILIES["gpt2"][0]}, "GPT2ForCausalLM"),
-        ({"model_type": "qwen3_vl_moe_text", **FAMILIES["qwen3_vl_moe_text"][0]}, "Qwen3VLMoeForConditionalGeneration"),
+        (TEXT_PART, "Qwen3VLMoeForConditionalGeneration"),
         (QWEN3_MOE, "Qwen3MOEForCausalLM"),
         (LLAMA, "LLaMAForCausalLM"),
         (LLAMA, "LLaMA_ForCausalLM"),
