@@ -72,7 +72,7 @@ def check_finite(fields: Mapping[str, Any]) -> None:
         if is_comment(field):
             continue
         for path, number in _not_finite(field, value):
-            if field not in MAY_BE_INFINITE or math.isnan(number):
+            if path.rpartition(".")[2] not in MAY_BE_INFINITE or math.isnan(number):
                 raise ConfigError(path, number, "must be a finite number")
 
 

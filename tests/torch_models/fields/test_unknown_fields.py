@@ -298,6 +298,8 @@ def test_an_infinity_is_read_where_the_field_may_be_infinite(number: str, tmp_pa
     read = read_model(path)
     assert isinstance(read, ForeignConfig)
     assert read.fields["time_step_limit"] == [0.0, float("-inf" if number[0] == "-" else "inf")]
+    path.write_text(f'{{"model_type": "of_two", "part": {{"time_step_limit": [0.0, {number}]}}}}')
+    assert isinstance(read_model(path), ForeignConfig)
 
 
 @pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", '{"__float__": "NaN"}', "1e999"])
