@@ -52,7 +52,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     sequence_length_source: str | None = None  # the config's field with the length, or "given"; set by `resolve`
     micro_batch_size: int = 1  # sequences that run together
     micro_batches: int | None = None  # of a step, one after the other; None: from global_batch_tokens, else 1
-    global_batch_tokens: int | None = None  # of a step; None: those of its micro-batches
+    global_batch_tokens: int | None = None  # of a step; None if that is one sequence, by default
     kernels: Kernels = "fused"
     recompute: Recompute = "none"  # the part of the forward pass that is computed again during backward
     precision: str = DEFAULT_PRECISION.name  # a name in `recipes.PRECISIONS`
@@ -105,6 +105,12 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         return find_optimizer(self.optimizer)
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens of one step, all micro-batches together; the setup must be resolved."""
+        assert self.micro_batches is not None
+        return self.micro_batches * self.tokens
+
+    @property
     def micro_batch(self) -> MicroBatch:
         """The shape of one micro-batch; `sequence_length` must be set."""
         assert self.sequence_length is not None
@@ -120,10 +126,10 @@ def resolve(setup: Setup, model: Any) -> Setup:
     """`setup` for one model, with its open fields set: sequence length and multi-token prediction.
 
     `model` has a `name`, `sequence_length`, `sequence_length_source` and, if it can be trained here, `mtp_layers`.
-    `micro_batches` and `global_batch_tokens` follow from each other. A `loss_chunk` as long as the micro-batch or
-    longer becomes None. Raises `UserError` if no length is given, if a micro-batch has too many tokens, if the global
-    batch is not made of whole micro-batches, if `mtp` is true for a model without it, or if the loss would have more
-    than `MOST_CHUNKS` chunks.
+    `micro_batches` and `global_batch_tokens` follow from each other; in a step of one sequence, the default, the latter
+    stays None unless it is given. A `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError`
+    if no length is given, if a micro-batch has too many tokens, if the global batch is not made of whole
+    micro-batches, if `mtp` is true for a model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:
@@ -137,6 +143,7 @@ def resolve(setup: Setup, model: Any) -> Setup:
         rule = f"makes {micro_batch.tokens} tokens with sequences of {length}, and the max is {MAX_SEQUENCE_LENGTH}"
         raise ArgumentError("micro_batch_size", setup.micro_batch_size, rule)
     micro_batches = _micro_batches(setup, micro_batch, model.name)
+    step_tokens = micro_batches * micro_batch.tokens
     has_mtp = bool(getattr(model, "mtp_layers", ()))
     if setup.mtp and not has_mtp:
         rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers): leave it open, or give false"
@@ -153,7 +160,7 @@ def resolve(setup: Setup, model: Any) -> Setup:
         sequence_length=length,
         sequence_length_source=source,
         micro_batches=micro_batches,
-        global_batch_tokens=micro_batches * tokens,
+        global_batch_tokens=setup.global_batch_tokens if step_tokens == length else step_tokens,
         mtp=has_mtp if setup.mtp is None else setup.mtp,
         loss_chunk=chunk,
     )

@@ -138,7 +138,7 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     training_flops_per_token: int
     attention_core_share: float  # share of the attention core in the main model's forward FLOPs
     training_flops: int
-    global_batch_tokens: int | None  # this and `steps` are None if a step is one sequence, which is the default
+    global_batch_tokens: int | None  # this and `steps` are None if a step is one sequence by default
     steps: int | None
     published_gpu_hours: float | None
     tokens_per_second_per_gpu: float | None  # of a running job
@@ -148,6 +148,9 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
     # Peak bytes of activations, logits and transients for one micro-batch. Each GPU needs them in addition to its
     # share of the model states; `fewest_gpus` does not include them. None if no step was measured.
     beside_states_bytes: int | None
+    # Peak bytes that clipping and update allocate for all parameters; they are divided over GPUs as the states are, and
+    # `fewest_gpus` does not include them. None if no step was measured.
+    update_bytes: int | None
     gpus: tuple[GpuRun, ...]
 
 
@@ -158,7 +161,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
     tokens than the run, and for hours or a speed that would require more than the GPU's peak.
     """
     setup, sequence_length = analysis.setup, analysis.sequence_length
-    batch = setup.global_batch_tokens if setup.global_batch_tokens != sequence_length else None
+    batch = setup.global_batch_tokens
     if batch is not None and batch > plan.tokens:
         raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({plan.tokens})")
     assert setup.sequence_length_source is not None
@@ -183,6 +186,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
         optimizer=setup.optimizer,
         model_state_bytes=states,
         beside_states_bytes=None if analysis.memory is None else analysis.memory.beside_states_bytes,
+        update_bytes=None if analysis.memory is None else analysis.memory.update_bytes,
         gpus=tuple(
             _on_gpu(gpu, price, plan, assumed_mfus, per_token, states, analysis)
             for gpu, price in priced_gpus(plan.gpus, plan.prices_usd_per_hour)

@@ -1,9 +1,9 @@
 """Bytes that a training step needs in addition to activations, in closed form: model states, inputs and buffers.
 
 Torch-free. Weights, gradients and master weights are the recipe's bytes per parameter times the parameters of
-formulas/parameters.py; moments depend on the shapes of formulas/tensors.py. If torch cannot run a recipe
-(`states_measurable`), its states cannot be measured and the functions that return model states return None; the result
-then contains states computed by the recipe from the measured parameters.
+formulas/parameters.py; moments depend on the shapes of formulas/tensors.py, and are worked out here. If torch cannot
+run a recipe (`states_measurable`), its states cannot be measured and the functions that return model states return
+None; the result then contains states computed by the recipe from the measured parameters.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,14 @@ from counting.formulas.parameters import (
     router_correction_bias,
 )
 from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
-from counting.recipes import ModelStates, TrainedTensor, model_states, moment_bytes, states_measurable
+from counting.recipes import (
+    BLOCK_IN_8_BITS,
+    SMALLEST_IN_8_BITS,
+    ModelStates,
+    TrainedTensor,
+    model_states,
+    states_measurable,
+)
 from counting.setup import Setup
 from torch_models.spec import LayerSpec, ModelSpec
 
@@ -84,7 +91,37 @@ def _trained_kinds(spec: ModelSpec, setup: Setup) -> Iterable[LayerSpec]:
 
 
 def _moments(of: Iterable[TrainedTensor], setup: Setup) -> int:
-    return sum(moment_bytes(tensor, setup.precision_recipe, setup.optimizer_recipe) for tensor in of)
+    return sum(_moments_of(tensor, setup) for tensor in of)
+
+
+def _moments_of(tensor: TrainedTensor, setup: Setup) -> int:
+    """Return the bytes of the moments of one tensor of n numbers, m of them bytes each by the precision recipe.
+
+    - two moments (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1): 2 m n; one momentum: m n;
+    - in 8 bits (Dettmers et al. 2022, arXiv 2110.02861, §2.1): twice a byte a number and 4 bytes a block; small tensors
+      twice 4 bytes a number;
+    - rows and columns (Shazeer & Stern 2018, arXiv 1804.04235, algorithm 4): of each R x C matrix m (R + C); of a
+      vector m n.
+    """
+    kind, of_each, shape = setup.optimizer_recipe.moments_of(tensor), setup.precision_recipe.moment_bytes, tensor.shape
+    numel = 1
+    for size in shape:
+        numel *= size
+    match kind:
+        case "none":
+            return 0
+        case "one":
+            return of_each * numel
+        case "two":
+            return of_each * numel + of_each * numel
+        case "two_in_8_bits":
+            blocks, rest = divmod(numel, BLOCK_IN_8_BITS)
+            in_8_bits = numel + 4 * (blocks + (1 if rest else 0))
+            return 2 * (4 * numel if numel < SMALLEST_IN_8_BITS else in_8_bits)
+    if len(shape) == 1:
+        return of_each * numel
+    rows, columns = shape[-2:]
+    return of_each * (numel // columns + numel // rows)
 
 
 def _states(total: int, linear: int, moments: int, setup: Setup) -> ModelStates | None:

@@ -42,9 +42,14 @@ def recipe_in_words(precision: str, optimizer: str) -> str:
     return f"{precision}, {optimizer}: {size}"
 
 
-def what_states_leave_out(beside_bytes: int | None) -> str:
-    """The memory that "GPUs at least" leaves out; `beside_bytes` is that of one micro-batch on each GPU, if known."""
+def what_states_leave_out(beside_bytes: int | None, update_bytes: int | None = None) -> str:
+    """The memory that "GPUs at least" leaves out.
+
+    `beside_bytes` is that of one micro-batch on each GPU, `update_bytes` that of the update on all GPUs together, if
+    they are known and not nothing.
+    """
     if beside_bytes is None:
         return "activations, logits, buffers and fragments"
     size = Bytes(beside_bytes)(beside_bytes)
-    return f"activations, logits and transients (up to {size} on each for one micro-batch), buffers, fragments"
+    update = f"the update ({Bytes(update_bytes)(update_bytes)} in all), " if update_bytes else ""
+    return f"activations, logits and transients (up to {size} on each for one micro-batch), {update}buffers, fragments"

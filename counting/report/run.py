@@ -52,7 +52,9 @@ def print_run(run: TrainingRun) -> None:
         ("Model states", f"{integer(run.model_state_bytes)} bytes ({recipe_in_words(run.precision, run.optimizer)})")
     )
     counts = ", ".join(f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus)
-    facts.append(("GPUs at least", f"{counts}; left out: {what_states_leave_out(run.beside_states_bytes)}"))
+    facts.append(
+        ("GPUs at least", f"{counts}; left out: {what_states_leave_out(run.beside_states_bytes, run.update_bytes)}")
+    )
     headings = ("GPU", "MFU", "GPUs", "$/hour", "GPU-hours", "days", "tokens/s", "cost", "MWh")
     table = rows_table("Time, cost and energy", headings, names=2)
     for gpu in run.gpus:

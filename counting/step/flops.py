@@ -30,8 +30,7 @@ class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):
 
 def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> TrainingStep:
     """The result for a step with `flops`; `core` is the attention core of its forward passes."""
-    tokens = setup.global_batch_tokens
-    assert tokens is not None, "a resolved setup"
+    tokens = setup.step_tokens
     causal = model_flops(core.causal_flops(flops.forward.total))
     assert flops.model % tokens == flops.hardware % tokens == 0, "every product has a row per token"
     return TrainingStep(

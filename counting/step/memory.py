@@ -105,12 +105,14 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def beside_states_bytes(self) -> int:
-        """The largest sum of activations, logits and transients over the phases of forward and backward.
-
-        What clipping and update allocate is in proportion to the states, and is divided over devices as they are.
-        """
+        """The largest sum of activations, logits and transients over the phases of forward and backward."""
         passes = (phase for phase in self.phases if phase.name not in (CLIPPING, UPDATE))
         return max(phase.activations + phase.logits_and_loss + phase.transients for phase in passes)
+
+    @property
+    def update_bytes(self) -> int:
+        """The most that clipping or update allocates, over all parameters."""
+        return max(phase.transients for phase in self.phases if phase.name in (CLIPPING, UPDATE))
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:

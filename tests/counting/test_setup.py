@@ -85,6 +85,9 @@ def test_micro_batches_and_the_global_batch_follow_from_each_other() -> None:
     assert batch() == (1, 30)
     assert batch(micro_batches=4) == batch(global_batch_tokens=120) == (4, 120)
     assert batch(micro_batches=4, global_batch_tokens=120) == (4, 120)
+    one = resolve(Setup(sequence_length=10), LLAMA_SPEC)  # a step of one sequence is nobody's choice
+    assert (one.micro_batches, one.global_batch_tokens, one.step_tokens) == (1, None, 10)
+    assert resolve(Setup(sequence_length=10, global_batch_tokens=10), LLAMA_SPEC).global_batch_tokens == 10
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def _table_factor(spec: RotarySpec) -> float:
     if isinstance(scaling, YarnRopeScaling | LongRopeScaling) and scaling.attention_factor is not None:
         return scaling.attention_factor
     if isinstance(scaling, LongRopeScaling) and scaling.factor > 1:
-        # LongRoPE, eq. 4: the logits grow with the logarithm of the stretched length.
+        # As in the published code of Phi-3: the logits grow with the logarithm of the stretched length.
         return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
     if not isinstance(scaling, YarnRopeScaling):
         return 1.0

@@ -1,8 +1,8 @@
 """Bytes of the temporary tensors between backward and the next step: gradient clipping and the optimiser's update.
 
 With master weights, parameters are updated one by one: each 16-bit gradient is converted to fp32, updated, and freed.
-Otherwise one optimiser updates all parameters, and what it computed for one is alive until it computes the same for
-another.
+Otherwise one optimiser updates all parameters. The order and the lifetimes of tensors are those of the Python code of
+torch.optim; a fused kernel allocates nothing.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,11 @@ NEWTON_SCHULZ_STEPS = 5  # torch's default
 
 
 def simulate_clipping(spec: ModelSpec, setup: Setup) -> int:
-    """Return the peak of scaling all gradients to a total norm: a norm for each tensor, and a copy of all of these."""
+    """Return the peak of scaling all gradients to a total norm: a norm for each tensor, and a copy of all of these.
+
+    Pascanu et al. 2013 (arXiv 1211.5063), algorithm 1, as `torch.nn.utils.clip_grad_norm_` computes it with one call
+    for all tensors, the default on CUDA.
+    """
     assert setup.mtp is not None, "a resolved setup"
     number = len(tensors_before_layers(spec)) + len(tensors_after_layers(spec, mtp=setup.mtp))
     number += sum(len(tensors(layer)) * count for layer, count in spec.layer_groups())
@@ -84,8 +88,8 @@ def _update(tape: Tape, row: Sequence[TrainedTensor], width: int, optimizer: Opt
 def _adafactor(tape: Tape, row: Sequence[TrainedTensor], width: int) -> None:
     """Means of the squared gradient by row and by column, and their product: a tensor as large as the parameter.
 
-    Of a vector: the squared gradient, and a copy of its moment. All of them are alive until the same are computed for
-    another tensor.
+    Shazeer & Stern 2018 (arXiv 1804.04235), algorithm 4, as torch's loop computes it. Of a vector: the squared
+    gradient, and a copy of its moment. All of them are alive until the same are computed for another tensor.
     """
     row_means = column_means = estimate = update = squared = None
     for tensor in row:

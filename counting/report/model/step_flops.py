@@ -49,7 +49,7 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
 
 def _title(setup: Setup) -> str:
     batches = "" if setup.micro_batches == 1 else f" in {setup.micro_batches:,} micro-batches"
-    return f"One training step over {setup.global_batch_tokens:,} tokens{batches}, FLOPs: {RECOMPUTED[setup.recompute]}"
+    return f"One training step over {setup.step_tokens:,} tokens{batches}, FLOPs: {RECOMPUTED[setup.recompute]}"
 
 
 def _caption(step: TrainingStep, setup: Setup) -> str:

@@ -118,7 +118,7 @@ def _fewest(lines: Lines, run: TrainingRun, most: int) -> None:
     """Add how many GPUs hold the model states, the memory not included, and a warning if `num_gpus` is too small."""
     counts = listed([f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus[:most]])
     states = Bytes(run.model_state_bytes)(run.model_state_bytes)
-    left_out = what_states_leave_out(run.beside_states_bytes if lines.notes else None)
+    left_out = what_states_leave_out(*((run.beside_states_bytes, run.update_bytes) if lines.notes else (None,)))
     lines.fact("GPUs at least", f"{counts} hold the model states, {states}; left out: {left_out}")
     for gpu in run.gpus:
         if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:

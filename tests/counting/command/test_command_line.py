@@ -71,7 +71,7 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
         "sequence_length_source": "given",
         "micro_batch_size": 1,
         "micro_batches": 1,
-        "global_batch_tokens": 2048,
+        "global_batch_tokens": None,
         "kernels": "fused",
         "recompute": "none",
         "precision": "mixed",

@@ -36,15 +36,15 @@ BATCHES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_measured_is_formula_is_simulation(family: str, kernels: str) -> None:
-    """Every batch with every precision; the families share out the recomputations."""
+    """Three of the batches for each; the families share out batches, precisions and recomputations."""
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     first = list(FAMILIES).index(family)
-    ways = itertools.islice(itertools.cycle(zip(PRECISIONS * 3, RECOMPUTES * 5, strict=True)), first, None)
-    for batch, (precision, recompute) in zip(BATCHES, ways, strict=False):
+    ways = itertools.cycle(zip(BATCHES * 3, PRECISIONS * 3, RECOMPUTES * 5, strict=True))
+    for batch, precision, recompute in itertools.islice(ways, 4 * first, 4 * first + 3):
         agreed(spec, kernels=kernels, recompute=recompute, precision=precision, **batch)
 
 
-@pytest.mark.parametrize("seed", seeds(20, 200))
+@pytest.mark.parametrize("seed", seeds(10, 200))
 def test_models_of_random_shape(seed: int) -> None:
     pick = random.Random(seed)
     agreed(
@@ -161,7 +161,10 @@ def test_a_step_that_is_not_cut(family: str, kernels: Any, precision: str, zero_
 
 
 def tracked_peaks(config: str, sequence_length: int) -> tuple[int, int]:
-    """Peak bytes by torch's MemTracker after one micro-batch and after two, without the update; all layers, on meta."""
+    """Peak bytes by torch's MemTracker after one micro-batch and after two, without the update; all layers, on meta.
+
+    The states are there from the start; AdamW's step counters, which are on the CPU, are not in the figure.
+    """
     model = build(config, device="meta", dtype=torch.bfloat16, kernels="eager")
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     for parameter in model.parameters():
