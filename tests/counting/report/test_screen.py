@@ -191,7 +191,7 @@ def test_a_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.beside_states_bytes is not None
     assert f"(up to {run.beside_states_bytes / 1e9:.1f} GB on each for one micro-batch), the update" in text
     assert run.update_bytes == 4 * 131_072_000  # the largest gradient in fp32
-    assert "the update (0.5 GB in all), buffers, fragments" in text
+    assert "the update (0.524 GB in all), buffers, fragments" in text
     assert "1 H100 cannot hold the model states" in text
     assert "B200 cannot hold" not in text
     assert "not in the bill failed runs" in text
