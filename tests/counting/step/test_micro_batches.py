@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -160,23 +161,25 @@ def test_a_step_that_is_not_cut(family: str, kernels: Any, precision: str, zero_
 # --- torch's own tracker -----------------------------------------------------------------------------------------
 
 
-def tracked_peaks(config: str, sequence_length: int) -> tuple[int, int]:
+def tracked_peaks(config: str, run: Mapping[str, Any]) -> tuple[int, int]:
     """Peak bytes by torch's MemTracker after one micro-batch and after two, without the update; all layers, on meta.
 
     The states are there from the start; AdamW's step counters, which are on the CPU, are not in the figure.
     """
-    model = build(config, device="meta", dtype=torch.bfloat16, kernels="eager")
+    model = build(config, device="meta", dtype=torch.bfloat16, kernels=run["kernels"])
+    set_recompute(model, run["recompute"])
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()  # makes its states
     optimizer.zero_grad()
-    token_ids, labels = (torch.empty(1, sequence_length, dtype=torch.long, device="meta") for _ in range(2))
+    shape = (run["micro_batch_size"], run["sequence_length"])
+    token_ids, labels = (torch.empty(*shape, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
     tracker = MemTracker()
     tracker.track_external(model, optimizer, token_ids, labels, *(table for pair in tables.values() for table in pair))
     peaks = []
-    with tracker:
+    with measuring(), tracker:
         for _ in range(2):
             tracker.reset_mod_stats()
             loss = training_loss(model, torch.nn.ModuleList(), token_ids, labels, tables=tables)
@@ -186,17 +189,29 @@ def tracked_peaks(config: str, sequence_length: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("config", "peaks"),
+    ("config", "changes", "peaks"),
     [
-        ("llama_3_2_1b", (14_125_006_856, 16_596_635_656)),
-        pytest.param("smollm2_135m", None, marks=pytest.mark.sweep),  # half a minute each
-        pytest.param("llama_3_8b", None, marks=pytest.mark.sweep),
+        ("llama_3_2_1b", {}, (14_125_006_856, 16_596_635_656)),
+        ("llama_3_2_1b", {"micro_batch_size": 2, "recompute": "full", "kernels": "fused"}, None),
+        pytest.param("llama_3_2_1b", {"micro_batch_size": 3, "recompute": "selective"}, None, marks=pytest.mark.sweep),
+        pytest.param("smollm2_135m", {}, None, marks=pytest.mark.sweep),  # half a minute each
+        pytest.param("smollm2_135m", {"micro_batch_size": 4, "kernels": "fused"}, None, marks=pytest.mark.sweep),
+        pytest.param("llama_3_8b", {}, None, marks=pytest.mark.sweep),
     ],
 )
-def test_torch_s_tracker_says_the_same(config: str, peaks: tuple[int, int] | None) -> None:
+def test_torch_s_tracker_says_the_same(config: str, changes: dict[str, Any], peaks: tuple[int, int] | None) -> None:
     spec = read_spec(config)
-    run: dict[str, Any] = {"sequence_length": 1024, "kernels": "eager", "precision": "bf16"}
+    run = {
+        "sequence_length": 1024,
+        "micro_batch_size": 1,
+        "kernels": "eager",
+        "recompute": "none",
+        "precision": "bf16",
+        **changes,
+    }
     memories = [memory_of(spec, derived(spec, **run, micro_batches=n), **run, micro_batches=n) for n in (1, 2)]
-    ours = tuple(max(phase.peak_bytes for phase in memory.phases[:-1]) for memory in memories)
-    assert tracked_peaks(config, 1024) == ours
+    ours = tuple(
+        max(phase.peak_bytes for phase in memory.phases if phase.micro_batch is not None) for memory in memories
+    )
+    assert tracked_peaks(config, run) == ours
     assert peaks in (None, ours)
