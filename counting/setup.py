@@ -170,6 +170,9 @@ def _micro_batches(setup: Setup, micro_batch: MicroBatch, name: str) -> int:
     """Micro-batches of a step, from either field; raises `ArgumentError` if the two do not agree."""
     given, batch_tokens, tokens = setup.micro_batches, setup.global_batch_tokens, micro_batch.tokens
     if batch_tokens is None:
+        if given is not None and given * tokens > MOST_BATCH_TOKENS:
+            rule = f"makes {given * tokens} tokens a step, of {tokens} each, and the max is {MOST_BATCH_TOKENS}"
+            raise ArgumentError("micro_batches", given, rule)
         return given or 1
     of_each = f"{micro_batch.sequences} x {micro_batch.length} tokens of {name}"
     if given is not None and batch_tokens != given * tokens:

@@ -21,9 +21,9 @@ _AMOUNT = re.compile(
 )
 
 
-def parse_tokens(text: str, flag: str = "--tokens") -> int:
-    """A whole number of tokens from "15T", "14.8T", "300B", "1e12"."""
-    return _whole(text, flag, "tokens", LARGEST_TOKENS)
+def parse_tokens(text: str, flag: str = "--tokens", most: int = LARGEST_TOKENS) -> int:
+    """A whole number of tokens, at most `most`, from "15T", "14.8T", "300B", "1e12"."""
+    return _whole(text, flag, "tokens", most)
 
 
 def parse_num_gpus(text: str, flag: str = "--num_gpus") -> int:

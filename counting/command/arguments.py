@@ -21,7 +21,7 @@ from counting.command.amounts import (
 from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.hardware import Gpu, read_gpus
 from counting.cost.run import RunPlan
-from counting.setup import Setup
+from counting.setup import MOST_BATCH_TOKENS, Setup
 from torch_models.errors import ArgumentError, UserError
 
 _T = TypeVar("_T")
@@ -37,7 +37,7 @@ def setup_of(options: argparse.Namespace) -> Setup:
             ),
             micro_batches=_parsed(options.micro_batches, lambda text: parse_whole_number(text, "--micro_batches")),
             global_batch_tokens=_parsed(
-                options.global_batch_tokens, lambda text: parse_tokens(text, "--global_batch_tokens")
+                options.global_batch_tokens, lambda text: parse_tokens(text, "--global_batch_tokens", MOST_BATCH_TOKENS)
             ),
             zero_gradients=options.zero_gradients,
             kernels=options.kernels,

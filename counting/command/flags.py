@@ -85,6 +85,14 @@ def _planned(parser: argparse.ArgumentParser, path: str) -> argparse.Namespace:
         raise UserError(f"{show_name(path)}: {str(error).removesuffix(SEE_HELP)}") from None
 
 
+class _Joined(argparse.Action):
+    """Joins the values of a flag that is given several times with commas."""
+
+    def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a UserError of one line, in place of argparse's usage and exit."""
@@ -126,7 +134,10 @@ def flags_parser() -> argparse.ArgumentParser:
         "--seq_len", metavar="TOKENS", help="sequence length; default: that of pre-training, from the config"
     )
     model.add_argument(
-        "--ignore_fields", metavar="NAMES", help="config fields that are not understood and do not matter, as a,b"
+        "--ignore_fields",
+        action=_Joined,
+        metavar="NAMES",
+        help="config fields that are not understood and do not matter, as a,b",
     )
     model.add_argument(
         "--text_only", action="store_true", help="of a model made of several (vision-language), the text decoder alone"

@@ -31,8 +31,8 @@ CLIPPING_NOTE = (
 )
 FP8_NOTE = (
     "fp8 follows DeepSeek-V3's recipe for weights, gradients and optimiser state, by formula from measured parameters; "
-    "activations are counted in 16 bits, which is an upper bound, because the recipe keeps some in fp8. Temporary "
-    "memory of the optimiser is not counted."
+    "activations are counted in 16 bits, which is an upper bound, because the recipe keeps some in fp8. What the "
+    "optimiser allocates on the way is not counted, copies of all parameters included."
 )
 FUSED_FP32_NOTE = (
     "CUDA has no flash attention in fp32: torch runs its memory-efficient kernel or, with grouped queries, none. "

@@ -99,6 +99,10 @@ def test_micro_batches_and_the_global_batch_follow_from_each_other() -> None:
         ),
         ({"global_batch_tokens": 100}, "of small: give 90 or 120"),
         ({"global_batch_tokens": 29}, "of small: give 30"),
+        (
+            {"micro_batches": 10**9, "sequence_length": 10**4},
+            "micro_batches = 1000000000: makes 30000000000000 tokens a",
+        ),
         ({"global_batch_tokens": 60, "micro_batches": 3}, "global_batch_tokens = 60: is not 3 micro-batches of 3 x 10"),
         ({"micro_batch_size": 2_000_000}, "micro_batch_size = 2000000: makes 20000000 tokens with sequences of 10"),
         ({"micro_batch_size": 100, "loss_chunk": 3}, "loss_chunk = 3: makes 334 chunks of 1000 tokens"),

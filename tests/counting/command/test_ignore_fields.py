@@ -47,6 +47,7 @@ def test_the_first_screen_and_json_repeat_what_is_ignored(
     )
     out = printed(capsys, *command, "--ignore_fields", "kv_foo, bar")
     assert f"{IGNORED}kv_foo = 3, bar = [1]" in out
+    assert printed(capsys, *command, "--ignore_fields", "kv_foo", "--ignore_fields", "bar") == out
     assert "is off" not in out
     out = printed(capsys, *command, "--ignore-fields", "kv_foo,bar", "--details")
     assert "Fields that are not understood, ignored on request: kv_foo = 3, bar = [1]." in out
