@@ -20,7 +20,7 @@ from torch_models.checkpoints.weight_files import (
     pickles_in,
     weights_without_index,
 )
-from torch_models.errors import CheckpointError, show_name, show_value
+from torch_models.errors import CheckpointError, show_json_error, show_name, show_value
 
 # Bits per number of every dtype of the format.
 DTYPE_BITS = {
@@ -262,5 +262,4 @@ def _json(content: bytes, where: str) -> Any:
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise CheckpointError(f"{where}: not valid JSON: {reason}") from None
+        raise CheckpointError(f"{where}: not valid JSON: {show_json_error(error)}") from None
