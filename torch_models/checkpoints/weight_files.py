@@ -1,7 +1,7 @@
 """Which files of a checkpoint folder have the model's weights, by their names, or why none is read. Torch-free.
 
-They are `model.safetensors`, or the shards that `model.safetensors.index.json` lists. A folder with neither may have one
-safetensors file of another name, or all shards of one set: `X-00001-of-00002.safetensors` and so on.
+They are `model.safetensors`, or the shards that `model.safetensors.index.json` lists. A folder with neither may have
+one safetensors file of another name, or all shards of one set: `X-00001-of-00002.safetensors` and so on.
 """
 
 import os
