@@ -62,3 +62,11 @@ def show_name(name: str) -> str:
     """
     text = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else ascii(c)[1:-1] for c in name)
     return text if len(text) <= LONGEST_SHOWN_NAME else text[: LONGEST_SHOWN_NAME - 1] + "…"
+
+
+def show_json_error(error: ValueError | RecursionError) -> str:
+    """Return on one line why Python's parser refused a text of JSON, without its advice to change Python's settings."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    # A number with more digits than Python converts is a plain ValueError; what breaks the syntax or UTF-8 is not.
+    return "a number has too many digits" if type(error) is ValueError else str(error)

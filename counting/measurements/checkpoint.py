@@ -13,8 +13,9 @@ from torch import nn
 
 from counting.counts import Totals
 from counting.measurements.probe import Probe, build_probe
-from torch_models.checkpoints.contents import Contents, read_contents, why_not_summed, why_nothing_is_read
+from torch_models.checkpoints.contents import Contents, read_contents, why_not_summed
 from torch_models.checkpoints.places import DECODER, HEAD, LAYERS, Found, parts_of_checkpoint, places_in, refuse_misfits
+from torch_models.checkpoints.weight_files import why_nothing_is_read
 from torch_models.spec import ModelSpec
 
 

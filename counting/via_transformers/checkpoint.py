@@ -66,7 +66,10 @@ def compare_with_built(folder: str | None, built: BuiltTensors) -> StoredTotals 
     found = contents.found
     own_names = _own_names(found, built)
     if own_names is None:
-        example = f"{show_name(next(iter(found)))} is not like {built.layers}.0" if found else "there is no tensor"
+        other = next(
+            (name for name in found if not (_is_own(name, built) or _is_own(built.prefix + name, built))), None
+        )
+        example = "there is no tensor" if other is None else f"{show_name(other)} is not like {built.layers}.0"
         return StoredTotals(
             None, f"Checkpoint: not compared, because its names are not those of transformers: {example}."
         )
@@ -96,13 +99,25 @@ def compare_with_built(folder: str | None, built: BuiltTensors) -> StoredTotals 
 
 
 def _own_names(stored: Iterable[str], built: BuiltTensors) -> dict[str, str] | None:
-    """Stored name -> name in the model, with the prefix that a checkpoint without head lacks; None if none is alike."""
+    """Stored name -> name in the model, with the prefix that a checkpoint without head lacks; None if few are alike.
+
+    One tensor of a layer is enough. Where there is none, at least half of the stored names must be the model's: the
+    checkpoint then lacks its layers. Fewer, as the head alone, may be alike in other code too.
+    """
     stored = list(stored)
-    for prefix in ("", built.prefix):
-        own = {name: name if name in built.tied or name in built.shapes else prefix + name for name in stored}
+    own_names = [
+        {name: name if _is_own(name, built) else prefix + name for name in stored} for prefix in ("", built.prefix)
+    ]
+    for own in own_names:
         if any(name in built.shapes and name.startswith(f"{built.layers}.") for name in own.values()):
             return own
-    return None
+    own = max(own_names, key=lambda own: sum(_is_own(name, built) for name in own.values()))
+    alike = sum(_is_own(name, built) for name in own.values())
+    return own if stored and 2 * alike >= len(stored) else None
+
+
+def _is_own(name: str, built: BuiltTensors) -> bool:
+    return name in built.tied or name in built.shapes
 
 
 def _is_extra(own: str, built: BuiltTensors) -> bool:

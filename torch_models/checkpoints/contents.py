@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch_models.checkpoints.headers import SINGLE_FILE, Headers, pickles_in, read_headers
+from torch_models.checkpoints.headers import Headers, read_headers
 from torch_models.checkpoints.places import Found
 from torch_models.checkpoints.quantised import unpacked
 from torch_models.errors import CheckpointError, show_name
@@ -58,7 +58,7 @@ class Contents(NamedTuple):
 
 
 def read_contents(folder: Path) -> Contents | None:
-    """Return the contents of `folder`; None if it has neither a file of weights nor an index.
+    """Return the contents of `folder`; None if it has neither a file of weights to read nor an index.
 
     Raises `CheckpointError` if a file is broken.
     """
@@ -76,14 +76,6 @@ def read_contents(folder: Path) -> Contents | None:
         dtype=_dtype(fields),
         not_compared=_why_not_compared(fields, packed),
     )
-
-
-def why_nothing_is_read(folder: Path) -> str | None:
-    """Say why a folder that has weights, but none that `read_contents` finds, is not read; None if it has none."""
-    if (folder / SINGLE_FILE).is_file():
-        return f"{SINGLE_FILE} is a pointer of Git LFS, not the weights"
-    pickled = pickles_in(folder)
-    return f"{pickled[0]} is a pickle, which is never read" if pickled else None
 
 
 def why_not_summed(contents: Contents, numbers: Mapping[str, int], buffers: Collection[str]) -> str | None:

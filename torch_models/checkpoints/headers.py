@@ -1,9 +1,8 @@
 """Reads the headers of a checkpoint folder's safetensors files: names, dtypes and shapes, without a weight. Torch-free.
 
-The weights are in one file, `model.safetensors`, or in the shards that `model.safetensors.index.json` lists. A file
-begins with the length of its header in 8 bytes, little-endian; the header is a JSON object of tensor names, each with
-`dtype`, `shape` and `data_offsets`; the tensors' bytes follow without gaps
-(https://huggingface.co/docs/safetensors, "Format"). Nothing is downloaded.
+Which files these are is decided in weight_files.py. A file begins with the length of its header in 8 bytes,
+little-endian; the header is a JSON object of tensor names, each with `dtype`, `shape` and `data_offsets`; the tensors'
+bytes follow without gaps (https://huggingface.co/docs/safetensors, "Format"). Nothing is downloaded.
 """
 
 import json
@@ -13,10 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from torch_models.errors import CheckpointError, show_name, show_value
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from torch_models.checkpoints.weight_files import (
+    INDEX_FILE,
+    POINTER,
+    SINGLE_FILE,
+    is_weights,
+    pickles_in,
+    weights_without_index,
+)
+from torch_models.errors import CheckpointError, show_json_error, show_name, show_value
 
 # Bits per number of every dtype of the format.
 DTYPE_BITS = {
@@ -26,8 +30,6 @@ DTYPE_BITS = {
 }
 LENGTH_BYTES = 8  # of the number at the beginning of a file that says how long its header is
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the format, used for the index too
-POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not replaced by its content
-LONGEST_POINTER = 1024  # bytes
 
 
 class StoredTensor(NamedTuple):
@@ -51,22 +53,25 @@ class StoredTensor(NamedTuple):
 class Headers(NamedTuple):
     """The tensors of a checkpoint folder by stored name."""
 
-    source: Path  # the one file, or the index
+    source: Path  # the one file, the index, or the first of several shards without an index
     tensors: dict[str, StoredTensor]  # of the files that are there
     absent: dict[str, str]  # name -> file, for the tensors in the index whose file is not there
     total_size: int | None  # bytes of all tensors by the index; None where it does not say
 
 
 def read_headers(folder: Path) -> Headers | None:
-    """Return the headers of the weights in `folder`; None if there is neither a file of weights nor an index.
+    """Return the headers of the weights in `folder`; None if there is neither a file of weights to read nor an index.
 
     A file that is only a pointer of Git LFS is not there. Raises `CheckpointError` with file and tensor if a file is
-    broken, or if index and shards differ.
+    broken, if index and shards differ, or if shards without an index have a tensor twice.
     """
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if is_weights(single):  # before the index, as transformers does
         return Headers(single, read_header(single), {}, None)
-    return _indexed(index) if index.is_file() else None
+    if index.is_file():
+        return _indexed(index)
+    files = weights_without_index(folder)
+    return _together(files) if files and not isinstance(files, str) else None
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -76,32 +81,17 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     headers = read_headers(folder)
     if headers is None:
-        pickled = pickles_in(folder)
-        hint = f"; {pickled[0]} is a pickle, which is never read: convert it to safetensors" if pickled else ""
         if (folder / SINGLE_FILE).is_file():
             raise _is_pointer(folder / SINGLE_FILE)
+        why, pickled = weights_without_index(folder), pickles_in(folder)
+        if isinstance(why, str):
+            raise CheckpointError(f"{folder}: has no weights to read: {why}")
+        hint = f"; {pickled[0]} is a pickle, which is never read: convert it to safetensors" if pickled else ""
         raise CheckpointError(f"{folder}: contains neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
     for name, shard in headers.absent.items():
         file = folder / shard
         raise _is_pointer(file) if file.is_file() else _not_a_file(headers.source, name, shard)
     return headers.tensors
-
-
-def pickles_in(folder: Path) -> list[str]:
-    """Names of the files in `folder` that hold weights as pickles, which are never read."""
-    return sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-
-
-def is_weights(file: Path) -> bool:
-    """Whether `file` is a regular file and not a pointer of Git LFS."""
-    if not file.is_file():
-        return False
-    try:
-        if file.stat().st_size > LONGEST_POINTER:
-            return True
-        return not file.read_bytes().startswith(POINTER)
-    except OSError:
-        return True  # reading it will say why it cannot be read
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
@@ -172,6 +162,17 @@ def _check_no_gaps(file: Path, entries: list[tuple[int, int, str]], data: int) -
         last = end
     if last != data:
         raise _broken(file, f"its tensors end at byte {last} of the data, and the file has {data}")
+
+
+def _together(files: list[Path]) -> Headers:
+    """Return the headers of all files, which no index lists; a tensor may be in one of them only."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(f"{file}: {show_name(name)} is also in {show_name(tensors[name].file.name)}")
+            tensors[name] = tensor
+    return Headers(files[0], tensors, {}, None)
 
 
 # --- The index -------------------------------------------------------------------------------------------------
@@ -261,5 +262,4 @@ def _json(content: bytes, where: str) -> Any:
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise CheckpointError(f"{where}: not valid JSON: {reason}") from None
+        raise CheckpointError(f"{where}: not valid JSON: {show_json_error(error)}") from None

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.errors import ConfigError, UserError, show_json_error, show_value
 from torch_models.fields.bundled import bundled_data
 
 MAX_CONFIG_BYTES = 4_000_000
@@ -27,8 +27,7 @@ def read_config(path_or_name: str | os.PathLike[str]) -> tuple[str, dict[str, An
     except UserError as error:
         raise UserError(f"{shown}: {error}") from None
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UserError(f"{shown}: not valid JSON: {reason}") from None
+        raise UserError(f"{shown}: not valid JSON: {show_json_error(error)}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{shown}: must be a JSON object of config fields, but is {show_value(fields)}")
     return shown, fields

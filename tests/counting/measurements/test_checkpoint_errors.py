@@ -197,6 +197,19 @@ def test_a_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith(f"error: {file}: not a whole safetensors file: ")
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "model-00001-of-00001.safetensors"])
+def test_a_file_of_another_name_is_compared(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = native_state(LLAMA)
+    (write(tmp_path, LLAMA, state) / SINGLE).rename(tmp_path / name)
+    expected = {"parameters": sum(tensor.numel() for tensor in state.values())}
+    assert by_checkpoint(analysed(tmp_path)) == expected
+    del state["model.norm.weight"]
+    (write(tmp_path, LLAMA, state) / SINGLE).rename(tmp_path / name)
+    assert main(["--model_config", str(tmp_path)]) == 2
+    said = "tensors that do not fit config.json: 1 missing: model.norm.weight (64,); a config.json"
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: {said}")
+
+
 # --- No weights ------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +219,12 @@ def test_a_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("other.txt", b"", None),
         ("pytorch_model.bin", b"", "pytorch_model.bin is a pickle, which is never read"),
         (SINGLE, POINTER, "model.safetensors is a pointer of Git LFS, not the weights"),
+        ("adapter_model.safetensors", b"", "adapter_model.safetensors has the weights of an adapter, not the model's"),
+        (
+            "model-00001-of-00002.safetensors",
+            b"{}",
+            f"model-00002-of-00002.safetensors is not there, and there is no {INDEX}",
+        ),
     ],
 )
 def test_no_weights_no_witness(file: str, content: bytes, reason: str | None, tmp_path: Path) -> None:

@@ -132,6 +132,42 @@ def test_names_that_are_nowhere_in_the_model(tmp_path: Path) -> None:
     assert analysis.notes[-1] == f"Checkpoint: not compared, because {reason}."
 
 
+@pytest.mark.parametrize(
+    "names",
+    [["wte.weight"], ["transformer.wte.weight"], ["lm_head.weight"], ["lm_head.weight", "wpe.weight"]],
+    ids=str,
+)
+def test_a_checkpoint_without_layers_lacks_them(names: list[str], tmp_path: Path) -> None:
+    stored = stored_of(GPT2_FIELDS)
+    sizes = stored | {name.removeprefix("transformer."): entry for name, entry in stored.items()}
+    sizes["lm_head.weight"] = sizes["wte.weight"]
+    written(tmp_path, GPT2_FIELDS, {name: sizes[name] for name in names})
+    with pytest.raises(CheckpointError) as caught:
+        analysed(tmp_path)
+    # Of the tensors of the model, tied ones once.
+    assert str(caught.value).startswith(
+        f"{tmp_path}: tensors that do not fit config.json: {len(stored) - len(names)} missing: transformer."
+    )
+    assert "surplus" not in str(caught.value)
+
+
+def test_a_surplus_tensor_in_a_checkpoint_without_layers(tmp_path: Path) -> None:
+    stored: Stored = {"wte.weight": ("BF16", (96, 64)), "h.3.ln_1.weight": ("BF16", (64,))}
+    with pytest.raises(CheckpointError, match=rf"1 surplus: h\.3\.ln_1\.weight in {SINGLE}$"):
+        analysed(written(tmp_path, GPT2_FIELDS, stored))
+
+
+def test_layers_under_other_names_beside_an_equal_head(tmp_path: Path) -> None:
+    """Most names are not the model's: these are weights of other code, and not a checkpoint that lacks its layers."""
+    stored = {name.replace("transformer.h.", "blocks."): entry for name, entry in stored_of(GPT2_FIELDS).items()}
+    assert "transformer.wte.weight" in stored
+    analysis = analysed(written(tmp_path, GPT2_FIELDS, stored))
+    assert totals_of(analysis) == {}
+    first = next(name for name in stored if name.startswith("blocks."))
+    reason = f"its names are not those of transformers: {first} is not like transformer.h.0"
+    assert analysis.notes[-1] == f"Checkpoint: not compared, because {reason}."
+
+
 def test_the_weights_of_several_models(tmp_path: Path) -> None:
     fields = {"model_type": "gpt2", "text_config": {"a": 1}, "vision_config": {"b": 1}}
     written(tmp_path, fields, stored_of(GPT2_FIELDS))

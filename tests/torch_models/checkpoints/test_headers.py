@@ -70,7 +70,7 @@ BROKEN: dict[str, tuple[Any, int, str]] = {
     "no JSON": (b"{]", 0, "its header: not valid JSON: "),
     "no UTF-8": (b'{"\xff": 1}', 0, "its header: not valid JSON: 'utf-8' codec"),
     "too deep": (b'{"a": ' + b"[" * 100_000, 0, "its header: not valid JSON: nested too deeply"),
-    "too many digits": (b'{"a": ' + b"1" * 5_000 + b"}", 0, "its header: not valid JSON: Exceeds the limit"),
+    "too many digits": (b'{"a": ' + b"1" * 6_000 + b"}", 0, "its header: not valid JSON: a number has too many digits"),
     "name twice": (b'{"a": 1, "b": 2, "b": 3}', 0, "its header: has b twice"),
     "key twice": (b'{"a": {"dtype": 1, "dtype": 2}}', 0, "its header: has dtype twice"),
     "no entry": ({"a": 7}, 24, "a must be an object, but is 7"),
@@ -109,6 +109,7 @@ def test_broken(header: Any, data: int, said: str, tmp_path: Path) -> None:
         read_header(file)
     assert str(caught.value).startswith(f"{file}: not a whole safetensors file: {said}")
     assert "\n" not in str(caught.value)
+    assert "sys." not in str(caught.value)
 
 
 @pytest.mark.parametrize(
