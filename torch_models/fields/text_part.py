@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch_models.errors import ConfigError, show_value
-from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
 from torch_models.fields.known_fields import irrelevance
 from torch_models.fields.unknown_fields import is_comment, show_field
 
@@ -86,7 +85,7 @@ def extracted_text_part(fields: dict[str, Any]) -> TextPart:
     part does not name its family, which the class of the whole model then tells.
     """
     name = _name_of_text_part(fields)
-    if name is None or not (any(_beside(fields, name)) or fields.get("model_type") in DEFAULT_OF_WHOLE):
+    if name is None or not (any(_beside(fields, name)) or str(fields.get("model_type")) in DEFAULT_OF_WHOLE):
         return TextPart(merged_text_part(fields))
     if not _names_a_family(fields[name]):
         return TextPart(fields)
@@ -135,8 +134,8 @@ def left_out(fields: Mapping[str, Any], reason: str) -> tuple[str, ...]:
 
 def with_head(text: Mapping[str, Any], whole: Mapping[str, Any]) -> TextPart:
     """The fields of a text part with `HEAD` as transformers' class of the whole model has it, which has the head."""
-    model_type, given, of_text = whole.get("model_type"), whole.get(HEAD), text.get(HEAD)
-    tied = DEFAULT_OF_WHOLE.get(str(model_type)) if given is None else given
+    model_type, given, of_text = str(whole.get("model_type")), whole.get(HEAD), text.get(HEAD)
+    tied = DEFAULT_OF_WHOLE.get(model_type) if given is None else given
     if model_type in OR_OF_TEXT:
         tied = tied or of_text
     elif model_type in NEVER_TIED:
@@ -160,13 +159,8 @@ def _name_of_text_part(fields: Mapping[str, Any]) -> str | None:
 def _beside(fields: Mapping[str, Any], name: str) -> tuple[list[str], list[str]]:
     """The fields beside a text part that hold other models, and the further ones that speak of such models."""
     models = [field for field, value in fields.items() if is_model_part(field, value) and field != name]
-    others = [field for field, value in fields.items() if value is not None and _is_of_another_model(field)]
+    others = [field for field, value in fields.items() if value is not None and _MODALITY.search(field)]
     return models, [field for field in others if field not in (name, *models)]
-
-
-def _is_of_another_model(field: str) -> bool:
-    another = ARCHITECTURE_FIELDS["vision_config"]
-    return _MODALITY.search(field) is not None or ARCHITECTURE_FIELDS.get(field) == another
 
 
 def _names_a_family(part: Mapping[str, Any]) -> bool:

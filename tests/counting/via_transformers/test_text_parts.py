@@ -247,6 +247,10 @@ def test_text_only_of_a_text_decoder_is_the_whole() -> None:
         ({"model_type": "clip"}, "model_type = 'clip_text_model': transformers has no causal language model"),
         ({"model_type": "t5"}, "has an encoder beside its decoder"),
         ({"model_type": "mllama"}, r"leaves out .*CrossAttention.* attends to another model's states"),
+        (
+            {"model_type": ["llava"], "text_config": {"model_type": ["llama"]}, "vision_config": {}},
+            "is not known; must",
+        ),
         ({"model_type": "mine", "text_config": {"model_type": "mine_too"}, "vision_config": {}}, "'mine_too': is not"),
     ],
 )
@@ -254,6 +258,15 @@ def test_what_has_no_text_decoder(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         text(fields)
     assert "\n" not in str(caught.value)
+
+
+def test_the_text_part_of_llama_3_2_vision_attends_to_images() -> None:
+    fields = {"model_type": "mllama_text_model", "architectures": None, "add_cross_attention": False}
+    fields |= SMALL | {"num_hidden_layers": 8, "cross_attention_layers": [3], "tie_word_embeddings": False}
+    with pytest.raises(
+        UserError, match=r"leaves out model\.layers\.3 \(MllamaCrossAtt.* attends to another model's states$"
+    ):
+        analyze(fields, SHORT)
 
 
 def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,6 +301,12 @@ MPT = {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_s
 def test_names_that_differ_in_case_and_of_older_kinds_are_recognised(fields: dict[str, Any], name: str) -> None:
     named = analyze(fields | {"architectures": [name]}, SHORT, step=False)
     assert named.parameters == analyze(without(fields, "architectures"), SHORT, step=False).parameters
+
+
+def test_mpt_as_it_is_published_under_an_older_name() -> None:
+    analysis = analyze({"model_type": "mpt", "architectures": ["MPTForCausalLM"], "max_seq_len": 2048}, AT_2048)
+    assert analysis.parameters.total == analysis.parameters.active == 1_311_213_568
+    assert analysis.forward_flops == 6_194_953_453_568
 
 
 def test_a_name_alone_that_differs_in_case_names_the_family() -> None:
