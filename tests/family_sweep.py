@@ -27,6 +27,9 @@ REASONS = {
 }
 
 
+SHORTER_THAN_WINDOWS = 64  # tokens
+
+
 class Outcome(NamedTuple):
     """What became of one family's default config."""
 
@@ -34,8 +37,8 @@ class Outcome(NamedTuple):
     reason: str | None  # the kind of reason of a refusal; None if it was measured
     message: str  # of the refusal
     seconds: float  # of this process, with the import of the family's code
-    parameters: int  # measured
-    expected: int  # by `numel` of transformers' own classes
+    measured: tuple[int, int] = (0, 0)  # parameters, and FLOPs of a forward pass
+    expected: tuple[int, int] = (0, 0)  # the same by `numel` and torch's own counter, of transformers' own classes
 
 
 def families() -> list[str]:
@@ -60,6 +63,7 @@ def examine(model_type: str) -> Outcome:
     from counting.setup import Setup
     from counting.via_transformers.quiet import quiet
     from torch_models.errors import UserError
+    from torch_models.fields.config import FAMILIES
 
     with quiet():
         try:
@@ -75,20 +79,74 @@ def examine(model_type: str) -> Outcome:
             message = str(error)
             if length is None and "sequence_length" in message:
                 continue
-            return Outcome(model_type, _kind(message), message, time.process_time() - began, 0, 0)
+            return Outcome(model_type, _kind(message), message, time.process_time() - began)
         break
     seconds = time.process_time() - began
     assert config is not None
-    head = analysis.parameters.by_component["lm_head"]
-    return Outcome(model_type, None, "", seconds, analysis.parameters.total, _numel(config, head))
+    if model_type in FAMILIES:  # whose windows are counted as bands; torch counts the full square
+        analysis = analyze(fields, Setup(sequence_length=SHORTER_THAN_WINDOWS), step=False)
+    length = analysis.setup.sequence_length
+    assert length is not None
+    measured = analysis.parameters.total, analysis.forward_flops
+    return Outcome(model_type, None, "", seconds, measured, _by_transformers(config, length))
+
+
+# Families with a causal language model that neither a table of transformers nor the name of the configuration tells.
+OTHERWISE_NAMED = {"clvp_decoder", "musicgen_decoder", "musicgen_melody_decoder"}
+
+
+def causes(model_type: str) -> set[str]:
+    """The kinds of reasons why a family is no decoder, by transformers' own tables; empty if they tell none."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config_class, found = CONFIG_MAPPING[model_type], set()
+    try:
+        is_encoder_decoder = config_class().is_encoder_decoder
+    except Exception:  # a class without a usable default
+        is_encoder_decoder = getattr(config_class, "is_encoder_decoder", False)
+    if is_encoder_decoder:
+        found.add("an encoder beside the decoder")
+    parts = [getattr(part, "model_type", None) for part in config_class.sub_configs.values()]
+    if any(part is None or part in CONFIG_MAPPING for part in parts):  # None: of any family
+        found.add("several models")
+    has_table = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not (found or has_table or model_type in OTHERWISE_NAMED or _is_text_part(config_class)):
+        found.add("no causal language model")
+    return found
+
+
+def _is_text_part(config_class: Any) -> bool:
+    """Whether a family has a class for text that no table names: of its own, or a decoder within a whole model."""
+    import importlib
+
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    package = importlib.import_module(config_class.__module__.rpartition(".")[0])
+    if f"{config_class.__name__.removesuffix('Config')}ForCausalLM" in dir(package):
+        return True
+    wholes = {**modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    wholes |= modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    names = [name for name, whole in wholes.items() if str(whole).endswith("ForConditionalGeneration")]
+    classes = [CONFIG_MAPPING[name] for name in names if name in CONFIG_MAPPING]
+    return any(
+        whole.sub_configs.get("text_config") is config_class and not getattr(whole, "is_encoder_decoder", False)
+        for whole in classes
+        if whole.__module__.startswith(f"{package.__name__}.")
+    )
 
 
 def _kind(message: str) -> str:
     return next((kind for kind, words in REASONS.items() if re.search(words, message)), "unknown")
 
 
-def _numel(config: Any, head: int) -> int:
-    """The parameters of transformers' model of a config; of a text model without a head, with one of `head` weights."""
+def _by_transformers(config: Any, length: int) -> tuple[int, int]:
+    """The parameters and forward FLOPs of transformers' whole model of a config, with all of its layers.
+
+    A text model without a head has one of vocabulary times width beside it, tied as its config says, or as the class of
+    the whole model does.
+    """
     import torch
     import transformers
 
@@ -96,15 +154,66 @@ def _numel(config: Any, head: int) -> int:
 
     if vars(config).get("num_key_value_heads", 0) is None:  # the documented default, which not every class sets
         config.num_key_value_heads = config.num_attention_heads
-    with quiet(), torch.device("meta"):
-        if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-            model = transformers.AutoModelForCausalLM.from_config(config)
-            return sum(weight.numel() for weight in model.parameters())
-        model = _text_class(config)(config)
-    of_text = sum(weight.numel() for weight in model.parameters())
-    words = model.get_input_embeddings().weight.numel()
-    assert head in (0, config.vocab_size * config.hidden_size, words)
-    return of_text + (0 if model.get_output_embeddings() else head)
+    has_causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    of_config: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if has_causal else _text_class(config)
+    with quiet():
+        with torch.device("meta"):
+            model = of_config._from_config(config, dtype=torch.bfloat16, attn_implementation="eager").eval()
+        if model._can_set_experts_implementation():
+            model.set_experts_implementation("grouped_mm")
+        parameters, flops = sum(weight.numel() for weight in model.parameters()), _flops(model, length)
+    if of_config.__name__.endswith(("ForCausalLM", "LMHeadModel")) or model.get_output_embeddings() is not None:
+        return parameters, flops
+    head = config.vocab_size * config.hidden_size
+    return parameters + (0 if _is_tied(config) else head), flops + 2 * length * head
+
+
+def _flops(model: Any, length: int) -> int:
+    """The FLOPs of a forward pass by torch's own counter, without rotary tables: elementwise, though made by products.
+
+    The full mask is for code that would read numbers to make one; code that makes its own fails with it.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = torch.zeros(1, length, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
+    ways: tuple[dict[str, Any], ...] = ({}, {"attention_mask": mask})
+    for inputs in ways:
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped})
+        try:
+            with torch.no_grad(), counter:
+                model(input_ids=ids, use_cache=False, **inputs)
+        except RuntimeError as error:
+            if inputs or "meta tensors" not in str(error):
+                raise
+            continue
+        counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        rotary = (count for name, count in counts.items() if "rotary" in name.rpartition(".")[2])
+        return int(counts["Global"] - sum(rotary))
+    raise AssertionError("neither way runs")
+
+
+def _grouped(rows: Sequence[int], matrices: Sequence[int], *_: Any, **__: Any) -> int:
+    """The FLOPs of rows (M, K), each multiplied by one of the matrices (E, K, N): torch's counter has no such entry."""
+    (number, inner), outer = rows, matrices[-1]
+    return 2 * number * inner * outer
+
+
+def _is_tied(config: Any) -> bool:
+    """Whether a text model shares its embedding with the head: by its config, else by that of a whole model."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if hasattr(config, "tie_word_embeddings"):
+        return bool(config.tie_word_embeddings)
+    package = type(config).__module__.rpartition(".")[0]
+    wholes = {
+        getattr(whole, "tie_word_embeddings")  # noqa: B009 - declared by some classes only
+        for whole in map(CONFIG_MAPPING.__getitem__, CONFIG_MAPPING)
+        if whole.__module__.startswith(f"{package}.") and type(config) is whole.sub_configs.get("text_config")
+    }
+    (tied,) = wholes
+    return bool(tied)
 
 
 def _text_class(config: Any) -> Any:

@@ -27,7 +27,7 @@ from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in, plain_name
 from torch_models.fields.known_fields import FIXED_FIELDS, irrelevance
 from torch_models.fields.sequence_length import trained_length
-from torch_models.fields.text_part import HEAD
+from torch_models.fields.text_part import HEAD, TextPart
 
 EXTRA = "transformers"
 
@@ -84,13 +84,13 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         if model_type not in config_classes:
             rule = f"is not known; must be one of {', '.join(FAMILIES)}, and transformers has no such family"
             raise ConfigError("model_type", model_type, rule)
-        given = foreign.fields
+        part = TextPart(foreign.fields)
         if foreign.text_only:
             with _rejections(foreign.source):
-                given = take_text_part(given, model_type, config_classes)
-            model_type = given.get("model_type", model_type)
+                part = take_text_part(part.fields, model_type, config_classes)
+            model_type = part.fields.get("model_type", model_type)
         config_class = config_classes[model_type]
-    fields = under_own_names(given, config_class) | {"model_type": model_type}
+    fields = under_own_names(part.fields, config_class) | {"model_type": model_type}
     with quiet():
         built_from = decoder_class(model_type, config_class, fields, known)
     ignored = [own_name(field, config_class) for field in foreign.ignore_fields]
@@ -115,9 +115,9 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         decoder=decoder,
         sequence_length=length,
         sequence_length_source=source,
-        defaulted_fields=tuple(_defaulted(fields, decoder)),
+        defaulted_fields=(*_defaulted(fields, decoder), *foreign.defaulted_fields, *part.defaulted),
         notes=tuple(_left_out(fields, config_class)),
-        passed_over_fields=(*found.passed_over, *replaced),
+        passed_over_fields=(*found.passed_over, *replaced, *foreign.passed_over_fields, *part.left_out),
         ignored_fields=found.ignored,
         switches=undeclared_switches(fields, config),
     )

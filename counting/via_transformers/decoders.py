@@ -14,12 +14,15 @@ from torch_models.fields.config import CAUSAL_LM, architectures_in, plain_name
 from torch_models.fields.text_part import (
     HEAD,
     INHERITED,
+    OUTSIDE,
     TEXT_PARTS,
+    TextPart,
+    extracted_text_part,
     is_model_part,
-    is_of_other_modality,
+    left_out,
     several_models,
-    text_part,
-    without_other_modalities,
+    with_head,
+    without_other_tokens,
 )
 
 CONDITIONAL = "ForConditionalGeneration"
@@ -93,30 +96,39 @@ def _may_be_a_decoder(part: Any, known: Any) -> bool:
     return _found(text_type, part, known) is not None
 
 
-def take_text_part(fields: dict[str, Any], model_type: str, config_classes: Any) -> dict[str, Any]:
-    """The fields of the text part, with its `model_type`, if the family is made of several models; else all fields.
+def take_text_part(fields: dict[str, Any], model_type: str, config_classes: Any) -> TextPart:
+    """The text part of a family that is made of several models, with its `model_type`; of any other family, the whole.
 
     The part's family is that of transformers' class where the config does not name it. Older configs have the text
-    part's fields beside those of the other parts: then the fields that only the whole model has are left out. So are
-    fields of images, video and sound that the part's class does not declare.
+    part's fields beside those of the other parts: then the fields that only the whole model has are left out.
     """
     config_class = config_classes[model_type]
     name = next((name for name in TEXT_PARTS if name in config_class.sub_configs), None)
     if name is None:
-        return without_other_modalities(fields, kept=declared_fields(config_class))
-    whole = config_class.from_dict(fields)
-    text_type = getattr(whole, name).model_type
+        return TextPart(fields)
+    text_type = getattr(config_class.from_dict(fields), name).model_type
     if isinstance(fields.get(name), dict):
-        named = fields | {name: fields[name] | {"model_type": text_type}}
-        return take_text_part(text_part(named, text_only=True), text_type, config_classes)
-    own, others = (declared_fields(config_classes[each]) for each in (text_type, model_type))
+        part = extracted_text_part(fields | {"model_type": model_type, name: fields[name] | {"model_type": text_type}})
+    else:
+        part = _text_beside_others(fields | {"model_type": model_type}, text_type, config_classes)
+    inner = take_text_part(part.fields, text_type, config_classes)
+    return TextPart(inner.fields, (*part.left_out, *inner.left_out), (*part.defaulted, *inner.defaulted))
+
+
+def _text_beside_others(fields: dict[str, Any], text_type: str, config_classes: Any) -> TextPart:
+    """The fields of a text part of family `text_type` that stand beside those of the other parts."""
+    own, others = (declared_fields(config_classes[each]) for each in (text_type, fields["model_type"]))
     kept = own | {HEAD, *INHERITED}
     text = {
         field: value
         for field, value in fields.items()
-        if field in kept or not (field in others or is_model_part(field, value) or is_of_other_modality(field))
+        if field in kept or not (field in others or is_model_part(field, value))
     }
-    return take_text_part(text | {"model_type": text_type}, text_type, config_classes)
+    outside = {field: value for field, value in fields.items() if field not in text and field != "model_type"}
+    headed = with_head({field: value for field, value in text.items() if field != HEAD}, fields)
+    part = without_other_tokens(headed.fields | {"model_type": text_type})
+    dropped = (*left_out(outside, OUTSIDE), *headed.left_out, *part.left_out)
+    return TextPart(part.fields, dropped, headed.defaulted)
 
 
 def _found(model_type: str, config_class: Any, known: Any) -> DecoderClass | None:

@@ -23,7 +23,7 @@ from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
 from torch_models.fields.switches import SWITCHES, check_layer_types, check_switches, is_switch, parts_of_spec
-from torch_models.fields.text_part import all_fields, text_part, without_other_modalities
+from torch_models.fields.text_part import TextPart, all_fields, extracted_text_part, merged_text_part
 from torch_models.fields.unknown_fields import (
     Sorted,
     common_reason,
@@ -113,6 +113,8 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
     folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
     ignore_fields: tuple[str, ...] = ()  # names of fields that do not matter, although they are not understood
     text_only: bool = False  # of a model made of several, the text part is meant
+    passed_over_fields: tuple[str, ...] = ()  # "field = value (reason)" for each field left out of the text part
+    defaulted_fields: tuple[str, ...] = ()  # "field = value" for each field that the class of the whole model decides
 
 
 class Family(Protocol):
@@ -218,7 +220,8 @@ def model_from_fields(
     defaults when it saves a part, and only transformers knows those that decide shapes.
     """
     whole = _checked(fields)
-    fields = text_part(whole, text_only=text_only)
+    part = extracted_text_part(whole) if text_only else TextPart(merged_text_part(whole))
+    fields = part.fields
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
     if model_type is None:
         is_foreign = bool(architectures) and not any(map(_family_of, architectures))
@@ -226,12 +229,15 @@ def model_from_fields(
         is_foreign = isinstance(model_type, str) and model_type not in FAMILIES
     is_part = text_only and fields is not whole
     if not is_foreign:
-        fields = without_other_modalities(fields) if is_part else fields
         model_type = model_type or next(map(_family_of, architectures), None)
         try:
             spec = spec_from_fields(dict(fields), name, ignore_fields)
             if not is_part or fields.get("num_key_value_heads") is not None:
-                return spec
+                return msgspec.structs.replace(
+                    spec,
+                    passed_over_fields=(*spec.passed_over_fields, *part.left_out),
+                    defaulted_fields=(*spec.defaulted_fields, *part.defaulted),
+                )
         except ConfigError as error:
             if not (is_part and error.rule == MISSING):
                 raise
@@ -242,6 +248,8 @@ def model_from_fields(
         fields=fields,
         text_only=text_only,
         ignore_fields=tuple(ignore_fields),
+        passed_over_fields=part.left_out,
+        defaulted_fields=part.defaulted,
     )
 
 
@@ -251,7 +259,7 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
     cannot be ignored.
     """
-    given = text_part(_checked(fields), text_only=False)
+    given = merged_text_part(_checked(fields))
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__

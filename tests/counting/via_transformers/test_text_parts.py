@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as TEXT_OF_IMAGES
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as TEXT_OF_SOUND
 
 from counting.analysis import Analysis, analyze
 from counting.setup import Setup
@@ -16,6 +19,7 @@ from tests.foreign_families import FAMILIES, SMALL, TEXT_PART, without
 from tests.shrunken import LLAMA, QWEN3_MOE
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.config import ForeignConfig, read_model
+from torch_models.fields.text_part import BY_THE_TEXT_PART, DEFAULT_OF_WHOLE, HEAD, NEVER_TIED, OR_OF_TEXT, TEXT_PARTS
 
 AT_2048 = Setup(sequence_length=2048)
 SHORT = Setup(sequence_length=32)
@@ -85,7 +89,7 @@ def test_the_head_is_tied_as_the_whole_config_says(tied: bool) -> None:
             {"rope_parameters": {"partial_rotary_factor": 0.5} | MROPE | {"mrope_section": [1, 1, 2]}},
         ),
         ("glm_ocr", "glm_ocr_text", {"rope_scaling": MROPE}),
-        ("paddleocr_vl", "paddleocr_vl_text", {"head_dim": 16, "rope_scaling": MROPE}),
+        ("paddleocr_vl", "paddleocr_vl_text", {"head_dim": 16, "rope_scaling": MROPE, "tie_word_embeddings": False}),
         ("gemma3", "gemma3_text", {"head_dim": 16, "sliding_window": 8}),
         ("llava", "granite", {}),
         ("qwen2_5_omni_thinker", "qwen2_5_omni_text", {"rope_scaling": MROPE}),
@@ -157,6 +161,79 @@ def test_the_text_part_in_a_part_and_a_part_that_does_not_name_its_family() -> N
     assert text(unnamed).parameters.total == analyze(LLAMA, SHORT, step=False).parameters.total
 
 
+# Models of several whose text part is of a family with a class of its own, with the text part.
+OWN_CLASS: dict[str, dict[str, Any]] = {
+    "llava": LLAMA | {"num_key_value_heads": 2},
+    "llava_next": LLAMA | {"num_key_value_heads": 2},
+    "mistral3": SMALL | {"model_type": "mistral", "head_dim": 16},
+    "got_ocr2": SMALL | {"model_type": "qwen2"},
+    "gemma3": SMALL | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 8},
+    "voxtral": LLAMA | {"num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("in_text", [None, True, False])
+@pytest.mark.parametrize("in_whole", [None, True, False])
+@pytest.mark.parametrize("whole_type", OWN_CLASS)
+def test_the_head_is_tied_as_in_the_whole_model_of_transformers(
+    whole_type: str, in_whole: bool | None, in_text: bool | None
+) -> None:
+    """The text part has a class of its own, whose default may be another than the whole model's."""
+    said = {
+        name: {} if tied is None else {"tie_word_embeddings": tied}
+        for name, tied in (("whole", in_whole), ("text", in_text))
+    }
+    inner = without(OWN_CLASS[whole_type], "tie_word_embeddings", "architectures", "max_sequence_length")
+    whole = {"model_type": whole_type, **said["whole"], "text_config": inner | said["text"]}
+    config = transformers.AutoConfig.for_model(**whole)
+    name = TEXT_OF_IMAGES.get(whole_type) or TEXT_OF_SOUND[whole_type]
+    with torch.device("meta"):
+        model = getattr(transformers, name)._from_config(config)
+    weights = {*model.get_decoder().parameters(), model.get_output_embeddings().weight}
+    tower = {"audio_config" if whole_type == "voxtral" else "vision_config": {"num_hidden_layers": 2}}
+    assert text(whole | tower).parameters.total == sum(weight.numel() for weight in weights)
+
+
+def test_defaults_of_whole_models_are_those_of_transformers() -> None:
+    for whole_type, tied in DEFAULT_OF_WHOLE.items():
+        config_class = CONFIG_MAPPING[whole_type]
+        assert config_class.from_dict({}).tie_word_embeddings is tied, whole_type
+        (part,) = config_class.sub_configs.keys() & {*TEXT_PARTS}
+        for of_text in (True, False):
+            fields = config_class().to_dict()
+            fields[part] |= {HEAD: of_text}
+            whole = config_class.from_dict(fields | {HEAD: False})
+            assert whole.tie_word_embeddings is (of_text and whole_type in OR_OF_TEXT), whole_type
+    for whole_type in sorted(NEVER_TIED | BY_THE_TEXT_PART):
+        config_class = CONFIG_MAPPING[whole_type]
+        assert getattr(config_class.from_dict({}), HEAD, False) in (False, None), whole_type
+
+
+def test_what_is_left_out_of_the_whole_is_listed() -> None:
+    for inner in (LLAMA | {"num_key_value_heads": 2}, {"model_type": "granite", **SMALL}):
+        whole = {"model_type": "llava", "text_config": inner | {"num_image_tokens": 4}, "vision_config": TOWER}
+        listed = text(whole | {"image_token_index": 5, "projector_hidden_act": "gelu"}).passed_over_fields
+        for field in ("vision_config = an object of 2", "image_token_index = 5", "projector_hidden_act = 'gelu'"):
+            assert f"{field} (outside the text part, which alone is analysed)" in listed
+        assert "num_image_tokens = 4 (of images, video or sound; only the text part is analysed)" in listed
+
+
+@pytest.mark.parametrize("field", ["vision_expert_layers", "vision_experts", "visual_expert_intermediate_size"])
+def test_what_may_change_the_text_part_is_not_left_out(field: str) -> None:
+    qwen3_vl = {"model_type": "qwen3_vl_text", **SMALL, "head_dim": 16, field: 8}
+    beside = {"model_type": "qwen2_5_vl", **SMALL, "rope_scaling": MROPE, field: 8, "vision_config": TOWER}
+    for fields in (
+        {"model_type": "phi", **without(SMALL, "num_key_value_heads"), field: 8},
+        LLAMA | {field: 8},
+        {"model_type": "qwen3_vl", "text_config": qwen3_vl, "vision_config": TOWER},
+        {"model_type": "llava", "text_config": LLAMA | {field: 8}, "vision_config": TOWER},
+        {"model_type": "wrapper", "text_config": {"model_type": "granite", **SMALL, field: 8}},
+        beside,
+    ):
+        with pytest.raises(ConfigError, match=f"{field} = 8: "):
+            text(fields)
+
+
 def test_text_only_of_a_text_decoder_is_the_whole() -> None:
     assert read_model(LLAMA, text_only=True) == read_model(LLAMA)
     gpt2 = {"model_type": "gpt2", **FAMILIES["gpt2"][0]}
@@ -170,6 +247,10 @@ def test_text_only_of_a_text_decoder_is_the_whole() -> None:
         ({"model_type": "clip"}, "model_type = 'clip_text_model': transformers has no causal language model"),
         ({"model_type": "t5"}, "has an encoder beside its decoder"),
         ({"model_type": "mllama"}, r"leaves out .*CrossAttention.* attends to another model's states"),
+        (
+            {"model_type": ["llava"], "text_config": {"model_type": ["llama"]}, "vision_config": {}},
+            "is not known; must",
+        ),
         ({"model_type": "mine", "text_config": {"model_type": "mine_too"}, "vision_config": {}}, "'mine_too': is not"),
     ],
 )
@@ -177,6 +258,15 @@ def test_what_has_no_text_decoder(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         text(fields)
     assert "\n" not in str(caught.value)
+
+
+def test_the_text_part_of_llama_3_2_vision_attends_to_images() -> None:
+    fields = {"model_type": "mllama_text_model", "architectures": None, "add_cross_attention": False}
+    fields |= SMALL | {"num_hidden_layers": 8, "cross_attention_layers": [3], "tie_word_embeddings": False}
+    with pytest.raises(
+        UserError, match=r"leaves out model\.layers\.3 \(MllamaCrossAtt.* attends to another model's states$"
+    ):
+        analyze(fields, SHORT)
 
 
 def test_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,12 +303,44 @@ def test_names_that_differ_in_case_and_of_older_kinds_are_recognised(fields: dic
     assert named.parameters == analyze(without(fields, "architectures"), SHORT, step=False).parameters
 
 
+def test_mpt_as_it_is_published_under_an_older_name() -> None:
+    analysis = analyze({"model_type": "mpt", "architectures": ["MPTForCausalLM"], "max_seq_len": 2048}, AT_2048)
+    assert analysis.parameters.total == analysis.parameters.active == 1_311_213_568
+    assert analysis.forward_flops == 6_194_953_453_568
+
+
 def test_a_name_alone_that_differs_in_case_names_the_family() -> None:
     foreign = read_model(without(MPT, "model_type") | {"architectures": ["MPTForCausalLM"]})
     assert isinstance(foreign, ForeignConfig)
     assert analyze(foreign, SHORT).model_type == "mpt"
     native = without(without(LLAMA, "model_type"), "architectures") | {"architectures": ["LLaMAForCausalLM"]}
     assert analyze(native, SHORT, step=False).model_type == "llama"
+
+
+PHI3 = {"model_type": "phi3", **SMALL}
+
+
+def test_the_name_in_remote_code_is_recognised() -> None:
+    """As MiniMax-M2 is published: the name is not transformers' own, and `auto_map` says that it is the family's."""
+    minimax = {"model_type": "minimax_m2", **SMALL, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
+    remote = {"architectures": ["MiniMaxM2Remote_ForCausalLM"]}
+    named = {"AutoModelForCausalLM": "modeling_minimax_m2.OtherForCausalLM", "AutoConfig": "c.MiniMaxM2Config"}
+    accepted = analyze(minimax | {"architectures": ["OtherForCausalLM"], "auto_map": named}, SHORT)
+    assert accepted.parameters == analyze(minimax, SHORT).parameters
+    assert any(
+        each.startswith("auto_map = an object of 2 (points to remote code") for each in accepted.passed_over_fields
+    )
+    for unlike in (remote | {"auto_map": named}, {"architectures": ["OtherForCausalLM"]}):
+        with pytest.raises(ConfigError, match="is not what model_type minimax_m2 is measured as"):
+            analyze(minimax | unlike, SHORT)
+
+
+def test_another_model_of_the_family_in_remote_code_is_refused() -> None:
+    """Phi-3-small is another architecture under the family's name."""
+    named = {"AutoModelForCausalLM": "modeling_phi3_small.Phi3SmallForCausalLM"}
+    fields = PHI3 | {"architectures": ["Phi3SmallForCausalLM"], "auto_map": named}
+    with pytest.raises(ConfigError, match="architectures = 'Phi3SmallForCausalLM': is not what model_type phi3"):
+        analyze(fields, SHORT)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +354,4 @@ def test_a_name_alone_that_differs_in_case_names_the_family() -> None:
 )
 def test_names_of_other_models_are_refused(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"architectures = '{name}': {said}"):
-        analyze({"model_type": "phi3", **SMALL, "architectures": [name]}, SHORT)
+        analyze(PHI3 | {"architectures": [name]}, SHORT)
