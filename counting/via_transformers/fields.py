@@ -234,7 +234,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
     """
     class_name, declared = type(config).__name__, declared_fields(type(config))
     read = {"model_type", *declared, *_names_read(type(config))}
-    sizes = {name: value_of(name, config) for name in _SIZES}
+    sizes = _sizes_of(config)
     windows = {"use_sliding_window": value_of("use_sliding_window", config)}
     overwritten = []
     for field, value in fields.items():
@@ -274,6 +274,17 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
         ignore_fields=ignore_fields,
     )
     return Sorted((*found.passed_over, *overwritten), found.ignored)
+
+
+def _sizes_of(config: Any) -> dict[str, Any]:
+    """The sizes that the class itself has; any other field of a config is only what the file says."""
+    kind = type(config)
+    sizes = {name: value_of(name, config) for name in _SIZES if name in kind.attribute_map or hasattr(kind, name)}
+    if value_of("new_decoder_architecture", config) and hasattr(kind, "num_kv_heads"):
+        sizes["num_key_value_heads"] = value_of("num_kv_heads", config)
+    elif hasattr(kind, "multi_query") and value_of("multi_query", config):
+        sizes["num_key_value_heads"] = 1
+    return sizes
 
 
 def undeclared_switches(fields: Mapping[str, Any], config: Any) -> dict[str, bool]:

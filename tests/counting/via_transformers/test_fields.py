@@ -3,13 +3,16 @@
 from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from counting.analysis import Analysis, analyze
 from counting.setup import Setup
 from counting.via_transformers.config import ForeignModel, read_foreign
-from tests.foreign_families import FAMILIES, GPT2, SMALL
+from counting.via_transformers.fields import declared_fields, value_of
+from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from torch_models.errors import ArgumentError, ConfigError
 from torch_models.fields.config import ForeignConfig, read_model
+from torch_models.fields.known_fields import REPEATS
 
 GRANITE: dict[str, Any] = {"model_type": "granite", **SMALL}
 QWEN2_MOE: dict[str, Any] = {"model_type": "qwen2_moe", **SMALL, "num_experts": 8, "num_experts_per_tok": 2}
@@ -114,6 +117,40 @@ def test_a_field_that_is_on_and_not_understood_is_refused(fields: dict[str, Any]
     with pytest.raises(ConfigError, match=f"^(config: )?{said}") as caught:
         analyze(fields, SHORT)
     assert "remove" not in str(caught.value)
+
+
+# The declared sizes that a field may repeat -> a value that is none of them.
+MPT: dict[str, Any] = {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 96}
+BARE: dict[str, Any] = {"model_type": "gpt_neox", **without(SMALL, "num_key_value_heads")}
+
+
+@pytest.mark.parametrize("field", REPEATS)
+def test_a_field_that_no_class_declares_is_no_witness_of_itself(field: str) -> None:
+    """transformers keeps what it does not declare: the value read back is the file's own."""
+    first = BARE if field not in declared_fields(CONFIG_MAPPING["gpt_neox"]) else MPT
+    rule = "describes .*, and transformers' .* has no such field|is another name of|derives"
+    with pytest.raises(ConfigError, match=f"{field} = 1: ({rule})|(hidden|vocab)_size = .*another name of"):
+        read(first | {field: 1})
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "mpt", "bloom", "opt", "codegen"])
+def test_shared_key_value_heads_are_refused_where_every_head_has_its_own(model_type: str, heads: int) -> None:
+    fields = MPT if model_type == "mpt" else BARE if model_type == "gpt_neox" else None
+    fields = fields or {"model_type": model_type, **FAMILIES.get(model_type, FAMILIES["gpt2"])[0]}
+    own = value_of("num_attention_heads", read(fields).config)
+    assert listed(read(fields | {"num_key_value_heads": own}))["num_key_value_heads"] == "repeats num_attention_heads"
+    for names in (("num_key_value_heads",), ("num_kv_heads", "num_key_value_heads"), ("num_query_groups",)):
+        with pytest.raises(ConfigError, match=f"^config: {names[0]} = {heads}: describes the number and the size of"):
+            read(fields | dict.fromkeys(names, heads))
+
+
+def test_one_key_and_value_head_is_repeated_as_one() -> None:
+    falcon = {"model_type": "falcon", **FAMILIES["falcon"][0]}
+    assert listed(read(falcon | {"num_key_value_heads": 1}))["num_key_value_heads"] == "repeats num_key_value_heads"
+    for heads in (2, 4):
+        with pytest.raises(ConfigError, match=f"num_key_value_heads = {heads}: describes the number and the size of"):
+            read(falcon | {"num_key_value_heads": heads})
 
 
 def test_a_window_that_is_switched_off_is_passed_over() -> None:
