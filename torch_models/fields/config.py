@@ -19,13 +19,14 @@ from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
 from torch_models.fields.conversion import MISSING, check_finite, convert, decoded
 from torch_models.fields.file import read_config
-from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS
+from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
-from torch_models.fields.switches import SWITCHES, check_layer_types, check_switches, is_switch, parts_of_spec
+from torch_models.fields.switches import check_layer_types, check_switches, is_switch, parts_of_spec
 from torch_models.fields.text_part import all_fields, text_part, without_other_modalities
 from torch_models.fields.unknown_fields import (
-    Sorted,
+    AS_BUILT,
+    SortedFields,
     common_reason,
     names_given,
     show_field,
@@ -50,7 +51,6 @@ from torch_models.spec import (
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 CAUSAL_LM = "ForCausalLM"
-AS_BUILT = "as the model is built"
 NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
 
 
@@ -291,21 +291,28 @@ def _sorted(
     known: set[str],
     declared: Sequence[msgspec.structs.FieldInfo],
     ignore_fields: Sequence[str],
-) -> Sorted:
+) -> SortedFields:
     """Apply the rule of unknown fields to a native family; it knows the fields in `known`."""
     model_type = fields["model_type"]
     sizes = {field.name: field.default for field in declared if field.default is not msgspec.NODEFAULT} | {**fields}
 
     def reason(field: str, value: Any) -> str | None:
-        if is_switch(field, value) or (field == "layer_types" and isinstance(value, list)):
+        compared = field == "layer_types" and isinstance(value, list) and bool(value)
+        if compared or (is_switch(field, value) and field not in ACTIVATION_FIELDS):
             return AS_BUILT  # compared with the spec afterwards
         return common_reason(field, value, fields, sizes)
 
     def refusal(field: str) -> str:
-        return f"which {'are' if field in SWITCHES else 'is'} not modelled for {model_type}"
+        return f"which {'are' if field.endswith(('bias', 'norm')) else 'is'} not modelled for {model_type}"
 
     return sort_fields(
-        fields, known.__contains__, reason=reason, refusal=refusal, names=known, ignore_fields=ignore_fields
+        fields,
+        known.__contains__,
+        reason=reason,
+        refusal=refusal,
+        of_a_family=part_of_a_family,
+        declared={field.name: sizes.get(field.name) for field in declared},
+        ignore_fields=ignore_fields,
     )
 
 
@@ -331,6 +338,12 @@ def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]
 def family(model_type: str) -> Family:
     """Return the family module of `model_type`, which must be one of `FAMILIES`."""
     return cast(Family, importlib.import_module(f"{families.__name__}.{model_type}"))
+
+
+def part_of_a_family(field: str) -> str | None:
+    """Return in words which family here declares the field, or None. Imports all families, so only for errors."""
+    declaring = (name for name in FAMILIES if field in family(name).Config.__struct_fields__)
+    return next((f"a part of {name}" for name in declaring), None)
 
 
 def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
