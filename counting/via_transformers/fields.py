@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_models.errors import ConfigError, show_value
+from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
 from torch_models.fields.config import part_of_a_family
 from torch_models.fields.known_fields import (
     ACTIVATION_FIELDS,
@@ -40,6 +41,7 @@ from torch_models.fields.unknown_fields import (
     without_comments,
 )
 
+_WINDOWS = ARCHITECTURE_FIELDS["sliding_window"]
 _MTP = "multi-token prediction is not in the built model; the report notes this"
 MTP_FIELDS = re.compile(
     r"use_mtp|num_nextn_predict_layers|num_mtp_(layers|modules|heads)|mtp_config"
@@ -152,9 +154,10 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
     values if the class derives another one; `ArgumentError` for a name in `ignore_fields` that cannot be ignored.
     """
     class_name, declared = type(config).__name__, declared_fields(type(config))
-    read = {"model_type", *declared, *_names_read(type(config))}
+    read = set(_names_read(type(config)))
     sizes = sizes_of(config)
     windows = {"use_sliding_window": value_of("use_sliding_window", config)}
+    has_windows = any(ARCHITECTURE_FIELDS.get(name) == _WINDOWS and value_of(name, config) for name in declared)
     overwritten = []
     for field, value in fields.items():
         if field not in declared or field not in ("is_decoder", "causal"):
@@ -164,7 +167,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             overwritten += [f"{show_field(field, value)} ({why})"] if why else []
 
     def understood(field: str) -> bool:
-        if field in read:
+        if field in declared or field == "model_type" or (field in read and _has_effect(field, fields, config)):
             return field in ignore_fields or irrelevance(field) != DROPOUT  # a rate of dropout is said to be left out
         if field in ignore_fields or irrelevance(field) or unused_window(field, fields):
             return False
@@ -180,10 +183,12 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
                 rule = f"must be {show_value(FIXED_FOREIGN_FIELDS[field])}: transformers builds nothing else"
                 raise ConfigError(field, value, rule)
             return AS_BUILT
-        if field in (*ACTIVATION_FIELDS, "hidden_act") and isinstance(value, str) and value in ACTIVATIONS:
+        if _names_activation(field, value):
             return ACTIVATIONS[value]
         if field in ROTATED_SHARES:
             return TURNING
+        if field == "layer_types" and has_windows:
+            return None
         if _repeats_layers(field, value, config):
             return "repeats what transformers derives"
         why = common_reason(field, value, fields, sizes)
@@ -246,6 +251,36 @@ def _derived_without(field: str, fields: Mapping[str, Any], config: Any) -> Any:
     return value_of(field, rebuilt)
 
 
+def _has_effect(field: str, fields: Mapping[str, Any], config: Any) -> bool:
+    """Whether a field that the class does not declare changes what it makes of the others, or would with another value.
+
+    The strings in a class's code include names that it reads elsewhere, as in an inner object.
+    """
+
+    def made(own: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            values: dict[str, Any] = type(config)(**passed_on(own, type(config), ())).to_dict()
+        except Exception:  # transformers' own checks may raise any exception
+            return None
+        return {name: value for name, value in values.items() if name != field}
+
+    given, left_out = made(fields), made({name: value for name, value in fields.items() if name != field})
+    if given is None:
+        return False
+    if given != left_out:  # without it the class may not even accept the others
+        return True
+    others = (made({**fields, field: other}) for other in _other_values(fields[field]))
+    return any(other not in (None, given) for other in others)
+
+
+def _other_values(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int | float):
+        return value + 1, value * 2
+    return (value[:-1], value[:1]) if isinstance(value, list) else ()
+
+
 def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | None:
     """Why a declared field has no effect, or None; the class overwrites it with a derived value.
 
@@ -260,15 +295,15 @@ def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | No
     rule = f"transformers' {type(config).__name__} makes it {show_value(made)} whatever is given"
     of_latent_attention = field == "head_dim" and value_of("kv_lora_rank", config) is not None
     repeats = of_latent_attention and value in [value_of(size, config) for size in LATENT_HEAD_SIZES]
-    if (
-        repeats
-        or unused_window(field, fields)
-        or field in COUNT_FREE_FIELDS
-        or field in ROTATED_SHARES
-        or value in ACTIVATIONS
-    ):
+    count_free = field in COUNT_FREE_FIELDS or field in ROTATED_SHARES or _names_activation(field, value)
+    if repeats or unused_window(field, fields) or count_free:
         return rule
     raise ConfigError(field, value, rule)
+
+
+def _names_activation(field: str, value: Any) -> bool:
+    """Whether the field names an activation of one number, which adds no matrix to the feed-forward."""
+    return field in (*ACTIVATION_FIELDS, "hidden_act") and isinstance(value, str) and value in ACTIVATIONS
 
 
 def _repeats_layers(field: str, value: Any, config: Any) -> bool:

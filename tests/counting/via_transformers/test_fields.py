@@ -8,7 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from counting.analysis import Analysis, analyze
 from counting.setup import Setup
 from counting.via_transformers.config import ForeignModel, read_foreign
-from counting.via_transformers.fields import declared_fields, value_of
+from counting.via_transformers.fields import check_fields, declared_fields, value_of
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from torch_models.errors import ArgumentError, ConfigError
 from torch_models.fields.config import ForeignConfig, read_model
@@ -261,3 +261,41 @@ def test_an_entry_of_unknown_type_for_one_kind_of_layers() -> None:
     (entry,) = [entry for entry in model.passed_over_fields if entry.startswith("rope_parameters")]
     assert entry.startswith("rope_parameters.full_attention.rope_type = 'dynamic' (")
     assert counts(analyze(fields | {"rope_parameters": by_layer}, SHORT)) == counts(analyze(fields, SHORT))
+
+
+KIMI: dict[str, Any] = {"model_type": "kimi_linear", **SMALL, "layer_types": ["full_attention"] * 4}
+MINISTRAL: dict[str, Any] = {"model_type": "ministral3", **SMALL, "head_dim": 16}
+
+
+def checked(fields: dict[str, Any]) -> dict[str, str]:
+    """What `check_fields` passes over, of families that may not be measured."""
+    config_class = CONFIG_MAPPING[fields["model_type"]]
+    entries = check_fields(fields, config_class(**fields)).passed_over
+    return {entry.partition(" = ")[0]: entry for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "value"),
+    [
+        (KIMI, "num_heads", 2),
+        (KIMI, "short_conv_kernel_size", 9),
+        (MINISTRAL, "layer_types", ["sliding_attention"] * 4),
+        (MINISTRAL | {"sliding_window": 8}, "layer_types", ["full_attention"] * 4),
+        ({"model_type": "deepseek_v32", **FAMILIES["deepseek_v32"][0]}, "dense", 3),
+        ({"model_type": "gpt_neo", "max_position_embeddings": 64}, "layer_types", ["full_attention"] * 24),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_name_in_the_code_of_a_class_is_no_field_that_it_reads(
+    fields: dict[str, Any], field: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} = .*: (describes|this field is not understood)"):
+        checked(fields | {field: value})
+
+
+def test_a_field_that_a_class_reads_without_declaring_it_is_understood() -> None:
+    gemma3 = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
+    for pattern in (6, 2):  # the default, too
+        assert "sliding_window_pattern" not in checked(gemma3 | {"sliding_window_pattern": pattern})
+    assert "layer_types" in checked(MINISTRAL | {"layer_types": ["full_attention"] * 4})
+    assert "num_heads" in checked(KIMI | {"num_heads": 4})
