@@ -251,6 +251,8 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
     cannot be ignored.
     """
+    from torch_models.fields.rope import passed_over_in_rope, with_other_angles  # which needs this module
+
     given = text_part(_checked(fields), text_only=False)
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
@@ -266,11 +268,12 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     undeclared = {field: value for field, value in fields.items() if field not in {*known, *ignore_fields}}
     check_switches(undeclared, parts_of_spec(spec))
     check_layer_types(undeclared.get("layer_types"), spec)
+    spec = with_other_angles(spec, undeclared, config.rope_theta or config.default_rope_theta)
     declared = (f"{show_field(field, fields[field])} ({why})" for field, why in config.passed_over() if field in fields)
     return msgspec.structs.replace(
         spec,
         defaulted_fields=tuple(_defaulted(config, fields)),
-        passed_over_fields=(*sorted_fields.passed_over, *declared, *_unread_in_rope(fields)),
+        passed_over_fields=(*sorted_fields.passed_over, *declared, *passed_over_in_rope(fields)),
         ignored_fields=sorted_fields.ignored,
     )
 
@@ -314,13 +317,6 @@ def _sorted(
         declared={field.name: sizes.get(field.name) for field in declared},
         ignore_fields=ignore_fields,
     )
-
-
-def _unread_in_rope(fields: Mapping[str, Any]) -> Iterator[str]:
-    from torch_models.fields.rope import unread_rope_keys
-
-    for path, value in unread_rope_keys(fields):
-        yield f"{show_field(path, value)} (changes no count)"
 
 
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
