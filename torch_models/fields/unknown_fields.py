@@ -21,6 +21,7 @@ from torch_models.fields.known_fields import (
     SWITCHED_BY,
     changes_no_count,
 )
+from torch_models.fields.switches import INVERTED, SWITCHES
 
 NAME_IT = "name it in ignore_fields"
 OFF = "is off"
@@ -175,6 +176,12 @@ def _per_head(sizes: Mapping[str, Any]) -> int | None:
     return width // heads
 
 
+def _meaning(field: str) -> str | None:
+    """Return what a field that decides the architecture describes; None for another field."""
+    part = SWITCHES.get(field) or INVERTED.get(field)
+    return ARCHITECTURE_FIELDS.get(field) or (None if part is None else str(part))
+
+
 def _refused(
     field: str,
     refusal: Callable[[str], str],
@@ -182,7 +189,7 @@ def _refused(
     declared: Iterable[str],
 ) -> str:
     close = difflib.get_close_matches(field, list(declared), n=1, cutoff=0.8)
-    meaning = ARCHITECTURE_FIELDS.get(field) or of_a_family(field)
+    meaning = _meaning(field) or of_a_family(field)
     if meaning is not None:
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"describes {meaning}, {refusal(field)}{hint}"
@@ -203,7 +210,7 @@ def _check_ignored(
             raise ArgumentError("ignore_fields", field, "is a comment, as every field that begins with an underscore")
         if field not in fields:
             raise ArgumentError("ignore_fields", field, "the config has no such field")
-        meaning = ARCHITECTURE_FIELDS.get(field)
+        meaning = _meaning(field)
         if meaning is None and not changes_no_count(field, fields[field]):
             meaning = of_a_family(field)
         if field in FIXED_FIELDS:

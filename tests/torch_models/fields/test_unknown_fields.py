@@ -325,6 +325,7 @@ def test_a_named_field_is_ignored_and_listed(tmp_path: Path) -> None:
         ("topk_method", "greedy", "'topk_method': is understood"),
         ("is_encoder_decoder", True, "'is_encoder_decoder': describes another architecture: it decides"),
         ("qkv_bias", True, "'qkv_bias': describes biases of projections: it decides the architecture"),
+        ("use_rope", "own", "'use_rope': describes rotary positions: it decides the architecture"),
         ("vision_config", {"a": 1}, "'vision_config': describes another model beside the decoder: it decides"),
     ],
 )
