@@ -13,18 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch_models.errors import ConfigError, show_value
+from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
+from torch_models.fields.config import part_of_a_family
 from torch_models.fields.known_fields import (
     ACTIVATION_FIELDS,
+    ACTIVATIONS,
     ALIASES,
+    COUNT_FREE_FIELDS,
     DROPOUT,
     EXPERT_COUNTS,
     LATENT_HEAD_SIZES,
+    ROTATED_SHARES,
+    TURNING,
     irrelevance,
 )
-from torch_models.fields.switches import MLP_BIAS, QK_NORM, QKV_BIAS, WINDOW, is_switch
+from torch_models.fields.switches import is_switch
 from torch_models.fields.unknown_fields import (
+    AS_BUILT,
     NO_WINDOW,
-    Sorted,
+    SortedFields,
     check_fixed,
     common_reason,
     is_comment,
@@ -34,104 +41,21 @@ from torch_models.fields.unknown_fields import (
     without_comments,
 )
 
-_ROTARY = "turns keys and queries, which multiplies no matrices"
-_ACTIVATION = "multiplies no matrices"
-_CHOICE = "says which experts a token visits and how they weigh, not how many"
-_SCALE = "scales numbers, which multiplies no matrices"
+_WINDOWS = ARCHITECTURE_FIELDS["sliding_window"]
 _MTP = "multi-token prediction is not in the built model; the report notes this"
-_OLD_CODE = "only the family's first code read it"
-AS_BUILT = "as the model is built"
+MTP_FIELDS = re.compile(
+    r"use_mtp|num_nextn_predict_layers|num_mtp_(layers|modules|heads)|mtp_config"
+    r"|mtp_(num_layers|num_hidden_layers|transformer_layers|layer_types|layers_block_type|hybrid_override_pattern"
+    r"|use_dedicated_embeddings)"
+)
 
-# Fields of published configs that change no count of a model that transformers builds without them, with the reason.
-IRRELEVANT_FOREIGN_FIELDS = {
-    **dict.fromkeys((*ACTIVATION_FIELDS, "hidden_act"), _ACTIVATION),
-    "max_sequence_length": "is the sequence length that is analysed",
-    "original_max_position_embeddings": _ROTARY,
-    "rope_theta": _ROTARY,
-    "rope_scaling": _ROTARY,
-    "rope_parameters": _ROTARY,
-    "rope_ratio": _ROTARY,
-    "rope_base": _ROTARY,
-    "rope_pct": _ROTARY,
-    "rope_interleave": _ROTARY,
-    "rope_interleaved": _ROTARY,
-    "rope_local_base_freq": _ROTARY,
-    "rope_mscale": _ROTARY,
-    "rope_type": _ROTARY,
-    "indexer_rope_interleave": _ROTARY,
-    "local_rope_theta": _ROTARY,
-    "global_rope_theta": _ROTARY,
-    "swa_rope_theta": _ROTARY,
-    "rotary_emb_base": _ROTARY,
-    "rotary_base": _ROTARY,
-    "rotary_dim": _ROTARY,
-    "rotary": _ROTARY,
-    "use_rotary_pos_emb": _ROTARY,
-    "rope_percent": _ROTARY,
-    "compression_ratio": _ROTARY,
-    "freq_allocation": _ROTARY,
-    "mla_scale_q_lora": _SCALE,
-    "mla_scale_kv_lora": _SCALE,
-    "rotary_pct": _ROTARY,
-    "partial_rotary_factor": _ROTARY,
-    "use_rotary_embeddings": _ROTARY,
-    "no_rope_layer_interval": _ROTARY,
-    "no_rope_layers": _ROTARY,
-    "use_dynamic_ntk": _ROTARY,
-    "use_logn_attn": _SCALE,
-    "layer_norm_epsilon": "keeps a norm from dividing by zero",
-    "layer_norm_eps": "keeps a norm from dividing by zero",
-    "rms_norm_eps": "keeps a norm from dividing by zero",
-    "norm_eps": "keeps a norm from dividing by zero",
-    "scoring_func": _CHOICE,
-    "topk_method": _CHOICE,
-    "topk_group": _CHOICE,
-    "n_group": _CHOICE,
-    "norm_topk_prob": _CHOICE,
-    "routed_scaling_factor": _CHOICE,
-    "router_scoring_func": _CHOICE,
-    "score_func": _CHOICE,
-    "score_function": _CHOICE,
-    "route_norm": _CHOICE,
-    "route_scale": _CHOICE,
-    "num_expert_groups": _CHOICE,
-    "num_expert_group": _CHOICE,
-    "num_limited_groups": _CHOICE,
-    "expert_selection_fn": _CHOICE,
-    "group_limited_greedy": _CHOICE,
-    "moe_norm_topk_prob": _CHOICE,
-    "moe_router_topk_scaling_factor": _CHOICE,
-    "moe_gate_act": _CHOICE,
-    "moe_router_score_function": _CHOICE,
-    "router_jitter_noise": _CHOICE,
-    "embedding_multiplier": _SCALE,
-    "logits_scaling": _SCALE,
-    "residual_multiplier": _SCALE,
-    "attention_multiplier": _SCALE,
-    "logit_scale": _SCALE,
-    "offset_alibi": _OLD_CODE,
-}
-MTP_FIELDS = re.compile(r"use_mtp|mtp_.*|num_mtp_.*|num_nextn_predict_layers")
-
-# Undeclared switches of published configs, with the one value that matches the model that transformers builds.
+# Undeclared fields of published configs, with the one value that matches the model that transformers builds.
 FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "apply_residual_connection_post_layernorm": False,
-    "attention_bias": False,
-    "layer_switch": 4,
-    "mlp_type": "default",
     "moe_gate": "topk",
-    "norm_type": "layer_norm",
-    "order_of_interleaved_layers": "local_attn_first",
-    "position_embedding_type": "rope_gptj",
-    "qk_norm_type": "per_layer",
     "scale_attn_weights": True,
-    "use_embedding_sharing": True,
-    "use_gated_activation": True,
-    "use_parallel_block": True,
-    "use_parallel_embedding": True,
     "zero_expert_type": "identity",
 }
-_RMS_NORMS = {"rms", "rms_norm", "rmsnorm", "RMSNorm"}
 
 _STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the reverse of published files
 
@@ -141,9 +65,6 @@ _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "vocab_size", "hidden_act", "sliding_window", "use_sliding_window"),
 )
-_QKV = re.compile(r"(q|k|v|qkv|query|key|value|query_key_value|c_attn|Wqkv)(_proj)?")
-_MLP = re.compile(r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|c_fc|fc_in|fc_out|dense_h_to_4h|dense_4h_to_h")
-_NORM = re.compile(r"(q|k|query|key)_(layer_?)?norm")
 
 
 def declared_fields(config_class: Any) -> set[str]:
@@ -218,7 +139,7 @@ def with_known_rope(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         given = entry.get("rope_type", entry.get("type"))
         if given in _ROPE_TYPES or given is None:
             return entry
-        replaced.append(f"{path}.rope_type = {show_value(given)} ({_ROTARY}; measured with another type)")
+        replaced.append(f"{path}.rope_type = {show_value(given)} ({TURNING}; measured with another type)")
         kept = {key: value for key, value in entry.items() if key not in ("rope_type", "type")}
         return kept | {"rope_type": "longrope" if given == "su" and "short_factor" in kept else "default"}
 
@@ -226,26 +147,27 @@ def with_known_rope(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     return {field: known(field, value) if field in names else value for field, value in fields.items()}, replaced
 
 
-def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence[str] = ()) -> Sorted:
+def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence[str] = ()) -> SortedFields:
     """The fields that have no part in `config`, which transformers made from `fields` without those to be ignored.
 
     Raises `ConfigError` for a field that the class ignores or only stores and that may change the model, with both
     values if the class derives another one; `ArgumentError` for a name in `ignore_fields` that cannot be ignored.
     """
     class_name, declared = type(config).__name__, declared_fields(type(config))
-    read = {"model_type", *declared, *_names_read(type(config))}
-    sizes = {name: value_of(name, config) for name in _SIZES}
+    read = set(_names_read(type(config)))
+    sizes = sizes_of(config)
     windows = {"use_sliding_window": value_of("use_sliding_window", config)}
+    has_windows = any(ARCHITECTURE_FIELDS.get(name) == _WINDOWS and value_of(name, config) for name in declared)
     overwritten = []
     for field, value in fields.items():
-        if field != "is_decoder":
+        if field not in declared or field not in ("is_decoder", "causal"):
             check_fixed(field, value)
         if field in declared and not irrelevance(field) and field not in ignore_fields:
             why = _overwritten(field, {**fields, **windows}, config)
             overwritten += [f"{show_field(field, value)} ({why})"] if why else []
 
     def understood(field: str) -> bool:
-        if field in read:
+        if field in declared or field == "model_type" or (field in read and _has_effect(field, fields, config)):
             return field in ignore_fields or irrelevance(field) != DROPOUT  # a rate of dropout is said to be left out
         if field in ignore_fields or irrelevance(field) or unused_window(field, fields):
             return False
@@ -256,13 +178,20 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             return AS_BUILT  # compared with the model once it is built
         if MTP_FIELDS.fullmatch(field):
             return _MTP
-        if field in FIXED_FOREIGN_FIELDS and value == FIXED_FOREIGN_FIELDS[field]:
+        if field in FIXED_FOREIGN_FIELDS and value is not None:
+            if value != FIXED_FOREIGN_FIELDS[field]:
+                rule = f"must be {show_value(FIXED_FOREIGN_FIELDS[field])}: transformers builds nothing else"
+                raise ConfigError(field, value, rule)
             return AS_BUILT
-        if field in ("norm_type", "normalization") and value in _RMS_NORMS and "rms_norm_eps" in declared:
-            return AS_BUILT
+        if _names_activation(field, value):
+            return ACTIVATIONS[value]
+        if field in ROTATED_SHARES:
+            return TURNING
+        if field == "layer_types" and has_windows:
+            return None
         if _repeats_layers(field, value, config):
             return "repeats what transformers derives"
-        why = IRRELEVANT_FOREIGN_FIELDS.get(field) or common_reason(field, value, fields, sizes)
+        why = common_reason(field, value, fields, sizes)
         return why or _derived(field, fields, config)
 
     found = sort_fields(
@@ -270,32 +199,28 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
         understood,
         reason=reason,
         refusal=lambda field: f"and transformers' {class_name} has no such field",
-        names=declared,
+        of_a_family=part_of_a_family,
+        declared={name: value_of(name, config) for name in declared},
         ignore_fields=ignore_fields,
     )
-    return Sorted((*found.passed_over, *overwritten), found.ignored)
+    return SortedFields((*found.passed_over, *overwritten), found.ignored)
+
+
+def sizes_of(config: Any) -> dict[str, Any]:
+    """The sizes that the class itself has; any other field of a config is only what the file says."""
+    kind = type(config)
+    sizes = {name: value_of(name, config) for name in _SIZES if name in kind.attribute_map or hasattr(kind, name)}
+    if value_of("new_decoder_architecture", config) and hasattr(kind, "num_kv_heads"):
+        sizes["num_key_value_heads"] = value_of("num_kv_heads", config)
+    elif hasattr(kind, "multi_query") and value_of("multi_query", config):
+        sizes["num_key_value_heads"] = 1
+    return sizes
 
 
 def undeclared_switches(fields: Mapping[str, Any], config: Any) -> dict[str, bool]:
     """The fields that say whether the model has one of its parts and that its class does not declare."""
     declared = declared_fields(type(config))
     return {field: value for field, value in fields.items() if is_switch(field, value) and field not in declared}
-
-
-def parts_of_model(layers: Sequence[Any], config: Any) -> dict[str, bool]:
-    """For each part that switches name, whether the decoder layers that transformers built have it."""
-    modules = [(name.rpartition(".")[2], module) for layer in layers for name, module in layer.named_modules()]
-    parts = {
-        QKV_BIAS: [module.bias is not None for name, module in modules if _QKV.fullmatch(name) and _linear(module)],
-        MLP_BIAS: [module.bias is not None for name, module in modules if _MLP.fullmatch(name) and _linear(module)],
-    }
-    has_norms = any(_NORM.fullmatch(name) for name, _ in modules)
-    window = "sliding_window" in declared_fields(type(config)) and bool(value_of("sliding_window", config))
-    return {part: any(found) for part, found in parts.items() if found} | {QK_NORM: has_norms, WINDOW: window}
-
-
-def _linear(module: Any) -> bool:
-    return hasattr(module, "bias") and hasattr(module, "weight")
 
 
 def _names_read(config_class: Any) -> Iterator[str]:
@@ -317,13 +242,43 @@ def _strings(code: types.CodeType) -> Iterator[str]:
             yield from _strings(constant)
 
 
-def _without(field: str, fields: Mapping[str, Any], config: Any) -> Any:
+def _derived_without(field: str, fields: Mapping[str, Any], config: Any) -> Any:
     """The value that the class derives for the field if the config does not have it; None if there is none."""
     try:
         rebuilt = type(config)(**{name: value for name, value in fields.items() if name != field})
     except Exception:  # transformers' own checks may raise any exception
         return None
     return value_of(field, rebuilt)
+
+
+def _has_effect(field: str, fields: Mapping[str, Any], config: Any) -> bool:
+    """Whether a field that the class does not declare changes what it makes of the others, or would with another value.
+
+    The strings in a class's code include names that it reads elsewhere, as in an inner object.
+    """
+
+    def made(own: Mapping[str, Any]) -> dict[str, Any] | None:
+        try:
+            values: dict[str, Any] = type(config)(**passed_on(own, type(config), ())).to_dict()
+        except Exception:  # transformers' own checks may raise any exception
+            return None
+        return {name: value for name, value in values.items() if name != field}
+
+    given, left_out = made(fields), made({name: value for name, value in fields.items() if name != field})
+    if given is None:
+        return False
+    if given != left_out:  # without it the class may not even accept the others
+        return True
+    others = (made({**fields, field: other}) for other in _other_values(fields[field]))
+    return any(other not in (None, given) for other in others)
+
+
+def _other_values(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, bool):
+        return (not value,)
+    if isinstance(value, int | float):
+        return value + 1, value * 2
+    return (value[:-1], value[:1]) if isinstance(value, list) else ()
 
 
 def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | None:
@@ -335,14 +290,20 @@ def _overwritten(field: str, fields: Mapping[str, Any], config: Any) -> str | No
     if not isinstance(value, bool | int | float | str) or made in (None, value):
         return NO_WINDOW if made is None and value is not None and unused_window(field, fields) else None
     default = {one.name: one.default for one in dataclasses.fields(config)}[field]
-    if value == default or made != _without(field, fields, config):
+    if value == default or made != _derived_without(field, fields, config):
         return None
     rule = f"transformers' {type(config).__name__} makes it {show_value(made)} whatever is given"
     of_latent_attention = field == "head_dim" and value_of("kv_lora_rank", config) is not None
     repeats = of_latent_attention and value in [value_of(size, config) for size in LATENT_HEAD_SIZES]
-    if repeats or unused_window(field, fields) or field in IRRELEVANT_FOREIGN_FIELDS:
+    count_free = field in COUNT_FREE_FIELDS or field in ROTATED_SHARES or _names_activation(field, value)
+    if repeats or unused_window(field, fields) or count_free:
         return rule
     raise ConfigError(field, value, rule)
+
+
+def _names_activation(field: str, value: Any) -> bool:
+    """Whether the field names an activation of one number, which adds no matrix to the feed-forward."""
+    return field in (*ACTIVATION_FIELDS, "hidden_act") and isinstance(value, str) and value in ACTIVATIONS
 
 
 def _repeats_layers(field: str, value: Any, config: Any) -> bool:
@@ -352,6 +313,12 @@ def _repeats_layers(field: str, value: Any, config: Any) -> bool:
         return bool(mlps) and mlps == ["dense"] * value + ["sparse"] * (len(mlps) - value)
     if field == "moe_layer_freq":
         return bool(mlps) and value == [int(kind == "sparse") for kind in mlps]
+    if field == "layer_switch" and isinstance(value, int) and value > 0:
+        return bool(mixers) and mixers == [
+            "full_attention" if index % value == value - 1 else "sliding_attention" for index in range(len(mixers))
+        ]
+    if field == "order_of_interleaved_layers":
+        return value == "local_attn_first" and mixers[:1] == ["sliding_attention"]
     return field == "hybrid_layer_pattern" and value == [int(kind == "sliding_attention") for kind in mixers]
 
 
@@ -360,7 +327,7 @@ def _derived(field: str, fields: Mapping[str, Any], config: Any) -> str | None:
 
     Raises `ConfigError` with both values if they differ.
     """
-    derived = _without(field, fields, config)
+    derived = _derived_without(field, fields, config)
     if derived is None:
         return None
     if derived == fields[field]:

@@ -13,7 +13,7 @@ from counting.via_transformers.checkpoint import BuiltTensors, tensors_of_built
 from counting.via_transformers.config import ForeignModel
 from counting.via_transformers.count import count
 from counting.via_transformers.discover import load_code_of
-from counting.via_transformers.fields import parts_of_model
+from counting.via_transformers.parts import parts_of_model
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.run import run_first_way
 from torch_models.errors import ConfigError, UserError
@@ -39,7 +39,7 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
     with measuring(), quiet(), attention_known_as(ONE_KERNEL, attention_in_one_kernel):
         try:
             found, recorded = run_first_way(model.decoder, setup.micro_batch)
-            check_switches(model.switches, parts_of_model(found.layers, model.config))
+            check_switches(model.switches, parts_of_model(found, model.config))
             witnesses = count(found, recorded, setup)
         except ConfigError as error:
             raise error.in_file(model.source) from None

@@ -60,7 +60,8 @@ _BY_MEANING = {
         layer_types layers_block_type block_types hybrid_layer_pattern hybrid_layer_ids hybrid_override_pattern
         attn_type_list attn_layer_indices attn_layer_period attn_layer_offset full_attn_idxs layer_group_size
         attention_types attn_layers attn_layer_types layer_block_types mixer_types hybrid_block_size
-        hybrid_attention_pattern attention_pattern moe_layer_pattern is_hybrid
+        hybrid_attention_pattern attention_pattern moe_layer_pattern is_hybrid layer_switch
+        order_of_interleaved_layers
     """,
     "linear attention": """
         linear_attn_config linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim
@@ -80,7 +81,7 @@ _BY_MEANING = {
         attention_type attn_type attn_config o_groups router_hidden_size cca_time0 cca_time1 compress_rates
         compress_ratio compress_ratios sparse_config sparse_attention_config sparse_attn_config
         attention_sparsity block_sparse use_sparse_attention num_random_blocks nsa_config moba_chunk_size
-        moba_topk
+        moba_topk compression_ratio
     """,
     "layers or heads that share weights, keys or values": """
         num_kv_shared_layers kv_sharing cla_share_factor use_cla share_kv attention_k_eq_v num_mem_blocks

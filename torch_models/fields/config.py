@@ -19,13 +19,14 @@ from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
 from torch_models.fields.conversion import MISSING, check_finite, convert, decoded
 from torch_models.fields.file import read_config
-from torch_models.fields.known_fields import ALIASES, EXPERT_COUNTS
+from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
 from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
-from torch_models.fields.switches import SWITCHES, check_layer_types, check_switches, is_switch, parts_of_spec
+from torch_models.fields.switches import check_layer_types, check_switches, is_switch, parts_of_spec
 from torch_models.fields.text_part import TextPart, all_fields, extracted_text_part, merged_text_part
 from torch_models.fields.unknown_fields import (
-    Sorted,
+    AS_BUILT,
+    SortedFields,
     common_reason,
     names_given,
     show_field,
@@ -50,7 +51,6 @@ from torch_models.spec import (
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 CAUSAL_LM = "ForCausalLM"
-AS_BUILT = "as the model is built"
 NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
 
 
@@ -259,6 +259,8 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
     cannot be ignored.
     """
+    from torch_models.fields.rope import passed_over_in_rope, with_other_angles  # which needs this module
+
     given = merged_text_part(_checked(fields))
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
@@ -274,11 +276,12 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     undeclared = {field: value for field, value in fields.items() if field not in {*known, *ignore_fields}}
     check_switches(undeclared, parts_of_spec(spec))
     check_layer_types(undeclared.get("layer_types"), spec)
+    spec = with_other_angles(spec, undeclared, config.rope_theta or config.default_rope_theta)
     declared = (f"{show_field(field, fields[field])} ({why})" for field, why in config.passed_over() if field in fields)
     return msgspec.structs.replace(
         spec,
         defaulted_fields=tuple(_defaulted(config, fields)),
-        passed_over_fields=(*sorted_fields.passed_over, *declared, *_unread_in_rope(fields)),
+        passed_over_fields=(*sorted_fields.passed_over, *declared, *passed_over_in_rope(fields)),
         ignored_fields=sorted_fields.ignored,
     )
 
@@ -299,29 +302,29 @@ def _sorted(
     known: set[str],
     declared: Sequence[msgspec.structs.FieldInfo],
     ignore_fields: Sequence[str],
-) -> Sorted:
+) -> SortedFields:
     """Apply the rule of unknown fields to a native family; it knows the fields in `known`."""
     model_type = fields["model_type"]
     sizes = {field.name: field.default for field in declared if field.default is not msgspec.NODEFAULT} | {**fields}
 
     def reason(field: str, value: Any) -> str | None:
-        if is_switch(field, value) or (field == "layer_types" and isinstance(value, list)):
+        compared = field == "layer_types" and isinstance(value, list) and bool(value)
+        if compared or (is_switch(field, value) and field not in ACTIVATION_FIELDS):
             return AS_BUILT  # compared with the spec afterwards
         return common_reason(field, value, fields, sizes)
 
     def refusal(field: str) -> str:
-        return f"which {'are' if field in SWITCHES else 'is'} not modelled for {model_type}"
+        return f"which {'are' if field.endswith(('bias', 'norm')) else 'is'} not modelled for {model_type}"
 
     return sort_fields(
-        fields, known.__contains__, reason=reason, refusal=refusal, names=known, ignore_fields=ignore_fields
+        fields,
+        known.__contains__,
+        reason=reason,
+        refusal=refusal,
+        of_a_family=part_of_a_family,
+        declared={field.name: sizes.get(field.name) for field in declared},
+        ignore_fields=ignore_fields,
     )
-
-
-def _unread_in_rope(fields: Mapping[str, Any]) -> Iterator[str]:
-    from torch_models.fields.rope import unread_rope_keys
-
-    for path, value in unread_rope_keys(fields):
-        yield f"{show_field(path, value)} (changes no count)"
 
 
 def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
@@ -339,6 +342,12 @@ def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]
 def family(model_type: str) -> Family:
     """Return the family module of `model_type`, which must be one of `FAMILIES`."""
     return cast(Family, importlib.import_module(f"{families.__name__}.{model_type}"))
+
+
+def part_of_a_family(field: str) -> str | None:
+    """Return in words which family here declares the field, or None. Imports all families, so only for errors."""
+    declaring = (name for name in FAMILIES if field in family(name).Config.__struct_fields__)
+    return next((f"a part of {name}" for name in declaring), None)
 
 
 def _renamed(fields: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:

@@ -49,6 +49,9 @@ ACTIVATION_FIELDS = {"activation", "activation_function", "hidden_activation", "
 GATED = {"silu": ("silu", "swish", "swiglu"), "gelu": ("gelu", "geglu"), "gelu_pytorch_tanh": ("gelu_pytorch_tanh",)}
 
 _TOKENS = "names a token, not a size"
+_PROMPT = "begins every text that is generated"
+_TOOL = "is a note of the tool that trained the model"
+_GROUPS = "says which devices share the experts"
 _GENERATION = "steers generation, not training"
 _BOOKKEEPING = "says who wrote the file"
 _OUTPUTS = "asks for outputs"
@@ -69,7 +72,6 @@ _PRECISION = "sets the format of some numbers; the analysis states its own"
 
 # Fields that change no count of parameters, FLOPs or bytes, each with the reason.
 IRRELEVANT_FIELDS: dict[str, str] = {
-    "_source": "says where the file's numbers come from",
     "architectures": "repeats the family",
     "auto_map": "points to remote code, which is never run",
     "quantization_config": _STORED,
@@ -109,20 +111,20 @@ def _same_reason(reason: str, names: str) -> dict[str, str]:
 
 IRRELEVANT_FIELDS |= _same_reason(
     _BOOKKEEPING,
-    "_name_or_path model_name name_or_path transformers_version model_version license author tags library_name "
+    "model_name name_or_path transformers_version model_version license author tags library_name "
     "finetuning_task base_model base_model_name_or_path torchao_version vllm_version mergekit_version training_args "
     "trained_by model_id revision num_steps global_step",
 )
 IRRELEVANT_FIELDS |= _same_reason(
     _GENERATION,
-    "generation_config use_cache cache_implementation bad_words_ids task_specific_params prefix do_sample "
+    "generation_config use_cache cache_implementation bad_words_ids task_specific_params do_sample "
     "early_stopping temperature top_k top_p typical_p min_p max_length min_length max_new_tokens min_new_tokens "
     "num_beams num_beam_groups num_return_sequences diversity_penalty length_penalty repetition_penalty "
     "presence_penalty frequency_penalty encoder_no_repeat_ngram_size no_repeat_ngram_size "
     "exponential_decay_length_penalty remove_invalid_values renormalize_logits num_logits_to_keep logits_to_keep "
     "use_cache_quantization use_cache_kernel max_inference_batch_size chat_template chat_format suppress_tokens "
     "begin_suppress_tokens guidance_scale penalty_alpha epsilon_cutoff eta_cutoff assistant_model kv_cache_scheme "
-    "mamba_ssm_cache_dtype mode inference_state_dtype inference_runner max_batch_size pad_key_length "
+    "mamba_ssm_cache_dtype inference_state_dtype inference_runner max_batch_size pad_key_length "
     "pre_allocate_kv_cache validate_runner_input max_inference_chunksize",
 )
 IRRELEVANT_FIELDS |= _same_reason(
@@ -146,10 +148,12 @@ IRRELEVANT_FIELDS |= _same_reason(_PIECES, "pretraining_tp chunk_size_feed_forwa
 IRRELEVANT_FIELDS |= _same_reason(
     _DEVICES,
     "ep_size tp_size moe_ep_size tensor_model_parallel_size tensor_parallel_degree pipeline_parallel_degree fsdp "
-    "sequence_parallel expert_parallel moe_group device_map init_device max_memory weight_block_size",
+    "sequence_parallel expert_parallel device_map init_device max_memory weight_block_size use_parallel_embedding",
 )
 IRRELEVANT_FIELDS |= _same_reason(
-    _LENGTH, "n_ctx seq_length seq_len max_seq_len max_seq_length model_max_length context_length block_size_tokens"
+    _LENGTH,
+    "n_ctx seq_length seq_len max_seq_len max_seq_length model_max_length context_length block_size_tokens "
+    "initial_context_length",
 )
 IRRELEVANT_FIELDS |= _same_reason(
     _BALANCE, "router_z_loss aux_loss_alpha router_bias_update_rate router_bias_update_speed"
@@ -161,22 +165,33 @@ IRRELEVANT_FIELDS |= _same_reason(
     "use_xformers use_liger_kernel use_grouped_mm reorder_and_upcast_attn",
 )
 
+# Fields of `IRRELEVANT_FIELDS` and of the names below that hold yes, no or a name: a number would mean something else.
+_CHOICES = {_KERNEL, _TOOL, _PROMPT, _GROUPS}
+IRRELEVANT_FIELDS |= {"prefix": _PROMPT, "moe_group": _GROUPS}
+
+_OF_LOSS = "alpha|coeff?|coefficient|weight|factor|lambda|scale|scaling(_factor)?|type|func|free|enabled"
+
 # Names of the same kind that differ from file to file -> the reason why they change no count.
 _IRRELEVANT_NAMES: tuple[tuple[str, str], ...] = (
-    (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_.*)?", DROPOUT),
-    (r"(.*_)?(aux|balance|balancing|z|router|mtp)_?loss(_.*)?", _BALANCE),
+    (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_(p|prob|probability|rate|ratio))?", DROPOUT),
+    (rf"(.*_)?(aux|balance|balancing|z|router|mtp)_?loss(_({_OF_LOSS}))?", _BALANCE),
     (
         r".*_token_(ids?|index)|(.*_)?(bo|eo)[a-z]_(id|index)|(.*_)?(pad|sep|cls|unk|mask|start|end|newline|init)_id",
         _TOKENS,
     ),
-    (r"(.*_)?load_balanc(e|ing)(_.*)?", _BALANCE),
-    (r"unsloth_.*", _BOOKKEEPING),
+    (rf"(.*_)?load_balanc(e|ing)(_loss)?(_({_OF_LOSS}))?", _BALANCE),
+    (r"unsloth_.*", _TOOL),
     (
-        r"initializer_.*|(.*_)?initializer_range|(.*_)?init_std|init_(method|cutoff_factor|scale|range)(_.*)?",
+        r"(.*_)?initializer_(range|factor|std|cutoff_factor|scale|gain|type|method)|(.*_)?init_std"
+        r"|init_(method|cutoff_factor|scale|range)(_std)?",
         _FIRST_VALUES,
     ),
-    (r"summary_.*", _LABELS),
-    (r"attn_implementation_.*|(use_)?(flash|fused)_(attn|attention|rms_?norm|mlp|swiglu|rope|rotary)(_.*)?", _KERNEL),
+    (r"summary_(activation|type|use_proj|proj_to_labels|(first|last)_dropout)", _LABELS),
+    (
+        r"attn_implementation_(internal|autoset)"
+        r"|(use_)?(flash|fused)_(attn|attention|rms_?norm|mlp|swiglu|rope|rotary)(_(v?[123]|emb|embedding|kernel))?",
+        _KERNEL,
+    ),
 )
 _IRRELEVANT_PATTERNS = tuple((re.compile(names), reason) for names, reason in _IRRELEVANT_NAMES)
 
@@ -188,6 +203,52 @@ def irrelevance(field: str) -> str | None:
     return next((reason for names, reason in _IRRELEVANT_PATTERNS if names.fullmatch(field)), None)
 
 
+def changes_no_count(field: str, value: object) -> str | None:
+    """Return why an undeclared field with this value changes no count of any model; None if it may."""
+    why = irrelevance(field) or COUNT_FREE_FIELDS.get(field)
+    return None if why in _CHOICES and not isinstance(value, bool | str | None) else why
+
+
+_SCALE = "scales numbers, which multiplies no matrices"
+_CHOICE = "says which experts a token visits and how they weigh, not how many"
+_EPSILON = "keeps a norm from dividing by zero"
+TURNING = "turns keys and queries, which multiplies no matrices"
+
+# Fields that some families declare, and that change no count of a model whose family does not, with the reason.
+COUNT_FREE_FIELDS: dict[str, str] = {"max_sequence_length": _LENGTH}
+COUNT_FREE_FIELDS |= _same_reason(
+    TURNING,
+    "original_max_position_embeddings rope_theta rope_scaling rope_parameters rope_ratio rope_base rope_interleave "
+    "rope_interleaved rope_local_base_freq rope_mscale rope_type indexer_rope_interleave local_rope_theta "
+    "global_rope_theta swa_rope_theta rotary_emb_base rotary_base freq_allocation no_rope_layer_interval "
+    "no_rope_layers use_dynamic_ntk use_mrope",
+)
+COUNT_FREE_FIELDS |= _same_reason(
+    _SCALE,
+    "mla_scale_q_lora mla_scale_kv_lora use_logn_attn embedding_multiplier logits_scaling residual_multiplier "
+    "attention_multiplier logit_scale",
+)
+COUNT_FREE_FIELDS |= _same_reason(_EPSILON, "layer_norm_epsilon layer_norm_eps rms_norm_eps norm_eps")
+COUNT_FREE_FIELDS |= _same_reason(
+    _CHOICE,
+    "scoring_func topk_method topk_group n_group norm_topk_prob routed_scaling_factor router_scoring_func score_func "
+    "score_function route_norm route_scale num_expert_groups num_expert_group num_limited_groups expert_selection_fn "
+    "group_limited_greedy moe_norm_topk_prob moe_router_topk_scaling_factor moe_gate_act moe_router_score_function "
+    "router_jitter_noise",
+)
+COUNT_FREE_FIELDS["offset_alibi"] = "only the family's first code read it"
+
+# Fields with the share of each head's channels that is rotated. transformers' modules multiply no other matrices for
+# it; the modules here are built for it, and a family that declares none of these fields rotates all channels.
+ROTATED_SHARES = ("partial_rotary_factor", "rotary_pct", "rotary_dim", "rotary_percent", "rope_pct", "rope_percent")
+
+# Activations of one number; those with a gate, as swiglu, say that the feed-forward has a further matrix.
+ACTIVATIONS = _same_reason(
+    "multiplies no matrices",
+    "relu relu2 relu6 gelu gelu_new gelu_fast gelu_10 gelu_python gelu_python_tanh gelu_pytorch_tanh gelu_accurate "
+    "quick_gelu silu swish mish tanh sigmoid leaky_relu elu selu laplace linear",
+)
+
 # Architecture switches of transformers' base class and of published files; only the value given here is accepted.
 FIXED_FIELDS: dict[str, object] = {
     "is_decoder": False,
@@ -198,8 +259,8 @@ FIXED_FIELDS: dict[str, object] = {
     "tie_encoder_decoder": False,
     "pruned_heads": {},
     "is_llama_config": True,
-    "rope_interleaved": False,
-    "use_mrope": False,
+    "causal": True,
+    "bidirectional": False,
     "use_bidirectional_attention": False,
 }
 
@@ -217,5 +278,6 @@ NEUTRAL_VALUES: dict[str, object] = {
     "decoder_sparse_step": 1,
     "full_attn_mod": 1,
     "interpolate_factor": 1,
+    "compression_ratio": 1.0,
     "rotary_scaling_factor": 1.0,
 }

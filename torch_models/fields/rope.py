@@ -12,6 +12,8 @@ import msgspec
 from torch_models.errors import ConfigError, show_value
 from torch_models.fields.config import FamilyConfig
 from torch_models.fields.conversion import convert
+from torch_models.fields.known_fields import COUNT_FREE_FIELDS, TURNING
+from torch_models.fields.unknown_fields import is_off, show_field
 from torch_models.rope_scaling import (
     DynamicRopeScaling,
     LinearRopeScaling,
@@ -22,7 +24,7 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import RotarySpec, Share, Theta
+from torch_models.spec import LayerSpec, ModelSpec, RotarySpec, Share, Theta
 
 SCALINGS: dict[str, type[RopeScaling]] = {
     "linear": LinearRopeScaling,
@@ -39,6 +41,9 @@ TYPE_NAMES = ("rope_type", "type")
 PARTIAL = "partial_rotary_factor"
 ORIGINAL = "original_max_position_embeddings"
 ZERO_IS_NONE = ("mscale", "mscale_all_dim", "beta_fast", "beta_slow")
+UNKNOWN_TYPE = "is not known here: its angles change no count, and the model does not run"
+# Fields that ask for no other angles with these values: a text has the same position in every section of mrope.
+NEUTRAL_ANGLES: dict[str, tuple[object, ...]] = {"use_mrope": (True,), "rope_ratio": (1,), "rope_mscale": (1,)}
 KEYS_OF_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -104,8 +109,8 @@ def rotary_spec(
     return RotarySpec(dim=dim, theta=theta, scaling=_scaling(rope_type, fields, field, config, dim), **options)
 
 
-def unread_rope_keys(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of each key of the rotary fields that no `rope_type` here reads."""
+def passed_over_in_rope(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield "field = value (reason)" for each rotary key that nothing here reads, and for each unknown type."""
     read = {"rope_theta", PARTIAL, *TYPE_NAMES}.union(*(kind.__struct_fields__ for kind in SCALINGS.values()))
     for field in ("rope_scaling", "rope_parameters"):
         given = fields.get(field)
@@ -115,7 +120,35 @@ def unread_rope_keys(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 path = f"{field}.{layer_type}" if layer_type else field
                 for key, value in entry.items() if isinstance(entry, Mapping) else ():
                     if key not in read:
-                        yield f"{path}.{key}", value
+                        yield f"{show_field(f'{path}.{key}', value)} (changes no count)"
+                    elif (
+                        key in TYPE_NAMES and isinstance(value, str) and value not in (DEFAULT, *SCALINGS, *OTHER_NAMES)
+                    ):
+                        yield f"{show_field(f'{path}.{key}', value)} ({UNKNOWN_TYPE})"
+
+
+def with_other_angles(spec: ModelSpec, undeclared: Mapping[str, Any], theta: float | None) -> ModelSpec:
+    """Return the spec, or one that does not run if fields that the family does not declare ask for other angles.
+
+    `theta` is the base that the family reads. The counts are the same.
+    """
+    name = next((field for field, value in undeclared.items() if _asks_for_other_angles(field, value, theta)), None)
+    if name is None:
+        return spec
+    unknown = UnknownRopeScaling(name=name)
+
+    def changed(layer: LayerSpec) -> LayerSpec:
+        rotary = msgspec.structs.replace(layer.attention.rotary, scaling=unknown)
+        return msgspec.structs.replace(layer, attention=msgspec.structs.replace(layer.attention, rotary=rotary))
+
+    runs = tuple(msgspec.structs.replace(run, layer=changed(run.layer)) for run in spec.layer_runs)
+    return msgspec.structs.replace(spec, layer_runs=runs, mtp_layers=tuple(map(changed, spec.mtp_layers)))
+
+
+def _asks_for_other_angles(field: str, value: Any, theta: float | None) -> bool:
+    if COUNT_FREE_FIELDS.get(field) != TURNING or is_off(value):
+        return False
+    return value not in (*NEUTRAL_ANGLES.get(field, ()), theta, DEFAULT)
 
 
 def _scaling(rope_type: str, fields: dict[str, Any], field: str, config: FamilyConfig, dim: int) -> RopeScaling | None:

@@ -6,7 +6,7 @@ field that is known to decide the architecture can be named there. A field that 
 """
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch_models.errors import LONGEST_SHOWN_VALUE, ArgumentError, ConfigError, show_name, show_value
@@ -19,16 +19,18 @@ from torch_models.fields.known_fields import (
     PER_HEAD,
     REPEATS,
     SWITCHED_BY,
-    irrelevance,
+    changes_no_count,
 )
+from torch_models.fields.switches import INVERTED, SWITCHES
 
 NAME_IT = "name it in ignore_fields"
 OFF = "is off"
+AS_BUILT = "as the model is built"
 NO_WINDOW = "no layer has a window"
 WINDOW_FIELDS = {"sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types"}
 
 
-class Sorted(NamedTuple):
+class SortedFields(NamedTuple):
     """The fields of a config that have no part in its model, each as "field = value"."""
 
     passed_over: tuple[str, ...]  # each with its reason in brackets
@@ -71,16 +73,18 @@ def sort_fields(
     *,
     reason: Callable[[str, Any], str | None],
     refusal: Callable[[str], str],
-    names: Collection[str],
+    of_a_family: Callable[[str], str | None],
+    declared: Mapping[str, Any],
     ignore_fields: Sequence[str] = (),
-) -> Sorted:
+) -> SortedFields:
     """Apply the rule to every field that is not `understood`.
 
-    `reason` returns why a field that is on may be passed over, or None. `refusal` completes the error for a field
-    that decides the architecture. `names` are the declared fields, for a hint at a misspelt one. Raises `ConfigError`
-    for a field that is refused, and `ArgumentError` for a name in `ignore_fields` that cannot be ignored.
+    `reason` returns why a field may be passed over, or None. `refusal` completes the error for a field that decides
+    the architecture. `of_a_family` returns in words which family here declares a field. `declared` are the values of
+    the fields that the family declares. Raises `ConfigError` for a field that is refused, and `ArgumentError` for a
+    name in `ignore_fields` that cannot be ignored.
     """
-    _check_ignored(fields, understood, reason, ignore_fields)
+    _check_ignored(fields, understood, reason, of_a_family, ignore_fields)
     passed_over, ignored = [], []
     for field, value in fields.items():
         if understood(field) or is_comment(field):
@@ -89,11 +93,14 @@ def sort_fields(
         if field in ignore_fields:
             ignored.append(shown)
             continue
-        why = reason(field, value) or (OFF if is_off(value) else None)
+        why = reason(field, value)
+        if why is None and is_off(value):
+            _check_off(field, value, declared)
+            why = OFF
         if why is None:
-            raise ConfigError(field, value, _refused(field, refusal, names))
+            raise ConfigError(field, value, _refused(field, refusal, of_a_family, declared))
         passed_over.append(f"{shown} ({why})")
-    return Sorted(tuple(passed_over), tuple(ignored))
+    return SortedFields(tuple(passed_over), tuple(ignored))
 
 
 def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapping[str, Any]) -> str | None:
@@ -105,7 +112,7 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
     check_fixed(field, value)
     if field in FIXED_FIELDS:
         return "as in every model here"
-    why = irrelevance(field)
+    why = changes_no_count(field, value)
     if why is not None:
         return why
     if field in NEUTRAL_VALUES and value == NEUTRAL_VALUES[field] and not isinstance(value, bool):
@@ -121,6 +128,24 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
         if size is not None:
             return f"repeats {standard}" if value == size and not isinstance(value, bool) else None
     return None
+
+
+# What every model has under one name or another, so that a second name that is off says nothing of it.
+_OF_EVERY_MODEL = frozenset(
+    ARCHITECTURE_FIELDS[field]
+    for field in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+)
+
+
+def _check_off(field: str, value: Any, declared: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a field that says that the model lacks what a declared field says that it has."""
+    meaning = ARCHITECTURE_FIELDS.get(field)
+    if value is None or meaning is None or meaning in _OF_EVERY_MODEL:
+        return
+    for other, given in declared.items():
+        of_one_kind = other == "layer_types" and isinstance(given, list) and len(set(map(str, given))) < 2
+        if ARCHITECTURE_FIELDS.get(other) == meaning and not is_off(given) and not of_one_kind:
+            raise ConfigError(field, value, f"describes {meaning}, as {show_field(other, given)} does, and is off")
 
 
 def check_fixed(field: str, value: Any) -> None:
@@ -151,9 +176,20 @@ def _per_head(sizes: Mapping[str, Any]) -> int | None:
     return width // heads
 
 
-def _refused(field: str, refusal: Callable[[str], str], names: Collection[str]) -> str:
-    close = difflib.get_close_matches(field, list(names), n=1, cutoff=0.8)
-    meaning = ARCHITECTURE_FIELDS.get(field) or _of_a_family(field)
+def _meaning(field: str) -> str | None:
+    """Return what a field that decides the architecture describes; None for another field."""
+    part = SWITCHES.get(field) or INVERTED.get(field)
+    return ARCHITECTURE_FIELDS.get(field) or (None if part is None else str(part))
+
+
+def _refused(
+    field: str,
+    refusal: Callable[[str], str],
+    of_a_family: Callable[[str], str | None],
+    declared: Iterable[str],
+) -> str:
+    close = difflib.get_close_matches(field, list(declared), n=1, cutoff=0.8)
+    meaning = _meaning(field) or of_a_family(field)
     if meaning is not None:
         hint = f"; did you mean {close[0]}?" if close else ""
         return f"describes {meaning}, {refusal(field)}{hint}"
@@ -166,6 +202,7 @@ def _check_ignored(
     fields: Mapping[str, Any],
     understood: Callable[[str], bool],
     reason: Callable[[str, Any], str | None],
+    of_a_family: Callable[[str], str | None],
     ignore_fields: Sequence[str],
 ) -> None:
     for field in ignore_fields:
@@ -173,23 +210,15 @@ def _check_ignored(
             raise ArgumentError("ignore_fields", field, "is a comment, as every field that begins with an underscore")
         if field not in fields:
             raise ArgumentError("ignore_fields", field, "the config has no such field")
-        meaning = ARCHITECTURE_FIELDS.get(field) or _of_a_family(field)
+        meaning = _meaning(field)
+        if meaning is None and not changes_no_count(field, fields[field]):
+            meaning = of_a_family(field)
         if field in FIXED_FIELDS:
             meaning = meaning or "another architecture"
         if not understood(field) and meaning:
             raise ArgumentError("ignore_fields", field, f"describes {meaning}: it decides the architecture")
         if understood(field) or reason(field, fields[field]):
             raise ArgumentError("ignore_fields", field, "is understood, and what is understood is not ignored")
-
-
-def _of_a_family(field: str) -> str | None:
-    """Return in words which family here declares the field, or None. Imports all families, so only for errors."""
-    from torch_models.fields.config import FAMILIES, family
-
-    for name in FAMILIES:
-        if field in family(name).Config.__struct_fields__:
-            return f"a part of {name}"
-    return None
 
 
 def names_given(value: object) -> tuple[str, ...]:

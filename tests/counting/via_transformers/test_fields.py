@@ -3,13 +3,16 @@
 from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from counting.analysis import Analysis, analyze
 from counting.setup import Setup
 from counting.via_transformers.config import ForeignModel, read_foreign
-from tests.foreign_families import FAMILIES, GPT2, SMALL
+from counting.via_transformers.fields import check_fields, declared_fields, value_of
+from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from torch_models.errors import ArgumentError, ConfigError
 from torch_models.fields.config import ForeignConfig, read_model
+from torch_models.fields.known_fields import REPEATS
 
 GRANITE: dict[str, Any] = {"model_type": "granite", **SMALL}
 QWEN2_MOE: dict[str, Any] = {"model_type": "qwen2_moe", **SMALL, "num_experts": 8, "num_experts_per_tok": 2}
@@ -114,6 +117,40 @@ def test_a_field_that_is_on_and_not_understood_is_refused(fields: dict[str, Any]
     with pytest.raises(ConfigError, match=f"^(config: )?{said}") as caught:
         analyze(fields, SHORT)
     assert "remove" not in str(caught.value)
+
+
+# The declared sizes that a field may repeat -> a value that is none of them.
+MPT: dict[str, Any] = {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 96}
+BARE: dict[str, Any] = {"model_type": "gpt_neox", **without(SMALL, "num_key_value_heads")}
+
+
+@pytest.mark.parametrize("field", REPEATS)
+def test_a_field_that_no_class_declares_is_no_witness_of_itself(field: str) -> None:
+    """transformers keeps what it does not declare: the value read back is the file's own."""
+    first = BARE if field not in declared_fields(CONFIG_MAPPING["gpt_neox"]) else MPT
+    rule = "describes .*, and transformers' .* has no such field|is another name of|derives"
+    with pytest.raises(ConfigError, match=f"{field} = 1: ({rule})|(hidden|vocab)_size = .*another name of"):
+        read(first | {field: 1})
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "mpt", "bloom", "opt", "codegen"])
+def test_shared_key_value_heads_are_refused_where_every_head_has_its_own(model_type: str, heads: int) -> None:
+    fields = MPT if model_type == "mpt" else BARE if model_type == "gpt_neox" else None
+    fields = fields or {"model_type": model_type, **FAMILIES.get(model_type, FAMILIES["gpt2"])[0]}
+    own = value_of("num_attention_heads", read(fields).config)
+    assert listed(read(fields | {"num_key_value_heads": own}))["num_key_value_heads"] == "repeats num_attention_heads"
+    for names in (("num_key_value_heads",), ("num_kv_heads", "num_key_value_heads"), ("num_query_groups",)):
+        with pytest.raises(ConfigError, match=f"^config: {names[0]} = {heads}: describes the number and the size of"):
+            read(fields | dict.fromkeys(names, heads))
+
+
+def test_one_key_and_value_head_is_repeated_as_one() -> None:
+    falcon = {"model_type": "falcon", **FAMILIES["falcon"][0]}
+    assert listed(read(falcon | {"num_key_value_heads": 1}))["num_key_value_heads"] == "repeats num_key_value_heads"
+    for heads in (2, 4):
+        with pytest.raises(ConfigError, match=f"num_key_value_heads = {heads}: describes the number and the size of"):
+            read(falcon | {"num_key_value_heads": heads})
 
 
 def test_a_window_that_is_switched_off_is_passed_over() -> None:
@@ -224,3 +261,41 @@ def test_an_entry_of_unknown_type_for_one_kind_of_layers() -> None:
     (entry,) = [entry for entry in model.passed_over_fields if entry.startswith("rope_parameters")]
     assert entry.startswith("rope_parameters.full_attention.rope_type = 'dynamic' (")
     assert counts(analyze(fields | {"rope_parameters": by_layer}, SHORT)) == counts(analyze(fields, SHORT))
+
+
+KIMI: dict[str, Any] = {"model_type": "kimi_linear", **SMALL, "layer_types": ["full_attention"] * 4}
+MINISTRAL: dict[str, Any] = {"model_type": "ministral3", **SMALL, "head_dim": 16}
+
+
+def checked(fields: dict[str, Any]) -> dict[str, str]:
+    """What `check_fields` passes over, of families that may not be measured."""
+    config_class = CONFIG_MAPPING[fields["model_type"]]
+    entries = check_fields(fields, config_class(**fields)).passed_over
+    return {entry.partition(" = ")[0]: entry for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "value"),
+    [
+        (KIMI, "num_heads", 2),
+        (KIMI, "short_conv_kernel_size", 9),
+        (MINISTRAL, "layer_types", ["sliding_attention"] * 4),
+        (MINISTRAL | {"sliding_window": 8}, "layer_types", ["full_attention"] * 4),
+        ({"model_type": "deepseek_v32", **FAMILIES["deepseek_v32"][0]}, "dense", 3),
+        ({"model_type": "gpt_neo", "max_position_embeddings": 64}, "layer_types", ["full_attention"] * 24),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_name_in_the_code_of_a_class_is_no_field_that_it_reads(
+    fields: dict[str, Any], field: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} = .*: (describes|this field is not understood)"):
+        checked(fields | {field: value})
+
+
+def test_a_field_that_a_class_reads_without_declaring_it_is_understood() -> None:
+    gemma3 = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
+    for pattern in (6, 2):  # the default, too
+        assert "sliding_window_pattern" not in checked(gemma3 | {"sliding_window_pattern": pattern})
+    assert "layer_types" in checked(MINISTRAL | {"layer_types": ["full_attention"] * 4})
+    assert "num_heads" in checked(KIMI | {"num_heads": 4})

@@ -152,3 +152,42 @@ def test_a_type_that_is_not_known_is_measured_but_does_not_run() -> None:
     assert build(spec, device="meta")(ids.to("meta")).shape == (1, 4, 96)
     with pytest.raises(UserError, match="rope_type 'ntk': its angles are not known, so the model does not run"):
         build(spec)(ids)
+
+
+@pytest.mark.parametrize("types", [{"type": "yarnn"}, {"rope_type": "yarnn"}], ids=str)
+def test_a_type_that_is_not_known_is_listed(types: dict[str, str]) -> None:
+    (name,) = types
+    for fields in (
+        {"rope_scaling": {**types, "factor": 2.0}},
+        {"rope_parameters": {"full_attention": {**types, "factor": 2.0}}},
+    ):
+        (field,) = fields
+        path = f"{field}.full_attention" if field == "rope_parameters" else field
+        said = f"{path}.{name} = 'yarnn' (is not known here: its angles change no count, and the model does not run)"
+        assert said in spec_from_fields(LLAMA | fields, "x").passed_over_fields
+    for known in ("default", "yarn", "mrope", "dynamic"):
+        listed = spec_from_fields(LLAMA | {"rope_scaling": {"type": known, "factor": 2.0}}, "x").passed_over_fields
+        assert not any("not known here" in entry for entry in listed)
+
+
+OTHER_ANGLES: dict[str, Any] = {"rope_interleaved": True, "rope_ratio": 2.0, "rotary_base": 5, "no_rope_layers": [1, 0]}
+SAME_ANGLES: dict[str, Any] = {"use_mrope": True, "rope_interleaved": False, "rope_ratio": 1.0, "rotary_base": 10000}
+
+
+@pytest.mark.parametrize("field", OTHER_ANGLES)
+def test_a_field_that_asks_for_other_angles_is_measured_but_does_not_run(field: str) -> None:
+    fields = {name: value for name, value in LLAMA.items() if name != "rope_theta"}
+    turned = fields | {field: OTHER_ANGLES[field]}
+    setup, ids = Setup(sequence_length=16), torch.zeros(1, 4, dtype=torch.long)
+    plain, other = analyze(fields, setup), analyze(turned, setup)
+    assert (other.parameters, other.layers, other.memory) == (plain.parameters, plain.layers, plain.memory)
+    assert f"{field} = " in str(other.passed_over_fields)
+    with pytest.raises(UserError, match=f"'{field}': its angles are not known, so the model does not run"):
+        build(spec_from_fields(turned, "x"))(ids)
+
+
+@pytest.mark.parametrize("field", SAME_ANGLES)
+def test_a_field_that_asks_for_the_same_angles_runs(field: str) -> None:
+    fields = {name: value for name, value in LLAMA.items() if name != "rope_theta"}
+    spec = spec_from_fields(fields | {field: SAME_ANGLES[field]}, "x")
+    assert build(spec)(torch.zeros(1, 4, dtype=torch.long)).isfinite().all()

@@ -7,13 +7,22 @@ from typing import Any
 import msgspec
 import pytest
 
+from counting.via_transformers.config import read_foreign
 from tests.foreign_families import GPT2
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE
 from torch_models.errors import ArgumentError, ConfigError, UserError
 from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
 from torch_models.fields.config import ForeignConfig, family, read_model, read_models, read_spec, spec_from_fields
-from torch_models.fields.known_fields import FIXED_FIELDS, IRRELEVANT_FIELDS, irrelevance
-from torch_models.fields.unknown_fields import is_off
+from torch_models.fields.known_fields import (
+    ACTIVATION_FIELDS,
+    COUNT_FREE_FIELDS,
+    FIXED_FIELDS,
+    IRRELEVANT_FIELDS,
+    changes_no_count,
+    irrelevance,
+)
+from torch_models.fields.switches import INVERTED, NAMED_VALUES, SWITCHES
+from torch_models.fields.unknown_fields import is_comment, is_off
 from torch_models.spec import ModelSpec
 
 
@@ -216,7 +225,66 @@ def test_a_head_size_that_is_left_out_follows_from_the_width() -> None:
 
 def test_no_field_of_the_architecture_is_irrelevant() -> None:
     assert len(ARCHITECTURE_FIELDS) > 300
-    assert not [field for field in {*ARCHITECTURE_FIELDS, *FIXED_FIELDS} if irrelevance(field)]
+    deciding = {*ARCHITECTURE_FIELDS, *FIXED_FIELDS, *SWITCHES, *INVERTED, *NAMED_VALUES, *ACTIVATION_FIELDS}
+    assert not [field for field in deciding if irrelevance(field) or changes_no_count(field, True)]
+    assert not [field for field in {**IRRELEVANT_FIELDS, **COUNT_FREE_FIELDS} if is_comment(field)]
+
+
+COUNT_FREE: dict[str, Any] = {
+    "norm_topk_prob": True,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "rope_interleave": True,
+    "router_jitter_noise": 0.1,
+    "initial_context_length": 4096,
+    "embedding_multiplier": 12.0,
+    "layer_norm_eps": 1e-5,
+    "use_mrope": True,
+    "rope_interleaved": True,
+}
+
+
+@pytest.mark.parametrize("field", COUNT_FREE)
+def test_a_field_of_another_family_that_changes_no_count_is_passed_over(field: str) -> None:
+    spec = spec_from_fields(LLAMA | {field: COUNT_FREE[field]}, "x")
+    assert listed(spec)[field]
+    with pytest.raises(ArgumentError, match=f"'{field}': is understood, and what is understood is not ignored"):
+        spec_from_fields(LLAMA | {field: COUNT_FREE[field]}, "x", [field])
+
+
+OPEN_ENDED: dict[str, Any] = {
+    "fused_mlp_experts": 8,
+    "flash_attention_sparse": True,
+    "fused_rope_dim": 3,
+    "use_flash_attn": 8,
+    "router_loss_layers": 4,
+    "init_range_layers": 3,
+    "initializer_layers": 3,
+    "summary_layers": 8,
+    "residual_dropout_layers": 3,
+    "mode": "moe",
+    "prefix": 4,
+    "moe_group": 4,
+    "mtp_extra_layers_in_trunk": 4,
+    "unsloth_layers": 4,
+    "load_balancing_layers": 3,
+    "compression_ratio": 4,
+}
+
+
+@pytest.mark.parametrize("field", OPEN_ENDED)
+def test_a_name_that_only_begins_as_a_known_one_is_not_understood(field: str) -> None:
+    for fields in (LLAMA, {"model_type": "gpt2", **GPT2}):
+        with pytest.raises(ConfigError, match=f"{field} = .*: (this field is not understood|describes )"):
+            read_foreign_or_native(fields | {field: OPEN_ENDED[field]})
+
+
+def read_foreign_or_native(fields: dict[str, Any]) -> None:
+    read = read_model(fields)
+    if isinstance(read, ForeignConfig):
+        read_foreign(read)
 
 
 # --- ignore_fields ---------------------------------------------------------------------------------------------
@@ -254,9 +322,10 @@ def test_a_named_field_is_ignored_and_listed(tmp_path: Path) -> None:
         ("kv_lora_rank", 512, "'kv_lora_rank': describes multi-head latent attention: it decides the architecture"),
         ("num_experts", 8, "'num_experts': describes a mixture of experts: it decides"),
         ("sliding_window", 9, "'sliding_window': describes layers with a sliding window: it decides"),
-        ("topk_method", "greedy", "'topk_method': describes a part of deepseek_v2: it decides"),
+        ("topk_method", "greedy", "'topk_method': is understood"),
         ("is_encoder_decoder", True, "'is_encoder_decoder': describes another architecture: it decides"),
         ("qkv_bias", True, "'qkv_bias': describes biases of projections: it decides the architecture"),
+        ("use_rope", "own", "'use_rope': describes rotary positions: it decides the architecture"),
         ("vision_config", {"a": 1}, "'vision_config': describes another model beside the decoder: it decides"),
     ],
 )
