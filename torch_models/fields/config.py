@@ -17,7 +17,7 @@ import msgspec
 
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
-from torch_models.fields.conversion import MISSING, check_finite, convert, decoded
+from torch_models.fields.conversion import MISSING, checked, convert
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
 from torch_models.fields.sequence_length import trained_length
@@ -219,7 +219,7 @@ def model_from_fields(
     A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
     defaults when it saves a part, and only transformers knows those that decide shapes.
     """
-    whole = _checked(fields)
+    whole = checked(fields)
     part = extracted_text_part(whole) if text_only else TextPart(merged_text_part(whole))
     fields = part.fields
     model_type, architectures = fields.get("model_type"), architectures_in(fields)
@@ -261,7 +261,7 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     """
     from torch_models.fields.rope import passed_over_in_rope, with_other_angles  # which needs this module
 
-    given = merged_text_part(_checked(fields))
+    given = merged_text_part(checked(fields))
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__
@@ -284,17 +284,6 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
         passed_over_fields=(*sorted_fields.passed_over, *declared, *passed_over_in_rope(fields)),
         ignored_fields=sorted_fields.ignored,
     )
-
-
-def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with tagged numbers decoded; raise `ConfigError` for a number that is not finite."""
-    try:
-        fields = decoded(fields)
-        check_finite(fields)
-        without_comments(fields)
-    except RecursionError:
-        raise UserError("the config is nested too deeply") from None
-    return fields
 
 
 def _sorted(

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from torch_models.errors import ConfigError, show_value
-from torch_models.fields.unknown_fields import is_comment
+from torch_models.errors import ConfigError, UserError, show_value
+from torch_models.fields.unknown_fields import is_comment, without_comments
 
 MISSING = "is missing and has no default"
 
@@ -85,3 +85,14 @@ def _not_finite(path: str, value: Any) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _not_finite(path, inner)
+
+
+def checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with tagged numbers decoded; raise `ConfigError` for a number that is not finite."""
+    try:
+        fields = decoded(fields)
+        check_finite(fields)
+        without_comments(fields)
+    except RecursionError:
+        raise UserError("the config is nested too deeply") from None
+    return fields
