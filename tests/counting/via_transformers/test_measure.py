@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a switch turned on": (
         "gpt2",
         {"gated_mlp": True},
-        "gated_mlp = true: describes another feed-forward, .*has no such field",
+        "gated_mlp = true: the model is built without a feed-forward with a gate",
     ),
     "unknown field": ("gpt2", {"memory_slots": 3}, "memory_slots = 3: .*if it does not change the architecture"),
     "a value of the wrong type": ("gpt2", {"n_layer": "three"}, "transformers rejects the config"),
