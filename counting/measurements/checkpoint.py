@@ -14,7 +14,15 @@ from torch import nn
 from counting.counts import Totals
 from counting.measurements.probe import Probe, build_probe
 from torch_models.checkpoints.contents import Contents, read_contents, why_not_summed
-from torch_models.checkpoints.places import DECODER, HEAD, LAYERS, Found, parts_of_checkpoint, places_in, refuse_misfits
+from torch_models.checkpoints.places import (
+    DECODER,
+    HEAD,
+    LAYERS,
+    TensorEntry,
+    parts_of_checkpoint,
+    places_in,
+    refuse_misfits,
+)
 from torch_models.checkpoints.weight_files import why_nothing_is_read
 from torch_models.spec import ModelSpec
 
@@ -124,7 +132,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[tuple[int, ...], bool]]:
     return {name: (tuple(tensor.shape), name in buffers) for name, tensor in module.state_dict().items()}
 
 
-def _check_copies(folder: Path, copies: Mapping[str, Found], vocabulary: tuple[int, ...]) -> None:
+def _check_copies(folder: Path, copies: Mapping[str, TensorEntry], vocabulary: tuple[int, ...]) -> None:
     """Raise `CheckpointError` unless each copy of embedding or head has the shape (V, D), as far as it is known."""
     misshapen = [
         f"{name} in {copy.file} has shape {copy.shape}, must be {vocabulary}"

@@ -14,7 +14,7 @@ from counting.counts import Totals
 from counting.measurements.checkpoint import StoredTotals, read_comparable, stored_numbers
 from counting.via_transformers.discover import Discovered
 from torch_models.checkpoints.contents import Contents
-from torch_models.checkpoints.places import Found, refuse_misfits
+from torch_models.checkpoints.places import TensorEntry, refuse_misfits
 from torch_models.errors import show_name
 from torch_models.fields.stored_names import is_irrelevant
 
@@ -136,7 +136,7 @@ def _compare(contents: Contents, own_names: Mapping[str, str], copies: Set[str],
         "layers of another size": [],
     }
     homes: dict[str, str] = {}
-    others: dict[str, dict[str, Found]] = defaultdict(dict)  # layer -> stored name -> a tensor that the model lacks
+    others: dict[str, dict[str, TensorEntry]] = defaultdict(dict)  # layer -> name -> one that the model lacks
     for name, own in own_names.items():
         tensor, shape = contents.found[name], built.shapes.get(own)
         if shape is None:

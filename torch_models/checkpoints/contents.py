@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch_models.checkpoints.headers import Headers, read_headers
-from torch_models.checkpoints.places import Found
+from torch_models.checkpoints.places import TensorEntry
 from torch_models.checkpoints.quantised import unpacked
 from torch_models.errors import CheckpointError, show_name
 from torch_models.fields.file import read_config
@@ -21,7 +21,7 @@ class Contents(NamedTuple):
     """The tensors of a checkpoint folder, with names and shapes as in the model where they are quantised."""
 
     headers: Headers
-    found: dict[str, Found]  # without scales
+    found: dict[str, TensorEntry]  # without scales
     is_quantised: bool
     dtype: str | None  # of the weights by the config
     not_compared: str | None  # why these tensors cannot be compared with those of the model
@@ -66,8 +66,10 @@ def read_contents(folder: Path) -> Contents | None:
     if headers is None:
         return None
     _, fields = read_config(folder)
-    named = {name: Found(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in headers.tensors.items()}
-    named |= {name: Found(shard, None, None) for name, shard in headers.absent.items()}
+    named = {
+        name: TensorEntry(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in headers.tensors.items()
+    }
+    named |= {name: TensorEntry(shard, None, None) for name, shard in headers.absent.items()}
     found, has_scales, packed = unpacked(named)
     return Contents(
         headers=headers,

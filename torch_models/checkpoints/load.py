@@ -19,7 +19,7 @@ from torch_models.checkpoints.places import (
     EMBEDDING,
     HEAD,
     LAYERS,
-    Found,
+    TensorEntry,
     parts_of_checkpoint,
     places_in,
 )
@@ -148,7 +148,7 @@ def _load(
 
     `tensors_of` returns the module's tensors by their names in a checkpoint; they share the module's memory.
     """
-    found = {name: Found(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    found = {name: TensorEntry(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in stored.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(build("meta")).items()}
     places = places_in(shapes, found, checkpoint.spec.model_type, checkpoint.folder)
     if torch.device(device).type == "meta":

@@ -21,7 +21,7 @@ LONGEST_NUMBER = 9  # digits of the number of a layer
 EXAMPLES = 3  # number of tensors that an error message names for each kind of mismatch
 
 
-class Found(NamedTuple):
+class TensorEntry(NamedTuple):
     """A stored tensor: the name of its file, and its dtype and shape; both None if the file is not there."""
 
     file: str
@@ -72,7 +72,7 @@ def _is_mtp(name: str, spec: ModelSpec) -> bool:
 
 
 def places_in(
-    shapes: Mapping[str, Shape], found: Mapping[str, Found], model_type: str, folder: object
+    shapes: Mapping[str, Shape], found: Mapping[str, TensorEntry], model_type: str, folder: object
 ) -> dict[str, Place]:
     """Return the place of each tensor of `found` in the tensors of a model of the family `model_type`.
 

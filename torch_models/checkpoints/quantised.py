@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch_models.checkpoints.places import Found
+from torch_models.checkpoints.places import TensorEntry
 
 # Scales of a weight that has one number per element: DeepSeek-V3's, and those of compressed-tensors and ModelOpt.
 SCALES = (".weight_scale_inv", ".weight_scale", ".input_scale")
@@ -17,17 +17,17 @@ BLOCKS, BLOCK_SCALES, NUMBERS_OF_A_BLOCK, BYTES_OF_A_BLOCK = "_blocks", "_scales
 class Unpacked(NamedTuple):
     """The tensors of a checkpoint that stand for tensors of the model, one number for each of theirs."""
 
-    found: dict[str, Found]
+    found: dict[str, TensorEntry]
     is_quantised: bool  # whether there are scales: the bytes are not those of one dtype
     packed: tuple[str, ...]  # tensors whose numbers cannot be compared with the model's
 
 
-def unpacked(found: Mapping[str, Found]) -> Unpacked:
+def unpacked(found: Mapping[str, TensorEntry]) -> Unpacked:
     """Leave out the scales, and give each MXFP4 tensor of gpt-oss the name and the shape that it has when unpacked.
 
     gpt-oss stores `X_blocks`, (E, out, in / 32, 16) bytes, for its parameter X of shape (E, in, out).
     """
-    kept: dict[str, Found] = {}
+    kept: dict[str, TensorEntry] = {}
     left_out = 0
     for name, tensor in found.items():
         if _is_scale(name, found):
@@ -39,7 +39,7 @@ def unpacked(found: Mapping[str, Found]) -> Unpacked:
     return Unpacked(kept, left_out > 0, tuple(name for name, tensor in kept.items() if _is_packed(name, tensor)))
 
 
-def _is_scale(name: str, found: Mapping[str, Found]) -> bool:
+def _is_scale(name: str, found: Mapping[str, TensorEntry]) -> bool:
     if name.endswith(BLOCK_SCALES):
         return _is_mxfp4(name.removesuffix(BLOCK_SCALES) + BLOCKS, found)
     if not name.endswith(SCALES):
@@ -48,7 +48,7 @@ def _is_scale(name: str, found: Mapping[str, Found]) -> bool:
     return weight is not None and weight.dtype in (None, *WHOLE_DTYPES)
 
 
-def _is_mxfp4(blocks: str, found: Mapping[str, Found]) -> bool:
+def _is_mxfp4(blocks: str, found: Mapping[str, TensorEntry]) -> bool:
     """Whether the tensor `blocks` and its scales are in the format; by their names alone if their files are absent."""
     weight, scales = found.get(blocks), found.get(blocks.removesuffix(BLOCKS) + BLOCK_SCALES)
     if weight is None or scales is None:
@@ -59,13 +59,13 @@ def _is_mxfp4(blocks: str, found: Mapping[str, Found]) -> bool:
     return is_blocks and scales.shape in (None, weight.shape[:3])
 
 
-def _unpacked_shape(blocks: Found) -> tuple[int, ...] | None:
+def _unpacked_shape(blocks: TensorEntry) -> tuple[int, ...] | None:
     if blocks.shape is None:
         return None
     experts, out, groups, _ = blocks.shape
     return experts, groups * NUMBERS_OF_A_BLOCK, out
 
 
-def _is_packed(name: str, tensor: Found) -> bool:
+def _is_packed(name: str, tensor: TensorEntry) -> bool:
     is_weight = name.endswith(".weight") and tensor.dtype is not None and tensor.dtype not in WHOLE_DTYPES
     return is_weight or name.endswith(PACKED_NAMES)
