@@ -118,8 +118,8 @@ def own_name(field: str, config_class: Any) -> str:
 
 
 def passed_on(fields: Mapping[str, Any], config_class: Any, ignore_fields: Sequence[str]) -> dict[str, Any]:
-    """The fields for the class: without those to be ignored, how the checkpoint is stored, and unused windows."""
-    left_out = {"dtype", "quantization_config", *ignore_fields}
+    """The fields for the class: without those to be ignored, storage, the form of outputs, and unused windows."""
+    left_out = {"dtype", "quantization_config", "return_dict", *ignore_fields}
     left_out |= {field for field in fields if unused_window(field, fields)} - declared_fields(config_class)
     return {field: value for field, value in fields.items() if field not in left_out}
 

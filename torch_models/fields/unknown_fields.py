@@ -121,6 +121,8 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
         return f"{SWITCHED_BY[field]} is off"
     if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields, sizes):
         return NO_WINDOW
+    if field == "attn_type_list" and isinstance(value, list) and set(map(str, value)) == {"1"}:  # 0: linear attention
+        return "every layer has attention" if is_off(sizes.get("sliding_window")) else None
     if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):
         return "repeats hidden_act"
     for standard in REPEATS.get(field, ()):

@@ -55,6 +55,8 @@ PASSED_OVER: dict[str, Any] = {
     "activation_function": "gelu",
     "rope_interleave": True,
     "layer_types": ["full_attention"] * 4,
+    "attn_type_list": [1, 1, 1, 1],
+    "return_dict": False,
     "num_nextn_predict_layers": 1,
     "use_mtp": True,
 }
@@ -109,6 +111,7 @@ def test_fields_that_are_off_or_change_no_count_are_passed_over_and_listed() -> 
             {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0], "use_qk_norm": False},
             "use_qk_norm = false: the model is built with norms of queries and keys",
         ),
+        ({**GRANITE, "attn_type_list": [1, 0]}, "attn_type_list = .*: describes layers of several kinds"),
         ({"model_type": "gpt2", **GPT2, "anything": float("inf")}, "anything = inf: must be a finite number"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
