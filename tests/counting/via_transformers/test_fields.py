@@ -56,7 +56,6 @@ PASSED_OVER: dict[str, Any] = {
     "rope_interleave": True,
     "layer_types": ["full_attention"] * 4,
     "attn_type_list": [1, 1, 1, 1],
-    "return_dict": False,
     "num_nextn_predict_layers": 1,
     "use_mtp": True,
 }
