@@ -262,15 +262,23 @@ def _has_effect(field: str, fields: Mapping[str, Any], config: Any) -> bool:
             values: dict[str, Any] = type(config)(**passed_on(own, type(config), ())).to_dict()
         except Exception:  # transformers' own checks may raise any exception
             return None
-        return {name: value for name, value in values.items() if name != field}
+        return values
+
+    def of_others(values: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if values is None else {name: value for name, value in values.items() if name != field}
 
     given, left_out = made(fields), made({name: value for name, value in fields.items() if name != field})
     if given is None:
         return False
-    if given != left_out:  # without it the class may not even accept the others
+    # Without it the class may not even accept the others; it may also write the same value of its own accord.
+    if (
+        left_out is None
+        or of_others(given) != of_others(left_out)
+        or (field in left_out and left_out[field] == fields[field])
+    ):
         return True
-    others = (made({**fields, field: other}) for other in _other_values(fields[field]))
-    return any(other not in (None, given) for other in others)
+    others = (of_others(made({**fields, field: other})) for other in _other_values(fields[field]))
+    return any(other not in (None, of_others(given)) for other in others)
 
 
 def _other_values(value: Any) -> tuple[Any, ...]:

@@ -301,3 +301,6 @@ def test_a_field_that_a_class_reads_without_declaring_it_is_understood() -> None
         assert "sliding_window_pattern" not in checked(gemma3 | {"sliding_window_pattern": pattern})
     assert "layer_types" in checked(MINISTRAL | {"layer_types": ["full_attention"] * 4})
     assert "num_heads" in checked(KIMI | {"num_heads": 4})
+    written = CONFIG_MAPPING["gemma4_text"]().to_dict()
+    assert "per_layer_config" in written.keys() - declared_fields(CONFIG_MAPPING["gemma4_text"])
+    assert "per_layer_config" not in checked(written)
