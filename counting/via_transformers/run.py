@@ -7,6 +7,7 @@ matrices, so that no product is left out.
 import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -124,21 +125,22 @@ def run_first_way(decoder: Decoder, batch: MicroBatch) -> tuple[Discovered, Reco
     """
     not_built: list[str] = []
     failed: list[str] = []
-    for way in WAYS:
+    for attention, ways in groupby(WAYS, key=lambda way: way.attention):  # a model is built once for each attention
         try:
-            found = discover(decoder, way.attention)
+            found = discover(decoder, attention)
         except UserError:
             raise
         except Exception as error:  # the family's code may raise any exception
             not_built.append(one_line(error, LONGEST_REASON))
             continue
         refuse_longer_than_tables(found.model, found.layers, decoder.config, batch.length)
-        try:
-            return found, run(found, way, batch)
-        except UserError:
-            raise
-        except Exception as error:
-            failed.append(one_line(error, LONGEST_REASON))
+        for way in ways:
+            try:
+                return found, run(found, way, batch)
+            except UserError:
+                raise
+            except Exception as error:
+                failed.append(one_line(error, LONGEST_REASON))
     field, positions = position_field(decoder.config)
     if failed and positions is not None and positions < batch.length:
         raise too_long(field, positions, batch.length, f"transformers' code fails on it: {failed[0]}")
