@@ -32,11 +32,11 @@ ROOMS = {
     ),
     "torch_models.modules torch_models.training": "torch_models.errors torch_models.rope_scaling torch_models.spec",
     "torch_models.builder torch_models.checkpoints": (
-        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules"
+        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.training"
     ),
     "torch_models": (
-        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.builder"
-        " torch_models.checkpoints"
+        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.training"
+        " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
     "counting.notes counting.recipes counting.setup counting.counts counting.step": (

@@ -5,14 +5,14 @@
     model = load_checkpoint("a/folder/with/config.json/and/safetensors")
 
 Each public name is imported from its module at first use. Importing this package or reading a config therefore imports
-no torch; building a model, loading a checkpoint and `set_recompute` do.
+no torch; building a model, loading a checkpoint and what trains do.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch_models.builder import build, build_mtp
+    from torch_models.builder import build, build_mtp, build_training_model
     from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint
     from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError
     from torch_models.fields.config import read_spec
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         RotarySpec,
         RouterSpec,
     )
+    from torch_models.training.batch import check_batch
+    from torch_models.training.loss import loss_normalizer
 
 __all__ = [
     "ArgumentError",
@@ -47,8 +49,11 @@ __all__ = [
     "UserError",
     "build",
     "build_mtp",
+    "build_training_model",
+    "check_batch",
     "load_checkpoint",
     "load_mtp_checkpoint",
+    "loss_normalizer",
     "read_spec",
     "set_recompute",
 ]
@@ -56,8 +61,11 @@ __all__ = [
 _HOMES = {
     "build": "builder",
     "build_mtp": "builder",
+    "build_training_model": "builder",
+    "check_batch": "training.batch",
     "load_checkpoint": "checkpoints.load",
     "load_mtp_checkpoint": "checkpoints.load",
+    "loss_normalizer": "training.loss",
     "read_spec": "fields.config",
     "set_recompute": "modules.recompute",
 }

@@ -1,6 +1,7 @@
 """Builds modules from specs. Device, dtype and initial values are set only here."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -8,9 +9,11 @@ from torch import nn
 
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import Source, read_spec
-from torch_models.modules.decoder import CausalLM, MultiTokenPredictionLayer
+from torch_models.modules.decoder import MultiTokenPredictionLayer
+from torch_models.modules.language_model import CausalLM
 from torch_models.modules.layers import RMSNorm
 from torch_models.spec import Kernels, ModelSpec, check_kernels
+from torch_models.training.model import MTP_WEIGHT, TrainingModel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -46,6 +49,34 @@ def build(
     dtype.
     """
     return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
+
+
+def build_training_model(
+    config: Source | ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+    mtp: bool = True,
+    loss_chunk: int | None = None,
+    mtp_weight: float = MTP_WEIGHT,
+) -> TrainingModel:
+    """Return the model of `config` to train: token ids (B, S), labels (B, S) -> the loss.
+
+    With `mtp` it has the config's multi-token-prediction layers, whose losses are added with the weight `mtp_weight`.
+    With `loss_chunk`, the logits of at most that many tokens are in memory at a time. Other arguments and errors are as
+    in `build`; the names of parameters too, and those of the multi-token-prediction layers go on from the main
+    model's.
+    """
+    return build_model_with_loss(
+        _spec(config),
+        device=device,
+        dtype=dtype,
+        kernels=kernels,
+        mtp=mtp,
+        loss_chunk=loss_chunk,
+        mtp_weight=mtp_weight,
+    )
 
 
 def build_mtp(
@@ -86,6 +117,36 @@ def build_model(
     if initializer_range is not None:
         initialize(model, initializer_range)
     return model
+
+
+def build_model_with_loss(
+    spec: ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+    mtp: bool = True,
+    loss_chunk: int | None = None,
+    mtp_weight: float = MTP_WEIGHT,
+    initializer_range: float | None = 0.02,
+) -> TrainingModel:
+    """Return the model of `spec` to train; `initializer_range` and errors are as in `build_model`."""
+    check_kernels(kernels)
+    check_placement(device, dtype)
+    _check_loss(loss_chunk, mtp_weight)
+    with creating(device, dtype or torch.float32):
+        model = TrainingModel(spec, kernels, mtp=mtp, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
+    if initializer_range is not None:
+        initialize(model, initializer_range)
+    return model
+
+
+def _check_loss(loss_chunk: int | None, mtp_weight: float) -> None:
+    if loss_chunk is not None and (not isinstance(loss_chunk, int) or isinstance(loss_chunk, bool) or loss_chunk < 1):
+        raise ArgumentError("loss_chunk", loss_chunk, "must be a whole number of tokens, at least 1, or None")
+    is_number = isinstance(mtp_weight, int | float) and not isinstance(mtp_weight, bool)
+    if not is_number or not 0 <= mtp_weight < math.inf:
+        raise ArgumentError("mtp_weight", mtp_weight, "must be a finite number, at least 0")
 
 
 def build_mtp_layers(

@@ -15,7 +15,7 @@ from counting.formulas.parameters import (
     parameters,
     router_correction_bias,
 )
-from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
+from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers, tensors_of_mtp
 from counting.recipes import (
     BLOCK_IN_8_BITS,
     SMALLEST_IN_8_BITS,
@@ -57,13 +57,12 @@ def layer_moments(spec: LayerSpec, setup: Setup) -> int:
 
 def outside_moments(spec: ModelSpec, setup: Setup) -> int:
     """Return the bytes of the optimiser's moments for embedding, final norm and head."""
-    return _moments([*tensors_before_layers(spec), *tensors_after_layers(spec, mtp=False)], setup)
+    return _moments([*tensors_before_layers(spec), *tensors_after_layers(spec)], setup)
 
 
 def mtp_moments(spec: ModelSpec, setup: Setup) -> int:
     """Return the bytes of the optimiser's moments for the multi-token-prediction modules, whether trained or not."""
-    main = len(tensors_after_layers(spec, mtp=False))
-    return _moments(tensors_after_layers(spec, mtp=True)[main:], setup)
+    return _moments(tensors_of_mtp(spec), setup)
 
 
 def input_bytes(spec: ModelSpec, setup: Setup) -> int:

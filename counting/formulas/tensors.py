@@ -115,16 +115,22 @@ def tensors_before_layers(spec: ModelSpec) -> Tensors:
     return [TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
 
 
-def tensors_after_layers(spec: ModelSpec, *, mtp: bool) -> Tensors:
-    """Return final norm, head (V x D, unless it is tied) and, with `mtp`, the multi-token-prediction modules.
+def tensors_of_mtp(spec: ModelSpec) -> Tensors:
+    """Return the multi-token-prediction layers, which are numbered on from those of the main model.
 
-    Each of these has a decoder layer, norms of embedding and hidden state, a projection of 2 D to D, and a last norm
+    Each has a decoder layer, norms of embedding and hidden state, a projection of 2 D to D, and a last norm
     (DeepSeek-V3, arXiv 2412.19437, eq. 21-23).
     """
     width = spec.hidden_size
-    found = [_vector(width)]
-    if not spec.tie_word_embeddings:
-        found.append(TrainedTensor((spec.vocab_size, width), "vocabulary"))
-    for layer in spec.mtp_layers if mtp else ():
+    found: Tensors = []
+    for layer in spec.mtp_layers:
         found += [*tensors(layer), _vector(width), _vector(width), *_linear(2 * width, width), _vector(width)]
     return found
+
+
+def tensors_after_layers(spec: ModelSpec) -> Tensors:
+    """Return final norm and head (V x D, unless it is tied)."""
+    norm = _vector(spec.hidden_size)
+    return (
+        [norm] if spec.tie_word_embeddings else [norm, TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
+    )

@@ -16,7 +16,7 @@ def run_layers(probe: Probe, batch: MicroBatch) -> ModelCounts:
 
     Each layer runs twice: without gradients, to count FLOPs and measure memory, and with gradients, to measure memory.
     """
-    head_flops = dispatched_flops(probe.model.lm_head, (probe.stream(batch),))
+    head_flops = dispatched_flops(probe.model.lm_head, probe.head_inputs(batch))
     mtp_flops = Counts()
     for module, spec, count in probe.mtp_kinds():
         inputs = (probe.stream(batch), probe.stream(batch), probe.rotary(spec, batch))

@@ -29,7 +29,8 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
     that step.
     """
     with measuring():
-        probe = build_probe(spec, setup.kernels)
+        mtp = bool(setup.mtp)
+        probe = build_probe(spec, setup.kernels, mtp=mtp)
         witnesses = {
             "numel": count_model(probe, setup),
             "trace": trace_model(probe, setup.micro_batch),
@@ -37,7 +38,9 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
         }
         if step:
             dtype = getattr(torch, setup.precision_recipe.activation_dtype)
-            shown = run_step(probe if dtype == MEASURED_DTYPE else build_probe(spec, setup.kernels, dtype), setup)
+            if dtype != MEASURED_DTYPE:
+                probe = build_probe(spec, setup.kernels, dtype, mtp=mtp)
+            shown = run_step(probe, setup)
             witnesses["dispatch"] = structs.replace(
                 witnesses["dispatch"], training_flops=shown.flops, step_profile=shown.memory
             )
@@ -50,7 +53,7 @@ def measure(spec: ModelSpec, setup: Setup, *, step: bool) -> dict[str, ModelCoun
 def count_model(probe: Probe, setup: Setup) -> ModelCounts:
     """Parameters by `numel`, and the bytes of the optimiser's moments for tensors of these shapes."""
     recipe = (setup.precision_recipe, setup.optimizer_recipe)
-    in_layers, moments_in_layers = Counts(), 0
+    in_layers, moments_in_layers = Counts(), 0  # of the layers in `probe.model`
     layers = []
     for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):
         parameters = count_parameters(layer)
@@ -68,6 +71,10 @@ def count_model(probe: Probe, setup: Setup) -> ModelCounts:
                 moment_bytes=moments,
             )
         )
+    mtp_parameters, mtp_moments = count_parameters(probe.mtp_layers), moments_by_recipe(probe.mtp_layers, *recipe)
+    if probe.model.num_mtp_layers:
+        in_layers += mtp_parameters
+        moments_in_layers += mtp_moments
     return ModelCounts(
         layers=tuple(layers),
         outside=OutsideCounts(
@@ -75,9 +82,9 @@ def count_model(probe: Probe, setup: Setup) -> ModelCounts:
             moment_bytes=moments_by_recipe(probe.model, *recipe) - moments_in_layers,
         ),
         mtp=MtpCounts(
-            parameters=count_parameters(probe.mtp_layers),
+            parameters=mtp_parameters,
             linear_weights=linear_weights(probe.mtp_layers),
             router_correction_bias=router_correction_bias(probe.mtp_layers),
-            moment_bytes=moments_by_recipe(probe.mtp_layers, *recipe),
+            moment_bytes=mtp_moments,
         ),
     )

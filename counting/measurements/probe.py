@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from counting.setup import MicroBatch
-from torch_models.builder import build_model, build_mtp_layers
-from torch_models.modules.decoder import CausalLM
+from torch_models.builder import build_model_with_loss, build_mtp_layers
 from torch_models.modules.layers import RotaryTables, rotary_tables
 from torch_models.spec import Kernels, LayerSpec, ModelSpec
+from torch_models.training.model import TrainingModel
 
 # Grouped products have a 16-bit meta kernel only for bfloat16; float16 has the same bytes and FLOPs.
 MEASURED_DTYPE = torch.bfloat16
@@ -22,19 +22,23 @@ class Probe(NamedTuple):
 
     spec: ModelSpec
     groups: tuple[tuple[LayerSpec, int], ...]  # distinct layers, and the number of each
-    model: CausalLM  # with one layer of each
-    mtp_layers: nn.ModuleList  # all multi-token-prediction modules
+    model: TrainingModel  # with one layer of each and, if they are trained, the multi-token-prediction layers
+    mtp_layers: nn.ModuleList  # all multi-token-prediction layers, those of `model` if it has them
 
     @property
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> list[nn.Module]:
         """One decoder layer for each of `groups`."""
-        return self.model.model.layers
+        return list(self.model.model.layers)[: len(self.groups)]
 
     def mtp_kinds(self) -> Iterator[tuple[nn.Module, LayerSpec, int]]:
         """One multi-token-prediction module of each kind, its spec, and the number of equal ones."""
         specs = self.spec.mtp_layers
         for spec in dict.fromkeys(specs):
             yield self.mtp_layers[specs.index(spec)], spec, specs.count(spec)
+
+    def head_inputs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Hidden states (T, D) and labels (T,) of a micro-batch, which the head takes."""
+        return self.stream(batch).flatten(0, 1), torch.empty(batch.tokens, dtype=torch.long, device="meta")
 
     def stream(self, batch: MicroBatch) -> Tensor:
         """Hidden states of a micro-batch, (B, S, D)."""
@@ -47,14 +51,18 @@ class Probe(NamedTuple):
         return rotary_tables(layer.attention.rotary, batch.length, torch.device("meta"), dtype)
 
 
-def build_probe(spec: ModelSpec, kernels: Kernels, dtype: torch.dtype = MEASURED_DTYPE) -> Probe:
-    """Build the modules of `spec`. The time depends on the number of distinct layers, not on the number of layers."""
+def build_probe(spec: ModelSpec, kernels: Kernels, dtype: torch.dtype = MEASURED_DTYPE, *, mtp: bool = True) -> Probe:
+    """Build the modules of `spec`. The time depends on the number of distinct layers, not on the number of layers.
+
+    With `mtp` the multi-token-prediction layers are trained.
+    """
     groups = spec.layer_groups()
     runs = tuple(msgspec.structs.replace(run, count=1) for run in _first_of_each(spec))
     one_of_each = msgspec.structs.replace(spec, layer_runs=runs)
-    model = build_model(one_of_each, device="meta", dtype=dtype, kernels=kernels)
-    mtp_layers = build_mtp_layers(spec, device="meta", dtype=dtype, kernels=kernels)
-    return Probe(spec, groups, model, mtp_layers)
+    model = build_model_with_loss(one_of_each, device="meta", dtype=dtype, kernels=kernels, mtp=mtp)
+    if mtp:
+        return Probe(spec, groups, model, nn.ModuleList(model.model.mtp_layers))
+    return Probe(spec, groups, model, build_mtp_layers(spec, device="meta", dtype=dtype, kernels=kernels))
 
 
 def _first_of_each(spec: ModelSpec) -> list[msgspec.Struct]:

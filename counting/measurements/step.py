@@ -19,7 +19,6 @@ from counting.measurements.update import with_update
 from counting.setup import Setup
 from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
 from torch_models.modules.recompute import set_recompute
-from torch_models.training.loss import training_loss
 
 
 class Step(NamedTuple):
@@ -44,12 +43,11 @@ def run_step(probe: Probe, setup: Setup) -> Step:
 
     Call it inside `measuring`.
     """
-    mtp_layers = probe.mtp_layers if setup.mtp else nn.ModuleList()
-    roots = (probe.model, mtp_layers)
-    for root in roots:
-        set_recompute(root, setup.recompute)
-    parameters = [parameter for root in roots for parameter in root.parameters()]
-    run = _run(probe, mtp_layers, parameters, setup)
+    model = probe.model
+    assert (model.num_mtp_layers > 0) == bool(setup.mtp and probe.spec.mtp_layers), "a probe of this setup"
+    set_recompute(model, setup.recompute)
+    model.lm_head.loss_chunk = setup.loss_chunk
+    run = _run(probe, setup)
     first, *later = run.passes
     buffers = [buffer_bytes(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
     memory = StepProfile(
@@ -61,25 +59,24 @@ def run_step(probe: Probe, setup: Setup) -> Step:
         first_micro_batch=first,
         later_micro_batch=later[0] if later else None,
         inputs=run.inputs,
-        buffers=sum(buffers) + buffer_bytes(mtp_layers),
+        buffers=sum(buffers) + sum(map(buffer_bytes, model.model.mtp_layers)),
     )
-    return Step(run.flops, *with_update(memory, probe, mtp_layers, setup))
+    return Step(run.flops, *with_update(memory, probe, setup))
 
 
-def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parameter], setup: Setup) -> _Run:
+def _run(probe: Probe, setup: Setup) -> _Run:
     """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer."""
     assert setup.micro_batches is not None, "a resolved setup"
     model, cuts = probe.model, list[Cut]()
+    parameters = list(model.parameters())
     token_ids, labels = (torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2))
-    run = [spec for spec, _ in probe.groups] + (list(probe.spec.mtp_layers) if setup.mtp else [])
-    used = {spec.attention.rotary for spec in run}
-    tables = {rotary: made for rotary, made in model.model.rotary_tables(token_ids).items() if rotary in used}
-    inputs = [token_ids, labels, *(table for pair in tables.values() for table in pair)]
+    tables = model.model.rotary_tables(token_ids)
+    inputs = [token_ids, labels, *(table for pair in tables for table in pair)]
     if setup.zero_gradients == "in_place" and not setup.precision_recipe.gradients_apart:
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)  # as the step before left it
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    existing = [*parameters, *model.buffers(), *mtp_layers.buffers(), *inputs, *gradients]
+    existing = [*parameters, *model.buffers(), *inputs, *gradients]
 
     counters: list[FlopCounter] = []  # of each micro-batch
     with Attribution() as attribution, LiveBytes(existing, lambda *op: counters[-1](*op)) as tracker:
@@ -99,7 +96,7 @@ def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parame
             hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in parameters]
         for index in range(min(setup.micro_batches, 2)):
             counters.append(FlopCounter(attribution))
-            loss = training_loss(model, mtp_layers, token_ids, labels, tables=tables, loss_chunk=setup.loss_chunk)
+            loss = model(token_ids, labels, tables=tables)
             if index == 0:
                 loss_held = tracker.live - sum(cuts[-1].now.values())
             loss.backward()
@@ -107,7 +104,7 @@ def _run(probe: Probe, mtp_layers: nn.ModuleList, parameters: Sequence[nn.Parame
     for hook in hooks:
         hook.remove()
 
-    owners = owners_in(model) | owners_in(mtp_layers)
+    owners = owners_in(model)
     for layer, (_, count) in zip(probe.layers, probe.groups, strict=True):
         owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
     of_each = [

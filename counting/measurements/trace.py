@@ -68,6 +68,7 @@ ZERO_FLOP_OPS = (
     "aten::bitwise_or",
     "aten::clamp_max",
     "aten::cos",
+    "aten::cross_entropy_loss",
     "aten::div",
     "aten::embedding",
     "aten::empty_like",
@@ -254,7 +255,7 @@ class _Products(TorchFunctionMode):
 def trace_model(probe: Probe, batch: MicroBatch) -> ModelCounts:
     """Forward FLOPs of one micro-batch, and the attention core in them."""
     stream = probe.stream(batch)
-    head_flops = traced_flops(probe.model.lm_head, (stream,))[0]
+    head_flops = traced_flops(probe.model.lm_head, probe.head_inputs(batch))[0]
     layers = []
     for layer, (spec, count) in zip(probe.layers, probe.groups, strict=True):
         flops, core = traced_flops(layer, (stream, probe.rotary(spec, batch)))

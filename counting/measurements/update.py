@@ -20,25 +20,23 @@ from counting.step.profile import LayerProfile, StepProfile
 from torch_models.spec import ModelSpec
 
 
-def with_update(
-    profile: StepProfile, probe: Probe, mtp_layers: nn.ModuleList, setup: Setup
-) -> tuple[StepProfile, StepProfile | None]:
+def with_update(profile: StepProfile, probe: Probe, setup: Setup) -> tuple[StepProfile, StepProfile | None]:
     """`profile` with gradient clipping, model states and the optimiser's step, after a backward pass of the probe.
 
     If torch does not run the update on the meta device, the states are in a second profile, by recipe from the measured
     shapes. Call it inside `measuring`.
     """
     precision, optimizer = setup.precision_recipe, setup.optimizer_recipe
-    groups = _trained(probe, mtp_layers, precision)
+    groups = _trained(probe, precision)
     counts = [count for _, count in probe.groups]
     if setup.clip_gradients:
         profile = structs.replace(profile, gradient_clipping=_clipping(groups, counts))
     if not precision.measurable:
-        return profile, _states_by_recipe(probe, mtp_layers, precision, optimizer)
+        return profile, _states_by_recipe(probe, precision, optimizer)
     updates = _Updates(precision, optimizer)
     profile = structs.replace(profile, optimizer_step=updates.peak(groups, counts, probe.spec))
     if not states_measurable(precision, optimizer):
-        return profile, _states_by_recipe(probe, mtp_layers, precision, optimizer)
+        return profile, _states_by_recipe(probe, precision, optimizer)
     of_layers = [updates.states(layer) for layer in groups.layers]
     return _with_states(profile, of_layers, updates.states(groups.outside)), None
 
@@ -48,7 +46,7 @@ class _Groups(NamedTuple):
 
     embedding: list[Trained]
     layers: list[list[Trained]]  # one of each kind
-    rest: list[Trained]  # final norm, head, multi-token-prediction modules
+    rest: list[Trained]  # multi-token-prediction layers, final norm, head
 
     @property
     def outside(self) -> list[Trained]:
@@ -56,11 +54,8 @@ class _Groups(NamedTuple):
         return [*self.embedding, *self.rest]
 
 
-def _trained(probe: Probe, mtp_layers: nn.ModuleList, precision: Precision) -> _Groups:
-    parts = (probe.model, mtp_layers)
-    parameters = [parameter for part in parts for parameter in part.parameters()]
-    tensors = [tensor for part in parts for tensor in trained_tensors(part)]
-    trained = with_gradients(parameters, tensors, precision)
+def _trained(probe: Probe, precision: Precision) -> _Groups:
+    trained = with_gradients(list(probe.model.parameters()), trained_tensors(probe.model), precision)
     sizes = [len(list(layer.parameters())) for layer in probe.layers]
     embedding, rest = trained[:1], trained[1:]
     assert embedding[0].parameter is probe.model.model.embed_tokens.weight
@@ -145,9 +140,7 @@ def _with_states(profile: StepProfile, of_layers: Sequence[ModelStates], outside
     )
 
 
-def _states_by_recipe(
-    probe: Probe, mtp_layers: nn.ModuleList, precision: Precision, optimizer: Optimizer
-) -> StepProfile:
+def _states_by_recipe(probe: Probe, precision: Precision, optimizer: Optimizer) -> StepProfile:
     """States in formats that torch does not run on the meta device: measured parameters times the recipe's bytes."""
 
     def states(module: nn.Module) -> ModelStates:
@@ -155,7 +148,7 @@ def _states_by_recipe(
         return model_states(total, linear_weights(module), moments, precision)
 
     of_layers = [states(layer) for layer in probe.layers]
-    outside = states(probe.model) + states(mtp_layers)
+    outside = states(probe.model)
     for of_layer in of_layers:
         outside -= of_layer
     layers = tuple(LayerProfile(kind=spec.kind, count=count) for spec, count in probe.groups)

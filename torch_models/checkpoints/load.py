@@ -27,7 +27,7 @@ from torch_models.errors import ArgumentError, CheckpointError, ConfigError
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.file import CONFIG_FILE, read_config
 from torch_models.fields.stored_names import is_irrelevant
-from torch_models.modules.decoder import CausalLM
+from torch_models.modules.language_model import CausalLM
 from torch_models.spec import Kernels, ModelSpec
 
 # The dtypes that can be loaded. Any other dtype belongs to a quantised checkpoint.

@@ -1,10 +1,10 @@
-"""The decoder-only language model of a `ModelSpec`, with Hugging Face's parameter names.
+"""The decoder of a `ModelSpec`: embedding, layers, final norm, with Hugging Face's parameter names.
 
-`CausalLM` is the main model. `MultiTokenPredictionLayer` is the additional layer that DeepSeek-V3 trains to predict
-further tokens. The legend of dimension letters is in layers.py; V is vocab_size.
+`MultiTokenPredictionLayer` is the additional layer that DeepSeek-V3 trains to predict further tokens. The head is in
+language_model.py; the legend of dimension letters is in layers.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,6 @@ from torch_models.spec import (
     LayerSpec,
     ModelSpec,
     NormPlacement,
-    RotarySpec,
 )
 
 
@@ -133,36 +132,62 @@ class MultiTokenPredictionLayer(_Block):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and final norm: token ids (B, S) -> hidden states (B, S, D)."""
+    """Embedding, layers and final norm: token ids (B, S) -> hidden states (B, S, D).
 
-    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
+    `layers` has the layers of the main model and after them one for each of `mtp_layers`, numbered on as in Hugging
+    Face's checkpoints; `forward` does not run the latter.
+    """
+
+    def __init__(self, spec: ModelSpec, kernels: Kernels, mtp_layers: Sequence[LayerSpec] = ()) -> None:
         super().__init__()
         self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
+        self.layers.extend(MultiTokenPredictionLayer(layer, kernels) for layer in mtp_layers)
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
         self.embedding_scale = spec.embedding_scale
-        self.rotary_specs = tuple({layer.attention.rotary: None for layer in (*spec.layers, *spec.mtp_layers)})
+        self.num_layers = spec.num_layers
+        of_layers = [layer.attention.rotary for layer in (*spec.layers, *mtp_layers)]
+        self.rotary_specs = tuple(dict.fromkeys(of_layers))
+        index_of = {rotary: index for index, rotary in enumerate(self.rotary_specs)}
+        self.tables_of_layers = tuple(index_of[rotary] for rotary in of_layers)  # indices in `rotary_specs`
 
-    def forward(self, token_ids_BS: Tensor, tables: Mapping[RotarySpec, RotaryTables] | None = None) -> Tensor:
+    def forward(self, token_ids_BS: Tensor, tables: Sequence[RotaryTables] | None = None) -> Tensor:
         """(B, S) -> (B, S, D); `tables` is the result of `rotary_tables`, computed here if it is None."""
         if tables is None:
             tables = self.rotary_tables(token_ids_BS)
         x_BSD = self.embed(token_ids_BS)
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            x_BSD = layer(x_BSD, tables[layer.spec.attention.rotary])
+        for index in range(self.num_layers):
+            x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
         out: Tensor = self.norm(x_BSD)
         return out
+
+    def predict_further(
+        self, depth: int, hidden_BSD: Tensor, token_ids_BS: Tensor, tables: Sequence[RotaryTables]
+    ) -> Tensor:
+        """Run the multi-token-prediction layer `depth`, counted from 0, on the hidden state of the depth before it.
+
+        `token_ids_BS` has the token that the depth before it predicts at each position, (B, S). Returns the hidden
+        state for the head, (B, S, D).
+        """
+        index = self.num_layers + depth
+        embedding_BSD = self.embed(token_ids_BS)
+        out: Tensor = self.layers[index](hidden_BSD, embedding_BSD, tables[self.tables_of_layers[index]])
+        return out
+
+    @property
+    def mtp_layers(self) -> list[nn.Module]:
+        """The multi-token-prediction layers."""
+        return list(self.layers)[self.num_layers :]
 
     def embed(self, token_ids_BS: Tensor) -> Tensor:
         """The residual stream before the first layer, (B, S) -> (B, S, D)."""
         x_BSD: Tensor = self.embed_tokens(token_ids_BS)
         return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
 
-    def rotary_tables(self, token_ids_BS: Tensor) -> dict[RotarySpec, RotaryTables]:
-        """Return the tables of every rotary embedding of the layers, for the length of the sequences."""
+    def rotary_tables(self, token_ids_BS: Tensor) -> tuple[RotaryTables, ...]:
+        """Return the tables of each of `rotary_specs`, for the length of the sequences."""
         length, device, dtype = token_ids_BS.shape[1], token_ids_BS.device, self.embed_tokens.weight.dtype
-        return {rotary: rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs}
+        return tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
 
 
 class TokenEmbedding(nn.Embedding):
@@ -172,32 +197,3 @@ class TokenEmbedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Do nothing; see `torch_models.builder.initialize`."""
-
-
-class LanguageModelHead(Linear):
-    """Hidden states (B, S, D) -> logits (B, S, V)."""
-
-    component = "lm_head"
-    quantised = ()
-
-
-class CausalLM(nn.Module):
-    """A decoder and its head; token ids (B, S) -> logits (B, S, V)."""
-
-    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
-        super().__init__()
-        self.spec = spec
-        self.model = Decoder(spec, kernels)
-        self.lm_head = LanguageModelHead(spec.hidden_size, spec.vocab_size, bias=False)
-        if spec.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-
-    def forward(self, token_ids_BS: Tensor) -> Tensor:
-        """(B, S) -> (B, S, V)."""
-        return self.logits(self.model(token_ids_BS))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of hidden states, (…, D) -> (…, V), soft-capped if the spec has a cap."""
-        logits: Tensor = self.lm_head(hidden)
-        cap = self.spec.final_logit_softcap
-        return logits if cap is None else (logits / cap).tanh() * cap

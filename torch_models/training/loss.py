@@ -1,75 +1,87 @@
-"""The training loss: cross-entropy of the next token and, with multi-token prediction, of the tokens after it.
-
-    loss = training_loss(model, build_mtp(config), token_ids, labels)
-    loss.backward()
+"""The loss of a head: cross-entropy summed over the scored tokens; and what the sums are divided by.
 
 The legend of dimension letters is in layers.py; V is vocab_size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from torch_models.modules.decoder import CausalLM, MultiTokenPredictionLayer
-from torch_models.modules.layers import RotaryTables
+from torch_models.modules.language_model import LanguageModelHead
 from torch_models.modules.recompute import run
-from torch_models.spec import RotarySpec
-
-IGNORED = -100  # the label of a position that is left out of the loss
-MTP_WEIGHT = 0.3  # DeepSeek-V3's weight for its first 10 trillion tokens (arXiv 2412.19437, §4.2)
+from torch_models.spec import ModelSpec
+from torch_models.training.batch import IGNORED
 
 
-def training_loss(
-    model: CausalLM,
-    mtp_layers: nn.ModuleList,
-    token_ids_BS: Tensor,
-    labels_BS: Tensor,
-    *,
-    tables: Mapping[RotarySpec, RotaryTables] | None = None,
-    loss_chunk: int | None = None,
-    mtp_weight: float = MTP_WEIGHT,
-) -> Tensor:
-    """Return the mean cross-entropy over all labelled positions, in nats, as a scalar in fp32.
+class LossHead(LanguageModelHead):
+    """Hidden states (T, D) and labels (T,) -> the cross-entropy summed over the tokens that have a label.
 
-    `labels_BS` contains the next token of each position, or `IGNORED`. The mean of the losses of `mtp_layers` (an empty
-    list for none) is added with weight `mtp_weight`. Layer k predicts the token that is k positions after the label,
-    from the hidden state of depth k - 1 and the embedding of the token before the predicted one (DeepSeek-V3, arXiv
-    2412.19437, eq. 21-25). As in Megatron-LM, every depth runs over all S positions; the last k have no label. With
-    `loss_chunk`, the logits of at most that many tokens are in memory at a time, and they are computed again for
-    backward. `tables` are the result of `model.model.rotary_tables`, for reuse over many steps.
+    With `loss_chunk`, the logits of at most that many tokens are in memory at a time, and they are computed again for
+    backward. All chunks are computed within one call, so that sharded weights are gathered once.
     """
-    decoder = model.model
-    tables = decoder.rotary_tables(token_ids_BS) if tables is None else tables
-    hidden_BSD = decoder(token_ids_BS, tables)
-    loss = _mean_loss(model, hidden_BSD, labels_BS, loss_chunk)
-    for layer in mtp_layers:
-        assert isinstance(layer, MultiTokenPredictionLayer)
-        embedding_BSD = decoder.embed(labels_BS.clamp(min=0))
-        hidden_BSD = layer(hidden_BSD, embedding_BSD, tables[layer.spec.attention.rotary])
-        labels_BS = _one_further(labels_BS)
-        loss = loss + mtp_weight / len(mtp_layers) * _mean_loss(model, hidden_BSD, labels_BS, loss_chunk)
-    return loss
+
+    def __init__(self, spec: ModelSpec, loss_chunk: int | None) -> None:
+        super().__init__(spec)
+        self.loss_chunk = loss_chunk
+
+    def forward(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:  # type: ignore[override]
+        """(T, D) and (T,) -> a scalar in fp32, in nats; 0 with gradients of 0 if no token has a label."""
+        if self.loss_chunk is None or self.loss_chunk >= len(labels_T):
+            return self._summed_loss(hidden_TD, labels_T)
+        chunks = zip(hidden_TD.split(self.loss_chunk), labels_T.split(self.loss_chunk), strict=True)
+        return torch.stack([run(self._summed_loss, *chunk, recompute=True) for chunk in chunks]).sum()
+
+    def _summed_loss(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
+        """Sum over tokens, from logits in fp32: a softmax over a large vocabulary needs fp32."""
+        return F.cross_entropy(self.logits(hidden_TD).float(), labels_T, ignore_index=IGNORED, reduction="sum")
 
 
-def _one_further(labels_BS: Tensor) -> Tensor:
-    """Shift the labels by one token; the last position gets `IGNORED`."""
-    last = torch.full_like(labels_BS[:, :1], IGNORED)
-    return torch.cat((labels_BS[:, 1:], last), dim=1)
+class LossNormalizer(NamedTuple):
+    """What the summed losses of each micro-batch are divided by, so that the losses of a step add up to its mean."""
+
+    scored_tokens: Tensor  # of the whole step, for each prediction depth, (1 + mtp layers,), int64, at least 1
+    ranks: int  # over which gradients are averaged, as DDP and FSDP do
 
 
-def _mean_loss(model: CausalLM, hidden_BSD: Tensor, labels_BS: Tensor, loss_chunk: int | None) -> Tensor:
-    labels_T = labels_BS.flatten()
-    hidden_TD = hidden_BSD.flatten(0, 1)
-    if loss_chunk is None or loss_chunk >= len(labels_T):
-        total = _summed_loss(model, hidden_TD, labels_T)
-    else:
-        chunks = zip(hidden_TD.split(loss_chunk), labels_T.split(loss_chunk), strict=True)
-        total = torch.stack([run(_summed_loss, model, *chunk, recompute=True) for chunk in chunks]).sum()
-    return total / (labels_T != IGNORED).sum()
+def loss_normalizer(
+    labels: Sequence[Tensor], *, mtp_layers: int = 0, group: dist.ProcessGroup | None = None
+) -> LossNormalizer:
+    """Return what normalises the losses of several micro-batches, and of several ranks, by the tokens of all of them.
+
+    `labels` are those of each micro-batch of this rank, (B, S), all on one device. A mean over each micro-batch would
+    weigh the tokens of a short one more than those of a long one. With the result as `normalizer`, the gradients that
+    are accumulated over the micro-batches, and averaged over the ranks, are those of the mean over all scored tokens.
+    That mean is the sum of the losses over the micro-batches, averaged over the ranks.
+
+    `group` has the ranks with different data; None stands for all ranks of the process group, or for this process if
+    there is none. Every rank of it must call this function.
+    """
+    scored = torch.stack([_scored(each, mtp_layers) for each in labels]).sum(0)
+    ranks = 1
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(scored, group=group)
+        ranks = dist.get_world_size(group)
+    return LossNormalizer(scored.clamp(min=1), ranks)
 
 
-def _summed_loss(model: CausalLM, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
-    """Sum of the cross-entropy over tokens, from logits in fp32: a softmax over a large vocabulary needs fp32."""
-    return F.cross_entropy(model.logits(hidden_TD).float(), labels_T, ignore_index=IGNORED, reduction="sum")
+def one_further(values_BS: Tensor, last: int) -> Tensor:
+    """Shift token ids or labels by one position; the last position gets the value `last`. (B, S) -> (B, S)."""
+    end = torch.full_like(values_BS[:, :1], last)
+    return torch.cat((values_BS[:, 1:], end), dim=1)
+
+
+def mean_loss(summed: Tensor, labels_BS: Tensor, normalizer: LossNormalizer | None, depth: int) -> Tensor:
+    """Divide the summed loss of a prediction depth by its scored tokens: those of `normalizer`, or of these labels."""
+    if normalizer is None:
+        return summed / (labels_BS != IGNORED).sum().clamp_(min=1)
+    return summed * normalizer.ranks / normalizer.scored_tokens[depth]
+
+
+def _scored(labels_BS: Tensor, mtp_layers: int) -> Tensor:
+    """The number of scored tokens of each prediction depth: depth k has no label at the first k positions fewer."""
+    scored_BS = labels_BS != IGNORED
+    return torch.stack([scored_BS[:, depth:].sum() for depth in range(1 + mtp_layers)])

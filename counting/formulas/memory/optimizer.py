@@ -8,7 +8,7 @@ torch.optim; a fused kernel allocates nothing.
 from collections.abc import Sequence
 
 from counting.formulas.memory.tape import HALF, Array, Size, Tape
-from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
+from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers, tensors_of_mtp
 from counting.recipes import Optimizer, Precision, TrainedTensor
 from counting.setup import Setup
 from torch_models.spec import ModelSpec
@@ -23,7 +23,7 @@ def simulate_clipping(spec: ModelSpec, setup: Setup) -> int:
     for all tensors, the default on CUDA.
     """
     assert setup.mtp is not None, "a resolved setup"
-    number = len(tensors_before_layers(spec)) + len(tensors_after_layers(spec, mtp=setup.mtp))
+    number = len(tensors_before_layers(spec)) + len(_end(spec, setup))
     number += sum(len(tensors(layer)) * count for layer, count in spec.layer_groups())
     width = setup.precision_recipe.gradient_bytes
     tape = Tape(grad=False)
@@ -42,7 +42,7 @@ def simulate_update(spec: ModelSpec, setup: Setup) -> int:
     """Return the peak of the update of all parameters."""
     assert setup.mtp is not None, "a resolved setup"
     precision, optimizer = setup.precision_recipe, setup.optimizer_recipe
-    start, end = tensors_before_layers(spec), tensors_after_layers(spec, mtp=setup.mtp)
+    start, end = tensors_before_layers(spec), _end(spec, setup)
     if optimizer.all_at_once:
         layers = sum(_peak(tensors(layer), precision, optimizer) * count for layer, count in spec.layer_groups())
         return layers + _peak([*start, *end], precision, optimizer)
@@ -52,6 +52,11 @@ def simulate_update(spec: ModelSpec, setup: Setup) -> int:
     rows = [[*tensors(layer), *tensors(after)] for layer, after in neighbours]
     rows += [[*start, *tensors(first)], [*tensors(last), *end]]
     return max(_peak(row, precision, optimizer) for row in rows)
+
+
+def _end(spec: ModelSpec, setup: Setup) -> list[TrainedTensor]:
+    """What is updated after the layers of the main model."""
+    return [*(tensors_of_mtp(spec) if setup.mtp else []), *tensors_after_layers(spec)]
 
 
 def _peak(row: Sequence[TrainedTensor], precision: Precision, optimizer: Optimizer) -> int:

@@ -133,15 +133,15 @@ class _Step:
 
     def _loss(self, stream: list[Array]) -> Array:
         """Final norm, head and loss, and those of the multi-token-prediction modules."""
-        tape, labels = self.tape, self.labels
+        tape, token_ids, labels = self.tape, self.token_ids, self.labels
         hidden = self._final_norm(stream)
         loss = self._mean_loss(hidden, labels)
         for layer_spec in self.mtp_layers:
-            embedded = self._embed(tape.new(self.tokens, LONG))
-            hidden = self._mtp_layer(layer_spec, hidden, embedded)
+            token_ids = self._one_further()
+            hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids))
             labels = self._one_further()
             loss = add(tape, loss, scale(tape, self._mean_loss(hidden, labels)))
-        del labels
+        del token_ids, labels
         return loss
 
     def _final_norm(self, stream: list[Array]) -> Array:

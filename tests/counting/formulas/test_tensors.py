@@ -6,24 +6,23 @@ from typing import Any
 import pytest
 
 from counting.formulas.parameters import mtp_parameters, outside_parameters, parameters
-from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
+from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers, tensors_of_mtp
 from counting.measurements.parameters import trained_tensors
 from counting.recipes import TrainedTensor
 from tests.random_specs import random_layer, random_model
 from tests.shrunken import FAMILIES, GPT_OSS
-from torch_models.builder import build_model, build_mtp_layers
+from torch_models.builder import build_training_model
 from torch_models.fields.config import spec_from_fields
 from torch_models.spec import ModelSpec
 
 
 def by_formula(spec: ModelSpec) -> list[TrainedTensor]:
     layers = [tensor for layer in spec.layers for tensor in tensors(layer)]
-    return [*tensors_before_layers(spec), *layers, *tensors_after_layers(spec, mtp=True)]
+    return [*tensors_before_layers(spec), *layers, *tensors_of_mtp(spec), *tensors_after_layers(spec)]
 
 
 def by_modules(spec: ModelSpec) -> list[TrainedTensor]:
-    parts = (build(spec, device="meta", kernels="fused") for build in (build_model, build_mtp_layers))
-    return [tensor for part in parts for tensor in trained_tensors(part)]
+    return trained_tensors(build_training_model(spec, device="meta"))
 
 
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
@@ -40,7 +39,7 @@ def test_shapes_of_random_models(seed: int) -> None:
     assert found == by_modules(spec)
     total = parameters(spec) + mtp_parameters(spec)
     assert sum(tensor.numel for tensor in found) == total.total
-    main = [*tensors_before_layers(spec), *tensors_after_layers(spec, mtp=False)]
+    main = [*tensors_before_layers(spec), *tensors_after_layers(spec)]
     assert sum(tensor.numel for tensor in main) == outside_parameters(spec).total
 
 
@@ -56,4 +55,4 @@ def test_what_each_is_to_an_optimiser() -> None:
         TrainedTensor((6, 64), "vector", True),
     ]
     assert {tensor.role for tensor in tensors_before_layers(spec)} == {"vocabulary"}
-    assert [tensor.role for tensor in tensors_after_layers(spec, mtp=True)] == ["vector", "vocabulary"]
+    assert [tensor.role for tensor in tensors_after_layers(spec)] == ["vector", "vocabulary"]

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from counting.measurements import live_bytes
 from counting.measurements.live_bytes import LiveBytes
 from tests.shrunken import FAMILIES
-from torch_models import build, build_mtp, set_recompute
+from torch_models import build_training_model, set_recompute
 from torch_models.fields.config import spec_from_fields
 from torch_models.spec import Recompute
-from torch_models.training.loss import training_loss
 
 
 def gradient_sums(events: Iterator[Any]) -> Counter[tuple[str, str]]:
@@ -53,11 +51,11 @@ def test_gradients_are_added_in_place_where_torch_does(fields: dict[str, Any], r
     spec = spec_from_fields(fields, "shrunken")
 
     def loss() -> torch.Tensor:
-        model, mtp_layers = build(spec, kernels="eager"), build_mtp(spec, kernels="eager")
-        for part in (model, mtp_layers):
-            set_recompute(part, recompute)
+        model = build_training_model(spec, kernels="eager")
+        set_recompute(model, recompute)
         token_ids = torch.zeros(1, 24, dtype=torch.long)
-        return training_loss(model, mtp_layers, token_ids, token_ids)
+        loss: torch.Tensor = model(token_ids, token_ids)
+        return loss
 
     unwatched = loss()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -73,11 +71,12 @@ def test_gradients_are_added_in_place_where_torch_does(fields: dict[str, Any], r
 def test_a_second_backward_adds_to_the_gradients_that_are_there() -> None:
     """As of a second micro-batch: to a parameter's own gradient torch adds in place, without new memory."""
     spec = spec_from_fields(FAMILIES["llama"], "shrunken")
-    model = build(spec, kernels="eager")
+    model = build_training_model(spec, kernels="eager")
     token_ids = torch.zeros(1, 24, dtype=torch.long)
 
     def loss() -> torch.Tensor:
-        return training_loss(model, nn.ModuleList(), token_ids, token_ids)
+        loss: torch.Tensor = model(token_ids, token_ids)
+        return loss
 
     loss().backward()
     second = loss()

@@ -17,8 +17,8 @@ from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
 from tests.witnesses import forward_of
 from torch_models.builder import build_model
 from torch_models.fields.config import spec_from_fields
-from torch_models.modules.decoder import CausalLM
 from torch_models.modules.kernels.flash_attention import flash_attention
+from torch_models.modules.language_model import CausalLM
 from torch_models.spec import ModelSpec
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
@@ -17,10 +16,9 @@ from counting.measurements.ops.formulas import OP_FORMULAS
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from tests.witnesses import measured
-from torch_models import build, build_mtp, set_recompute
+from torch_models import build_training_model, set_recompute
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import Kernels, ModelSpec, Recompute
-from torch_models.training.loss import training_loss
 
 KERNELS: list[Kernels] = ["fused", "eager"]
 RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
@@ -92,15 +90,13 @@ def test_the_whole_model_counted_without_asking_for_whom(
     spec: ModelSpec, kernels: Kernels, way: tuple[Recompute, int | None]
 ) -> None:
     """Every layer built, and by torch's own counter, of which only the sum of all ops is taken."""
-    model = build(spec, device="meta", dtype=torch.bfloat16, kernels=kernels)
-    mtp_layers = build_mtp(spec, device="meta", dtype=torch.bfloat16, kernels=kernels)
-    parts: tuple[nn.Module, ...] = (model, mtp_layers)
-    for part in parts:
-        set_recompute(part, way[0])
+    how: Any = {"device": "meta", "dtype": torch.bfloat16, "kernels": kernels}
+    model = build_training_model(spec, **how, loss_chunk=way[1])
+    set_recompute(model, way[0])
     ids = torch.empty(1, 24, dtype=torch.long, device="meta")
     counter = FlopCounterMode(display=False, custom_mapping=OP_FORMULAS)
     with measuring(), counter:
-        training_loss(model, mtp_layers, ids, ids, loss_chunk=way[1]).backward()
+        model(ids, ids).backward()
     step = step_of(measured(spec, kernels=kernels, recompute=way[0], loss_chunk=way[1]))
     assert step.hardware == counter.get_total_flops()
 

@@ -11,10 +11,9 @@ from counting.measurements.meta_device import measuring
 from counting.step.memory import PARTS
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from tests.witnesses import derived, measured, memory_of, setup_of
-from torch_models import build, build_mtp, set_recompute
+from torch_models import build_training_model, set_recompute
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import ModelSpec, Recompute, runs_of
-from torch_models.training.loss import training_loss
 
 RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
 
@@ -89,29 +88,27 @@ def test_the_peak_of_a_step_that_is_not_cut(family: str, layers: int, recompute:
     run: dict[str, Any] = {"recompute": recompute, "precision": precision, "sequence_length": 40}
     extended, recipe = memory_of(spec, derived(spec, **run), **run), setup_of(spec, **run).precision_recipe
     how: Any = {"device": "meta", "dtype": torch.bfloat16}
-    model, mtp_layers = build(spec, **how), build_mtp(spec, **how)
-    parts = (model, mtp_layers)
-    for part in parts:
-        set_recompute(part, recompute)
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    model = build_training_model(spec, **how)
+    set_recompute(model, recompute)
+    parameters = list(model.parameters())
     if recipe.gradients_apart:
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     token_ids, labels = (torch.empty(1, 40, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
-    held = [*parameters, *model.buffers(), *mtp_layers.buffers(), token_ids, labels]
-    held += [table for pair in tables.values() for table in pair]
+    held = [*parameters, *model.buffers(), token_ids, labels]
+    held += [table for pair in tables for table in pair]
     with measuring(), Uncut(held) as tracker:
-        for module in (*model.model.layers, model.model.norm):
+        for module in (*model.model.layers[:layers], model.model.norm):
             module.register_forward_pre_hook(tracker.pass_boundary)
-        training_loss(model, mtp_layers, token_ids, labels, tables=tables).backward()
+        model(token_ids, labels, tables=tables).backward()
     states = extended.states
     beside = states.masters + states.moments + (states.gradients if recipe.gradients_apart else 0)
     gradients = {tracker.serial(p.grad) for p in parameters if p.grad is not None}
     worst = max(extended.phases[:-1], key=lambda phase: phase.peak_bytes)
     assert worst.peak_bytes == tracker.peak + beside
     at_peak = {serial: size for serial, size in tracker.at_peak.items() if serial not in gradients}
-    weights = {tracker.serial(x) for x in (*parameters, *model.buffers(), *mtp_layers.buffers())}
+    weights = {tracker.serial(x) for x in (*parameters, *model.buffers())}
     new = {serial: size for serial, size in at_peak.items() if serial >= tracker.mark_of_peak}
     assert worst.activations == sum(size for serial, size in at_peak.items() if serial not in {*weights, *new})
     assert worst.logits_and_loss + worst.transients == sum(new.values())

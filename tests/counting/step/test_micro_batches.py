@@ -17,9 +17,8 @@ from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES
 from tests.sweeps import seeds
 from tests.witnesses import agreed, derived, memory_of, setup_of
-from torch_models import build, build_mtp, set_recompute
+from torch_models import build_training_model, set_recompute
 from torch_models.fields.config import read_spec, spec_from_fields
-from torch_models.training.loss import training_loss
 
 KERNELS = ("fused", "eager")
 RECOMPUTES = ("none", "selective", "full")
@@ -135,10 +134,9 @@ def test_a_step_that_is_not_cut(family: str, kernels: Any, precision: str, zero_
     }
     extended, setup = memory_of(spec, derived(spec, **run), **run), setup_of(spec, **run)
     how: Any = {"device": "meta", "dtype": torch.bfloat16, "kernels": kernels}
-    model, mtp_layers = build(spec, **how), build_mtp(spec, **how)
-    for part in (model, mtp_layers):
-        set_recompute(part, "selective")
-    parameters = [*model.parameters(), *mtp_layers.parameters()]
+    model = build_training_model(spec, **how)
+    set_recompute(model, "selective")
+    parameters = list(model.parameters())
     apart = setup.precision_recipe.gradients_apart
     for parameter in parameters:
         if apart:
@@ -147,11 +145,11 @@ def test_a_step_that_is_not_cut(family: str, kernels: Any, precision: str, zero_
             parameter.grad = torch.empty_like(parameter)
     token_ids, labels = (torch.empty(2, 40, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
-    held = [*parameters, *model.buffers(), *mtp_layers.buffers(), token_ids, labels]
-    held += [table for pair in tables.values() for table in pair] + [p.grad for p in parameters if p.grad is not None]
+    held = [*parameters, *model.buffers(), token_ids, labels]
+    held += [table for pair in tables for table in pair] + [p.grad for p in parameters if p.grad is not None]
     with measuring(), LiveBytes(held) as tracker:
         for _ in range(3):
-            loss = training_loss(model, mtp_layers, token_ids, labels, tables=tables)
+            loss = model(token_ids, labels, tables=tables)
             loss.backward()
     states = extended.states
     beside = states.masters + states.moments + (states.gradients if apart else 0)
@@ -166,7 +164,7 @@ def tracked_peaks(config: str, run: Mapping[str, Any]) -> tuple[int, int]:
 
     The states are there from the start; AdamW's step counters, which are on the CPU, are not in the figure.
     """
-    model = build(config, device="meta", dtype=torch.bfloat16, kernels=run["kernels"])
+    model = build_training_model(config, device="meta", dtype=torch.bfloat16, kernels=run["kernels"], mtp=False)
     set_recompute(model, run["recompute"])
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     for parameter in model.parameters():
@@ -177,12 +175,12 @@ def tracked_peaks(config: str, run: Mapping[str, Any]) -> tuple[int, int]:
     token_ids, labels = (torch.empty(*shape, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
     tracker = MemTracker()
-    tracker.track_external(model, optimizer, token_ids, labels, *(table for pair in tables.values() for table in pair))
+    tracker.track_external(model, optimizer, token_ids, labels, *(table for pair in tables for table in pair))
     peaks = []
     with measuring(), tracker:
         for _ in range(2):
             tracker.reset_mod_stats()
-            loss = training_loss(model, torch.nn.ModuleList(), token_ids, labels, tables=tables)
+            loss = model(token_ids, labels, tables=tables)
             loss.backward()
             peaks.append(tracker.get_tracker_snapshot("peak")[torch.device("meta")]["Total"])
     return peaks[0], peaks[1]

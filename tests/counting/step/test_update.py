@@ -11,7 +11,7 @@ from counting.recipes import OPTIMIZERS
 from counting.step.memory import StepMemory
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, LLAMA
 from tests.witnesses import agreed, derived, measured, memory_of
-from torch_models import build, build_mtp
+from torch_models import build_training_model
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.modules.moe import RoutedExperts
 from torch_models.spec import ModelSpec
@@ -24,12 +24,12 @@ def trained(spec: ModelSpec, dtype: torch.dtype) -> list[tuple[str, nn.Module, n
     """Every parameter of a real model, with random values and gradients, its name and its module."""
     torch.manual_seed(1)
     found, seen = [], set()
-    for part in (build(spec, dtype=dtype), build_mtp(spec, dtype=dtype)):
-        for name, parameter in part.named_parameters():
-            assert parameter not in seen
-            seen.add(parameter)
-            parameter.grad = torch.randn_like(parameter)
-            found.append((name, part.get_submodule(name.rpartition(".")[0]), parameter))
+    model = build_training_model(spec, dtype=dtype)
+    for name, parameter in model.named_parameters():
+        assert parameter not in seen
+        seen.add(parameter)
+        parameter.grad = torch.randn_like(parameter)
+        found.append((name, model.get_submodule(name.rpartition(".")[0]), parameter))
     return found
 
 

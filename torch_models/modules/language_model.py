@@ -1,0 +1,80 @@
+"""A decoder with its head, with Hugging Face's parameter names: `CausalLM` is the main model and returns logits.
+
+The model that returns the loss, with multi-token prediction, is in training/model.py. The legend of dimension letters
+is in layers.py; V is vocab_size.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from torch_models.modules.decoder import Decoder
+from torch_models.modules.layers import Linear
+from torch_models.spec import Kernels, LayerSpec, ModelSpec
+
+
+class LanguageModelHead(Linear):
+    """Hidden states (…, D) -> logits (…, V), soft-capped if the spec has a cap."""
+
+    component = "lm_head"
+    quantised = ()
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec.hidden_size, spec.vocab_size, bias=False)
+        self.softcap = spec.final_logit_softcap
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) -> (…, V)."""
+        logits: Tensor = super().forward(hidden)
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, D) -> (…, V)."""
+        return self.logits(hidden)
+
+
+class LanguageModel(nn.Module):
+    """A decoder and its head; a subclass defines what `forward` returns.
+
+    If the spec ties them, embedding and head have one parameter. It stays one when the model is moved, converted or
+    allocated (`to`, `to_empty`) and when a state dict is loaded, also with `assign=True`.
+    """
+
+    lm_head: LanguageModelHead
+
+    def __init__(
+        self, spec: ModelSpec, kernels: Kernels, head: LanguageModelHead, mtp_layers: Sequence[LayerSpec] = ()
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = Decoder(spec, kernels, mtp_layers)
+        self.lm_head = head
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.spec.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `nn.Module.load_state_dict`; tied parameters stay one."""
+        keys = super().load_state_dict(state_dict, strict, assign)
+        self._tie()
+        return keys
+
+
+class CausalLM(LanguageModel):
+    """The main model; token ids (B, S) -> logits (B, S, V)."""
+
+    def __init__(self, spec: ModelSpec, kernels: Kernels) -> None:
+        super().__init__(spec, kernels, LanguageModelHead(spec))
+
+    def forward(self, token_ids_BS: Tensor) -> Tensor:
+        """(B, S) -> (B, S, V)."""
+        logits: Tensor = self.lm_head(self.model(token_ids_BS))
+        return logits

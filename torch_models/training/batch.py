@@ -1,0 +1,42 @@
+"""The check of a batch before training: what a device would answer with a fault that names nothing."""
+
+import torch
+from torch import Tensor
+
+from torch_models.errors import ArgumentError
+from torch_models.modules.language_model import LanguageModel
+from torch_models.spec import ModelSpec
+
+IGNORED = -100  # the label of a position that is not scored
+
+
+def check_shapes(token_ids_BS: Tensor, labels_BS: Tensor) -> None:
+    """Raise `ArgumentError` unless both have one shape (B, S) and integer dtypes, labels int64. Reads no value."""
+    if token_ids_BS.dim() != 2:
+        raise ArgumentError("token_ids", tuple(token_ids_BS.shape), "must have the shape (sequences, length)")
+    if token_ids_BS.dtype not in (torch.int64, torch.int32):
+        raise ArgumentError("token_ids", str(token_ids_BS.dtype), "must be torch.int64 or torch.int32")
+    if labels_BS.shape != token_ids_BS.shape:
+        shape = tuple(token_ids_BS.shape)
+        raise ArgumentError("labels", tuple(labels_BS.shape), f"must have the shape of token_ids, {shape}")
+    if labels_BS.dtype != torch.int64:
+        raise ArgumentError("labels", str(labels_BS.dtype), "must be torch.int64")
+
+
+def check_batch(model: LanguageModel | ModelSpec, token_ids_BS: Tensor, labels_BS: Tensor) -> None:
+    """Raise `ArgumentError` unless `model` can be trained on this batch. Call it on the host, before training.
+
+    Token ids must be below the model's vocab_size; labels too, or `IGNORED` where a position is not scored. The check
+    reads all values, so on a GPU it would wait for the device.
+    """
+    check_shapes(token_ids_BS, labels_BS)
+    vocab_size = (model if isinstance(model, ModelSpec) else model.spec).vocab_size
+    for name, values_BS, allowed in (("token_ids", token_ids_BS, ()), ("labels", labels_BS, (IGNORED,))):
+        wrong_BS = (values_BS < 0) | (values_BS >= vocab_size)
+        for value in allowed:
+            wrong_BS &= values_BS != value
+        if wrong_BS.any():
+            sequence, position = (int(index) for index in wrong_BS.nonzero()[0])
+            also = f", or {IGNORED} where a position is not scored" if allowed else ""
+            rule = f"must be from 0 to {vocab_size - 1}{also}"
+            raise ArgumentError(f"{name}[{sequence}, {position}]", int(values_BS[sequence, position]), rule)

@@ -1,0 +1,77 @@
+"""The model to train: token ids and labels in, the loss out, with multi-token prediction.
+
+    model = build_training_model(config)
+    loss = model(token_ids, labels)
+    loss.backward()
+
+All of a training step's forward pass is in `forward`, so that wrappers that act on a module's call see all of it:
+`torch.compile`, DDP, `fully_shard`. The legend of dimension letters is in layers.py.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from torch_models.modules.language_model import LanguageModel
+from torch_models.modules.layers import RotaryTables
+from torch_models.spec import Kernels, ModelSpec
+from torch_models.training.batch import IGNORED, check_shapes
+from torch_models.training.loss import LossHead, LossNormalizer, mean_loss, one_further
+
+MTP_WEIGHT = 0.3  # DeepSeek-V3's weight for its first 10 trillion tokens (arXiv 2412.19437, §4.2)
+
+
+class TrainingModel(LanguageModel):
+    """The main model and its multi-token-prediction layers, whose `forward` returns the loss.
+
+    The multi-token-prediction layers are the last of `model.layers`, as in Hugging Face's checkpoints.
+    """
+
+    lm_head: LossHead
+
+    def __init__(
+        self, spec: ModelSpec, kernels: Kernels, *, mtp: bool, loss_chunk: int | None, mtp_weight: float
+    ) -> None:
+        mtp_layers = spec.mtp_layers if mtp else ()
+        super().__init__(spec, kernels, LossHead(spec, loss_chunk), mtp_layers)
+        self.mtp_weight = mtp_weight
+        self.num_mtp_layers = len(mtp_layers)
+
+    def forward(
+        self,
+        token_ids_BS: Tensor,
+        labels_BS: Tensor,
+        *,
+        normalizer: LossNormalizer | None = None,
+        tables: Sequence[RotaryTables] | None = None,
+    ) -> Tensor:
+        """Return the mean cross-entropy over the scored positions, in nats, as a scalar in fp32.
+
+        `labels_BS` has the next token of each position: it is shifted already, unlike transformers' labels. A position
+        with the label -100 is not scored; if none is scored, the loss is 0. The mean of the losses of the
+        multi-token-prediction layers is added with weight `mtp_weight`. Layer k, counted from 1, predicts the token
+        that is k positions after the label, from the hidden state of depth k - 1 and the embedding of the token k
+        positions further (DeepSeek-V3, arXiv 2412.19437, eq. 21-25). As in Megatron-LM, every depth runs over all S
+        positions, of which the last k are not scored. Each depth is divided by its number of scored positions; eq. 24
+        divides by that of the main model.
+
+        With `normalizer`, the sums are divided by the tokens of a whole step; see `loss_normalizer`. `tables` is the
+        result of `model.rotary_tables`, for reuse over many steps. Raises `ArgumentError` for labels of another shape
+        or dtype than (B, S) in int64.
+        """
+        check_shapes(token_ids_BS, labels_BS)
+        if tables is None:
+            tables = self.model.rotary_tables(token_ids_BS)
+        hidden_BSD = self.model(token_ids_BS, tables)
+        loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
+        for depth in range(self.num_mtp_layers):
+            token_ids_BS = one_further(token_ids_BS, 0)  # no position is scored that attends to the last one
+            hidden_BSD = self.model.predict_further(depth, hidden_BSD, token_ids_BS, tables)
+            labels_BS = one_further(labels_BS, IGNORED)
+            further = self._loss(hidden_BSD, labels_BS, normalizer, 1 + depth)
+            loss = loss + self.mtp_weight / self.num_mtp_layers * further
+        return loss
+
+    def _loss(self, hidden_BSD: Tensor, labels_BS: Tensor, normalizer: LossNormalizer | None, depth: int) -> Tensor:
+        summed: Tensor = self.lm_head(hidden_BSD.flatten(0, 1), labels_BS.flatten())
+        return mean_loss(summed, labels_BS, normalizer, depth)
