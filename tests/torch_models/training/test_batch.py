@@ -1,0 +1,46 @@
+"""The check of a batch before training."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.shrunken import LLAMA
+from torch_models import UserError, build, check_batch
+from torch_models.fields.config import spec_from_fields
+
+SPEC = spec_from_fields(LLAMA, "shrunken")
+LAST = 95  # the last token of the vocabulary
+
+
+def changed(value: int) -> Tensor:
+    values = torch.arange(16).reshape(2, 8)
+    values[1, 2] = value
+    return values
+
+
+def test_a_batch_that_can_be_trained_on() -> None:
+    for model in (SPEC, build(SPEC, device="meta")):
+        check_batch(model, changed(LAST), changed(-100))
+        check_batch(model, changed(LAST).int(), changed(LAST))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "labels", "said"),
+    [
+        (LAST + 1, 0, r"token_ids\[1, 2\] = 96: must be from 0 to 95$"),
+        (-1, 0, r"token_ids\[1, 2\] = -1: must be from 0 to 95$"),
+        (-100, 0, r"token_ids\[1, 2\] = -100: must be from 0 to 95$"),
+        (0, LAST + 1, r"labels\[1, 2\] = 96: must be from 0 to 95, or -100 where a position is not scored$"),
+        (0, -1, r"labels\[1, 2\] = -1: must be from 0 to 95, or -100"),
+    ],
+)
+def test_a_value_outside_the_vocabulary_is_named(token_ids: int, labels: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_batch(SPEC, changed(token_ids), changed(labels))
+
+
+def test_shapes_and_dtypes_are_checked() -> None:
+    with pytest.raises(UserError, match=r"labels = \(2, 7\): must have the shape of token_ids, \(2, 8\)"):
+        check_batch(SPEC, changed(0), changed(0)[:, 1:])
+    with pytest.raises(UserError, match=r"labels = .torch\.int32.: must be torch\.int64"):
+        check_batch(SPEC, changed(0), changed(0).int())
