@@ -13,7 +13,6 @@ from counting.analysis import Analysis, analyze
 from counting.counts import AttentionCore, Counts, ModelCounts, StepFlops
 from counting.formulas import flops
 from counting.measurements.meta_device import measuring
-from counting.measurements.ops.formulas import OP_FORMULAS
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from tests.witnesses import measured
@@ -98,7 +97,7 @@ def test_the_whole_model_counted_without_asking_for_whom(
     for part in parts:
         set_recompute(part, way[0])
     ids = torch.empty(1, 24, dtype=torch.long, device="meta")
-    counter = FlopCounterMode(display=False, custom_mapping=OP_FORMULAS)
+    counter = FlopCounterMode(display=False)
     with measuring(), counter:
         training_loss(model, mtp_layers, ids, ids, loss_chunk=way[1]).backward()
     step = step_of(measured(spec, kernels=kernels, recompute=way[0], loss_chunk=way[1]))
