@@ -20,6 +20,8 @@ import torch.nn.modules.module as modules
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from torch_models.modules.kernels.grouped_product import product_by_group
+
 _aten = torch.ops.aten
 _autograd: Any = torch._C._autograd
 
@@ -220,38 +222,14 @@ def _grouped_mm(
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Any:
-    """The grouped product for dtypes other than bfloat16, for which torch has no meta kernel.
+    """The grouped product for dtypes other than bfloat16, for which torch has no meta kernel: the op of our modules.
 
     Returns NotImplemented for bfloat16 and for other forms of the call.
     """
     plain = bias is None and out_dtype in (None, mat_a.dtype)
     if mat_a.dtype == torch.bfloat16 or offs is None or mat_a.dim() != 2 or mat_b.dim() != 3 or not plain:
         return NotImplemented
-    return _GroupedProduct.apply(mat_a, mat_b, offs)  # type: ignore[no-untyped-call]
-
-
-_OPS = torch.library.Library("model_training_cost", "FRAGMENT")
-_OPS.define("grouped_product(Tensor rows, Tensor weights, Tensor ends) -> Tensor")
-_OPS.define("grouped_weight_gradient(Tensor rows, Tensor gradient, Tensor weights) -> Tensor")
-_OPS.impl("grouped_product", lambda rows, weights, ends: rows.new_empty(rows.shape[0], weights.shape[2]), "Meta")
-_OPS.impl("grouped_weight_gradient", lambda rows, gradient, weights: torch.empty_like(weights), "Meta")
-
-
-class _GroupedProduct(torch.autograd.Function):
-    """Allocates the output of a grouped product, and in backward its two gradients, each by a dispatched op."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weights, ends)
-        out: Tensor = torch.ops.model_training_cost.grouped_product(rows, weights, ends)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, weights, ends = ctx.saved_tensors
-        ops = torch.ops.model_training_cost
-        weight_gradient = ops.grouped_weight_gradient(rows, gradient, weights)  # first, as in torch
-        return ops.grouped_product(gradient, weights.transpose(1, 2), ends), weight_gradient, None
+    return product_by_group(mat_a, mat_b, offs)
 
 
 _ON_META: dict[str, Callable[..., Any]] = {

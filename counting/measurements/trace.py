@@ -26,6 +26,7 @@ from counting.measurements.components import counts_of_modules
 from counting.measurements.probe import Probe
 from counting.setup import MicroBatch
 from torch_models.modules.kernels.flash_attention import NAME as FLASH_ATTENTION
+from torch_models.modules.kernels.grouped_product import NAME as GROUPED_PRODUCT
 
 Shape = list[int]
 
@@ -189,6 +190,7 @@ def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[s
 _add_handle(FLASH_ATTENTION, _flash_attention)
 
 
+@register(GROUPED_PRODUCT, PROJECTION)
 @register("aten::_grouped_mm", PROJECTION)
 def grouped_mm_flops(rows: Shape, weights: Shape, ends: Shape) -> int:
     """(T, in) rows, each with one of E matrices (E, in, out): 2 in out per row, however the rows are grouped."""

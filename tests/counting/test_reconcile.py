@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from torch.utils.flop_counter import flop_registry
 
 from counting.analysis import analyze
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, OutsideCounts, StepFlops
 from counting.formulas import flops, held, model, parameters, states, tensors
-from counting.measurements.ops import formulas as op_formulas
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
@@ -280,8 +280,8 @@ def test_a_broken_formula_of_an_op_is_found(
     op: Any, part: str, component: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """gpt-oss has layers with a window, whose attention is an op of ours, and grouped products."""
-    right = op_formulas.OP_FORMULAS[op]
-    monkeypatch.setitem(op_formulas.OP_FORMULAS, op, lambda *given, **options: right(*given, **options) + 1)
+    right = flop_registry[op]
+    monkeypatch.setitem(flop_registry, op, lambda *given, **options: right(*given, **options) + 1)
     with pytest.raises(DisagreementError, match=f"training_flops, step, {part}, {component}"):
         agreed(GPT_OSS_SPEC, recompute="selective")
 

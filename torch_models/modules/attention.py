@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_models.modules.kernels.flash_attention import flash_attention, hidden_positions
+from torch_models.modules.kernels.flash_attention import flash_attention
+from torch_models.modules.kernels.flex_attention import flex_attention, has_flex_attention
 from torch_models.modules.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
 from torch_models.modules.recompute import run
 from torch_models.spec import GroupedQueryAttentionSpec, Kernels, MultiHeadLatentAttentionSpec
@@ -38,6 +39,8 @@ def causal_attention(
     elif window is None and softcap is None and sinks_H is None:
         grouped = heads_per_group > 1
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    elif has_flex_attention(query):
+        out = flex_attention(query, key, value, sinks_H, scale, window, softcap)
     else:
         out = flash_attention(query, key, value, sinks_H, scale, window, softcap)[0]
     return out.transpose(1, 2)
@@ -59,13 +62,22 @@ def _eager_attention(
     scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    scores = scores.masked_fill(hidden_positions(scores, window), float("-inf"))
+    scores = scores.masked_fill(_hidden_positions(scores, window), float("-inf"))
     if sinks_H is None:
         probabilities = F.softmax(scores, dim=-1, dtype=torch.float32)
     else:
         sinks = sinks_H.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         probabilities = F.softmax(torch.cat((scores, sinks), dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
     return torch.matmul(probabilities.to(scores.dtype), value_BGSC)
+
+
+def _hidden_positions(scores_BHSS: Tensor, window: int | None) -> Tensor:
+    """Return the mask (S, S), True for keys (columns) after the query (row) or before its window."""
+    length = scores_BHSS.shape[-1]
+    hidden = torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).triu(1)
+    if window is None:
+        return hidden
+    return hidden | torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).tril(-window)
 
 
 class GroupedQueryAttention(nn.Module):

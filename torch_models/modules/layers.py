@@ -44,8 +44,8 @@ class Linear(nn.Linear):
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
-    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295). Eager kernels compute it in fp32; fused
-    kernels compute it in the weight's dtype, because they take weights in the dtype of their input.
+    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295). Eager kernels compute it in fp32. Fused
+    kernels take weights in the dtype of their input: they compute it in the wider dtype of the two, as autocast does.
     """
 
     component = "norm"
@@ -61,12 +61,13 @@ class RMSNorm(nn.Module):
         """Normalise the last dimension of `x`; same shape and dtype."""
         if self.kernels == "fused":
             weight = 1 + self.weight if self.unit_offset else self.weight
-            return F.rms_norm(x, self.weight.shape, weight, self.eps)
+            wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+            return F.rms_norm(x.to(wider), self.weight.shape, weight.to(wider), self.eps).to(x.dtype)
         x_fp32 = x.float()
         inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
         if self.unit_offset:
             return ((x_fp32 * inverse_rms) * (1 + self.weight.float())).to(x.dtype)
-        return self.weight * (x_fp32 * inverse_rms).to(x.dtype)
+        return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
 
 
 def activation_function(name: Activation, x: Tensor) -> Tensor:
@@ -109,12 +110,12 @@ def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, 
 
 
 def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Tensor:
-    """Rotate channel pairs of every head by the angles of their position; same shape.
+    """Rotate channel pairs of every head by the angles of their position; same shape and dtype.
 
     A pair is (c, c + C/2), or (2c, 2c + 1) if `interleaved`. In both cases the result contains the first members of all
     pairs, then the second members.
     """
-    cos, sin = (table.unsqueeze(1) for table in tables)
+    cos, sin = (table.to(x_BSHC.dtype).unsqueeze(1) for table in tables)
     if interleaved:
         first, second = x_BSHC[..., 0::2], x_BSHC[..., 1::2]
     else:

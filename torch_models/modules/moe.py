@@ -5,16 +5,26 @@ therefore runs on real tensors and on the meta device, for any number of experts
 The legend of dimension letters is in layers.py.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_models.modules.autocast import cast_for_products, without_autocast
+from torch_models.modules.kernels.grouped_product import grouped_product
 from torch_models.modules.layers import GatedMLP, activation_function
 from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
 
+CORRECTION_BIAS = "e_score_correction_bias"
+
 
 class Router(nn.Module):
-    """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16)."""
+    """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
+
+    It does so under autocast too. The correction bias is always fp32: a conversion to another dtype leaves it as it is.
+    """
 
     component = "router"
     e_score_correction_bias: Tensor
@@ -25,16 +35,26 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
         if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
-            self.register_buffer("e_score_correction_bias", torch.zeros(spec.num_experts, dtype=torch.float32))
+            self.register_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts, dtype=torch.float32))
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> weights (T, K) in fp32 and expert indices (T, K)."""
-        scores_TE = self._scores(x_TD)
-        experts_TK = self._choose(scores_TE)
-        weights_TK = scores_TE.gather(1, experts_TK)
-        if self.spec.norm_topk_prob:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return weights_TK * self.spec.routed_scaling_factor, experts_TK
+        with without_autocast(x_TD.device):
+            scores_TE = self._scores(x_TD)
+            experts_TK = self._choose(scores_TE)
+            weights_TK = scores_TE.gather(1, experts_TK)
+            if self.spec.norm_topk_prob:
+                weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+            return weights_TK * self.spec.routed_scaling_factor, experts_TK
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply a conversion or a move, as every module does; of the correction bias only a move."""
+        before = self._buffers.get(CORRECTION_BIAS)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self._buffers.get(CORRECTION_BIAS)
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self._buffers[CORRECTION_BIAS] = before.to(after.device)  # rounded values cannot be restored
+        return self
 
     def _scores(self, x_TD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -79,14 +99,17 @@ class RoutedExperts(nn.Module):
         all_experts = torch.arange(self.num_experts, device=x_TD.device)
         ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # end of each expert's rows
         token = order // self.top_k
-        rows = x_TD.index_select(0, token)
+        rows = cast_for_products(x_TD).index_select(0, token)
         rows = self.transform(rows, experts, ends_E)
         rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
         # index_add_ would keep all rows for backward.
-        return torch.zeros_like(x_TD).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
+        return torch.zeros_like(x_TD, dtype=rows.dtype).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
 
     def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
-        """Apply each row's expert to it, (T K, D) -> (T K, D)."""
+        """Apply each row's expert to it, (T K, D) -> (T K, D), in the dtype of the rows.
+
+        That is the dtype of the weights or, under autocast, the one in which it runs products.
+        """
         raise NotImplementedError
 
 
@@ -102,9 +125,10 @@ class GatedExperts(RoutedExperts):
     def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
         """down(activation(gate(x)) * up(x)) of each row's expert."""
         del experts
-        gate, up = F.grouped_mm(rows, self.gate_up_proj.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
+        gate_up_proj, down_proj = (cast_for_products(x).transpose(1, 2) for x in (self.gate_up_proj, self.down_proj))
+        gate, up = grouped_product(rows, gate_up_proj, ends_E).chunk(2, dim=-1)
         hidden = activation_function(self.activation, gate) * up
-        return F.grouped_mm(hidden, self.down_proj.transpose(1, 2), offs=ends_E)
+        return grouped_product(hidden, down_proj, ends_E)
 
 
 class ClampedExperts(RoutedExperts):
@@ -122,11 +146,16 @@ class ClampedExperts(RoutedExperts):
 
     def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
         """Apply (up + 1) * gate * sigmoid(alpha gate), gate and up clamped, between two projections with biases."""
-        gate_up = F.grouped_mm(rows, self.gate_up_proj, offs=ends_E) + self.gate_up_proj_bias.index_select(0, experts)
+        gate_up = self._projected(rows, self.gate_up_proj, self.gate_up_proj_bias, experts, ends_E)
         gate = gate_up[..., 0::2].clamp(max=self.limit)
         up = gate_up[..., 1::2].clamp(min=-self.limit, max=self.limit)
         hidden = (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
-        return F.grouped_mm(hidden, self.down_proj, offs=ends_E) + self.down_proj_bias.index_select(0, experts)
+        return self._projected(hidden, self.down_proj, self.down_proj_bias, experts, ends_E)
+
+    @staticmethod
+    def _projected(rows: Tensor, weights: Tensor, biases: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
+        product = grouped_product(rows, cast_for_products(weights), ends_E)
+        return product + cast_for_products(biases).index_select(0, experts)
 
 
 class MixtureOfExperts(nn.Module):

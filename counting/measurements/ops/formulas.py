@@ -1,7 +1,8 @@
 """FLOPs of one op that torch dispatches, forward or backward: 2 per multiply-add of matrix products and convolutions.
 
-The formulas are torch's (torch/utils/flop_counter.py), and ours for ops where torch has none or a wrong one. Every
-other op must be in a list or have a tag that shows that it multiplies no matrices. An unknown op is an error, never 0.
+The formulas are those that torch's own counter uses (torch/utils/flop_counter.py), to which `torch_models` adds its ops
+and those that its modules run; and ours for other ops where torch has none or a wrong one. Every other op must be in a
+list or have a tag that shows that it multiplies no matrices. An unknown op is an error, never 0.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,15 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 from torch._ops import OpOverload
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
-# Imported to register the grouped products for dtypes that torch does not support, and the ops of fused attention.
-from counting.measurements import meta_device as _meta_device  # noqa: F401
 from counting.measurements.ops.without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
+
+# The first two are imported for the formulas that they register with torch.
 from torch_models.modules.kernels import flash_attention as _flash_attention  # noqa: F401
+from torch_models.modules.kernels import grouped_product as _grouped_product  # noqa: F401
+from torch_models.modules.kernels.flops import grouped_product_flops
 
 aten = torch.ops.aten
 
@@ -115,65 +118,6 @@ def _outer_product_added(total: Size, left: Size, right: Size, *_: object, **__:
     return 2 * prod(left) * prod(right)
 
 
-def grouped_product(left: Size, right: Size, *_: object, **__: object) -> int:
-    """Each of T rows is multiplied only by the matrix of its group, so the count does not depend on the group sizes.
-
-    (T, k) with (E, k, n), and the gradient of the rows, the same with (E, n, k); the gradient of the matrices,
-    (k, T) with (T, n), where T is split into E groups; (E, m, k) with (E, k, n); (E, m, k) with (k, T).
-    """
-    if len(left) == 3 and len(right) == 2:
-        return 2 * prod(left[1:]) * right[1]
-    return _product(left, right)
-
-
-def _grouped_weight_gradient(rows: Size, gradient: Size, *_: object, **__: object) -> int:
-    """(in, T) with (T, out), where T is split into groups."""
-    return 2 * prod(rows) * gradient[1]
-
-
-def _attention(query: Size, key: Size, value: Size, *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(gradient: Size, query: Size, key: Size, value: Size, *_: object, **__: object) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-def _banded_attention(
-    query: Size,
-    key: Size,
-    value: Size,
-    sinks: Size | None,
-    scale: float,
-    window: int | None,
-    *_: object,
-    **__: object,
-) -> int:
-    """Scores and weighted values; each query visits at most `window` keys, including those in the future."""
-    del sinks, scale
-    return _attention(query, key, value) // key[2] * min(window or key[2], key[2])
-
-
-def _banded_attention_backward(
-    gradient: Size,
-    query: Size,
-    key: Size,
-    value: Size,
-    sinks: Size | None,
-    scale: float,
-    window: int | None,
-    *_: object,
-    **__: object,
-) -> int:
-    """Five products over the pairs that the forward pass visits, as torch counts its own fused kernels' backward.
-
-    They are the recomputed scores, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv
-    2307.08691, §3.1.2).
-    """
-    del sinks, scale
-    return _attention_backward(gradient, query, key, value) // key[2] * min(window or key[2], key[2])
-
-
 def _convolution_backward(
     gradient: Size,
     x: Size,
@@ -224,12 +168,9 @@ def _encoder_layer(
 
 
 # A formula receives the op's arguments, with shapes for tensors, and the output's shape as `out_shape`. These formulas
-# take precedence over torch's.
+# take precedence over those that are registered with torch.
 OP_FORMULAS: dict[Any, Callable[..., int]] = {
-    aten._grouped_mm: grouped_product,
-    torch.ops.model_training_cost.grouped_product: grouped_product,
-    torch.ops.model_training_cost.grouped_weight_gradient: _grouped_weight_gradient,
-    aten._scaled_grouped_mm: grouped_product,
+    aten._scaled_grouped_mm: grouped_product_flops,
     aten._int_mm: _product,
     aten._addmm_activation: _product_added,
     aten.addmm_: _product_added,
@@ -245,15 +186,9 @@ OP_FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addr: _outer_product_added,
     aten.addr_: _outer_product_added,
     aten.convolution_backward: _convolution_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    aten._scaled_dot_product_fused_attention_overrideable: _attention,
-    aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward,
     aten._native_multi_head_attention: _attention_block,
     aten._transformer_encoder_layer_fwd: _encoder_layer,
-    torch.ops.model_training_cost.flash_attention: _banded_attention,
-    torch.ops.model_training_cost.flash_attention_backward: _banded_attention_backward,
 }
 for _name in ("_scaled_mm_v2", "_scaled_grouped_mm_v2"):  # of newer versions of torch
     if hasattr(aten, _name):
-        OP_FORMULAS[getattr(aten, _name)] = _product if _name == "_scaled_mm_v2" else grouped_product
+        OP_FORMULAS[getattr(aten, _name)] = _product if _name == "_scaled_mm_v2" else grouped_product_flops

@@ -12,7 +12,6 @@ from counting.analysis import Analysis, analyze
 from counting.counts import AttentionCore, Counts, ModelCounts, StepFlops
 from counting.formulas import flops
 from counting.measurements.meta_device import measuring
-from counting.measurements.ops.formulas import OP_FORMULAS
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from tests.witnesses import measured
@@ -94,7 +93,7 @@ def test_the_whole_model_counted_without_asking_for_whom(
     model = build_training_model(spec, **how, loss_chunk=way[1])
     set_recompute(model, way[0])
     ids = torch.empty(1, 24, dtype=torch.long, device="meta")
-    counter = FlopCounterMode(display=False, custom_mapping=OP_FORMULAS)
+    counter = FlopCounterMode(display=False)
     with measuring(), counter:
         model(ids, ids).backward()
     step = step_of(measured(spec, kernels=kernels, recompute=way[0], loss_chunk=way[1]))

@@ -2,14 +2,22 @@
 
 FlashAttention (arXiv 2307.08691) and similar kernels support all three without an S x S matrix in memory, but torch has
 no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
-tensors, the output and one log-sum-exp per row. On real devices it computes the same numbers by elementary operations
-in fp32, for experiments at small scale. The legend of dimension letters is in layers.py.
+tensors, the output and one log-sum-exp per row. On a real device it computes the same numbers by elementary operations
+in fp32 (in fp64 for fp64), one block of queries after another, each with the keys within its window. Its scores are
+therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for CPUs; on
+CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Size, Tensor
+
+from torch_models.modules.kernels.flops import attention_backward_flops, attention_flops, register
 
 NAME = "model_training_cost::flash_attention"
+QUERY_BLOCK = 128  # queries whose scores are in memory at one time
 _ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap"
 
 
@@ -24,18 +32,29 @@ def flash_attention(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention within `window`; return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32."""
-    scores = _masked(_capped_scores(query_BHSC, key_BGSC, scale, softcap), window)
-    terms = scores if sinks_H is None else torch.cat((scores, _per_row(sinks_H, scores)), dim=-1)
-    logsumexp = terms.logsumexp(-1)
-    out = (scores - logsumexp.unsqueeze(-1)).exp() @ _repeated(value_BGSC, query_BHSC)
-    return out.to(query_BHSC.dtype).transpose(1, 2).contiguous().transpose(1, 2), logsumexp
+    out, logsumexp = _empty_outputs(query_BHSC, value_BGSC)
+    with torch.autocast(query_BHSC.device.type, enabled=False):
+        for block in _blocks(query_BHSC, window):
+            scores = _masked(_capped_scores(block, query_BHSC, key_BGSC, scale, softcap), block, window)
+            rows = scores.logsumexp(-1)
+            if sinks_H is not None:
+                rows = torch.logaddexp(rows, _by_group(sinks_H.to(rows.dtype), key_BGSC))
+            probabilities = (scores - rows.unsqueeze(-1)).exp()
+            attended = _multiplied(probabilities, value_BGSC[:, :, block.keys].to(scores.dtype))
+            out[:, :, block.queries] = attended.flatten(1, 2)
+            logsumexp[:, :, block.queries] = rows.flatten(1, 2)
+    return out, logsumexp
 
 
 @flash_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(query, value)
+
+
+def _empty_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, length, _channels = query.shape
     out = query.new_empty((batch, length, heads, value.shape[-1])).transpose(1, 2)
-    return out, query.new_empty((batch, heads, length), dtype=torch.float32)
+    return out, query.new_empty((batch, heads, length), dtype=_precision(query))
 
 
 @torch.library.custom_op(
@@ -55,33 +74,46 @@ def flash_attention_backward(
     out_BHSC: Tensor,
     logsumexp_BHS: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key, value and sinks, in their dtypes (arXiv 2307.08691, §3.1.2).
+    """Return the gradients of query, key, value and sinks, in their dtypes and strides (arXiv 2307.08691, §3.1.2).
 
     The gradient of the sinks is empty if there are none.
     """
-    gradient, query = gradient_BHSC.float(), query_BHSC.float()
-    key, value = _repeated(key_BGSC, query_BHSC), _repeated(value_BGSC, query_BHSC)
-    capped = _capped_scores(query_BHSC, key_BGSC, scale, softcap)
-    probabilities = (_masked(capped, window) - logsumexp_BHS.unsqueeze(-1)).exp()
-    mean_BHS = (gradient * out_BHSC.float()).sum(-1)
-    of_scores = probabilities * (gradient @ value.transpose(2, 3) - mean_BHS.unsqueeze(-1))
-    if softcap is not None:
-        of_scores = of_scores * (1 - (capped / softcap).square())
-    of_sinks = query.new_empty(0)
-    if sinks_H is not None:
-        share = (sinks_H.float().view(1, -1, 1) - logsumexp_BHS).exp()
-        of_sinks = -(share * mean_BHS).sum((0, 2)).to(sinks_H.dtype)
-    return (
-        (of_scores @ key * scale).to(query_BHSC.dtype),
-        _summed(of_scores.transpose(2, 3) @ query * scale, key_BGSC),
-        _summed(probabilities.transpose(2, 3) @ gradient, value_BGSC),
-        of_sinks,
-    )
+    precision = _precision(query_BHSC)
+    of_query, of_key, of_value, of_sinks = _empty_gradients(query_BHSC, key_BGSC, value_BGSC, sinks_H)
+    sum_of_key, sum_of_value = (torch.zeros_like(x, dtype=precision) for x in (key_BGSC, value_BGSC))
+    mean_BHS = torch.zeros_like(logsumexp_BHS)
+    with torch.autocast(query_BHSC.device.type, enabled=False):
+        for block in _blocks(query_BHSC, window):
+            query, gradient, out = (
+                _by_group(x[:, :, block.queries].to(precision), key_BGSC, dim=1)
+                for x in (query_BHSC, gradient_BHSC, out_BHSC)
+            )
+            key, value = (x[:, :, block.keys].to(precision) for x in (key_BGSC, value_BGSC))
+            logsumexp, mean = _by_group(logsumexp_BHS[:, :, block.queries], key_BGSC, dim=1), (gradient * out).sum(-1)
+            capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
+            probabilities = (_masked(capped, block, window) - logsumexp.unsqueeze(-1)).exp()
+            of_scores = probabilities * (_multiplied(gradient, value.transpose(2, 3)) - mean.unsqueeze(-1))
+            if softcap is not None:
+                of_scores = of_scores * (1 - (capped / softcap).square())
+            of_query[:, :, block.queries] = (_multiplied(of_scores, key) * scale).flatten(1, 2)
+            sum_of_key[:, :, block.keys] += _summed_product(of_scores, query) * scale
+            sum_of_value[:, :, block.keys] += _summed_product(probabilities, gradient)
+            mean_BHS[:, :, block.queries] = mean.flatten(1, 2)
+        if sinks_H is not None:
+            share = (sinks_H.to(precision).view(1, -1, 1) - logsumexp_BHS).exp()
+            of_sinks.copy_(-(share * mean_BHS).sum((0, 2)))
+    return of_query, of_key.copy_(sum_of_key), of_value.copy_(sum_of_value), of_sinks
 
 
 @flash_attention_backward.register_fake
 def _(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, *_: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_gradients(query, key, value, sinks)
+
+
+def _empty_gradients(
+    query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_sinks = query.new_empty(0) if sinks is None else torch.empty_like(sinks)
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), of_sinks
@@ -103,33 +135,96 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Ten
 flash_attention.register_autograd(_backward, setup_context=_save)
 
 
-def _capped_scores(query_BHSC: Tensor, key_BGSC: Tensor, scale: float, softcap: float | None) -> Tensor:
-    scores: Tensor = query_BHSC.float() @ _repeated(key_BGSC, query_BHSC).transpose(2, 3) * scale
+# --- FLOPs -------------------------------------------------------------------------------------------------------
+
+
+@register(torch.ops.model_training_cost.flash_attention)
+def banded_attention_flops(
+    query: Size,
+    key: Size,
+    value: Size,
+    sinks: Size | None,
+    scale: float,
+    window: int | None,
+    *_: object,
+    **__: object,
+) -> int:
+    """FLOPs of scores and weighted values; a query visits at most `window` keys, including those in the future."""
+    del sinks, scale
+    return attention_flops(query, key, value) // key[2] * min(window or key[2], key[2])
+
+
+@register(torch.ops.model_training_cost.flash_attention_backward)
+def banded_attention_backward_flops(
+    gradient: Size,
+    query: Size,
+    key: Size,
+    value: Size,
+    sinks: Size | None,
+    scale: float,
+    window: int | None,
+    *_: object,
+    **__: object,
+) -> int:
+    """FLOPs of five products over the pairs that the forward pass visits, as torch counts its own fused kernels.
+
+    They are the recomputed scores, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv
+    2307.08691, §3.1.2).
+    """
+    del sinks, scale
+    return attention_backward_flops(gradient, query, key, value) // key[2] * min(window or key[2], key[2])
+
+
+# --- One block of queries ----------------------------------------------------------------------------------------
+
+
+class _Block(NamedTuple):
+    queries: slice
+    keys: slice  # all that some query of the block may see
+
+
+def _blocks(query_BHSC: Tensor, window: int | None) -> Iterator[_Block]:
+    length = query_BHSC.shape[2]
+    for first in range(0, length, QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, length)
+        yield _Block(slice(first, end), slice(0 if window is None else max(0, first - window + 1), end))
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _capped_scores(block: _Block, query_BHSC: Tensor, key_BGSC: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """The scores of a block, (B, G, H / G, queries, keys), soft-capped."""
+    precision = _precision(query_BHSC)
+    query = _by_group(query_BHSC[:, :, block.queries].to(precision), key_BGSC, dim=1)
+    scores = _multiplied(query, key_BGSC[:, :, block.keys].to(precision).transpose(2, 3)) * scale
     return scores if softcap is None else softcap * (scores / softcap).tanh()
 
 
-def _masked(scores_BHSS: Tensor, window: int | None) -> Tensor:
-    return scores_BHSS.masked_fill(hidden_positions(scores_BHSS, window), float("-inf"))
+def _masked(scores: Tensor, block: _Block, window: int | None) -> Tensor:
+    """The scores with -inf for keys after the query or before its window."""
+    rows = torch.arange(block.queries.start, block.queries.stop, device=scores.device).unsqueeze(1)
+    columns = torch.arange(block.keys.start, block.keys.stop, device=scores.device)
+    hidden = columns > rows
+    if window is not None:
+        hidden |= columns <= rows - window
+    return scores.masked_fill(hidden, float("-inf"))
 
 
-def hidden_positions(scores_BHSS: Tensor, window: int | None) -> Tensor:
-    """Return the mask (S, S), True for keys (columns) after the query (row) or before its window."""
-    length = scores_BHSS.shape[-1]
-    hidden = torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).triu(1)
-    if window is None:
-        return hidden
-    return hidden | torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).tril(-window)
+def _by_group(x: Tensor, key_BGSC: Tensor, dim: int = 0) -> Tensor:
+    """Split the dimension of H heads in G groups: (…, G, H / G, …); sinks (H,) get a dimension for the queries."""
+    grouped: Tensor = x.unflatten(dim, (key_BGSC.shape[1], -1))
+    return grouped.unsqueeze(-1) if dim == 0 else grouped
 
 
-def _per_row(sinks_H: Tensor, scores_BHSS: Tensor) -> Tensor:
-    batch, _, length, _ = scores_BHSS.shape
-    return sinks_H.to(scores_BHSS.dtype).view(1, -1, 1, 1).expand(batch, -1, length, 1)
+def _multiplied(left: Tensor, right_BGnm: Tensor) -> Tensor:
+    """(B, G, H / G, q, n) with (B, G, n, m), one product for each group: (B, G, H / G, q, m)."""
+    product: Tensor = (left.flatten(2, 3) @ right_BGnm).unflatten(2, left.shape[2:4])
+    return product
 
 
-def _repeated(shared_BGSC: Tensor, query_BHSC: Tensor) -> Tensor:
-    return shared_BGSC.float().repeat_interleave(query_BHSC.shape[1] // shared_BGSC.shape[1], dim=1)
-
-
-def _summed(of_heads_BHSC: Tensor, shared_BGSC: Tensor) -> Tensor:
-    of_groups: Tensor = of_heads_BHSC.unflatten(1, (shared_BGSC.shape[1], -1)).sum(2)
-    return of_groups.to(shared_BGSC.dtype)
+def _summed_product(left: Tensor, right: Tensor) -> Tensor:
+    """(B, G, H / G, q, n) with (B, G, H / G, q, m), summed over heads and queries of a group: (B, G, n, m)."""
+    summed: Tensor = left.flatten(2, 3).transpose(2, 3) @ right.flatten(2, 3)
+    return summed

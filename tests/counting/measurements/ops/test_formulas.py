@@ -15,6 +15,7 @@ from counting.measurements.ops.formulas import OP_FORMULAS, op_flops
 from counting.measurements.ops.without_products import OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
 from torch_models.modules.kernels.flash_attention import flash_attention
+from torch_models.modules.kernels.grouped_product import grouped_product
 
 aten = torch.ops.aten
 
@@ -147,11 +148,14 @@ def test_windowed_attention_backward() -> None:
     assert backward_of(out) == [2 * 4 * 6 * 3 * (3 * 8 + 2 * 5)]
 
 
-def test_grouped_products_backward() -> None:
-    rows = zeros(6, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    weights = zeros(2, 8, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    out = F.grouped_mm(rows, weights, offs=ends(2, 6).to("meta"))
-    assert backward_of(out) == [2 * 6 * 8 * 16, 2 * 6 * 8 * 16]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_grouped_products_forward_and_backward(device: str, dtype: torch.dtype) -> None:
+    rows = zeros(6, 8, dtype=dtype, device=device, requires_grad=True)
+    weights = zeros(2, 8, 16, dtype=dtype, device=device, requires_grad=True)
+    out: list[Tensor] = []
+    assert flops_of(lambda: out.append(grouped_product(rows, weights, ends(2, 6).to(device)))) == [2 * 6 * 8 * 16]
+    assert backward_of(out[0]) == [2 * 6 * 8 * 16, 2 * 6 * 8 * 16]
 
 
 # --- Whole blocks in one op --------------------------------------------------------------------------------------
