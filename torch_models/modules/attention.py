@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_models.first_values import OwnFirstValues
 from torch_models.modules.kernels.flash_attention import flash_attention, hidden_positions
 from torch_models.modules.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
 from torch_models.modules.recompute import run
@@ -68,7 +69,7 @@ def _eager_attention(
     return torch.matmul(probabilities.to(scores.dtype), value_BGSC)
 
 
-class GroupedQueryAttention(nn.Module):
+class GroupedQueryAttention(OwnFirstValues):
     """Attention with query heads in equal groups that share a key/value head (Ainslie et al. 2023, 2305.13245)."""
 
     component = "attention"

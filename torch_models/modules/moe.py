@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_models.first_values import OwnFirstValues
 from torch_models.modules.layers import GatedMLP, activation_function
 from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
 
 
-class Router(nn.Module):
+class Router(OwnFirstValues):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16)."""
 
     component = "router"
@@ -59,7 +60,7 @@ class Router(nn.Module):
         return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
 
 
-class RoutedExperts(nn.Module):
+class RoutedExperts(OwnFirstValues):
     """E experts, of which each token uses `top_k`; a subclass defines their weights and their computation."""
 
     component = "routed_experts"
