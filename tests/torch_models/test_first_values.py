@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
-from torch_models import build, build_mtp, initialize
+from torch_models import build, build_mtp, build_training_model, initialize
 from torch_models.builder import build_model
 from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import spec_from_fields
 from torch_models.first_values import BLOCK, OwnFirstValues
-from torch_models.modules.decoder import CausalLM
+from torch_models.modules.language_model import CausalLM
 from torch_models.spec import ModelSpec
 
 ALL = pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
@@ -93,6 +93,22 @@ def test_multi_token_prediction_as_built() -> None:
     initialize(layers)
     assert_same(layers, values_of(built))
     assert layers[0].eh_proj.weight.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_model_to_train_as_the_main_model() -> None:
+    spec = spec_of(DEEPSEEK_V3, initializer_range=0.5, tie_word_embeddings=True)
+    torch.manual_seed(5)
+    main = build(spec)
+    torch.manual_seed(5)
+    built = build_training_model(spec)
+    assert_same(built, values_of(main))
+    model = build_training_model(spec, device="meta").to_empty(device="cpu")
+    forget(model)
+    torch.manual_seed(5)
+    initialize(model)
+    assert_same(model, values_of(built))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert any("eh_proj" in name for name in values_of(model))
 
 
 def test_weights_follow_the_normal_distribution() -> None:

@@ -14,7 +14,7 @@ from tests.shrunken import DEEPSEEK_V3, GEMMA2, GPT_OSS, LLAMA, QWEN2
 from torch_models import build, first_values, initialize
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
-from torch_models.modules.decoder import CausalLM
+from torch_models.modules.language_model import CausalLM
 
 SEED = 11
 TIMEOUT = 300  # seconds of one world
