@@ -30,12 +30,16 @@ ROOMS = {
     "torch_models.fields torch_models.families": (
         "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.families"
     ),
-    "torch_models.modules torch_models.training": "torch_models.errors torch_models.rope_scaling torch_models.spec",
+    "torch_models.first_values torch_models.modules torch_models.training": (
+        "torch_models.errors torch_models.rope_scaling torch_models.spec"
+    ),
     "torch_models.builder torch_models.checkpoints": (
-        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.training"
+        "torch_models.errors torch_models.spec torch_models.fields torch_models.first_values torch_models.modules"
+        " torch_models.training"
     ),
     "torch_models": (
-        "torch_models.errors torch_models.spec torch_models.fields torch_models.modules torch_models.training"
+        "torch_models.errors torch_models.spec torch_models.fields torch_models.first_values torch_models.modules"
+        " torch_models.training"
         " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
@@ -85,7 +89,8 @@ ROOMS = {
 # Library -> the packages that may import it. The standard library and msgspec are everywhere.
 LIBRARIES = {
     "torch": (
-        "torch_models.modules torch_models.builder torch_models.training torch_models.checkpoints"
+        "torch_models.first_values torch_models.modules torch_models.builder torch_models.training"
+        " torch_models.checkpoints"
         " counting.measurements counting.via_transformers"
     ),
     "fvcore": "counting.measurements",

@@ -5,7 +5,7 @@
     model = load_checkpoint("a/folder/with/config.json/and/safetensors")
 
 Each public name is imported from its module at first use. Importing this package or reading a config therefore imports
-no torch; building a model, loading a checkpoint and what trains do.
+no torch; building or initialising a model, loading a checkpoint and what trains do.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint
     from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError
     from torch_models.fields.config import read_spec
+    from torch_models.first_values import initialize
     from torch_models.modules.recompute import set_recompute
     from torch_models.spec import (
         ClampedMLPSpec,
@@ -51,6 +52,7 @@ __all__ = [
     "build_mtp",
     "build_training_model",
     "check_batch",
+    "initialize",
     "load_checkpoint",
     "load_mtp_checkpoint",
     "loss_normalizer",
@@ -63,6 +65,7 @@ _HOMES = {
     "build_mtp": "builder",
     "build_training_model": "builder",
     "check_batch": "training.batch",
+    "initialize": "first_values",
     "load_checkpoint": "checkpoints.load",
     "load_mtp_checkpoint": "checkpoints.load",
     "loss_normalizer": "training.loss",

@@ -1,17 +1,18 @@
-"""Builds modules from specs. Device, dtype and initial values are set only here."""
+"""Builds modules from specs. Device and dtype are set only here; first values are those of first_values.py."""
 
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import Source, read_spec
+from torch_models.first_values import initialize, set_initializer_range
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.language_model import CausalLM
-from torch_models.modules.layers import RMSNorm
 from torch_models.spec import Kernels, ModelSpec, check_kernels
 from torch_models.training.model import MTP_WEIGHT, TrainingModel
 
@@ -48,7 +49,7 @@ def build(
     On the meta device the parameters use no memory. Raises `UserError` for an invalid config, kernel profile, device or
     dtype.
     """
-    return build_model(_spec(config), device=device, dtype=dtype, kernels=kernels)
+    return _with_first_values(build_model(_spec(config), device=device, dtype=dtype, kernels=kernels), device)
 
 
 def build_training_model(
@@ -68,7 +69,7 @@ def build_training_model(
     in `build`; the names of parameters too, and those of the multi-token-prediction layers go on from the main
     model's.
     """
-    return build_model_with_loss(
+    model = build_model_with_loss(
         _spec(config),
         device=device,
         dtype=dtype,
@@ -77,6 +78,7 @@ def build_training_model(
         loss_chunk=loss_chunk,
         mtp_weight=mtp_weight,
     )
+    return _with_first_values(model, device)
 
 
 def build_mtp(
@@ -90,7 +92,16 @@ def build_mtp(
 
     The list is empty if the config has none. Arguments and errors are as in `build`.
     """
-    return build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
+    return _with_first_values(build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels), device)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _with_first_values(module: M, device: torch.device | str) -> M:
+    if torch.device(device).type != "meta":
+        initialize(module)
+    return module
 
 
 def _spec(config: Source | ModelSpec) -> ModelSpec:
@@ -103,20 +114,16 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
-    initializer_range: float | None = 0.02,
 ) -> CausalLM:
     """Return the main model of `spec`; `dtype` defaults to fp32. On the meta device parameters use no memory.
 
-    If `initializer_range` is None, all parameters except those of norms stay uninitialised, to be overwritten from a
-    checkpoint. Raises `UserError` for an invalid kernel profile, device or dtype.
+    No first values are set: all parameters except those of norms hold memory as it was, to be overwritten from a
+    checkpoint or by `initialize`. Raises `UserError` for an invalid kernel profile, device or dtype.
     """
     check_kernels(kernels)
     check_placement(device, dtype)
     with creating(device, dtype or torch.float32):
-        model = CausalLM(spec, kernels)
-    if initializer_range is not None:
-        initialize(model, initializer_range)
-    return model
+        return CausalLM(spec, kernels)
 
 
 def build_model_with_loss(
@@ -128,17 +135,13 @@ def build_model_with_loss(
     mtp: bool = True,
     loss_chunk: int | None = None,
     mtp_weight: float = MTP_WEIGHT,
-    initializer_range: float | None = 0.02,
 ) -> TrainingModel:
-    """Return the model of `spec` to train; `initializer_range` and errors are as in `build_model`."""
+    """Return the model of `spec` to train; parameters and errors are as in `build_model`."""
     check_kernels(kernels)
     check_placement(device, dtype)
     _check_loss(loss_chunk, mtp_weight)
     with creating(device, dtype or torch.float32):
-        model = TrainingModel(spec, kernels, mtp=mtp, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
-    if initializer_range is not None:
-        initialize(model, initializer_range)
-    return model
+        return TrainingModel(spec, kernels, mtp=mtp, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
 
 
 def _check_loss(loss_chunk: int | None, mtp_weight: float) -> None:
@@ -155,37 +158,17 @@ def build_mtp_layers(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
-    initializer_range: float | None = 0.02,
 ) -> nn.ModuleList:
     """Return the multi-token-prediction layers of `spec`; the list is empty if it has none.
 
-    `initializer_range` and errors are as in `build_model`.
+    Parameters and errors are as in `build_model`.
     """
     check_kernels(kernels)
     check_placement(device, dtype)
     with creating(device, dtype or torch.float32):
         layers = nn.ModuleList(MultiTokenPredictionLayer(layer, kernels) for layer in spec.mtp_layers)
-    if initializer_range is not None:
-        initialize(layers, initializer_range)
+    set_initializer_range(layers, spec.initializer_range)
     return layers
-
-
-@torch.no_grad()
-def initialize(module: nn.Module, initializer_range: float) -> None:
-    """Draw weights and attention sinks from N(0, initializer_range²) and set biases to zero.
-
-    Norms keep the values of their constructor, a factor of 1. Meta tensors are left alone.
-    """
-    for owner in module.modules():
-        if isinstance(owner, RMSNorm):
-            continue
-        for name, parameter in owner.named_parameters(recurse=False):
-            if parameter.is_meta:
-                return
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=initializer_range)
 
 
 @contextlib.contextmanager

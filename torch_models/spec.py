@@ -34,6 +34,9 @@ Positive = Annotated[float, Meta(gt=0, le=1e12)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Theta = Annotated[float, Meta(ge=2, le=1e12)]
 
+InitializerRange = Annotated[float, Meta(ge=0, le=1e12)]
+DEFAULT_INITIALIZER_RANGE = 0.02  # of every family's class in transformers 5
+
 Kernels = Literal["fused", "eager"]
 Recompute = Literal["none", "selective", "full"]  # the part of the forward pass that backward computes again
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
@@ -297,6 +300,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     norm_unit_offset: bool = False
     embedding_scale: float = 1.0
     final_logit_softcap: float | None = None
+    initializer_range: float = DEFAULT_INITIALIZER_RANGE  # the standard deviation of weights before training
     defaulted_fields: tuple[str, ...] = ()  # "field = value" for each field that took the family's default
     folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
     passed_over_fields: tuple[str, ...] = ()  # "field = value (reason)" for each field that has no part in the model

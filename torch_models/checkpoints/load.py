@@ -67,7 +67,7 @@ def load_checkpoint(
     left_out = parts.left_out
 
     def build(device: torch.device | str) -> CausalLM:
-        return build_model(spec, device=device, dtype=dtype, kernels=kernels, initializer_range=None)
+        return build_model(spec, device=device, dtype=dtype, kernels=kernels)
 
     def tensors_of(model: CausalLM) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
@@ -96,7 +96,7 @@ def load_mtp_checkpoint(
     spec = checkpoint.spec
 
     def build(device: torch.device | str) -> nn.ModuleList:
-        return build_mtp_layers(spec, device=device, dtype=dtype, kernels=kernels, initializer_range=None)
+        return build_mtp_layers(spec, device=device, dtype=dtype, kernels=kernels)
 
     def tensors_of(layers: nn.ModuleList) -> dict[str, Tensor]:
         return {

@@ -34,9 +34,11 @@ from torch_models.fields.unknown_fields import (
     without_comments,
 )
 from torch_models.spec import (
+    DEFAULT_INITIALIZER_RANGE,
     Activation,
     Epsilon,
     Heads,
+    InitializerRange,
     Layers,
     LayerSpec,
     ModelSpec,
@@ -74,6 +76,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tie_word_embeddings: bool = False
     hidden_act: Activation = "silu"
     attention_bias: bool = False
+    initializer_range: InitializerRange | None = None  # None: DEFAULT_INITIALIZER_RANGE
     original_max_position_embeddings: SequenceLength | None = None
     rope_theta: Theta | None = None
     rope_scaling: dict[str, Any] | None = None
@@ -99,6 +102,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             sequence_length=length,
             sequence_length_source=source,
             mtp_layers=tuple(mtp_layers),
+            initializer_range=(DEFAULT_INITIALIZER_RANGE if self.initializer_range is None else self.initializer_range),
             **options,
         )
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_models.first_values import OwnFirstValues
 from torch_models.modules.kernels.flash_attention import flash_attention
 from torch_models.modules.kernels.flex_attention import flex_attention, has_flex_attention
 from torch_models.modules.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
@@ -80,7 +81,7 @@ def _hidden_positions(scores_BHSS: Tensor, window: int | None) -> Tensor:
     return hidden | torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).tril(-window)
 
 
-class GroupedQueryAttention(nn.Module):
+class GroupedQueryAttention(OwnFirstValues):
     """Attention with query heads in equal groups that share a key/value head (Ainslie et al. 2023, 2305.13245)."""
 
     component = "attention"

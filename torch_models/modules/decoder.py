@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts
@@ -190,10 +191,11 @@ class Decoder(nn.Module):
         return tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
 
 
-class TokenEmbedding(nn.Embedding):
+class TokenEmbedding(OwnFirstValues, nn.Embedding):
     """`nn.Embedding` that leaves its weight uninitialised, as `Linear` does."""
 
     component = "word_embedding"
 
-    def reset_parameters(self) -> None:
-        """Do nothing; see `torch_models.builder.initialize`."""
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        # A weight that is given is not drawn.
+        nn.Embedding.__init__(self, num_embeddings, embedding_dim, _weight=torch.empty(num_embeddings, embedding_dim))

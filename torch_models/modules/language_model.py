@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from torch_models.first_values import set_initializer_range
 from torch_models.modules.decoder import Decoder
 from torch_models.modules.layers import Linear
 from torch_models.spec import Kernels, LayerSpec, ModelSpec
@@ -51,6 +52,7 @@ class LanguageModel(nn.Module):
         self.model = Decoder(spec, kernels, mtp_layers)
         self.lm_head = head
         self._tie()
+        set_initializer_range(self, spec.initializer_range)
 
     def _tie(self) -> None:
         if self.spec.tie_word_embeddings:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_models.errors import UserError
+from torch_models.first_values import OwnFirstValues
 from torch_models.rope_scaling import (
     DynamicRopeScaling,
     LinearRopeScaling,
@@ -32,16 +33,20 @@ from torch_models.spec import Activation, GatedMLPSpec, Kernels, RotarySpec
 RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated channels / 2)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` with uninitialised weights: the builder initialises them, or a checkpoint is loaded."""
+class Linear(OwnFirstValues, nn.Linear):
+    """`nn.Linear` with uninitialised weights: `initialize` sets them, or a checkpoint is loaded."""
 
     quantised: tuple[str, ...] = ("weight",)  # the parameters that recipes in fp8 quantise
 
-    def reset_parameters(self) -> None:
-        """Do nothing; see `torch_models.builder.initialize`."""
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        nn.Module.__init__(self)  # that of nn.Linear draws the weights
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(OwnFirstValues):
     """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
     With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295). Eager kernels compute it in fp32. Fused
@@ -55,7 +60,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.kernels = kernels
         self.unit_offset = unit_offset
-        self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
+        self.first_weight = 0.0 if unit_offset else 1.0
+        self.weight = nn.Parameter(torch.full((width,), self.first_weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`; same shape and dtype."""

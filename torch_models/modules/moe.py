@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_models.first_values import OwnFirstValues
 from torch_models.modules.autocast import cast_for_products, without_autocast
 from torch_models.modules.kernels.grouped_product import grouped_product
 from torch_models.modules.layers import GatedMLP, activation_function
@@ -20,7 +21,7 @@ from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec
 CORRECTION_BIAS = "e_score_correction_bias"
 
 
-class Router(nn.Module):
+class Router(OwnFirstValues):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
 
     It does so under autocast too. The correction bias is always fp32: a conversion to another dtype leaves it as it is.
@@ -79,7 +80,7 @@ class Router(nn.Module):
         return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
 
 
-class RoutedExperts(nn.Module):
+class RoutedExperts(OwnFirstValues):
     """E experts, of which each token uses `top_k`; a subclass defines their weights and their computation."""
 
     component = "routed_experts"

@@ -14,9 +14,10 @@ import torch
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from tests.shrunken import FAMILIES
-from torch_models.builder import creating, initialize
+from torch_models.builder import creating
 from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec, spec_from_fields
+from torch_models.first_values import initialize
 from torch_models.modules.decoder import DecoderLayer
 from torch_models.modules.layers import rotary_tables
 from torch_models.spec import GroupedQueryAttentionSpec, Kernels, LayerSpec
@@ -55,7 +56,8 @@ def kernels_of(spec: LayerSpec) -> Kernels:
 def step(spec: LayerSpec, kernels: Kernels, device: str) -> tuple[Any, ...]:
     with creating(device, BF16):
         layer = DecoderLayer(spec, kernels)
-    initialize(layer, 0.02)
+    if device != "meta":
+        initialize(layer)
     tables = rotary_tables(spec.attention.rotary, LENGTH, torch.device(device), BF16)
     x = torch.zeros(1, LENGTH, spec.hidden_size, device=device, dtype=BF16).requires_grad_()
     return layer, x, tables

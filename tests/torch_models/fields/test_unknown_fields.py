@@ -90,7 +90,7 @@ OF_TRAINING = {
     "router_z_loss_coef": 1e-3,
     "load_balance_coeff": 1e-3,
     "z_loss_coefficient": 1e-4,
-    "initializer_range": 0.02,
+    "initializer_factor": 1.0,
     "unsloth_version": "2025.1",
     "unsloth_fixed": True,
     "unsloth_tiled_mlp": True,
