@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch_models.builder import build, build_mtp, build_training_model
     from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint
+    from torch_models.checkpoints.save import save_checkpoint
     from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError
     from torch_models.fields.config import read_spec
     from torch_models.modules.recompute import set_recompute
@@ -55,6 +56,7 @@ __all__ = [
     "load_mtp_checkpoint",
     "loss_normalizer",
     "read_spec",
+    "save_checkpoint",
     "set_recompute",
 ]
 
@@ -67,6 +69,7 @@ _HOMES = {
     "load_mtp_checkpoint": "checkpoints.load",
     "loss_normalizer": "training.loss",
     "read_spec": "fields.config",
+    "save_checkpoint": "checkpoints.save",
     "set_recompute": "modules.recompute",
 }
 
