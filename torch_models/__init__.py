@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_models.builder import build, build_mtp, build_training_model
-    from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint
+    from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint, load_training_model
     from torch_models.checkpoints.save import save_checkpoint
     from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError
     from torch_models.fields.config import read_spec
@@ -54,6 +54,7 @@ __all__ = [
     "check_batch",
     "load_checkpoint",
     "load_mtp_checkpoint",
+    "load_training_model",
     "loss_normalizer",
     "read_spec",
     "save_checkpoint",
@@ -67,6 +68,7 @@ _HOMES = {
     "check_batch": "training.batch",
     "load_checkpoint": "checkpoints.load",
     "load_mtp_checkpoint": "checkpoints.load",
+    "load_training_model": "checkpoints.load",
     "loss_normalizer": "training.loss",
     "read_spec": "fields.config",
     "save_checkpoint": "checkpoints.save",

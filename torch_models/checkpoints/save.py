@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_models.builder import DTYPES, build_model
+from torch_models.builder import DTYPES, build_model_with_loss
 from torch_models.checkpoints.files import require_safetensors
 from torch_models.checkpoints.gather import allocate, divided_type, fill
 from torch_models.checkpoints.new_folder import create_temporary, folder_to_create, remove, rename
@@ -27,7 +27,7 @@ from torch_models.checkpoints.weight_files import INDEX_FILE
 from torch_models.errors import ArgumentError, CheckpointError, show_name
 from torch_models.fields.config import CAUSAL_LM, family
 from torch_models.fields.file import CONFIG_FILE
-from torch_models.modules.decoder import CausalLM
+from torch_models.modules.language_model import LanguageModel
 from torch_models.spec import ModelSpec
 
 MAX_SHARD_BYTES = 5_000_000_000  # of one file
@@ -50,10 +50,12 @@ def save_checkpoint(
 ) -> None:
     """Write `model` to `folder`, which must not exist or be empty, as transformers and `load_checkpoint` read it.
 
-    `model` is one of `build` or `load_checkpoint`, also compiled, within DistributedDataParallel or after `fully_shard`
-    and `parallelize_module`. The tensors are stored as they are, in one file or, if they have more than
-    `max_shard_bytes`, in several with an index. A tied head is left out. config.json has the fields that the model was
-    built from, those with defaults too, but no comments (fields that begin with an underscore).
+    `model` is one that this package builds or loads, also compiled, within DistributedDataParallel or after
+    `fully_shard` and `parallelize_module`. The tensors are stored as they are, in one file or, if they have more than
+    `max_shard_bytes`, in several with an index. A tied head is left out. Multi-token-prediction layers of a training
+    model are stored after the main model's, as published, but without copies of embedding and head. config.json has the
+    fields that the model was built from, those with defaults too, but no comments (fields that begin with an
+    underscore).
 
     In a process group every rank calls this function, with the same folder on a file system that all share. Files are
     written by the ranks in turn; in addition to the model, a rank holds the tensors of one file. The folder gets its
@@ -87,7 +89,7 @@ def _plan(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int
     path = folder_to_create(folder)
     require_safetensors(path, "writing")
     state = {_plain(name): tensor for name, tensor in own.state_dict().items()}
-    _check_tensors(spec, state)
+    _check_tensors(spec, state, mtp=bool(own.model.mtp_layers))
     config = _config(spec, functools.reduce(torch.promote_types, {tensor.dtype for tensor in own.parameters()}))
     tensors = {name: tensor for name, tensor in state.items() if not (spec.tie_word_embeddings and name == HEAD)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -95,12 +97,12 @@ def _plan(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int
     return _Plan(path, config, tensors, shards_of(parts_to_store(shapes, widths, spec.model_type), max_shard_bytes))
 
 
-def _unwrapped(model: nn.Module) -> CausalLM:
+def _unwrapped(model: nn.Module) -> LanguageModel:
     """Return the model within its wrappers."""
     inner: object = model
-    while isinstance(inner, nn.Module) and not isinstance(inner, CausalLM):
+    while isinstance(inner, nn.Module) and not isinstance(inner, LanguageModel):
         inner = next((getattr(inner, name) for name in WRAPPERS if hasattr(inner, name)), None)
-    if not isinstance(inner, CausalLM):
+    if not isinstance(inner, LanguageModel):
         raise ArgumentError("model", type(model).__name__, "must be a model of torch_models, such as build returns")
     return inner
 
@@ -110,9 +112,9 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != WRAPPERS[0])
 
 
-def _check_tensors(spec: ModelSpec, state: Mapping[str, Tensor]) -> None:
+def _check_tensors(spec: ModelSpec, state: Mapping[str, Tensor], *, mtp: bool) -> None:
     """Raise `UserError` unless these are the tensors of a model of `spec`, with values of a dtype that is read."""
-    expected = build_model(spec, device="meta", initializer_range=None).state_dict()
+    expected = build_model_with_loss(spec, device="meta", mtp=mtp, initializer_range=None).state_dict()
     refuse_misfits(
         f"the model {show_name(spec.name)}",
         {
