@@ -69,6 +69,8 @@ def save_checkpoint(
     plan = ranks.agreed(lambda: _plan(model, folder, max_shard_bytes))
     ranks.require_same("folder", str(plan.folder))
     ranks.require_same("max_shard_bytes", str(max_shard_bytes))
+    stored = sum(part.nbytes for shard in plan.shards for part in shard.parts)
+    ranks.require_same("model", f"{len(plan.tensors)} tensors of {stored} bytes")
     temporary = Path(ranks.from_first(lambda: str(create_temporary(plan.folder))))
     try:
         ranks.agreed(lambda: _check_shared(temporary))
@@ -180,8 +182,15 @@ def _write(file: Path, values: dict[str, Tensor], folder: Path) -> None:
 
     try:
         save_file(values, file, metadata={"format": "pt"})
+        _flush(file)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / file.name}: cannot be written: {error}") from None
+
+
+def _flush(file: Path) -> None:
+    """Wait until the file is on the disk: the folder must not get its name before its contents are there."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _finish(temporary: Path, plan: _Plan) -> str:
@@ -196,6 +205,7 @@ def _finish(temporary: Path, plan: _Plan) -> str:
     for name, document in documents.items():
         try:
             (temporary / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            _flush(temporary / name)
         except OSError as error:
             raise CheckpointError(f"{plan.folder / name}: cannot be written: {error.strerror}") from None
     rename(temporary, plan.folder)

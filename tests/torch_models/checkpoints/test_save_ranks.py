@@ -81,6 +81,7 @@ def write(name, model):
     except UserError as error:
         errors[name] = str(error)
 
+batch = torch.arange(8).unsqueeze(0), torch.arange(1, 9).unsqueeze(0)
 with torch.random.fork_rng():
     write("replicated", DistributedDataParallel(drawn(mixture)))
     write("replicated and compiled", torch.compile(DistributedDataParallel(drawn(mixture))))
@@ -89,8 +90,10 @@ with torch.random.fork_rng():
         model.model.layers[number] = torch.compile(layer)
     write("layers compiled", model)
     dist.barrier()
+    model = sharded(mixture)
+    model(*batch)  # after forward the parameters of the root are still whole
     gathered.clear()
-    write("sharded", sharded(mixture))
+    write("sharded", model)
     largest = max(gathered)
     write("sharded and compiled", torch.compile(sharded(mixture)))
     write("tied and sharded", sharded(tied))
@@ -98,6 +101,7 @@ with torch.random.fork_rng():
 
     plain = drawn(tied)
     write("meta on rank 1", plain.to("meta") if rank == 1 else plain)
+    write("another model on rank 1", drawn(tied if rank == 0 else mixture))
     plain = drawn(tied)
     write(f"folder of rank {rank}", plain)
     (folder / "full").mkdir(exist_ok=True)
@@ -197,6 +201,12 @@ def test_an_error_of_one_rank_is_an_error_of_all(results: list[dict[str, Any]], 
     assert errors[1].pop("meta on rank 1") == on_meta
     differ = f"folder: ranks 0 and 1 differ: {folder}/folder of rank 0 and {folder}/folder of rank 1"
     assert [errors[rank].pop(f"folder of rank {rank}") for rank in range(RANKS)] == [differ] * 2
+    models = [build_training_model(fields, device="meta") for fields in (TIED, MIXTURE)]
+    sizes = [sum(parameter.nbytes for parameter in model.parameters()) for model in models]
+    sizes[1] += sum(buffer.nbytes for buffer in models[1].buffers())
+    counts = [len(model.state_dict()) for model in models]
+    differ = f"{counts[0] - 1} tensors of {sizes[0]} bytes and {counts[1]} tensors of {sizes[1]} bytes"
+    assert [error.pop("another model on rank 1") for error in errors] == [f"model: ranks 0 and 1 differ: {differ}"] * 2
     not_empty = f"{folder / 'full'}: is not empty; give a new folder"
     assert [error.pop("full") for error in errors] == [not_empty] * 2
     full = errors[1].pop("disk of rank 1")
