@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_models.builder import build, build_mtp, build_training_model
-    from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint
+    from torch_models.checkpoints.load import load_checkpoint, load_mtp_checkpoint, load_training_model
+    from torch_models.checkpoints.save import save_checkpoint
     from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError
     from torch_models.fields.config import read_spec
     from torch_models.first_values import initialize
@@ -55,8 +56,10 @@ __all__ = [
     "initialize",
     "load_checkpoint",
     "load_mtp_checkpoint",
+    "load_training_model",
     "loss_normalizer",
     "read_spec",
+    "save_checkpoint",
     "set_recompute",
 ]
 
@@ -68,8 +71,10 @@ _HOMES = {
     "initialize": "first_values",
     "load_checkpoint": "checkpoints.load",
     "load_mtp_checkpoint": "checkpoints.load",
+    "load_training_model": "checkpoints.load",
     "loss_normalizer": "training.loss",
     "read_spec": "fields.config",
+    "save_checkpoint": "checkpoints.save",
     "set_recompute": "modules.recompute",
 }
 

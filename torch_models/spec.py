@@ -305,6 +305,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     folder: str | None = None  # the folder of the config, if the config was given as one; it may have weights
     passed_over_fields: tuple[str, ...] = ()  # "field = value (reason)" for each field that has no part in the model
     ignored_fields: tuple[str, ...] = ()  # "field = value" for each field that the caller named as without influence
+    config_json: str | None = None  # the config's fields with the defaults taken, to be saved; None if made by hand
 
     def __post_init__(self) -> None:
         assert self.layer_runs and all(run.layer.hidden_size == self.hidden_size for run in self.layer_runs)

@@ -1,1 +1,1 @@
-"""Reading of Hugging Face checkpoint folders."""
+"""Reading and writing of Hugging Face checkpoint folders."""

@@ -40,13 +40,13 @@ def _openings(stored: Mapping[str, StoredTensor]) -> list[tuple[Path, list[str]]
     return openings
 
 
-def require_safetensors(file: Path) -> None:
-    """Raise `UserError` if safetensors, which reads the tensors of `file`, is not installed."""
+def require_safetensors(file: Path, doing: str = "reading") -> None:
+    """Raise `UserError` if safetensors is not installed, which reads and writes the tensors of `file`."""
     try:
         import safetensors  # noqa: F401 - only whether it is there
     except ImportError:
         raise UserError(
-            f"{file}: reading it needs safetensors; install model-training-cost-analysis[checkpoints]"
+            f"{file}: {doing} it needs safetensors; install model-training-cost-analysis[checkpoints]"
         ) from None
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torch_models.builder import build_model, build_mtp_layers, check_placement
+from torch_models.builder import build_model, build_model_with_loss, build_mtp_layers, check_placement
 from torch_models.checkpoints.files import require_safetensors, stream
 from torch_models.checkpoints.headers import StoredTensor, stored_tensors
 from torch_models.checkpoints.places import (
@@ -26,14 +26,16 @@ from torch_models.checkpoints.places import (
 from torch_models.errors import ArgumentError, CheckpointError, ConfigError
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.file import CONFIG_FILE, read_config
-from torch_models.fields.stored_names import is_irrelevant
-from torch_models.modules.language_model import CausalLM
+from torch_models.fields.stored_names import Place, is_irrelevant
+from torch_models.modules.language_model import CausalLM, LanguageModel
 from torch_models.spec import Kernels, ModelSpec
+from torch_models.training.model import MTP_WEIGHT, TrainingModel
 
 # The dtypes that can be loaded. Any other dtype belongs to a quantised checkpoint.
 DTYPES = ("BF16", "F16", "F32", "F64")
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LanguageModelT = TypeVar("LanguageModelT", bound=LanguageModel)
 
 
 class Checkpoint(NamedTuple):
@@ -62,21 +64,48 @@ def load_checkpoint(
     """
     check_placement(device, dtype)
     checkpoint = _read(folder)
-    spec, stored = checkpoint.spec, checkpoint.stored
-    parts = parts_of_checkpoint(stored, spec)
-    left_out = parts.left_out
+    spec = checkpoint.spec
 
     def build(device: torch.device | str) -> CausalLM:
         return build_model(spec, device=device, dtype=dtype, kernels=kernels)
 
-    def tensors_of(model: CausalLM) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
+    return _load_model(checkpoint, build, device, mtp=False)
 
-    model = _load(checkpoint, {name: stored[name] for name in parts.main}, build, tensors_of, device)
-    if left_out in stored:
-        first = HEAD if left_out == EMBEDDING else EMBEDDING
-        _check_copy(left_out, stored[left_out], first, model.lm_head.weight)
-    return model
+
+def load_training_model(
+    folder: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+    mtp: bool = True,
+    loss_chunk: int | None = None,
+    mtp_weight: float = MTP_WEIGHT,
+) -> TrainingModel:
+    """Return the model of a checkpoint folder to train: token ids (B, S), labels (B, S) -> the loss.
+
+    With `mtp` it has the multi-token-prediction layers of the config, which must be stored. `loss_chunk` and
+    `mtp_weight` are as in `build_training_model`, other arguments and errors as in `load_checkpoint`.
+    """
+    check_placement(device, dtype)
+    checkpoint = _read(folder)
+    spec = checkpoint.spec
+
+    def build(device: torch.device | str) -> TrainingModel:
+        return build_model_with_loss(
+            spec,
+            device=device,
+            dtype=dtype,
+            kernels=kernels,
+            mtp=mtp,
+            loss_chunk=loss_chunk,
+            mtp_weight=mtp_weight,
+            initializer_range=None,
+        )
+
+    if mtp:
+        _check_mtp(checkpoint, build("meta"))
+    return _load_model(checkpoint, build, device, mtp=mtp)
 
 
 def load_mtp_checkpoint(
@@ -107,6 +136,29 @@ def load_mtp_checkpoint(
 
     chosen = {name: checkpoint.stored[name] for name in parts_of_checkpoint(checkpoint.stored, spec).mtp}
     return _load(checkpoint, chosen, build, tensors_of, device)
+
+
+def _load_model(
+    checkpoint: Checkpoint,
+    build: Callable[[torch.device | str], LanguageModelT],
+    device: torch.device | str,
+    *,
+    mtp: bool,
+) -> LanguageModelT:
+    """Return the model that `build` creates, with the stored values, those of multi-token prediction if `mtp`."""
+    stored = checkpoint.stored
+    parts = parts_of_checkpoint(stored, checkpoint.spec)
+    left_out = parts.left_out
+
+    def tensors_of(model: LanguageModelT) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in model.state_dict().items() if name != left_out}
+
+    chosen = [*parts.main, *parts.mtp] if mtp else parts.main
+    model = _load(checkpoint, {name: stored[name] for name in chosen}, build, tensors_of, device)
+    if left_out in stored:
+        first = HEAD if left_out == EMBEDDING else EMBEDDING
+        _check_copy(left_out, stored[left_out], first, model.lm_head.weight)
+    return model
 
 
 def _read(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -148,9 +200,7 @@ def _load(
 
     `tensors_of` returns the module's tensors by their names in a checkpoint; they share the module's memory.
     """
-    found = {name: TensorEntry(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in stored.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(build("meta")).items()}
-    places = places_in(shapes, found, checkpoint.spec.model_type, checkpoint.folder)
+    places = _places(checkpoint, stored, tensors_of(build("meta")))
     if torch.device(device).type == "meta":
         return build(device)
     for tensor in stored.values():
@@ -162,6 +212,26 @@ def _load(
         place = places[name]
         place.of(tensors[place.native]).copy_(value)
     return module
+
+
+def _places(
+    checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Place]:
+    """Return the place of each stored tensor in the model's `tensors`, which they must fill."""
+    found = {name: TensorEntry(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return places_in(shapes, found, checkpoint.spec.model_type, checkpoint.folder)
+
+
+def _check_mtp(checkpoint: Checkpoint, model: TrainingModel) -> None:
+    """Raise `CheckpointError` unless the stored tensors fill the multi-token-prediction layers of `model`."""
+    state, stored = model.state_dict(), checkpoint.stored
+    tensors = {name: state[name] for name in parts_of_checkpoint(state, checkpoint.spec).mtp}
+    chosen = {name: stored[name] for name in parts_of_checkpoint(stored, checkpoint.spec).mtp}
+    try:
+        _places(checkpoint, chosen, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; mtp=False loads the model without multi-token prediction") from None
 
 
 def _check_copy(name: str, stored: StoredTensor, original: str, loaded: Tensor) -> None:

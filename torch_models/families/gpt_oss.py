@@ -7,6 +7,7 @@ from torch_models.fields.config import FamilyConfig
 from torch_models.fields.conversion import MISSING
 from torch_models.fields.rope import rope_fields
 from torch_models.fields.shared import grouped_query_attention, softmax_router, window_by_layer
+from torch_models.fields.stored_names import StoredName
 from torch_models.spec import (
     ClampedMLPSpec,
     Epsilon,
@@ -37,6 +38,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     initial_context_length: SequenceLength | None = None  # a copy of rope_scaling.original_max_position_embeddings
     rms_norm_eps: Epsilon = 1e-5
     default_rope_theta: ClassVar[float] = 150_000.0
+    stored_names: ClassVar[tuple[StoredName, ...]] = ()  # experts are published stacked
 
 
 def model_spec(config: Config, name: str) -> ModelSpec:

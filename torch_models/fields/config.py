@@ -17,7 +17,7 @@ import msgspec
 
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
-from torch_models.fields.conversion import MISSING, checked, convert
+from torch_models.fields.conversion import MISSING, as_json, checked, convert
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
 from torch_models.fields.sequence_length import trained_length
@@ -282,11 +282,16 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     check_layer_types(undeclared.get("layer_types"), spec)
     spec = with_other_angles(spec, undeclared, config.rope_theta or config.default_rope_theta)
     declared = (f"{show_field(field, fields[field])} ({why})" for field, why in config.passed_over() if field in fields)
+    defaults = _defaults(config, fields)
     return msgspec.structs.replace(
         spec,
-        defaulted_fields=tuple(_defaulted(config, fields)),
+        defaulted_fields=tuple(f"{field} = {shown}" for field, (_, shown) in defaults.items()),
         passed_over_fields=(*sorted_fields.passed_over, *declared, *passed_over_in_rope(fields)),
         ignored_fields=sorted_fields.ignored,
+        config_json=as_json(
+            {field: value for field, value in fields.items() if field not in ignore_fields}
+            | {field: value for field, (value, _) in defaults.items()}
+        ),
     )
 
 
@@ -320,16 +325,15 @@ def _sorted(
     )
 
 
-def _defaulted(config: FamilyConfig, fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield "field = value" for each field that is not in the config and takes the family's default."""
-    for field in config.__struct_fields__:
-        value = getattr(config, field)
-        if field not in fields and value is not None:
-            yield f"{field} = {show_value(value)}"
+def _defaults(config: FamilyConfig, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the value of each field that is not in the config and takes the family's default, also as it is shown."""
+    values = {field: getattr(config, field) for field in config.__struct_fields__ if field not in fields}
+    defaults = {field: (value, show_value(value)) for field, value in values.items() if value is not None}
     if config.num_key_value_heads is None:
-        yield "num_key_value_heads = num_attention_heads"
+        defaults["num_key_value_heads"] = config.num_attention_heads, "num_attention_heads"
     if config.rope_theta is None and "rope_theta" not in str(config.rope_parameters or config.rope_scaling):
-        yield f"rope_theta = {config.default_rope_theta}"
+        defaults["rope_theta"] = config.default_rope_theta, f"{config.default_rope_theta}"
+    return defaults
 
 
 def family(model_type: str) -> Family:

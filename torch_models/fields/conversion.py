@@ -4,6 +4,7 @@ Some numbers of a config are not JSON's: Python writes the bare words Infinity, 
 `{"__float__": "Infinity"}`.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -96,3 +97,14 @@ def checked(fields: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         raise UserError("the config is nested too deeply") from None
     return fields
+
+
+def as_json(fields: Mapping[str, Any]) -> str | None:
+    """Return the fields as a JSON object in one line, sorted by name; equal fields give equal text.
+
+    A value that JSON has no type for becomes its text, as a dtype of torch. None if the fields cannot be written.
+    """
+    try:
+        return json.dumps(fields, default=str, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):  # keys of several types; a number of too many digits
+        return None

@@ -75,14 +75,18 @@ def place_of(stored: str, names: tuple[StoredName, ...]) -> Place:
 
 
 def parts_of(native: str, experts: int, names: tuple[StoredName, ...]) -> dict[Place, str]:
-    """Return each part of a tensor stacked over `experts` and its name in checkpoints; empty for other tensors."""
+    """Return the parts that checkpoints store of the tensor `native`, each with its name there.
+
+    This is the inverse of `place_of`. `experts` is the length of a tensor that is stacked over experts. A tensor that
+    `names` does not mention is stored whole, under its own name.
+    """
     parts: dict[Place, str] = {}
     for name in names:
-        if "{expert}" in name.stored and (native == name.native or native.endswith(f".{name.native}")):
+        if native == name.native or native.endswith(f".{name.native}"):
             stored = native.removesuffix(name.native) + name.stored
-            for expert in range(experts):
+            for expert in range(experts) if "{expert}" in name.stored else (None,):
                 parts.setdefault(Place(native, expert, name.half), stored.format(expert=expert))
-    return parts
+    return parts or {Place(native): native}
 
 
 @cache

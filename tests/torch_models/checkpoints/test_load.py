@@ -188,7 +188,7 @@ def test_parts_of_a_stacked_tensor_are_named_as_stored() -> None:
         f"{EXPERTS}.{expert}.{half}_proj.weight" for half in ("gate", "up") for expert in (0, 1)
     ]
     assert all(place_of(name, SEPARATE_EXPERTS) == part for part, name in parts.items())
-    assert parts_of("model.norm.weight", 64, SEPARATE_EXPERTS) == {}
+    assert parts_of("model.norm.weight", 64, SEPARATE_EXPERTS) == {Place("model.norm.weight"): "model.norm.weight"}
 
 
 # --- Tied heads ------------------------------------------------------------------------------------------------

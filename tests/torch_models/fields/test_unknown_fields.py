@@ -27,8 +27,9 @@ from torch_models.spec import ModelSpec
 
 
 def model(spec: ModelSpec) -> ModelSpec:
-    """The spec without the lists of fields."""
-    return msgspec.structs.replace(spec, passed_over_fields=(), ignored_fields=(), defaulted_fields=())
+    """The spec without the lists of fields and their text."""
+    notes = dict.fromkeys(("passed_over_fields", "ignored_fields", "defaulted_fields"), ())
+    return msgspec.structs.replace(spec, **notes, config_json=None)
 
 
 def listed(spec: ModelSpec) -> dict[str, str]:
