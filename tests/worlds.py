@@ -27,7 +27,7 @@ import torch
 
 # Where processes can be forked from a server that has imported torch, the import is paid once for all worlds.
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-_PRELOADED = ["torch", "torch.distributed.fsdp", "torch._dynamo", "torch._functorch.aot_autograd", "torch_models"]
+_PRELOADED = ["torch.distributed.fsdp", "torch._dynamo", "torch._inductor.compile_fx", "functorch.compile"]
 
 TIMEOUT_SECONDS = 120.0
 
@@ -147,6 +147,8 @@ def _serve(connection: Connection, store: str, rank: int, processes: int) -> Non
             function, args = pickle.loads(request)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
+                # torch.compile looks at the inputs of a module, and hides this warning, but not where it is an error.
+                warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
                 # Plain pickle copies tensors; a connection's own pickle would share their memory.
                 answer = pickle.dumps((True, function(*args)))
         except BaseException:
