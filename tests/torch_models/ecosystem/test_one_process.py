@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.shrunken import FAMILIES
 from tests.torch_models.ecosystem.comparison import assert_close, assert_equal, rows
 from tests.torch_models.ecosystem.training_steps import STEPS, Way, batch, first_model, steps, train, train_plain
 
@@ -11,19 +11,23 @@ EXACT = {
     "recompute_full": Way(recompute="full"),
     "recompute_selective": Way(recompute="selective"),
     "initialized": Way(initialized=True),
-}
-CLOSE = {
-    "eager_kernels": Way(kernels="eager"),
-    "loss_chunk": Way(loss_chunk=7),
     "compiled": Way(backend="aot_eager"),
     "compiled-eager_kernels": Way(backend="aot_eager", kernels="eager"),
     "compiled-recompute_full": Way(backend="aot_eager", recompute="full"),
     "compiled-recompute_selective": Way(backend="aot_eager", recompute="selective"),
     "compiled-loss_chunk": Way(backend="aot_eager", loss_chunk=7),
-}
-IN_BF16 = {
     "compiled-bf16": Way(backend="aot_eager", dtype=torch.bfloat16),
     "compiled-autocast": Way(backend="aot_eager", autocast=True),
+}
+CLOSE = {
+    "eager_kernels": Way(kernels="eager"),
+    "loss_chunk": Way(loss_chunk=7),
+}
+AUTOCAST = {"autocast": Way(autocast=True, continuous=True)}
+INDUCTOR = {
+    "inductor": Way(backend="inductor"),
+    "inductor-bf16": Way(backend="inductor", dtype=torch.bfloat16),
+    "inductor-autocast": Way(backend="inductor", autocast=True),
 }
 
 
@@ -34,23 +38,32 @@ def test_training_is_the_same_to_the_bit(family: str, way: Way) -> None:
 
 @pytest.mark.parametrize(("family", "way"), rows(CLOSE))
 def test_training_is_the_same(family: str, way: Way) -> None:
-    assert_close(train(family, way), train_plain(family, Way(), 1), 1e-5)
+    """Not to the bit: the profiles round in other places, and the chunks of a loss are added up in another order."""
+    assert_close(train(family, way), train_plain(family, Way(), 1), 5e-6)
 
 
-@pytest.mark.parametrize(("family", "way"), rows(IN_BF16))
-def test_compiled_training_in_bf16_is_the_same(family: str, way: Way) -> None:
-    assert_close(train(family, way), train_plain(family, way.in_one_process(), 1), 1e-2)
+@pytest.mark.parametrize(("family", "way"), rows(AUTOCAST))
+def test_autocast_is_as_near_as_its_dtype(family: str, way: Way) -> None:
+    found, expected = train(family, way), train_plain(family, Way(continuous=True), 1)
+    torch.testing.assert_close(found.losses, expected.losses, rtol=5e-3, atol=0)
+    assert_close(found, expected, 0.1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_autocast_is_as_near_as_its_dtype(family: str) -> None:
-    found, expected = train(family, Way(autocast=True)), train_plain(family, Way(), 1)
-    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-2, atol=0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_micro_batches_train_as_one_batch_does(family: str) -> None:
+@pytest.mark.parametrize(("family", "way"), rows({"micro_batches": Way()}))
+def test_micro_batches_train_as_one_batch_does(family: str, way: Way) -> None:
     """Not to the bit: the tokens are added up in another order."""
-    model = first_model(family, Way())
-    joined = [[tuple(map(torch.cat, zip(batch(step, 0), batch(step, 1), strict=True)))] for step in range(STEPS)]
-    assert_close(steps(model, model, joined, Way()), train_plain(family, Way(), 2), 1e-5)
+    model = first_model(family, way)
+    joined = [[both(step)] for step in range(STEPS)]
+    assert_close(steps(model, model, joined, way), train_plain(family, way, 2), 5e-6)
+
+
+def both(step: int) -> tuple[Tensor, Tensor]:
+    (tokens, labels), (more_tokens, more_labels) = batch(step, 0), batch(step, 1)
+    return torch.cat((tokens, more_tokens)), torch.cat((labels, more_labels))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("family", "way"), rows(INDUCTOR))
+def test_compiled_code_trains_the_same(family: str, way: Way) -> None:
+    tolerance = 1e-5 if way.dtype == torch.float32 and not way.autocast else 0.1
+    assert_close(train(family, way), train_plain(family, way.in_one_process(), 1), tolerance)

@@ -17,8 +17,6 @@ EXACT = {
     "fsdp-mixed_precision": Way(wrapper="fsdp", mixed_precision=True),
     "fsdp-loss_chunk": Way(wrapper="fsdp", loss_chunk=7),
     "fsdp-initialized": Way(wrapper="fsdp", initialized=True),
-}
-COMPILED = {
     "ddp-compiled": Way(wrapper="ddp", backend="aot_eager"),
     "fsdp-compiled": Way(wrapper="fsdp", backend="aot_eager"),
     "fsdp-compiled-recompute_full": Way(wrapper="fsdp", backend="aot_eager", recompute="full"),
@@ -45,12 +43,6 @@ def same_on_all_ranks(results: list[Trained]) -> Trained:
 def test_two_ranks_train_as_one_process(family: str, way: Way, two_ranks: World) -> None:
     found = same_on_all_ranks(two_ranks.run(train, family, way))
     assert_equal(found, train_plain(family, way.in_one_process(), 2))
-
-
-@pytest.mark.parametrize(("family", "way"), rows(COMPILED))
-def test_two_ranks_train_compiled_as_one_process_does(family: str, way: Way, two_ranks: World) -> None:
-    found = same_on_all_ranks(two_ranks.run(train, family, way))
-    assert_close(found, train_plain(family, way.in_one_process(), 2), 1e-5)
 
 
 @pytest.mark.parametrize(("family", "way"), rows(ACCUMULATED))

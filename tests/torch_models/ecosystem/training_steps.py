@@ -47,6 +47,7 @@ class Way:
     wrapper: Literal["ddp", "fsdp", "hsdp"] | None = None
     mixed_precision: bool = False  # bf16 weights and fp32 reduction, of fully_shard
     initialized: bool = False  # built on meta, allocated with to_empty, initialized with SEED
+    continuous: bool = False  # every expert is chosen and none is clamped: rounding changes no gradient by much
     micro_batches: int = 1  # of a step on each rank; gradients are synchronised after the last
 
     def in_one_process(self) -> "Way":
@@ -63,10 +64,19 @@ class Trained:
     weights: dict[str, Tensor]  # the state dict after the last step
 
 
-def fields_of(family: str) -> dict[str, Any]:
+def fields_of(family: str, way: Way) -> dict[str, Any]:
     """The config of a family with two layers, and of one with multi-token prediction with two layers for it."""
-    mtp = {"num_nextn_predict_layers": 2} if family == "deepseek_v3" else {}
-    return FAMILIES[family] | {"num_hidden_layers": 2} | mtp
+    fields = FAMILIES[family] | {"num_hidden_layers": 2}
+    if family == "deepseek_v3":
+        fields["num_nextn_predict_layers"] = 2
+    if way.continuous and "num_experts_per_tok" in fields:
+        experts = ("num_local_experts", "num_experts", "n_routed_experts")
+        fields["num_experts_per_tok"] = next(fields[name] for name in experts if name in fields)
+        if "n_group" in fields:
+            fields["topk_group"] = fields["n_group"]
+        if "swiglu_limit" in fields:
+            fields["swiglu_limit"] = 100.0
+    return fields
 
 
 def batch(step: int, rank: int, index: int = 0) -> Batch:
@@ -99,7 +109,7 @@ def train(family: str, way: Way) -> Trained:
 @cache
 def train_plain(family: str, way: Way, ranks: int) -> Trained:
     """Train the plain module in this process, each rank's batch as a micro-batch."""
-    model = build_training_model(fields_of(family), seed=SEED) if way.initialized else first_model(family, way)
+    model = build_training_model(fields_of(family, way), seed=SEED) if way.initialized else first_model(family, way)
     module = _InBf16(model) if way.mixed_precision else model
     return steps(model, module, _batches(way, range(ranks)), way)
 
@@ -113,7 +123,7 @@ def _batches(way: Way, ranks: Iterable[int]) -> list[list[Batch]]:
 def first_model(family: str, way: Way) -> TrainingModel:
     """The model before it is wrapped, with the same weights on every rank; on meta if it is to be initialized."""
     model = build_training_model(
-        fields_of(family),
+        fields_of(family, way),
         device="meta" if way.initialized else "cpu",
         dtype=way.dtype,
         kernels=way.kernels,
