@@ -8,20 +8,16 @@ import torch
 from torch import Tensor
 
 from tests.shrunken import FAMILIES
-from tests.torch_models.ecosystem.training_steps import REPRESENTATIVE, Trained, Way
+from tests.torch_models.ecosystem.training_steps import Trained, Way
+
+Table = Mapping[str, tuple[Way, Sequence[str]]]  # a way, and the families that `make test` trains in it
 
 
-def rows(ways: Mapping[str, Way], often: Mapping[str, Sequence[str]] | None = None) -> list[Any]:
-    """One row per family and way. `make test` runs the families of `often` for a way, else the representative ones."""
-    often = often or {}
+def rows(table: Table) -> list[Any]:
+    """One row per way and family; those that `make test` leaves out are marked as a sweep."""
     return [
-        pytest.param(
-            family,
-            way,
-            id=f"{family}-{name}",
-            marks=[] if family in often.get(name, REPRESENTATIVE) else pytest.mark.sweep,
-        )
-        for name, way in ways.items()
+        pytest.param(family, way, id=f"{family}-{name}", marks=[] if family in often else pytest.mark.sweep)
+        for name, (way, often) in table.items()
         for family in FAMILIES
     ]
 

@@ -3,33 +3,33 @@
 import pytest
 
 from tests.torch_models.ecosystem.comparison import assert_close, assert_equal, rows
-from tests.torch_models.ecosystem.training_steps import Trained, Way, train, train_plain
+from tests.torch_models.ecosystem.training_steps import REPRESENTATIVE, Trained, Way, train, train_plain
 from tests.worlds import World
 
 EXACT = {
-    "ddp": Way(wrapper="ddp"),
-    "ddp-recompute_full": Way(wrapper="ddp", recompute="full"),
-    "ddp-autocast": Way(wrapper="ddp", autocast=True),
-    "fsdp": Way(wrapper="fsdp"),
-    "fsdp-eager_kernels": Way(wrapper="fsdp", kernels="eager"),
-    "fsdp-recompute_full": Way(wrapper="fsdp", recompute="full"),
-    "fsdp-recompute_selective": Way(wrapper="fsdp", recompute="selective"),
-    "fsdp-mixed_precision": Way(wrapper="fsdp", mixed_precision=True),
-    "fsdp-loss_chunk": Way(wrapper="fsdp", loss_chunk=7),
-    "fsdp-initialized": Way(wrapper="fsdp", initialized=True),
-    "ddp-compiled": Way(wrapper="ddp", backend="aot_eager"),
-    "fsdp-compiled": Way(wrapper="fsdp", backend="aot_eager"),
-    "fsdp-compiled-recompute_full": Way(wrapper="fsdp", backend="aot_eager", recompute="full"),
-    "fsdp-compiled-mixed_precision": Way(wrapper="fsdp", backend="aot_eager", mixed_precision=True),
+    "ddp": (Way(wrapper="ddp"), ["gemma2", "mixtral"]),
+    "ddp-recompute_full": (Way(wrapper="ddp", recompute="full"), ["deepseek_v3"]),
+    "ddp-autocast": (Way(wrapper="ddp", autocast=True), ["mixtral"]),
+    "ddp-compiled": (Way(wrapper="ddp", backend="aot_eager"), ["smollm"]),
+    "fsdp": (Way(wrapper="fsdp"), REPRESENTATIVE),
+    "fsdp-eager_kernels": (Way(wrapper="fsdp", kernels="eager"), ["gpt_oss"]),
+    "fsdp-recompute_full": (Way(wrapper="fsdp", recompute="full"), ["deepseek_v3"]),
+    "fsdp-recompute_selective": (Way(wrapper="fsdp", recompute="selective"), ["gemma2"]),
+    "fsdp-mixed_precision": (Way(wrapper="fsdp", mixed_precision=True), ["smollm", "deepseek_v3"]),
+    "fsdp-loss_chunk": (Way(wrapper="fsdp", loss_chunk=7), ["smollm"]),
+    "fsdp-initialized": (Way(wrapper="fsdp", initialized=True), ["smollm", "gpt_oss", "deepseek_v3"]),
+    "fsdp-compiled": (Way(wrapper="fsdp", backend="aot_eager"), ["deepseek_v3"]),
+    "fsdp-compiled-recompute_full": (Way(wrapper="fsdp", backend="aot_eager", recompute="full"), ()),
+    "fsdp-compiled-mixed_precision": (Way(wrapper="fsdp", backend="aot_eager", mixed_precision=True), ()),
 }
 ACCUMULATED = {
-    "ddp": Way(wrapper="ddp", micro_batches=2),
-    "fsdp": Way(wrapper="fsdp", micro_batches=2),
+    "ddp": (Way(wrapper="ddp", micro_batches=2), ["smollm"]),
+    "fsdp": (Way(wrapper="fsdp", micro_batches=2), ["deepseek_v3"]),
 }
 ON_FOUR = {
-    "ddp": Way(wrapper="ddp"),
-    "fsdp": Way(wrapper="fsdp"),
-    "hsdp": Way(wrapper="hsdp"),
+    "ddp": (Way(wrapper="ddp"), ()),
+    "fsdp": (Way(wrapper="fsdp"), ["deepseek_v3"]),
+    "hsdp": (Way(wrapper="hsdp"), ["gpt_oss"]),
 }
 
 
