@@ -26,8 +26,8 @@ EXACT = {
     "compiled-recompute_selective": (Way(backend="aot_eager", recompute="selective"), ["gemma2"]),
     "compiled-loss_chunk": (Way(backend="aot_eager", loss_chunk=7), ["smollm"]),
     "compiled-bf16": (Way(backend="aot_eager", dtype=torch.bfloat16), ["mixtral"]),
-    "compiled-autocast": (Way(backend="aot_eager", autocast=True), ["mixtral"]),
 }
+COMPILED_AUTOCAST = {"compiled-autocast": (Way(backend="aot_eager", autocast=True), ["mixtral"])}
 CLOSE = {
     "eager_kernels": (Way(kernels="eager"), REPRESENTATIVE),
     "loss_chunk": (Way(loss_chunk=7), REPRESENTATIVE),
@@ -57,6 +57,15 @@ def test_autocast_is_as_near_as_its_dtype(family: str, way: Way) -> None:
     found, expected = train(family, way), train_plain(family, Way(continuous=True), 1)
     torch.testing.assert_close(found.losses, expected.losses, rtol=5e-3, atol=0)
     assert_close(found, expected, 0.1)
+
+
+@pytest.mark.parametrize(("family", "way"), rows(COMPILED_AUTOCAST))
+def test_autocast_is_compiled(family: str, way: Way) -> None:
+    """Not to the bit: torch compiles the backward of the router's fp32 products under autocast, as the forward of all.
+
+    Besides, what is used twice has the sum of its gradients rounded to bf16 only where it is not compiled.
+    """
+    assert_close(train(family, way), train_plain(family, way.in_one_process(), 1), 2e-2)
 
 
 @pytest.mark.parametrize(("family", "way"), rows(MICRO_BATCHES))
