@@ -1,5 +1,8 @@
 """Every family in one process, compiled, under autocast, with recompute and so on, against the plain module."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ from tests.torch_models.ecosystem.training_steps import (
     train,
     train_plain,
 )
+
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 EXACT = {
     "recompute_full": (Way(recompute="full"), REPRESENTATIVE),
@@ -35,9 +40,9 @@ CLOSE = {
 AUTOCAST = {"autocast": (Way(autocast=True, continuous=True), REPRESENTATIVE)}
 MICRO_BATCHES = {"micro_batches": (Way(), REPRESENTATIVE)}
 INDUCTOR = {
-    "inductor": (Way(backend="inductor"), ()),
-    "inductor-bf16": (Way(backend="inductor", dtype=torch.bfloat16), ()),
-    "inductor-autocast": (Way(backend="inductor", autocast=True), ()),
+    "inductor": Way(backend="inductor"),
+    "inductor-bf16": Way(backend="inductor", dtype=torch.bfloat16),
+    "inductor-autocast": Way(backend="inductor", autocast=True),
 }
 
 
@@ -81,7 +86,11 @@ def both(step: int) -> tuple[Tensor, Tensor]:
     return torch.cat((tokens, more_tokens)), torch.cat((labels, more_labels))
 
 
-@pytest.mark.parametrize(("family", "way"), rows(INDUCTOR))
+@pytest.mark.sweep
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler on CPU")
+@pytest.mark.parametrize("way", INDUCTOR.values(), ids=INDUCTOR.keys())
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "deepseek_v3"])
 def test_compiled_code_trains_the_same(family: str, way: Way) -> None:
-    tolerance = 1e-5 if way.dtype == torch.float32 and not way.autocast else 0.1
+    """Not to the bit: the compiled code fuses operations, and rounds to bf16 where it stores."""
+    tolerance = 5e-6 if way == INDUCTOR["inductor"] else 0.1
     assert_close(train(family, way), train_plain(family, way.in_one_process(), 1), tolerance)
