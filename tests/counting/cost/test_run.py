@@ -11,7 +11,7 @@ from counting.analysis import Analysis, analyze
 from counting.cost.hardware import find_gpu
 from counting.cost.run import MFU_RANGE, RunPlan, TrainingRun, model_state_bytes, plan_run
 from counting.setup import Setup
-from tests.batches import with_micro_batches
+from tests.counting.batches import with_micro_batches
 from tests.shrunken import LLAMA
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields

@@ -18,7 +18,7 @@ from counting.report.format import NONE
 from counting.report.published import print_published
 from counting.report.run import print_run
 from counting.setup import Setup
-from tests.batches import with_micro_batches
+from tests.counting.batches import with_micro_batches
 
 WIDTH = 120
 

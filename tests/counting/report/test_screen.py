@@ -15,7 +15,7 @@ from counting.report import Results
 from counting.report.format import NONE
 from counting.setup import Setup
 from model_training_cost_analysis import main
-from tests.batches import with_micro_batches
+from tests.counting.batches import with_micro_batches
 from tests.foreign_families import FAMILIES
 from tests.screens import printed, words
 from tests.shrunken import DEEPSEEK_V3, LLAMA
