@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import Source, read_spec
-from torch_models.first_values import initialize, set_initializer_range
+from torch_models.first_values import check_seed, initialize, set_initializer_range
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.language_model import CausalLM
 from torch_models.spec import Kernels, ModelSpec, check_kernels
@@ -41,15 +41,16 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
+    seed: int | None = None,
 ) -> CausalLM:
     """Return the main model of `config`, randomly initialised: token ids (B, S) -> logits (B, S, V).
 
     `config` is a path, a folder with a config.json, a name in configs/, a mapping of config fields, or a spec. `dtype`
     defaults to fp32. Parameter names and shapes are those of Hugging Face, with experts stacked as in transformers 5.
-    On the meta device the parameters use no memory. Raises `UserError` for an invalid config, kernel profile, device or
-    dtype.
+    `seed` is that of `initialize`. On the meta device the parameters use no memory and have no values. Raises
+    `UserError` for an invalid config, kernel profile, device, dtype or seed.
     """
-    return _with_first_values(build_model(_spec(config), device=device, dtype=dtype, kernels=kernels), device)
+    return _with_first_values(build_model(_spec(config), device=device, dtype=dtype, kernels=kernels), device, seed)
 
 
 def build_training_model(
@@ -61,6 +62,7 @@ def build_training_model(
     mtp: bool = True,
     loss_chunk: int | None = None,
     mtp_weight: float = MTP_WEIGHT,
+    seed: int | None = None,
 ) -> TrainingModel:
     """Return the model of `config` to train: token ids (B, S), labels (B, S) -> the loss.
 
@@ -78,7 +80,7 @@ def build_training_model(
         loss_chunk=loss_chunk,
         mtp_weight=mtp_weight,
     )
-    return _with_first_values(model, device)
+    return _with_first_values(model, device, seed)
 
 
 def build_mtp(
@@ -87,20 +89,23 @@ def build_mtp(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     kernels: Kernels = "fused",
+    seed: int | None = None,
 ) -> nn.ModuleList:
     """Return the multi-token-prediction layers of `config`, which the main model does not contain.
 
     The list is empty if the config has none. Arguments and errors are as in `build`.
     """
-    return _with_first_values(build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels), device)
+    layers = build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
+    return _with_first_values(layers, device, seed)
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def _with_first_values(module: M, device: torch.device | str) -> M:
+def _with_first_values(module: M, device: torch.device | str, seed: int | None) -> M:
+    check_seed(seed)
     if torch.device(device).type != "meta":
-        initialize(module)
+        initialize(module, seed=seed)
     return module
 
 

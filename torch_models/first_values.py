@@ -63,7 +63,8 @@ def initialize(module: nn.Module, *, seed: int | None = None, initializer_range:
     Raises `ArgumentError` for an invalid seed or range, and `UserError` that names the parameter if one is on the meta
     device, if one is divided in a way that is not known, or if no first value is known; then nothing is changed.
     """
-    _check(seed, initializer_range)
+    check_seed(seed)
+    _check_range(initializer_range)
     _set_first_values(module, seed, initializer_range)
 
 
@@ -74,9 +75,13 @@ def set_initializer_range(module: nn.Module, initializer_range: float) -> None:
             inner.__dict__["initializer_range"] = initializer_range
 
 
-def _check(seed: Any, initializer_range: Any) -> None:
+def check_seed(seed: Any) -> None:
+    """Raise `ArgumentError` unless `seed` is None or an integer of 64 bits."""
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64):
         raise ArgumentError("seed", seed, "must be an integer from 0 to 2**64 - 1")
+
+
+def _check_range(initializer_range: Any) -> None:
     if initializer_range is None:
         return
     is_number = isinstance(initializer_range, int | float) and not isinstance(initializer_range, bool)

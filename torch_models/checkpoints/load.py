@@ -100,7 +100,6 @@ def load_training_model(
             mtp=mtp,
             loss_chunk=loss_chunk,
             mtp_weight=mtp_weight,
-            initializer_range=None,
         )
 
     if mtp:

@@ -116,7 +116,7 @@ def _plain(name: str) -> str:
 
 def _check_tensors(spec: ModelSpec, state: Mapping[str, Tensor], *, mtp: bool) -> None:
     """Raise `UserError` unless these are the tensors of a model of `spec`, with values of a dtype that is read."""
-    expected = build_model_with_loss(spec, device="meta", mtp=mtp, initializer_range=None).state_dict()
+    expected = build_model_with_loss(spec, device="meta", mtp=mtp).state_dict()
     refuse_misfits(
         f"the model {show_name(spec.name)}",
         {
