@@ -126,10 +126,9 @@ class GatedExperts(RoutedExperts):
     def transform(self, rows: Tensor, experts: Tensor, ends_E: Tensor) -> Tensor:
         """down(activation(gate(x)) * up(x)) of each row's expert."""
         del experts
-        gate_up_proj, down_proj = (cast_for_products(x).transpose(1, 2) for x in (self.gate_up_proj, self.down_proj))
-        gate, up = grouped_product(rows, gate_up_proj, ends_E).chunk(2, dim=-1)
+        gate, up = grouped_product(rows, cast_for_products(self.gate_up_proj).transpose(1, 2), ends_E).chunk(2, dim=-1)
         hidden = activation_function(self.activation, gate) * up
-        return grouped_product(hidden, down_proj, ends_E)
+        return grouped_product(hidden, cast_for_products(self.down_proj).transpose(1, 2), ends_E)
 
 
 class ClampedExperts(RoutedExperts):

@@ -1,7 +1,8 @@
 """On a CUDA device: the memory that the meta device predicts, against what torch allocates there, within 2 %.
 
-`pytest -m gpu` runs these and writes the figures into tests/cuda_memory.md. The fused attention of windows, sinks and
-soft caps is an op of ours without a CUDA kernel, so families that need it are compared with eager kernels.
+`pytest -m gpu` runs these and writes the figures into tests/cuda_memory.md. Windows, sinks and soft caps run as torch's
+FlexAttention on CUDA, which keeps other tensors than the op that is predicted, so families that have them are compared
+with eager kernels.
 """
 
 from collections.abc import Iterator
