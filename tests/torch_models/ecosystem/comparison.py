@@ -1,6 +1,6 @@
 """Rows of the matrix of families and ways, and how what was trained in one way is compared with the plain module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.shrunken import FAMILIES
 from tests.torch_models.ecosystem.training_steps import Trained, Way
 
-Table = Mapping[str, tuple[Way, Sequence[str]]]  # a way, and the families that `make test` trains in it
+Table = Mapping[str, tuple[Way, Iterable[str]]]  # a way, and the families that `make test` trains in it
 
 
 def rows(table: Table) -> list[Any]:

@@ -28,7 +28,7 @@ SEED = 7  # of first values that `initialize` draws
 SEQUENCES, LENGTH, VOCABULARY = 2, 20, 96  # longer than the windows, which are of 12 tokens
 IGNORED = -100
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, two MTP layers.
+# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
 REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")
 
 Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, S) each
@@ -38,6 +38,7 @@ Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, S) each
 class Way:
     """How a model is trained; the default is the plain module."""
 
+    device: str = "cpu"
     kernels: Kernels = "fused"
     dtype: torch.dtype = torch.float32
     backend: str | None = None  # of torch.compile, with fullgraph
@@ -101,7 +102,7 @@ def train(family: str, way: Way) -> Trained:
         torch._dynamo.reset()
     module = _wrapped(model, way)
     if way.initialized:
-        _allocate(model)
+        _allocate(model, way)
     rank = dist.get_rank() if dist.is_initialized() else 0
     return steps(model, module, _batches(way, [rank]), way)
 
@@ -109,7 +110,10 @@ def train(family: str, way: Way) -> Trained:
 @cache
 def train_plain(family: str, way: Way, ranks: int) -> Trained:
     """Train the plain module in this process, each rank's batch as a micro-batch."""
-    model = build_training_model(fields_of(family, way), seed=SEED) if way.initialized else first_model(family, way)
+    if way.initialized:
+        model = build_training_model(fields_of(family, way), device=way.device, dtype=way.dtype, seed=SEED)
+    else:
+        model = first_model(family, way)
     module = _InBf16(model) if way.mixed_precision else model
     return steps(model, module, _batches(way, range(ranks)), way)
 
@@ -117,7 +121,12 @@ def train_plain(family: str, way: Way, ranks: int) -> Trained:
 def _batches(way: Way, ranks: Iterable[int]) -> list[list[Batch]]:
     """The micro-batches of these ranks in each step."""
     places = [(rank, index) for rank in ranks for index in range(way.micro_batches)]
-    return [[batch(step, *place) for place in places] for step in range(STEPS)]
+    return [[on_device(batch(step, *place), way) for place in places] for step in range(STEPS)]
+
+
+def on_device(micro_batch: Batch, way: Way) -> Batch:
+    token_ids, labels = (tensor.to(way.device) for tensor in micro_batch)
+    return token_ids, labels
 
 
 def first_model(family: str, way: Way) -> TrainingModel:
@@ -130,9 +139,10 @@ def first_model(family: str, way: Way) -> TrainingModel:
         loss_chunk=way.loss_chunk,
     )
     set_recompute(model, way.recompute)
-    if not way.initialized:
-        _draw(model)
-    return model
+    if way.initialized:
+        return model
+    _draw(model)
+    return model.to(way.device)
 
 
 def _draw(model: nn.Module) -> None:
@@ -143,9 +153,9 @@ def _draw(model: nn.Module) -> None:
             tensor.normal_(1.0 if "norm" in name else 0.0, 0.15, generator=generator)
 
 
-def _allocate(model: nn.Module) -> None:
+def _allocate(model: nn.Module, way: Way) -> None:
     """Allocate a model that is on meta, in memory full of NaN, and initialize it."""
-    model.to_empty(device="cpu")
+    model.to_empty(device=way.device)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(float("nan"))
@@ -169,7 +179,7 @@ def shard(model: TrainingModel, way: Way) -> None:
     """Apply fully_shard to each layer, the embedding, the head (with the embedding if they are tied) and the root."""
     ranks = dist.get_world_size()
     shape, names = ((2, ranks // 2), ("replicate", "shard")) if way.wrapper == "hsdp" else ((ranks,), ("shard",))
-    options: dict[str, Any] = {"mesh": init_device_mesh("cpu", shape, mesh_dim_names=names)}
+    options: dict[str, Any] = {"mesh": init_device_mesh(way.device, shape, mesh_dim_names=names)}
     if way.mixed_precision:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.model.layers:
@@ -201,13 +211,13 @@ def steps(model: TrainingModel, module: nn.Module, batches: list[list[Batch]], w
     for step, micro_batches in enumerate(batches):
         labels = [labels for _, labels in micro_batches]
         normalizer = loss_normalizer(labels, mtp_layers=model.num_mtp_layers)
-        total = torch.zeros(())
+        total = torch.zeros((), device=way.device)
         with contextlib.ExitStack() as stack:
             if way.backend is not None and step > 0:
                 stack.enter_context(torch._dynamo.config.patch(error_on_recompile=True))
             for index, (token_ids, labels_BS) in enumerate(micro_batches):
                 _synchronise(module, index == len(micro_batches) - 1)
-                with torch.autocast("cpu", torch.bfloat16, enabled=way.autocast):
+                with torch.autocast(way.device, torch.bfloat16, enabled=way.autocast):
                     loss = module(token_ids, labels_BS, normalizer=normalizer)
                 loss.backward()
                 total += loss.detach()
