@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import counting
 import torch_models
@@ -15,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
 PROMPT = "$ python3 model_training_cost_analysis.py "
-LIBRARY = README.partition("## As a library")[2].partition("\n## ")[0]
+LIBRARY = README.partition("## As a library")[2].partition("\n## ")[0] + PAGES["modules.md"].partition("\n## ")[0]
 
 
 def blocks() -> list[tuple[str, list[str]]]:
@@ -70,9 +74,19 @@ def test_block(
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_example_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs(code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # generates no C++ code
     exec(compile(code, "example", "exec"), {})
     assert capsys.readouterr().out
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("code", [example for example in EXAMPLES if "torch.compile" in example.values[0]])
+def test_example_runs_as_it_stands(code: str) -> None:
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.endswith("the same after loading: True\n")
 
 
 def test_how_far_the_laws_are_apart() -> None:
@@ -89,7 +103,7 @@ def test_every_link_leads_somewhere() -> None:
     assert all(f"docs/{name}" in README for name in PAGES if name != "README.md")
 
 
-def test_every_public_name_is_in_readme() -> None:
+def test_every_public_name_is_in_a_table() -> None:
     for package in (counting, torch_models):
         assert [name for name in package.__all__ if f"`{name}" not in LIBRARY] == []
 
