@@ -50,7 +50,9 @@ def step(layer: nn.Module, tables: RotaryTables, seed: int, *, autocast: bool = 
 def compare(layer: nn.Module, tables: RotaryTables, backend: str = "aot_eager", *, autocast: bool = False) -> None:
     """Three steps on different tokens, of which only the first may compile."""
     torch._dynamo.reset()
-    compiled: Any = torch.compile(layer, backend=backend, fullgraph=True)
+    # Generated code rounds where eager does: else a token whose scores are nearly equal takes another expert.
+    options = {"emulate_precision_casts": True} if backend == "inductor" else None
+    compiled: Any = torch.compile(layer, backend=backend, fullgraph=True, options=options)
     dtype = next(layer.parameters()).dtype
     tolerance = 3e-2 if autocast or dtype.itemsize == 2 else 1e-4
     for seed, stance in enumerate(("default", "fail_on_recompile", "fail_on_recompile")):
@@ -108,6 +110,7 @@ def test_autocast_of_every_layer_compiles(spec: LayerSpec, kernels: Kernels) -> 
 
 
 @pytest.mark.sweep
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own import
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spec", FEW.values(), ids=FEW.keys())
 def test_generated_code_computes_the_same(spec: LayerSpec, dtype: torch.dtype) -> None:

@@ -81,14 +81,14 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("window", [None, 16])
 def test_no_tensor_is_square_in_the_sequence(window: int | None) -> None:
-    """Inside the op, the largest tensors are the scores of 8 queries with all keys, or the inputs."""
+    """Inside the op, the largest tensors are the scores of 8 queries with the keys that they may see, or the inputs."""
     case = Case(length=256, window=window, softcap=2.0, sinks=True, channels=4, value_channels=4)
     query, key, value, sinks = (None if x is None else x.detach() for x in inputs(case, torch.float32))
     options = (SCALE, case.window, case.softcap)
     with Largest() as largest:
         out, logsumexp = flash_attention._init_fn(query, key, value, sinks, *options)
         flash_attention_backward._init_fn(out, query, key, value, sinks, *options, out, logsumexp)
-    scores = 2 * case.heads * 8 * case.length
+    scores = 2 * case.heads * 8 * (case.length if window is None else 8 + window)
     assert largest.elements <= max(scores, 2 * case.heads * case.length * case.channels)
     assert largest.elements < 2 * case.heads * case.length**2 // 8
 

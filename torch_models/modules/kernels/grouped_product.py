@@ -1,9 +1,8 @@
 """Products of rows, sorted by group, with the matrix of their group, in every dtype and on every device.
 
-Torch's `grouped_mm` is one kernel on CUDA, but its meta and compiled versions accept only bf16 with rows of a multiple
-of 16 bytes. For everything else there is an op here that multiplies group by group, as torch itself does where it has
-no kernel. On the meta device it allocates what torch allocates for bf16: the output, and in backward the gradient of
-the weights and then that of the rows.
+Torch's `grouped_mm` is one kernel on CUDA, but its meta and compiled versions accept only bf16. For other dtypes there
+is an op here that multiplies group by group, as torch itself does where it has no kernel. On the meta device it
+allocates what torch allocates for bf16: the output, and in backward the gradient of the weights, then that of the rows.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from torch import Size, Tensor
 from torch_models.modules.kernels.flops import grouped_product_flops, register
 
 NAME = "model_training_cost::grouped_product"
-ALIGNMENT = 16  # bytes: torch's kernel reads rows from multiples of it
 
 
 def grouped_product(rows_Tk: Tensor, weights_Ekn: Tensor, ends_E: Tensor) -> Tensor:
@@ -24,16 +22,10 @@ def grouped_product(rows_Tk: Tensor, weights_Ekn: Tensor, ends_E: Tensor) -> Ten
 
     `ends_E` is the index after the last row of each group, in int32. Rows and weights have one dtype.
     """
-    if _has_kernel(weights_Ekn):
+    if weights_Ekn.dtype == torch.bfloat16:
         return F.grouped_mm(rows_Tk, weights_Ekn, offs=ends_E)
     out: Tensor = product_by_group(rows_Tk, weights_Ekn, ends_E)
     return out
-
-
-def _has_kernel(weights_Ekn: Tensor) -> bool:
-    """Whether torch's kernel accepts the weights: in bf16, with aligned rows and columns."""
-    aligned = all(size * weights_Ekn.element_size() % ALIGNMENT == 0 for size in weights_Ekn.shape[1:])
-    return weights_Ekn.dtype == torch.bfloat16 and aligned
 
 
 @torch.library.custom_op(NAME, mutates_args=(), schema="(Tensor rows, Tensor weights, Tensor ends) -> Tensor")
