@@ -38,10 +38,11 @@ def blocks() -> list[tuple[str, list[str]]]:
 
 
 BLOCKS = blocks()
+PYTHON = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 EXAMPLES = [
     pytest.param(code, id=f"{name} {number}")
     for name, text in PAGES.items()
-    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL))
+    for number, code in enumerate(PYTHON.findall(text))
 ]
 
 
@@ -52,6 +53,7 @@ def test_readme_is_short_and_shows_every_job() -> None:
     for flag in ("llama_7b", "--gpus H100,B200", "--tokens", "--compare", "--training_budget", "--gpu_hours"):
         assert flag in shown
     assert all(len(lines) <= 20 for _, lines in BLOCKS)
+    assert all(len(code.splitlines()) <= 25 for code in PYTHON.findall(README))
 
 
 @pytest.mark.parametrize(("flags", "lines"), BLOCKS, ids=[flags for flags, _ in BLOCKS])

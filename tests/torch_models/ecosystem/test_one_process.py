@@ -25,7 +25,7 @@ EXACT = {
     "recompute_full": (Way(recompute="full"), REPRESENTATIVE),
     "recompute_selective": (Way(recompute="selective"), REPRESENTATIVE),
     "initialized": (Way(initialized=True), REPRESENTATIVE),
-    "compiled": (Way(backend="aot_eager"), REPRESENTATIVE),
+    "compiled": (Way(backend="aot_eager"), ["llama", "deepseek_v3"]),
     "compiled-eager_kernels": (Way(backend="aot_eager", kernels="eager"), ()),
     "compiled-recompute_full": (Way(backend="aot_eager", recompute="full"), ["gpt_oss"]),
     "compiled-recompute_selective": (Way(backend="aot_eager", recompute="selective"), ["gemma2"]),

@@ -29,6 +29,7 @@ ACCUMULATED = {
 ON_FOUR = {
     "ddp": (Way(wrapper="ddp"), ()),
     "fsdp": (Way(wrapper="fsdp"), ["deepseek_v3"]),
+    "fsdp-initialized": (Way(wrapper="fsdp", initialized=True), ()),
     "hsdp": (Way(wrapper="hsdp"), ["gpt_oss"]),
 }
 
