@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, MIXTRAL
 from torch_models import build
-from torch_models.builder import creating, initialize
+from torch_models.builder import creating
 from torch_models.fields.config import spec_from_fields
+from torch_models.first_values import initialize
 from torch_models.modules import moe
 from torch_models.modules.layers import RMSNorm, apply_rotary
 from torch_models.modules.moe import MixtureOfExperts, Router
@@ -35,7 +36,7 @@ def experts_of(fields: dict[str, Any], dtype: torch.dtype) -> MixtureOfExperts:
     torch.manual_seed(0)
     with creating("cpu", dtype):
         module = MixtureOfExperts(spec)
-    initialize(module, 0.3)
+    initialize(module, initializer_range=0.3)
     return module
 
 
