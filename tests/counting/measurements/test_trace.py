@@ -18,6 +18,7 @@ from tests.witnesses import forward_of
 from torch_models.builder import build_model
 from torch_models.fields.config import spec_from_fields
 from torch_models.modules.kernels.flash_attention import flash_attention
+from torch_models.modules.kernels.grouped_product import grouped_product
 from torch_models.modules.language_model import CausalLM
 from torch_models.spec import ModelSpec
 
@@ -45,10 +46,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0, enable_gqa=bool(grouped))
 
 
-def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    return F.grouped_mm(rows, weights, offs=ends)
-
-
 GOLDENS = {
     # 5 x 7 rows, 24 multiply-adds for each of 16 outputs: 5 * 7 * 24 * 16 * 2
     "linear": (F.linear, [meta(5, 7, 24), meta(16, 24)], 26_880),
@@ -64,6 +61,12 @@ GOLDENS = {
     "attention-unequal": (attention, [meta(1, 4, 10, 24), meta(1, 4, 10, 24), meta(1, 4, 10, 16)], 32_000),
     # 40 rows, whichever of 6 experts each goes to, 16 x 32 multiply-adds: 40 * 16 * 32 * 2
     "grouped": (grouped_product, [meta(40, 16), meta(6, 16, 32), meta(6, dtype=torch.int32)], 40_960),
+    # the same by the op for dtypes other than bf16
+    "grouped-fp32": (
+        grouped_product,
+        [meta(40, 16, dtype=torch.float32), meta(6, 16, 32, dtype=torch.float32), meta(6, dtype=torch.int32)],
+        40_960,
+    ),
 }
 
 
