@@ -18,7 +18,7 @@ EXACT = {
     "fsdp-mixed_precision": (Way(wrapper="fsdp", mixed_precision=True), ["smollm", "deepseek_v3"]),
     "fsdp-loss_chunk": (Way(wrapper="fsdp", loss_chunk=7), ["smollm"]),
     "fsdp-initialized": (Way(wrapper="fsdp", initialized=True), ["smollm", "gpt_oss", "deepseek_v3"]),
-    "fsdp-compiled": (Way(wrapper="fsdp", backend="aot_eager"), ["deepseek_v3"]),
+    "fsdp-compiled": (Way(wrapper="fsdp", backend="aot_eager"), ["mixtral"]),
     "fsdp-compiled-recompute_full": (Way(wrapper="fsdp", backend="aot_eager", recompute="full"), ()),
     "fsdp-compiled-mixed_precision": (Way(wrapper="fsdp", backend="aot_eager", mixed_precision=True), ()),
 }
