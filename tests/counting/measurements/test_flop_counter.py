@@ -20,7 +20,7 @@ from tests.shrunken import FAMILIES
 from tests.witnesses import derived
 from torch_models import build, set_recompute
 from torch_models.fields.config import spec_from_fields
-from torch_models.modules.decoder import CausalLM
+from torch_models.modules.language_model import CausalLM
 from torch_models.spec import GroupedQueryAttentionSpec, Kernels, Recompute
 
 LENGTH = 24

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, MIXTRAL
-from torch_models import build
-from torch_models.builder import creating, initialize
+from torch_models import build, initialize
+from torch_models.builder import creating
 from torch_models.fields.config import spec_from_fields
 from torch_models.modules import moe
 from torch_models.modules.layers import RMSNorm, apply_rotary
@@ -32,10 +32,9 @@ def bf16_autocast() -> torch.autocast:
 def experts_of(fields: dict[str, Any], dtype: torch.dtype) -> MixtureOfExperts:
     spec = spec_from_fields(fields, "s").layers[-1].feed_forward
     assert isinstance(spec, MixtureOfExpertsSpec)
-    torch.manual_seed(0)
     with creating("cpu", dtype):
         module = MixtureOfExperts(spec)
-    initialize(module, 0.3)
+    initialize(module, seed=0, initializer_range=0.3)
     return module
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS
-from torch_models import set_recompute
-from torch_models.builder import creating, initialize
+from torch_models import initialize, set_recompute
+from torch_models.builder import creating
 from torch_models.fields.config import spec_from_fields
 from torch_models.modules.decoder import DecoderLayer
 from torch_models.modules.layers import RotaryTables, rotary_tables
@@ -31,10 +31,9 @@ FEW = {
 
 
 def layer_and_tables(spec: LayerSpec, kernels: Kernels, dtype: torch.dtype) -> tuple[nn.Module, RotaryTables]:
-    torch.manual_seed(0)
     with creating("cpu", dtype):
         layer = DecoderLayer(spec, kernels)
-    initialize(layer, 0.1)
+    initialize(layer, seed=0, initializer_range=0.1)
     return layer, rotary_tables(spec.attention.rotary, LENGTH, torch.device("cpu"), dtype)
 
 
