@@ -1,9 +1,8 @@
-"""The process groups that the tests of this folder share, and one thread, as on each of their ranks."""
+"""The process groups that the tests of this folder share."""
 
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.worlds import World
 
@@ -18,12 +17,3 @@ def two_ranks() -> Iterator[World]:
 def four_ranks() -> Iterator[World]:
     with World(4) as world:
         yield world
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The order in which a product adds depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
