@@ -1,4 +1,4 @@
-"""The process groups that the tests of this folder share."""
+"""The process groups that several tests share."""
 
 from collections.abc import Iterator
 
