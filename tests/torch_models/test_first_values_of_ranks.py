@@ -1,23 +1,22 @@
 """First values of divided parameters: on 2 and 4 processes the full values are those of one process."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
 from tests.shrunken import DEEPSEEK_V3, GEMMA2, GPT_OSS, LLAMA, QWEN2
+from tests.worlds import World
 from torch_models import build, first_values, initialize
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
 from torch_models.modules.language_model import CausalLM
 
 SEED = 11
-TIMEOUT = 300  # seconds of one world
 TIED = LLAMA | {"tie_word_embeddings": True}
 # No size is a multiple of 2 or 4, but those that heads must divide.
 UNEVEN = LLAMA | {"vocab_size": 97, "intermediate_size": 113, "hidden_size": 66, "num_attention_heads": 3}
@@ -57,7 +56,7 @@ def sharded(model: CausalLM, mesh: Any = None, **options: Any) -> CausalLM:
     return model
 
 
-# --- What the processes of a world check ---------------------------------------------------------------------------
+# --- What the ranks check ------------------------------------------------------------------------------------------
 
 
 def check_fully_shard() -> None:
@@ -176,14 +175,11 @@ def check_each_process_draws_its_part() -> None:
 
     whole = model_of(LLAMA | {"vocab_size": 256})
     part = sharded(model_of(LLAMA | {"vocab_size": 256}))
-    first_values._generate = counted
-    try:
+    with patch.object(first_values, "_generate", counted):
         initialize(part, seed=SEED)
         of_rank = len(drawn)
         initialize(whole, seed=SEED)
-        assert len(drawn) - of_rank == of_rank * dist.get_world_size() > 500
-    finally:
-        first_values._generate = plain
+    assert len(drawn) - of_rank == of_rank * dist.get_world_size() > 500
 
 
 def check_refused() -> None:
@@ -221,41 +217,14 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 
-def run_checks(rank: int, ranks: int, folder: str) -> None:
-    """Run every check in one process of the world; write what fails into a file named after check and rank."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    first_values.BLOCK = 256  # so that most parameters have several blocks
-    for name, function in CHECKS.items():
-        try:
-            function()
-            said = ""
-        except (Exception, pytest.fail.Exception) as error:  # the other processes go on, so that none waits for another
-            import traceback
-
-            said = "".join(traceback.format_exception(error))
-        Path(folder, f"{name}.{rank}").write_text(said, encoding="utf-8")
-    dist.destroy_process_group()
+def in_small_blocks(name: str) -> None:
+    """Run a check on this rank, with blocks so small that most parameters have several."""
+    with patch.object(first_values, "BLOCK", 256):
+        CHECKS[name]()
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda ranks: f"{ranks}_ranks")
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    folder = tmp_path_factory.mktemp("world")
-    context = torch.multiprocessing.get_context("spawn")
-    arguments = [(rank, request.param, str(folder)) for rank in range(request.param)]
-    processes = [context.Process(target=run_checks, args=each, daemon=True) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(TIMEOUT)
-        if process.is_alive():
-            process.kill()
-    return request.param, folder
-
-
+@pytest.mark.parametrize("ranks", ["two_ranks", "four_ranks"])
 @pytest.mark.parametrize("name", CHECKS)
-def test_ranks(world: tuple[int, Path], name: str) -> None:
-    ranks, folder = world
-    files = [folder / f"{name}.{rank}" for rank in range(ranks)]
-    assert [file.read_text(encoding="utf-8") if file.exists() else "no result" for file in files] == [""] * ranks
+def test_ranks(name: str, ranks: str, request: pytest.FixtureRequest) -> None:
+    world: World = request.getfixturevalue(ranks)
+    assert world.run(in_small_blocks, name) == [None] * world.processes

@@ -1,18 +1,30 @@
 """Two processes save one model: the bytes are those of one process, and an error of one is an error of both."""
 
-import json
-import subprocess
-import sys
+import errno
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
+import safetensors.torch
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES
-from torch_models import build_training_model, load_training_model, save_checkpoint
+from tests.worlds import World
+from torch_models import UserError, build_training_model, load_training_model, save_checkpoint
+from torch_models.checkpoints import gather, save
+from torch_models.training.model import TrainingModel
 
-ROOT = Path(__file__).resolve().parents[3]
 RANKS = 2
 MAX_SHARD_BYTES = 250_000
 SLICE_BYTES = 20_000
@@ -20,145 +32,138 @@ SLICE_BYTES = 20_000
 MIXTURE = DEEPSEEK_V3 | {"vocab_size": 97, "q_lora_rank": 41, "n_routed_experts": 15, "n_group": 1, "topk_group": 1}
 TIED = FAMILIES["smollm"]
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import safetensors.torch
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.nn.parallel import DistributedDataParallel
-from torch_models import UserError, build_training_model, save_checkpoint
-from torch_models.checkpoints import gather, save
 
-rank, folder, mixture, tied = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
-max_shard_bytes, gather.SLICE_BYTES = int(sys.argv[5]), int(sys.argv[6])
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-held, gathered, errors = [], [], {}
-allocate, full_tensor = gather.allocate, DTensor.full_tensor
+class Saved(NamedTuple):
+    """What one rank saw of saving a model."""
 
-def noted_allocate(shard, tensors):
-    values = allocate(shard, tensors)
-    held.append(sum(value.nbytes for value in values.values()))
-    return values
+    error: str | None
+    held: list[int]  # the bytes of each file that this rank wrote
+    gathered: list[int]  # the bytes of each piece of a divided tensor that it had whole
 
-def noted_full_tensor(tensor):
-    whole = full_tensor(tensor)
-    gathered.append(whole.nbytes)
-    return whole
 
-save.allocate, DTensor.full_tensor = noted_allocate, noted_full_tensor
+# --- What the ranks do -------------------------------------------------------------------------------------------
 
-def drawn(fields):
-    torch.manual_seed(0)
-    return build_training_model(fields)
 
-def sharded(fields):
-    model = drawn(fields)
+def drawn(fields: dict[str, Any]) -> TrainingModel:
+    return build_training_model(fields, seed=0)
+
+
+def replicated() -> nn.Module:
+    return DistributedDataParallel(drawn(MIXTURE))
+
+
+def replicated_compiled() -> Any:
+    return torch.compile(replicated())
+
+
+def layers_compiled() -> nn.Module:
+    model = drawn(MIXTURE)
+    for number, layer in enumerate(model.model.layers):
+        model.model.layers[number] = torch.compile(layer)  # type: ignore[assignment]
+    return model
+
+
+def divided(model: TrainingModel) -> nn.Module:
     for layer in model.model.layers:
         fully_shard(layer)
-    if fields.get("tie_word_embeddings"):
+    if model.spec.tie_word_embeddings:
         fully_shard([model.model.embed_tokens, model.lm_head])
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
-def tensor_parallel(fields):
-    model = drawn(fields)
-    mesh = init_device_mesh("cpu", (2,))
-    plan = {"model.embed_tokens": RowwiseParallel(input_layouts=Replicate()), "lm_head": ColwiseParallel()}
+
+def sharded() -> nn.Module:
+    model = divided(drawn(MIXTURE))
+    model(torch.arange(8).unsqueeze(0), torch.arange(1, 9).unsqueeze(0))  # now the root's parameters are whole
+    return model
+
+
+def sharded_compiled() -> Any:
+    return torch.compile(divided(drawn(MIXTURE)))
+
+
+def tied_sharded() -> nn.Module:
+    return divided(drawn(TIED))
+
+
+def tied_tensor_parallel() -> nn.Module:
+    plan: dict[str, Any] = {"model.embed_tokens": RowwiseParallel(input_layouts=Replicate())}
+    plan["lm_head"] = ColwiseParallel()
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
         plan[f"model.layers.*.{name}"] = ColwiseParallel()
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         plan[f"model.layers.*.{name}"] = RowwiseParallel()
-    return parallelize_module(model, mesh, plan)
+    return parallelize_module(drawn(TIED), init_device_mesh("cpu", (RANKS,)), plan)
 
-def write(name, model):
-    try:
-        save_checkpoint(model, folder / name, max_shard_bytes=max_shard_bytes)
-    except UserError as error:
-        errors[name] = str(error)
 
-batch = torch.arange(8).unsqueeze(0), torch.arange(1, 9).unsqueeze(0)
-with torch.random.fork_rng():
-    write("replicated", DistributedDataParallel(drawn(mixture)))
-    write("replicated and compiled", torch.compile(DistributedDataParallel(drawn(mixture))))
-    model = drawn(mixture)
-    for number, layer in enumerate(model.model.layers):
-        model.model.layers[number] = torch.compile(layer)
-    write("layers compiled", model)
-    dist.barrier()
-    model = sharded(mixture)
-    model(*batch)  # after forward the parameters of the root are still whole
-    gathered.clear()
-    write("sharded", model)
-    largest = max(gathered)
-    write("sharded and compiled", torch.compile(sharded(mixture)))
-    write("tied and sharded", sharded(tied))
-    write("tied and tensor parallel", tensor_parallel(tied))
+def on_meta_on_rank_1() -> nn.Module:
+    return drawn(TIED).to("meta") if dist.get_rank() == 1 else drawn(TIED)
 
-    plain = drawn(tied)
-    write("meta on rank 1", plain.to("meta") if rank == 1 else plain)
-    write("another model on rank 1", drawn(tied if rank == 0 else mixture))
-    plain = drawn(tied)
-    write(f"folder of rank {rank}", plain)
-    (folder / "full").mkdir(exist_ok=True)
-    (folder / "full" / "notes.txt").write_text("mine")
-    dist.barrier()
-    write("full", plain)
+
+def another_on_rank_1() -> nn.Module:
+    return drawn(TIED if dist.get_rank() == 0 else MIXTURE)
+
+
+def tied() -> nn.Module:
+    return drawn(TIED)
+
+
+def saved(make: Callable[[], nn.Module], folder: Path) -> Saved:
+    """Save the model that `make` returns, and note the memory that it takes."""
+    held: list[int] = []
+    gathered: list[int] = []
+    allocate, full_tensor = gather.allocate, DTensor.full_tensor
+
+    def noted_allocate(*args: Any) -> dict[str, Tensor]:
+        values = allocate(*args)
+        held.append(sum(value.nbytes for value in values.values()))
+        return values
+
+    def noted_full_tensor(tensor: DTensor) -> Tensor:
+        whole = full_tensor(tensor)
+        gathered.append(whole.nbytes)
+        return whole
+
+    model = make()
+    with ExitStack() as patched:
+        patched.enter_context(patch.object(gather, "SLICE_BYTES", SLICE_BYTES))
+        patched.enter_context(patch.object(save, "allocate", noted_allocate))
+        patched.enter_context(patch.object(DTensor, "full_tensor", noted_full_tensor))
+        try:
+            save_checkpoint(model, folder, max_shard_bytes=MAX_SHARD_BYTES)
+        except UserError as error:
+            return Saved(str(error), held, gathered)
+    return Saved(None, held, gathered)
+
+
+def saved_apart(parent: Path) -> Saved:
+    return saved(tied, parent / f"of rank {dist.get_rank()}")
+
+
+def saved_on_a_full_disk_of_rank_1(folder: Path) -> Saved:
     save_file = safetensors.torch.save_file
 
-    def fails(tensors, file, **options):
-        save_file(tensors, file, **options)
-        if rank == 1:
-            raise OSError(28, "No space left on device")
+    def fails(tensors: Mapping[str, Tensor], file: Path, **options: Any) -> None:
+        save_file(dict(tensors), file, **options)
+        if dist.get_rank() == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    safetensors.torch.save_file = fails
-    write("disk of rank 1", plain)
-result = {"held": max(held), "files": len(held), "largest": largest, "errors": errors}
-(folder / f"result{rank}").write_text(json.dumps(result))
-dist.destroy_process_group()
-"""
+    with patch.object(safetensors.torch, "save_file", fails):
+        return saved(tied, folder)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which two processes saved, one folder a case, beside what each of them saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    rest = [folder, json.dumps(MIXTURE), json.dumps(TIED), str(MAX_SHARD_BYTES), str(SLICE_BYTES)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), *rest], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        output = [process.communicate(timeout=300)[0].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * RANKS, "\n".join(output)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def results(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"result{rank}").read_text()) for rank in range(RANKS)]
+# --- What they saw -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     """What one process writes of the same models."""
-    saved = {}
+    found = {}
     for name, fields in (("mixture", MIXTURE), ("tied", TIED)):
         folder = tmp_path_factory.mktemp("alone") / name
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            save_checkpoint(build_training_model(fields), folder, max_shard_bytes=MAX_SHARD_BYTES)
-        saved[name] = contents(folder)
-    return saved
+        save_checkpoint(drawn(fields), folder, max_shard_bytes=MAX_SHARD_BYTES)
+        found[name] = contents(folder)
+    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -166,58 +171,77 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "case", ["replicated", "replicated and compiled", "layers compiled", "sharded", "sharded and compiled"]
+    ("make", "fields"),
+    [
+        (replicated, "mixture"),
+        (replicated_compiled, "mixture"),
+        (layers_compiled, "mixture"),
+        (sharded, "mixture"),
+        (sharded_compiled, "mixture"),
+        (tied_sharded, "tied"),
+        (tied_tensor_parallel, "tied"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_the_bytes_are_those_of_one_process(case: str, folder: Path, expected: dict[str, dict[str, bytes]]) -> None:
-    assert contents(folder / case) == expected["mixture"]
+def test_the_bytes_are_those_of_one_process(
+    make: Callable[[], nn.Module],
+    fields: str,
+    expected: dict[str, dict[str, bytes]],
+    two_ranks: World,
+    tmp_path: Path,
+) -> None:
+    """The ranks write the files in turn."""
+    results = two_ranks.run(saved, make, tmp_path / "new")
+    assert [result.error for result in results] == [None] * RANKS
+    assert contents(tmp_path / "new") == expected[fields]
+    files = sum(file.endswith(".safetensors") for file in expected[fields])
+    assert files >= RANKS
+    assert [len(result.held) for result in results] == [len(range(rank, files, RANKS)) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("case", ["tied and sharded", "tied and tensor parallel"])
-def test_tied_and_tensor_parallel(case: str, folder: Path, expected: dict[str, dict[str, bytes]]) -> None:
-    assert contents(folder / case) == expected["tied"]
-
-
-def test_a_rank_holds_one_file_and_one_slice(results: list[dict[str, Any]], folder: Path) -> None:
-    largest_tensor = max(tensor.nbytes for tensor in load_training_model(folder / "sharded").parameters())
+def test_a_rank_holds_one_file_and_one_slice(two_ranks: World, tmp_path: Path) -> None:
+    results = two_ranks.run(saved, sharded, tmp_path / "new")
+    largest_tensor = max(tensor.nbytes for tensor in load_training_model(tmp_path / "new").parameters())
     assert largest_tensor > SLICE_BYTES
     for result in results:
-        assert 0 < result["held"] <= MAX_SHARD_BYTES
-        assert result["largest"] <= SLICE_BYTES
+        assert 0 < max(result.held) <= MAX_SHARD_BYTES
+        assert 0 < max(result.gathered) <= SLICE_BYTES
 
 
-def test_files_are_spread_over_the_ranks(results: list[dict[str, Any]], expected: dict[str, dict[str, bytes]]) -> None:
-    files = {name: sum(file.endswith(".safetensors") for file in saved) for name, saved in expected.items()}
-    assert min(files.values()) >= RANKS
-    saves = [files["mixture"]] * 5 + [files["tied"]] * 2 + [RANKS]  # the last: the files at which the disk is full
-    assert [result["files"] for result in results] == [
-        sum(len(range(rank, count, RANKS)) for count in saves) for rank in range(RANKS)
-    ]
-
-
-def test_an_error_of_one_rank_is_an_error_of_all(results: list[dict[str, Any]], folder: Path) -> None:
-    errors = [result["errors"] for result in results]
+def test_a_model_without_values_on_one_rank(two_ranks: World, tmp_path: Path) -> None:
     on_meta = "model = 'config': has no values to save: model.embed_tokens.weight is on the meta device"
-    assert errors[0].pop("meta on rank 1") == f"rank 1: {on_meta}"
-    assert errors[1].pop("meta on rank 1") == on_meta
-    differ = f"folder: ranks 0 and 1 differ: {folder}/folder of rank 0 and {folder}/folder of rank 1"
-    assert [errors[rank].pop(f"folder of rank {rank}") for rank in range(RANKS)] == [differ] * 2
+    results = two_ranks.run(saved, on_meta_on_rank_1, tmp_path / "new")
+    assert [result.error for result in results] == [f"rank 1: {on_meta}", on_meta]
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_models(two_ranks: World, tmp_path: Path) -> None:
     models = [build_training_model(fields, device="meta") for fields in (TIED, MIXTURE)]
-    sizes = [sum(parameter.nbytes for parameter in model.parameters()) for model in models]
-    sizes[1] += sum(buffer.nbytes for buffer in models[1].buffers())
-    counts = [len(model.state_dict()) for model in models]
-    differ = f"{counts[0] - 1} tensors of {sizes[0]} bytes and {counts[1]} tensors of {sizes[1]} bytes"
-    assert [error.pop("another model on rank 1") for error in errors] == [f"model: ranks 0 and 1 differ: {differ}"] * 2
-    not_empty = f"{folder / 'full'}: is not empty; give a new folder"
-    assert [error.pop("full") for error in errors] == [not_empty] * 2
-    full = errors[1].pop("disk of rank 1")
-    assert full.startswith(f"{folder}/disk of rank 1/model-00002-of-")
-    assert full.endswith("No space left on device")
-    assert errors[0].pop("disk of rank 1") == f"rank 1: {full}"
-    assert errors == [{}, {}]
+    sizes = [sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) for model in models]
+    counts = [len(models[0].state_dict()) - 1, len(models[1].state_dict())]
+    differ = f"{counts[0]} tensors of {sizes[0]} bytes and {counts[1]} tensors of {sizes[1]} bytes"
+    results = two_ranks.run(saved, another_on_rank_1, tmp_path / "new")
+    assert [result.error for result in results] == [f"model: ranks 0 and 1 differ: {differ}"] * RANKS
+    assert not any(tmp_path.iterdir())
 
 
-def test_nothing_is_left_of_what_failed(folder: Path, results: list[dict[str, Any]]) -> None:
-    saved = {"replicated", "replicated and compiled", "layers compiled", "sharded", "sharded and compiled"}
-    saved |= {"tied and sharded", "tied and tensor parallel", "full"}
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == saved
-    assert [path.name for path in (folder / "full").iterdir()] == ["notes.txt"]
+def test_two_folders(two_ranks: World, tmp_path: Path) -> None:
+    results = two_ranks.run(saved_apart, tmp_path)
+    differ = f"folder: ranks 0 and 1 differ: {tmp_path}/of rank 0 and {tmp_path}/of rank 1"
+    assert [result.error for result in results] == [differ] * RANKS
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_empty(two_ranks: World, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    results = two_ranks.run(saved, tied, tmp_path)
+    assert [result.error for result in results] == [f"{tmp_path}: is not empty; give a new folder"] * RANKS
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_a_full_disk_of_one_rank(two_ranks: World, tmp_path: Path) -> None:
+    of_first, of_second = (result.error for result in two_ranks.run(saved_on_a_full_disk_of_rank_1, tmp_path / "new"))
+    assert of_second.startswith(f"{tmp_path}/new/model-00002-of-")
+    assert of_second.endswith("No space left on device")
+    assert of_first == f"rank 1: {of_second}"
+    assert not any(tmp_path.iterdir())
