@@ -4,8 +4,8 @@ The model that returns the loss, with multi-token prediction, is in training/mod
 is in layers.py; V is vocab_size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
     """A decoder and its head; a subclass defines what `forward` returns.
 
     If the spec ties them, embedding and head have one parameter. It stays one when the model is moved, converted or
-    allocated (`to`, `to_empty`) and when a state dict is loaded, also with `assign=True`.
+    allocated (`to`, `to_empty`) and when a state dict is loaded, also with `assign=True` and by a module around it.
     """
 
     lm_head: LanguageModelHead
@@ -52,6 +52,8 @@ class LanguageModel(nn.Module):
         self.model = Decoder(spec, kernels, mtp_layers)
         self.lm_head = head
         self._tie()
+        # A hook also runs where a module around this one loads its state dict, as the one of torch.compile does.
+        self.register_load_state_dict_post_hook(_tie_loaded)  # type: ignore[no-untyped-call]
         set_initializer_range(self, spec.initializer_range)
 
     def _tie(self) -> None:
@@ -63,11 +65,10 @@ class LanguageModel(nn.Module):
         self._tie()
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module.load_state_dict`; tied parameters stay one."""
-        keys = super().load_state_dict(state_dict, strict, assign)
-        self._tie()
-        return keys
+
+def _tie_loaded(model: LanguageModel, keys: object) -> None:
+    del keys
+    model._tie()
 
 
 class CausalLM(LanguageModel):

@@ -12,6 +12,9 @@ IGNORED = -100  # the label of a position that is not scored
 
 def check_shapes(token_ids_BS: Tensor, labels_BS: Tensor) -> None:
     """Raise `ArgumentError` unless both have one shape (B, S) and integer dtypes, labels int64. Reads no value."""
+    for name, value in (("token_ids", token_ids_BS), ("labels", labels_BS)):
+        if not isinstance(value, Tensor):
+            raise ArgumentError(name, type(value).__name__, "must be a tensor")
     if token_ids_BS.dim() != 2:
         raise ArgumentError("token_ids", tuple(token_ids_BS.shape), "must have the shape (sequences, length)")
     if token_ids_BS.dtype not in (torch.int64, torch.int32):

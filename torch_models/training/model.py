@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from torch_models.errors import ArgumentError
 from torch_models.modules.language_model import LanguageModel
 from torch_models.modules.layers import RotaryTables
 from torch_models.spec import Kernels, ModelSpec
@@ -57,9 +58,10 @@ class TrainingModel(LanguageModel):
 
         With `normalizer`, the sums are divided by the tokens of a whole step; see `loss_normalizer`. `tables` is the
         result of `model.rotary_tables`, for reuse over many steps. Raises `ArgumentError` for labels of another shape
-        or dtype than (B, S) in int64.
+        or dtype than (B, S) in int64, and for a normalizer of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
+        self._check_normalizer(normalizer)
         if tables is None:
             tables = self.model.rotary_tables(token_ids_BS)
         hidden_BSD = self.model(token_ids_BS, tables)
@@ -71,6 +73,16 @@ class TrainingModel(LanguageModel):
             further = self._loss(hidden_BSD, labels_BS, normalizer, 1 + depth)
             loss = loss + self.mtp_weight / self.num_mtp_layers * further
         return loss
+
+    def _check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+        if normalizer is None:
+            return
+        if not isinstance(normalizer, LossNormalizer):
+            raise ArgumentError("normalizer", type(normalizer).__name__, "must be the result of loss_normalizer")
+        depths = len(normalizer.scored_tokens)
+        if depths < 1 + self.num_mtp_layers:
+            rule = f"call loss_normalizer with mtp_layers={self.num_mtp_layers}, the number of this model"
+            raise ArgumentError("normalizer", f"for {depths - 1} mtp_layers", rule)
 
     def _loss(self, hidden_BSD: Tensor, labels_BS: Tensor, normalizer: LossNormalizer | None, depth: int) -> Tensor:
         summed: Tensor = self.lm_head(hidden_BSD.flatten(0, 1), labels_BS.flatten())

@@ -1,5 +1,7 @@
 """The check of a batch before training."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,3 +46,11 @@ def test_shapes_and_dtypes_are_checked() -> None:
         check_batch(SPEC, changed(0), changed(0)[:, 1:])
     with pytest.raises(UserError, match=r"labels = .torch\.int32.: must be torch\.int64"):
         check_batch(SPEC, changed(0), changed(0).int())
+
+
+@pytest.mark.parametrize("other", [None, [[1, 2]], 3])
+def test_what_is_no_tensor_is_named(other: Any) -> None:
+    with pytest.raises(UserError, match=f"labels = '{type(other).__name__}': must be a tensor"):
+        check_batch(SPEC, changed(0), other)
+    with pytest.raises(UserError, match=f"token_ids = '{type(other).__name__}': must be a tensor"):
+        check_batch(SPEC, other, changed(0))

@@ -223,3 +223,13 @@ def test_arguments_that_cannot_be(argument: dict[str, Any], said: str) -> None:
 def test_an_unknown_recompute_is_refused() -> None:
     with pytest.raises(UserError, match="recompute = 'some': must be one of none, selective, full"):
         set_recompute(made(LLAMA, device="meta"), "some")  # type: ignore[arg-type]
+
+
+def test_a_normalizer_that_does_not_fit_is_refused() -> None:
+    token_ids, labels = batch()
+    model = made(DEEPSEEK_V3, device="meta")
+    with pytest.raises(UserError, match=r"normalizer = 'for 0 mtp_layers': call loss_normalizer with mtp_layers=1"):
+        model(token_ids, labels, normalizer=loss_normalizer([labels]))
+    tokens: Any = 40
+    with pytest.raises(UserError, match=r"normalizer = 'int': must be the result of loss_normalizer"):
+        model(token_ids, labels, normalizer=tokens)
