@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import Source, read_spec
-from torch_models.first_values import check_seed, initialize, set_initializer_range
+from torch_models.first_values import check_seed, holds_values, initialize, set_initializer_range
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.language_model import CausalLM
 from torch_models.spec import Kernels, ModelSpec, check_kernels
@@ -50,7 +50,7 @@ def build(
     `seed` is that of `initialize`. On the meta device the parameters use no memory and have no values. Raises
     `UserError` for an invalid config, kernel profile, device, dtype or seed.
     """
-    return _with_first_values(build_model(_spec(config), device=device, dtype=dtype, kernels=kernels), device, seed)
+    return _with_first_values(build_model(_spec(config), device=device, dtype=dtype, kernels=kernels), seed)
 
 
 def build_training_model(
@@ -80,7 +80,7 @@ def build_training_model(
         loss_chunk=loss_chunk,
         mtp_weight=mtp_weight,
     )
-    return _with_first_values(model, device, seed)
+    return _with_first_values(model, seed)
 
 
 def build_mtp(
@@ -96,15 +96,15 @@ def build_mtp(
     The list is empty if the config has none. Arguments and errors are as in `build`.
     """
     layers = build_mtp_layers(_spec(config), device=device, dtype=dtype, kernels=kernels)
-    return _with_first_values(layers, device, seed)
+    return _with_first_values(layers, seed)
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def _with_first_values(module: M, device: torch.device | str, seed: int | None) -> M:
+def _with_first_values(module: M, seed: int | None) -> M:
     check_seed(seed)
-    if torch.device(device).type != "meta":
+    if all(map(holds_values, module.parameters())):
         initialize(module, seed=seed)
     return module
 
@@ -144,12 +144,14 @@ def build_model_with_loss(
     """Return the model of `spec` to train; parameters and errors are as in `build_model`."""
     check_kernels(kernels)
     check_placement(device, dtype)
-    _check_loss(loss_chunk, mtp_weight)
+    _check_loss(mtp, loss_chunk, mtp_weight)
     with creating(device, dtype or torch.float32):
         return TrainingModel(spec, kernels, mtp=mtp, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
 
 
-def _check_loss(loss_chunk: int | None, mtp_weight: float) -> None:
+def _check_loss(mtp: bool, loss_chunk: int | None, mtp_weight: float) -> None:
+    if not isinstance(mtp, bool):
+        raise ArgumentError("mtp", mtp, "must be True or False")
     if loss_chunk is not None and (not isinstance(loss_chunk, int) or isinstance(loss_chunk, bool) or loss_chunk < 1):
         raise ArgumentError("loss_chunk", loss_chunk, "must be a whole number of tokens, at least 1, or None")
     is_number = isinstance(mtp_weight, int | float) and not isinstance(mtp_weight, bool)

@@ -103,9 +103,10 @@ def _set_first_values(
     module: nn.Module, seed: int | None, initializer_range: float | None, *, recurse: bool = True
 ) -> None:
     _reshard(module)
+    _tie(module)
     values = list(_values(module, initializer_range, recurse))
     for value in values:
-        if value.tensor.is_meta:
+        if not holds_values(value.tensor):
             raise UserError(
                 f"{value.name} is on the meta device and holds no values; call to_empty(device=...) on the module first"
             )
@@ -117,6 +118,23 @@ def _set_first_values(
             _draw(value, seed, indices)
         else:
             _local(value.tensor).fill_(value.constant)
+
+
+def holds_values(tensor: Tensor) -> bool:
+    """Whether a tensor is neither on the meta device nor one of torch's fake tensors."""
+    library = sys.modules.get("torch._subclasses.fake_tensor")
+    return not tensor.is_meta and not (library is not None and isinstance(tensor, library.FakeTensor))
+
+
+def _tie(module: nn.Module) -> None:
+    """Make one parameter again of tied ones that came apart when every module was allocated by itself.
+
+    Divided parameters are left as who divided them made them.
+    """
+    for inner in module.modules():
+        tie = getattr(inner, "tie_weights", None)
+        if tie is not None and not any(map(_is_divided, inner.parameters())):
+            tie()
 
 
 def _reshard(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
 from torch_models import build, build_mtp, build_training_model, initialize
@@ -379,3 +380,12 @@ sys.exit("torch.distributed.tensor" in sys.modules)
 """
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True, timeout=300)
+
+
+def test_fake_tensors_hold_no_values() -> None:
+    """Estimators of memory build models like this."""
+    with FakeTensorMode():
+        model = build(GPT_OSS)
+        assert all(isinstance(parameter, FakeTensor) for parameter in model.parameters())
+        with pytest.raises(UserError, match="is on the meta device and holds no values"):
+            initialize(model)

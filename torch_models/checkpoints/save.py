@@ -27,13 +27,12 @@ from torch_models.checkpoints.weight_files import INDEX_FILE
 from torch_models.errors import ArgumentError, CheckpointError, show_name
 from torch_models.fields.config import CAUSAL_LM, family
 from torch_models.fields.file import CONFIG_FILE
-from torch_models.modules.language_model import LanguageModel
+from torch_models.modules.language_model import WRAPPERS, LanguageModel, unwrapped
 from torch_models.spec import ModelSpec
 
 MAX_SHARD_BYTES = 5_000_000_000  # of one file
 # Fields of a config that are not true of what is saved: its numbers are plain, and there are no files of code.
 NOT_SAVED = ("quantization_config", "compression_config", "auto_map")
-WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DistributedDataParallel call the model within
 
 
 class _Plan(NamedTuple):
@@ -93,6 +92,7 @@ def _plan(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int
     state = {_plain(name): tensor for name, tensor in own.state_dict().items()}
     _check_tensors(spec, state, mtp=bool(own.model.mtp_layers))
     config = _config(spec, functools.reduce(torch.promote_types, {tensor.dtype for tensor in own.parameters()}))
+    _check_tied(own)
     tensors = {name: tensor for name, tensor in state.items() if not (spec.tie_word_embeddings and name == HEAD)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     widths = {name: tensor.itemsize for name, tensor in tensors.items()}
@@ -101,10 +101,8 @@ def _plan(model: nn.Module, folder: str | os.PathLike[str], max_shard_bytes: int
 
 def _unwrapped(model: nn.Module) -> LanguageModel:
     """Return the model within its wrappers."""
-    inner: object = model
-    while isinstance(inner, nn.Module) and not isinstance(inner, LanguageModel):
-        inner = next((getattr(inner, name) for name in WRAPPERS if hasattr(inner, name)), None)
-    if not isinstance(inner, LanguageModel):
+    inner = unwrapped(model) if isinstance(model, nn.Module) else None
+    if inner is None:
         raise ArgumentError("model", type(model).__name__, "must be a model of torch_models, such as build returns")
     return inner
 
@@ -134,6 +132,17 @@ def _check_tensors(spec: ModelSpec, state: Mapping[str, Tensor], *, mtp: bool) -
         divided = divided_type()
         if divided is not None and isinstance(tensor, divided) and not dist.is_initialized():
             raise ArgumentError("model", spec.name, f"{name} is divided over ranks whose process group is gone")
+
+
+def _check_tied(model: LanguageModel) -> None:
+    """Raise `ArgumentError` if a head that is left out as a copy of the embedding is none."""
+    first, second = model.model.embed_tokens.weight, model.lm_head.weight
+    divided = divided_type()
+    # Of a weight that is divided, a rank does not have what it would have to compare.
+    compared = divided is None or (not isinstance(first, divided) and not isinstance(second, divided))
+    if model.spec.tie_word_embeddings and second is not first and compared and not torch.equal(first, second):
+        rule = "its head differs from its embedding, but the config ties them; set tie_word_embeddings to false"
+        raise ArgumentError("model", model.spec.name, rule)
 
 
 def _misshapen(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:

@@ -197,7 +197,7 @@ class MultiHeadLatentAttention(nn.Module):
             query = self.q_proj(x_BSD)
         else:
             query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
-        query_BSHC = query.unflatten(-1, (spec.num_attention_heads, spec.qk_head_dim))
+        query_BSHC = query.unflatten(-1, (-1, spec.qk_head_dim))  # heads may be divided over ranks
         own, rotated = query_BSHC.split([spec.qk_nope_head_dim, spec.qk_rope_head_dim], dim=-1)
         return torch.cat((own, apply_rotary(rotated, rotary, spec.rotary.interleaved)), dim=-1)
 
@@ -205,8 +205,8 @@ class MultiHeadLatentAttention(nn.Module):
         spec = self.spec
         latent_BSR, shared = self.kv_a_proj_with_mqa(x_BSD).split([spec.kv_lora_rank, spec.qk_rope_head_dim], dim=-1)
         expanded = self.kv_b_proj(self.kv_a_layernorm(latent_BSR))
-        expanded_BSHC = expanded.unflatten(-1, (spec.num_attention_heads, spec.qk_nope_head_dim + spec.v_head_dim))
+        expanded_BSHC = expanded.unflatten(-1, (-1, spec.qk_nope_head_dim + spec.v_head_dim))
         own, value = expanded_BSHC.split([spec.qk_nope_head_dim, spec.v_head_dim], dim=-1)
         rotated = apply_rotary(shared.unsqueeze(2), rotary, spec.rotary.interleaved)  # one head that all heads share
-        key = torch.cat((own, rotated.expand(-1, -1, spec.num_attention_heads, -1)), dim=-1)
+        key = torch.cat((own, rotated.expand(-1, -1, own.shape[2], -1)), dim=-1)
         return key, value

@@ -24,7 +24,8 @@ CORRECTION_BIAS = "e_score_correction_bias"
 class Router(OwnFirstValues):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
 
-    It does so under autocast too. The correction bias is always fp32: a conversion to another dtype leaves it as it is.
+    It does so under autocast too. The correction bias is always fp32: a conversion to another dtype leaves it as it is,
+    and one that is loaded is converted.
     """
 
     component = "router"
@@ -37,6 +38,7 @@ class Router(OwnFirstValues):
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
         if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
             self.register_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts, dtype=torch.float32))
+            self.register_load_state_dict_post_hook(_in_fp32)  # type: ignore[no-untyped-call]
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> weights (T, K) in fp32 and expert indices (T, K)."""
@@ -78,6 +80,12 @@ class Router(OwnFirstValues):
             excluded = torch.ones_like(rank, dtype=torch.bool).scatter(1, eligible, 0)
             scores_TE = groups.masked_fill(excluded.unsqueeze(-1), float("-inf")).flatten(1)
         return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
+
+
+def _in_fp32(router: Router, keys: object) -> None:
+    """Convert a correction bias that `load_state_dict(assign=True)` has put in place in another dtype."""
+    del keys
+    router.e_score_correction_bias = router.e_score_correction_bias.float()
 
 
 class RoutedExperts(OwnFirstValues):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_models.errors import ArgumentError
 from torch_models.modules.language_model import LanguageModelHead
 from torch_models.modules.recompute import run
 from torch_models.spec import ModelSpec
@@ -29,15 +30,19 @@ class LossHead(LanguageModelHead):
         self.loss_chunk = loss_chunk
 
     def forward(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:  # type: ignore[override]
-        """(T, D) and (T,) -> a scalar in fp32, in nats; 0 with gradients of 0 if no token has a label."""
+        """(T, D) and (T,) -> a scalar in nats, fp32 (or fp64); 0 with gradients of 0 if no token has a label."""
         if self.loss_chunk is None or self.loss_chunk >= len(labels_T):
             return self._summed_loss(hidden_TD, labels_T)
         chunks = zip(hidden_TD.split(self.loss_chunk), labels_T.split(self.loss_chunk), strict=True)
         return torch.stack([run(self._summed_loss, *chunk, recompute=True) for chunk in chunks]).sum()
 
     def _summed_loss(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
-        """Sum over tokens, from logits in fp32: a softmax over a large vocabulary needs fp32."""
-        return F.cross_entropy(self.logits(hidden_TD).float(), labels_T, ignore_index=IGNORED, reduction="sum")
+        """Sum over tokens, from logits in fp32: a softmax over a large vocabulary needs it. fp64 stays fp64."""
+        return F.cross_entropy(_wide(self.logits(hidden_TD)), labels_T, ignore_index=IGNORED, reduction="sum")
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class LossNormalizer(NamedTuple):
@@ -58,8 +63,17 @@ def loss_normalizer(
     That mean is the sum of the losses over the micro-batches, averaged over the ranks.
 
     `group` has the ranks with different data; None stands for all ranks of the process group, or for this process if
-    there is none. Every rank of it must call this function.
+    there is none. Every rank of it must call this function. Raises `ArgumentError` if `labels` is empty or has
+    something else than labels.
     """
+    if not isinstance(labels, list | tuple) or not labels or not all(isinstance(each, Tensor) for each in labels):
+        raise ArgumentError("labels", type(labels).__name__, "must be a list of the labels of each micro-batch")
+    for each in labels:
+        if each.dim() != 2 or each.dtype != torch.int64:
+            form = f"{tuple(each.shape)} in {each.dtype}"
+            raise ArgumentError("labels", form, "each must have the shape (sequences, length) in torch.int64")
+    if not isinstance(mtp_layers, int) or isinstance(mtp_layers, bool) or mtp_layers < 0:
+        raise ArgumentError("mtp_layers", mtp_layers, "must be a number of layers, at least 0")
     scored = torch.stack([_scored(each, mtp_layers) for each in labels]).sum(0)
     ranks = 1
     if dist.is_available() and dist.is_initialized():

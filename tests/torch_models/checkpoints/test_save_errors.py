@@ -185,3 +185,13 @@ def test_a_folder_that_was_filled_meanwhile_is_kept(
     assert refused(model, folder).startswith(f"{folder}: cannot be created: ")
     assert [file.name for file in tmp_path.iterdir()] == ["saved"]
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_head_that_is_no_copy_of_the_embedding_is_not_left_out(tmp_path: Path) -> None:
+    tied = build(LLAMA | {"tie_word_embeddings": True})
+    tied.lm_head.weight = nn.Parameter(tied.lm_head.weight.detach().clone())
+    save_checkpoint(tied, tmp_path / "equal")
+    with torch.no_grad():
+        tied.lm_head.weight[3, 5] += 1
+    assert "its head differs from its embedding, but the config ties them" in refused(tied, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["equal"]

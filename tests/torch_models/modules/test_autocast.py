@@ -158,6 +158,15 @@ def test_a_conversion_leaves_the_correction_bias_as_it_is(convert: Callable[[nn.
         assert router.state_dict()["e_score_correction_bias"] is not None
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_correction_bias_that_is_loaded_is_in_fp32(assign: bool) -> None:
+    state = {name: tensor.bfloat16() for name, tensor in build(FAMILIES["deepseek_v3"], seed=1).state_dict().items()}
+    model = build(FAMILIES["deepseek_v3"], device="meta" if assign else "cpu", dtype=torch.bfloat16)
+    model.load_state_dict(state, assign=assign)
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 def test_moves_between_devices_move_the_correction_bias() -> None:
     model = build(spec_from_fields(DEEPSEEK_V3, "s")).to("meta", BF16)
     (bias,) = {(buffer.device.type, buffer.dtype) for buffer in model.buffers()}

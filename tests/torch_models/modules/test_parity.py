@@ -10,6 +10,7 @@ from transformers.modeling_layers import MtpLayer
 
 from tests.shrunken import (
     DEEPSEEK_V2,
+    DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
     FAMILIES,
     GEMMA2,
@@ -23,9 +24,10 @@ from tests.shrunken import (
     QWEN3,
     QWEN3_MOE,
 )
-from torch_models import build, build_mtp
-from torch_models.builder import build_mtp_layers
+from torch_models import build, build_mtp, initialize
+from torch_models.builder import build_mtp_layers, creating
 from torch_models.fields.config import spec_from_fields
+from torch_models.modules.attention import MultiHeadLatentAttention
 from torch_models.modules.layers import rotary_tables
 
 SEQUENCE_LENGTH = 48
@@ -260,3 +262,24 @@ def test_no_position_sees_a_later_one(fields: dict[str, Any]) -> None:
         before, after = model(ids), model(changed)
     torch.testing.assert_close(before[:, :30], after[:, :30], rtol=0, atol=1e-6)
     assert not torch.allclose(before[:, 30:], after[:, 30:])
+
+
+@pytest.mark.parametrize("fields", [DEEPSEEK_V2, DEEPSEEK_V2_LITE], ids=["latent_queries", "direct_queries"])
+def test_latent_attention_is_the_sum_over_parts_of_its_heads(fields: dict[str, Any]) -> None:
+    """A module with the columns and rows of some heads, as tensor parallelism makes it."""
+    torch.manual_seed(0)
+    spec = spec_from_fields(fields, "shrunken").layers[0].attention
+    x, dtype = torch.randn(2, 12, spec.hidden_size, dtype=torch.float64), torch.float64
+    tables = rotary_tables(spec.rotary, 12, x.device, dtype)
+    with creating("cpu", dtype):
+        whole = MultiHeadLatentAttention(spec, "fused")
+        parts = [MultiHeadLatentAttention(spec, "fused") for _ in range(2)]
+    initialize(whole, initializer_range=0.3)
+    for number, part in enumerate(parts):
+        part.load_state_dict(whole.state_dict())
+        names = {"q_b_proj", "q_proj", "kv_b_proj", "o_proj"}
+        for name, projection in part.named_children():
+            if name in names:
+                weight = projection.weight.chunk(2, dim=int(name == "o_proj"))[number]
+                projection.weight = torch.nn.Parameter(weight.clone())
+    torch.testing.assert_close(sum(part(x, tables) for part in parts), whole(x, tables), rtol=1e-10, atol=1e-12)

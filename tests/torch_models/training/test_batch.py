@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.shrunken import LLAMA
-from torch_models import UserError, build, check_batch
+from torch_models import UserError, build, build_training_model, check_batch
 from torch_models.fields.config import spec_from_fields
 
 SPEC = spec_from_fields(LLAMA, "shrunken")
@@ -54,3 +54,24 @@ def test_what_is_no_tensor_is_named(other: Any) -> None:
         check_batch(SPEC, changed(0), other)
     with pytest.raises(UserError, match=f"token_ids = '{type(other).__name__}': must be a tensor"):
         check_batch(SPEC, other, changed(0))
+
+
+def test_a_model_may_be_wrapped() -> None:
+    model = torch.compile(build(SPEC, device="meta"), backend="eager")
+    with pytest.raises(UserError, match=r"labels\[1, 2\] = 96"):
+        check_batch(model, changed(0), changed(LAST + 1))
+    with pytest.raises(UserError, match="model = 'Linear': must be a model of torch_models or a ModelSpec"):
+        check_batch(torch.nn.Linear(2, 2), changed(0), changed(0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(changed(0).int(), "labels = torch.int32: must be torch.int64"), (changed(0)[:, 1:], r"labels = \(2, 7\): must")],
+    ids=["dtype", "shape"],
+)
+def test_one_graph_is_not_made_of_a_wrong_batch(labels: Tensor, said: str) -> None:
+    """Torch's compiler has an error of its own, with what is wrong in it."""
+    torch._dynamo.reset()
+    model = torch.compile(build_training_model(SPEC, device="meta"), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=said):
+        model(changed(0), labels)

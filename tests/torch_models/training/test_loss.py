@@ -101,7 +101,7 @@ def test_the_equations_of_multi_token_prediction(fields: dict[str, Any]) -> None
     tables = decoder.rotary_tables(token_ids)
 
     def mean(hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = F.linear(hidden, model.lm_head.weight).float()
+        logits = F.linear(hidden, model.lm_head.weight)
         scored = targets != IGNORED
         return -logits.log_softmax(-1)[scored].gather(1, targets[scored].unsqueeze(1)).mean()
 
@@ -112,7 +112,7 @@ def test_the_equations_of_multi_token_prediction(fields: dict[str, Any]) -> None
         cos, sin = tables[decoder.tables_of_layers[-1]]
         hidden = layer(hidden[:, :length], embedded, (cos[:length], sin[:length]))
         expected = expected + 0.5 / len(decoder.mtp_layers) * mean(hidden, labels[:, depth:])
-    torch.testing.assert_close(model(token_ids, labels), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(model(token_ids, labels), expected, rtol=1e-12, atol=0)
 
 
 def test_without_prediction_layers_the_loss_is_that_of_the_main_model() -> None:
@@ -163,13 +163,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(fields: dict[str, An
         normalizer = loss_normalizer([labels for _, labels in micro_batches], mtp_layers=depths) if normalized else None
         losses = [model(*each, normalizer=normalizer) for each in micro_batches]
         torch.stack(losses).sum().backward()
-        return sum(losses, torch.zeros(())).detach(), torch.cat([each.flatten() for each in gradients(model)])
+        return torch.stack(losses).sum().detach(), torch.cat([each.flatten() for each in gradients(model)])
 
     pieces = [(token_ids[:1], labels[:1]), (token_ids[1:], labels[1:])]
     loss, expected = run([(token_ids, labels)], normalized=False)
     total, found = run(pieces, normalized=True)
-    torch.testing.assert_close(total, loss, rtol=1e-6, atol=0)  # the logits are rounded to fp32
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(total, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)  # routers compute in fp32
     of_means = run(pieces, normalized=False)[1]
     assert F.cosine_similarity(of_means, expected, dim=0) < 0.999
 
@@ -209,6 +209,7 @@ def test_a_batch_of_another_form_is_refused(token_ids: Tensor, labels: Tensor, s
     [
         ({"loss_chunk": 0}, "loss_chunk = 0: must be a whole number of tokens"),
         ({"loss_chunk": 2.0}, "loss_chunk = 2.0: must be a whole number of tokens"),
+        ({"mtp": "no"}, "mtp = 'no': must be True or False"),
         ({"mtp_weight": -1}, "mtp_weight = -1: must be a finite number"),
         ({"mtp_weight": float("nan")}, "mtp_weight = nan: must be a finite number"),
         ({"kernels": "flash"}, "kernels = 'flash': must be one of fused, eager"),
@@ -218,6 +219,21 @@ def test_a_batch_of_another_form_is_refused(token_ids: Tensor, labels: Tensor, s
 def test_arguments_that_cannot_be(argument: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_training_model(LLAMA, **argument)
+
+
+@pytest.mark.parametrize(
+    ("labels", "mtp_layers", "said"),
+    [
+        ([], 0, "labels = 'list': must be a list of the labels of each micro-batch"),
+        (torch.zeros(2, 8).long(), 0, "labels = 'Tensor': must be a list of the labels of each micro-batch"),
+        ([torch.zeros(2, 8)], 0, r"labels = '\(2, 8\) in torch.float32': each must have the shape"),
+        ([torch.zeros(2, 8).long()], -1, "mtp_layers = -1: must be a number of layers"),
+    ],
+    ids=["empty", "tensor", "dtype", "mtp_layers"],
+)
+def test_what_is_no_list_of_labels_is_refused(labels: Any, mtp_layers: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        loss_normalizer(labels, mtp_layers=mtp_layers)
 
 
 def test_an_unknown_recompute_is_refused() -> None:
