@@ -28,9 +28,6 @@ STEPS = 3
 SEED = 7  # of first values that `initialize` draws
 SEQUENCES, LENGTH, VOCABULARY = 2, 20, 96  # longer than the windows, which are of 12 tokens
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")
-
 Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, S) each
 
 
