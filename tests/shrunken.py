@@ -179,3 +179,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
 }
+
+# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
+REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")

@@ -10,7 +10,7 @@ import torch
 
 import torch_models
 from tests.shrunken import DEEPSEEK_V3, LLAMA
-from torch_models import build, build_mtp, load_checkpoint, load_mtp_checkpoint, read_spec
+from torch_models import build, build_mtp, build_training_model, load_checkpoint, load_mtp_checkpoint, read_spec
 from torch_models.errors import UserError
 from torch_models.fields.config import FAMILIES, spec_from_fields
 from torch_models.fields.file import read_config
@@ -60,6 +60,21 @@ def test_a_device_or_a_dtype_that_cannot_be(placement: dict[str, Any], said: str
     ):
         with pytest.raises(UserError, match=f"^{said}"):
             create(what, **placement)
+
+
+def test_a_tied_weight_stays_one() -> None:
+    spec = spec_from_fields(LLAMA | {"tie_word_embeddings": True}, "x")
+    for create in (build, build_training_model):
+        stored = create(spec).state_dict()
+        model = create(spec, device="meta")
+        expected = [parameter.numel() for parameter in model.parameters()]
+        model.load_state_dict(stored, assign=True)
+        assert [parameter.numel() for parameter in model.parameters()] == expected
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
+        model.to("meta").to_empty(device="cpu").to(torch.bfloat16)
+        assert [parameter.numel() for parameter in model.parameters()] == expected
+        assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_first_values() -> None:

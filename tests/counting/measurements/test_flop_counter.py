@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from counting.measurements.meta_device import measuring
 from counting.measurements.ops.formulas import op_flops
-from tests.shrunken import FAMILIES
+from tests.shrunken import FAMILIES, REPRESENTATIVE
 from tests.witnesses import derived
 from torch_models import build, set_recompute
 from torch_models.fields.config import spec_from_fields
@@ -27,6 +27,7 @@ LENGTH = 24
 RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
 DEVICES = ["cpu", "meta"]
 PLACES: list[tuple[Kernels, str]] = [("fused", "cpu"), ("fused", "meta"), ("eager", "meta")]
+FEW = [pytest.param(family, marks=[] if family in REPRESENTATIVE else pytest.mark.sweep) for family in FAMILIES]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Runs where nothing but torch_models is imported; prints the FLOPs of a step of every model.
@@ -50,10 +51,12 @@ print(json.dumps(counted))
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, int]:
+def alone(request: pytest.FixtureRequest) -> dict[str, int]:
+    """What the counter finds of each family that is tested in this run."""
+    tested = {item.callspec.params["family"] for item in request.session.items if "alone" in item.fixturenames}  # type: ignore[attr-defined]
     done = subprocess.run(
         [sys.executable, "-c", ALONE],
-        input=json.dumps(FAMILIES),
+        input=json.dumps({family: FAMILIES[family] for family in sorted(tested)}),
         capture_output=True,
         text=True,
         check=True,
@@ -104,7 +107,7 @@ def scores_not_computed_again(family: str, device: str) -> int:
 
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize(("kernels", "device"), PLACES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW)
 def test_a_step_by_torchs_counter(family: str, kernels: Kernels, device: str, name: str, alone: dict[str, int]) -> None:
     lacking = scores_not_computed_again(family, device) if kernels == "fused" else 0
     recompute: Recompute = "full" if name == "bf16" else "selective"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.shrunken import REPRESENTATIVE
 from tests.torch_models.ecosystem.comparison import assert_close, assert_equal, rows
 from tests.torch_models.ecosystem.training_steps import (
-    REPRESENTATIVE,
     STEPS,
     Way,
     batch,

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.shrunken import REPRESENTATIVE
 from tests.torch_models.ecosystem.comparison import assert_close, assert_equal, rows
-from tests.torch_models.ecosystem.training_steps import REPRESENTATIVE, Trained, Way, train, train_plain
+from tests.torch_models.ecosystem.training_steps import Trained, Way, train, train_plain
 from tests.worlds import World
 
 EXACT = {

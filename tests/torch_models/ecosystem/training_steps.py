@@ -21,15 +21,12 @@ from torch.distributed.tensor import DTensor
 from tests.shrunken import FAMILIES
 from torch_models import build_training_model, initialize, loss_normalizer, set_recompute
 from torch_models.spec import Kernels, Recompute
+from torch_models.training.batch import IGNORED
 from torch_models.training.model import TrainingModel
 
 STEPS = 3
 SEED = 7  # of first values that `initialize` draws
 SEQUENCES, LENGTH, VOCABULARY = 2, 20, 96  # longer than the windows, which are of 12 tokens
-IGNORED = -100
-
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")
 
 Batch = tuple[Tensor, Tensor]  # token ids and labels, (B, S) each
 

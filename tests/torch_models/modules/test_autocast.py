@@ -17,6 +17,7 @@ from torch_models.builder import creating
 from torch_models.fields.config import spec_from_fields
 from torch_models.first_values import initialize
 from torch_models.modules import moe
+from torch_models.modules.autocast import cast_for_products
 from torch_models.modules.layers import RMSNorm, apply_rotary
 from torch_models.modules.moe import MixtureOfExperts, Router
 from torch_models.spec import Kernels, MixtureOfExpertsSpec
@@ -67,6 +68,16 @@ def test_experts_run_in_the_dtype_of_autocast(
     assert out.dtype == BF16
     assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {weights}
     assert all(parameter.grad is not None for parameter in module.experts.parameters())
+
+
+def test_what_autocast_does_not_cast() -> None:
+    """Torch does not cast fp64, and has no autocast for the meta device."""
+    for given in (torch.ones(2, dtype=torch.float64), torch.ones(2, device="meta")):
+        with bf16_autocast():
+            assert cast_for_products(given) is given
+    with bf16_autocast():
+        assert torch.mm(torch.ones(2, 2).double(), torch.ones(2, 2).double()).dtype == torch.float64
+        assert cast_for_products(tokens()).dtype == BF16
 
 
 @pytest.mark.parametrize("fields", WITH_EXPERTS, ids=lambda fields: fields["model_type"])

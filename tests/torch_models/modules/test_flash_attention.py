@@ -67,15 +67,17 @@ def test_compiled_gradients_are_those_of_eager(dtype: torch.dtype) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The elements of the largest tensor that an op returns."""
+    """The elements of the largest tensor that an op returns, and the last size of those that are split in groups."""
 
     elements = 0
+    keys = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = function(*args, **(kwargs or {}))
         for each in out if isinstance(out, tuple | list) else (out,):
             if isinstance(each, Tensor):
                 self.elements = max(self.elements, each.numel())
+                self.keys = max(self.keys, each.shape[-1] if each.dim() == 5 else 0)
         return out
 
 
@@ -91,6 +93,7 @@ def test_no_tensor_is_square_in_the_sequence(window: int | None) -> None:
     scores = 2 * case.heads * 8 * (case.length if window is None else 8 + window)
     assert largest.elements <= max(scores, 2 * case.heads * case.length * case.channels)
     assert largest.elements < 2 * case.heads * case.length**2 // 8
+    assert largest.keys == (case.length if window is None else 8 + window - 1)
 
 
 def test_autocast_changes_nothing_inside_the_op() -> None:
@@ -99,4 +102,6 @@ def test_autocast_changes_nothing_inside_the_op() -> None:
     expected = flash_attention(*given, SCALE, case.window, case.softcap)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = flash_attention(*given, SCALE, case.window, case.softcap)[0]
+        found = gradients(out, *given)
     assert torch.equal(out, expected)
+    assert all(map(torch.equal, found, gradients(expected, *given)))

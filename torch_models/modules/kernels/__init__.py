@@ -1,1 +1,1 @@
-"""Operations that torch does not offer under a public name, each with a fake kernel for the meta device."""
+"""Operations that torch does not offer, or not for every dtype and device, and FLOP formulas of what modules run."""
