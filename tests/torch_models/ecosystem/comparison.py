@@ -28,7 +28,7 @@ def assert_equal(found: Trained, expected: Trained) -> None:
         assert torch.equal(loss, right), f"loss {loss.item()!r}, not {right.item()!r}"
     for kind, of_found, of_expected in _tensors(found, expected):
         different = [name for name, tensor in of_expected.items() if not torch.equal(of_found[name], tensor)]
-        assert different == [], kind
+        assert different == [], f"other {kind}: {different}"
 
 
 def assert_close(found: Trained, expected: Trained, tolerance: float) -> None:
@@ -43,7 +43,8 @@ def assert_close(found: Trained, expected: Trained, tolerance: float) -> None:
             name: float((of_found[name] - tensor).norm() / max(tensor.norm(), least))
             for name, tensor in of_expected.items()
         }
-        assert {name: distance for name, distance in distances.items() if not distance <= tolerance} == {}, kind
+        far = {name: distance for name, distance in distances.items() if not distance <= tolerance}
+        assert far == {}, f"{kind} at a distance: {far}"
 
 
 def _tensors(found: Trained, expected: Trained) -> list[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:

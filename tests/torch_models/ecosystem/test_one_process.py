@@ -41,8 +41,8 @@ AUTOCAST = {"autocast": (Way(autocast=True, continuous=True), REPRESENTATIVE)}
 MICRO_BATCHES = {"micro_batches": (Way(), REPRESENTATIVE)}
 INDUCTOR = {
     "inductor": Way(backend="inductor"),
-    "inductor-bf16": Way(backend="inductor", dtype=torch.bfloat16),
-    "inductor-autocast": Way(backend="inductor", autocast=True),
+    "inductor-bf16": Way(backend="inductor", dtype=torch.bfloat16, continuous=True),
+    "inductor-autocast": Way(backend="inductor", autocast=True, continuous=True),
 }
 
 
