@@ -36,6 +36,8 @@ def test_what_is_promised_is_public() -> None:
         "read_gpus",
     }
     assert set(torch_models.__all__) >= {"build", "build_mtp", "load_checkpoint", "read_spec", "set_recompute"}
+    assert set(torch_models.__all__) >= {"build_training_model", "check_batch", "initialize", "loss_normalizer"}
+    assert set(torch_models.__all__) >= {"load_training_model", "save_checkpoint"}
     assert set(torch_models.__all__) >= {"LayerSpec", "GroupedQueryAttentionSpec", "MultiHeadLatentAttentionSpec"}
     assert set(torch_models.__all__) >= {"GatedMLPSpec", "MixtureOfExpertsSpec", "ModelSpec", "CheckpointError"}
 

@@ -13,7 +13,7 @@ from torch_models.modules.layers import RotaryTables, rotary_tables
 from torch_models.spec import Kernels, LayerSpec, ModelSpec
 from torch_models.training.model import TrainingModel
 
-# Grouped products have a 16-bit meta kernel only for bfloat16; float16 has the same bytes and FLOPs.
+# Of the 16-bit formats; float16 has the same bytes and FLOPs.
 MEASURED_DTYPE = torch.bfloat16
 
 

@@ -81,7 +81,7 @@ def flash_attention_backward(
     precision = _precision(query_BHSC)
     of_query, of_key, of_value, of_sinks = _empty_gradients(query_BHSC, key_BGSC, value_BGSC, sinks_H)
     sum_of_key, sum_of_value = (torch.zeros_like(x, dtype=precision) for x in (key_BGSC, value_BGSC))
-    mean_BHS = torch.zeros_like(logsumexp_BHS)
+    mean_BHS = torch.zeros_like(logsumexp_BHS)  # of the probabilities' gradient by row, the paper's D
     with torch.autocast(query_BHSC.device.type, enabled=False):
         for block in _blocks(query_BHSC, window):
             query, gradient, out = (

@@ -30,7 +30,10 @@ def grouped_product(rows_Tk: Tensor, weights_Ekn: Tensor, ends_E: Tensor) -> Ten
 
 @torch.library.custom_op(NAME, mutates_args=(), schema="(Tensor rows, Tensor weights, Tensor ends) -> Tensor")
 def product_by_group(rows_Tk: Tensor, weights_Ekn: Tensor, ends_E: Tensor) -> Tensor:
-    """`grouped_product` as one op, whatever the dtype; it multiplies group by group."""
+    """`grouped_product` as one op, whatever the dtype; it multiplies group by group.
+
+    It reads the sizes of the groups, so on a CUDA device it waits for them; `F.grouped_mm` in bf16 does not.
+    """
     out = rows_Tk.new_zeros(rows_Tk.shape[0], weights_Ekn.shape[2])
     for group, matrix in zip(_groups(ends_E), weights_Ekn, strict=True):
         torch.mm(rows_Tk[group], matrix, out=out[group])

@@ -140,6 +140,17 @@ def test_attention_on_cpu_backward() -> None:
     assert backward_of(F.scaled_dot_product_attention(query, key, key)) == [5 * 2 * 2 * 4 * 6 * 10 * 8]
 
 
+def test_attention_of_other_backends_is_registered_with_torch() -> None:
+    """4 heads, 6 queries and keys, 8 channels: two products forward, five backward, 2 FLOPs a multiply-add."""
+    query = torch.empty(1, 4, 6, 8, device="meta")
+    forward, backward = (
+        flop_registry[getattr(aten, f"_scaled_dot_product_fused_attention_overrideable{suffix}")]
+        for suffix in ("", "_backward")
+    )
+    assert forward(query, query, query, out_val=query) == 2 * 2 * 4 * 6 * 6 * 8
+    assert backward(query, query, query, query, out_val=query) == 5 * 2 * 4 * 6 * 6 * 8
+
+
 def test_windowed_attention_backward() -> None:
     """Three products over 8 channels and two over 5, of 4 heads with 6 queries that see 3 keys each."""
     query, key = zeros(1, 4, 6, 8, requires_grad=True), zeros(1, 2, 6, 8, requires_grad=True)
