@@ -136,7 +136,7 @@ class Decoder(nn.Module):
     """Embedding, layers and final norm: token ids (B, S) -> hidden states (B, S, D).
 
     `layers` has the layers of the main model and after them one for each of `mtp_layers`, numbered on as in Hugging
-    Face's checkpoints; `forward` does not run the latter.
+    Face's checkpoints.
     """
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, mtp_layers: Sequence[LayerSpec] = ()) -> None:
@@ -152,28 +152,31 @@ class Decoder(nn.Module):
         index_of = {rotary: index for index, rotary in enumerate(self.rotary_specs)}
         self.tables_of_layers = tuple(index_of[rotary] for rotary in of_layers)  # indices in `rotary_specs`
 
-    def forward(self, token_ids_BS: Tensor, tables: Sequence[RotaryTables] | None = None) -> Tensor:
-        """(B, S) -> (B, S, D); `tables` is the result of `rotary_tables`, computed here if it is None."""
+    def forward(
+        self,
+        token_ids_BS: Tensor,
+        tables: Sequence[RotaryTables] | None = None,
+        *,
+        depth: int = 0,
+        hidden_BSD: Tensor | None = None,
+    ) -> Tensor:
+        """Return the hidden states from which the head predicts at the prediction depth `depth`, (B, S) -> (B, S, D).
+
+        Depth 0 is the main model. Depth k is the multi-token-prediction layer k: `hidden_BSD` is what depth k - 1
+        returned, and `token_ids_BS` has the token that it predicts at each position. `tables` is the result of
+        `rotary_tables`, computed here if it is None.
+        """
         if tables is None:
             tables = self.rotary_tables(token_ids_BS)
         x_BSD = self.embed(token_ids_BS)
+        if depth > 0:
+            index = self.num_layers + depth - 1
+            out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
+            return out
         for index in range(self.num_layers):
             x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
-        out: Tensor = self.norm(x_BSD)
-        return out
-
-    def predict_further(
-        self, depth: int, hidden_BSD: Tensor, token_ids_BS: Tensor, tables: Sequence[RotaryTables]
-    ) -> Tensor:
-        """Run the multi-token-prediction layer `depth`, counted from 0, on the hidden state of the depth before it.
-
-        `token_ids_BS` has the token that the depth before it predicts at each position, (B, S). Returns the hidden
-        state for the head, (B, S, D).
-        """
-        index = self.num_layers + depth
-        embedding_BSD = self.embed(token_ids_BS)
-        out: Tensor = self.layers[index](hidden_BSD, embedding_BSD, tables[self.tables_of_layers[index]])
-        return out
+        normed: Tensor = self.norm(x_BSD)
+        return normed
 
     @property
     def mtp_layers(self) -> list[nn.Module]:

@@ -66,11 +66,11 @@ class TrainingModel(LanguageModel):
             tables = self.model.rotary_tables(token_ids_BS)
         hidden_BSD = self.model(token_ids_BS, tables)
         loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
-        for depth in range(self.num_mtp_layers):
+        for depth in range(1, 1 + self.num_mtp_layers):
             token_ids_BS = one_further(token_ids_BS, 0)  # no position is scored that attends to the last one
-            hidden_BSD = self.model.predict_further(depth, hidden_BSD, token_ids_BS, tables)
+            hidden_BSD = self.model(token_ids_BS, tables, depth=depth, hidden_BSD=hidden_BSD)
             labels_BS = one_further(labels_BS, IGNORED)
-            further = self._loss(hidden_BSD, labels_BS, normalizer, 1 + depth)
+            further = self._loss(hidden_BSD, labels_BS, normalizer, depth)
             loss = loss + self.mtp_weight / self.num_mtp_layers * further
         return loss
 

@@ -18,6 +18,7 @@ EXACT = {
     "fsdp-recompute_selective": (Way(wrapper="fsdp", recompute="selective"), ["gemma2"]),
     "fsdp-mixed_precision": (Way(wrapper="fsdp", mixed_precision=True), ["smollm", "deepseek_v3"]),
     "fsdp-loss_chunk": (Way(wrapper="fsdp", loss_chunk=7), ["smollm"]),
+    "fsdp-decoder": (Way(wrapper="fsdp", decoder_apart=True), ["deepseek_v3"]),
     "fsdp-initialized": (Way(wrapper="fsdp", initialized=True), ["smollm", "gpt_oss", "deepseek_v3"]),
     "fsdp-compiled": (Way(wrapper="fsdp", backend="aot_eager"), ["mixtral"]),
     "fsdp-compiled-recompute_full": (Way(wrapper="fsdp", backend="aot_eager", recompute="full"), ()),

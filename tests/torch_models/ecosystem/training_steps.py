@@ -43,6 +43,7 @@ class Way:
     recompute: Recompute = "none"
     loss_chunk: int | None = None
     wrapper: Literal["ddp", "fsdp", "hsdp"] | None = None
+    decoder_apart: bool = False  # fully_shard has a group of the whole decoder, beside those of its layers
     mixed_precision: bool = False  # bf16 weights and fp32 reduction, of fully_shard
     initialized: bool = False  # built on meta, allocated with to_empty, initialized with SEED
     continuous: bool = False  # every expert is chosen and none is clamped: rounding changes no gradient by much
@@ -181,7 +182,7 @@ def shard(model: TrainingModel, way: Way) -> None:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.model.layers:
         fully_shard(layer, **options)
-    ends = [model.model.embed_tokens, model.lm_head]
+    ends = [model.model if way.decoder_apart else model.model.embed_tokens, model.lm_head]
     for part in [ends] if model.spec.tie_word_embeddings else ends:
         fully_shard(part, **options)
     fully_shard(model, **options)
