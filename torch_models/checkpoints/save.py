@@ -161,6 +161,8 @@ def _config(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
         raise ArgumentError("model", spec.name, rule)
     fields = {name: value for name, value in json.loads(spec.config_json).items() if name not in NOT_SAVED}
     fields["torch_dtype"] = str(dtype).removeprefix("torch.")
+    if fields.get("initializer_range", 0) is None:  # read as the default, which transformers does not do
+        fields["initializer_range"] = spec.initializer_range
     if not fields.get("architectures"):
         fields["architectures"] = [_architecture(spec.model_type)]
     return cast(dict[str, Any], fields)

@@ -300,3 +300,10 @@ def test_a_model_that_was_loaded_is_saved_again(tmp_path: Path) -> None:
         {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("first", "second")
     )
     assert first == second
+
+
+def test_a_null_that_stands_for_a_default_is_written_as_the_default(tmp_path: Path) -> None:
+    """transformers refuses a null here."""
+    save_checkpoint(drawn(LLAMA | {"initializer_range": None}), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["initializer_range"] == 0.02
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").initializer_range == 0.02
