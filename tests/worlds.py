@@ -8,6 +8,8 @@ called as `function(*args)` on every rank, and finds its rank in `torch.distribu
 process group that has failed is replaced at the next call.
 """
 
+import faulthandler
+import gc
 import multiprocessing
 import pickle
 import sys
@@ -36,6 +38,10 @@ class WorldError(AssertionError):
     """A rank has raised an error, has ended, or has not answered in time; the message has its traceback."""
 
 
+class CrashError(WorldError):
+    """A rank was ended by a signal: a crash in native code."""
+
+
 class _Rank(NamedTuple):
     process: BaseProcess
     connection: Connection
@@ -59,15 +65,15 @@ class World:
         """Return what `function(*args)` returns on each rank, in the order of ranks. Warnings are errors in it.
 
         Raises `WorldError` as soon as one rank fails, or after `timeout_seconds`; all ranks are ended then, since the
-        others may wait for the one that failed.
+        others may wait for the one that failed. A crash in native code is shown on stderr and the call repeated once
+        with new processes: torch's own code for CPUs has crashed in one of some thousand calls.
         """
-        if not self._ranks:
-            self._start()
+        request = pickle.dumps((function, args))
         try:
-            return self._answers(pickle.dumps((function, args)), timeout_seconds)
-        except BaseException:
-            self.close()
-            raise
+            return self._answers_or_ended(request, timeout_seconds)
+        except CrashError as crash:
+            print(f"{crash}; once more", file=sys.stderr)
+            return self._answers_or_ended(request, timeout_seconds)
 
     def close(self) -> None:
         """End all processes, whatever they are doing."""
@@ -91,12 +97,21 @@ class World:
             theirs.close()
             self._ranks.append(_Rank(process, ours))
 
+    def _answers_or_ended(self, request: bytes, timeout_seconds: float) -> list[Any]:
+        try:
+            return self._answers(request, timeout_seconds)
+        except BaseException:
+            self.close()
+            raise
+
     def _answers(self, request: bytes, timeout_seconds: float) -> list[Any]:
+        if not self._ranks:
+            self._start()
         for number, rank in enumerate(self._ranks):
             try:
                 rank.connection.send_bytes(request)
             except BrokenPipeError:
-                raise WorldError(self._ended(number)) from None
+                raise self._ended(number) from None
         deadline = time.monotonic() + timeout_seconds
         answers: dict[int, Any] = {}
         while len(answers) < self.processes:
@@ -111,16 +126,18 @@ class World:
                 try:
                     succeeded, answer = pickle.loads(connection.recv_bytes())
                 except EOFError:
-                    raise WorldError(self._ended(number)) from None
+                    raise self._ended(number) from None
                 if not succeeded:
                     raise WorldError(f"rank {number} of {self.processes}:\n{answer}")
                 answers[number] = answer
         return [answers[number] for number in range(self.processes)]
 
-    def _ended(self, number: int) -> str:
+    def _ended(self, number: int) -> WorldError:
         process = self._ranks[number].process
         process.join(1)
-        return f"rank {number} of {self.processes} has ended with exit code {process.exitcode}"
+        by_signal = process.exitcode is not None and process.exitcode < 0
+        kind = CrashError if by_signal else WorldError
+        return kind(f"rank {number} of {self.processes} has ended with exit code {process.exitcode}")
 
 
 def run_world(
@@ -134,6 +151,7 @@ def run_world(
 def _serve(connection: Connection, store: str, rank: int, processes: int) -> None:
     """Answer requests until the other end is closed: (True, result), or (False, traceback)."""
     torch.set_num_threads(1)
+    faulthandler.enable()  # where a rank is that the system ends
     joined = False
     while True:
         try:
@@ -153,6 +171,7 @@ def _serve(connection: Connection, store: str, rank: int, processes: int) -> Non
                 answer = pickle.dumps((True, function(*args)))
         except BaseException:
             answer = pickle.dumps((False, traceback.format_exc()))
+        gc.collect()  # not in the middle of the next call, where a wrapper's threads may run
         connection.send_bytes(answer)
 
 
