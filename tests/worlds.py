@@ -38,10 +38,6 @@ class WorldError(AssertionError):
     """A rank has raised an error, has ended, or has not answered in time; the message has its traceback."""
 
 
-class CrashError(WorldError):
-    """A rank was ended by a signal: a crash in native code."""
-
-
 class _Rank(NamedTuple):
     process: BaseProcess
     connection: Connection
@@ -65,15 +61,13 @@ class World:
         """Return what `function(*args)` returns on each rank, in the order of ranks. Warnings are errors in it.
 
         Raises `WorldError` as soon as one rank fails, or after `timeout_seconds`; all ranks are ended then, since the
-        others may wait for the one that failed. A crash in native code is shown on stderr and the call repeated once
-        with new processes: torch's own code for CPUs has crashed in one of some thousand calls.
+        others may wait for the one that failed.
         """
-        request = pickle.dumps((function, args))
         try:
-            return self._answers_or_ended(request, timeout_seconds)
-        except CrashError as crash:
-            print(f"{crash}; once more", file=sys.stderr)
-            return self._answers_or_ended(request, timeout_seconds)
+            return self._answers(pickle.dumps((function, args)), timeout_seconds)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End all processes, whatever they are doing."""
@@ -96,13 +90,6 @@ class World:
             process.start()
             theirs.close()
             self._ranks.append(_Rank(process, ours))
-
-    def _answers_or_ended(self, request: bytes, timeout_seconds: float) -> list[Any]:
-        try:
-            return self._answers(request, timeout_seconds)
-        except BaseException:
-            self.close()
-            raise
 
     def _answers(self, request: bytes, timeout_seconds: float) -> list[Any]:
         if not self._ranks:
@@ -135,9 +122,7 @@ class World:
     def _ended(self, number: int) -> WorldError:
         process = self._ranks[number].process
         process.join(1)
-        by_signal = process.exitcode is not None and process.exitcode < 0
-        kind = CrashError if by_signal else WorldError
-        return kind(f"rank {number} of {self.processes} has ended with exit code {process.exitcode}")
+        return WorldError(f"rank {number} of {self.processes} has ended with exit code {process.exitcode}")
 
 
 def run_world(
@@ -171,7 +156,7 @@ def _serve(connection: Connection, store: str, rank: int, processes: int) -> Non
                 answer = pickle.dumps((True, function(*args)))
         except BaseException:
             answer = pickle.dumps((False, traceback.format_exc()))
-        gc.collect()  # not in the middle of the next call, where a wrapper's threads may run
+        gc.collect()  # what this call leaves is freed before the next one begins
         connection.send_bytes(answer)
 
 

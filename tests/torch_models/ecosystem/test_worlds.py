@@ -3,13 +3,12 @@
 import os
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.worlds import CrashError, World, WorldError, run_world
+from tests.worlds import World, WorldError, run_world
 
 
 def sum_of_ranks(added: int) -> tuple[int, int, int]:
@@ -67,8 +66,9 @@ def test_one_world_serves_many_calls(world: World) -> None:
         (fail_on_last_rank, r"rank 1 of 2:\n(?s:.*)in fail_on_last_rank\n(?s:.*)ValueError: a reason"),
         (warn, r"rank \d of 2:\n(?s:.*)UserWarning: a warning"),
         (end, r"rank \d of 2 has ended with exit code 3"),
+        (os.abort, r"rank \d of 2 has ended with exit code -6"),
     ],
-    ids=["error", "warning", "end"],
+    ids=["error", "warning", "end", "crash"],
 )
 def test_a_failure_is_reported_and_the_next_call_works(world: World, function: object, message: str) -> None:
     before = world.run(process_id)
@@ -76,23 +76,6 @@ def test_a_failure_is_reported_and_the_next_call_works(world: World, function: o
         world.run(function)
     after = world.run(process_id)
     assert set(before).isdisjoint(after)
-
-
-def abort_once(marker: str) -> str:
-    """Crash on rank 1 in the first call."""
-    if dist.get_rank() == 1 and not os.path.exists(marker):
-        open(marker, "w").close()
-        os.abort()
-    return "answered"
-
-
-def test_a_crash_in_native_code_has_one_more_try(
-    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert world.run(abort_once, str(tmp_path / "crashed")) == ["answered", "answered"]
-    assert "rank 1 of 2 has ended with exit code -6; once more" in capfd.readouterr().err
-    with pytest.raises(CrashError, match=r"rank . of 2 has ended with exit code -6"):
-        world.run(os.abort)
 
 
 def test_a_world_that_does_not_answer_is_ended(world: World) -> None:
