@@ -117,8 +117,23 @@ def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
         )
     if isinstance(first, msgspec.Struct):
         return _walk_struct(values, place.enter(first), checks)
+    if isinstance(first, dict):
+        return _walk_table(values, place, checks)
     checks.extend(place.check(values, place.path))
     return first
+
+
+def _walk_table(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
+    """The merged table of all witnesses; what one of them lacks is 0 for it."""
+    keys = dict.fromkeys(key for table in values.values() for key in table)
+    entry = next((type(value) for table in values.values() for value in table.values()), None)
+    if entry is None:
+        return {}
+    nothing = entry()
+    return {
+        key: _walk({name: table.get(key, nothing) for name, table in values.items()}, place.at(key, nothing), checks)
+        for key in keys
+    }
 
 
 def _walk_struct(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:

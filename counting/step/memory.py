@@ -5,13 +5,13 @@ model's order; a run of equal layers is computed at once. One device: nothing is
 before the step's backward pass, unless the recipe accumulates them in separate buffers. Torch-free.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import msgspec
 
 from counting.recipes import ModelStates, states_measurable
 from counting.setup import Setup
+from counting.step.phase import Outside, Phase, Position, RunOfLayers, pass_micro_batch, worst_of
 from counting.step.profile import Passes, StepProfile, Stretch
 from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
 
@@ -45,36 +45,6 @@ WINDOW_NOTE = (
 
 
 CLIPPING, UPDATE = "gradient clipping", "optimiser step"  # the phases after backward
-
-
-class Phase(msgspec.Struct, frozen=True, kw_only=True):
-    """The worst moment of one phase of the step, in bytes.
-
-    `gradients` are those of parameters. `activations` are the tensors saved before this phase's stretch that are still
-    alive (including token ids, labels and rotary tables). All other bytes of the stretch are `logits_and_loss` for
-    head and loss (including the passes of multi-token prediction if it is trained), else `transients`: in a layer's
-    forward pass its own activations, in its backward pass their gradients. A gradient that is to be added out of place
-    to one from another use of the parameter, such as a tied head's, counts as an activation until it is added.
-    """
-
-    name: str
-    micro_batch: int | None  # the first in which the worst moment occurs, from 0; None in a phase without micro-batches
-    layer: int | None  # the layer of the worst moment, from 0; None in a phase without layers
-    layer_kind: str | None
-    parameters: int
-    gradients: int
-    optimizer_state: int
-    activations: int
-    logits_and_loss: int
-    transients: int
-
-    @property
-    def peak_bytes(self) -> int:
-        """The sum of all parts."""
-        return sum(getattr(self, field) for field in PARTS)
-
-
-PARTS = Phase.__struct_fields__[4:]
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,12 +96,21 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         assert layer.states is not None
         states += layer.states * layer.count
     stay = setup.precision_recipe.gradients_apart or setup.zero_gradients == "in_place"
-    position = _Position(states, profile, gradients_stay=stay)
-    loss_name = "head, loss and MTP" if setup.mtp else "head and loss"
+    assert profile.inputs is not None
+    position = Position(states, buffers=profile.buffers, inputs=profile.inputs, gradients_stay=stay)
     passes = [profile.first_micro_batch, *([profile.later_micro_batch] if profile.later_micro_batch else [])]
-    of_passes = [_pass_micro_batch(position, spec, each, index, loss_name) for index, each in enumerate(passes)]
+    of_passes = [
+        pass_micro_batch(
+            position,
+            index,
+            Outside(each.embedding_forward, each.loss, each.embedding_backward),
+            list(_runs(spec, each)),
+            mtp=bool(setup.mtp),
+        )
+        for index, each in enumerate(passes)
+    ]
     phases = (
-        *(_worst(alike) for alike in zip(*(phases for phases, _ in of_passes), strict=True)),
+        *(worst_of(alike) for alike in zip(*(phases for phases, _ in of_passes), strict=True)),
         *(
             [position.pass_through(Stretch(peak=profile.gradient_clipping, net=0), CLIPPING)]
             if profile.gradient_clipping is not None
@@ -139,7 +118,7 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         ),
         position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), UPDATE),
     )
-    worst = _worst(phases)
+    worst = worst_of(phases)
     measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
     return StepMemory(
         states=states,
@@ -153,27 +132,6 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
     )
 
 
-def _pass_micro_batch(
-    position: "_Position", spec: ModelSpec, passes: Passes, index: int, loss_name: str
-) -> tuple[list[Phase], list[int]]:
-    """The worst moment of each phase of one micro-batch, and the peaks of the layers' backward passes in order."""
-    position.micro_batch = index
-    runs = list(_runs(spec, passes))
-    forward = [position.pass_through(passes.embedding_forward, "forward")]
-    for run in runs:
-        forward += position.pass_run(run.forward, "forward", run.kind, run.layers)
-    loss = position.pass_through(passes.loss, loss_name, logits=True)
-    backward: list[Phase] = []
-    backward_peaks: list[int] = []
-    for run in reversed(runs):
-        ends = position.pass_run(run.backward, "backward of a layer", run.kind, run.layers[::-1])
-        backward += ends
-        backward_peaks += _between(ends[0].peak_bytes, ends[-1].peak_bytes, len(run.layers))
-    of_embedding = position.pass_through(passes.embedding_backward, "backward of the embedding")
-    position.micro_batch = None
-    return [_worst(forward), loss, _worst(backward), of_embedding], backward_peaks[::-1]
-
-
 def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
     """`simulated`, which has no states, with the states of `agreed`, a step of the same model."""
     return msgspec.structs.replace(
@@ -184,12 +142,6 @@ def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
         ),
         outside_states=agreed.outside_states,
     )
-
-
-def _between(first: int, last: int, count: int) -> list[int]:
-    """`count` numbers in equal steps from `first` to `last`."""
-    step = (last - first) // (count - 1) if count > 1 else 0
-    return [first + step * index for index in range(count)]
 
 
 def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
@@ -212,69 +164,11 @@ def _beyond_plain_attention(attention: AttentionSpec) -> bool:
     )
 
 
-class _Position:
-    """The bytes that are alive between two stretches, of the micro-batch with this number."""
-
-    def __init__(self, states: ModelStates, profile: StepProfile, *, gradients_stay: bool) -> None:
-        assert profile.inputs is not None and profile.buffers is not None
-        self.parameters = states.weights + profile.buffers
-        self.optimizer_state = states.masters + states.moments
-        self.gradients = states.gradients if gradients_stay else 0
-        self.activations = profile.inputs
-        self.micro_batch: int | None = None
-
-    def pass_through(
-        self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
-    ) -> Phase:
-        """The worst moment of `stretch`; moves the position to its end."""
-        others = stretch.peak - stretch.peak_gradients + stretch.peak_released
-        phase = Phase(
-            name=name,
-            micro_batch=self.micro_batch,
-            layer=layer,
-            layer_kind=kind,
-            parameters=self.parameters,
-            gradients=self.gradients + stretch.peak_gradients,
-            optimizer_state=self.optimizer_state,
-            activations=self.activations - stretch.peak_released,
-            logits_and_loss=others if logits else 0,
-            transients=0 if logits else others,
-        )
-        self.gradients += stretch.gradients
-        self.activations += stretch.net - stretch.gradients
-        return phase
-
-    def pass_run(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
-        """The worst moments of the first and the last of these equal layers, in the order of execution.
-
-        Each layer adds the same number of bytes, so the peaks of the layers between lie in equal steps between the two.
-        """
-        first = self.pass_through(stretch, name, layer=layers[0], kind=kind)
-        if len(layers) == 1:
-            return [first]
-        self.gradients += stretch.gradients * (len(layers) - 2)
-        self.activations += (stretch.net - stretch.gradients) * (len(layers) - 2)
-        return [first, self.pass_through(stretch, name, layer=layers[-1], kind=kind)]
-
-
-def _worst(moments: Sequence[Phase]) -> Phase:
-    return max(moments, key=lambda phase: phase.peak_bytes)
-
-
-class _Run(NamedTuple):
-    """Equal consecutive layers."""
-
-    kind: str
-    forward: Stretch
-    backward: Stretch
-    layers: range
-
-
-def _runs(spec: ModelSpec, passes: Passes) -> Iterator[_Run]:
+def _runs(spec: ModelSpec, passes: Passes) -> Iterator[RunOfLayers]:
     """The runs of equal layers, in the model's order."""
     of_layer = {layer: found for (layer, _), found in zip(spec.layer_groups(), passes.layers, strict=True)}
     first = 0
     for run in spec.layer_runs:
         found = of_layer[run.layer]
-        yield _Run(found.kind, found.forward, found.backward, range(first, first + run.count))
+        yield RunOfLayers(found.kind, found.forward, found.backward, range(first, first + run.count))
         first += run.count

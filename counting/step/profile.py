@@ -19,7 +19,9 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
 
     `net` is the difference at the end, `peak` the difference at the worst moment. `gradients` and `peak_gradients` are
     the parts of these in storages that hold parameters' gradients at the end of the step. `peak_released` are bytes
-    that are alive at the start and no longer at the peak.
+    that are alive at the start and no longer at the peak. On a rank, `gathered` and `peak_gathered` are the parts in
+    parameters that are gathered from their shards, `communication` and `peak_communication` those in the buffers that
+    collectives read and write; `peak_released` then is the rest of what was alive at the start.
     """
 
     peak: int
@@ -27,6 +29,10 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     gradients: int = 0
     peak_gradients: int = 0
     peak_released: int = 0
+    gathered: int = 0
+    peak_gathered: int = 0
+    communication: int = 0
+    peak_communication: int = 0
 
 
 Alive = Mapping[int, int]  # serial numbers of storages -> bytes

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from counting.report.format import integer, shifted
 from counting.setup import Setup
-from counting.step.memory import PARTS, Phase, StepMemory
+from counting.step.memory import StepMemory
+from counting.step.phase import PARTS, Phase
 
 if TYPE_CHECKING:
     from rich.table import Table

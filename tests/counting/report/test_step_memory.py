@@ -9,7 +9,7 @@ import pytest
 from counting.analysis import Analysis, analyze
 from counting.report.model.step_memory import step_memory_table
 from counting.setup import Setup
-from counting.step.memory import PARTS
+from counting.step.phase import PARTS
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.fields.config import spec_from_fields

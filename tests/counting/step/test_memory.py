@@ -8,7 +8,7 @@ import torch
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
-from counting.step.memory import PARTS
+from counting.step.phase import PARTS
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from tests.witnesses import derived, measured, memory_of, setup_of
 from torch_models import build_training_model, set_recompute
