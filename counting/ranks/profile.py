@@ -14,7 +14,7 @@ from counting.recipes import ModelStates
 from counting.step.profile import Stretch
 
 RankPhase = Literal["forward", "backward", "optimizer"]
-Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
+CollectiveOp = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
 # The ranks that take part: replicas; those of fully_shard; the two for experts, where ep divides them; tp; ep.
 Axis = Literal["dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep"]
 
@@ -45,7 +45,7 @@ class Collective(NamedTuple):
     """What is called, over which ranks, in which phase."""
 
     phase: RankPhase
-    operation: Operation
+    operation: CollectiveOp
     axis: Axis
 
     @property

@@ -8,7 +8,7 @@ import msgspec
 from counting.ranks.memory import rank_memory
 from counting.ranks.profile import (
     Axis,
-    Operation,
+    CollectiveOp,
     RankMicroBatch,
     RankPhase,
     RankProfile,
@@ -26,7 +26,7 @@ class RankCollective(msgspec.Struct, frozen=True, kw_only=True):
     """A collective that the ranks of a class call in a step; bytes are totals over `count` calls."""
 
     phase: RankPhase
-    op: Operation
+    op: CollectiveOp
     axis: Axis
     count: int
     bytes_in: int
