@@ -12,6 +12,7 @@ from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import UserError, build
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
 
 SPECS = {"llama": spec_from_fields(LLAMA, "small"), "deepseek_v3": spec_from_fields(DEEPSEEK_V3, "small")}
 
