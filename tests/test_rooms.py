@@ -66,7 +66,6 @@ ROOMS = {
         " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
         " torch_models.fields torch_models.layout torch_models.spec"
     ),
-    ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
         "counting.analysis counting.counts counting.step counting.recipes counting.setup torch_models.errors"
