@@ -8,11 +8,11 @@ Torch is imported when a model is measured, not when this module is imported.
 
 import os
 from collections.abc import Mapping, Sequence
-from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from counting.alternatives import step_alternatives
 from counting.counts import (
     AttentionCore,
     Counts,
@@ -26,20 +26,18 @@ from counting.counts import (
 from counting.notes import FOREIGN_NOTES, NOTES
 from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
-from counting.setup import MOST_CHUNKS, Setup, resolve
+from counting.setup import Setup, resolve
 from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
-from counting.step.memory import Alternative, StepMemory, step_memory, with_states
+from counting.step.memory import StepMemory, step_memory
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.layout import Layout
-from torch_models.spec import Kernels, ModelSpec, Recompute
+from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from counting.measurements.checkpoint import StoredTotals
     from counting.via_transformers.config import ForeignModel
-
-ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
 
 Proof = Literal["measured = formula", "measured, no formula"]
 
@@ -215,7 +213,7 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
         training=training_step(
             counts.training_flops, (core + mtp_core if setup.mtp else core) * (setup.micro_batches or 1), setup
         ),
-        memory=msgspec.structs.replace(memory, alternatives=_alternatives(spec, setup, counts)),
+        memory=msgspec.structs.replace(memory, alternatives=step_alternatives(spec, setup, counts)),
     )
     if layout is None:
         return analysis
@@ -231,54 +229,6 @@ def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> di
     layers = next(iter(witnesses.values())).layers
     same_layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in layers)
     return {**summed, "checkpoint": ModelCounts(layers=same_layers, totals=stored)}
-
-
-def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:
-    """The same step with other recomputation, and with its loss in smaller chunks; cheapest first.
-
-    Where query heads share key and value heads, the variants with eager kernels follow, because some GPUs have no fused
-    kernel for such heads. The states are those of `counts`, on which the witnesses agree. Each variant takes a few
-    milliseconds.
-    """
-    all_kernels: list[Kernels] = [setup.kernels]
-    if setup.kernels == "fused" and any(layer.shares_key_value_heads for layer, _ in spec.layer_groups()):
-        all_kernels.append("eager")
-    smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
-    chunks = [setup.loss_chunk, *([smaller] if (setup.loss_chunk or setup.tokens) > smaller else [])]
-    found: list[Alternative] = []
-    for kernels in all_kernels:
-        ways = [(recompute, chunk) for recompute in _recomputes(kernels) for chunk in chunks]
-        own = (setup.recompute, setup.loss_chunk) if kernels == setup.kernels else None
-        others = [_alternative(spec, setup, counts, kernels, *way) for way in ways if way != own]
-        found += sorted(others, key=lambda other: other.recomputed_flops)
-    return tuple(found)
-
-
-def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
-    """The kinds of recomputation that save memory.
-
-    Of fused kernels, selective recompute saves only the logarithm of each row's sum, 4 bytes per head and token: in the
-    bundled models at most about a thousandth of the bytes that a step holds besides its states.
-    """
-    return ("none", "full") if kernels == "fused" else get_args(Recompute)
-
-
-def _alternative(
-    spec: ModelSpec, setup: Setup, counts: ModelCounts, kernels: Kernels, recompute: Recompute, loss_chunk: int | None
-) -> Alternative:
-    from counting.formulas.memory import simulate
-    from counting.formulas.model import by_formula
-
-    other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
-    simulated, flops = simulate(spec, other, step=True).step_profile, by_formula(spec, other, step=True).training_flops
-    assert simulated and flops and counts.step_profile
-    return Alternative(
-        kernels=kernels,
-        recompute=recompute,
-        loss_chunk=loss_chunk,
-        peak_bytes=step_memory(spec, other, with_states(simulated, counts.step_profile)).peak_bytes,
-        recomputed_flops=flops.recomputed.total,
-    )
 
 
 def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:

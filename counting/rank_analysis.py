@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from msgspec import structs
+
+from counting.alternatives import rank_alternatives
 from counting.counts import ModelCounts
 from counting.layout import resolve_layout
 from counting.ranks.result import RankAnalysis, Undivided, rank_classes, totals_over_ranks
@@ -53,7 +56,17 @@ def analyze_ranks(
             "undivided model": undivided.over_ranks(layout),
         }
         agreements.append(reconcile(spec.name, both)[1])
-    return SpreadStep(layout, classes, undivided, joined(agreements))
+    return SpreadStep(layout, _with_alternatives(spec, setup, layout, classes), undivided, joined(agreements))
+
+
+def _with_alternatives(
+    spec: ModelSpec, setup: Setup, layout: Layout, classes: tuple[RankAnalysis, ...]
+) -> tuple[RankAnalysis, ...]:
+    """`classes`, of which the one with the largest peak has the variants that need less memory."""
+    worst = max(classes, key=lambda each: each.memory.peak_bytes)
+    found = rank_alternatives(spec, setup, layout, worst)
+    memory = structs.replace(worst.memory, alternatives=found)
+    return tuple(structs.replace(each, memory=memory) if each is worst else each for each in classes)
 
 
 def _undivided(counts: ModelCounts, setup: Setup, parameters: int, forward_flops: int) -> Undivided:
