@@ -6,7 +6,7 @@ from math import prod
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from counting.measurements.ranks.optimizer import RankUpdates, PartShape
+from counting.measurements.ranks.optimizer import PartShape, RankUpdates
 from counting.measurements.ranks.stand_ins import local, shape_at
 from counting.ranks.profile import RankShare
 from torch_models.layout import Layout
