@@ -13,15 +13,16 @@ from counting.counts import LayerCounts, ModelCounts
 from counting.formulas.memory.layer import simulate_layer
 from counting.formulas.memory.step import simulate_step
 from counting.setup import Setup
+from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
 __all__ = ["simulate"]
 
 
-def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
+def simulate(spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None = None) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    Other counts are left empty. `setup` is resolved.
+    Other counts are left empty. `setup` and `layout` are resolved; see `simulate_step`.
     """
     batch, kernels = setup.micro_batch, setup.kernels
     return ModelCounts(
@@ -34,5 +35,5 @@ def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
             )
             for layer, count in spec.layer_groups()
         ),
-        step_profile=simulate_step(spec, setup) if step else None,
+        step_profile=simulate_step(spec, setup, layout) if step else None,
     )

@@ -3,25 +3,45 @@
 The step has one layer of each kind. The operations of a layer are in layer.py.
 """
 
+from collections.abc import Sequence
+
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.setup import Setup
-from counting.step.profile import Cut, LayerProfile, StepProfile, passes_of, stretches_between
+from counting.step.profile import (
+    Cut,
+    FsdpHook,
+    FsdpModule,
+    Hook,
+    LayerProfile,
+    StepProfile,
+    moments_of,
+    passes_of,
+    stretches_between,
+    whole_stretches,
+)
+from torch_models.layout import Layout
 from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
-def simulate_step(spec: ModelSpec, setup: Setup) -> StepProfile:
-    """Return the profile of a step, without the model states; `setup` is resolved."""
-    return _Step(spec, setup).profile()
+def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) -> StepProfile:
+    """Return the profile of a step, without the model states; `setup` and `layout` are resolved.
+
+    With a `layout`, it is the step of one rank without the buffers of fully_shard, and has the moments at which
+    fully_shard may act.
+    """
+    return _Step(spec, setup, layout).profile()
 
 
 class _Step:
     """A step of a model with one layer of each kind."""
 
-    def __init__(self, spec: ModelSpec, setup: Setup) -> None:
+    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None) -> None:
+        self.hooked = layout is not None and layout.is_sharded
+        self.cuts: list[tuple[Hook | None, Cut]] = []
         assert setup.mtp is not None and setup.micro_batches is not None, "a resolved setup"
         self.spec = spec
         self.setup = setup
@@ -40,12 +60,15 @@ class _Step:
 
     def profile(self) -> StepProfile:
         """Run forward and backward; return the bytes of each stretch."""
-        cuts = self._run()
-        stretches = stretches_between(cuts, self.tape.gradients())
+        self._run()
+        gradients = self.tape.gradients()
+        stretches = stretches_between(whole_stretches(self.cuts), gradients)
+        moments = moments_of(self.cuts, gradients) if self.hooked else None
         kinds = [(layer_spec.kind, count) for layer_spec, count in self.groups]
         number = len(stretches) // self.micro_batches
         first, *later = (
-            passes_of(stretches[start : start + number], kinds) for start in range(0, len(stretches), number)
+            passes_of(stretches[start : start + number], kinds, moments and moments[start : start + number])
+            for start in range(0, len(stretches), number)
         )
         return StepProfile(
             embedding_held=first.embedding_forward.net,
@@ -72,20 +95,37 @@ class _Step:
 
     # --- The passes --------------------------------------------------------------------------------------------------
 
-    def _run(self) -> list[Cut]:
+    def _cut(self, hook: Hook | None = None) -> None:
+        self.cuts.append((hook, Cut(self.tape.at_peak, dict(self.tape.alive))))
+        self.tape.watch()
+
+    def _at(self, module: FsdpModule, hook: FsdpHook, depth: int = 0) -> None:
+        """Note that fully_shard may act now."""
+        if self.hooked:
+            self._cut(Hook(module, hook, depth))
+
+    def _leave(self, module: FsdpModule, out: Array, depth: int) -> None:
+        """Note that the forward pass of a module has ended, and in backward that it begins."""
+        if self.hooked:
+            self._cut(Hook(module, "after_forward", depth))
+            self.tape.before_backward(out, lambda: self._cut(Hook(module, "before_backward", depth)))
+
+    def _enter(self, module: FsdpModule, depth: int, *inputs: Array) -> Sequence[Array]:
+        """Note that the forward pass of a module begins, and in backward that it has ended."""
+        if not self.hooked:
+            return inputs
+        self._cut(Hook(module, "before_forward", depth))
+        return self.tape.after_backward(lambda: self._cut(Hook(module, "after_backward", depth)), *inputs)
+
+    def _run(self) -> None:
         """Forward and backward of the first micro-batch and of a later one, cut before and after each layer."""
-        tape = self.tape
-        cuts: list[Cut] = []
-
-        def cut() -> None:
-            cuts.append(Cut(tape.at_peak, dict(tape.alive)))
-            tape.watch()
-
+        tape, cut = self.tape, self._cut
         tape.watch()
         cut()
         for index in range(self.micro_batches):
             self._begin(index)
-            stream = [self._embed(self.token_ids)]
+            self._at("model", "before_forward")
+            stream = [self._embed(self.token_ids, 0)]
             cut()
             starts = [tape.position]
             for layer_spec, _ in self.groups:
@@ -96,15 +136,16 @@ class _Step:
             loss = self._loss(stream)  # the variable holds the loss of the micro-batch before until here
             if index == 0:
                 self.loss_held = tape.live - before_loss
+            self._at("model", "after_forward")
             seed = tape.new(1, SINGLE)
             tape.deliver(loss.edge, seed.again())
+            self._at("model", "before_backward")
             while starts:
                 tape.backward(down_to=starts.pop())
                 cut()
             tape.backward()
             del seed
             cut()
-        return cuts
 
     def _begin(self, index: int) -> None:
         """Set where gradients go, and make the weights that embedding and head use.
@@ -124,29 +165,33 @@ class _Step:
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
         return norm(self.tape, x, self.tokens, self.setup.kernels, unit_offset=unit_offset)
 
-    def _embed(self, token_ids: Array) -> Array:
+    def _embed(self, token_ids: Array, depth: int) -> Array:
         """Gather rows of the embedding; its gradient is as large as the whole embedding."""
         tape, of_embedding = self.tape, self.embedding.size
+        self._at("embedding", "before_forward", depth)
         x = tape.new(self.tokens * self.spec.hidden_size, self.width)
         tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
+        self._leave("embedding", x, depth)
         return x if self.spec.embedding_scale == 1 else scale(tape, x)
 
     def _loss(self, stream: list[Array]) -> Array:
         """Final norm, head and loss, and those of the multi-token-prediction modules."""
         tape, token_ids, labels = self.tape, self.token_ids, self.labels
         hidden = self._final_norm(stream)
-        loss = self._mean_loss(hidden, labels)
-        for layer_spec in self.mtp_layers:
+        loss = self._mean_loss(hidden, labels, 0)
+        for depth, layer_spec in enumerate(self.mtp_layers, start=1):
             token_ids = self._one_further()
-            hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids))
+            hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids, depth), depth)
             labels = self._one_further()
-            loss = add(tape, loss, scale(tape, self._mean_loss(hidden, labels)))
+            loss = add(tape, loss, scale(tape, self._mean_loss(hidden, labels, depth)))
         del token_ids, labels
         return loss
 
     def _final_norm(self, stream: list[Array]) -> Array:
-        x = stream.pop()
-        return self._norm(x, unit_offset=self.spec.norm_unit_offset)
+        (x,) = self._enter("norm", 0, stream.pop())
+        out = self._norm(x, unit_offset=self.spec.norm_unit_offset)
+        self._leave("norm", out, 0)
+        return out
 
     def _one_further(self) -> Array:
         last = self.tape.new(self.batch.sequences, LONG)
@@ -154,8 +199,9 @@ class _Step:
         del last
         return labels
 
-    def _mtp_layer(self, spec: LayerSpec, hidden: Array, embedded: Array) -> Array:
+    def _mtp_layer(self, spec: LayerSpec, hidden: Array, embedded: Array, depth: int) -> Array:
         setup, tape = self.setup, self.tape
+        hidden, embedded = self._enter("mtp", depth, hidden, embedded)
 
         def predict(hidden: Array, embedded: Array) -> Array:
             joined = join(tape, self._norm(embedded), self._norm(hidden))
@@ -170,20 +216,22 @@ class _Step:
                 )
             )
 
-        if setup.recompute == "full":
-            return tape.checkpoint(predict, hidden, embedded)
-        return predict(hidden, embedded)
+        again = setup.recompute == "full"
+        out = tape.checkpoint(predict, hidden, embedded) if again else predict(hidden, embedded)
+        self._leave("mtp", out, depth)
+        return out
 
-    def _mean_loss(self, hidden: Array, labels: Array) -> Array:
+    def _mean_loss(self, hidden: Array, labels: Array, depth: int) -> Array:
         """The loss summed over the tokens, divided by the number of tokens with a label."""
         tape, chunk = self.tape, self.setup.loss_chunk
-        rows = reshape(tape, hidden)
+        (rows,) = self._enter("head", depth, reshape(tape, hidden))
         if chunk is None or chunk >= self.tokens:
             total = self._summed_loss(rows, labels)
         else:
             sizes = [min(chunk, self.tokens - start) for start in range(0, self.tokens, chunk)]
             chunks = split(tape, rows, *(size * self.spec.hidden_size for size in sizes))
             total = self._sum_of([tape.checkpoint(self._summed_loss, part, labels) for part in chunks])
+        self._leave("head", total, depth)
         labelled = tape.new(self.tokens, BOOL)
         count = tape.new(1, LONG)
         del labelled

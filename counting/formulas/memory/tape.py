@@ -94,7 +94,7 @@ class Operation:
     Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`.
     """
 
-    __slots__ = ("derive", "edges", "gradients", "kept", "segment")
+    __slots__ = ("before", "derive", "edges", "gradients", "kept", "segment")
 
     def __init__(self, outputs: int, edges: Sequence["Edge | None"], kept: Sequence[Array], derive: Derive) -> None:
         self.gradients: Gradients = [None] * outputs
@@ -102,6 +102,7 @@ class Operation:
         self.kept = kept
         self.derive: Derive | None = derive
         self.segment: Segment | None = None
+        self.before: tuple[Callable[[], None], ...] = ()  # called when its gradients are complete
 
 
 class Segment:
@@ -216,6 +217,22 @@ class Tape:
                     x.uses += 1
         self._operations.append(operation)
 
+    def before_backward(self, x: Array, hook: Callable[[], None]) -> None:
+        """Call `hook` in backward when the gradient of `x` is complete."""
+        if x.edge is not None and isinstance(x.edge.target, Operation):
+            x.edge.target.before += (hook,)
+
+    def after_backward(self, hook: Callable[[], None], *inputs: Array) -> list[Array]:
+        """Return the same tensors; call `hook` in backward when the gradients of all of them are complete."""
+        outputs = [x.again() for x in inputs]
+
+        def derive(gradients: Gradients) -> InputGradients:
+            hook()
+            return list(gradients)
+
+        self.record(outputs, inputs, [], derive)
+        return outputs
+
     def checkpoint(self, function: Callable[..., Array], *inputs: Array) -> Array:
         """Return `function(*inputs)`; only the inputs are kept, and backward runs it again (Chen et al. 2016).
 
@@ -283,6 +300,9 @@ class Tape:
                 self._undo(operation)
 
     def _undo(self, operation: Operation) -> None:
+        for hook in operation.before:
+            hook()
+        operation.before = ()
         if operation.segment is not None and operation.segment.function is not None:
             self._run_again(operation.segment)
         assert operation.derive is not None
