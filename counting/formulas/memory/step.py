@@ -40,6 +40,7 @@ class _Step:
     """A step of a model with one layer of each kind."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None) -> None:
+        self.layout = layout
         self.hooked = layout is not None and layout.is_sharded
         self.cuts: list[tuple[Hook | None, Cut]] = []
         assert setup.mtp is not None and setup.micro_batches is not None, "a resolved setup"
@@ -144,6 +145,7 @@ class _Step:
                 tape.backward(down_to=starts.pop())
                 cut()
             tape.backward()
+            self._at("model", "after_backward")
             del seed
             cut()
 
@@ -155,6 +157,10 @@ class _Step:
         """
         apart, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
         self.tape.keeps_gradients = index == 0 and not apart and not zeros
+        if self.layout is not None and self.hooked:
+            # fully_shard takes the gradients away after each backward pass, unless it is to keep them as they are.
+            stay = self.layout.zero == 1 and not self.precision.master_bytes
+            self.tape.keeps_gradients = index == 0 or not stay
         matrix = self.spec.vocab_size * self.spec.hidden_size
         self.embedding = self.tape.parameter(matrix, self.width)
         self.head = self.embedding if self.spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
