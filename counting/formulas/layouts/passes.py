@@ -7,7 +7,7 @@ from counting.formulas.layouts.groups import group_of, layer_shapes, mtp_layer_s
 from counting.formulas.layouts.schedule import Rank, Unit
 from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
-from counting.step.profile import Hook, Moment, Passes, StepProfile
+from counting.step.profile import Hook, Moment, StepProfile
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 

@@ -189,7 +189,8 @@ class _Step:
             token_ids = self._one_further()
             hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids, depth), depth)
             labels = self._one_further()
-            loss = add(tape, loss, scale(tape, self._mean_loss(hidden, labels, depth)))
+            further = self._mean_loss(hidden, labels, depth)  # the variable holds it until the next depth's
+            loss = add(tape, loss, scale(tape, further))
         del token_ids, labels
         return loss
 
