@@ -26,6 +26,7 @@ class ShardedStep:
         self.rank = Rank(layout.fsdp, form, replicas=layout.replicas)
         self.first = compute.first_micro_batch
         self.later = compute.later_micro_batch
+        self.last = compute.last_micro_batch or compute.later_micro_batch
         reshards = layout.zero == 3
         kinds = [layer for layer, _ in spec.layer_groups()]
         self.kind_of_layer = [kinds.index(layer) for layer in spec.layers]
@@ -52,7 +53,7 @@ class ShardedStep:
         return [self._micro_batch(index, number) for index in range(number)]
 
     def _micro_batch(self, index: int, number: int) -> RankMicroBatch:
-        passes = self.first if index == 0 else self.later
+        passes = self.first if index == 0 else self.last if index == number - 1 else self.later
         assert passes is not None and passes.moments is not None, "a simulated step of a rank"
         rank, kinds = self.rank, len(passes.layers)
         rank.synchronises = self.layout.zero != 1 or index == number - 1

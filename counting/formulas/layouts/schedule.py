@@ -245,7 +245,10 @@ class Rank:
                 self.unshard(self.order[index - 1])
 
     def post_backward(self, unit: Unit, *, has_gradients: bool = True) -> None:
-        """Free the group's parameters, and reduce its gradients: `FSDPParamGroup.post_backward`."""
+        """Free the group's parameters, and reduce its gradients: `FSDPParamGroup.post_backward`.
+
+        Without gradients of this micro-batch, those that were accumulated before are reduced, if there are any.
+        """
         unit.training = "after_backward"
         if unit.accumulated and self.formats.converts_gradients and has_gradients:
             self.gradients -= unit.group.all_gradients  # added in place to those of the micro-batches before
@@ -256,7 +259,7 @@ class Rank:
             return
         self.communication -= self.reducing
         self.reducing = 0
-        if has_gradients:
+        if has_gradients or unit.accumulated:
             self.communication -= unit.kept
             unit.kept = 0
             self._reduce(unit)

@@ -117,11 +117,15 @@ class Segment:
 
 
 class Leaf:
-    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient."""
+    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
-    __slots__ = ("gradients", "size", "uses")
+    The gradient of a `fresh` one is kept in any case.
+    """
+
+    __slots__ = ("fresh", "gradients", "size", "uses")
 
     def __init__(self, size: Size) -> None:
+        self.fresh = False
         self.size = size
         self.uses = 0
         self.gradients: Gradients = [None]
@@ -145,6 +149,7 @@ class Tape:
         self.grad_enabled = grad
         self.recording = grad
         self.keeps_gradients = True
+        self.fresh_parameters = False  # those that are made now
         self.alive: dict[int, int] = {}  # serial number of a storage -> bytes
         self.live = 0
         self.peak = 0
@@ -191,7 +196,9 @@ class Tape:
 
     def parameter(self, numel: int, width: int) -> Leaf:
         """Return a new weight; its bytes are counted with the model states and not on the tape."""
-        return Leaf(Size(numel, width))
+        leaf = Leaf(Size(numel, width))
+        leaf.fresh = self.fresh_parameters
+        return leaf
 
     def record(
         self,
@@ -285,7 +292,7 @@ class Tape:
     def _keep_or_let_go(self, parameter: Leaf) -> None:
         gradient = parameter.gradients.pop()
         assert gradient is not None
-        if self.keeps_gradients:
+        if self.keeps_gradients or parameter.fresh:
             self._gradients.append(gradient)
 
     def gradients(self) -> frozenset[int]:
