@@ -1,6 +1,8 @@
 """Operations of attention, from its spec alone. The legend of dimension letters is in layer.py."""
 
 from counting.formulas.memory.blocks import norm
+from counting.formulas.memory.collectives import sum_of_parts
+from counting.formulas.memory.division import WHOLE, Division
 from counting.formulas.memory.operations import (
     add,
     batched_product,
@@ -35,9 +37,18 @@ EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its log-sum-exp rows up to a multi
 
 
 def attention(
-    tape: Tape, spec: AttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute
+    tape: Tape,
+    spec: AttentionSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    recompute: Recompute,
+    division: Division = WHOLE,
 ) -> Array:
-    """Run attention on the normed input; return its output, before the residual sum."""
+    """Run attention on the normed input; return its output, before the residual sum.
+
+    `spec` is the part of this rank, and `x` has all positions; the output has those of the residual stream.
+    """
     if isinstance(spec, GroupedQueryAttentionSpec):
         query, key, value = _grouped_projections(tape, spec, x, batch, kernels)
         bias = spec.output_bias
@@ -53,7 +64,12 @@ def attention(
     if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token
         flattened = copy(tape, attended)
     width = spec.hidden_size
-    return linear(tape, flattened, batch.tokens, width, bias=_bias(tape, width, x) if bias else None)
+    return sum_of_parts(
+        tape,
+        linear(tape, flattened, batch.tokens, width, bias=_bias(tape, width, x) if bias else None),
+        batch,
+        division,
+    )
 
 
 def _by_head(heads: int, batch: MicroBatch) -> bool:

@@ -1,5 +1,7 @@
 """Operations that every family uses: RMSNorm and the gated MLP."""
 
+from counting.formulas.memory.collectives import sum_of_parts
+from counting.formulas.memory.division import WHOLE, Division
 from counting.formulas.memory.operations import (
     add_number,
     cast,
@@ -12,6 +14,7 @@ from counting.formulas.memory.operations import (
     unary,
 )
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Leaf, Tape
+from counting.setup import MicroBatch
 from torch_models.spec import GatedMLPSpec, Kernels
 
 
@@ -60,8 +63,12 @@ def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool)
     return out
 
 
-def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int) -> Array:
-    """gate, activation, up, the product of activation and up, down."""
+def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, batch: MicroBatch, division: Division = WHOLE) -> Array:
+    """gate, activation, up, the product of activation and up, down.
+
+    `spec` is the part of this rank, and `x` has all positions; the output has those of the residual stream.
+    """
+    tokens = batch.tokens
 
     def project(x: Array, outputs: int) -> Array:
         bias = tape.parameter(outputs, x.size.width) if spec.bias else None
@@ -72,4 +79,4 @@ def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int) -> Array:
         unary(tape, project(x, spec.intermediate_size), keeps_input=True),
         project(x, spec.intermediate_size),
     )
-    return project(hidden, spec.hidden_size)
+    return sum_of_parts(tape, project(hidden, spec.hidden_size), batch, division)

@@ -20,14 +20,15 @@ from counting.formulas.memory.operations import (
     unary,
 )
 from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Size, Tape
+from counting.setup import MicroBatch
 from torch_models.spec import ClampedMLPSpec, MixtureOfExpertsSpec, RouterSpec
 
 
-def mixture_of_experts(tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int) -> Array:
+def mixture_of_experts(tape: Tape, spec: MixtureOfExpertsSpec, x: Array, batch: MicroBatch) -> Array:
     """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
-    flat = reshape(tape, x)
+    flat, tokens = reshape(tape, x), batch.tokens
     routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, *_router(tape, spec.router, flat, tokens)))
-    return routed if spec.shared_experts is None else add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens))
+    return routed if spec.shared_experts is None else add(tape, routed, gated_mlp(tape, spec.shared_experts, x, batch))
 
 
 def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> tuple[Array, Array]:

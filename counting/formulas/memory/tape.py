@@ -91,12 +91,22 @@ Derive = Callable[[Gradients], InputGradients]  # gradients of outputs -> newly 
 class Operation:
     """One operation for backward: the gradients of its outputs, the arrays it kept, and the targets of its results.
 
-    Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`.
+    Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`. Gradients of its
+    outputs are added out of place if they are `apart`, as torch adds those of distributed tensors.
     """
 
-    __slots__ = ("derive", "edges", "gradients", "kept", "segment")
+    __slots__ = ("apart", "derive", "edges", "gradients", "kept", "segment")
 
-    def __init__(self, outputs: int, edges: Sequence["Edge | None"], kept: Sequence[Array], derive: Derive) -> None:
+    def __init__(
+        self,
+        outputs: int,
+        edges: Sequence["Edge | None"],
+        kept: Sequence[Array],
+        derive: Derive,
+        *,
+        apart: bool = False,
+    ) -> None:
+        self.apart = apart
         self.gradients: Gradients = [None] * outputs
         self.edges = edges
         self.kept = kept
@@ -198,12 +208,14 @@ class Tape:
         inputs: Sequence[Array | Leaf | None],
         kept: Sequence[Array],
         derive: Derive,
+        *,
+        apart: bool = False,
     ) -> None:
         """Record an operation for backward; `derive` must not refer to any array, which would keep it alive."""
         edges = [edge_of(x) for x in inputs]
         if not self.recording or not any(edges):
             return
-        operation = Operation(len(outputs), edges, [x.again() for x in kept], derive)
+        operation = Operation(len(outputs), edges, [x.again() for x in kept], derive, apart=apart)
         if self._segment is not None and kept:
             operation.kept = ()
             operation.segment = self._segment
@@ -258,7 +270,7 @@ class Tape:
         before = target.gradients[output]
         if before is None:
             target.gradients[output] = gradient
-        elif before.storage.arrays > 1:
+        elif before.storage.arrays > 1 or (isinstance(target, Operation) and target.apart):
             target.gradients[output] = self.like(before.size)
         if isinstance(target, Leaf):
             target.uses -= 1
