@@ -2,7 +2,7 @@
 
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts
-from counting.formulas.memory.division import WHOLE, Division
+from counting.formulas.memory.division import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
     add,
     batched_product,
@@ -43,7 +43,7 @@ def attention(
     batch: MicroBatch,
     kernels: Kernels,
     recompute: Recompute,
-    division: Division = WHOLE,
+    division: Division = UNDIVIDED,
 ) -> Array:
     """Run attention on the normed input; return its output, before the residual sum.
 

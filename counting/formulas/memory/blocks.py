@@ -1,7 +1,7 @@
 """Operations that every family uses: RMSNorm and the gated MLP."""
 
 from counting.formulas.memory.collectives import sum_of_parts
-from counting.formulas.memory.division import WHOLE, Division
+from counting.formulas.memory.division import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
     add_number,
     cast,
@@ -63,7 +63,7 @@ def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool)
     return out
 
 
-def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, batch: MicroBatch, division: Division = WHOLE) -> Array:
+def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, batch: MicroBatch, division: Division = UNDIVIDED) -> Array:
     """gate, activation, up, the product of activation and up, down.
 
     `spec` is the part of this rank, and `x` has all positions; the output has those of the residual stream.

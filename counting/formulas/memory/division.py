@@ -43,13 +43,13 @@ class Division(NamedTuple):
         return round(self.expert_imbalance * rows)
 
 
-WHOLE = Division()
+UNDIVIDED = Division()
 
 
 def division_of(layout: Layout | None) -> Division:
     """The division of a resolved layout."""
     if layout is None:
-        return WHOLE
+        return UNDIVIDED
     return Division(layout.tp, layout.sequence_parallel and layout.tp > 1, layout.ep, layout.expert_imbalance)
 
 

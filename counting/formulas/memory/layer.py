@@ -13,7 +13,7 @@ from counting.counts import LayerMemory
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.collectives import whole_input
-from counting.formulas.memory.division import WHOLE, Division
+from counting.formulas.memory.division import UNDIVIDED, Division
 from counting.formulas.memory.experts import mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
@@ -66,7 +66,7 @@ def layer(
     batch: MicroBatch,
     kernels: Kernels,
     recompute: Recompute,
-    division: Division = WHOLE,
+    division: Division = UNDIVIDED,
 ) -> Array:
     """Run one layer; with full recompute only its input is kept for backward.
 
@@ -83,7 +83,7 @@ def transform(
     batch: MicroBatch,
     kernels: Kernels,
     recompute: Recompute,
-    division: Division = WHOLE,
+    division: Division = UNDIVIDED,
 ) -> Array:
     """Run attention, then feed-forward, each with its norms and the sum with the residual stream."""
     before, after = spec.norm_placement != "after", spec.norm_placement != "before"
