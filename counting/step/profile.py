@@ -7,7 +7,7 @@ backward are also separate fields (`held`), which the closed forms of `counting.
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -70,13 +70,26 @@ def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[S
     return stretches
 
 
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a layer's pass on a rank, in which it uses the parameters of one group of fully_shard."""
+
+    group: Literal["layer", "experts"]
+    stretch: Stretch
+
+
 class LayerPasses(msgspec.Struct, frozen=True, kw_only=True):
-    """Forward and backward of one distinct decoder layer, of which the model has `count`."""
+    """Forward and backward of one distinct decoder layer, of which the model has `count`.
+
+    Where the experts are divided over ranks they are a group of their own: `forward_parts` and `backward_parts` are the
+    passes cut where it begins and ends, in the order of execution. Elsewhere they are empty.
+    """
 
     kind: str
     count: int
     forward: Stretch
     backward: Stretch
+    forward_parts: tuple[Part, ...] = ()
+    backward_parts: tuple[Part, ...] = ()
 
 
 class Passes(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts
-from counting.formulas.memory.division import UNDIVIDED, Division
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
     add,
     batched_product,

@@ -6,7 +6,7 @@ reduced and scattered (torch/distributed/_functional_collectives.py). The gradie
 the reverse (Korthikanti et al. 2022, arXiv 2205.05198, fig. 5-6).
 """
 
-from counting.formulas.memory.division import Division
+from counting.formulas.local.shapes import Division
 from counting.formulas.memory.operations import first
 from counting.formulas.memory.tape import Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch

@@ -13,7 +13,7 @@ from counting.counts import LayerMemory
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.collectives import whole_input
-from counting.formulas.memory.division import UNDIVIDED, Division
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.experts import mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape

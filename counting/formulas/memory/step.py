@@ -5,7 +5,7 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import ROWS, gather, shared_input, sum_of_parts
-from counting.formulas.memory.division import division_of, local_layer
+from counting.formulas.local.shapes import division_of, local_layer
 from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
@@ -129,11 +129,13 @@ class _Step:
         A gradient is kept if there is none yet. Else it is added in place to the one of the micro-batch before, to
         zeros, or to a buffer in another format, and freed; what it is added to is counted with the states.
         """
-        apart, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
-        self.tape.keeps_gradients = index == 0 and not apart and not zeros
-        matrix = self.vocabulary * self.spec.hidden_size
-        self.embedding = self.tape.parameter(matrix, self.width)
-        self.head = self.embedding if self.spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
+        buffers, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
+        self.tape.keeps_gradients = index == 0 and not buffers and not zeros
+        matrix, apart = self.vocabulary * self.spec.hidden_size, self.division.tp > 1
+        self.embedding = self.tape.parameter(matrix, self.width, apart=apart)
+        self.head = self.embedding
+        if not self.spec.tie_word_embeddings:
+            self.head = self.tape.parameter(matrix, self.width, apart=apart)
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
         return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute, self.division)
@@ -153,7 +155,7 @@ class _Step:
 
     def _embed_words(self, token_ids: Array) -> Array:
         """The sum over ranks, of which each has some words."""
-        masked = masked_embedding(self.tape, self.embedding, token_ids, self.spec.hidden_size)
+        masked = masked_embedding(self.tape, self.embedding, token_ids, self.spec.hidden_size, self.division.tp)
         return sum_of_parts(self.tape, masked, self.batch, self.division)
 
     def _loss(self, stream: list[Array]) -> Array:
@@ -243,7 +245,7 @@ class _Step:
         tape = self.tape
         logits = self._logits_in_fp32(hidden)
         if self.division.tp > 1:
-            return divided_cross_entropy(tape, logits, labels)
+            return divided_cross_entropy(tape, logits, labels, hidden.numel // self.spec.hidden_size)
         log_probabilities = unary(tape, logits, keeps_output=True)
         size = log_probabilities.size
         loss, weight = tape.born(Size(1, SINGLE), Size(1, SINGLE))

@@ -126,12 +126,16 @@ class Segment:
 
 
 class Leaf:
-    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient."""
+    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
-    __slots__ = ("gradients", "size", "uses")
+    Gradients are added out of place if they are `apart`, as in `Operation`.
+    """
 
-    def __init__(self, size: Size) -> None:
+    __slots__ = ("apart", "gradients", "size", "uses")
+
+    def __init__(self, size: Size, *, apart: bool = False) -> None:
         self.size = size
+        self.apart = apart
         self.uses = 0
         self.gradients: Gradients = [None]
 
@@ -198,9 +202,9 @@ class Tape:
         """Allocate and return the only output of one kernel, of this size."""
         return self.born(size)[0]
 
-    def parameter(self, numel: int, width: int) -> Leaf:
+    def parameter(self, numel: int, width: int, *, apart: bool = False) -> Leaf:
         """Return a new weight; its bytes are counted with the model states and not on the tape."""
-        return Leaf(Size(numel, width))
+        return Leaf(Size(numel, width), apart=apart)
 
     def record(
         self,
@@ -270,7 +274,7 @@ class Tape:
         before = target.gradients[output]
         if before is None:
             target.gradients[output] = gradient
-        elif before.storage.arrays > 1 or (isinstance(target, Operation) and target.apart):
+        elif before.storage.arrays > 1 or target.apart:
             target.gradients[output] = self.like(before.size)
         if isinstance(target, Leaf):
             target.uses -= 1

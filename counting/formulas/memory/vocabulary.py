@@ -6,12 +6,15 @@ each rank, so the logits stay divided (Shoeybi et al. 2019, arXiv 1909.08053, §
 implementation: torch/distributed/tensor/parallel/loss.py, and `_MaskPartial` in placement_types.py.
 """
 
-from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Gradients, InputGradients, Leaf, Tape
+from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Gradients, InputGradients, Leaf, Size, Tape
 
 
-def masked_embedding(tape: Tape, embedding: Leaf, token_ids: Array, hidden_size: int) -> Array:
-    """This rank's term of the embedded tokens, with zeros for the tokens that it does not have."""
-    of_embedding = embedding.size
+def masked_embedding(tape: Tape, embedding: Leaf, token_ids: Array, hidden_size: int, tp: int) -> Array:
+    """This rank's term of the embedded tokens, with zeros for the tokens that it does not have.
+
+    Torch computes the gradient of all words on each rank, not of its own words alone.
+    """
+    of_embedding = Size(embedding.size.numel * tp, embedding.size.width)
     mask, own = _own_words(tape, token_ids.numel)
     out = tape.new(token_ids.numel * hidden_size, embedding.size.width)
     del own
@@ -21,12 +24,11 @@ def masked_embedding(tape: Tape, embedding: Leaf, token_ids: Array, hidden_size:
     return out
 
 
-def divided_cross_entropy(tape: Tape, logits: Array, labels: Array) -> Array:
-    """The summed cross-entropy of each token's label, from fp32 logits of this rank's words.
+def divided_cross_entropy(tape: Tape, logits: Array, labels: Array, tokens: int) -> Array:
+    """The summed cross-entropy of each of these tokens' label, from fp32 logits of this rank's words.
 
     It keeps the logarithm of the softmax of this rank's words. Backward computes (softmax - 1 at the label) * gradient.
     """
-    tokens = labels.numel
     log_probabilities = _log_softmax(tape, logits, tokens)
     whole = log_probabilities.size
 
