@@ -1,8 +1,8 @@
 """Operations of attention, from its spec alone. The legend of dimension letters is in layer.py."""
 
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts
-from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
     add,
     batched_product,

@@ -1,7 +1,7 @@
 """Operations that every family uses: RMSNorm and the gated MLP."""
 
-from counting.formulas.memory.collectives import sum_of_parts
 from counting.formulas.local.shapes import UNDIVIDED, Division
+from counting.formulas.memory.collectives import sum_of_parts
 from counting.formulas.memory.operations import (
     add_number,
     cast,

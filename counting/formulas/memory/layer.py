@@ -10,10 +10,10 @@ H query heads, G key/value heads, C channels of a query head.
 from functools import partial
 
 from counting.counts import LayerMemory
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.collectives import whole_input
-from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.experts import mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape

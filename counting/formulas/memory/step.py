@@ -3,9 +3,9 @@
 The step has one layer of each kind. The operations of a layer are in layer.py.
 """
 
+from counting.formulas.local.shapes import division_of, local_layer
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import ROWS, gather, shared_input, sum_of_parts
-from counting.formulas.local.shapes import division_of, local_layer
 from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
