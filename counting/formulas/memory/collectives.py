@@ -11,8 +11,6 @@ from counting.formulas.memory.operations import first
 from counting.formulas.memory.tape import Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch
 
-ROWS = 0  # the number of sequences where positions are rows of a matrix: no copy is needed
-
 
 def _gathered(tape: Tape, size: Size, ranks: int, sequences: int) -> Array:
     """All ranks' parts, each of `size`."""
@@ -20,29 +18,29 @@ def _gathered(tape: Tape, size: Size, ranks: int, sequences: int) -> Array:
     return tape.like(buffer.size) if sequences > 1 else buffer
 
 
-def _reduced(tape: Tape, x: Array, ranks: int, sequences: int) -> Array:
+def _reduced(tape: Tape, x: Array, ranks: int) -> Array:
     """This rank's part of the sum of `x` over ranks."""
-    by_rank = tape.like(x.size) if sequences != ROWS else x.again()
+    by_rank = tape.like(x.size)
     out = tape.new(x.numel // ranks, x.size.width)
     del by_rank
     return out
 
 
 def gather(tape: Tape, x: Array, ranks: int, sequences: int) -> Array:
-    """Gather the positions of all ranks. Gradients of the output are added out of place: they are DTensors."""
+    """Gather the positions of all ranks."""
     size = x.size
     out = _gathered(tape, size, ranks, sequences)
 
     def derive(gradients: Gradients) -> InputGradients:
-        return [_reduced(tape, first(gradients), ranks, sequences)]
+        return [_reduced(tape, first(gradients), ranks)]
 
-    tape.record([out], [x], [], derive, apart=True)
+    tape.record([out], [x], [], derive)
     return out
 
 
 def reduce_scatter(tape: Tape, x: Array, ranks: int, sequences: int) -> Array:
     """Sum over ranks; each keeps its positions."""
-    out = _reduced(tape, x, ranks, sequences)
+    out = _reduced(tape, x, ranks)
 
     def derive(gradients: Gradients) -> InputGradients:
         return [_gathered(tape, first(gradients).size, ranks, sequences)]
@@ -65,7 +63,7 @@ def shared_input(tape: Tape, x: Array) -> Array:
     def derive(gradients: Gradients) -> InputGradients:
         return [tape.like(first(gradients).size)]
 
-    tape.record([out], [x], [], derive, apart=True)
+    tape.record([out], [x], [], derive)
     return out
 
 

@@ -13,7 +13,7 @@ from counting.counts import LayerMemory
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
-from counting.formulas.memory.collectives import whole_input
+from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
@@ -90,11 +90,15 @@ def transform(
     rows = division.stream_tokens(batch)
 
     def normed(x: Array, wanted: bool) -> Array:
-        return norm(tape, x, rows, kernels, unit_offset=spec.norm_unit_offset) if wanted else x
+        if not wanted:
+            return x
+        offset, summed = spec.norm_unit_offset, division.sequence_parallel
+        return norm(tape, x, rows, kernels, unit_offset=offset, division=division, summed=summed)
 
     def attended(x: Array) -> Array:
         whole = whole_input(tape, x, batch, division)
-        return attention(tape, spec.attention, whole, batch, kernels, recompute, division)
+        out = attention(tape, spec.attention, whole, batch, kernels, recompute, division)
+        return sum_of_parts(tape, out, batch, division)
 
     x = add(tape, x, normed(attended(normed(x, before)), after))
     return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, division), after))
@@ -103,5 +107,7 @@ def transform(
 def _feed_forward(tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, division: Division) -> Array:
     whole = whole_input(tape, x, batch, division)
     if isinstance(spec.feed_forward, GatedMLPSpec):
-        return gated_mlp(tape, spec.feed_forward, whole, batch, division)
-    return mixture_of_experts(tape, spec.feed_forward, whole, batch)
+        out = gated_mlp(tape, spec.feed_forward, whole, batch.tokens, division)
+    else:
+        out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, division)
+    return sum_of_parts(tape, out, batch, division)

@@ -5,7 +5,7 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 
 from counting.formulas.local.shapes import division_of, local_layer
 from counting.formulas.memory.blocks import norm
-from counting.formulas.memory.collectives import ROWS, gather, shared_input, sum_of_parts
+from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
@@ -141,7 +141,15 @@ class _Step:
         return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute, self.division)
 
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
-        return norm(self.tape, x, self.stream_tokens, self.setup.kernels, unit_offset=unit_offset)
+        return norm(
+            self.tape,
+            x,
+            self.stream_tokens,
+            self.setup.kernels,
+            unit_offset=unit_offset,
+            division=self.division,
+            summed=self.division.sequence_parallel,
+        )
 
     def _embed(self, token_ids: Array) -> Array:
         """Gather rows of the embedding; its gradient is as large as the whole embedding."""
@@ -204,7 +212,7 @@ class _Step:
     def _mean_loss(self, hidden: Array, labels: Array) -> Array:
         """The loss summed over the tokens, divided by the number of tokens with a label."""
         tape, chunk = self.tape, self.setup.loss_chunk
-        rows = self._whole_rows(reshape(tape, hidden))
+        rows = reshape(tape, whole_input(tape, hidden, self.batch, self.division))
         if chunk is None or chunk >= self.tokens:
             total = self._summed_loss(rows, labels)
         else:
@@ -215,14 +223,6 @@ class _Step:
         count = tape.new(1, LONG)
         del labelled
         return self._quotient(total, count)
-
-    def _whole_rows(self, rows: Array) -> Array:
-        """The rows of all tokens."""
-        if self.division.tp == 1:
-            return rows
-        if self.division.sequence_parallel:
-            return gather(self.tape, rows, self.division.tp, ROWS)
-        return shared_input(self.tape, rows)
 
     def _sum_of(self, losses: list[Array]) -> Array:
         """Stack the losses and sum them; the gradient is a view of one number."""
