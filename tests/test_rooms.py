@@ -33,6 +33,7 @@ ROOMS = {
     "torch_models.first_values torch_models.modules torch_models.training": (
         "torch_models.errors torch_models.rope_scaling torch_models.spec"
     ),
+    "torch_models.parallel": "torch_models.errors torch_models.layout torch_models.training",
     "torch_models.builder torch_models.checkpoints": (
         "torch_models.errors torch_models.spec torch_models.fields torch_models.first_values torch_models.modules"
         " torch_models.training"
@@ -49,11 +50,13 @@ ROOMS = {
     "counting.ranks": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": (
-        "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
+        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.layout"
+        " torch_models.spec"
     ),
     "counting.measurements": (
-        "counting.counts counting.recipes counting.setup counting.step torch_models.errors torch_models.spec"
-        " torch_models.modules torch_models.builder torch_models.checkpoints torch_models.training"
+        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.errors"
+        " torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
+        " torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
@@ -93,7 +96,7 @@ ROOMS = {
 LIBRARIES = {
     "torch": (
         "torch_models.first_values torch_models.modules torch_models.builder torch_models.training"
-        " torch_models.checkpoints"
+        " torch_models.checkpoints torch_models.parallel"
         " counting.measurements counting.via_transformers"
     ),
     "fvcore": "counting.measurements",

@@ -27,10 +27,14 @@ class Trained(NamedTuple):
 
 
 class Update(NamedTuple):
-    """The model states of an update, and the peak bytes of its temporary tensors."""
+    """The model states of an update, the peak bytes of its temporary tensors, and the bytes of its step counters.
+
+    Counters that the optimiser keeps on the host are left out.
+    """
 
     states: ModelStates
     peak: int
+    counters: int
 
 
 class _Updated(NamedTuple):
@@ -96,7 +100,9 @@ def update_together(trained: Sequence[Trained], precision: Precision, optimizer:
         before = tracker.live
         tracker.watch()
         _step(updated, made)
-    return Update(states, tracker.peak - before)
+    counters = [state["step"] for state in of_master.values() if "step" in state]
+    on_device = sum(step.nbytes for step in counters if step.device == trained[0].parameter.device)
+    return Update(states, tracker.peak - before, on_device)
 
 
 def _updated(trained: Trained, precision: Precision, optimizer: Optimizer) -> _Updated:

@@ -139,6 +139,8 @@ class Decoder(nn.Module):
     Face's checkpoints.
     """
 
+    tables_dtype: torch.dtype | None = None  # of the rotary tables; None: that of the embedding
+
     def __init__(self, spec: ModelSpec, kernels: Kernels, mtp_layers: Sequence[LayerSpec] = ()) -> None:
         super().__init__()
         self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
@@ -190,7 +192,8 @@ class Decoder(nn.Module):
 
     def rotary_tables(self, token_ids_BS: Tensor) -> tuple[RotaryTables, ...]:
         """Return the tables of each of `rotary_specs`, for the length of the sequences."""
-        length, device, dtype = token_ids_BS.shape[1], token_ids_BS.device, self.embed_tokens.weight.dtype
+        length, device = token_ids_BS.shape[1], token_ids_BS.device
+        dtype = self.tables_dtype or self.embed_tokens.weight.dtype
         return tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
 
 

@@ -22,8 +22,8 @@ __all__ = ["simulate"]
 def simulate(spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None = None) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    With a `layout` the step is that of one rank, without the buffers of fully_shard, and there are no peaks of layers:
-    see `simulate_step`. Other counts are left empty. `setup` and `layout` are resolved.
+    With a `layout` the step is that of one rank: see `simulate_step`. The peaks of layers are left empty then, as are
+    all other counts. `setup` and `layout` are resolved.
     """
     if layout is not None:
         return ModelCounts(
@@ -41,5 +41,5 @@ def simulate(spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None
             )
             for layer, count in spec.layer_groups()
         ),
-        step_profile=simulate_step(spec, setup) if step else None,
+        step_profile=simulate_step(spec, setup, layout) if step else None,
     )

@@ -91,27 +91,18 @@ Derive = Callable[[Gradients], InputGradients]  # gradients of outputs -> newly 
 class Operation:
     """One operation for backward: the gradients of its outputs, the arrays it kept, and the targets of its results.
 
-    Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`. Gradients of its
-    outputs are added out of place if they are `apart`, as torch adds those of distributed tensors.
+    Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`.
     """
 
-    __slots__ = ("apart", "derive", "edges", "gradients", "kept", "segment")
+    __slots__ = ("before", "derive", "edges", "gradients", "kept", "segment")
 
-    def __init__(
-        self,
-        outputs: int,
-        edges: Sequence["Edge | None"],
-        kept: Sequence[Array],
-        derive: Derive,
-        *,
-        apart: bool = False,
-    ) -> None:
-        self.apart = apart
+    def __init__(self, outputs: int, edges: Sequence["Edge | None"], kept: Sequence[Array], derive: Derive) -> None:
         self.gradients: Gradients = [None] * outputs
         self.edges = edges
         self.kept = kept
         self.derive: Derive | None = derive
         self.segment: Segment | None = None
+        self.before: tuple[Callable[[], None], ...] = ()  # called when its gradients are complete
 
 
 class Segment:
@@ -128,7 +119,7 @@ class Segment:
 class Leaf:
     """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
-    Gradients are added out of place if they are `apart`, as in `Operation`.
+    Gradients are added out of place if they are `apart`, as torch adds those of distributed tensors.
     """
 
     __slots__ = ("apart", "gradients", "size", "uses")
@@ -212,14 +203,12 @@ class Tape:
         inputs: Sequence[Array | Leaf | None],
         kept: Sequence[Array],
         derive: Derive,
-        *,
-        apart: bool = False,
     ) -> None:
         """Record an operation for backward; `derive` must not refer to any array, which would keep it alive."""
         edges = [edge_of(x) for x in inputs]
         if not self.recording or not any(edges):
             return
-        operation = Operation(len(outputs), edges, [x.again() for x in kept], derive, apart=apart)
+        operation = Operation(len(outputs), edges, [x.again() for x in kept], derive)
         if self._segment is not None and kept:
             operation.kept = ()
             operation.segment = self._segment
@@ -231,6 +220,22 @@ class Tape:
                 if isinstance(x, Leaf):
                     x.uses += 1
         self._operations.append(operation)
+
+    def before_backward(self, x: Array, hook: Callable[[], None]) -> None:
+        """Call `hook` in backward when the gradient of `x` is complete."""
+        if x.edge is not None and isinstance(x.edge.target, Operation):
+            x.edge.target.before += (hook,)
+
+    def after_backward(self, hook: Callable[[], None], *inputs: Array) -> list[Array]:
+        """Return the same tensors; call `hook` in backward when the gradients of all of them are complete."""
+        outputs = [x.again() for x in inputs]
+
+        def derive(gradients: Gradients) -> InputGradients:
+            hook()
+            return list(gradients)
+
+        self.record(outputs, inputs, [], derive)
+        return outputs
 
     def checkpoint(self, function: Callable[..., Array], *inputs: Array) -> Array:
         """Return `function(*inputs)`; only the inputs are kept, and backward runs it again (Chen et al. 2016).
@@ -274,7 +279,7 @@ class Tape:
         before = target.gradients[output]
         if before is None:
             target.gradients[output] = gradient
-        elif before.storage.arrays > 1 or target.apart:
+        elif before.storage.arrays > 1 or (isinstance(target, Leaf) and target.apart):
             target.gradients[output] = self.like(before.size)
         if isinstance(target, Leaf):
             target.uses -= 1
@@ -299,6 +304,9 @@ class Tape:
                 self._undo(operation)
 
     def _undo(self, operation: Operation) -> None:
+        for hook in operation.before:
+            hook()
+        operation.before = ()
         if operation.segment is not None and operation.segment.function is not None:
             self._run_again(operation.segment)
         assert operation.derive is not None

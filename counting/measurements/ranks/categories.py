@@ -1,0 +1,115 @@
+"""What a rank's storages are: gradients, gathered parameters, buffers of communication; and the stretches by these."""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from counting.measurements.ranks.live_bytes import RankBytes
+from counting.measurements.ranks.stand_ins import accumulated_gradients
+from counting.ranks.profile import RankStretch, Traffics
+from counting.step.profile import Alive, Cut, Stretch
+
+
+class Categories(NamedTuple):
+    """The serial numbers of the storages of each category; a storage keeps its category from its birth to its end."""
+
+    gradients: Collection[int]  # of whole parameters until they are reduced, and those that the optimiser reads
+    gathered: Collection[int]
+    communication: Collection[int]
+
+
+class CategoryMarks:
+    """Context that finds the category of each storage while a model trains under a layout.
+
+    Whole gradients are found when autograd has completed them, gathered parameters when a module that owns them runs.
+    `after_gradient` is called with a parameter when its gradient is complete.
+    """
+
+    def __init__(self, model: nn.Module, tracker: RankBytes, after_gradient: Any = None) -> None:
+        self._model, self._tracker, self._after_gradient = model, tracker, after_gradient
+        self._gradients: set[int] = set()
+        self._gathered: set[int] = set()
+        self._seen: list[Tensor] = []
+        with torch.no_grad():
+            self._resident = {tracker.serial(parameter) for parameter in model.parameters()}
+
+    def __enter__(self) -> "CategoryMarks":
+        owners = [module for module in self._model.modules() if any(True for _ in module.parameters(recurse=False))]
+        self._hooks = [owner.register_forward_pre_hook(self._look) for owner in owners]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def after_micro_batch(self) -> None:
+        """Note the gradients that are kept whole until a later micro-batch."""
+        self._gradients |= {self._tracker.serial(gradient) for gradient in accumulated_gradients(self._model)}
+
+    def found(self) -> Categories:
+        """The categories, at the end of the step."""
+        last = {self._tracker.serial(p.grad) for p in self._model.parameters() if p.grad is not None}
+        gradients = self._gradients | last
+        return Categories(
+            gradients=gradients,
+            gathered=self._gathered - gradients,
+            communication=self._tracker.made_by_fully_shard - gradients - self._gathered,
+        )
+
+    def _look(self, module: nn.Module, args: Any) -> None:
+        """Note the parameters with which a module runs."""
+        for parameter in module.parameters(recurse=False):
+            if any(parameter is seen for seen in self._seen):
+                continue
+            self._seen.append(parameter)
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
+            serial = self._tracker.serial(parameter)
+            if serial not in self._resident:
+                self._gathered.add(serial)
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._gradients.add(self._tracker.serial(parameter.grad))
+        if self._after_gradient is not None:
+            self._after_gradient(parameter)
+
+
+class RankCut(NamedTuple):
+    """A moment between two stretches, and the traffic since the last one."""
+
+    cut: Cut
+    traffic: Traffics
+
+
+def rank_stretches(cuts: Sequence[RankCut], categories: Categories) -> list[RankStretch]:
+    """The stretch from each cut to the next."""
+    return [
+        RankStretch(memory=_stretch(before.cut.now, after.cut, categories), traffic=after.traffic)
+        for before, after in pairwise(cuts)
+    ]
+
+
+def _stretch(before: Alive, after: Cut, categories: Categories) -> Stretch:
+    def change(now: Alive, category: Iterable[int]) -> int:
+        return sum(now.get(serial, 0) - before.get(serial, 0) for serial in category)
+
+    start = sum(before.values())
+    in_a_category = {*categories.gradients, *categories.gathered, *categories.communication}
+    return Stretch(
+        peak=sum(after.at_peak.values()) - start,
+        net=sum(after.now.values()) - start,
+        gradients=change(after.now, categories.gradients),
+        peak_gradients=change(after.at_peak, categories.gradients),
+        peak_released=sum(
+            max(size - after.at_peak.get(serial, 0), 0)
+            for serial, size in before.items()
+            if serial not in in_a_category
+        ),
+        gathered=change(after.now, categories.gathered),
+        peak_gathered=change(after.at_peak, categories.gathered),
+        communication=change(after.now, categories.communication),
+        peak_communication=change(after.at_peak, categories.communication),
+    )

@@ -1,0 +1,105 @@
+"""The collectives of a step on one rank: which, over which ranks, how many bytes, in which phase."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._pytree import tree_leaves
+
+from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics
+
+Argument = Callable[[tuple[Any, ...], Any], Any]  # from the op's arguments and its result
+
+NAMESPACES = ("c10d", "_c10d_functional", "_dtensor")
+# Ops of these namespaces that send nothing.
+SEND_NOTHING = frozenset({"wait_tensor", "_wrap_tensor_autograd"})
+
+
+class _Call(NamedTuple):
+    """What an op does, and which of its arguments, or its result, it reads and writes."""
+
+    operation: CollectiveOp
+    read: Argument
+    written: Argument
+
+
+def _first(args: tuple[Any, ...], out: Any) -> Any:
+    return args[0]
+
+
+def _second(args: tuple[Any, ...], out: Any) -> Any:
+    return args[1]
+
+
+def _result(args: tuple[Any, ...], out: Any) -> Any:
+    return out
+
+
+_CALLS = {
+    "c10d::_allgather_base_": _Call("all_gather", _second, _first),
+    "c10d::_reduce_scatter_base_": _Call("reduce_scatter", _second, _first),
+    "c10d::allreduce_": _Call("all_reduce", _first, _first),
+    "_c10d_functional::all_gather_into_tensor": _Call("all_gather", _first, _result),
+    "_c10d_functional::reduce_scatter_tensor": _Call("reduce_scatter", _first, _result),
+    "_c10d_functional::all_reduce": _Call("all_reduce", _first, _result),
+    "_c10d_functional::all_reduce_": _Call("all_reduce", _first, _result),
+    "_c10d_functional::all_to_all_single": _Call("all_to_all", _first, _result),
+}
+
+
+class CollectiveCounter:
+    """Adds up the traffic of each collective; an instance is called with each op that runs.
+
+    `axes` has the axis of each process group, by the group's name.
+    """
+
+    def __init__(self, axes: Mapping[str, Axis]) -> None:
+        self._axes = axes
+        self._traffics: Traffics = {}
+        self.phase: RankPhase = "forward"
+
+    def __call__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Count one op, if it is a collective. A collective that is not known is an `AssertionError`."""
+        if function.namespace not in NAMESPACES:
+            return
+        name = function.name().partition(".")[0]
+        if name.partition("::")[2] in SEND_NOTHING:
+            return
+        assert name in _CALLS, f"collective {name}: not known"
+        call = _CALLS[name]
+        axis = self._axes[_group_of([*args, *kwargs.values()])]
+        key = Collective(self.phase, call.operation, axis).key
+        once = Traffic(calls=1, bytes_in=_bytes(call.read(args, out)), bytes_out=_bytes(call.written(args, out)))
+        self._traffics[key] = self._traffics.get(key, Traffic()) + once
+
+    def take(self) -> Traffics:
+        """The traffic since the last call of this function."""
+        taken, self._traffics = self._traffics, {}
+        return taken
+
+
+def axes_of(meshes: Iterable[DeviceMesh | None]) -> dict[str, Axis]:
+    """The axis of each process group of the meshes, whose dimensions are named as the axes are."""
+    found: dict[str, Axis] = {}
+    for mesh in meshes:
+        if mesh is not None:
+            for axis in mesh.mesh_dim_names or ():
+                group = mesh.get_group(axis).group_name
+                assert found.get(group, axis) == axis, f"{axis} and {found[group]} have the same process group"
+                found[group] = axis  # type: ignore[assignment]
+    return found
+
+
+def _group_of(arguments: Iterable[Any]) -> str:
+    """The name of the process group among the arguments of an op."""
+    for argument in arguments:
+        if isinstance(argument, torch.ScriptObject) and "ProcessGroup" in str(argument._type()):
+            return str(dist.ProcessGroup.unbox(argument).group_name)
+    return str(next(argument for argument in reversed(list(arguments)) if isinstance(argument, str)))
+
+
+def _bytes(value: Any) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

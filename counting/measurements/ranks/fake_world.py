@@ -1,0 +1,24 @@
+"""A process group of any number of ranks in which this process is one rank, and no other process exists."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.distributed as dist
+
+from counting.measurements.ranks.stand_ins import fake_store, stand_ins
+
+
+@contextlib.contextmanager
+def fake_world(ranks: int, rank: int = 0) -> Iterator[None]:
+    """Context in which torch's default process group has `ranks` ranks, and this process is `rank`.
+
+    Its collectives send nothing and return at once, with results of the right shape. On exit, also by an error, the
+    group is destroyed. The process must not have a group.
+    """
+    assert not dist.is_initialized(), "this process has a process group"
+    with stand_ins():
+        dist.init_process_group("fake", store=fake_store(), rank=rank, world_size=ranks)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()

@@ -1,0 +1,96 @@
+"""The bytes of live storages on a rank: as on one device, and besides storages that are resized, and DTensors."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from counting.measurements.live_bytes import LiveBytes, Observe
+from counting.measurements.ranks.stand_ins import (
+    RETURN_THEIR_ARGUMENT,
+    WRAPPERS,
+    around_communication,
+    local,
+    propagates_shapes,
+    replaced,
+)
+
+_aten = torch.ops.aten
+
+
+class RankBytes(LiveBytes):
+    """Dispatch mode that follows every storage of a rank.
+
+    An op on DTensors is seen as the ops on local tensors that it becomes. `fully_shard` frees gathered parameters by
+    resizing their storage to 0, and gathers them into it again. `made_by_fully_shard` are the storages that came into
+    being while it gathered parameters or reduced gradients.
+    """
+
+    def __init__(self, existing: Iterable[Tensor], observe: Observe) -> None:
+        self.made_by_fully_shard: set[int] = set()
+        self._communicating = 0
+        super().__init__(existing, observe)
+
+    def __enter__(self) -> Self:
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(around_communication(self._begin, self._end))
+        self._stack.enter_context(self._resizes())
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stack.close()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(kind, WRAPPERS) for kind in types):
+            return NotImplemented
+        if propagates_shapes():
+            return function(*args, **(kwargs or {}))
+        if function in RETURN_THEIR_ARGUMENT and args[0].is_meta:
+            return args[0]
+        if function is _aten.split.Tensor and not self._is_followed(args[0]):
+            # Gloo's reduce-scatter copies its input without an op, and splits the copy.
+            return function(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+    def serial(self, tensor: Tensor) -> int:
+        """The serial number of the live storage that `tensor`, or its local tensor, views."""
+        return super().serial(local(tensor))
+
+    def _is_followed(self, tensor: Tensor) -> bool:
+        return id(tensor.untyped_storage()) in self._serials
+
+    def _follow(self, tensor: Tensor) -> None:
+        born = self.born
+        super()._follow(local(tensor))
+        if self._communicating and self.born > born:
+            self.made_by_fully_shard.add(born)
+
+    def _begin(self) -> None:
+        self._communicating += 1
+
+    def _end(self) -> None:
+        self._communicating -= 1
+
+    @contextlib.contextmanager
+    def _resizes(self) -> Iterator[None]:
+        """Context in which the new size of a storage that is resized is noted."""
+        plain = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            out = plain(storage, size)
+            serial = self._serials.get(id(storage))
+            if serial is not None:
+                self.live += storage.nbytes() - self._bytes[serial]
+                self._bytes[serial] = storage.nbytes()
+                if self.live > self.peak:
+                    self.watch()
+            return out
+
+        with replaced(torch.UntypedStorage, "resize_", resize):
+            yield

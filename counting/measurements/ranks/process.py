@@ -1,0 +1,75 @@
+"""Measures a layout in this process or, if it is part of a process group, in another one."""
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from counting.measurements.meta_device import measuring
+from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.rank import profile_of_rank
+from counting.ranks.profile import RankProfile
+from counting.ranks.shallow import Shallow, shallow
+from counting.setup import Setup
+from torch_models.errors import UserError
+from torch_models.layout import Layout
+from torch_models.spec import ModelSpec
+
+# The other process finds modules where this one does, whatever the working directory is by now.
+_CODE = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from counting.measurements.ranks.process import answer; answer()"
+)
+_ROOT = Path(__file__).resolve().parents[3]
+
+
+def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
+    """What each rank of `layout` holds, sends and computes in one step of `spec`; both settings must be resolved.
+
+    The layers of the shallow model are measured; they stand for all layers. If this process has a process group, which
+    a fake one would replace, another process measures. Raises `UserError` for what cannot be divided so.
+    """
+    with measuring():
+        if dist.is_initialized():
+            return _measured_elsewhere(spec, setup, layout)
+    return measure_model(shallow(spec), setup, layout)
+
+
+def measure_model(model: Shallow, setup: Setup, layout: Layout, rank: int = 0) -> RankProfile:
+    """What `rank` holds, sends and computes in one step of `model`; the process must not have a process group."""
+    with measuring(), fake_world(layout.ranks, rank):
+        return profile_of_rank(model, setup, layout, torch.device("meta"))
+
+
+def _measured_elsewhere(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
+    """The result of `measure_ranks` in a new process. Raises what it raises there if that is a `UserError`."""
+    path = [str(_ROOT), *(os.path.abspath(entry) for entry in sys.path)]
+    request = pickle.dumps(path) + pickle.dumps((spec, setup, layout))
+    done = subprocess.run([sys.executable, "-c", _CODE], input=request, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"measuring in another process has failed:\n{done.stderr.decode(errors='replace')}")
+    kind, message, content = pickle.loads(done.stdout)
+    if kind is None:
+        assert isinstance(content, RankProfile)
+        return content
+    error = kind.__new__(kind, message)  # its constructor takes other arguments than the message
+    error.__dict__.update(content)
+    raise error
+
+
+def answer() -> None:
+    """Read a request from standard input, measure, and write the result, or a `UserError`, to standard output."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed meanwhile is no part of the answer
+        spec, setup, layout = pickle.load(sys.stdin.buffer)
+        try:
+            found: tuple[object, ...] = (None, None, measure_ranks(spec, setup, layout))
+        except UserError as error:
+            found = (type(error), str(error), vars(error))
+        with contextlib.suppress(BrokenPipeError):
+            pickle.dump(found, out)

@@ -1,0 +1,170 @@
+"""All that is replaced in torch, or taken from its private interfaces, so that a step runs on meta tensors.
+
+Each was tried with torch 2.13.0, and `tests/counting/measurements/ranks/test_stand_ins.py` has a test for each that
+fails when it is no longer needed. `stand_ins` is the context in which they are in place; on exit all are undone.
+"""
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+# Tensors without memory of their own: their storage reports bytes, and holds none.
+WRAPPERS = (DTensor, AsyncCollectiveTensor)
+
+_functional = torch.ops._c10d_functional
+# These ops return their argument, but their meta kernels return a new tensor.
+RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tensor_autograd.default)
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
+    with _meta_in_fake_group(), _streams_of_meta(), _parameters_on_meta():
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Context in which `owner` has the attribute `name` of this value; afterwards what it had before, or nothing."""
+    nothing = object()
+    before = vars(owner).get(name, nothing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is nothing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def fake_store() -> Any:
+    """The store of a fake process group, which keeps nothing."""
+    return FakeStore()
+
+
+@contextlib.contextmanager
+def _meta_in_fake_group() -> Iterator[None]:
+    """The backend "fake" is registered for CPU and accelerators, and not for meta tensors."""
+    devices = [*dist.Backend.backend_capability["fake"], "meta"]
+    with _entry(dist.Backend.backend_capability, "fake", devices):
+        yield
+
+
+@contextlib.contextmanager
+def _entry(table: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    before = table[key]
+    table[key] = value
+    try:
+        yield
+    finally:
+        table[key] = before
+
+
+class _Stream(torch.cpu.Stream):
+    def record_event(self) -> Any:
+        """An event: with replicas, `fully_shard` requires one on any device but the CPU."""
+        return torch.cpu.Event()
+
+
+@contextlib.contextmanager
+def _streams_of_meta() -> Iterator[None]:
+    """`fully_shard` and `DeviceMesh` find streams and events in the module torch.<device type>; torch.meta is none."""
+    current = _Stream()
+    module = types.SimpleNamespace(
+        Stream=_Stream,
+        Event=torch.cpu.Event,
+        current_stream=lambda device=None: current,
+        stream=lambda stream: contextlib.nullcontext(),
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+        set_device=lambda device: None,
+        synchronize=lambda device=None: None,
+    )
+    with replaced(torch, "meta", module):
+        yield
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """`fully_shard` refuses to run with parameters on the meta device."""
+    with replaced(FSDPParamGroup, "_validate_no_meta_params", lambda self: None):
+        yield
+
+
+@contextlib.contextmanager
+def around_communication(begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+    """Context that calls `begin` and `end` around all that `fully_shard` does between modules.
+
+    That is gathering parameters, and reducing gradients. Torch has hooks for the collectives in it and for their
+    buffers, but none for the copies that it makes for them.
+    """
+
+    def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                end()
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in ("unshard", "wait_for_unshard", "post_backward"):
+            stack.enter_context(replaced(FSDPParamGroup, name, wrapped(getattr(FSDPParamGroup, name))))
+        yield
+
+
+def accumulated_gradients(model: nn.Module) -> list[Tensor]:
+    """The whole gradients that `fully_shard` adds up over micro-batches; it keeps them apart from the parameters."""
+    groups = [
+        group
+        for module in model.modules()
+        if isinstance(module, FSDPModule)
+        for group in module._get_fsdp_state()._fsdp_param_groups
+    ]
+    found = [parameter.unsharded_accumulated_grad for group in groups for parameter in group.fsdp_params]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def register_first_hook(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Register `hook` on the gradient of `tensor`, to be called before those that are registered already."""
+    tensor.register_hook(hook)
+    hooks: Any = tensor._backward_hooks
+    *before, last = list(hooks.items())
+    hooks.clear()
+    hooks.update([last, *before])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The tensor with memory that `tensor` stands for on this rank, or itself."""
+    while isinstance(tensor, WRAPPERS):
+        tensor = tensor._local_tensor if isinstance(tensor, DTensor) else tensor.elem
+    return tensor
+
+
+def shape_at(parameter: DTensor, coordinate: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the part of `parameter` on the rank at `coordinate` of its mesh, by torch's rule."""
+    sizes, _ = _compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh.shape, list(coordinate), parameter.placements, skip_offset=True
+    )
+    return tuple(map(int, sizes))
+
+
+def propagates_shapes() -> bool:
+    """Whether DTensor computes the shape of a result now, which it does by running the op on fake tensors."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
