@@ -5,11 +5,14 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 
 from collections.abc import Sequence
 
+from counting.formulas.local.shapes import division_of, local_layer
 from counting.formulas.memory.blocks import norm
+from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, rotary_tables, transform
 from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
+from counting.formulas.memory.vocabulary import divided_cross_entropy, masked_embedding
 from counting.setup import Setup
 from counting.step.profile import (
     Cut,
@@ -37,7 +40,7 @@ def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) -
 
 
 class _Step:
-    """A step of a model with one layer of each kind."""
+    """A step of a model with one layer of each kind, or of the part of it that a rank of a layout has."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None) -> None:
         self.layout = layout
@@ -49,8 +52,13 @@ class _Step:
         self.batch = setup.micro_batch
         self.tokens = self.batch.tokens
         self.precision = setup.precision_recipe
-        self.groups = spec.layer_groups()
-        self.mtp_layers = spec.mtp_layers if setup.mtp else ()
+        self.layout = layout
+        self.division = division_of(layout)
+        tp = self.division.tp
+        self.groups = [(local_layer(each, tp), count) for each, count in spec.layer_groups()]
+        self.mtp_layers = [local_layer(each, tp) for each in (spec.mtp_layers if setup.mtp else ())]
+        self.vocabulary = spec.vocab_size // tp
+        self.stream_tokens = self.division.stream_tokens(self.batch)
         self.tape = Tape(grad=True)
         self.width = self.precision.activation_bytes
         self.token_ids, self.labels = self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
@@ -83,11 +91,19 @@ class _Step:
             first_micro_batch=first,
             later_micro_batch=later[0] if later else None,
             last_micro_batch=later[1] if len(later) == 2 else None,
-            gradient_clipping=simulate_clipping(self.spec, self.setup) if self.setup.clip_gradients else None,
-            optimizer_step=simulate_update(self.spec, self.setup) if self.precision.measurable else None,
+            gradient_clipping=simulate_clipping(self.spec, self.setup) if self._clips else None,
+            optimizer_step=simulate_update(self.spec, self.setup) if self._updates else None,
             inputs=self.inputs,
             buffers=self._buffers(),
         )
+
+    @property
+    def _clips(self) -> bool:
+        return self.layout is None and self.setup.clip_gradients
+
+    @property
+    def _updates(self) -> bool:
+        return self.layout is None and self.precision.measurable
 
     def _buffers(self) -> int:
         """Bytes of the correction biases of all routers, in fp32."""
@@ -169,32 +185,50 @@ class _Step:
         A gradient is kept if there is none yet. Else it is added in place to the one of the micro-batch before, to
         zeros, or to a buffer in another format, and freed; what it is added to is counted with the states.
         """
-        apart, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
-        self.tape.keeps_gradients = index == 0 and not apart and not zeros
+        buffers, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
+        self.tape.keeps_gradients = index == 0 and not buffers and not zeros
         if self.hooked:
             # fully_shard takes the gradients away after each backward pass, unless it is to keep them as they are.
             self.tape.keeps_gradients = index == 0 or not self.gradients_stay
         self.fresh_end = index == 2
-        matrix = self.spec.vocab_size * self.spec.hidden_size
-        self.embedding = self.tape.parameter(matrix, self.width)
-        self.tape.fresh_parameters = self.fresh_end
-        self.head = self.embedding if self.spec.tie_word_embeddings else self.tape.parameter(matrix, self.width)
-        self.tape.fresh_parameters = False
+        matrix, apart = self.vocabulary * self.spec.hidden_size, self.division.tp > 1
+        self.embedding = self.tape.parameter(matrix, self.width, apart=apart)
+        self.head = self.embedding
+        if not self.spec.tie_word_embeddings:
+            self.tape.fresh_parameters = self.fresh_end
+            self.head = self.tape.parameter(matrix, self.width, apart=apart)
+            self.tape.fresh_parameters = False
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
-        return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute)
+        return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute, self.division)
 
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
-        return norm(self.tape, x, self.tokens, self.setup.kernels, unit_offset=unit_offset)
+        return norm(
+            self.tape,
+            x,
+            self.stream_tokens,
+            self.setup.kernels,
+            unit_offset=unit_offset,
+            division=self.division,
+            summed=self.division.sequence_parallel,
+        )
 
     def _embed(self, token_ids: Array, depth: int) -> Array:
         """Gather rows of the embedding; its gradient is as large as the whole embedding."""
         tape, of_embedding = self.tape, self.embedding.size
         self._at("embedding", "before_forward", depth)
-        x = tape.new(self.tokens * self.spec.hidden_size, self.width)
-        tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
+        if self.division.tp > 1:
+            x = self._embed_words(token_ids)
+        else:
+            x = tape.new(self.tokens * self.spec.hidden_size, self.width)
+            tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
         self._leave("embedding", x, depth)
         return x if self.spec.embedding_scale == 1 else scale(tape, x)
+
+    def _embed_words(self, token_ids: Array) -> Array:
+        """The sum over ranks, of which each has some words."""
+        masked = masked_embedding(self.tape, self.embedding, token_ids, self.spec.hidden_size, self.division.tp)
+        return sum_of_parts(self.tape, masked, self.batch, self.division)
 
     def _loss(self, stream: list[Array]) -> Array:
         """Final norm, head and loss, and those of the multi-token-prediction modules."""
@@ -249,7 +283,8 @@ class _Step:
     def _mean_loss(self, hidden: Array, labels: Array, depth: int) -> Array:
         """The loss summed over the tokens, divided by the number of tokens with a label."""
         tape, chunk = self.tape, self.setup.loss_chunk
-        (rows,) = self._enter("head", depth, reshape(tape, hidden))
+        (hidden,) = self._enter("head", depth, hidden)
+        rows = reshape(tape, whole_input(tape, hidden, self.batch, self.division))
         if chunk is None or chunk >= self.tokens:
             total = self._summed_loss(rows, labels)
         else:
@@ -282,6 +317,8 @@ class _Step:
         """Logits in fp32 and their cross-entropy, which keeps the logarithm of the softmax."""
         tape = self.tape
         logits = self._logits_in_fp32(hidden)
+        if self.division.tp > 1:
+            return divided_cross_entropy(tape, logits, labels, hidden.numel // self.spec.hidden_size)
         log_probabilities = unary(tape, logits, keeps_output=True)
         size = log_probabilities.size
         loss, weight = tape.born(Size(1, SINGLE), Size(1, SINGLE))
@@ -297,7 +334,7 @@ class _Step:
     def _logits(self, hidden: Array) -> Array:
         tape, spec = self.tape, self.spec
         rows = hidden.numel // spec.hidden_size
-        logits = linear(tape, hidden, rows, spec.vocab_size, weight=self.head, flat=True)
+        logits = linear(tape, hidden, rows, self.vocabulary, weight=self.head, flat=True)
         if spec.final_logit_softcap is None:
             return logits
         return scale(tape, unary(tape, scale(tape, logits), keeps_output=True))

@@ -119,14 +119,16 @@ class Segment:
 class Leaf:
     """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
-    The gradient of a `fresh` one is kept in any case.
+    The gradient of a `fresh` one is kept in any case. Gradients are added out of place if they are `apart`, as torch
+    adds those of distributed tensors.
     """
 
-    __slots__ = ("fresh", "gradients", "size", "uses")
+    __slots__ = ("apart", "fresh", "gradients", "size", "uses")
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, *, apart: bool = False) -> None:
         self.fresh = False
         self.size = size
+        self.apart = apart
         self.uses = 0
         self.gradients: Gradients = [None]
 
@@ -194,9 +196,9 @@ class Tape:
         """Allocate and return the only output of one kernel, of this size."""
         return self.born(size)[0]
 
-    def parameter(self, numel: int, width: int) -> Leaf:
+    def parameter(self, numel: int, width: int, *, apart: bool = False) -> Leaf:
         """Return a new weight; its bytes are counted with the model states and not on the tape."""
-        leaf = Leaf(Size(numel, width))
+        leaf = Leaf(Size(numel, width), apart=apart)
         leaf.fresh = self.fresh_parameters
         return leaf
 
@@ -282,7 +284,7 @@ class Tape:
         before = target.gradients[output]
         if before is None:
             target.gradients[output] = gradient
-        elif before.storage.arrays > 1:
+        elif before.storage.arrays > 1 or (isinstance(target, Leaf) and target.apart):
             target.gradients[output] = self.like(before.size)
         if isinstance(target, Leaf):
             target.uses -= 1
