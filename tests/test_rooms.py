@@ -51,7 +51,10 @@ ROOMS = {
         "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
     ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
-    "counting.formulas": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
+    "counting.formulas": (
+        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.layout"
+        " torch_models.spec"
+    ),
     "counting.measurements": (
         "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.errors"
         " torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"

@@ -1,7 +1,11 @@
 """Operations of a mixture of experts, from its spec alone. The legend of dimension letters is in layer.py."""
 
+from typing import NamedTuple
+
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import gated_mlp
 from counting.formulas.memory.operations import (
+    Operand,
     add,
     add_number,
     cast,
@@ -19,20 +23,27 @@ from counting.formulas.memory.operations import (
     sum_of_rows,
     unary,
 )
-from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Size, Tape
-from torch_models.spec import ClampedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
+from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Leaf, Size, Tape
+from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
 
 
-def mixture_of_experts(tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int) -> Array:
+def mixture_of_experts(
+    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, division: Division = UNDIVIDED
+) -> Array:
     """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
     flat = reshape(tape, x)
-    routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, *_router(tape, spec.router, flat, tokens)))
-    return routed if spec.shared_experts is None else add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens))
+    weights, chosen = _router(tape, spec.router, flat, tokens, division)
+    routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, weights, chosen, division))
+    del weights, chosen, flat
+    if spec.shared_experts is None:
+        return routed
+    return add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens, division))
 
 
-def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> tuple[Array, Array]:
-    """The chosen experts' weights in fp32, and their indices."""
-    scores = _scores(tape, spec, x, tokens)
+def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Division) -> tuple[Array, Array]:
+    """The chosen experts' weights in fp32, and their indices; each rank of tp routes all tokens."""
+    scores = _scores(tape, spec, x, tokens, division)
     chosen = _choose(tape, spec, scores.numel, tokens)
     weights = rows_of(tape, scores, chosen, tokens * spec.top_k)
     if spec.norm_topk_prob:
@@ -40,11 +51,14 @@ def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> tuple[Array,
     return scale(tape, weights), chosen
 
 
-def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> Array:
+def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Division) -> Array:
     """fp32 scores of every expert."""
-    width = x.size.width
-    bias = cast_parameter(tape, tape.parameter(spec.num_experts, width), SINGLE) if spec.bias else None
-    weight = tape.parameter(spec.num_experts * spec.hidden_size, width)
+
+    def parameter(numel: int) -> Operand:
+        return summed_parameter(tape, tape.parameter(numel, x.size.width), division)
+
+    weight = parameter(spec.num_experts * spec.hidden_size)
+    bias = cast_parameter(tape, parameter(spec.num_experts), SINGLE) if spec.bias else None
     logits = linear(
         tape,
         cast(tape, x, SINGLE),
@@ -81,9 +95,10 @@ def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
 
 
 def _routed_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, weights: Array, chosen: Array
+    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, weights: Array, chosen: Array, division: Division
 ) -> Array:
     """Rows sorted by expert, the outputs of the experts, and the weighted sum per token."""
+    stacks = _stacks(tape, spec, x.size.width, division)
     count, experts = tokens * spec.router.top_k, spec.router.num_experts
     width = spec.expert.hidden_size
     sorted_experts, order = tape.born(Size(count, LONG), Size(count, LONG))
@@ -92,40 +107,60 @@ def _routed_experts(
     token = tape.new(count, LONG)
     rows = rows_of(tape, x, token, count * width)
     if isinstance(spec.expert, ClampedMLPSpec):
-        rows = _clamped_experts(tape, spec, rows, count, sorted_experts, ends)
+        rows = _clamped_experts(tape, spec.expert, stacks, rows, count, sorted_experts, ends)
     else:
-        rows = _gated_experts(tape, spec, rows, count, ends)
+        rows = _gated_experts(tape, spec.expert, stacks, rows, count, ends)
     rows = multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width))
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
     return out
 
 
-def _gated_experts(tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: int, ends: Array) -> Array:
+class _Stacks(NamedTuple):
+    """The parameters of all experts: of gate and up in one matrix for each expert, and of down."""
+
+    gate_up: Operand
+    down: Operand
+    gate_up_bias: Operand | None = None
+    down_bias: Operand | None = None
+
+
+def _stacks(tape: Tape, spec: MixtureOfExpertsSpec, width: int, division: Division) -> _Stacks:
+    expert, experts = spec.expert, spec.router.num_experts
+    both, outputs = 2 * expert.intermediate_size, expert.hidden_size
+
+    def stack(numel: int) -> Leaf:
+        return tape.parameter(experts * numel, width)
+
+    gate_up = own_parameter(tape, stack(both * outputs), division)
+    if not isinstance(expert, ClampedMLPSpec):
+        return _Stacks(gate_up, own_parameter(tape, stack(expert.intermediate_size * outputs), division))
+    gate_up_bias = own_parameter(tape, stack(both), division)
+    down = own_parameter(tape, stack(expert.intermediate_size * outputs), division)
+    return _Stacks(gate_up, down, gate_up_bias, added_bias(tape, stack(outputs), division))
+
+
+def _gated_experts(tape: Tape, spec: GatedMLPSpec, stacks: _Stacks, rows: Array, count: int, ends: Array) -> Array:
     """Two grouped products with a gated activation in between."""
-    experts, hidden_size = spec.router.num_experts, spec.expert.intermediate_size
-    both = grouped_linear(tape, rows, count, 2 * hidden_size, experts, ends)
+    hidden_size = spec.intermediate_size
+    both = grouped_linear(tape, rows, count, 2 * hidden_size, stacks.gate_up, ends)
     gate, up = split(tape, both, count * hidden_size, count * hidden_size)
     del both
     hidden = multiply(tape, unary(tape, gate, keeps_input=True), up)
-    return grouped_linear(tape, hidden, count, spec.expert.hidden_size, experts, ends)
+    return grouped_linear(tape, hidden, count, spec.hidden_size, stacks.down, ends)
 
 
 def _clamped_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: int, sorted_experts: Array, ends: Array
+    tape: Tape, spec: ClampedMLPSpec, stacks: _Stacks, rows: Array, count: int, sorted_experts: Array, ends: Array
 ) -> Array:
     """Two grouped products, each with the bias of the row's expert; gate and up are clamped in between."""
-    experts, hidden_size = spec.router.num_experts, spec.expert.intermediate_size
 
-    def projected(x: Array, outputs: int) -> Array:
-        product = grouped_linear(tape, x, count, outputs, experts, ends)
-        return add(
-            tape,
-            product,
-            rows_of(tape, tape.parameter(experts * outputs, x.size.width), sorted_experts, count * outputs),
-        )
+    def projected(x: Array, outputs: int, weight: Operand, bias: Operand | None) -> Array:
+        assert bias is not None
+        product = grouped_linear(tape, x, count, outputs, weight, ends)
+        return add(tape, product, rows_of(tape, bias, sorted_experts, count * outputs))
 
-    both = projected(rows, 2 * hidden_size)
+    both = projected(rows, 2 * spec.intermediate_size, stacks.gate_up, stacks.gate_up_bias)
     gate = clamp(tape, every_other(tape, both), bounds=1)
     up = clamp(tape, every_other(tape, both), bounds=2)
     hidden = multiply(
@@ -133,7 +168,7 @@ def _clamped_experts(
         add_number(tape, up),
         multiply(tape, gate, unary(tape, scale(tape, gate), keeps_output=True)),
     )
-    return projected(hidden, spec.expert.hidden_size)
+    return projected(hidden, spec.hidden_size, stacks.down, stacks.down_bias)
 
 
 def _added_to_tokens(tape: Tape, rows: Array, token: Array, numel: int) -> Array:

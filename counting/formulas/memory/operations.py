@@ -68,9 +68,8 @@ def linear(
     return out
 
 
-def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, experts: int, ends: Array) -> Array:
+def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, weight: Operand, ends: Array) -> Array:
     """Multiply each of `count` rows by the matrix of its expert; `ends` contains the end of each expert's rows."""
-    weight = tape.parameter(experts * (rows.numel // count) * outputs, rows.size.width)
     of_rows, of_weight = rows.size, weight.size
     out = tape.new(count * outputs, rows.size.width)
 
@@ -188,7 +187,7 @@ def cast(tape: Tape, x: Array, width: int) -> Array:
     return out
 
 
-def cast_parameter(tape: Tape, parameter: Leaf, width: int) -> Operand:
+def cast_parameter(tape: Tape, parameter: Operand, width: int) -> Operand:
     """Convert a weight to numbers of `width` bytes; return the parameter itself if it has this width."""
     if parameter.size.width == width:
         return parameter

@@ -1,0 +1,127 @@
+"""One step on a rank, stretch by stretch: the compute of the simulation, with fully_shard's schedule around it."""
+
+from collections.abc import Sequence
+
+from counting.formulas.layouts.formats import formats
+from counting.formulas.layouts.groups import group_of, layer_shapes, mtp_layer_shapes, outside_shapes
+from counting.formulas.layouts.schedule import Rank, Unit
+from counting.ranks.profile import RankMicroBatch, RankStretch
+from counting.setup import Setup
+from counting.step.profile import Hook, Moment, StepProfile
+from torch_models.layout import Layout
+from torch_models.spec import ModelSpec
+
+LONGEST = 3  # micro-batches that can differ: the first, those between, the last
+
+
+class ShardedStep:
+    """The micro-batches of one step of the shallow model `spec` under fully_shard."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout, compute: StepProfile) -> None:
+        assert setup.micro_batches is not None, "a resolved setup"
+        assert compute.first_micro_batch is not None, "a simulated step"
+        self.micro_batches = setup.micro_batches
+        self.layout = layout
+        form = formats(setup)
+        self.rank = Rank(layout.fsdp, form, replicas=layout.replicas)
+        self.first = compute.first_micro_batch
+        self.later = compute.later_micro_batch
+        self.last = compute.last_micro_batch or compute.later_micro_batch
+        reshards = layout.zero == 3
+        kinds = [layer for layer, _ in spec.layer_groups()]
+        self.kind_of_layer = [kinds.index(layer) for layer in spec.layers]
+
+        def unit(shapes: tuple[tuple[int, ...], ...], *modules: str, reshards: bool = reshards) -> Unit:
+            return Unit(group_of(shapes, layout.fsdp, form), modules, reshards=reshards)
+
+        self.layers = [unit(layer_shapes(layer), "layer") for layer in spec.layers]
+        self.mtp = [unit(mtp_layer_shapes(layer), "mtp") for layer in (spec.mtp_layers if setup.mtp else ())]
+        self.outside: dict[str, Unit] = {}  # by module
+        groups: dict[tuple[str, ...], Unit] = {}
+        for modules, shapes in outside_shapes(spec, layout.grouping).items():
+            stays = modules == ("model",) or "head" in modules
+            groups[modules] = unit(shapes, *modules, reshards=reshards and not stays)
+            self.outside |= dict.fromkeys(modules, groups[modules])
+        # The order in which torch finds them below the root: embedding, layers, then norm and head.
+        of_embedding = [found for modules, found in groups.items() if modules[0] in ("model", "embedding")]
+        of_head = [found for modules, found in groups.items() if modules[0] == "norm"]
+        self.units = [*of_embedding, *self.layers, *self.mtp, *of_head]
+
+    def run(self) -> list[RankMicroBatch]:
+        """Return the first, a middle and the last micro-batch, as far as they differ."""
+        number = min(self.micro_batches, LONGEST)
+        return [self._micro_batch(index, number) for index in range(number)]
+
+    def _micro_batch(self, index: int, number: int) -> RankMicroBatch:
+        passes = self.first if index == 0 else self.last if index == number - 1 else self.later
+        assert passes is not None and passes.moments is not None, "a simulated step of a rank"
+        rank, kinds = self.rank, len(passes.layers)
+        rank.synchronises = self.layout.zero != 1 or index == number - 1
+        embedding_forward, *of_layers = passes.moments[: kinds + 1]
+        loss, *backward_of_layers, embedding_backward = passes.moments[kinds + 1 :]
+        backward_of_layers.reverse()
+        rank.phase = "forward"
+        before = self._stretch(embedding_forward)
+        forward = [
+            self._layer_forward(unit, of_layers[kind])
+            for unit, kind in zip(self.layers, self.kind_of_layer, strict=True)
+        ]
+        of_loss = self._stretch(loss)
+        backward = [
+            self._layer_backward(unit, backward_of_layers[kind])
+            for unit, kind in zip(reversed(self.layers), reversed(self.kind_of_layer), strict=True)
+        ]
+        return RankMicroBatch(
+            embedding_forward=before,
+            forward=tuple(forward),
+            loss=of_loss,
+            backward=tuple(reversed(backward)),
+            embedding_backward=self._stretch(embedding_backward),
+        )
+
+    def _layer_forward(self, unit: Unit, moments: Sequence[Moment]) -> RankStretch:
+        self.rank.pre_forward(unit, "layer", None, has_gradient=True)
+        self._pass(moments)
+        self.rank.post_forward(unit, "layer", None)
+        return self.rank.end()
+
+    def _layer_backward(self, unit: Unit, moments: Sequence[Moment]) -> RankStretch:
+        self.rank.pre_backward(unit)
+        self._pass(moments)
+        self.rank.post_backward(unit)
+        return self.rank.end()
+
+    def _stretch(self, moments: Sequence[Moment]) -> RankStretch:
+        self._pass(moments)
+        return self.rank.end()
+
+    def _pass(self, moments: Sequence[Moment]) -> None:
+        for moment in moments:
+            self.rank.run(moment)
+            if moment.hook is not None:
+                self._act(moment.hook)
+
+    def _act(self, hook: Hook) -> None:
+        """What fully_shard does at this moment."""
+        rank, (module, moment, depth) = self.rank, hook
+        unit = self.mtp[depth - 1] if module == "mtp" else self.outside.get(module)
+        place = (module, depth)
+        match moment:
+            case "before_forward" if unit is not None:
+                rank.pre_forward(unit, module, place, has_gradient=module not in ("model", "embedding"))
+            case "after_forward":
+                if unit is not None:
+                    rank.post_forward(unit, module, place)
+                if module == "model":
+                    rank.finish_forward(self.units, place)
+            case "before_backward":
+                rank.phase = "backward"
+                for each in self.units:
+                    if place in each.before:
+                        rank.pre_backward(each)
+            case "after_backward":
+                if module == "model":
+                    rank.finish_backward(self.units)
+                elif unit is not None and place in unit.after:
+                    # A head that runs again for a further depth has no whole gradient before its first run is undone.
+                    rank.post_backward(unit, has_gradients=not (module == "head" and depth > 0))
