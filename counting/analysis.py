@@ -24,6 +24,7 @@ from counting.counts import (
     model_flops,
 )
 from counting.notes import FOREIGN_NOTES, NOTES
+from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
 from counting.setup import MOST_CHUNKS, Setup, resolve
 from counting.step.fit import Fit
@@ -31,6 +32,7 @@ from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import Alternative, StepMemory, step_memory, with_states
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
+from torch_models.layout import Layout
 from torch_models.spec import Kernels, ModelSpec, Recompute
 
 if TYPE_CHECKING:
@@ -111,10 +113,10 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingStep | None = None  # None: no step was measured; its model FLOPs include mtp if that is trained
     memory: StepMemory | None = None  # of that step
     fits: tuple[Fit, ...] | None = None  # one for each GPU that the caller named
-    # Reserved for results over several devices; always None.
-    layout: None = None
-    rank_classes: None = None
-    step_time: None = None
+    layout: Layout | None = None  # resolved; this and the next two: only of a step that is spread over ranks
+    rank_classes: tuple[RankAnalysis, ...] | None = None  # in the order of their lowest rank
+    undivided: Undivided | None = None  # how the sums over the ranks follow from the undivided model
+    step_time: None = None  # reserved
 
     @property
     def main_layer(self) -> LayerAnalysis:

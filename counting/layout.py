@@ -66,13 +66,6 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
     return resolved
 
 
-def refuse_layout(layout: Layout | None, family: str) -> None:
-    """Raises `ArgumentError` if a layout is asked for a `family` without modules in this project."""
-    if layout is not None:
-        rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"
-        raise ArgumentError("layout", layout, rule)
-
-
 # --- The axes alone --------------------------------------------------------------------------------------------------
 
 

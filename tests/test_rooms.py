@@ -47,7 +47,9 @@ ROOMS = {
         "counting.step torch_models.errors torch_models.spec"
     ),
     "counting.layout": "counting.setup torch_models.errors torch_models.layout torch_models.spec",
-    "counting.ranks": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
+    "counting.ranks": (
+        "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
+    ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
     "counting.measurements": (
@@ -61,8 +63,9 @@ ROOMS = {
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
     "counting.analysis": (
-        "counting.counts counting.formulas counting.measurements counting.notes counting.reconcile counting.setup"
-        " counting.step counting.via_transformers torch_models.errors torch_models.fields torch_models.spec"
+        "counting.counts counting.formulas counting.measurements counting.notes counting.ranks counting.reconcile"
+        " counting.setup counting.step counting.via_transformers torch_models.errors torch_models.fields"
+        " torch_models.layout torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
