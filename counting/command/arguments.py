@@ -58,12 +58,14 @@ def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None
     """How the step is spread over ranks; None without --layout. Ranks of a node by default from the first of `gpus`."""
     if options.layout is None:
         return None
+    per_node = gpus[0].devices_per_node if gpus else None
+    if options.gpus_per_node is not None:
+        per_node = parse_whole_number(options.gpus_per_node, "--gpus_per_node")
     return Layout(
         **parse_layout(options.layout),
         **_given(
             num_gpus=_parsed(options.num_gpus, parse_num_gpus),
-            gpus_per_node=_parsed(options.gpus_per_node, lambda text: parse_whole_number(text, "--gpus_per_node"))
-            or (gpus[0].devices_per_node if gpus else None),
+            gpus_per_node=per_node,
             expert_imbalance=_parsed(options.expert_imbalance, parse_ratio),
         ),
     )
