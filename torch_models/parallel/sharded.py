@@ -9,6 +9,7 @@ from torch.distributed.tensor import Shard
 
 from torch_models.layout import Layout
 from torch_models.modules.moe import MixtureOfExperts, RoutedExperts
+from torch_models.parallel.checks import by_second_dimension
 from torch_models.parallel.mesh import Meshes
 from torch_models.training.model import TrainingModel
 
@@ -19,13 +20,9 @@ def shard(model: TrainingModel, layout: Layout, meshes: Meshes, policy: MixedPre
     reshard = None if layout.zero == 3 else False
     options: dict[str, Any] = {"mesh": meshes.data, "mp_policy": policy}
     for layer in model.model.layers:
-        experts = layer.mlp.experts if isinstance(layer.mlp, MixtureOfExperts) else None
-        placement = None if experts is None else _placement(experts, layout)
-        if experts is not None and meshes.experts is not None:
-            of_experts = options | {"mesh": meshes.experts}
-            fully_shard(experts, reshard_after_forward=reshard, shard_placement_fn=placement, **of_experts)
-            _divide_gradients(experts, layout)
-        fully_shard(layer, reshard_after_forward=reshard, shard_placement_fn=placement, **options)
+        if meshes.experts is not None and isinstance(layer.mlp, MixtureOfExperts):
+            _shard_experts(layer.mlp.experts, layout, reshard, options | {"mesh": meshes.experts})
+        fully_shard(layer, reshard_after_forward=reshard, **options)
     if layout.grouping == "torchtitan":
         ends: list[nn.Module] = [model.model.norm, model.lm_head]
         if model.spec.tie_word_embeddings:
@@ -37,28 +34,27 @@ def shard(model: TrainingModel, layout: Layout, meshes: Meshes, policy: MixedPre
     fully_shard(model, reshard_after_forward=reshard, **options)
 
 
-def _placement(experts: RoutedExperts, layout: Layout) -> Callable[[nn.Parameter], Shard | None] | None:
-    """Return the dimension by which `fully_shard` divides each parameter; None stands for the first of all.
+def _shard_experts(experts: RoutedExperts, layout: Layout, reshard: bool | None, options: dict[str, Any]) -> None:
+    """Apply `fully_shard` to a stack of experts, over the ranks that have the same ones.
 
-    Stacks of experts are divided by their second dimension where ranks outnumber experts: by the first, whole experts
-    would be gathered that are only padding. Torch needs equal parts of any dimension but the first.
+    Where ranks outnumber the experts, the second dimension is divided: of the first, most ranks would have padding
+    alone.
     """
-    own = list(experts.parameters())
-    if layout.expert_fsdp * layout.ep <= experts.num_experts or layout.tp > 1:
-        return None
-    if any(parameter.shape[1] % layout.expert_fsdp for parameter in own):
-        return None
-    stacks = {id(parameter) for parameter in own}
-    return lambda parameter: Shard(1) if id(parameter) in stacks else None
-
-
-def _divide_gradients(experts: nn.Module, layout: Layout) -> None:
-    """Divide the sums of gradients by the number of ranks with different data: an expert has rows of all of them."""
-    assert isinstance(experts, FSDPModule)
-    experts.set_gradient_divide_factor(layout.data_ranks)
-    if layout.expert_fsdp > 1:
+    ranks = layout.expert_fsdp
+    placement: Callable[[nn.Parameter], Shard] | None = None
+    if by_second_dimension(experts.num_experts, layout):
+        placement = _by_second_dimension
+    module = fully_shard(experts, reshard_after_forward=reshard, shard_placement_fn=placement, **options)
+    # An expert has rows of all ranks with different data, also of those that are not in this mesh.
+    module.set_gradient_divide_factor(layout.data_ranks)
+    if ranks > 1:
         # Else torch multiplies while it reduces, which gloo cannot. With one shard torch 2.13 would divide twice.
-        experts.set_force_sum_reduction_for_comms(True)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def _by_second_dimension(parameter: nn.Parameter) -> Shard:
+    del parameter
+    return Shard(1)
 
 
 def set_gradient_synchronisation(model: nn.Module, layout: Layout, *, last: bool) -> None:

@@ -26,6 +26,7 @@ from torch_models.modules.attention import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.layers import GatedMLP, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
+from torch_models.parallel.norm import DividedNorm
 from torch_models.parallel.parameters import ADDED, COLUMNS, ROWS, SUMMED, WHOLE, LocalParameters, Part
 from torch_models.training.batch import IGNORED
 from torch_models.training.model import TrainingModel
@@ -48,7 +49,7 @@ ALTERNATING = {
 
 
 def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> None:
-    """Divide the model over the ranks of `mesh`, those of tp."""
+    """Divide the model over the ranks of `mesh`, those of tp. No part of it may be uneven."""
     stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
     for layer in model.model.layers:
         _apply(layer, mesh, _layer_plan(layer, stream))
@@ -170,6 +171,8 @@ def _attention_plan(attention: nn.Module) -> Plan:
     for name, _ in attention.named_children():
         if name in divided:
             plan[name] = LocalParameters(LINEAR_COLUMNS)
+        elif name in ("q_norm", "k_norm") and getattr(attention, "norm_over_width", False):
+            plan[name] = DividedNorm()
         elif name in whole:
             plan[name] = LocalParameters(LINEAR_WHOLE)
         else:
