@@ -91,8 +91,8 @@ class Rank:
             self.peak_released = moment.peak_released
         self.compute, self.compute_gradients, self.released = moment.net, moment.gradients, moment.released
 
-    def end(self) -> RankStretch:
-        """Return the stretch that ends here, and begin the next."""
+    def end(self, others: Traffics) -> RankStretch:
+        """Return the stretch that ends here, with the traffic of other collectives in it, and begin the next."""
         stretch = RankStretch(
             memory=Stretch(
                 peak=self.peak,
@@ -105,7 +105,7 @@ class Rank:
                 communication=self.communication,
                 peak_communication=self.peak_communication,
             ),
-            traffic=self._traffics(),
+            traffic=self._traffics() | others,
         )
         self.start()
         return stretch
