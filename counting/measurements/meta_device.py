@@ -260,8 +260,13 @@ class _CompilerStandIn(types.ModuleType):
 
         return call
 
-    # Used by torch's checkpointing and optimisers; the values are those of an inactive compiler.
-    config = types.SimpleNamespace(error_on_nested_fx_trace=True)
+    # Used by torch's checkpointing, optimisers and fake tensors; the values are those of an inactive compiler.
+    config = types.SimpleNamespace(
+        error_on_nested_fx_trace=True,
+        fake_tensor_cache_enabled=True,
+        fake_tensor_cache_crosscheck_enabled=False,
+        _custom_ops_profile=None,
+    )
 
     def graph_break(self) -> None:
         """Do nothing: nothing is being compiled."""
@@ -269,12 +274,18 @@ class _CompilerStandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__path__":  # the import of a submodule reads __path__
             raise AttributeError(name)
-        if sys.modules.get(COMPILER) is self:
-            del sys.modules[COMPILER]
+        _remove_stand_in()
         return getattr(importlib.import_module(COMPILER), name)
 
 
 _STAND_IN = _CompilerStandIn(COMPILER)
+_STAND_INS: dict[str, Any] = {COMPILER: _STAND_IN, f"{COMPILER}.config": _STAND_IN.config}
+
+
+def _remove_stand_in() -> None:
+    for name, stand_in in _STAND_INS.items():
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager
@@ -287,9 +298,8 @@ def _without_compiler() -> Iterator[None]:
     if COMPILER in sys.modules:
         yield
         return
-    sys.modules[COMPILER] = _STAND_IN
+    sys.modules.update(_STAND_INS)
     try:
         yield
     finally:
-        if sys.modules.get(COMPILER) is _STAND_IN:
-            del sys.modules[COMPILER]
+        _remove_stand_in()

@@ -218,6 +218,7 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     loss_held: int | None = None  # by final norm, head and loss (and multi-token prediction) when backward begins
     first_micro_batch: Passes | None = None
     later_micro_batch: Passes | None = None
+    last_micro_batch: Passes | None = None  # on a rank, where the last one differs
     outside_states: ModelStates | None = None
     gradient_clipping: int | None = None  # peak bytes of its temporary tensors; None: gradients are not clipped
     optimizer_step: int | None = None  # peak bytes of the optimiser's temporary tensors; None: not known

@@ -3,7 +3,7 @@
 The legend of dimension letters is in layers.py; V is vocab_size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +18,13 @@ from torch_models.spec import ModelSpec
 from torch_models.training.batch import IGNORED
 
 
+def summed_cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
+    """The cross-entropy summed over the tokens that have a label."""
+    return F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
+
+
 class LossHead(LanguageModelHead):
-    """Hidden states (T, D) and labels (T,) -> the cross-entropy summed over the tokens that have a label.
+    """Hidden states (…, D) and labels (…) -> the cross-entropy summed over the tokens that have a label.
 
     With `loss_chunk`, the logits of at most that many tokens are in memory at a time, and they are computed again for
     backward. All chunks are computed within one call, so that sharded weights are gathered once.
@@ -28,9 +33,12 @@ class LossHead(LanguageModelHead):
     def __init__(self, spec: ModelSpec, loss_chunk: int | None) -> None:
         super().__init__(spec)
         self.loss_chunk = loss_chunk
+        # Another function where ranks divide the vocabulary.
+        self.cross_entropy: Callable[[Tensor, Tensor], Tensor] = summed_cross_entropy
 
-    def forward(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:  # type: ignore[override]
-        """(T, D) and (T,) -> a scalar in nats, fp32 (or fp64); 0 with gradients of 0 if no token has a label."""
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+        """(…, D) and (…) -> a scalar in nats, fp32 (or fp64); 0 with gradients of 0 if no token has a label."""
+        hidden_TD, labels_T = hidden.flatten(0, -2), labels.flatten()
         if self.loss_chunk is None or self.loss_chunk >= len(labels_T):
             return self._summed_loss(hidden_TD, labels_T)
         chunks = zip(hidden_TD.split(self.loss_chunk), labels_T.split(self.loss_chunk), strict=True)
@@ -38,7 +46,7 @@ class LossHead(LanguageModelHead):
 
     def _summed_loss(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
         """Sum over tokens, from logits in fp32: a softmax over a large vocabulary needs it. fp64 stays fp64."""
-        return F.cross_entropy(_wide(self.logits(hidden_TD)), labels_T, ignore_index=IGNORED, reduction="sum")
+        return self.cross_entropy(_wide(self.logits(hidden_TD)), labels_T)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -85,5 +85,5 @@ class TrainingModel(LanguageModel):
             raise ArgumentError("normalizer", f"for {depths - 1} mtp_layers", rule)
 
     def _loss(self, hidden_BSD: Tensor, labels_BS: Tensor, normalizer: LossNormalizer | None, depth: int) -> Tensor:
-        summed: Tensor = self.lm_head(hidden_BSD.flatten(0, 1), labels_BS.flatten())
+        summed: Tensor = self.lm_head(hidden_BSD, labels_BS)
         return mean_loss(summed, labels_BS, normalizer, depth)

@@ -2,42 +2,75 @@
 
 from collections.abc import Sequence
 
+from counting.formulas.layouts.flops import local_model
 from counting.formulas.layouts.formats import formats
-from counting.formulas.layouts.groups import group_of, layer_shapes, mtp_layer_shapes, outside_shapes
+from counting.formulas.layouts.groups import Shape, group_of, layer_shapes, mtp_layer_shapes, outside_shapes
 from counting.formulas.layouts.schedule import Rank, Unit
-from counting.ranks.profile import RankMicroBatch, RankStretch
+from counting.formulas.layouts.traffic import StretchTraffic
+from counting.ranks.profile import RankMicroBatch, RankStretch, Traffics
 from counting.setup import Setup
-from counting.step.profile import Hook, Moment, StepProfile
+from counting.step.profile import Hook, Moment, Passes, StepProfile
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
 LONGEST = 3  # micro-batches that can differ: the first, those between, the last
 
 
+def undivided_states_step(
+    spec: ModelSpec, setup: Setup, compute: StepProfile, traffic: StretchTraffic
+) -> list[RankMicroBatch]:
+    """Return the micro-batches of a step without fully_shard, whose memory is that of the passes alone."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    kinds = [layer for layer, _ in spec.layer_groups()]
+    of_layers = [kinds.index(layer) for layer in spec.layers]
+
+    def micro_batch(passes: Passes | None) -> RankMicroBatch:
+        assert passes is not None, "a simulated step"
+        return RankMicroBatch(
+            embedding_forward=RankStretch(memory=passes.embedding_forward, traffic=traffic.embedding_forward),
+            forward=tuple(
+                RankStretch(memory=passes.layers[kind].forward, traffic=traffic.forward[kind]) for kind in of_layers
+            ),
+            loss=RankStretch(memory=passes.loss, traffic=traffic.loss),
+            backward=tuple(
+                RankStretch(memory=passes.layers[kind].backward, traffic=traffic.backward[kind]) for kind in of_layers
+            ),
+            embedding_backward=RankStretch(memory=passes.embedding_backward, traffic=traffic.embedding_backward),
+        )
+
+    first = [micro_batch(compute.first_micro_batch)]
+    return first + [micro_batch(compute.later_micro_batch) for _ in range(min(setup.micro_batches, LONGEST) - 1)]
+
+
 class ShardedStep:
     """The micro-batches of one step of the shallow model `spec` under fully_shard."""
 
-    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout, compute: StepProfile) -> None:
+    def __init__(
+        self, spec: ModelSpec, setup: Setup, layout: Layout, compute: StepProfile, traffic: StretchTraffic
+    ) -> None:
         assert setup.micro_batches is not None, "a resolved setup"
         assert compute.first_micro_batch is not None, "a simulated step"
         self.micro_batches = setup.micro_batches
+        self.traffic = traffic
         self.layout = layout
         form = formats(setup)
         self.rank = Rank(layout.fsdp, form, replicas=layout.replicas)
         self.first = compute.first_micro_batch
         self.later = compute.later_micro_batch
+        self.last = compute.last_micro_batch or compute.later_micro_batch
         reshards = layout.zero == 3
+        local = local_model(spec, layout.tp)
         kinds = [layer for layer, _ in spec.layer_groups()]
         self.kind_of_layer = [kinds.index(layer) for layer in spec.layers]
 
-        def unit(shapes: tuple[tuple[int, ...], ...], *modules: str, reshards: bool = reshards) -> Unit:
+        def unit(shapes: tuple[Shape, ...], *modules: str, reshards: bool = reshards) -> Unit:
             return Unit(group_of(shapes, layout.fsdp, form), modules, reshards=reshards)
 
-        self.layers = [unit(layer_shapes(layer), "layer") for layer in spec.layers]
-        self.mtp = [unit(mtp_layer_shapes(layer), "mtp") for layer in (spec.mtp_layers if setup.mtp else ())]
+        self.layers = [unit(layer_shapes(layer), "layer") for layer in local.layers]
+        self.mtp = [unit(mtp_layer_shapes(layer), "mtp") for layer in (local.mtp_layers if setup.mtp else ())]
         self.outside: dict[str, Unit] = {}  # by module
         groups: dict[tuple[str, ...], Unit] = {}
-        for modules, shapes in outside_shapes(spec, layout.grouping).items():
+        for modules, shapes in outside_shapes(local, layout.grouping).items():
             stays = modules == ("model",) or "head" in modules
             groups[modules] = unit(shapes, *modules, reshards=reshards and not stays)
             self.outside |= dict.fromkeys(modules, groups[modules])
@@ -52,7 +85,7 @@ class ShardedStep:
         return [self._micro_batch(index, number) for index in range(number)]
 
     def _micro_batch(self, index: int, number: int) -> RankMicroBatch:
-        passes = self.first if index == 0 else self.later
+        passes = self.first if index == 0 else self.last if index == number - 1 else self.later
         assert passes is not None and passes.moments is not None, "a simulated step of a rank"
         rank, kinds = self.rank, len(passes.layers)
         rank.synchronises = self.layout.zero != 1 or index == number - 1
@@ -60,14 +93,15 @@ class ShardedStep:
         loss, *backward_of_layers, embedding_backward = passes.moments[kinds + 1 :]
         backward_of_layers.reverse()
         rank.phase = "forward"
-        before = self._stretch(embedding_forward)
+        traffic = self.traffic
+        before = self._stretch(embedding_forward, traffic.embedding_forward)
         forward = [
-            self._layer_forward(unit, of_layers[kind])
+            self._layer_forward(unit, of_layers[kind], traffic.forward[kind])
             for unit, kind in zip(self.layers, self.kind_of_layer, strict=True)
         ]
-        of_loss = self._stretch(loss)
+        of_loss = self._stretch(loss, traffic.loss)
         backward = [
-            self._layer_backward(unit, backward_of_layers[kind])
+            self._layer_backward(unit, backward_of_layers[kind], traffic.backward[kind])
             for unit, kind in zip(reversed(self.layers), reversed(self.kind_of_layer), strict=True)
         ]
         return RankMicroBatch(
@@ -75,24 +109,24 @@ class ShardedStep:
             forward=tuple(forward),
             loss=of_loss,
             backward=tuple(reversed(backward)),
-            embedding_backward=self._stretch(embedding_backward),
+            embedding_backward=self._stretch(embedding_backward, traffic.embedding_backward),
         )
 
-    def _layer_forward(self, unit: Unit, moments: Sequence[Moment]) -> RankStretch:
+    def _layer_forward(self, unit: Unit, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
         self.rank.pre_forward(unit, "layer", None, has_gradient=True)
         self._pass(moments)
         self.rank.post_forward(unit, "layer", None)
-        return self.rank.end()
+        return self.rank.end(traffic)
 
-    def _layer_backward(self, unit: Unit, moments: Sequence[Moment]) -> RankStretch:
+    def _layer_backward(self, unit: Unit, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
         self.rank.pre_backward(unit)
         self._pass(moments)
         self.rank.post_backward(unit)
-        return self.rank.end()
+        return self.rank.end(traffic)
 
-    def _stretch(self, moments: Sequence[Moment]) -> RankStretch:
+    def _stretch(self, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
         self._pass(moments)
-        return self.rank.end()
+        return self.rank.end(traffic)
 
     def _pass(self, moments: Sequence[Moment]) -> None:
         for moment in moments:

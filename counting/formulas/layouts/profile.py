@@ -1,19 +1,20 @@
 """What a rank holds, sends and computes in one step, in closed form: the `RankProfile` that is measured too."""
 
-from counting.formulas.flops import training_flops
-from counting.formulas.held import forward_pass, layer_held
-from counting.formulas.layouts.formats import formats
+from counting.formulas.layouts.flops import local_model, rank_flops
+from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import Shape, layer_shapes, mtp_layer_shapes, outside_shapes
-from counting.formulas.layouts.passes import ShardedStep
+from counting.formulas.layouts.passes import ShardedStep, undivided_states_step
 from counting.formulas.layouts.shards import (
     sharded_parameters,
     sharded_shares,
     sharded_states,
     update_bytes,
 )
+from counting.formulas.layouts.traffic import compute_traffic
+from counting.formulas.local.held import local_layer_held
 from counting.formulas.memory import simulate
 from counting.formulas.states import buffer_bytes, input_bytes
-from counting.ranks.profile import RankLayer, RankProfile, RankStretch
+from counting.ranks.profile import RankLayer, RankMicroBatch, RankProfile, RankStretch
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
@@ -24,18 +25,15 @@ from torch_models.spec import ModelSpec
 def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
     """Return what the ranks of `layout` hold, send and compute in one step of `spec`; both settings are resolved."""
     model = shallow(spec)
-    counts = model.counts()
-    form, optimizer = formats(setup), setup.optimizer_recipe
-    profile = simulate(model.spec, setup, step=True, layout=layout).step_profile
-    assert profile is not None, "a simulated step"
-    first, *others = ShardedStep(model.spec, setup, layout, profile).run()
-    of_layers = [layer_shapes(layer) for layer in model.spec.layers]
+    counts, local = model.counts(), local_model(model.spec, layout.tp)
+    form, optimizer = stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe
+    first, *others = _micro_batches(model.spec, setup, layout)
+    of_layers = [layer_shapes(layer) for layer in local.layers]
     outside: list[Shape] = [
-        *(shape for shapes in outside_shapes(spec, "layers").values() for shape in shapes),
-        *(shape for layer in (spec.mtp_layers if setup.mtp else ()) for shape in mtp_layer_shapes(layer)),
+        *(shape for shapes in outside_shapes(local, "layers").values() for shape in shapes),
+        *(shape for layer in (local.mtp_layers if setup.mtp else ()) for shape in mtp_layer_shapes(layer)),
     ]
     groups = [(outside, 1), *zip(of_layers, counts, strict=True)]
-    run = forward_pass(setup)
     return RankProfile(
         layers=tuple(
             RankLayer(
@@ -43,7 +41,7 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
                 count=count,
                 parameters=sharded_parameters(shapes, layout.fsdp),
                 states=sharded_states(shapes, layout.fsdp, form, optimizer),
-                held=layer_held(layer, run),
+                held=local_layer_held(layer, setup, layout),
             )
             for layer, count, shapes in zip(model.spec.layers, counts, of_layers, strict=True)
         ),
@@ -57,8 +55,18 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
         optimizer_step=RankStretch(
             memory=Stretch(peak=update_bytes(groups, layout.fsdp, form, optimizer), net=0),
         ),
-        flops=training_flops(spec, setup),
+        flops=rank_flops(spec, setup, layout),
         shares=sharded_shares(
             [(shape, times) for shapes, times in groups for shape in shapes], layout, form, optimizer
         ),
     )
+
+
+def _micro_batches(spec: ModelSpec, setup: Setup, layout: Layout) -> list[RankMicroBatch]:
+    """The first, a middle and the last micro-batch of a step of the shallow model, as far as they differ."""
+    profile = simulate(spec, setup, step=True, layout=layout).step_profile
+    assert profile is not None, "a simulated step"
+    traffic = compute_traffic(spec, setup, layout)
+    if layout.is_sharded:
+        return ShardedStep(spec, setup, layout, profile, traffic).run()
+    return undivided_states_step(spec, setup, profile, traffic)

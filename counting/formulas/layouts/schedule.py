@@ -91,8 +91,8 @@ class Rank:
             self.peak_released = moment.peak_released
         self.compute, self.compute_gradients, self.released = moment.net, moment.gradients, moment.released
 
-    def end(self) -> RankStretch:
-        """Return the stretch that ends here, and begin the next."""
+    def end(self, others: Traffics) -> RankStretch:
+        """Return the stretch that ends here, with the traffic of other collectives in it, and begin the next."""
         stretch = RankStretch(
             memory=Stretch(
                 peak=self.peak,
@@ -105,7 +105,7 @@ class Rank:
                 communication=self.communication,
                 peak_communication=self.peak_communication,
             ),
-            traffic=self._traffics(),
+            traffic=self._traffics() | others,
         )
         self.start()
         return stretch
@@ -245,7 +245,10 @@ class Rank:
                 self.unshard(self.order[index - 1])
 
     def post_backward(self, unit: Unit, *, has_gradients: bool = True) -> None:
-        """Free the group's parameters, and reduce its gradients: `FSDPParamGroup.post_backward`."""
+        """Free the group's parameters, and reduce its gradients: `FSDPParamGroup.post_backward`.
+
+        Without gradients of this micro-batch, those that were accumulated before are reduced, if there are any.
+        """
         unit.training = "after_backward"
         if unit.accumulated and self.formats.converts_gradients and has_gradients:
             self.gradients -= unit.group.all_gradients  # added in place to those of the micro-batches before
@@ -256,7 +259,7 @@ class Rank:
             return
         self.communication -= self.reducing
         self.reducing = 0
-        if has_gradients:
+        if has_gradients or unit.accumulated:
             self.communication -= unit.kept
             unit.kept = 0
             self._reduce(unit)

@@ -11,14 +11,13 @@ gradients, and 2 x 164 + 4 bytes of AdamW's state. Rank 99 updates 4,096 - 99 x 
 
 from collections.abc import Iterable, Sequence
 
-from counting.formulas.layouts.formats import Formats
+from counting.formulas.layouts.formats import Stored
 from counting.formulas.layouts.groups import Shape, row_numbers, sharded_rows
 from counting.ranks.profile import RankShare
 from counting.recipes import ModelStates, Optimizer
 from torch_models.layout import Layout
 
 STEP_COUNT_BYTES = 4
-WITH_STEP_COUNT = "adamw"  # the fused kernel reads it on the device; adamw-foreach has it on the host
 NUMBERS = {"none": 0, "one": 1, "two": 2}  # moments of each parameter
 
 
@@ -33,19 +32,25 @@ def rank_numbers(shape: Shape, shards: int, shard: int = 0) -> int:
     return rank_rows(shape[0], shards, shard) * row_numbers(shape)
 
 
-def moment_bytes(numbers: int, formats: Formats, optimizer: Optimizer) -> int:
+def moment_bytes(numbers: int, formats: Stored, optimizer: Optimizer) -> int:
     """Return the bytes of the optimiser's state of `numbers` numbers of one tensor."""
-    counter = STEP_COUNT_BYTES if optimizer.name == WITH_STEP_COUNT else 0
-    return NUMBERS[optimizer.moments] * numbers * formats.stored + counter
+    return NUMBERS[optimizer.moments] * numbers * formats.moment + STEP_COUNT_BYTES * formats.counts_steps
 
 
-def sharded_states(shapes: Iterable[Shape], shards: int, formats: Formats, optimizer: Optimizer) -> ModelStates:
+def sharded_states(shapes: Iterable[Shape], shards: int, formats: Stored, optimizer: Optimizer) -> ModelStates:
     """Return what the first rank stores of these tensors."""
-    stored = moments = 0
+    padded = updated = moments = 0
     for shape in shapes:
-        stored += sharded_rows(shape[0], shards) * row_numbers(shape) * formats.stored
-        moments += moment_bytes(rank_numbers(shape, shards), formats, optimizer)
-    return ModelStates(weights=stored, gradients=stored, masters=0, moments=moments)
+        padded += sharded_rows(shape[0], shards) * row_numbers(shape)
+        numbers = rank_numbers(shape, shards)
+        updated += numbers
+        moments += moment_bytes(numbers, formats, optimizer)
+    return ModelStates(
+        weights=padded * formats.weight,
+        gradients=padded * formats.gradient,
+        masters=updated * formats.master,
+        moments=moments,
+    )
 
 
 def sharded_parameters(shapes: Iterable[Shape], shards: int) -> int:
@@ -54,7 +59,7 @@ def sharded_parameters(shapes: Iterable[Shape], shards: int) -> int:
 
 
 def sharded_shares(
-    tensors: Sequence[tuple[Shape, int]], layout: Layout, formats: Formats, optimizer: Optimizer
+    tensors: Sequence[tuple[Shape, int]], layout: Layout, formats: Stored, optimizer: Optimizer
 ) -> tuple[RankShare, ...]:
     """Return the classes of ranks, in the order of their lowest rank.
 
@@ -87,13 +92,17 @@ def sharded_shares(
 
 
 def update_bytes(
-    groups: Iterable[tuple[Sequence[Shape], int]], shards: int, formats: Formats, optimizer: Optimizer
+    groups: Iterable[tuple[Sequence[Shape], int]], shards: int, formats: Stored, optimizer: Optimizer
 ) -> int:
     """Return the peak of the optimiser's temporary tensors; `groups` are shapes, with how often each group occurs.
 
-    A fused kernel, and SGD in a loop, allocate none. AdamW over all tensors at once allocates the roots of all second
-    moments (torch/optim/adamw.py, `_multi_tensor_adamw`).
+    - a fused kernel, and SGD in a loop, allocate none;
+    - AdamW over all tensors at once allocates the roots of all second moments (torch/optim/adamw.py,
+      `_multi_tensor_adamw`);
+    - with masters, gradients in another format are converted before: all of them, or one tensor's after the other.
     """
+    converted = formats.master if formats.master and formats.gradient != formats.master else 0
     if not optimizer.all_at_once:
-        return 0
-    return sum(sharded_parameters(shapes, shards) * times for shapes, times in groups) * formats.stored
+        return max(rank_numbers(shape, shards) for shapes, _ in groups for shape in shapes) * converted
+    numbers = sum(sharded_parameters(shapes, shards) * times for shapes, times in groups)
+    return numbers * (converted + formats.moment)

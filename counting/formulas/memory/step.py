@@ -68,6 +68,9 @@ class _Step:
         self.tables = [rotary_tables(self.tape, each, self.batch.length, self.width) for each in rotary.values()]
         self.inputs = self.tape.live
         self.micro_batches = min(setup.micro_batches, 2)  # all later ones are like the second
+        self.gradients_stay = layout is not None and layout.zero == 1 and not self.precision.master_bytes
+        if self.micro_batches == 2 and self._reduces_head_twice():
+            self.micro_batches = 3
 
     def profile(self) -> StepProfile:
         """Run forward and backward; return the bytes of each stretch."""
@@ -89,6 +92,7 @@ class _Step:
             loss_held=self.loss_held,
             first_micro_batch=first,
             later_micro_batch=later[0] if later else None,
+            last_micro_batch=later[1] if len(later) == 2 else None,
             gradient_clipping=simulate_clipping(self.spec, self.setup) if self._clips else None,
             optimizer_step=simulate_update(self.spec, self.setup) if self._updates else None,
             inputs=self.inputs,
@@ -113,6 +117,16 @@ class _Step:
         return SINGLE * numbers
 
     # --- The passes --------------------------------------------------------------------------------------------------
+
+    def _reduces_head_twice(self) -> bool:
+        """Whether the last micro-batch finds no gradients of final norm and head.
+
+        Then fully_shard reduces those of the micro-batches before, when the first backward pass of the head has ended,
+        which is that of a prediction depth.
+        """
+        layout = self.layout
+        in_one_group = layout is not None and layout.grouping == "torchtitan" and not self.spec.tie_word_embeddings
+        return self.hooked and self.gradients_stay and in_one_group and bool(self.mtp_layers)
 
     def _cut(self, hook: Hook | None = None) -> None:
         self.cuts.append((hook, Cut(self.tape.at_peak, dict(self.tape.alive))))
@@ -175,15 +189,17 @@ class _Step:
         """
         buffers, zeros = self.precision.gradients_apart, self.setup.zero_gradients == "in_place"
         self.tape.keeps_gradients = index == 0 and not buffers and not zeros
-        if self.layout is not None and self.hooked:
+        if self.hooked:
             # fully_shard takes the gradients away after each backward pass, unless it is to keep them as they are.
-            stay = self.layout.zero == 1 and not self.precision.master_bytes
-            self.tape.keeps_gradients = index == 0 or not stay
+            self.tape.keeps_gradients = index == 0 or not self.gradients_stay
+        self.fresh_end = index == 2
         matrix, apart = self.vocabulary * self.spec.hidden_size, self.division.tp > 1
         self.embedding = self.tape.parameter(matrix, self.width, apart=apart)
         self.head = self.embedding
         if not self.spec.tie_word_embeddings:
+            self.tape.fresh_parameters = self.fresh_end
             self.head = self.tape.parameter(matrix, self.width, apart=apart)
+            self.tape.fresh_parameters = False
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
         return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute, self.division)
@@ -232,7 +248,9 @@ class _Step:
 
     def _final_norm(self, stream: list[Array]) -> Array:
         (x,) = self._enter("norm", 0, stream.pop())
+        self.tape.fresh_parameters = self.fresh_end
         out = self._norm(x, unit_offset=self.spec.norm_unit_offset)
+        self.tape.fresh_parameters = False
         self._leave("norm", out, 0)
         return out
 

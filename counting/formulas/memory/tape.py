@@ -119,13 +119,14 @@ class Segment:
 class Leaf:
     """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
-    Gradients are added out of place if they are `apart`, as torch adds those of distributed tensors; of one that is
-    larger than the sum before it, this rank's part is copied first.
+    The gradient of a `fresh` one is kept in any case. Gradients are added out of place if they are `apart`, as torch
+    adds those of distributed tensors; of one that is larger than the sum before it, this rank's part is copied first.
     """
 
-    __slots__ = ("apart", "gradients", "size", "uses")
+    __slots__ = ("apart", "fresh", "gradients", "size", "uses")
 
     def __init__(self, size: Size, *, apart: bool = False) -> None:
+        self.fresh = False
         self.size = size
         self.apart = apart
         self.uses = 0
@@ -150,6 +151,7 @@ class Tape:
         self.grad_enabled = grad
         self.recording = grad
         self.keeps_gradients = True
+        self.fresh_parameters = False  # those that are made now
         self.alive: dict[int, int] = {}  # serial number of a storage -> bytes
         self.live = 0
         self.peak = 0
@@ -196,7 +198,9 @@ class Tape:
 
     def parameter(self, numel: int, width: int, *, apart: bool = False) -> Leaf:
         """Return a new weight; its bytes are counted with the model states and not on the tape."""
-        return Leaf(Size(numel, width), apart=apart)
+        leaf = Leaf(Size(numel, width), apart=apart)
+        leaf.fresh = self.fresh_parameters
+        return leaf
 
     def record(
         self,
@@ -294,7 +298,7 @@ class Tape:
     def _keep_or_let_go(self, parameter: Leaf) -> None:
         gradient = parameter.gradients.pop()
         assert gradient is not None
-        if self.keeps_gradients:
+        if self.keeps_gradients or parameter.fresh:
             self._gradients.append(gradient)
 
     def gradients(self) -> frozenset[int]:

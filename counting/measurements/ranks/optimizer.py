@@ -14,7 +14,7 @@ from counting.recipes import ModelStates, Precision, TrainedTensor, find_precisi
 from counting.setup import Setup
 from torch_models.layout import Layout
 
-Shape = tuple[int, ...]
+PartShape = tuple[int, ...]
 
 
 def stored_precision(setup: Setup, layout: Layout) -> Precision:
@@ -36,9 +36,9 @@ class RankUpdates:
         self._counters = layout.is_sharded
         self._dtype = getattr(torch, self._precision.activation_dtype)
         self._device = device
-        self._known: dict[Shape, Update] = {}
+        self._known: dict[PartShape, Update] = {}
 
-    def moments(self, shape: Shape) -> int:
+    def moments(self, shape: PartShape) -> int:
         """Bytes of the moments of a tensor of this shape; under `fully_shard` with its step counter."""
         update = self._of_one(shape)
         return update.states.moments + (update.counters if self._counters else 0)
@@ -69,15 +69,15 @@ class RankUpdates:
             return sum(self._together(of_group).peak * times for of_group, times in shapes)
         return max(self._of_one(shape).peak for of_group, _ in shapes for shape in of_group)
 
-    def _of_one(self, shape: Shape) -> Update:
+    def _of_one(self, shape: PartShape) -> Update:
         if shape not in self._known:
             self._known[shape] = self._together([shape])
         return self._known[shape]
 
-    def _together(self, shapes: Sequence[Shape]) -> Update:
+    def _together(self, shapes: Sequence[PartShape]) -> Update:
         return update_together([self._trained(shape) for shape in shapes], self._precision, self._optimizer)
 
-    def _trained(self, shape: Shape) -> Trained:
+    def _trained(self, shape: PartShape) -> Trained:
         weight = torch.zeros(shape, dtype=self._dtype, device=self._device)
         kind = torch.float32 if self._precision.gradients_apart else self._dtype
         return Trained(weight, torch.zeros(shape, dtype=kind, device=self._device), TrainedTensor(shape, "matrix"))

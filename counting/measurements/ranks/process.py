@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from counting.measurements.meta_device import measuring
+from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.rank import profile_of_rank
 from counting.ranks.profile import RankProfile
@@ -34,15 +34,16 @@ def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
     The layers of the shallow model are measured; they stand for all layers. If this process has a process group, which
     a fake one would replace, another process measures. Raises `UserError` for what cannot be divided so.
     """
-    with measuring():
+    with ONE_AT_A_TIME:
         if dist.is_initialized():
             return _measured_elsewhere(spec, setup, layout)
-    return measure_model(shallow(spec), setup, layout)
+        return measure_model(shallow(spec), setup, layout)
 
 
 def measure_model(model: Shallow, setup: Setup, layout: Layout, rank: int = 0) -> RankProfile:
     """What `rank` holds, sends and computes in one step of `model`; the process must not have a process group."""
-    with measuring(), fake_world(layout.ranks, rank):
+    # The group first: where torch's compiler seems to be loaded, torch looks for more of it to make a group.
+    with ONE_AT_A_TIME, fake_world(layout.ranks, rank), measuring():
         return profile_of_rank(model, setup, layout, torch.device("meta"))
 
 

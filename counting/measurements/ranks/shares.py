@@ -6,7 +6,7 @@ from math import prod
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from counting.measurements.ranks.optimizer import RankUpdates, Shape
+from counting.measurements.ranks.optimizer import PartShape, RankUpdates
 from counting.measurements.ranks.stand_ins import local, shape_at
 from counting.ranks.profile import RankShare
 from torch_models.layout import Layout
@@ -44,7 +44,7 @@ def rank_shares(
     )
 
 
-def _runs(parameter: Tensor, layout: Layout) -> Iterator[tuple[int, Shape]]:
+def _runs(parameter: Tensor, layout: Layout) -> Iterator[tuple[int, PartShape]]:
     """The shapes of the parts of a parameter over the shards of `layout`, each with the first shard that has it.
 
     Shapes change at most twice on the way from the first shard to the last, so each change is found by bisection.
@@ -60,7 +60,7 @@ def _runs(parameter: Tensor, layout: Layout) -> Iterator[tuple[int, Shape]]:
     assert here is not None
     neighbours = layout.fsdp // size  # ranks of ep, which hold other experts
 
-    def shape(index: int) -> Shape:
+    def shape(index: int) -> PartShape:
         return shape_at(parameter, [*here[:dimension], index, *here[dimension + 1 :]])
 
     first, last = 0, shape(size - 1)
@@ -79,5 +79,5 @@ def _runs(parameter: Tensor, layout: Layout) -> Iterator[tuple[int, Shape]]:
         first = above
 
 
-def _at(parts: Sequence[tuple[int, Shape]], shard: int) -> Shape:
+def _at(parts: Sequence[tuple[int, PartShape]], shard: int) -> PartShape:
     return next(shape for first, shape in reversed(parts) if first <= shard)

@@ -7,15 +7,16 @@ fails when it is no longer needed. `stand_ins` is the context in which they are 
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -30,7 +31,7 @@ RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tens
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
-    with _meta_in_fake_group(), _streams_of_meta(), _parameters_on_meta():
+    with _meta_in_fake_group(), _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one():
         yield
 
 
@@ -102,6 +103,25 @@ def _streams_of_meta() -> Iterator[None]:
 def _parameters_on_meta() -> Iterator[None]:
     """`fully_shard` refuses to run with parameters on the meta device."""
     with replaced(FSDPParamGroup, "_validate_no_meta_params", lambda self: None):
+        yield
+
+
+class _Parts(NamedTuple):
+    """The parts of a tensor, one for each of `ranks`, made on access."""
+
+    tensor: Tensor
+    ranks: int
+    dim: int
+
+    def __getitem__(self, rank: Any) -> Any:
+        size, start = Shard.local_shard_size_and_offset(self.tensor.size(self.dim), self.ranks, rank)
+        return self.tensor.narrow(self.dim, start, size) if size else self.tensor.new_empty(0)
+
+
+@contextlib.contextmanager
+def _parts_one_by_one() -> Iterator[None]:
+    """`fully_shard` makes a tensor for each rank of each parameter, and takes two of them."""
+    with replaced(_fsdp_param, "_chunk_with_empty", _Parts):
         yield
 
 

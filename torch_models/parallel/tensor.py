@@ -1,0 +1,169 @@
+"""Tensor parallelism: the ranks of tp divide the heads, the intermediate sizes and the vocabulary.
+
+The residual stream between blocks is a plain tensor, with sequence parallelism of this rank's positions (Korthikanti et
+al. 2022, arXiv 2205.05198, §4.2.2). A block's input is gathered once, every rank computes a term of the block's output,
+and the terms are summed once. Backward gathers the gradient of the output, and sums that of the input.
+The legend of dimension letters is in modules/layers.py.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import ParallelStyle, RowwiseParallel, loss_parallel, parallelize_module
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+from torch_models.errors import ArgumentError
+from torch_models.layout import Layout
+from torch_models.modules.attention import GroupedQueryAttention
+from torch_models.modules.decoder import MultiTokenPredictionLayer
+from torch_models.modules.layers import GatedMLP, RMSNorm
+from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
+from torch_models.parallel.parameters import ADDED, COLUMNS, ROWS, SUMMED, WHOLE, LocalParameters, Part
+from torch_models.training.batch import IGNORED
+from torch_models.training.model import TrainingModel
+
+Plan = dict[str, ParallelStyle]
+
+LINEAR_COLUMNS = {"weight": ROWS, "bias": ROWS}  # of the output: rows of the weight, which is (out, in)
+LINEAR_ROWS = {"weight": COLUMNS, "bias": ADDED}
+LINEAR_WHOLE = {"weight": SUMMED, "bias": SUMMED}
+
+# gate is stacked above up: a rank has rows of both.
+STACKED = {"gate_up_proj": Part(_StridedShard(1, split_factor=2)), "down_proj": Part(Shard(2))}
+# gate and up alternate along the columns.
+ALTERNATING = {
+    "gate_up_proj": Part(Shard(2)),
+    "gate_up_proj_bias": Part(Shard(1)),
+    "down_proj": Part(Shard(1)),
+    "down_proj_bias": ADDED,
+}
+
+
+def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> None:
+    """Divide the model over the ranks of `mesh`, those of tp."""
+    stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
+    for layer in model.model.layers:
+        _apply(layer, mesh, _layer_plan(layer, stream))
+    # Each rank looks up its own words, and the sum over ranks has all of them.
+    embedding = RowwiseParallel(input_layouts=Replicate(), output_layouts=stream)
+    _apply(model, mesh, {"model.embed_tokens": embedding, "model.norm": _norm(stream)})
+    model.tie_weights()
+    _apply(model, mesh, {"lm_head": Block(LINEAR_COLUMNS, stream, sums=False)})
+    model.lm_head.cross_entropy = partial(_divided_cross_entropy, mesh)
+    if layout.sequence_parallel:
+        model.register_forward_pre_hook(partial(_check_length, layout.tp))
+
+
+def loss_context(layout: Layout) -> AbstractContextManager[object]:
+    """Return the context in which both the forward and the backward pass run.
+
+    Where the ranks of tp divide the vocabulary, torch's cross-entropy of divided logits needs one.
+    """
+    return loss_parallel() if layout.tp > 1 else contextlib.nullcontext()
+
+
+class Block(LocalParameters):
+    """A module whose input all ranks need whole and, if `sums`, whose output is the sum of the ranks' outputs."""
+
+    def __init__(self, parts: Mapping[str, Part], stream: Placement, *, sums: bool = True) -> None:
+        super().__init__(parts)
+        self.stream = stream
+        self.sums = sums
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module.register_forward_pre_hook(partial(_gather_input, device_mesh, self.stream))
+        super()._apply(module, device_mesh)
+        if self.sums:
+            module.register_forward_hook(partial(_sum_output, device_mesh, self.stream))
+        return module
+
+
+def _gather_input(mesh: DeviceMesh, stream: Placement, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replace the first argument by that of all ranks; its gradient is summed over them."""
+    del module
+    x = DTensor.from_local(args[0], mesh, [stream], run_check=False)
+    whole = x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+    return whole, *args[1:]
+
+
+def _sum_output(mesh: DeviceMesh, stream: Placement, module: nn.Module, args: object, output: Tensor) -> Tensor:
+    del module, args
+    return DTensor.from_local(output, mesh, [Partial()], run_check=False).redistribute(placements=[stream]).to_local()
+
+
+def _divided_cross_entropy(mesh: DeviceMesh, logits_TV: Tensor, labels_T: Tensor) -> Tensor:
+    """The summed cross-entropy from the logits of this rank's words."""
+    logits = DTensor.from_local(logits_TV, mesh, [Shard(1)], run_check=False)
+    loss: Any = F.cross_entropy(logits, labels_T, ignore_index=IGNORED, reduction="sum")
+    summed: Tensor = loss.to_local()
+    return summed
+
+
+def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+    del module
+    if args and isinstance(args[0], Tensor) and args[0].dim() == 2 and args[0].shape[1] % ranks:
+        rule = f"must be a multiple of tp ({ranks}), which divides the positions"
+        raise ArgumentError("sequence_length", args[0].shape[1], rule)
+
+
+def _apply(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
+    parallelize_module(module, mesh, plan, src_data_rank=None)
+
+
+def _norm(stream: Placement) -> LocalParameters:
+    """A norm of the residual stream: of this rank's positions, or the same on every rank."""
+    return LocalParameters({"weight": SUMMED if stream.is_shard() else WHOLE})
+
+
+def _layer_plan(layer: nn.Module, stream: Placement) -> Plan:
+    plan: Plan = {name: _norm(stream) for name, module in layer.named_children() if isinstance(module, RMSNorm)}
+    if isinstance(layer, MultiTokenPredictionLayer):
+        plan["shared_head.norm"] = _norm(stream)
+        # Every rank joins and projects the positions of its residual stream.
+        plan["eh_proj"] = LocalParameters({"weight": SUMMED if stream.is_shard() else WHOLE})
+    for name in ("self_attn", "mlp"):
+        block = layer.get_submodule(name)
+        of_block = _attention_plan(block) if name == "self_attn" else _feed_forward_plan(block)
+        own = {"sinks": ROWS} if isinstance(block, GroupedQueryAttention) else {}
+        plan |= {f"{name}.{inner}": style for inner, style in of_block.items()}
+        plan[name] = Block(own, stream)
+    return plan
+
+
+def _attention_plan(attention: nn.Module) -> Plan:
+    """The queries, keys and values of some heads on each rank. Latents have no heads: every rank computes all."""
+    divided = ("q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj")
+    whole = ("q_a_proj", "kv_a_proj_with_mqa", "q_a_layernorm", "kv_a_layernorm", "q_norm", "k_norm")
+    plan: Plan = {"o_proj": LocalParameters(LINEAR_ROWS)}
+    for name, _ in attention.named_children():
+        if name in divided:
+            plan[name] = LocalParameters(LINEAR_COLUMNS)
+        elif name in whole:
+            plan[name] = LocalParameters(LINEAR_WHOLE)
+        else:
+            assert name == "o_proj", name
+    return plan
+
+
+def _feed_forward_plan(feed_forward: nn.Module) -> Plan:
+    """Some columns of each MLP, and of each expert, on each rank. Every rank routes all tokens."""
+    if isinstance(feed_forward, GatedMLP):
+        return _mlp_plan()
+    assert isinstance(feed_forward, MixtureOfExperts)
+    experts = ALTERNATING if isinstance(feed_forward.experts, ClampedExperts) else STACKED
+    plan: Plan = {feed_forward.router_name: LocalParameters(LINEAR_WHOLE), "experts": LocalParameters(experts)}
+    if feed_forward.shared_experts is not None:
+        plan |= {f"shared_experts.{name}": style for name, style in _mlp_plan().items()}
+    return plan
+
+
+def _mlp_plan() -> Plan:
+    columns = LocalParameters(LINEAR_COLUMNS)
+    return {"gate_proj": columns, "up_proj": columns, "down_proj": LocalParameters(LINEAR_ROWS)}
