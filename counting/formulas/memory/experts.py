@@ -1,7 +1,8 @@
 """Operations of a mixture of experts, from its spec alone. The legend of dimension letters is in layer.py."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import gated_mlp
@@ -32,14 +33,34 @@ from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec
 Expert = GatedMLPSpec | ClampedMLPSpec
 
 
+class Around(Protocol):
+    """What is done before and after the routed experts, on their inputs and their output."""
+
+    def enter(self, *inputs: Array) -> Sequence[Array]:
+        """Return the inputs, in which the gradients of the experts arrive."""
+
+    def leave(self, out: Array) -> None:
+        """Take notice of the output."""
+
+
 def mixture_of_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, division: Division = UNDIVIDED
+    tape: Tape,
+    spec: MixtureOfExpertsSpec,
+    x: Array,
+    tokens: int,
+    division: Division = UNDIVIDED,
+    around: Around | None = None,
 ) -> Array:
     """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
     flat = reshape(tape, x)
     weights, chosen = _router(tape, spec.router, flat, tokens, division)
-    routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, weights, chosen, division))
-    del weights, chosen, flat
+    of_experts, weights = around.enter(flat, weights) if around else (flat, weights)
+    out = _routed_experts(tape, spec, of_experts, weights, chosen, division)
+    if around:
+        around.leave(out)
+    del of_experts, weights, chosen, flat
+    routed = reshape(tape, out)
+    del out
     if spec.shared_experts is None:
         return routed
     return add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens, division))
@@ -99,10 +120,10 @@ def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
 
 
 def _routed_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, weights: Array, chosen: Array, division: Division
+    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, weights: Array, chosen: Array, division: Division
 ) -> Array:
     """Rows sorted by expert, the outputs of the experts, and the weighted sum per token."""
-    count, experts = tokens * spec.router.top_k, spec.router.num_experts
+    count, experts = chosen.numel, spec.router.num_experts
     own = experts // division.ep
     stacks = _stacks(tape, spec.expert, own, x.size.width, division)
     width = spec.expert.hidden_size

@@ -202,7 +202,13 @@ class _Step:
             self.tape.fresh_parameters = False
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
-        return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute, self.division)
+        setup = self.setup
+        around = self._around_experts(0)
+        return layer(self.tape, spec, x, self.batch, setup.kernels, setup.recompute, self.division, around)
+
+    def _around_experts(self, depth: int) -> "_AroundExperts | None":
+        """The moments of experts that are a group of fully_shard of their own."""
+        return _AroundExperts(self, depth) if self.hooked and self.division.ep > 1 else None
 
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
         return norm(
@@ -275,6 +281,7 @@ class _Step:
                     setup.kernels,
                     setup.recompute,
                     self.division,
+                    self._around_experts(depth),
                 )
             )
 
@@ -349,3 +356,17 @@ class _Step:
         if spec.final_logit_softcap is None:
             return logits
         return scale(tape, unary(tape, scale(tape, logits), keeps_output=True))
+
+
+class _AroundExperts:
+    """Notes when the experts of a prediction depth begin and end."""
+
+    def __init__(self, step: _Step, depth: int) -> None:
+        self.step = step
+        self.depth = depth
+
+    def enter(self, *inputs: Array) -> Sequence[Array]:
+        return self.step._enter("experts", self.depth, *inputs)
+
+    def leave(self, out: Array) -> None:
+        self.step._leave("experts", out, self.depth)
