@@ -12,6 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
+from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.sharded import shard
 from torch_models.parallel.tensor import divide_tensors
@@ -36,6 +37,8 @@ def apply_layout(
         raise ArgumentError("model", type(model).__name__, "must be the result of build_training_model")
     if meshes.tp is not None:
         divide_tensors(model, layout, meshes.tp)
+    if meshes.ep is not None:
+        divide_experts(model, layout, meshes.ep)
     if layout.is_sharded:
         # Each layer would hold a copy of its own, if the tables had the dtype of the parameters that are not gathered.
         model.model.tables_dtype = param_dtype
