@@ -35,9 +35,34 @@ MIXED = Formats(stored=4, gathered=2, reduced=4)  # fp32 parameters; MixedPrecis
 BF16 = Formats(stored=2, gathered=2, reduced=2)
 FP32 = Formats(stored=4, gathered=4, reduced=4)
 
+FUSED = "adamw"  # the fused kernel reads the step counts on the device; adamw-foreach has them on the host
+
 FORMATS = {"mixed": MIXED, "mixed-fp32-gradients": MIXED, "bf16": BF16, "fp32": FP32}
 
 
 def formats(setup: Setup) -> Formats:
     """Return the formats of the setup's precision recipe."""
     return FORMATS[setup.precision]
+
+
+class Stored(NamedTuple):
+    """Bytes per number of what a rank stores, and whether the optimiser's step counts are on the device."""
+
+    weight: int
+    gradient: int
+    master: int
+    moment: int
+    counts_steps: bool
+
+
+def stored(setup: Setup, *, sharded: bool) -> Stored:
+    """Return what a rank stores for each number that it updates.
+
+    Under fully_shard that is one format, in which the optimiser updates too. Without it, with tensor parallelism alone,
+    the recipe is that of one device, on the rank's parts.
+    """
+    if sharded:
+        width = formats(setup).stored
+        return Stored(width, width, 0, width, setup.optimizer == FUSED)
+    recipe = setup.precision_recipe
+    return Stored(recipe.weight_bytes, recipe.gradient_bytes, recipe.master_bytes, recipe.moment_bytes, False)

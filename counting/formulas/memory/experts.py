@@ -1,9 +1,12 @@
 """Operations of a mixture of experts, from its spec alone. The legend of dimension letters is in layer.py."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import gated_mlp
+from counting.formulas.memory.exchange import exchange
 from counting.formulas.memory.operations import (
     Operand,
     add,
@@ -23,19 +26,41 @@ from counting.formulas.memory.operations import (
     sum_of_rows,
     unary,
 )
-from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
-from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Leaf, Size, Tape
+from counting.formulas.memory.parameters import added_bias, own_experts, summed_parameter
+from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Size, Tape
 from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+
+Expert = GatedMLPSpec | ClampedMLPSpec
+
+
+class Around(Protocol):
+    """What is done before and after the routed experts, on their inputs and their output."""
+
+    def enter(self, *inputs: Array) -> Sequence[Array]:
+        """Return the inputs, in which the gradients of the experts arrive."""
+
+    def leave(self, out: Array) -> None:
+        """Take notice of the output."""
 
 
 def mixture_of_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, division: Division = UNDIVIDED
+    tape: Tape,
+    spec: MixtureOfExpertsSpec,
+    x: Array,
+    tokens: int,
+    division: Division = UNDIVIDED,
+    around: Around | None = None,
 ) -> Array:
     """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
     flat = reshape(tape, x)
     weights, chosen = _router(tape, spec.router, flat, tokens, division)
-    routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, weights, chosen, division))
-    del weights, chosen, flat
+    of_experts, weights = around.enter(flat, weights) if around else (flat, weights)
+    out = _routed_experts(tape, spec, of_experts, weights, chosen, division)
+    if around:
+        around.leave(out)
+    del of_experts, weights, chosen, flat
+    routed = reshape(tape, out)
+    del out
     if spec.shared_experts is None:
         return routed
     return add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens, division))
@@ -95,21 +120,23 @@ def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
 
 
 def _routed_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, weights: Array, chosen: Array, division: Division
+    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, weights: Array, chosen: Array, division: Division
 ) -> Array:
     """Rows sorted by expert, the outputs of the experts, and the weighted sum per token."""
-    stacks = _stacks(tape, spec, x.size.width, division)
-    count, experts = tokens * spec.router.top_k, spec.router.num_experts
+    count, experts = chosen.numel, spec.router.num_experts
+    own = experts // division.ep
+    stacks = _stacks(tape, spec.expert, own, x.size.width, division)
     width = spec.expert.hidden_size
     sorted_experts, order = tape.born(Size(count, LONG), Size(count, LONG))
     all_experts = tape.new(experts, LONG)
     ends = tape.new(experts, INT)
     token = tape.new(count, LONG)
+    transform = partial(_transform, tape, spec.expert, stacks)
     rows = rows_of(tape, x, token, count * width)
-    if isinstance(spec.expert, ClampedMLPSpec):
-        rows = _clamped_experts(tape, spec.expert, stacks, rows, count, sorted_experts, ends)
+    if division.ep > 1:
+        rows = exchange(tape, transform, rows, experts, own, division.received_rows(count), width)
     else:
-        rows = _gated_experts(tape, spec.expert, stacks, rows, count, ends)
+        rows = transform(rows, sorted_experts, ends)
     rows = multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width))
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
@@ -125,19 +152,29 @@ class _Stacks(NamedTuple):
     down_bias: Operand | None = None
 
 
-def _stacks(tape: Tape, spec: MixtureOfExpertsSpec, width: int, division: Division) -> _Stacks:
-    expert, experts = spec.expert, spec.router.num_experts
-    both, outputs = 2 * expert.intermediate_size, expert.hidden_size
+def _stacks(tape: Tape, spec: Expert, experts: int, width: int, division: Division) -> _Stacks:
+    """Those of this rank's experts."""
+    hidden, outputs = spec.intermediate_size, spec.hidden_size
 
-    def stack(numel: int) -> Leaf:
-        return tape.parameter(experts * numel, width)
+    def stack(numel: int) -> Operand:
+        return own_experts(tape, tape.parameter(experts * numel, width), division)
 
-    gate_up = own_parameter(tape, stack(both * outputs), division)
-    if not isinstance(expert, ClampedMLPSpec):
-        return _Stacks(gate_up, own_parameter(tape, stack(expert.intermediate_size * outputs), division))
-    gate_up_bias = own_parameter(tape, stack(both), division)
-    down = own_parameter(tape, stack(expert.intermediate_size * outputs), division)
-    return _Stacks(gate_up, down, gate_up_bias, added_bias(tape, stack(outputs), division))
+    gate_up = stack(2 * hidden * outputs)
+    if not isinstance(spec, ClampedMLPSpec):
+        return _Stacks(gate_up, stack(hidden * outputs))
+    gate_up_bias, down = stack(2 * hidden), stack(hidden * outputs)
+    if division.ep > 1:
+        return _Stacks(gate_up, down, gate_up_bias, stack(outputs))
+    bias = tape.parameter(experts * outputs, width)
+    return _Stacks(gate_up, down, gate_up_bias, added_bias(tape, bias, division))
+
+
+def _transform(tape: Tape, spec: Expert, stacks: _Stacks, rows: Array, experts: Array, ends: Array) -> Array:
+    """The outputs of the experts for rows that are sorted by expert; `experts` is the expert of each."""
+    count = rows.numel // spec.hidden_size
+    if isinstance(spec, ClampedMLPSpec):
+        return _clamped_experts(tape, spec, stacks, rows, count, experts, ends)
+    return _gated_experts(tape, spec, stacks, rows, count, ends)
 
 
 def _gated_experts(tape: Tape, spec: GatedMLPSpec, stacks: _Stacks, rows: Array, count: int, ends: Array) -> Array:

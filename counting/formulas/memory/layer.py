@@ -14,7 +14,7 @@ from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
-from counting.formulas.memory.experts import mixture_of_experts
+from counting.formulas.memory.experts import Around, mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
@@ -67,12 +67,15 @@ def layer(
     kernels: Kernels,
     recompute: Recompute,
     division: Division = UNDIVIDED,
+    around: Around | None = None,
 ) -> Array:
     """Run one layer; with full recompute only its input is kept for backward.
 
     `spec` is the part of the layer that this rank has, and `x` has the positions of the residual stream on it.
     """
-    run = partial(transform, tape, spec, batch=batch, kernels=kernels, recompute=recompute, division=division)
+    run = partial(
+        transform, tape, spec, batch=batch, kernels=kernels, recompute=recompute, division=division, around=around
+    )
     return tape.checkpoint(run, x) if recompute == "full" else run(x)
 
 
@@ -84,6 +87,7 @@ def transform(
     kernels: Kernels,
     recompute: Recompute,
     division: Division = UNDIVIDED,
+    around: Around | None = None,
 ) -> Array:
     """Run attention, then feed-forward, each with its norms and the sum with the residual stream."""
     before, after = spec.norm_placement != "after", spec.norm_placement != "before"
@@ -101,13 +105,15 @@ def transform(
         return sum_of_parts(tape, out, batch, division)
 
     x = add(tape, x, normed(attended(normed(x, before)), after))
-    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, division), after))
+    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, division, around), after))
 
 
-def _feed_forward(tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, division: Division) -> Array:
+def _feed_forward(
+    tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, division: Division, around: Around | None
+) -> Array:
     whole = whole_input(tape, x, batch, division)
     if isinstance(spec.feed_forward, GatedMLPSpec):
         out = gated_mlp(tape, spec.feed_forward, whole, batch.tokens, division)
     else:
-        out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, division)
+        out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, division, around)
     return sum_of_parts(tape, out, batch, division)

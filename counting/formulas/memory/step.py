@@ -4,13 +4,15 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from counting.formulas.local.shapes import division_of, local_layer
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, rotary_tables, transform
-from counting.formulas.memory.operations import add, cast, first, join, linear, reshape, scale, split, unary
+from counting.formulas.memory.operations import Operand, add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
+from counting.formulas.memory.parameters import own_parameter, summed_parameter
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.formulas.memory.vocabulary import divided_cross_entropy, masked_embedding
 from counting.setup import Setup
@@ -200,7 +202,13 @@ class _Step:
             self.tape.fresh_parameters = False
 
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
-        return layer(self.tape, spec, x, self.batch, self.setup.kernels, self.setup.recompute, self.division)
+        setup = self.setup
+        around = self._around_experts(0)
+        return layer(self.tape, spec, x, self.batch, setup.kernels, setup.recompute, self.division, around)
+
+    def _around_experts(self, depth: int) -> "_AroundExperts | None":
+        """The moments of experts that are a group of fully_shard of their own."""
+        return _AroundExperts(self, depth) if self.hooked and self.division.ep > 1 else None
 
     def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
         return norm(
@@ -268,10 +276,12 @@ class _Step:
                 transform(
                     tape,
                     spec,
-                    linear(tape, joined, self.tokens, spec.hidden_size),  # not assigned to a variable, as in the module
+                    self._project(joined),  # not assigned to a variable, as in the module
                     self.batch,
                     setup.kernels,
                     setup.recompute,
+                    self.division,
+                    self._around_experts(depth),
                 )
             )
 
@@ -280,17 +290,26 @@ class _Step:
         self._leave("mtp", out, depth)
         return out
 
+    def _project(self, joined: Array) -> Array:
+        """Project the embedded tokens and the hidden states, joined, to hidden states; each rank its positions."""
+        width = self.spec.hidden_size
+        parameter_of = summed_parameter if self.division.sequence_parallel else own_parameter
+        weight = parameter_of(self.tape, self.tape.parameter(2 * width * width, self.width), self.division)
+        return linear(self.tape, joined, self.stream_tokens, width, weight=weight)
+
     def _mean_loss(self, hidden: Array, labels: Array, depth: int) -> Array:
         """The loss summed over the tokens, divided by the number of tokens with a label."""
         tape, chunk = self.tape, self.setup.loss_chunk
         (hidden,) = self._enter("head", depth, hidden)
-        rows = reshape(tape, whole_input(tape, hidden, self.batch, self.division))
+        whole = whole_input(tape, hidden, self.batch, self.division)
+        summed_loss = partial(self._summed_loss, weight=own_parameter(tape, self.head, self.division))
+        rows = reshape(tape, whole)
         if chunk is None or chunk >= self.tokens:
-            total = self._summed_loss(rows, labels)
+            total = summed_loss(rows, labels)
         else:
             sizes = [min(chunk, self.tokens - start) for start in range(0, self.tokens, chunk)]
             chunks = split(tape, rows, *(size * self.spec.hidden_size for size in sizes))
-            total = self._sum_of([tape.checkpoint(self._summed_loss, part, labels) for part in chunks])
+            total = self._sum_of([tape.checkpoint(summed_loss, part, labels) for part in chunks])
         self._leave("head", total, depth)
         labelled = tape.new(self.tokens, BOOL)
         count = tape.new(1, LONG)
@@ -302,7 +321,6 @@ class _Step:
         tape, count = self.tape, len(losses)
         stacked = tape.new(count, SINGLE)
         tape.record([stacked], losses, [], lambda gradients: [first(gradients).view(1) for _ in range(count)])
-        losses.clear()
         total = tape.new(1, SINGLE)
         tape.record([total], [stacked], [], lambda gradients: [first(gradients).view(count)])
         return total
@@ -313,10 +331,10 @@ class _Step:
         tape.record([out], [total], [count], lambda gradients: [tape.new(1, SINGLE)])
         return out
 
-    def _summed_loss(self, hidden: Array, labels: Array) -> Array:
+    def _summed_loss(self, hidden: Array, labels: Array, weight: Operand) -> Array:
         """Logits in fp32 and their cross-entropy, which keeps the logarithm of the softmax."""
         tape = self.tape
-        logits = self._logits_in_fp32(hidden)
+        logits = self._logits_in_fp32(hidden, weight)
         if self.division.tp > 1:
             return divided_cross_entropy(tape, logits, labels, hidden.numel // self.spec.hidden_size)
         log_probabilities = unary(tape, logits, keeps_output=True)
@@ -328,13 +346,37 @@ class _Step:
         )
         return loss
 
-    def _logits_in_fp32(self, hidden: Array) -> Array:
-        return cast(self.tape, self._logits(hidden), SINGLE)
+    def _logits_in_fp32(self, hidden: Array, weight: Operand) -> Array:
+        return cast(self.tape, self._logits(hidden, weight), SINGLE)
 
-    def _logits(self, hidden: Array) -> Array:
+    def _logits(self, hidden: Array, weight: Operand) -> Array:
         tape, spec = self.tape, self.spec
         rows = hidden.numel // spec.hidden_size
-        logits = linear(tape, hidden, rows, self.vocabulary, weight=self.head, flat=True)
+        logits = linear(tape, hidden, rows, self.vocabulary, weight=weight, flat=True)
         if spec.final_logit_softcap is None:
             return logits
         return scale(tape, unary(tape, scale(tape, logits), keeps_output=True))
+
+
+class _AroundExperts:
+    """Notes when the experts of a prediction depth begin and end.
+
+    Where parameters are gathered in another format than stored, fully_shard converts the experts' inputs to it
+    (`cast_forward_inputs` of its policy), and the call refers to the inputs themselves until it returns.
+    """
+
+    def __init__(self, step: _Step, depth: int) -> None:
+        self.step = step
+        self.depth = depth
+        self.given: Sequence[Array] = ()
+
+    def enter(self, *inputs: Array) -> Sequence[Array]:
+        step = self.step
+        self.given = inputs
+        if step.precision.master_bytes:
+            inputs = tuple(cast(step.tape, x, step.width) for x in inputs)
+        return step._enter("experts", self.depth, *inputs)
+
+    def leave(self, out: Array) -> None:
+        self.step._leave("experts", out, self.depth)
+        self.given = ()

@@ -1,0 +1,113 @@
+"""FLOPs of one rank in closed form: those of its part of each layer, and of the head's part of the vocabulary.
+
+A rank of t computes 1 / t of every product with heads, intermediate channels or words, and repeats the others:
+projections to latents and their keys' rotary part, the router, and without sequence parallelism the projection of
+multi-token prediction. So t times a rank's FLOPs are those of the undivided model and (t - 1) times the repeated part:
+
+    t x rank_flops = training_flops + (t - 1) x repeated_flops
+
+With expert parallelism a rank computes the rows that its experts receive: as many as it sends, if routing is balanced.
+"""
+
+import msgspec
+
+from counting.counts import Counts, StepFlops
+from counting.formulas.flops import forward_flops, mtp_projection_flops, training_flops
+from counting.formulas.local.shapes import Division, division_of, local_layer
+from counting.setup import Setup
+from torch_models.layout import Layout
+from torch_models.spec import (
+    LayerRun,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+    MultiHeadLatentAttentionSpec,
+)
+
+
+def local_model(spec: ModelSpec, tp: int) -> ModelSpec:
+    """Return the model that a rank of tp has: local layers and words."""
+    if tp == 1:
+        return spec
+    return msgspec.structs.replace(
+        spec,
+        vocab_size=spec.vocab_size // tp,
+        layer_runs=tuple(LayerRun(layer=local_layer(run.layer, tp), count=run.count) for run in spec.layer_runs),
+        mtp_layers=tuple(local_layer(layer, tp) for layer in spec.mtp_layers),
+    )
+
+
+def rank_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
+    """Return the FLOPs of one rank in one step; `setup` and `layout` are resolved."""
+    division = division_of(layout)
+    found = training_flops(local_model(spec, division.tp), setup)
+    if division.sequence_parallel:
+        projections = _projection_step(spec, setup)
+        found += projections * -1 + _divided(projections, division.tp)
+    if division.ep > 1:
+        found += _further_rows(spec, setup, division)
+    return found
+
+
+def repeated_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
+    """Return the FLOPs that every rank of tp repeats, of one step; nothing without tp."""
+    division = division_of(layout)
+    if division.tp == 1:
+        return StepFlops()
+    assert setup.micro_batches is not None, "a resolved setup"
+    mtp_layers = spec.mtp_layers if setup.mtp else ()
+    layers = [*((layer, count) for layer, count in spec.layer_groups()), *((layer, 1) for layer in mtp_layers)]
+    found = StepFlops()
+    for layer, count in layers:
+        found += _products(_repeated_of_layer(layer, setup), setup) * (count * setup.micro_batches)
+    if not division.sequence_parallel:
+        found += _projection_step(spec, setup)
+    return found
+
+
+def _further_rows(spec: ModelSpec, setup: Setup, division: Division) -> StepFlops:
+    """FLOPs of the rows that the busiest rank's experts receive beyond those that it sends."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    mtp_layers = spec.mtp_layers if setup.mtp else ()
+    found = StepFlops()
+    for layer, count in [*spec.layer_groups(), *((layer, 1) for layer in mtp_layers)]:
+        mixture = layer.feed_forward
+        if isinstance(mixture, MixtureOfExpertsSpec):
+            rows = setup.tokens * mixture.router.top_k
+            further = division.received_rows(rows) - rows
+            products = Counts(routed_experts=forward_flops(mixture.expert, 1, 1).total * further)
+            found += _products(products, setup) * (count * setup.micro_batches)
+    return found
+
+
+def _repeated_of_layer(layer: LayerSpec, setup: Setup) -> Counts:
+    """Forward FLOPs of the products in a layer that have neither heads nor intermediate channels."""
+    found = Counts()
+    attention, feed_forward = layer.attention, layer.feed_forward
+    if isinstance(attention, MultiHeadLatentAttentionSpec):
+        latents = (attention.q_lora_rank or 0) + attention.kv_lora_rank + attention.qk_rope_head_dim
+        found += Counts(attention=2 * setup.tokens * layer.hidden_size * latents)
+    if isinstance(feed_forward, MixtureOfExpertsSpec):
+        experts = feed_forward.router.num_experts
+        found += Counts(router=2 * setup.tokens * layer.hidden_size * experts)
+    return found
+
+
+def _projection_step(spec: ModelSpec, setup: Setup) -> StepFlops:
+    """FLOPs of the projections of multi-token prediction on all positions, of one step."""
+    assert setup.sequence_length is not None and setup.micro_batches is not None, "a resolved setup"
+    run = (setup.sequence_length, setup.micro_batch_size)
+    forward = sum((mtp_projection_flops(layer, *run) for layer in (spec.mtp_layers if setup.mtp else ())), Counts())
+    return _products(forward, setup) * setup.micro_batches
+
+
+def _products(forward: Counts, setup: Setup) -> StepFlops:
+    """A step with these products: two in backward for each, and the same again with full recompute."""
+    return StepFlops(forward=forward, backward=forward * 2, recomputed=forward * (setup.recompute == "full"))
+
+
+def _divided(step: StepFlops, ranks: int) -> StepFlops:
+    def part(counts: Counts) -> Counts:
+        return Counts(**{name: number // ranks for name, number in msgspec.structs.asdict(counts).items()})
+
+    return StepFlops(forward=part(step.forward), backward=part(step.backward), recomputed=part(step.recomputed))
