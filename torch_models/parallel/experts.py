@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import parallelize_module
 
-from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.modules.moe import MixtureOfExperts, RoutedExperts
 from torch_models.parallel.parameters import ROWS, LocalParameters
@@ -24,15 +23,12 @@ from torch_models.training.model import TrainingModel
 
 def divide_experts(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> None:
     """Divide the experts of every layer over the ranks of `mesh`, those of ep."""
-    of_layers = [layer.mlp.experts for layer in model.model.layers if isinstance(layer.mlp, MixtureOfExperts)]
-    if not of_layers:
-        raise ArgumentError("ep", layout.ep, f"must be 1: {model.spec.name} has no experts")
-    for experts in of_layers:
-        if experts.num_experts % layout.ep:
-            raise ArgumentError("ep", layout.ep, f"must divide the number of experts ({experts.num_experts})")
-        parts = {name: ROWS for name, _ in experts.named_parameters(recurse=False)}
-        parallelize_module(experts, mesh, LocalParameters(parts), src_data_rank=None)
-        experts.exchange = Exchange(mesh, layout.expert_imbalance)
+    for layer in model.model.layers:
+        if isinstance(layer.mlp, MixtureOfExperts):
+            experts = layer.mlp.experts
+            parts = {name: ROWS for name, _ in experts.named_parameters(recurse=False)}
+            parallelize_module(experts, mesh, LocalParameters(parts), src_data_rank=None)
+            experts.exchange = Exchange(mesh, layout.expert_imbalance)
 
 
 class Splits(NamedTuple):

@@ -7,9 +7,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
-from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.modules.moe import MixtureOfExperts, RoutedExperts
+from torch_models.parallel.checks import by_second_dimension
 from torch_models.parallel.mesh import Meshes
 from torch_models.training.model import TrainingModel
 
@@ -38,15 +38,11 @@ def _shard_experts(experts: RoutedExperts, layout: Layout, reshard: bool | None,
     """Apply `fully_shard` to a stack of experts, over the ranks that have the same ones.
 
     Where ranks outnumber the experts, the second dimension is divided: of the first, most ranks would have padding
-    alone. Torch needs equal parts of any dimension but the first.
+    alone.
     """
     ranks = layout.expert_fsdp
     placement: Callable[[nn.Parameter], Shard] | None = None
-    if ranks * layout.ep > experts.num_experts:
-        for name, parameter in experts.named_parameters():
-            if parameter.shape[1] % ranks:
-                rule = f"leaves {ranks} ranks to divide dimension 1 of {name}, {tuple(parameter.shape)}, evenly"
-                raise ArgumentError("ep", layout.ep, rule)
+    if by_second_dimension(experts.num_experts, layout):
         placement = _by_second_dimension
     module = fully_shard(experts, reshard_after_forward=reshard, shard_placement_fn=placement, **options)
     # An expert has rows of all ranks with different data, also of those that are not in this mesh.

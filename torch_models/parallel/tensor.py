@@ -49,7 +49,7 @@ ALTERNATING = {
 
 
 def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> None:
-    """Divide the model over the ranks of `mesh`, those of tp."""
+    """Divide the model over the ranks of `mesh`, those of tp. No part of it may be uneven."""
     stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
     for layer in model.model.layers:
         _apply(layer, mesh, _layer_plan(layer, stream))

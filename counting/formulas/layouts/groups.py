@@ -28,18 +28,25 @@ Shape = tuple[int, ...]
 class Group(NamedTuple):
     """Bytes of one group on a rank, at the moments of its life.
 
-    `gathered`: the tensors of all ranks together, padded; the flat buffer of the all-gather is as large. `shard_copy`:
-    this rank's shards, converted for the all-gather; 0 if they are gathered as they are stored. `reduce_input`: padded
-    gradients in the format of the reduction, `reduce_output` this rank's part of them. `gradients`: those that backward
-    computes, tensor by tensor, not padded.
+    `tensors`: each in the format that is gathered. `gathered`: those of all ranks together, padded; the flat buffer of
+    the all-gather is as large. `shard_copy`: this rank's shards, converted for the all-gather; 0 if they are gathered
+    as they are stored. `reduce_input`: padded gradients in the format of the reduction, `reduce_output` this rank's
+    part of them. `gradients`: those that backward computes, tensor by tensor, not padded. `accumulated`: the same in
+    the format of the reduction. `words_copy`: the part of the first gradient that belongs to this rank, where the
+    gradient is larger; `accumulated_copy`: the same in the format of the reduction.
     """
 
+    tensors: tuple[int, ...]
     gathered: int
     shard_copy: int
     reduce_input: int
     reduce_output: int
     gradients: tuple[int, ...]
     all_gradients: int
+    accumulated: tuple[int, ...]
+    all_accumulated: int
+    words_copy: int
+    accumulated_copy: int
 
 
 def sharded_rows(rows: int, shards: int) -> int:
@@ -56,17 +63,31 @@ def row_numbers(shape: Shape) -> int:
 
 
 @lru_cache(maxsize=1 << 14)
-def group_of(shapes: tuple[Shape, ...], shards: int, formats: Formats) -> Group:
-    """Return the bytes of a group with tensors of these shapes, in fully_shard's order."""
+def group_of(shapes: tuple[Shape, ...], shards: int, formats: Formats, *, first_gradient: int = 1) -> Group:
+    """Return the bytes of a group with tensors of these shapes, in fully_shard's order.
+
+    `first_gradient` is how many times as large as the first tensor its gradient is: under tensor parallelism torch
+    computes the gradient of the whole embedding on each rank, and copies the rank's part of it for the reduction
+    (`_fsdp_param.py`, `_get_grad_inner_tensor`).
+    """
     padded = sum(sharded_rows(shape[0], shards) * row_numbers(shape) for shape in shapes)  # numbers of one rank
-    gradients = tuple(shape[0] * row_numbers(shape) * formats.gathered for shape in shapes)
+    numbers = [shape[0] * row_numbers(shape) for shape in shapes]
+    computed = [numbers[0] * first_gradient, *numbers[1:]]
+    gradients = tuple(number * formats.gathered for number in computed)
+    accumulated = tuple(number * formats.reduced for number in computed) if formats.converts_gradients else gradients
+    copied = numbers[0] if first_gradient > 1 else 0
     return Group(
+        tensors=tuple(number * formats.gathered for number in numbers),
         gathered=padded * shards * formats.gathered,
         shard_copy=padded * formats.gathered if formats.copies_shards else 0,
         reduce_input=padded * shards * formats.reduced,
         reduce_output=padded * formats.reduced,
         gradients=gradients,
         all_gradients=sum(gradients),
+        accumulated=accumulated,
+        all_accumulated=sum(accumulated),
+        words_copy=copied * formats.gathered,
+        accumulated_copy=copied * formats.reduced,
     )
 
 

@@ -63,8 +63,9 @@ class ShardedStep:
         kinds = [layer for layer, _ in spec.layer_groups()]
         self.kind_of_layer = [kinds.index(layer) for layer in spec.layers]
 
-        def unit(shapes: tuple[Shape, ...], *modules: str, reshards: bool = reshards) -> Unit:
-            return Unit(group_of(shapes, layout.fsdp, form), modules, reshards=reshards)
+        def unit(shapes: tuple[Shape, ...], *modules: str, reshards: bool = reshards, words: int = 1) -> Unit:
+            group = group_of(shapes, layout.fsdp, form, first_gradient=words)
+            return Unit(group, modules, reshards=reshards)
 
         self.layers = [unit(layer_shapes(layer), "layer") for layer in local.layers]
         self.mtp = [unit(mtp_layer_shapes(layer), "mtp") for layer in (local.mtp_layers if setup.mtp else ())]
@@ -72,7 +73,9 @@ class ShardedStep:
         groups: dict[tuple[str, ...], Unit] = {}
         for modules, shapes in outside_shapes(local, layout.grouping).items():
             stays = modules == ("model",) or "head" in modules
-            groups[modules] = unit(shapes, *modules, reshards=reshards and not stays)
+            embeds = modules[0] in ("model", "embedding")
+            words = layout.tp if embeds and not spec.tie_word_embeddings else 1
+            groups[modules] = unit(shapes, *modules, reshards=reshards and not stays, words=words)
             self.outside |= dict.fromkeys(modules, groups[modules])
         # The order in which torch finds them below the root: embedding, layers, then norm and head.
         of_embedding = [found for modules, found in groups.items() if modules[0] in ("model", "embedding")]

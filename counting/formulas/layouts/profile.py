@@ -5,6 +5,7 @@ from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import Shape, layer_shapes, mtp_layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import ShardedStep, undivided_states_step
 from counting.formulas.layouts.shards import (
+    gradient_of_all_words,
     sharded_parameters,
     sharded_shares,
     sharded_states,
@@ -46,7 +47,9 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
             for layer, count, shapes in zip(model.spec.layers, counts, of_layers, strict=True)
         ),
         outside_parameters=sharded_parameters(outside, layout.fsdp),
-        outside_states=sharded_states(outside, layout.fsdp, form, optimizer),
+        outside_states=sharded_states(
+            outside, layout.fsdp, form, optimizer, gradient_of_all_words(spec, setup, layout)
+        ),
         inputs=input_bytes(spec, setup),
         buffers=buffer_bytes(spec, setup),
         first_micro_batch=first,

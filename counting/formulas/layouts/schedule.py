@@ -169,7 +169,7 @@ class Rank:
     def _copy_single_shard(self, group: Group) -> None:
         """Convert and copy tensor by tensor; the variable with the converted one is replaced by the next."""
         converted = 0
-        for size in group.gradients:  # in the format that is gathered
+        for size in group.tensors:
             if self.formats.copies_shards:
                 self.communication += size
                 self.check()
@@ -252,42 +252,64 @@ class Rank:
         unit.training = "after_backward"
         if unit.accumulated and self.formats.converts_gradients and has_gradients:
             self.gradients -= unit.group.all_gradients  # added in place to those of the micro-batches before
-        self.reshard(unit)
         if not self.synchronises:
+            self.reshard(unit)
             if has_gradients:
                 self._accumulate(unit)
             return
+        reduces = has_gradients or unit.accumulated
+        copy = self._copy_words(unit) if reduces else 0
+        self.reshard(unit)
         self.communication -= self.reducing
         self.reducing = 0
-        if has_gradients or unit.accumulated:
+        if reduces:
             self.communication -= unit.kept
             unit.kept = 0
-            self._reduce(unit)
+            self._reduce(unit, copy)
+
+    def _copy_words(self, unit: Unit) -> int:
+        """Copy this rank's part of a gradient that is larger, which is then freed; return the bytes of the copy."""
+        group = unit.group
+        copy = group.accumulated_copy if unit.accumulated else group.words_copy
+        if copy:
+            self.communication += copy
+            self.check()
+            self.gradients -= (group.accumulated if unit.accumulated else group.gradients)[0]
+        return copy
 
     def _accumulate(self, unit: Unit) -> None:
         """Keep whole gradients, in the format of the reduction: `to_accumulated_grad_if_needed`, tensor by tensor."""
         if self.formats.converts_gradients and not unit.accumulated:
-            for size in unit.group.gradients:
-                self.gradients += size * self.formats.reduced // self.formats.gathered
+            for converted, size in zip(unit.group.accumulated, unit.group.gradients, strict=True):
+                self.gradients += converted
                 self.check()
                 self.gradients -= size
         unit.accumulated = True
 
-    def _reduce(self, unit: Unit) -> None:
+    def _reduce(self, unit: Unit, copy: int) -> None:
         """Reduce the gradients over the ranks: `foreach_reduce`.
 
         They are copied to one flat buffer and freed, but for the last: a variable of a loop over them refers to it
-        until the end. The flat buffer is kept until the next group is reduced. The result holds this rank's part of the
-        gradients; if there is one of an earlier micro-batch, it is added to that and freed. With replicas it is the
-        buffer of their all-reduce, which is kept until the end of backward.
+        until the end. `copy` are the bytes of a copy that stands for the first. The flat buffer is kept until the next
+        group is reduced. The result holds this rank's part of the gradients; if there is one of an earlier micro-batch,
+        it is added to that and freed. With replicas it is the buffer of their all-reduce, which is kept until the end
+        of backward.
         """
-        group, formats = unit.group, self.formats
-        widened = formats.reduced // formats.gathered if unit.accumulated else 1
+        group = unit.group
+        gradients, total = group.gradients, group.all_gradients
+        if unit.accumulated:
+            gradients, total = group.accumulated, group.all_accumulated
         unit.accumulated = False
         self.communication += group.reduce_input
         self.check()
-        last = group.gradients[-1] * widened if self.shards > 1 else 0
-        self.gradients += last - group.all_gradients * widened
+        last = gradients[-1] if self.shards > 1 else 0
+        last_copy = 0
+        if copy:
+            total -= gradients[0]
+            if len(gradients) == 1:
+                last, last_copy = 0, copy if self.shards > 1 else 0
+        self.gradients += last - total
+        self.communication += last_copy - copy
         result = group.reduce_output
         if unit.reduced:
             self.communication += result
@@ -295,6 +317,7 @@ class Rank:
             self.gradients += result
         self.check()
         self.gradients -= last
+        self.communication -= last_copy
         if self.shards > 1:
             self.call("reduce_scatter fsdp", group.reduce_input, result)
         if self.replicas > 1:

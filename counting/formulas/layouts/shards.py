@@ -15,7 +15,9 @@ from counting.formulas.layouts.formats import Stored
 from counting.formulas.layouts.groups import Shape, row_numbers, sharded_rows
 from counting.ranks.profile import RankShare
 from counting.recipes import ModelStates, Optimizer
+from counting.setup import Setup
 from torch_models.layout import Layout
+from torch_models.spec import ModelSpec
 
 STEP_COUNT_BYTES = 4
 NUMBERS = {"none": 0, "one": 1, "two": 2}  # moments of each parameter
@@ -37,8 +39,10 @@ def moment_bytes(numbers: int, formats: Stored, optimizer: Optimizer) -> int:
     return NUMBERS[optimizer.moments] * numbers * formats.moment + STEP_COUNT_BYTES * formats.counts_steps
 
 
-def sharded_states(shapes: Iterable[Shape], shards: int, formats: Stored, optimizer: Optimizer) -> ModelStates:
-    """Return what the first rank stores of these tensors."""
+def sharded_states(
+    shapes: Iterable[Shape], shards: int, formats: Stored, optimizer: Optimizer, further_gradients: int = 0
+) -> ModelStates:
+    """Return what the first rank stores of these tensors; `further_gradients` are bytes beside theirs."""
     padded = updated = moments = 0
     for shape in shapes:
         padded += sharded_rows(shape[0], shards) * row_numbers(shape)
@@ -47,10 +51,23 @@ def sharded_states(shapes: Iterable[Shape], shards: int, formats: Stored, optimi
         moments += moment_bytes(numbers, formats, optimizer)
     return ModelStates(
         weights=padded * formats.weight,
-        gradients=padded * formats.gradient,
+        gradients=padded * formats.gradient + further_gradients,
         masters=updated * formats.master,
         moments=moments,
     )
+
+
+def gradient_of_all_words(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
+    """Return the bytes of the embedding's gradient that belong to other ranks' words.
+
+    Under tensor parallelism torch computes the gradient of the whole embedding, of which the rank's part is a view. It
+    stays with the parameter, unless fully_shard reduces it, the head's is added to it, or the recipe adds it to a
+    buffer of another format.
+    """
+    if layout.is_sharded or spec.tie_word_embeddings or setup.precision_recipe.gradients_apart:
+        return 0
+    whole = spec.vocab_size * spec.hidden_size * setup.precision_recipe.gradient_bytes
+    return whole - whole // layout.tp
 
 
 def sharded_parameters(shapes: Iterable[Shape], shards: int) -> int:
