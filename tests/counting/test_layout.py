@@ -17,7 +17,7 @@ from torch_models.spec import LayerRun, MixtureOfExpertsSpec, ModelSpec
 LLAMA_3 = read_spec("llama_3_8b")  # 32 heads, 8 key and value heads, 14,336 in the MLP, 128,256 tokens
 DEEPSEEK = read_spec("deepseek_v3")  # 256 experts of 2,048, of which a token chooses 8
 SMALL = spec_from_fields(LLAMA, "small")  # 8 heads, 112 in the MLP, 96 tokens
-MIXTURE = spec_from_fields(DEEPSEEK_V3, "mixture")  # 16 experts of 24, 3 chosen; hidden_size 64
+MIXTURE = spec_from_fields(DEEPSEEK_V3, "mixture")  # 16 experts of 24, 3 chosen
 EIGHT_NODES = Layout(num_gpus=64, fsdp=8)
 
 
@@ -260,12 +260,9 @@ def test_ep_of_a_dense_model() -> None:
     assert refusal(Layout(fsdp=8, ep=7)) == ("ep", 7, rule)
 
 
-def test_ranks_that_outnumber_experts_divide_the_second_dimension_evenly() -> None:
-    """24 ranks hold 16 experts, two groups of 8 x 3: 3 ranks would divide 2 x 24 rows, and the 64 of `hidden_size`."""
-    rule = "leaves 3 ranks of fsdp for 2 experts, so fully_shard divides hidden_size (64) by 3, and it takes no uneven"
-    assert refusal(Layout(fsdp=24, ep=8), MIXTURE)[2].startswith(rule)
-    assert resolved(Layout(fsdp=32, ep=8), MIXTURE).expert_fsdp == 4
-    assert resolved(Layout(fsdp=24, ep=1), MIXTURE).expert_fsdp == 24, "whole experts, padded"
+@pytest.mark.parametrize(("fsdp", "ep", "expert_fsdp"), [(24, 8, 3), (32, 8, 4), (24, 1, 24), (1000, 1, 1000)])
+def test_ranks_may_outnumber_the_experts(fsdp: int, ep: int, expert_fsdp: int) -> None:
+    assert resolved(Layout(fsdp=fsdp, ep=ep), MIXTURE).expert_fsdp == expert_fsdp
 
 
 def test_no_rank_receives_more_than_all_rows() -> None:
