@@ -198,3 +198,12 @@ def test_of_several_models_in_short(llama: Analysis, deepseek: Analysis, capsys:
     said = words(printed(capsys, Results(analyses=both)))
     assert said.count("one layer 1.949 GB; the worst of 64 ranks 60.8 GB deepseek_v3: 61 layers") == 1
     assert said.count("fit, spread over 64 GPUs?") == 2
+
+
+def test_of_many_gpus_the_models_say_what_they_fit(
+    llama: Analysis, deepseek: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [on_gpus(spread(each, FSDP, rank_class(54 * 10**9, count=64)), *EVERY_GPU) for each in (llama, deepseek)]
+    said = words(printed(capsys, Results(analyses=both)))
+    assert "spread over 64 GPUs" not in said
+    assert said.count("the worst of 64 ranks 60.8 GB; fits A100 yes, H100 yes, H100-PCIe yes and 14 more") == 2
