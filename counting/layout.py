@@ -17,6 +17,7 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
 from torch_models.spec import (
     FeedForwardSpec,
+    GatedMLPSpec,
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
@@ -164,6 +165,14 @@ def _check_experts(layout: Layout, feed_forwards: Iterable[FeedForwardSpec]) -> 
         _refuse("ep", ep, f"{rule}{_instead(sizes, ep, borrows_evenly)}")
     for mixture in mixtures:
         _check_imbalance(layout, mixture)
+        if layout.expert_fsdp * ep > mixture.router.num_experts:  # then the second dimension of each stack is divided
+            for size in _second_dimensions(mixture):
+                if size.value % layout.expert_fsdp:
+                    rule = (
+                        f"leaves {layout.expert_fsdp} ranks of fsdp for {mixture.router.num_experts // ep} experts, so "
+                        f"fully_shard divides {size} by {layout.expert_fsdp}, and it takes no uneven parts there"
+                    )
+                    _refuse("ep", ep, rule)
 
 
 def _check_imbalance(layout: Layout, mixture: MixtureOfExpertsSpec) -> None:
@@ -173,6 +182,16 @@ def _check_imbalance(layout: Layout, mixture: MixtureOfExpertsSpec) -> None:
     if layout.expert_imbalance > most:
         rule = f"must be at most {most:g}: a token chooses {top_k} experts, and a rank has {on_a_rank}"
         _refuse("expert_imbalance", layout.expert_imbalance, rule)
+
+
+def _second_dimensions(mixture: MixtureOfExpertsSpec) -> tuple[_Size, ...]:
+    """The second dimensions of the stacks of experts."""
+    expert = mixture.expert
+    hidden = _Size("hidden_size", expert.hidden_size)
+    gate_and_up = _Size("twice the intermediate_size of an expert", 2 * expert.intermediate_size)
+    if isinstance(expert, GatedMLPSpec):
+        return gate_and_up, hidden
+    return hidden, gate_and_up, _Size("the intermediate_size of an expert", expert.intermediate_size)
 
 
 def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[LayerSpec], setup: Setup) -> None:

@@ -260,9 +260,15 @@ def test_ep_of_a_dense_model() -> None:
     assert refusal(Layout(fsdp=8, ep=7)) == ("ep", 7, rule)
 
 
-@pytest.mark.parametrize(("fsdp", "ep", "expert_fsdp"), [(24, 8, 3), (32, 8, 4), (24, 1, 24), (1000, 1, 1000)])
-def test_ranks_may_outnumber_the_experts(fsdp: int, ep: int, expert_fsdp: int) -> None:
-    assert resolved(Layout(fsdp=fsdp, ep=ep), MIXTURE).expert_fsdp == expert_fsdp
+def test_ranks_that_outnumber_experts_divide_the_second_dimension_evenly() -> None:
+    """24 ranks hold 16 experts, 8 times 2 for 3 ranks; 3 divides the 2 x 24 rows of gate and up, and no width of 64."""
+    rule = "leaves 3 ranks of fsdp for 2 experts, so fully_shard divides hidden_size (64) by 3, and it takes no uneven"
+    assert refusal(Layout(fsdp=24, ep=8), MIXTURE)[2].startswith(rule)
+    assert resolved(Layout(fsdp=32, ep=8), MIXTURE).expert_fsdp == 4
+    assert resolved(Layout(fsdp=24, ep=1), MIXTURE).expert_fsdp == 24, "whole experts, padded"
+    clamped = read_spec("gpt_oss_20b")  # 32 experts of 2880 x 2880
+    assert resolved(Layout(fsdp=72, ep=8), clamped, sequence_length=64).expert_fsdp == 9
+    assert refusal(Layout(fsdp=56, ep=8), clamped, sequence_length=64)[2].startswith("leaves 7 ranks of fsdp for 4 exp")
 
 
 def test_no_rank_receives_more_than_all_rows() -> None:
