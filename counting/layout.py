@@ -25,7 +25,7 @@ from torch_models.spec import (
 )
 
 MOST_VALUES_LISTED = 8
-GROUPED_PRODUCT_ROW = 16  # bytes; a row of a grouped matrix product in 16 bits is a multiple of that
+GROUPED_PRODUCT_ROW = 8  # numbers of 16 bits; the rows of a grouped matrix product are multiples of 16 bytes
 
 # Optimisers that are not measured where the states of a parameter are divided -> the reason.
 NOT_ON_SHARDS = {
@@ -198,8 +198,7 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
-    width = setup.precision_recipe.activation_bytes
-    row = GROUPED_PRODUCT_ROW // width if width == 2 else 1
+    row = GROUPED_PRODUCT_ROW if setup.precision_recipe.activation_bytes == 2 else 1
     sizes = [size for layer in layers for size in _divided_by_tp(layer, row)] + [_Size("vocab_size", spec.vocab_size)]
     also = _leaves_whole_replicas(layout)
     _check_divides("tp", layout.tp, sizes, also)
