@@ -25,7 +25,7 @@ from torch_models.spec import (
 )
 
 MOST_VALUES_LISTED = 8
-GROUPED_PRODUCT_ROW = 8  # 16-bit numbers in 16 bytes: the rows of a grouped matrix product are multiples of that
+GROUPED_PRODUCT_ROW = 8  # numbers of 16 bits; the rows of a grouped matrix product are multiples of 16 bytes
 
 # Optimisers that are not measured where the states of a parameter are divided -> the reason.
 NOT_ON_SHARDS = {
@@ -165,7 +165,7 @@ def _check_experts(layout: Layout, feed_forwards: Iterable[FeedForwardSpec]) -> 
         _refuse("ep", ep, f"{rule}{_instead(sizes, ep, borrows_evenly)}")
     for mixture in mixtures:
         _check_imbalance(layout, mixture)
-        if layout.expert_fsdp * ep > mixture.router.num_experts:  # then the second dimension of a stack is divided
+        if layout.expert_fsdp * ep > mixture.router.num_experts:  # then the second dimension of each stack is divided
             for size in _second_dimensions(mixture):
                 if size.value % layout.expert_fsdp:
                     rule = (
@@ -198,7 +198,8 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
-    sizes = [size for layer in layers for size in _divided_by_tp(layer)] + [_Size("vocab_size", spec.vocab_size)]
+    row = GROUPED_PRODUCT_ROW if setup.precision_recipe.activation_bytes == 2 else 1
+    sizes = [size for layer in layers for size in _divided_by_tp(layer, row)] + [_Size("vocab_size", spec.vocab_size)]
     also = _leaves_whole_replicas(layout)
     _check_divides("tp", layout.tp, sizes, also)
     length = _Size("the sequence length", setup.micro_batch.length)
@@ -208,7 +209,8 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
         _refuse("tp", layout.tp, rule)
 
 
-def _divided_by_tp(layer: LayerSpec) -> Iterator[_Size]:
+def _divided_by_tp(layer: LayerSpec, row: int) -> Iterator[_Size]:
+    """What tp divides of a layer; a part of an expert's intermediate size is a multiple of `row`."""
     attention, feed_forward = layer.attention, layer.feed_forward
     yield _Size("num_attention_heads", attention.num_attention_heads)
     if isinstance(attention, GroupedQueryAttentionSpec):
@@ -216,7 +218,7 @@ def _divided_by_tp(layer: LayerSpec) -> Iterator[_Size]:
     if not isinstance(feed_forward, MixtureOfExpertsSpec):
         yield _Size("intermediate_size", feed_forward.intermediate_size)
         return
-    yield _Size("the intermediate_size of an expert", feed_forward.expert.intermediate_size, GROUPED_PRODUCT_ROW)
+    yield _Size("the intermediate_size of an expert", feed_forward.expert.intermediate_size, row)
     if feed_forward.shared_experts is not None:
         yield _Size("the intermediate_size of the shared experts", feed_forward.shared_experts.intermediate_size)
 

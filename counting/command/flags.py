@@ -173,7 +173,7 @@ def flags_parser() -> argparse.ArgumentParser:
     step.add_argument("--precision", metavar="RECIPE", help=f"formats of numbers; default {DEFAULT_PRECISION.name}")
     step.add_argument("--optimizer", metavar="NAME", help=f"default {DEFAULT_OPTIMIZER.name}")
 
-    ranks = parser.add_argument_group("a step that is spread over the ranks of --num_gpus")
+    ranks = parser.add_argument_group("a step spread over ranks, as --num_gpus 256 --layout fsdp=32,tp=8")
     ranks.add_argument(
         "--layout",
         action=_Joined,

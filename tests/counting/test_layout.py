@@ -17,7 +17,7 @@ from torch_models.spec import LayerRun, MixtureOfExpertsSpec, ModelSpec
 LLAMA_3 = read_spec("llama_3_8b")  # 32 heads, 8 key and value heads, 14,336 in the MLP, 128,256 tokens
 DEEPSEEK = read_spec("deepseek_v3")  # 256 experts of 2,048, of which a token chooses 8
 SMALL = spec_from_fields(LLAMA, "small")  # 8 heads, 112 in the MLP, 96 tokens
-MIXTURE = spec_from_fields(DEEPSEEK_V3, "mixture")  # 16 experts of 24, 3 chosen; hidden_size 64
+MIXTURE = spec_from_fields(DEEPSEEK_V3, "mixture")  # 16 experts of 24, 3 chosen
 EIGHT_NODES = Layout(num_gpus=64, fsdp=8)
 
 
@@ -192,6 +192,12 @@ def test_what_tp_must_divide(spec: ModelSpec, tp: int, rule: str) -> None:
     assert found.startswith(rule)
 
 
+def test_parts_of_an_expert_are_rows_of_a_grouped_product_in_16_bits() -> None:
+    spec = without(DEEPSEEK_V3, moe_intermediate_size=48)
+    assert refusal(Layout(tp=4), spec)[2].endswith("in multiples of 8: give 2")
+    assert resolved(Layout(tp=4), spec, precision="fp32").tp == 4
+
+
 def test_shared_experts_are_divided_too() -> None:
     mixture = MIXTURE.layer_runs[1].layer.feed_forward
     assert isinstance(mixture, MixtureOfExpertsSpec)
@@ -261,11 +267,14 @@ def test_ep_of_a_dense_model() -> None:
 
 
 def test_ranks_that_outnumber_experts_divide_the_second_dimension_evenly() -> None:
-    """24 ranks hold 16 experts, two groups of 8 x 3: 3 ranks would divide 2 x 24 rows, and the 64 of `hidden_size`."""
+    """24 ranks hold 16 experts, 8 times 2 for 3 ranks; 3 divides the 2 x 24 rows of gate and up, and no width of 64."""
     rule = "leaves 3 ranks of fsdp for 2 experts, so fully_shard divides hidden_size (64) by 3, and it takes no uneven"
     assert refusal(Layout(fsdp=24, ep=8), MIXTURE)[2].startswith(rule)
     assert resolved(Layout(fsdp=32, ep=8), MIXTURE).expert_fsdp == 4
     assert resolved(Layout(fsdp=24, ep=1), MIXTURE).expert_fsdp == 24, "whole experts, padded"
+    clamped = read_spec("gpt_oss_20b")  # 32 experts of 2880 x 2880
+    assert resolved(Layout(fsdp=72, ep=8), clamped, sequence_length=64).expert_fsdp == 9
+    assert refusal(Layout(fsdp=56, ep=8), clamped, sequence_length=64)[2].startswith("leaves 7 ranks of fsdp for 4 exp")
 
 
 def test_no_rank_receives_more_than_all_rows() -> None:

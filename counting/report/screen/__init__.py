@@ -120,7 +120,13 @@ def _models(lines: Lines, results: Results, detail: _Detail) -> None:
     catalogue = results.on_catalogue or [()] * len(results.analyses)
     for analysis, on_catalogue in zip(results.analyses, catalogue, strict=True):
         if detail.models == "short":
-            short_model_screen(lines, analysis, on_catalogue, compared=results.comparison is not None)
+            short_model_screen(
+                lines,
+                analysis,
+                on_catalogue,
+                compared=results.comparison is not None,
+                ranks_above=detail.tables or len(results.analyses) == 1,
+            )
         else:
             model_screen(lines, analysis, on_catalogue)
     conventions_screen(lines, results.analyses)

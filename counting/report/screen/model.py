@@ -41,8 +41,14 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
         lines.fact("fits one", fits_in_words(fits, analysis))
 
 
-def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool) -> None:
-    """Add one model in three lines; without the sequence length if models are compared, which all have the same one."""
+def short_model_screen(
+    lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool, ranks_above: bool
+) -> None:
+    """Add one model in three lines.
+
+    Without the sequence length if models are `compared`, which all have the same one; without what a spread step fits
+    if that stands above.
+    """
     lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
     forward, training = _forward_and_training(analysis)
     lines.text(f"{_sizes(analysis, ' parameters')}; a token: forward {forward}, training {training}")
@@ -60,7 +66,7 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
     if analysis.rank_classes:
         from counting.report.screen.ranks import rank_in_short
 
-        step, where = rank_in_short(analysis), ""
+        step, where = rank_in_short(analysis), "" if ranks_above else where
     lines.text(f"{layer}; {step}{where}")
 
 

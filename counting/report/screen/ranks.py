@@ -41,7 +41,7 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     lines.fact("  at its peak", _parts(peak))
     lines.fact("layout", axes_in_words(layout))
     lines.fact("run with", _setup(analysis, layout))
-    lines.note("a rank sends", _traffic(worst))
+    lines.note("collectives", _traffic(worst))
     if fits:
         needs_note(lines, fits, "communicators, the allocator's reserve, workspaces in kernels")
 
@@ -84,7 +84,7 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
 
 
 def _traffic(worst: "RankAnalysis") -> str:
-    """Bytes and calls of each collective over each axis in a step, forward and backward together."""
+    """The larger side of each collective over each axis and its calls in a step, forward and backward together."""
     totals: dict[tuple[str, str], tuple[int, int]] = {}
     for each in worst.collectives:
         size, calls = totals.get((each.op, each.axis), (0, 0))
@@ -96,5 +96,5 @@ def _traffic(worst: "RankAnalysis") -> str:
             f"{op.replace('_', '-')} over {axis} {shown(size)} in {integer(calls)} call{'' if calls == 1 else 's'}"
             for (op, axis), (size, calls) in totals.items()
         )
-        or "nothing: it is alone"
+        or "none: the rank is alone"
     )

@@ -55,7 +55,7 @@ def test_the_answer_is_first(llama: Analysis, capsys: pytest.CaptureFixture[str]
         "                  54.0, gathered 0.9, communication 0.3, transients 4.0",
         "  layout          fsdp 64 (ZeRO 3), gathered as by torchtitan; 8 GPUs a node",
         "  run with        mixed, adamw, 1 x 8,192 tokens a rank, recompute none",
-        "  a rank sends    all-gather over fsdp 30.0 GB in 65 calls; reduce-scatter over",
+        "  collectives     all-gather over fsdp 30.0 GB in 65 calls; reduce-scatter over",
         "                  fsdp 32.0 GB in 34 calls",
         "  needs           what is allocated at the worst moment, and the CUDA context:",
         "                  0.4 GiB to 0.6 GiB; left out: communicators, the allocator's",
@@ -131,7 +131,7 @@ def test_a_rank_alone(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> No
     alone = msgspec.structs.replace(rank_class(10**9, count=1), collectives=())
     said = words(printed(capsys, Results(analyses=[spread(llama, Layout(dp=1, gpus_per_node=8), alone)])))
     assert "A training step of llama_3_8b, spread over 1 GPU the worst rank 7.800 GB, the only rank, in" in said
-    assert "a rank sends nothing: it is alone" in said
+    assert "collectives none: the rank is alone" in said
 
 
 @pytest.mark.parametrize(
@@ -198,3 +198,12 @@ def test_of_several_models_in_short(llama: Analysis, deepseek: Analysis, capsys:
     said = words(printed(capsys, Results(analyses=both)))
     assert said.count("one layer 1.949 GB; the worst of 64 ranks 60.8 GB deepseek_v3: 61 layers") == 1
     assert said.count("fit, spread over 64 GPUs?") == 2
+
+
+def test_of_many_gpus_the_models_say_what_they_fit(
+    llama: Analysis, deepseek: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [on_gpus(spread(each, FSDP, rank_class(54 * 10**9, count=64)), *EVERY_GPU) for each in (llama, deepseek)]
+    said = words(printed(capsys, Results(analyses=both)))
+    assert "spread over 64 GPUs" not in said
+    assert said.count("the worst of 64 ranks 60.8 GB; fits A100 yes, H100 yes, H100-PCIe yes and 14 more") == 2
