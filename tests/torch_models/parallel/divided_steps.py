@@ -21,7 +21,7 @@ from torch_models.parallel.sharded import set_gradient_synchronisation
 from torch_models.parallel.vocabulary import loss_context
 from torch_models.training.model import TrainingModel
 
-IN_FP64 = Way(dtype=torch.float64)
+IN_FP64, IN_FP32 = Way(dtype=torch.float64), Way()
 STEPS = 2
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6}
 TOLERANCE_OF_ROUTERS = 1e-6
