@@ -33,7 +33,9 @@ ROOMS = {
     "torch_models.first_values torch_models.modules torch_models.training": (
         "torch_models.errors torch_models.rope_scaling torch_models.spec"
     ),
-    "torch_models.parallel": "torch_models.errors torch_models.layout torch_models.modules torch_models.training",
+    "torch_models.parallel": (
+        "torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.training"
+    ),
     "torch_models.builder torch_models.checkpoints": (
         "torch_models.errors torch_models.spec torch_models.fields torch_models.first_values torch_models.modules"
         " torch_models.training"

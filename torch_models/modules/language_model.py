@@ -7,6 +7,7 @@ is in layers.py; V is vocab_size.
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_models.first_values import set_initializer_range
@@ -27,14 +28,14 @@ class LanguageModelHead(Linear):
         super().__init__(spec.hidden_size, spec.vocab_size, bias=False)
         self.softcap = spec.final_logit_softcap
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(…, D) -> (…, V)."""
-        logits: Tensor = super().forward(hidden)
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """(…, D) -> (…, V), with this weight."""
+        logits: Tensor = F.linear(hidden, weight)
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, D) -> (…, V)."""
-        return self.logits(hidden)
+        return self.logits(hidden, self.weight)
 
 
 class LanguageModel(nn.Module):

@@ -12,6 +12,7 @@ uses elementary operations, with every intermediate as a tensor in memory.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,8 @@ class RMSNorm(OwnFirstValues):
     """
 
     component = "norm"
+    # Where ranks divide the normalised dimension: computes with this rank's part of input and weight.
+    over_ranks: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
     def __init__(self, width: int, eps: float, kernels: Kernels, *, unit_offset: bool = False) -> None:
         super().__init__()
@@ -65,6 +68,8 @@ class RMSNorm(OwnFirstValues):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`; same shape and dtype."""
+        if self.over_ranks is not None:
+            return self.over_ranks(x, self.weight, self.eps)
         if self.kernels == "fused":
             weight = 1 + self.weight if self.unit_offset else self.weight
             wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)

@@ -93,6 +93,9 @@ class RoutedExperts(OwnFirstValues):
 
     component = "routed_experts"
     quantised = ("gate_up_proj", "down_proj")  # the parameters that recipes in fp8 quantise
+    # Where ranks divide the experts: runs `transform` on the ranks that have them. It is given the rows, sorted by
+    # expert, and the end of each expert's rows.
+    exchange: Callable[["RoutedExperts", Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, num_experts: int, top_k: int) -> None:
         super().__init__()
@@ -108,8 +111,10 @@ class RoutedExperts(OwnFirstValues):
         all_experts = torch.arange(self.num_experts, device=x_TD.device)
         ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # end of each expert's rows
         token = order // self.top_k
-        rows = cast_for_products(x_TD).index_select(0, token)
-        rows = self.transform(rows, experts, ends_E)
+        if self.exchange is None:
+            rows = self.transform(cast_for_products(x_TD).index_select(0, token), experts, ends_E)
+        else:
+            rows = self.exchange(self, cast_for_products(x_TD).index_select(0, token), ends_E)
         rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
         # index_add_ would keep all rows for backward.
         return torch.zeros_like(x_TD, dtype=rows.dtype).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)

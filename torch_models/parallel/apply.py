@@ -7,14 +7,20 @@ The model may be on the meta device, or on a real one with the same values on al
 part of every parameter, as a DTensor that knows the whole, and the model is called as before.
 """
 
+from typing import cast
+
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
+from torch_models.parallel.checks import IN_16_BITS, check_expert_parallel, check_tensor_parallel
+from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.sharded import shard
 from torch_models.parallel.tensor import divide_tensors
+from torch_models.spec import LayerSpec
 from torch_models.training.model import TrainingModel
 
 
@@ -32,13 +38,31 @@ def apply_layout(
     stands for the dtype of the parameters, and of the gradients. Build the optimiser afterwards, with the parameters
     that the model then has. Raises `UserError` for a model that cannot be divided so.
     """
-    if not isinstance(model, TrainingModel):
-        raise ArgumentError("model", type(model).__name__, "must be the result of build_training_model")
+    _check(model, layout, param_dtype, reduce_dtype)
     if meshes.tp is not None:
         divide_tensors(model, layout, meshes.tp)
-    if layout.is_sharded:
+    if meshes.ep is not None:
+        divide_experts(model, layout, meshes.ep)
+    if meshes.data is not None:
         # Each layer would hold a copy of its own, if the tables had the dtype of the parameters that are not gathered.
         model.model.tables_dtype = param_dtype
         shard(model, layout, meshes, MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype))
-    elif param_dtype is not None or reduce_dtype is not None:
-        raise ArgumentError("param_dtype", str(param_dtype or reduce_dtype), "needs dp x fsdp > 1: nothing is gathered")
+
+
+def _check(
+    model: TrainingModel, layout: Layout, param_dtype: torch.dtype | None, reduce_dtype: torch.dtype | None
+) -> None:
+    """Raise `ArgumentError` for what cannot be divided, before anything is changed."""
+    if not isinstance(model, TrainingModel):
+        raise ArgumentError("model", type(model).__name__, "must be the result of build_training_model")
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ArgumentError("model", model.spec.name, "is divided already: apply one layout to it, once")
+    for name, dtype in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
+        if dtype is not None and not layout.is_sharded:
+            raise ArgumentError(name, str(dtype), "is for dp x fsdp > 1; with tp alone build the model in this dtype")
+    layers = [cast(LayerSpec, layer.spec) for layer in model.model.layers]
+    if layout.tp > 1:
+        computed = param_dtype or model.lm_head.weight.dtype
+        check_tensor_parallel(layers, model.spec.vocab_size, layout.tp, IN_16_BITS if computed == torch.bfloat16 else 1)
+    if layout.ep > 1:
+        check_expert_parallel(model.spec.name, layers, layout)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -25,6 +26,7 @@ from torch_models.modules.attention import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.layers import GatedMLP, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
+from torch_models.parallel.norm import DividedNorm
 from torch_models.parallel.parameters import ADDED, COLUMNS, ROWS, SUMMED, WHOLE, LocalParameters, Part
 from torch_models.training.batch import IGNORED
 from torch_models.training.model import TrainingModel
@@ -47,13 +49,14 @@ ALTERNATING = {
 
 
 def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> None:
-    """Divide the model over the ranks of `mesh`, those of tp."""
+    """Divide the model over the ranks of `mesh`, those of tp. No part of it may be uneven."""
     stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
     for layer in model.model.layers:
         _apply(layer, mesh, _layer_plan(layer, stream))
     # Each rank looks up its own words, and the sum over ranks has all of them.
     embedding = RowwiseParallel(input_layouts=Replicate(), output_layouts=stream)
     _apply(model, mesh, {"model.embed_tokens": embedding, "model.norm": _norm(stream)})
+    model.model.embed_tokens.register_forward_hook(_not_as_view)
     model.tie_weights()
     _apply(model, mesh, {"lm_head": Block(LINEAR_COLUMNS, stream, sums=False)})
     model.lm_head.cross_entropy = partial(_divided_cross_entropy, mesh)
@@ -102,8 +105,31 @@ def _divided_cross_entropy(mesh: DeviceMesh, logits_TV: Tensor, labels_T: Tensor
     """The summed cross-entropy from the logits of this rank's words."""
     logits = DTensor.from_local(logits_TV, mesh, [Shard(1)], run_check=False)
     loss: Any = F.cross_entropy(logits, labels_T, ignore_index=IGNORED, reduction="sum")
-    summed: Tensor = loss.to_local()
-    return summed
+    return _no_view(loss.to_local())
+
+
+def _not_as_view(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    del module, args
+    return _no_view(output)
+
+
+def _no_view(x: Tensor) -> Tensor:
+    same: Tensor = _NoView.apply(x)  # type: ignore[no-untyped-call]
+    return same
+
+
+class _NoView(torch.autograd.Function):
+    """The same tensor; torch no longer knows it as a view, of which `fully_shard` would warn in each forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        del ctx
+        return gradient
 
 
 def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -145,6 +171,8 @@ def _attention_plan(attention: nn.Module) -> Plan:
     for name, _ in attention.named_children():
         if name in divided:
             plan[name] = LocalParameters(LINEAR_COLUMNS)
+        elif name in ("q_norm", "k_norm") and getattr(attention, "norm_over_width", False):
+            plan[name] = DividedNorm()
         elif name in whole:
             plan[name] = LocalParameters(LINEAR_WHOLE)
         else:

@@ -40,13 +40,15 @@ class LossHead(LanguageModelHead):
         """(…, D) and (…) -> a scalar in nats, fp32 (or fp64); 0 with gradients of 0 if no token has a label."""
         hidden_TD, labels_T = hidden.flatten(0, -2), labels.flatten()
         if self.loss_chunk is None or self.loss_chunk >= len(labels_T):
-            return self._summed_loss(hidden_TD, labels_T)
+            return self._summed_loss(hidden_TD, labels_T, self.weight)
         chunks = zip(hidden_TD.split(self.loss_chunk), labels_T.split(self.loss_chunk), strict=True)
-        return torch.stack([run(self._summed_loss, *chunk, recompute=True) for chunk in chunks]).sum()
+        # The weight is an argument: one that is replaced for the time of this call is not there any more in backward.
+        losses = [run(self._summed_loss, *chunk, self.weight, recompute=True) for chunk in chunks]
+        return torch.stack(losses).sum()
 
-    def _summed_loss(self, hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
+    def _summed_loss(self, hidden_TD: Tensor, labels_T: Tensor, weight_VD: Tensor) -> Tensor:
         """Sum over tokens, from logits in fp32: a softmax over a large vocabulary needs it. fp64 stays fp64."""
-        return self.cross_entropy(_wide(self.logits(hidden_TD)), labels_T)
+        return self.cross_entropy(_wide(self.logits(hidden_TD, weight_VD)), labels_T)
 
 
 def _wide(logits: Tensor) -> Tensor:
