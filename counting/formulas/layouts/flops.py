@@ -12,8 +12,8 @@ With expert parallelism a rank computes the rows that its experts receive: as ma
 import msgspec
 
 from counting.counts import Counts, StepFlops
-from counting.formulas.flops import mtp_projection_flops, training_flops
-from counting.formulas.local.shapes import division_of, local_layer
+from counting.formulas.flops import forward_flops, mtp_projection_flops, training_flops
+from counting.formulas.local.shapes import Division, division_of, local_layer
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import (
@@ -44,6 +44,8 @@ def rank_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     if division.sequence_parallel:
         projections = _projection_step(spec, setup)
         found += projections * -1 + _divided(projections, division.tp)
+    if division.ep > 1:
+        found += _further_rows(spec, setup, division)
     return found
 
 
@@ -60,6 +62,21 @@ def repeated_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
         found += _products(_repeated_of_layer(layer, setup), setup) * (count * setup.micro_batches)
     if not division.sequence_parallel:
         found += _projection_step(spec, setup)
+    return found
+
+
+def _further_rows(spec: ModelSpec, setup: Setup, division: Division) -> StepFlops:
+    """FLOPs of the rows that the busiest rank's experts receive beyond those that it sends."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    mtp_layers = spec.mtp_layers if setup.mtp else ()
+    found = StepFlops()
+    for layer, count in [*spec.layer_groups(), *((layer, 1) for layer in mtp_layers)]:
+        mixture = layer.feed_forward
+        if isinstance(mixture, MixtureOfExpertsSpec):
+            rows = setup.tokens * mixture.router.top_k
+            further = division.received_rows(rows) - rows
+            products = Counts(routed_experts=forward_flops(mixture.expert, 1, 1).total * further)
+            found += _products(products, setup) * (count * setup.micro_batches)
     return found
 
 

@@ -2,14 +2,7 @@
 
 `fully_shard(module)` makes one group of all parameters of the module that are in no group inside it. The order of its
 tensors is that in which torch visits the modules: children first, then the module's own parameters
-(`_fsdp_init.py`, `_get_managed_modules`).
-
-A shard is a slice of the first dimension. Of s rows on n ranks each rank gets c = ceil(s / n) rows, the last ones fewer
-or none (`torch.chunk`), and all ranks store c rows (`_fsdp_param.py`, `_init_sharded_param`: the shard is padded). A
-group with matrices of s x r numbers is gathered to the sum of n c r numbers over its matrices.
-
-Example: Llama-3-8B's down projection, 4096 x 14336, on 100 ranks: c = 41; a rank stores 41 x 14336 = 587,776 numbers;
-gathered are 100 x 587,776 = 58,777,600 numbers, of which 58,720,256 are the matrix.
+(`_fsdp_init.py`, `_get_managed_modules`). Shapes are those on a rank, which tensor parallelism has divided before.
 """
 
 from collections.abc import Sequence
@@ -17,25 +10,27 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from counting.formulas.layouts.formats import Formats
+from counting.formulas.layouts.sharding import Shape, Sharding, numbers
 from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
 from counting.recipes import TrainedTensor
 from torch_models.layout import Grouping
-from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, ModelSpec
-
-Shape = tuple[int, ...]
+from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
 class Group(NamedTuple):
     """Bytes of one group on a rank, at the moments of its life.
 
-    `tensors`: each in the format that is gathered. `gathered`: those of all ranks together, padded; the flat buffer of
-    the all-gather is as large. `shard_copy`: this rank's shards, converted for the all-gather; 0 if they are gathered
-    as they are stored. `reduce_input`: padded gradients in the format of the reduction, `reduce_output` this rank's
-    part of them. `gradients`: those that backward computes, tensor by tensor, not padded. `accumulated`: the same in
-    the format of the reduction. `words_copy`: the part of the first gradient that belongs to this rank, where the
-    gradient is larger; `accumulated_copy`: the same in the format of the reduction.
+    - tensors: each in the format that is gathered;
+    - gathered: those of all ranks together, padded; the flat buffer of the all-gather is as large;
+    - shard_copy: this rank's shards, converted for the all-gather; 0 if they are gathered as they are stored;
+    - reduce_input: padded gradients in the format of the reduction; reduce_output: this rank's part of them;
+    - gradients: those that backward computes, tensor by tensor, not padded; accumulated: the same in the format of the
+      reduction, in which they are kept over several micro-batches;
+    - words_copy: the part of the first gradient that belongs to this rank, where the gradient is larger;
+      accumulated_copy: the same in the format of the reduction.
     """
 
+    sharding: Sharding
     tensors: tuple[int, ...]
     gathered: int
     shard_copy: int
@@ -49,39 +44,27 @@ class Group(NamedTuple):
     accumulated_copy: int
 
 
-def sharded_rows(rows: int, shards: int) -> int:
-    """Return ceil(rows / shards), the rows that each rank stores."""
-    return -(-rows // shards)
-
-
-def row_numbers(shape: Shape) -> int:
-    """Return how many numbers one row of the first dimension has."""
-    numbers = 1
-    for size in shape[1:]:
-        numbers *= size
-    return numbers
-
-
 @lru_cache(maxsize=1 << 14)
-def group_of(shapes: tuple[Shape, ...], shards: int, formats: Formats, *, first_gradient: int = 1) -> Group:
+def group_of(shapes: tuple[Shape, ...], sharding: Sharding, formats: Formats, *, first_gradient: int = 1) -> Group:
     """Return the bytes of a group with tensors of these shapes, in fully_shard's order.
 
     `first_gradient` is how many times as large as the first tensor its gradient is: under tensor parallelism torch
     computes the gradient of the whole embedding on each rank, and copies the rank's part of it for the reduction
     (`_fsdp_param.py`, `_get_grad_inner_tensor`).
     """
-    padded = sum(sharded_rows(shape[0], shards) * row_numbers(shape) for shape in shapes)  # numbers of one rank
-    numbers = [shape[0] * row_numbers(shape) for shape in shapes]
-    computed = [numbers[0] * first_gradient, *numbers[1:]]
-    gradients = tuple(number * formats.gathered for number in computed)
-    accumulated = tuple(number * formats.reduced for number in computed) if formats.converts_gradients else gradients
-    copied = numbers[0] if first_gradient > 1 else 0
+    stored = sum(map(sharding.stored, shapes))
+    sizes = list(map(numbers, shapes))
+    computed = [sizes[0] * first_gradient, *sizes[1:]]
+    gradients = tuple(size * formats.gathered for size in computed)
+    accumulated = tuple(size * formats.reduced for size in computed) if formats.converts_gradients else gradients
+    copied = sizes[0] if first_gradient > 1 else 0
     return Group(
-        tensors=tuple(number * formats.gathered for number in numbers),
-        gathered=padded * shards * formats.gathered,
-        shard_copy=padded * formats.gathered if formats.copies_shards else 0,
-        reduce_input=padded * shards * formats.reduced,
-        reduce_output=padded * formats.reduced,
+        sharding=sharding,
+        tensors=tuple(size * formats.gathered for size in sizes),
+        gathered=stored * sharding.shards * formats.gathered,
+        shard_copy=stored * formats.gathered if formats.copies_shards else 0,
+        reduce_input=stored * sharding.shards * formats.reduced,
+        reduce_output=stored * formats.reduced,
         gradients=gradients,
         all_gradients=sum(gradients),
         accumulated=accumulated,
@@ -91,28 +74,39 @@ def group_of(shapes: tuple[Shape, ...], shards: int, formats: Formats, *, first_
     )
 
 
+class LayerShapes(NamedTuple):
+    """The shapes of a layer's tensors on a rank: all but the experts, and the experts that ranks of ep divide."""
+
+    layer: tuple[Shape, ...]
+    experts: tuple[Shape, ...]  # empty where the experts are in the group of the layer
+    num_experts: int  # of all ranks
+
+
 @lru_cache(maxsize=1 << 10)
-def layer_shapes(layer: LayerSpec) -> tuple[Shape, ...]:
+def layer_shapes(layer: LayerSpec, ep: int = 1, *, predicts: bool = False) -> LayerShapes:
     """Return the shapes of one decoder layer's tensors, in fully_shard's order.
 
     It is the order of formulas/tensors.py, but that the sinks, which attention itself owns, follow its projections and
-    norms.
+    norms. With ep > 1 the routed experts are a group of their own, and a rank has 1 / ep of them. A layer that
+    `predicts` further tokens has two more norms, a projection, and a last norm.
     """
-    of_layer = tensors(layer)
-    attention = layer.attention
+    found = tensors(layer)
+    attention, mixture = layer.attention, layer.feed_forward
     if isinstance(attention, GroupedQueryAttentionSpec) and attention.sinks:
         of_attention = tensors(attention)
         first = 0 if layer.norm_placement == "after" else 1  # there may be a norm before it
         sinks, *others = of_attention
-        of_layer[first : first + len(of_attention)] = [*others, sinks]
-    return _shapes(of_layer)
-
-
-@lru_cache(maxsize=1 << 10)
-def mtp_layer_shapes(layer: LayerSpec) -> tuple[Shape, ...]:
-    """Return the shapes of one multi-token-prediction layer: those of a decoder layer, two norms, projection, norm."""
-    width = layer.hidden_size
-    return (*layer_shapes(layer), (width,), (width,), (width, 2 * width), (width,))
+        found[first : first + len(of_attention)] = [*others, sinks]
+    further: list[Shape] = []
+    if predicts:
+        width = layer.hidden_size
+        further = [(width,), (width,), (width, 2 * width), (width,)]
+    if ep == 1 or not isinstance(mixture, MixtureOfExpertsSpec):
+        return LayerShapes((*_shapes(found), *further), (), 0)
+    experts = mixture.router.num_experts
+    stacks = tuple((experts // ep, *tensor.shape[1:]) for tensor in found if tensor.stacked)
+    rest = _shapes([tensor for tensor in found if not tensor.stacked])
+    return LayerShapes((*rest, *further), stacks, experts)
 
 
 def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...], tuple[Shape, ...]]:

@@ -1,17 +1,19 @@
 """One step on a rank, stretch by stretch: the compute of the simulation, with fully_shard's schedule around it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from counting.formulas.layouts.flops import local_model
 from counting.formulas.layouts.formats import formats
-from counting.formulas.layouts.groups import Shape, group_of, layer_shapes, mtp_layer_shapes, outside_shapes
+from counting.formulas.layouts.groups import group_of, layer_shapes, outside_shapes
 from counting.formulas.layouts.schedule import Rank, Unit
+from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.traffic import StretchTraffic
 from counting.ranks.profile import RankMicroBatch, RankStretch, Traffics
 from counting.setup import Setup
 from counting.step.profile import Hook, Moment, Passes, StepProfile
 from torch_models.layout import Layout
-from torch_models.spec import ModelSpec
+from torch_models.spec import LayerSpec, ModelSpec
 
 LONGEST = 3  # micro-batches that can differ: the first, those between, the last
 
@@ -42,6 +44,13 @@ def undivided_states_step(
     return first + [micro_batch(compute.later_micro_batch) for _ in range(min(setup.micro_batches, LONGEST) - 1)]
 
 
+class LayerUnits(NamedTuple):
+    """What fully_shard acts on in one layer: the layer, and its experts if they are a group of their own."""
+
+    layer: Unit
+    experts: Unit | None
+
+
 class ShardedStep:
     """The micro-batches of one step of the shallow model `spec` under fully_shard."""
 
@@ -54,7 +63,7 @@ class ShardedStep:
         self.traffic = traffic
         self.layout = layout
         form = formats(setup)
-        self.rank = Rank(layout.fsdp, form, replicas=layout.replicas)
+        self.rank = Rank(form)
         self.first = compute.first_micro_batch
         self.later = compute.later_micro_batch
         self.last = compute.last_micro_batch or compute.later_micro_batch
@@ -63,24 +72,31 @@ class ShardedStep:
         kinds = [layer for layer, _ in spec.layer_groups()]
         self.kind_of_layer = [kinds.index(layer) for layer in spec.layers]
 
-        def unit(shapes: tuple[Shape, ...], *modules: str, reshards: bool = reshards, words: int = 1) -> Unit:
-            group = group_of(shapes, layout.fsdp, form, first_gradient=words)
-            return Unit(group, modules, reshards=reshards)
+        def units(layer: LayerSpec, module: str) -> LayerUnits:
+            shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=module == "mtp")
+            whole = Unit(group_of(shapes, data_sharding(layout), form), (module,), reshards=reshards)
+            if not stacks:
+                return LayerUnits(whole, None)
+            of_experts = group_of(stacks, expert_sharding(layout, experts), form)
+            return LayerUnits(whole, Unit(of_experts, ("experts",), reshards=reshards))
 
-        self.layers = [unit(layer_shapes(layer), "layer") for layer in local.layers]
-        self.mtp = [unit(mtp_layer_shapes(layer), "mtp") for layer in (local.mtp_layers if setup.mtp else ())]
+        self.layers = [units(layer, "layer") for layer in local.layers]
+        self.mtp = [units(layer, "mtp") for layer in (local.mtp_layers if setup.mtp else ())]
+        self.running = self.layers[0]  # the layer whose experts run next
         self.outside: dict[str, Unit] = {}  # by module
         groups: dict[tuple[str, ...], Unit] = {}
         for modules, shapes in outside_shapes(local, layout.grouping).items():
-            stays = modules == ("model",) or "head" in modules
             embeds = modules[0] in ("model", "embedding")
             words = layout.tp if embeds and not spec.tie_word_embeddings else 1
-            groups[modules] = unit(shapes, *modules, reshards=reshards and not stays, words=words)
+            stays = modules == ("model",) or "head" in modules
+            group = group_of(shapes, data_sharding(layout), form, first_gradient=words)
+            groups[modules] = Unit(group, modules, reshards=reshards and not stays)
             self.outside |= dict.fromkeys(modules, groups[modules])
         # The order in which torch finds them below the root: embedding, layers, then norm and head.
         of_embedding = [found for modules, found in groups.items() if modules[0] in ("model", "embedding")]
         of_head = [found for modules, found in groups.items() if modules[0] == "norm"]
-        self.units = [*of_embedding, *self.layers, *self.mtp, *of_head]
+        of_layers = [unit for found in (*self.layers, *self.mtp) for unit in found if unit is not None]
+        self.units = [*of_embedding, *of_layers, *of_head]
 
     def run(self) -> list[RankMicroBatch]:
         """Return the first, a middle and the last micro-batch, as far as they differ."""
@@ -115,16 +131,18 @@ class ShardedStep:
             embedding_backward=self._stretch(embedding_backward, traffic.embedding_backward),
         )
 
-    def _layer_forward(self, unit: Unit, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
-        self.rank.pre_forward(unit, "layer", None, has_gradient=True)
+    def _layer_forward(self, units: LayerUnits, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
+        self.running = units
+        self.rank.pre_forward(units.layer, "layer", None, has_gradient=True)
         self._pass(moments)
-        self.rank.post_forward(unit, "layer", None)
+        self.rank.post_forward(units.layer, "layer", None)
         return self.rank.end(traffic)
 
-    def _layer_backward(self, unit: Unit, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
-        self.rank.pre_backward(unit)
+    def _layer_backward(self, units: LayerUnits, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
+        self.running = units
+        self.rank.pre_backward(units.layer)
         self._pass(moments)
-        self.rank.post_backward(unit)
+        self.rank.post_backward(units.layer)
         return self.rank.end(traffic)
 
     def _stretch(self, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
@@ -140,7 +158,7 @@ class ShardedStep:
     def _act(self, hook: Hook) -> None:
         """What fully_shard does at this moment."""
         rank, (module, moment, depth) = self.rank, hook
-        unit = self.mtp[depth - 1] if module == "mtp" else self.outside.get(module)
+        unit = self._unit(module, depth)
         place = (module, depth)
         match moment:
             case "before_forward" if unit is not None:
@@ -152,8 +170,8 @@ class ShardedStep:
                     rank.finish_forward(self.units, place)
             case "before_backward":
                 rank.phase = "backward"
-                for each in self.units:
-                    if place in each.before:
+                for each in [unit] if module == "experts" else self.units:
+                    if each is not None and place in each.before:
                         rank.pre_backward(each)
             case "after_backward":
                 if module == "model":
@@ -161,3 +179,11 @@ class ShardedStep:
                 elif unit is not None and place in unit.after:
                     # A head that runs again for a further depth has no whole gradient before its first run is undone.
                     rank.post_backward(unit, has_gradients=not (module == "head" and depth > 0))
+
+    def _unit(self, module: str, depth: int) -> Unit | None:
+        """The unit that acts on a module; None if there is none."""
+        if module == "mtp":
+            return self.mtp[depth - 1].layer
+        if module == "experts":
+            return (self.mtp[depth - 1] if depth else self.running).experts
+        return self.outside.get(module)

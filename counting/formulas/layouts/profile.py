@@ -1,16 +1,13 @@
 """What a rank holds, sends and computes in one step, in closed form: the `RankProfile` that is measured too."""
 
+from msgspec import structs
+
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import stored
-from counting.formulas.layouts.groups import Shape, layer_shapes, mtp_layer_shapes, outside_shapes
+from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import ShardedStep, undivided_states_step
-from counting.formulas.layouts.shards import (
-    gradient_of_all_words,
-    sharded_parameters,
-    sharded_shares,
-    sharded_states,
-    update_bytes,
-)
+from counting.formulas.layouts.sharding import data_sharding, expert_sharding
+from counting.formulas.layouts.shards import Tensor, Update, gradient_of_all_words, rank_shares, updated_numbers
 from counting.formulas.layouts.traffic import compute_traffic
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.memory import simulate
@@ -20,49 +17,52 @@ from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
 from torch_models.layout import Layout
-from torch_models.spec import ModelSpec
+from torch_models.spec import LayerSpec, ModelSpec
 
 
 def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
     """Return what the ranks of `layout` hold, send and compute in one step of `spec`; both settings are resolved."""
     model = shallow(spec)
     counts, local = model.counts(), local_model(model.spec, layout.tp)
-    form, optimizer = stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe
+    update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     first, *others = _micro_batches(model.spec, setup, layout)
-    of_layers = [layer_shapes(layer) for layer in local.layers]
-    outside: list[Shape] = [
-        *(shape for shapes in outside_shapes(local, "layers").values() for shape in shapes),
-        *(shape for layer in (local.mtp_layers if setup.mtp else ()) for shape in mtp_layer_shapes(layer)),
-    ]
+    of_layers = [_tensors(layer, layout) for layer in local.layers]
+    data = data_sharding(layout)
+    outside = [Tensor(shape, data) for shapes in outside_shapes(local, "layers").values() for shape in shapes]
+    for layer in local.mtp_layers if setup.mtp else ():
+        outside += _tensors(layer, layout, predicts=True)
     groups = [(outside, 1), *zip(of_layers, counts, strict=True)]
+    outside_states = update.states(outside)
+    further = gradient_of_all_words(spec, setup, layout)
     return RankProfile(
         layers=tuple(
             RankLayer(
                 kind=layer.kind,
                 count=count,
-                parameters=sharded_parameters(shapes, layout.fsdp),
-                states=sharded_states(shapes, layout.fsdp, form, optimizer),
+                parameters=updated_numbers(tensors),
+                states=update.states(tensors),
                 held=local_layer_held(layer, setup, layout),
             )
-            for layer, count, shapes in zip(model.spec.layers, counts, of_layers, strict=True)
+            for layer, count, tensors in zip(model.spec.layers, counts, of_layers, strict=True)
         ),
-        outside_parameters=sharded_parameters(outside, layout.fsdp),
-        outside_states=sharded_states(
-            outside, layout.fsdp, form, optimizer, gradient_of_all_words(spec, setup, layout)
-        ),
+        outside_parameters=updated_numbers(outside),
+        outside_states=structs.replace(outside_states, gradients=outside_states.gradients + further),
         inputs=input_bytes(spec, setup),
         buffers=buffer_bytes(spec, setup),
         first_micro_batch=first,
         middle_micro_batch=others[0] if len(others) == 2 else None,
         last_micro_batch=others[-1] if others else None,
-        optimizer_step=RankStretch(
-            memory=Stretch(peak=update_bytes(groups, layout.fsdp, form, optimizer), net=0),
-        ),
+        optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=rank_flops(spec, setup, layout),
-        shares=sharded_shares(
-            [(shape, times) for shapes, times in groups for shape in shapes], layout, form, optimizer
-        ),
+        shares=rank_shares(groups, layout, update),
     )
+
+
+def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> list[Tensor]:
+    """The tensors of a layer on a rank."""
+    shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=predicts)
+    data, of_experts = data_sharding(layout), expert_sharding(layout, experts)
+    return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks)]
 
 
 def _micro_batches(spec: ModelSpec, setup: Setup, layout: Layout) -> list[RankMicroBatch]:

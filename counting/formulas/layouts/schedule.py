@@ -6,11 +6,11 @@ function below is named after the one of torch whose steps it repeats, with byte
 the meta device, so that a collective is complete when the next line runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from counting.formulas.layouts.formats import Formats
 from counting.formulas.layouts.groups import Group
-from counting.ranks.profile import RankPhase, RankStretch, Traffic, Traffics
+from counting.ranks.profile import Axis, CollectiveOp, RankPhase, RankStretch, Traffic, Traffics
 from counting.step.profile import Moment, Stretch
 
 
@@ -20,11 +20,12 @@ class Unit:
     `training` is torch's `TrainingState` of the group; `pending` says that its all-gather was issued and its parameters
     not yet copied out of the flat buffer; `indices` are its places in the order of forward passes; `accumulated` says
     that it has whole gradients of earlier micro-batches, in the format of the reduction; `reduced` that it has its part
-    of a gradient of an earlier micro-batch; `kept` are the bytes of the last all-reduce's buffer.
+    of a gradient of an earlier micro-batch; `kept` are the bytes of the last all-reduce's buffer; `backward` that its
+    backward pass has begun.
     """
 
     __slots__ = (
-        "accumulated", "after", "before", "forward", "gathered", "group", "indices", "kept", "left", "modules",
+        "accumulated", "after", "backward", "before", "gathered", "group", "indices", "kept", "left", "modules",
         "pending", "reduced", "reshards", "training",
     )  # fmt: skip
 
@@ -34,7 +35,7 @@ class Unit:
         self.reshards = reshards
         self.left: set[str] = set()
         self.training = "idle"
-        self.forward = False
+        self.backward = False
         self.gathered = False
         self.pending = False
         self.indices: list[int] = []
@@ -52,10 +53,8 @@ class Rank:
     rest is fully_shard's.
     """
 
-    def __init__(self, shards: int, formats: Formats, *, replicas: int) -> None:
-        self.shards = shards
+    def __init__(self, formats: Formats) -> None:
         self.formats = formats
-        self.replicas = replicas
         self.phase: RankPhase = "forward"
         self.order: list[Unit] = []
         self.deferred = 0  # the flat buffer of the last forward all-gather, freed by the next
@@ -116,9 +115,9 @@ class Rank:
             for key, (calls, bytes_in, bytes_out) in self.traffic.items()
         }
 
-    def call(self, collective: str, bytes_in: int, bytes_out: int) -> None:
+    def call(self, operation: CollectiveOp, axis: Axis, bytes_in: int, bytes_out: int) -> None:
         """Count one call of a collective."""
-        total = self.traffic.setdefault(f"{self.phase} {collective}", [0, 0, 0])
+        total = self.traffic.setdefault(f"{self.phase} {operation} {axis}", [0, 0, 0])
         total[0] += 1
         total[1] += bytes_in
         total[2] += bytes_out
@@ -133,20 +132,20 @@ class Rank:
         if unit.pending or unit.gathered:
             return
         unit.pending = True
-        if self.shards == 1:
+        group, sharding = unit.group, unit.group.sharding
+        if sharding.shards == 1:
             return
-        group = unit.group
         self.communication += group.shard_copy + group.gathered
         self.check()
         self.communication -= group.shard_copy
-        self.call("all_gather fsdp", group.gathered // self.shards, group.gathered)
+        self.call("all_gather", sharding.shard_axis, group.gathered // sharding.shards, group.gathered)
 
     def wait_for_unshard(self, unit: Unit, *, forward: bool) -> None:
         """Copy the parameters out of the flat buffer: `wait_for_unshard`, `foreach_all_gather_copy_out`.
 
         In forward the flat buffer is freed only after the next group's copy (note "Overlapping all-gather copy-in and
-        all-gather" there; a variable refers to it until then), in backward at once. A single shard is copied without a
-        collective.
+        all-gather" there; a variable refers to it until then), in backward at once. Slices of the second dimension are
+        copied once more. A single shard is copied without a collective.
         """
         if not unit.pending:
             return
@@ -154,15 +153,19 @@ class Rank:
         before = self.deferred if forward else 0
         if forward:
             self.deferred = 0
-        if self.shards == 1:
-            self._copy_single_shard(unit.group)
+        group = unit.group
+        if group.sharding.shards == 1:
+            self._copy_single_shard(group)
         else:
-            self.gathered += unit.group.gathered
+            self.gathered += group.gathered
+            rearranged = group.gathered if group.sharding.second_dimension else 0
+            self.communication += rearranged
             self.check()
+            self.communication -= rearranged
             if forward:
-                self.deferred = unit.group.gathered
+                self.deferred = group.gathered
             else:
-                self.communication -= unit.group.gathered
+                self.communication -= group.gathered
         self.communication -= before
         unit.gathered = True
 
@@ -191,8 +194,13 @@ class Rank:
         """The hook before a module's forward pass: `FSDPParamGroup.pre_forward`.
 
         `has_gradient`: an input of the module has one, so that the hook after backward can be attached to it; of the
-        modules of one group, only the first that runs attaches it.
+        modules of one group, only the first that runs attaches it. A module that runs again in backward, because its
+        layer is recomputed, does so too; if its own backward pass has begun, it has its parameters already.
         """
+        if unit.backward:
+            self.unshard(unit)
+            self.wait_for_unshard(unit, forward=False)
+            return
         if not unit.left:
             unit.left = set(unit.modules)
         entering = unit.training != "forward"
@@ -203,8 +211,18 @@ class Rank:
             unit.after.add(place)
 
     def post_forward(self, unit: Unit, module: str, place: object) -> None:
-        """The hook after a module's forward pass; it acts when all modules of the group have run."""
+        """The hook after a module's forward pass; it acts when all modules of the group have run.
+
+        A module that runs again in backward keeps its parameters. If its own backward pass has not begun, it is the
+        root of this pass, which frees the flat buffer (`_fsdp_state.py`, `_post_forward`).
+        """
         unit.left.discard(module)
+        if self.phase == "backward":
+            if not unit.backward:
+                unit.training = "idle"
+                self.communication -= self.deferred
+                self.deferred = 0
+            return
         if not unit.left:
             self._complete_forward(unit, place)
 
@@ -237,6 +255,7 @@ class Rank:
         if unit.training == "before_backward":
             return
         unit.training = "before_backward"
+        unit.backward = True
         self.unshard(unit)
         self.wait_for_unshard(unit, forward=False)
         if unit.indices:
@@ -295,19 +314,22 @@ class Rank:
         it is added to that and freed. With replicas it is the buffer of their all-reduce, which is kept until the end
         of backward.
         """
-        group = unit.group
+        group, sharding = unit.group, unit.group.sharding
         gradients, total = group.gradients, group.all_gradients
         if unit.accumulated:
             gradients, total = group.accumulated, group.all_accumulated
         unit.accumulated = False
-        self.communication += group.reduce_input
-        self.check()
-        last = gradients[-1] if self.shards > 1 else 0
+        last = gradients[-1] if sharding.shards > 1 else 0
         last_copy = 0
         if copy:
             total -= gradients[0]
             if len(gradients) == 1:
-                last, last_copy = 0, copy if self.shards > 1 else 0
+                last, last_copy = 0, copy if sharding.shards > 1 else 0
+        elif sharding.second_dimension and sharding.shards > 1:
+            copy = self._rearrange(gradients)
+            total = last
+        self.communication += group.reduce_input
+        self.check()
         self.gradients += last - total
         self.communication += last_copy - copy
         result = group.reduce_output
@@ -316,18 +338,35 @@ class Rank:
         else:
             self.gradients += result
         self.check()
+        if sharding.shards > 1:
+            self.call("reduce_scatter", sharding.shard_axis, group.reduce_input, result)
+        elif sharding.scaled:
+            self.communication += group.reduce_input  # the quotient, which is copied to the result
+            self.check()
+            self.communication -= group.reduce_input
+        if sharding.replicas > 1:
+            self.call("all_reduce", sharding.replica_axis, result, result)
         self.gradients -= last
         self.communication -= last_copy
-        if self.shards > 1:
-            self.call("reduce_scatter fsdp", group.reduce_input, result)
-        if self.replicas > 1:
-            self.call("all_reduce dp", result, result)
-        if unit.reduced and self.replicas > 1:
+        if unit.reduced and sharding.replicas > 1:
             unit.kept = result
         elif unit.reduced:
             self.communication -= result
         unit.reduced = True
         self.reducing = group.reduce_input
+
+    def _rearrange(self, gradients: Sequence[int]) -> int:
+        """Copy gradients so that the slices of each rank stand together; return the bytes of the copies.
+
+        Each gradient is freed when the next one is copied; the last is still referred to.
+        """
+        before = 0
+        for size in gradients:
+            self.gradients -= before
+            self.communication += size
+            self.check()
+            before = size
+        return sum(gradients)
 
     def finish_backward(self, units: Iterable[Unit]) -> None:
         """The end of backward: `_root_post_backward_final_callback`.
@@ -338,9 +377,10 @@ class Rank:
             if unit.training != "after_backward":
                 self.post_backward(unit)
             unit.training = "idle"
+            unit.backward = False
             self.communication -= unit.kept
             unit.kept = 0
-            if unit.pending and self.shards > 1:
+            if unit.pending and unit.group.sharding.shards > 1:
                 self.communication -= unit.group.gathered
             unit.pending = False
             unit.indices.clear()

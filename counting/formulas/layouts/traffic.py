@@ -1,4 +1,4 @@
-"""What the collectives of tensor parallelism read and write on a rank, by stretch of the step, in closed form.
+"""What the collectives of tensor and expert parallelism read and write on a rank, by stretch of the step.
 
 The residual stream has T D numbers of w bytes. With sequence parallelism each of t ranks has T D / t of them: a block
 gathers its input (all-gather: T D w / t in, T D w out) and sums its output (reduce-scatter: the reverse); backward does
@@ -13,10 +13,10 @@ layer has two blocks, so that it gathers 33,554,432 bytes in forward and as many
 117,440,512. The loss all-reduces 3 x 4 x 2,048 = 24,576 bytes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from counting.formulas.layouts.groups import Shape, row_numbers
+from counting.formulas.layouts.sharding import Shape, numbers
 from counting.formulas.local.shapes import Division, division_of
 from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics
 from counting.setup import Setup
@@ -30,6 +30,7 @@ from torch_models.spec import (
 )
 
 LOSS_REDUCTIONS = 3
+COUNT_BYTES = 8
 FP32 = 4
 
 
@@ -79,15 +80,24 @@ class StretchTraffic(NamedTuple):
 def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTraffic:
     """Return what one micro-batch sends beside what fully_shard sends."""
     kinds = [layer for layer, _ in spec.layer_groups()]
-    if layout.tp == 1:
-        return StretchTraffic({}, [{} for _ in kinds], {}, [{} for _ in kinds], {})
-    tensor = _TensorParallel(spec, setup, division_of(layout))
+    parts: list[_TensorParallel | _ExpertParallel] = []
+    if layout.tp > 1:
+        parts.append(_TensorParallel(spec, setup, division_of(layout)))
+    if layout.ep > 1:
+        parts.append(_ExpertParallel(spec, setup, division_of(layout)))
+
+    def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Calls]) -> Traffics:
+        return joined(*(counted("forward", calls(part)) for part in parts))
+
+    def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Calls]) -> Traffics:
+        return joined(*(counted("backward", calls(part)) for part in parts))
+
     return StretchTraffic(
-        counted("forward", tensor.embedding_forward()),
-        [counted("forward", tensor.layer_forward()) for _ in kinds],
-        joined(counted("forward", tensor.loss_forward()), counted("backward", tensor.loss_backward())),
-        [counted("backward", tensor.layer_backward(layer)) for layer in kinds],
-        counted("backward", tensor.embedding_backward()),
+        forward(lambda part: part.embedding_forward()),
+        [forward(lambda part: part.layer_forward(layer)) for layer in kinds],  # noqa: B023
+        joined(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
+        [backward(lambda part: part.layer_backward(layer)) for layer in kinds],  # noqa: B023
+        backward(lambda part: part.embedding_backward()),
     )
 
 
@@ -129,18 +139,19 @@ class _TensorParallel:
     def _gradients(self, shapes: Iterable[Shape]) -> Iterator[Call]:
         """All-reduces of the gradients of parameters that each rank has whole."""
         for shape in shapes:
-            size = shape[0] * row_numbers(shape) * self.width
+            size = numbers(shape) * self.width
             yield Call("all_reduce", "tp", size, size)
 
     # --- Layers ------------------------------------------------------------------------------------------------------
 
-    def layer_forward(self) -> list[Call]:
+    def layer_forward(self, layer: LayerSpec) -> list[Call]:
         """Attention and feed-forward."""
+        del layer
         return [*self._input(), *self._output()] * 2
 
     def layer_backward(self, layer: LayerSpec) -> list[Call]:
         """Backward of both, after the forward pass once more with full recompute; then parameters that are whole."""
-        again = self.layer_forward() if self.setup.recompute == "full" else []
+        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
         blocks = [*self._output_gradient(), *self._input_gradient()] * 2
         return [*again, *blocks, *self._gradients(self._whole(layer))]
 
@@ -171,9 +182,10 @@ class _TensorParallel:
 
     def loss_forward(self) -> list[Call]:
         """The head of each prediction depth, and the layers of multi-token prediction."""
-        further = len(self.mtp_layers)
-        of_each = [*self.embedding_forward(), *self.layer_forward()]
-        return [*self._head_forward() * (1 + further), *of_each * further]
+        found = self._head_forward() * (1 + len(self.mtp_layers))
+        for layer in self.mtp_layers:
+            found += [*self.embedding_forward(), *self.layer_forward(layer)]
+        return found
 
     def loss_backward(self) -> list[Call]:
         """Backward of the same, and of the final norm."""
@@ -216,3 +228,58 @@ def _latent_shapes(attention: MultiHeadLatentAttentionSpec) -> list[Shape]:
     found += [(joined_width, width), (attention.kv_lora_rank,)]
     found += [(joined_width,)] if attention.bias else []
     return found
+
+
+class _ExpertParallel:
+    """The exchanges of rows over ep of the parts of one micro-batch, each rank's rows sorted by expert.
+
+    A rank sends N = T K rows of D numbers and receives M: as many, if routing is balanced. Before, it sends the number
+    of rows of each of E experts in int64. The outputs travel back, and backward exchanges the gradients of both ways
+    (Lepikhin et al. 2020, arXiv 2006.16668, §3.2).
+
+    Example: DeepSeek-V3, 4,096 tokens, K = 8, D = 7,168, E = 256, 16 bits: 4,096 x 8 x 7,168 x 2 = 469,762,048 bytes
+    each way; forward reads twice as many and 8 x 256 of counts: 939,526,144.
+    """
+
+    def __init__(self, spec: ModelSpec, setup: Setup, division: Division) -> None:
+        self.setup = setup
+        self.division = division
+        self.mtp_layers = spec.mtp_layers if setup.mtp else ()
+
+    def layer_forward(self, layer: LayerSpec) -> list[Call]:
+        """The counts, the rows, and their outputs."""
+        if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
+            return []
+        counts = COUNT_BYTES * layer.feed_forward.router.num_experts
+        return [Call("all_to_all", "ep", counts, counts), *self._ways(layer)]
+
+    def layer_backward(self, layer: LayerSpec) -> list[Call]:
+        """The gradients of the outputs and of the rows, after the forward pass once more with full recompute."""
+        if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
+            return []
+        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        return [*again, *self._ways(layer)]
+
+    def _ways(self, layer: LayerSpec) -> list[Call]:
+        """There and back."""
+        assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+        rows = self.setup.tokens * layer.feed_forward.router.top_k
+        of_row = layer.hidden_size * self.setup.precision_recipe.activation_bytes
+        sent, received = rows * of_row, self.division.received_rows(rows) * of_row
+        return [Call("all_to_all", "ep", sent, received), Call("all_to_all", "ep", received, sent)]
+
+    def embedding_forward(self) -> list[Call]:
+        """Nothing is exchanged."""
+        return []
+
+    def embedding_backward(self) -> list[Call]:
+        """Nothing is exchanged."""
+        return []
+
+    def loss_forward(self) -> list[Call]:
+        """The layers of multi-token prediction."""
+        return [call for layer in self.mtp_layers for call in self.layer_forward(layer)]
+
+    def loss_backward(self) -> list[Call]:
+        """Backward of the same."""
+        return [call for layer in self.mtp_layers for call in self.layer_backward(layer)]

@@ -359,14 +359,24 @@ class _Step:
 
 
 class _AroundExperts:
-    """Notes when the experts of a prediction depth begin and end."""
+    """Notes when the experts of a prediction depth begin and end.
+
+    Where parameters are gathered in another format than stored, fully_shard converts the experts' inputs to it
+    (`cast_forward_inputs` of its policy), and the call refers to the inputs themselves until it returns.
+    """
 
     def __init__(self, step: _Step, depth: int) -> None:
         self.step = step
         self.depth = depth
+        self.given: Sequence[Array] = ()
 
     def enter(self, *inputs: Array) -> Sequence[Array]:
-        return self.step._enter("experts", self.depth, *inputs)
+        step = self.step
+        self.given = inputs
+        if step.precision.master_bytes:
+            inputs = tuple(cast(step.tape, x, step.width) for x in inputs)
+        return step._enter("experts", self.depth, *inputs)
 
     def leave(self, out: Array) -> None:
         self.step._leave("experts", out, self.depth)
+        self.given = ()
