@@ -1,7 +1,7 @@
 """Operations of attention, from its spec alone. The legend of dimension letters is in layer.py."""
 
 from counting.formulas.local.shapes import UNDIVIDED, Division
-from counting.formulas.memory.blocks import norm
+from counting.formulas.memory.blocks import divided_norm, norm, projection, sum_projection
 from counting.formulas.memory.operations import (
     Operand,
     add,
@@ -21,8 +21,8 @@ from counting.formulas.memory.operations import (
     unary,
     without_last,
 )
-from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
-from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Leaf, Size, Tape
+from counting.formulas.memory.parameters import own_parameter, summed_parameter
+from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch
 from torch_models.spec import (
     AttentionSpec,
@@ -68,17 +68,12 @@ def attention(
     if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token
         flattened = copy(tape, attended)
     width = spec.hidden_size
-    of_sum = added_bias(tape, _bias(tape, width, x), division) if bias else None
-    return linear(tape, flattened, batch.tokens, width, bias=of_sum)
+    return sum_projection(tape, flattened, batch.tokens, width, division, bias=bias)
 
 
 def _by_head(heads: int, batch: MicroBatch) -> bool:
     """Whether order by head, then token, differs from order by token, then head, within a sequence."""
     return heads > 1 and batch.length > 1
-
-
-def _bias(tape: Tape, width: int, x: Array) -> Leaf:
-    return tape.parameter(width, x.size.width)
 
 
 # --- Projections -----------------------------------------------------------------------------------------------
@@ -119,11 +114,10 @@ def _grouped_projections(
 
     def projected(heads: int, *, copied: bool) -> Array:
         width = heads * spec.head_dim
-        out = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+        out = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
         out = reordered(tape, out, copied=True) if copied else out
         if spec.query_key_norm:
-            rows = tokens * heads if spec.query_key_norm == "head" else tokens
-            out = norm(tape, out, rows, kernels, division=division)
+            out = _query_key_norm(tape, spec, out, tokens, heads, kernels, division)
         return out
 
     def rotated(heads: int, *, copied: bool = False) -> Array:
@@ -132,9 +126,25 @@ def _grouped_projections(
 
     query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads, copied=by_channel)
     width = spec.num_key_value_heads * spec.head_dim
-    value = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+    value = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
     copied = kernels == "eager" and _by_head(spec.num_key_value_heads, batch)
     return query, key, reordered(tape, value, copied=copied)
+
+
+def _query_key_norm(
+    tape: Tape,
+    spec: GroupedQueryAttentionSpec,
+    x: Array,
+    tokens: int,
+    heads: int,
+    kernels: Kernels,
+    division: Division,
+) -> Array:
+    if spec.query_key_norm == "head":
+        return norm(tape, x, tokens * heads, kernels, division=division)
+    if division.tp > 1:
+        return divided_norm(tape, x, tokens, division)
+    return norm(tape, x, tokens, kernels)
 
 
 def _latent_projections(
@@ -147,7 +157,7 @@ def _latent_projections(
     latent, shared = split(tape, both, tokens * spec.kv_lora_rank, tokens * rope)
     width = heads * (spec.qk_nope_head_dim + spec.v_head_dim)
     normed = norm(tape, latent, tokens, kernels, gaps=tokens > 1, division=division)
-    expanded = linear(tape, normed, tokens, width)
+    expanded = projection(tape, normed, tokens, width, division)
     del normed
     own, value = split(tape, expanded, tokens * heads * spec.qk_nope_head_dim, tokens * heads * spec.v_head_dim)
     rotated = _rotate(tape, shared, tokens * rope, interleaved=spec.rotary.interleaved)
@@ -159,7 +169,7 @@ def _to_latent(
 ) -> Array:
     """Project to a latent, which each rank does for all heads."""
     weight = summed_parameter(tape, tape.parameter(spec.hidden_size * width, x.size.width), division)
-    bias = summed_parameter(tape, _bias(tape, width, x), division) if spec.bias else None
+    bias = summed_parameter(tape, tape.parameter(width, x.size.width), division) if spec.bias else None
     return linear(tape, x, tokens, width, weight=weight, bias=bias)
 
 
@@ -169,12 +179,12 @@ def _latent_query(
     heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
     width = heads * (spec.qk_nope_head_dim + rope)
     if spec.q_lora_rank is None:
-        query = linear(tape, x, tokens, width)
+        query = projection(tape, x, tokens, width, division)
     else:
         latent = norm(
             tape, _to_latent(tape, spec, x, tokens, spec.q_lora_rank, division), tokens, kernels, division=division
         )
-        query = linear(tape, latent, tokens, width)
+        query = projection(tape, latent, tokens, width, division)
         del latent
     own, turned = split(tape, query, tokens * heads * spec.qk_nope_head_dim, tokens * heads * rope)
     return join(tape, own, _rotate(tape, turned, tokens * heads * rope, interleaved=spec.rotary.interleaved))
