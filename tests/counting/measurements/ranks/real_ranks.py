@@ -1,0 +1,53 @@
+"""A step on real tensors in a process group of gloo, measured by the same functions as on the meta device."""
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from counting.measurements.meta_device import measuring
+from counting.measurements.ranks.rank import profile_of_rank
+from counting.ranks.profile import RankProfile
+from counting.ranks.shallow import Shallow
+from counting.setup import Setup
+from torch_models.layout import Layout
+
+
+def profile_of_real_rank(model: Shallow, setup: Setup, layout: Layout) -> RankProfile:
+    """What the calling rank of the group holds and sends. It runs in a world of `tests.worlds`."""
+    with measuring(), _Settled():
+        return profile_of_rank(model, setup, layout, torch.device("cpu"))
+
+
+class _Settled(TorchDispatchMode):
+    """A collective returns when gloo's threads have let go of its tensors too, which they do a moment later.
+
+    Nothing shows when they have: a thread refers to the work, and the work to the tensors. So this waits.
+    """
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if function.namespace == "c10d":
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.ScriptObject):
+                    dist.Work.unbox(leaf).wait()
+        if function.namespace in ("c10d", "_c10d_functional"):
+            time.sleep(0.005)
+        return out
+
+
+def differences(real: Any, fake: Any, path: str = "") -> list[str]:
+    """Where two structures differ, one line for each value."""
+    fields = getattr(real, "__struct_fields__", None)
+    if fields is not None and type(real) is type(fake):
+        return [line for f in fields for line in differences(getattr(real, f), getattr(fake, f), f"{path}.{f}")]
+    if isinstance(real, dict) and isinstance(fake, dict):
+        keys = sorted(set(real) | set(fake))
+        return [line for key in keys for line in differences(real.get(key), fake.get(key), f"{path}[{key}]")]
+    if isinstance(real, tuple) and isinstance(fake, tuple) and len(real) == len(fake):
+        pairs = enumerate(zip(real, fake, strict=True))
+        return [line for index, (r, f) in pairs for line in differences(r, f, f"{path}[{index}]")]
+    return [] if real == fake else [f"{path}: real {real}, fake {fake}"]
