@@ -146,14 +146,21 @@ class _TensorParallel:
 
     def layer_forward(self, layer: LayerSpec) -> list[Call]:
         """Attention and feed-forward."""
-        del layer
-        return [*self._input(), *self._output()] * 2
+        return [*[*self._input(), *self._output()] * 2, *self._width_norms(layer)]
 
     def layer_backward(self, layer: LayerSpec) -> list[Call]:
         """Backward of both, after the forward pass once more with full recompute; then parameters that are whole."""
         again = self.layer_forward(layer) if self.setup.recompute == "full" else []
         blocks = [*self._output_gradient(), *self._input_gradient()] * 2
-        return [*again, *blocks, *self._gradients(self._whole(layer))]
+        return [*again, *blocks, *self._width_norms(layer), *self._gradients(self._whole(layer))]
+
+    def _width_norms(self, layer: LayerSpec) -> list[Call]:
+        """Norms over the width of all heads: one sum a token in fp32, of queries and of keys, in either pass."""
+        attention = layer.attention
+        if not isinstance(attention, GroupedQueryAttentionSpec) or attention.query_key_norm != "width":
+            return []
+        size = FP32 * self.setup.tokens
+        return [Call("all_reduce", "tp", size, size, 2)]
 
     def _whole(self, layer: LayerSpec) -> list[Shape]:
         """Parameters with a term of their gradient on each rank."""
