@@ -1,14 +1,13 @@
 """What a rank's storages are: gradients, gathered parameters, buffers of communication; and the stretches by these."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from counting.measurements.ranks.live_bytes import RankBytes
-from counting.measurements.ranks.stand_ins import accumulated_gradients
+from counting.measurements.ranks.stand_ins import accumulated_gradients, gathered_parameters
 from counting.ranks.profile import RankStretch, Traffics
 from counting.step.profile import Alive, Cut, Stretch
 
@@ -22,28 +21,33 @@ class Categories(NamedTuple):
 
 
 class CategoryMarks:
-    """Context that finds the category of each storage while a model trains under a layout.
+    """Context in which the category of each storage is found while a model trains under a layout.
 
-    Whole gradients are found when autograd has completed them, gathered parameters when a module that owns them runs.
     `after_gradient` is called with a parameter when its gradient is complete.
     """
 
-    def __init__(self, model: nn.Module, tracker: RankBytes, after_gradient: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module, tracker: RankBytes, after_gradient: Callable[[Tensor], None] | None = None
+    ) -> None:
         self._model, self._tracker, self._after_gradient = model, tracker, after_gradient
         self._gradients: set[int] = set()
         self._gathered: set[int] = set()
-        self._seen: list[Tensor] = []
-        with torch.no_grad():
-            self._resident = {tracker.serial(parameter) for parameter in model.parameters()}
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> "CategoryMarks":
-        owners = [module for module in self._model.modules() if any(True for _ in module.parameters(recurse=False))]
-        self._hooks = [owner.register_forward_pre_hook(self._look) for owner in owners]
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def after_first_forward(self) -> None:
+        """Note the gathered parameters, and from now on each whole gradient when it is complete."""
+        gathered = gathered_parameters(self._model)
+        self._gathered = {self._tracker.serial(parameter) for parameter in gathered}
+        # Those that are not gathered get their gradients from autograd themselves.
+        for parameter in gathered or list(self._model.parameters()):
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
 
     def after_micro_batch(self) -> None:
         """Note the gradients that are kept whole until a later micro-batch."""
@@ -58,17 +62,6 @@ class CategoryMarks:
             gathered=self._gathered - gradients,
             communication=self._tracker.made_by_fully_shard - gradients - self._gathered,
         )
-
-    def _look(self, module: nn.Module, args: Any) -> None:
-        """Note the parameters with which a module runs."""
-        for parameter in module.parameters(recurse=False):
-            if any(parameter is seen for seen in self._seen):
-                continue
-            self._seen.append(parameter)
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
-            serial = self._tracker.serial(parameter)
-            if serial not in self._resident:
-                self._gathered.add(serial)
 
     def _note_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -13,6 +13,8 @@ from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Tr
 
 Argument = Callable[[tuple[Any, ...], Any], Any]  # from the op's arguments and its result
 
+Axes = Mapping[str, set[Axis]]
+
 NAMESPACES = ("c10d", "_c10d_functional", "_dtensor")
 # Ops of these namespaces that send nothing.
 SEND_NOTHING = frozenset({"wait_tensor", "_wrap_tensor_autograd"})
@@ -53,10 +55,10 @@ _CALLS = {
 class CollectiveCounter:
     """Adds up the traffic of each collective; an instance is called with each op that runs.
 
-    `axes` has the axis of each process group, by the group's name.
+    `axes` is the result of `axes_of`.
     """
 
-    def __init__(self, axes: Mapping[str, Axis]) -> None:
+    def __init__(self, axes: Axes) -> None:
         self._axes = axes
         self._traffics: Traffics = {}
         self.phase: RankPhase = "forward"
@@ -70,7 +72,12 @@ class CollectiveCounter:
             return
         assert name in _CALLS, f"collective {name}: not known"
         call = _CALLS[name]
-        axis = self._axes[_group_of([*args, *kwargs.values()])]
+        # Groups of the same ranks can be one group. Only the ranks of ep exchange rows, and they do nothing else.
+        (axis,) = (
+            axis
+            for axis in self._axes[_group_of([*args, *kwargs.values()])]
+            if (axis == "ep") is (call.operation == "all_to_all")
+        )
         key = Collective(self.phase, call.operation, axis).key
         once = Traffic(calls=1, bytes_in=_bytes(call.read(args, out)), bytes_out=_bytes(call.written(args, out)))
         self._traffics[key] = self._traffics.get(key, Traffic()) + once
@@ -81,15 +88,13 @@ class CollectiveCounter:
         return taken
 
 
-def axes_of(meshes: Iterable[DeviceMesh | None]) -> dict[str, Axis]:
-    """The axis of each process group of the meshes, whose dimensions are named as the axes are."""
-    found: dict[str, Axis] = {}
+def axes_of(meshes: Iterable[DeviceMesh | None]) -> Axes:
+    """The axes of each process group of the meshes, by its name; a mesh's dimensions are named as the axes are."""
+    found: dict[str, set[Axis]] = {}
     for mesh in meshes:
         if mesh is not None:
             for axis in mesh.mesh_dim_names or ():
-                group = mesh.get_group(axis).group_name
-                assert found.get(group, axis) == axis, f"{axis} and {found[group]} have the same process group"
-                found[group] = axis  # type: ignore[assignment]
+                found.setdefault(mesh.get_group(axis).group_name, set()).add(axis)  # type: ignore[arg-type]
     return found
 
 

@@ -149,16 +149,24 @@ def around_communication(begin: Callable[[], None], end: Callable[[], None]) -> 
         yield
 
 
+def gathered_parameters(model: nn.Module) -> list[Tensor]:
+    """The whole parameters that `fully_shard` has gathered, also those that it has freed meanwhile.
+
+    They take the place of the sharded ones only while their module runs.
+    """
+    return [parameter._unsharded_param for parameter in _sharded_parameters(model)]
+
+
 def accumulated_gradients(model: nn.Module) -> list[Tensor]:
     """The whole gradients that `fully_shard` adds up over micro-batches; it keeps them apart from the parameters."""
-    groups = [
-        group
-        for module in model.modules()
-        if isinstance(module, FSDPModule)
-        for group in module._get_fsdp_state()._fsdp_param_groups
-    ]
-    found = [parameter.unsharded_accumulated_grad for group in groups for parameter in group.fsdp_params]
+    found = [parameter.unsharded_accumulated_grad for parameter in _sharded_parameters(model)]
     return [gradient for gradient in found if gradient is not None]
+
+
+def _sharded_parameters(model: nn.Module) -> list[Any]:
+    states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+    groups = [group for state in dict.fromkeys(states) for group in state._fsdp_param_groups]
+    return [parameter for group in groups for parameter in group.fsdp_params]
 
 
 def register_first_hook(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:

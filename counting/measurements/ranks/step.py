@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.ranks.categories import CategoryMarks, RankCut, rank_stretches
-from counting.measurements.ranks.collectives import CollectiveCounter
+from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.stand_ins import local, register_first_hook
-from counting.ranks.profile import Axis, RankMicroBatch, RankStretch
+from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
 from counting.step.profile import Cut
 from torch_models.layout import Layout
 from torch_models.parallel.sharded import set_gradient_synchronisation
+from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
 
 
@@ -31,13 +32,11 @@ class RankRun(NamedTuple):
     flops: StepFlops  # of all micro-batches
 
 
-def run_rank(
-    model: TrainingModel, setup: Setup, layout: Layout, axes: dict[str, Axis], counts: Sequence[int]
-) -> RankRun:
+def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, counts: Sequence[int]) -> RankRun:
     """Run the micro-batches of a step on this rank; gradients stay on the parameters.
 
-    `axes` has the axis of each process group by its name. `counts` says for how many layers each layer of `model`
-    stands. Call it inside `measuring`.
+    `axes` is the result of `collectives.axes_of`. `counts` says for how many layers each layer of `model` stands. Call
+    it inside `measuring`.
     """
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, 3)
@@ -63,13 +62,15 @@ def run_rank(
 
         cut()
         layers = list(model.model.layers)[: model.model.num_layers]
-        with CategoryMarks(model, tracker, _let_go if apart else None) as marks:
+        with loss_context(layout), CategoryMarks(model, tracker, _let_go if apart else None) as marks:
             hooks = [_cut_before(module, cut) for module in (*layers, model.model.norm)]
             for index in range(number):
                 counters.append(FlopCounter(attribution))
                 set_gradient_synchronisation(model, layout, last=index == number - 1)
                 collectives.phase = "forward"
                 loss = model(token_ids, labels, tables=tables)
+                if index == 0:
+                    marks.after_first_forward()
                 collectives.phase = "backward"
                 loss.backward()
                 cut()
