@@ -1,10 +1,14 @@
 """The layout of one model's step: what is filled in, and what is refused, with the values that do."""
 
+import pkgutil
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import torch_models.families as families_package
 from counting.layout import MOST_VALUES_LISTED, NOT_ON_SHARDS, resolve_layout
 from counting.recipes import OPTIMIZERS
 from counting.setup import Setup, resolve
@@ -282,3 +286,31 @@ def test_no_rank_receives_more_than_all_rows() -> None:
     assert refusal(Layout(fsdp=8, ep=8, expert_imbalance=5.4), MIXTURE) == ("expert_imbalance", 5.4, rule)
     assert resolved(Layout(fsdp=8, ep=8, expert_imbalance=5.3), MIXTURE).expert_imbalance == 5.3
     assert resolved(Layout(fsdp=2, ep=2, expert_imbalance=2), MIXTURE).expert_imbalance == 2
+
+
+# --- What the page on layouts says -----------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
+FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \|$", PAGE, flags=re.MULTILINE)
+
+
+def allowed(spec: ModelSpec, field: str, value: int) -> bool:
+    try:
+        resolved(Layout(**{"fsdp": value if field == "ep" else 1, field: value}), spec, sequence_length=2**12)
+    except ArgumentError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("family", "config", "tp", "ep"), FAMILY_ROWS)
+def test_the_largest_axes_of_each_family(family: str, config: str, tp: str, ep: str) -> None:
+    spec = read_spec(config)
+    assert spec.model_type == family
+    assert max(value for value in range(1, 513) if allowed(spec, "tp", value)) == int(tp)
+    assert max(value for value in range(1, 513) if allowed(spec, "ep", value)) == int(ep)
+
+
+def test_every_family_is_on_the_page() -> None:
+    families = {name for _, name, _ in pkgutil.iter_modules(families_package.__path__)}
+    assert {family for family, *_ in FAMILY_ROWS} == families
+    assert len(families) > 10
