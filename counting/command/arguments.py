@@ -19,7 +19,6 @@ from counting.command.amounts import (
     parse_tokens,
     parse_whole_number,
 )
-from counting.command.layouts import parse_layout
 from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.hardware import Gpu, read_gpus
 from counting.cost.run import RunPlan
@@ -58,6 +57,8 @@ def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None
     """How the step is spread over ranks; None without --layout. Ranks of a node by default from the first of `gpus`."""
     if options.layout is None:
         return None
+    from counting.command.layouts import parse_layout  # few commands need it
+
     per_node = gpus[0].devices_per_node if gpus else None
     if options.gpus_per_node is not None:
         per_node = parse_whole_number(options.gpus_per_node, "--gpus_per_node")

@@ -27,7 +27,6 @@ from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
 from counting.cost.hardware import Gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
-from counting.layout import resolve_layout
 from counting.reconcile import DisagreementError
 from counting.setup import Setup, resolve
 from torch_models.errors import ArgumentError, UserError
@@ -119,7 +118,7 @@ def _analyses(
     for config, model in zip(options.model_config, models, strict=True):
         _check_step_flags(config, model, options)
         if layout is not None and isinstance(model, ModelSpec):  # before the first model is measured
-            resolve_layout(layout, model, resolve(setup, model))
+            _check_layout(layout, model, resolve(setup, model))
     source = None
     if options.compare and setup.sequence_length is None:
         setup, source = common_length(models, setup)
@@ -149,6 +148,12 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
 
 
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
+
+
+def _check_layout(layout: Layout, model: ModelSpec, setup: Setup) -> None:
+    from counting.layout import resolve_layout
+
+    resolve_layout(layout, model, setup)
 
 
 def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":
