@@ -86,10 +86,8 @@ class ShardedStep:
         self.outside: dict[str, Unit] = {}  # by module
         groups: dict[tuple[str, ...], Unit] = {}
         for modules, shapes in outside_shapes(local, layout.grouping).items():
-            embeds = modules[0] in ("model", "embedding")
-            words = layout.tp if embeds and not spec.tie_word_embeddings else 1
             stays = modules == ("model",) or "head" in modules
-            group = group_of(shapes, data_sharding(layout), form, first_gradient=words)
+            group = group_of(shapes, data_sharding(layout), form)
             groups[modules] = Unit(group, modules, reshards=reshards and not stays)
             self.outside |= dict.fromkeys(modules, groups[modules])
         # The order in which torch finds them below the root: embedding, layers, then norm and head.

@@ -1,13 +1,11 @@
 """What a rank holds, sends and computes in one step, in closed form: the `RankProfile` that is measured too."""
 
-from msgspec import structs
-
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import ShardedStep, undivided_states_step
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
-from counting.formulas.layouts.shards import Tensor, Update, gradient_of_all_words, rank_shares, updated_numbers
+from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.layouts.traffic import compute_traffic
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.memory import simulate
@@ -32,8 +30,6 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
     for layer in local.mtp_layers if setup.mtp else ():
         outside += _tensors(layer, layout, predicts=True)
     groups = [(outside, 1), *zip(of_layers, counts, strict=True)]
-    outside_states = update.states(outside)
-    further = gradient_of_all_words(spec, setup, layout)
     return RankProfile(
         layers=tuple(
             RankLayer(
@@ -46,7 +42,7 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
             for layer, count, tensors in zip(model.spec.layers, counts, of_layers, strict=True)
         ),
         outside_parameters=updated_numbers(outside),
-        outside_states=structs.replace(outside_states, gradients=outside_states.gradients + further),
+        outside_states=update.states(outside),
         inputs=input_bytes(spec, setup),
         buffers=buffer_bytes(spec, setup),
         first_micro_batch=first,
