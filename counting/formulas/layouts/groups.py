@@ -80,16 +80,18 @@ def layer_shapes(layer: LayerSpec, ep: int = 1, *, predicts: bool = False) -> La
         first = 0 if layer.norm_placement == "after" else 1  # there may be a norm before it
         sinks, *others = of_attention
         found[first : first + len(of_attention)] = [*others, sinks]
-    further: list[Shape] = []
-    if predicts:
-        width = layer.hidden_size
-        further = [(width,), (width,), (width, 2 * width), (width,)]
+    further = mtp_shapes(layer.hidden_size) if predicts else []
     if ep == 1 or not isinstance(mixture, MixtureOfExpertsSpec):
         return LayerShapes((*_shapes(found), *further), (), 0)
     experts = mixture.router.num_experts
     stacks = tuple((experts // ep, *tensor.shape[1:]) for tensor in found if tensor.stacked)
     rest = _shapes([tensor for tensor in found if not tensor.stacked])
     return LayerShapes((*rest, *further), stacks, experts)
+
+
+def mtp_shapes(width: int) -> list[Shape]:
+    """Return the shapes of what a multi-token-prediction layer has beside a decoder layer, in order."""
+    return [(width,), (width,), (width, 2 * width), (width,)]
 
 
 def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...], tuple[Shape, ...]]:
