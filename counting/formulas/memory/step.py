@@ -235,7 +235,8 @@ class _Step:
 
     def _embed_words(self, token_ids: Array) -> Array:
         """The sum over ranks, of which each has some words."""
-        masked = masked_embedding(self.tape, self.embedding, token_ids, self.spec.hidden_size, self.division.tp)
+        embedding = own_parameter(self.tape, self.embedding, self.division)
+        masked = masked_embedding(self.tape, embedding, token_ids, self.spec.hidden_size)
         return sum_of_parts(self.tape, masked, self.batch, self.division)
 
     def _loss(self, stream: list[Array]) -> Array:

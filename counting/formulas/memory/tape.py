@@ -120,7 +120,7 @@ class Leaf:
     """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
     The gradient of a `fresh` one is kept in any case. Gradients are added out of place if they are `apart`, as torch
-    adds those of distributed tensors; of one that is larger than the sum before it, this rank's part is copied first.
+    adds those of distributed tensors.
     """
 
     __slots__ = ("apart", "fresh", "gradients", "size", "uses")
@@ -284,11 +284,7 @@ class Tape:
         before = target.gradients[output]
         if before is None:
             target.gradients[output] = gradient
-        elif isinstance(target, Leaf) and target.apart:
-            own = self.like(before.size) if gradient.numel > before.numel else None
-            target.gradients[output] = self.like(before.size)
-            del own
-        elif before.storage.arrays > 1:
+        elif before.storage.arrays > 1 or (isinstance(target, Leaf) and target.apart):
             target.gradients[output] = self.like(before.size)
         if isinstance(target, Leaf):
             target.uses -= 1

@@ -2,26 +2,38 @@
 
 Each rank has the rows of V / tp words of embedding and head. It looks up the words that it has; the other words' rows
 are zeros in its term of the sum. The softmax needs the maximum and the sum over all words, one number per token from
-each rank, so the logits stay divided (Shoeybi et al. 2019, arXiv 1909.08053, §3). The tensors are those of torch's
-implementation: torch/distributed/tensor/parallel/loss.py, and `_MaskPartial` in placement_types.py.
+each rank, so the logits stay divided (Shoeybi et al. 2019, arXiv 1909.08053, §3). The tensors of the loss are those of
+torch's implementation: torch/distributed/tensor/parallel/loss.py, and `_MaskPartial` in placement_types.py.
 """
 
-from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Gradients, InputGradients, Leaf, Size, Tape
+from counting.formulas.memory.operations import Operand
+from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Gradients, InputGradients, Tape
 
 
-def masked_embedding(tape: Tape, embedding: Leaf, token_ids: Array, hidden_size: int, tp: int) -> Array:
-    """This rank's term of the embedded tokens, with zeros for the tokens that it does not have.
+def masked_embedding(tape: Tape, embedding: Operand, token_ids: Array, hidden_size: int) -> Array:
+    """This rank's term of the embedded tokens, with zeros for the tokens that it does not have."""
+    of_embedding, words = embedding.size, token_ids.numel
 
-    Torch computes the gradient of all words on each rank, not of its own words alone.
-    """
-    of_embedding = Size(embedding.size.numel * tp, embedding.size.width)
-    mask, own = _own_words(tape, token_ids.numel)
-    out = tape.new(token_ids.numel * hidden_size, embedding.size.width)
-    del own
-    tape.new(1, embedding.size.width)  # the zero that is written where the mask is true
-    del mask
-    tape.record([out], [embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
+    def derive(gradients: Gradients) -> InputGradients:
+        own, outside = _own_words(tape, words)
+        gradient = tape.like(of_embedding)
+        del own, outside
+        return [gradient]
+
+    own, outside = _own_words(tape, words)
+    out = tape.new(words * hidden_size, of_embedding.width)
+    del own, outside
+    tape.record([out], [embedding], [token_ids], derive)
     return out
+
+
+def _own_words(tape: Tape, words: int) -> tuple[Array, Array]:
+    """The ids counted from this rank's first word, and which of them are not of this rank."""
+    own = tape.new(words, LONG)
+    outside = tape.new(words, BOOL)
+    above = tape.new(words, BOOL)
+    del above
+    return own, outside
 
 
 def divided_cross_entropy(tape: Tape, logits: Array, labels: Array, tokens: int) -> Array:
@@ -35,7 +47,7 @@ def divided_cross_entropy(tape: Tape, logits: Array, labels: Array, tokens: int)
     def derive(gradients: Gradients) -> InputGradients:
         known = _known_labels(tape, tokens)
         at_label = tape.like(whole)
-        mask, own = _own_words(tape, tokens)
+        mask, own = _own_labels(tape, tokens)
         mask_in_fp32 = tape.new(tokens, SINGLE)
         update = tape.new(tokens, SINGLE)
         del mask_in_fp32
@@ -73,7 +85,7 @@ def _log_softmax(tape: Tape, logits: Array, tokens: int) -> Array:
 def _negative_log_likelihood(tape: Tape, tokens: int) -> tuple[Array, Array]:
     """The loss, and the number of tokens with a label in fp32."""
     known = _known_labels(tape, tokens)
-    mask, own = _own_words(tape, tokens)
+    mask, own = _own_labels(tape, tokens)
     of_rank = tape.new(tokens, SINGLE)
     tape.new(1, SINGLE)  # the zero that is written where the mask is true
     del mask
@@ -87,13 +99,13 @@ def _negative_log_likelihood(tape: Tape, tokens: int) -> tuple[Array, Array]:
     return loss, weight
 
 
-def _own_words(tape: Tape, words: int) -> tuple[Array, Array]:
-    """Which of these words other ranks have, and the indices of all among this rank's words, 0 for other ranks'."""
-    below, above = tape.new(words, BOOL), tape.new(words, BOOL)
-    mask = tape.new(words, BOOL)
+def _own_labels(tape: Tape, tokens: int) -> tuple[Array, Array]:
+    """Which of the labels other ranks have, and the labels counted from this rank's first word, 0 for other ranks'."""
+    below, above = tape.new(tokens, BOOL), tape.new(tokens, BOOL)
+    mask = tape.new(tokens, BOOL)
     del below, above
-    copy = tape.new(words, LONG)
-    own = tape.new(words, LONG)
+    copy = tape.new(tokens, LONG)
+    own = tape.new(tokens, LONG)
     del copy
     tape.new(1, LONG)  # the zero that is written where the mask is true
     return mask, own
