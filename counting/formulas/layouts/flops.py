@@ -1,10 +1,9 @@
 """FLOPs of one rank in closed form: those of its part of each layer, and of the head's part of the vocabulary.
 
-A rank of t computes 1 / t of every product with heads, intermediate channels or words, and repeats the others:
-projections to latents and their keys' rotary part, the router, and without sequence parallelism the projection of
-multi-token prediction. So t times a rank's FLOPs are those of the undivided model and (t - 1) times the repeated part:
+A rank of t computes 1 / t of every product with heads, intermediate channels or words, and the others whole, as every
+rank does. So t times a rank's forward FLOPs are those of the undivided model and (t - 1) times the replicated part:
 
-    t x rank_flops = training_flops + (t - 1) x repeated_flops
+    t x rank_flops.forward = training_flops.forward + (t - 1) x micro_batches x replicated_forward_flops
 
 With expert parallelism a rank computes the rows that its experts receive: as many as it sends, if routing is balanced.
 """
@@ -49,20 +48,32 @@ def rank_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     return found
 
 
-def repeated_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
-    """Return the FLOPs that every rank of tp repeats, of one step; nothing without tp."""
-    division = division_of(layout)
-    if division.tp == 1:
-        return StepFlops()
-    assert setup.micro_batches is not None, "a resolved setup"
+def replicated_forward_flops(spec: ModelSpec, setup: Setup, *, sequence_parallel: bool = True) -> int:
+    """Return the FLOPs of one micro-batch's forward pass that every rank of tp computes whole.
+
+    - attention: projections to latents, which have no heads;
+    - router: every rank routes all tokens;
+    - without sequence parallelism, the projection of multi-token prediction; else each rank projects its positions.
+    """
+    assert setup.sequence_length is not None, "a resolved setup"
     mtp_layers = spec.mtp_layers if setup.mtp else ()
-    layers = [*((layer, count) for layer, count in spec.layer_groups()), *((layer, 1) for layer in mtp_layers)]
-    found = StepFlops()
-    for layer, count in layers:
-        found += _products(_repeated_of_layer(layer, setup), setup) * (count * setup.micro_batches)
-    if not division.sequence_parallel:
-        found += _projection_step(spec, setup)
+    layers = [*spec.layer_groups(), *((layer, 1) for layer in mtp_layers)]
+    found = sum(_replicated_of_layer(layer, setup.tokens) * count for layer, count in layers)
+    if not sequence_parallel:
+        run = (setup.sequence_length, setup.micro_batch_size)
+        found += sum(mtp_projection_flops(layer, *run).total for layer in mtp_layers)
     return found
+
+
+def _replicated_of_layer(layer: LayerSpec, tokens: int) -> int:
+    """Two FLOPs for each token and number of a matrix that has neither heads nor intermediate channels."""
+    outputs = 0
+    attention, feed_forward = layer.attention, layer.feed_forward
+    if isinstance(attention, MultiHeadLatentAttentionSpec):
+        outputs += (attention.q_lora_rank or 0) + attention.kv_lora_rank + attention.qk_rope_head_dim
+    if isinstance(feed_forward, MixtureOfExpertsSpec):
+        outputs += feed_forward.router.num_experts
+    return 2 * tokens * layer.hidden_size * outputs
 
 
 def _further_rows(spec: ModelSpec, setup: Setup, division: Division) -> StepFlops:
@@ -77,19 +88,6 @@ def _further_rows(spec: ModelSpec, setup: Setup, division: Division) -> StepFlop
             further = division.received_rows(rows) - rows
             products = Counts(routed_experts=forward_flops(mixture.expert, 1, 1).total * further)
             found += _products(products, setup) * (count * setup.micro_batches)
-    return found
-
-
-def _repeated_of_layer(layer: LayerSpec, setup: Setup) -> Counts:
-    """Forward FLOPs of the products in a layer that have neither heads nor intermediate channels."""
-    found = Counts()
-    attention, feed_forward = layer.attention, layer.feed_forward
-    if isinstance(attention, MultiHeadLatentAttentionSpec):
-        latents = (attention.q_lora_rank or 0) + attention.kv_lora_rank + attention.qk_rope_head_dim
-        found += Counts(attention=2 * setup.tokens * layer.hidden_size * latents)
-    if isinstance(feed_forward, MixtureOfExpertsSpec):
-        experts = feed_forward.router.num_experts
-        found += Counts(router=2 * setup.tokens * layer.hidden_size * experts)
     return found
 
 

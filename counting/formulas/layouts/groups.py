@@ -20,14 +20,11 @@ from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExp
 class Group(NamedTuple):
     """Bytes of one group on a rank, at the moments of its life.
 
-    - tensors: each in the format that is gathered;
+    - tensors: each in the format that is gathered, not padded; the gradients that backward computes are as large;
     - gathered: those of all ranks together, padded; the flat buffer of the all-gather is as large;
     - shard_copy: this rank's shards, converted for the all-gather; 0 if they are gathered as they are stored;
     - reduce_input: padded gradients in the format of the reduction; reduce_output: this rank's part of them;
-    - gradients: those that backward computes, tensor by tensor, not padded; accumulated: the same in the format of the
-      reduction, in which they are kept over several micro-batches;
-    - words_copy: the part of the first gradient that belongs to this rank, where the gradient is larger;
-      accumulated_copy: the same in the format of the reduction.
+    - accumulated: gradients in the format of the reduction, in which they are kept over several micro-batches.
     """
 
     sharding: Sharding
@@ -36,41 +33,27 @@ class Group(NamedTuple):
     shard_copy: int
     reduce_input: int
     reduce_output: int
-    gradients: tuple[int, ...]
-    all_gradients: int
     accumulated: tuple[int, ...]
+    all_tensors: int
     all_accumulated: int
-    words_copy: int
-    accumulated_copy: int
 
 
 @lru_cache(maxsize=1 << 14)
-def group_of(shapes: tuple[Shape, ...], sharding: Sharding, formats: Formats, *, first_gradient: int = 1) -> Group:
-    """Return the bytes of a group with tensors of these shapes, in fully_shard's order.
-
-    `first_gradient` is how many times as large as the first tensor its gradient is: under tensor parallelism torch
-    computes the gradient of the whole embedding on each rank, and copies the rank's part of it for the reduction
-    (`_fsdp_param.py`, `_get_grad_inner_tensor`).
-    """
+def group_of(shapes: tuple[Shape, ...], sharding: Sharding, formats: Formats) -> Group:
+    """Return the bytes of a group with tensors of these shapes, in fully_shard's order."""
     stored = sum(map(sharding.stored, shapes))
-    sizes = list(map(numbers, shapes))
-    computed = [sizes[0] * first_gradient, *sizes[1:]]
-    gradients = tuple(size * formats.gathered for size in computed)
-    accumulated = tuple(size * formats.reduced for size in computed) if formats.converts_gradients else gradients
-    copied = sizes[0] if first_gradient > 1 else 0
+    sizes = tuple(numbers(shape) * formats.gathered for shape in shapes)
+    accumulated = tuple(numbers(shape) * formats.reduced for shape in shapes)
     return Group(
         sharding=sharding,
-        tensors=tuple(size * formats.gathered for size in sizes),
+        tensors=sizes,
         gathered=stored * sharding.shards * formats.gathered,
         shard_copy=stored * formats.gathered if formats.copies_shards else 0,
         reduce_input=stored * sharding.shards * formats.reduced,
         reduce_output=stored * formats.reduced,
-        gradients=gradients,
-        all_gradients=sum(gradients),
         accumulated=accumulated,
+        all_tensors=sum(sizes),
         all_accumulated=sum(accumulated),
-        words_copy=copied * formats.gathered,
-        accumulated_copy=copied * formats.reduced,
     )
 
 
@@ -97,16 +80,18 @@ def layer_shapes(layer: LayerSpec, ep: int = 1, *, predicts: bool = False) -> La
         first = 0 if layer.norm_placement == "after" else 1  # there may be a norm before it
         sinks, *others = of_attention
         found[first : first + len(of_attention)] = [*others, sinks]
-    further: list[Shape] = []
-    if predicts:
-        width = layer.hidden_size
-        further = [(width,), (width,), (width, 2 * width), (width,)]
+    further = mtp_shapes(layer.hidden_size) if predicts else []
     if ep == 1 or not isinstance(mixture, MixtureOfExpertsSpec):
         return LayerShapes((*_shapes(found), *further), (), 0)
     experts = mixture.router.num_experts
     stacks = tuple((experts // ep, *tensor.shape[1:]) for tensor in found if tensor.stacked)
     rest = _shapes([tensor for tensor in found if not tensor.stacked])
     return LayerShapes((*rest, *further), stacks, experts)
+
+
+def mtp_shapes(width: int) -> list[Shape]:
+    """Return the shapes of what a multi-token-prediction layer has beside a decoder layer, in order."""
+    return [(width,), (width,), (width, 2 * width), (width,)]
 
 
 def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...], tuple[Shape, ...]]:

@@ -1,6 +1,7 @@
 """One step on a rank, stretch by stretch: the compute of the simulation, with fully_shard's schedule around it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from counting.formulas.layouts.flops import local_model
@@ -8,7 +9,8 @@ from counting.formulas.layouts.formats import formats
 from counting.formulas.layouts.groups import group_of, layer_shapes, outside_shapes
 from counting.formulas.layouts.schedule import Rank, Unit
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
-from counting.formulas.layouts.traffic import StretchTraffic
+from counting.formulas.layouts.traffic import StretchTraffic, compute_traffic
+from counting.formulas.memory import simulate
 from counting.ranks.profile import RankMicroBatch, RankStretch, Traffics
 from counting.setup import Setup
 from counting.step.profile import Hook, Moment, Passes, StepProfile
@@ -18,30 +20,68 @@ from torch_models.spec import LayerSpec, ModelSpec
 LONGEST = 3  # micro-batches that can differ: the first, those between, the last
 
 
-def undivided_states_step(
-    spec: ModelSpec, setup: Setup, compute: StepProfile, traffic: StretchTraffic
-) -> list[RankMicroBatch]:
-    """Return the micro-batches of a step without fully_shard, whose memory is that of the passes alone."""
-    assert setup.micro_batches is not None, "a resolved setup"
+class Compute(NamedTuple):
+    """What does not depend on how many ranks divide the states: the passes of one rank, and its part of the model."""
+
+    profile: StepProfile
+    traffic: StretchTraffic
+    local: ModelSpec
+    kind_of_layer: tuple[int, ...]  # the place of each layer among the layer kinds
+
+
+def compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
+    """Return the passes of the shallow model `spec`, computed once for all layouts that do not change them.
+
+    They depend on how tensors and experts are divided, on whether fully_shard is applied, and on whether whole
+    gradients stay where they are, without another format, from one micro-batch to the next.
+    """
+    stay = layout.is_sharded and layout.zero == 1 and not formats(setup).converts_gradients
+    alike = Layout(
+        dp=2 if layout.is_sharded else 1,
+        zero=1 if stay else 3,
+        tp=layout.tp,
+        sequence_parallel=layout.sequence_parallel or layout.tp == 1,
+        ep=layout.ep,
+        grouping=layout.grouping if stay else "torchtitan",
+        expert_imbalance=layout.expert_imbalance,
+    )
+    return _compute_of(spec, setup, alike)
+
+
+@lru_cache(maxsize=256)
+def _compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
+    profile = simulate(spec, setup, step=True, layout=layout).step_profile
+    assert profile is not None, "a simulated step"
     kinds = [layer for layer, _ in spec.layer_groups()]
-    of_layers = [kinds.index(layer) for layer in spec.layers]
+    of_layers = tuple(kinds.index(layer) for layer in spec.layers)
+    return Compute(profile, compute_traffic(spec, setup, layout), local_model(spec, layout.tp), of_layers)
+
+
+def micro_batches(spec: ModelSpec, setup: Setup, layout: Layout) -> list[RankMicroBatch]:
+    """Return the first, a middle and the last micro-batch of a step of the shallow model, as far as they differ."""
+    compute = compute_of(spec, setup, layout)
+    return ShardedStep(setup, layout, compute).run() if layout.is_sharded else _unsharded(setup, compute)
+
+
+def _unsharded(setup: Setup, compute: Compute) -> list[RankMicroBatch]:
+    """The micro-batches of a step without fully_shard, whose memory is that of the passes alone."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    traffic, kinds = compute.traffic, compute.kind_of_layer
 
     def micro_batch(passes: Passes | None) -> RankMicroBatch:
         assert passes is not None, "a simulated step"
+        of_layers = passes.layers
         return RankMicroBatch(
             embedding_forward=RankStretch(memory=passes.embedding_forward, traffic=traffic.embedding_forward),
-            forward=tuple(
-                RankStretch(memory=passes.layers[kind].forward, traffic=traffic.forward[kind]) for kind in of_layers
-            ),
+            forward=tuple(RankStretch(memory=of_layers[k].forward, traffic=traffic.forward[k]) for k in kinds),
             loss=RankStretch(memory=passes.loss, traffic=traffic.loss),
-            backward=tuple(
-                RankStretch(memory=passes.layers[kind].backward, traffic=traffic.backward[kind]) for kind in of_layers
-            ),
+            backward=tuple(RankStretch(memory=of_layers[k].backward, traffic=traffic.backward[k]) for k in kinds),
             embedding_backward=RankStretch(memory=passes.embedding_backward, traffic=traffic.embedding_backward),
         )
 
-    first = [micro_batch(compute.first_micro_batch)]
-    return first + [micro_batch(compute.later_micro_batch) for _ in range(min(setup.micro_batches, LONGEST) - 1)]
+    first = micro_batch(compute.profile.first_micro_batch)
+    further = min(setup.micro_batches, LONGEST) - 1
+    return [first, *(micro_batch(compute.profile.later_micro_batch) for _ in range(further))]
 
 
 class LayerUnits(NamedTuple):
@@ -52,25 +92,20 @@ class LayerUnits(NamedTuple):
 
 
 class ShardedStep:
-    """The micro-batches of one step of the shallow model `spec` under fully_shard."""
+    """The micro-batches of one step of the shallow model under fully_shard."""
 
-    def __init__(
-        self, spec: ModelSpec, setup: Setup, layout: Layout, compute: StepProfile, traffic: StretchTraffic
-    ) -> None:
+    def __init__(self, setup: Setup, layout: Layout, compute: Compute) -> None:
         assert setup.micro_batches is not None, "a resolved setup"
-        assert compute.first_micro_batch is not None, "a simulated step"
         self.micro_batches = setup.micro_batches
-        self.traffic = traffic
         self.layout = layout
-        form = formats(setup)
+        self.traffic = compute.traffic
+        self.kind_of_layer = compute.kind_of_layer
+        form, local, profile = formats(setup), compute.local, compute.profile
         self.rank = Rank(form)
-        self.first = compute.first_micro_batch
-        self.later = compute.later_micro_batch
-        self.last = compute.last_micro_batch or compute.later_micro_batch
+        self.first = profile.first_micro_batch
+        self.later = profile.later_micro_batch
+        self.last = profile.last_micro_batch or profile.later_micro_batch
         reshards = layout.zero == 3
-        local = local_model(spec, layout.tp)
-        kinds = [layer for layer, _ in spec.layer_groups()]
-        self.kind_of_layer = [kinds.index(layer) for layer in spec.layers]
 
         def units(layer: LayerSpec, module: str) -> LayerUnits:
             shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=module == "mtp")
@@ -86,10 +121,8 @@ class ShardedStep:
         self.outside: dict[str, Unit] = {}  # by module
         groups: dict[tuple[str, ...], Unit] = {}
         for modules, shapes in outside_shapes(local, layout.grouping).items():
-            embeds = modules[0] in ("model", "embedding")
-            words = layout.tp if embeds and not spec.tie_word_embeddings else 1
             stays = modules == ("model",) or "head" in modules
-            group = group_of(shapes, data_sharding(layout), form, first_gradient=words)
+            group = group_of(shapes, data_sharding(layout), form)
             groups[modules] = Unit(group, modules, reshards=reshards and not stays)
             self.outside |= dict.fromkeys(modules, groups[modules])
         # The order in which torch finds them below the root: embedding, layers, then norm and head.

@@ -1,18 +1,14 @@
 """What a rank holds, sends and computes in one step, in closed form: the `RankProfile` that is measured too."""
 
-from msgspec import structs
-
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import layer_shapes, outside_shapes
-from counting.formulas.layouts.passes import ShardedStep, undivided_states_step
+from counting.formulas.layouts.passes import micro_batches
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
-from counting.formulas.layouts.shards import Tensor, Update, gradient_of_all_words, rank_shares, updated_numbers
-from counting.formulas.layouts.traffic import compute_traffic
+from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.local.held import local_layer_held
-from counting.formulas.memory import simulate
 from counting.formulas.states import buffer_bytes, input_bytes
-from counting.ranks.profile import RankLayer, RankMicroBatch, RankProfile, RankStretch
+from counting.ranks.profile import RankLayer, RankProfile, RankStretch
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
@@ -25,15 +21,13 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
     model = shallow(spec)
     counts, local = model.counts(), local_model(model.spec, layout.tp)
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
-    first, *others = _micro_batches(model.spec, setup, layout)
+    first, *others = micro_batches(model.spec, setup, layout)
     of_layers = [_tensors(layer, layout) for layer in local.layers]
     data = data_sharding(layout)
     outside = [Tensor(shape, data) for shapes in outside_shapes(local, "layers").values() for shape in shapes]
     for layer in local.mtp_layers if setup.mtp else ():
         outside += _tensors(layer, layout, predicts=True)
     groups = [(outside, 1), *zip(of_layers, counts, strict=True)]
-    outside_states = update.states(outside)
-    further = gradient_of_all_words(spec, setup, layout)
     return RankProfile(
         layers=tuple(
             RankLayer(
@@ -46,7 +40,7 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
             for layer, count, tensors in zip(model.spec.layers, counts, of_layers, strict=True)
         ),
         outside_parameters=updated_numbers(outside),
-        outside_states=structs.replace(outside_states, gradients=outside_states.gradients + further),
+        outside_states=update.states(outside),
         inputs=input_bytes(spec, setup),
         buffers=buffer_bytes(spec, setup),
         first_micro_batch=first,
@@ -63,13 +57,3 @@ def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> lis
     shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=predicts)
     data, of_experts = data_sharding(layout), expert_sharding(layout, experts)
     return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks)]
-
-
-def _micro_batches(spec: ModelSpec, setup: Setup, layout: Layout) -> list[RankMicroBatch]:
-    """The first, a middle and the last micro-batch of a step of the shallow model, as far as they differ."""
-    profile = simulate(spec, setup, step=True, layout=layout).step_profile
-    assert profile is not None, "a simulated step"
-    traffic = compute_traffic(spec, setup, layout)
-    if layout.is_sharded:
-        return ShardedStep(spec, setup, layout, profile, traffic).run()
-    return undivided_states_step(spec, setup, profile, traffic)

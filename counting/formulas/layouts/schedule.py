@@ -270,68 +270,51 @@ class Rank:
         """
         unit.training = "after_backward"
         if unit.accumulated and self.formats.converts_gradients and has_gradients:
-            self.gradients -= unit.group.all_gradients  # added in place to those of the micro-batches before
+            self.gradients -= unit.group.all_tensors  # added in place to those of the micro-batches before
         if not self.synchronises:
             self.reshard(unit)
             if has_gradients:
                 self._accumulate(unit)
             return
         reduces = has_gradients or unit.accumulated
-        copy = self._copy_words(unit) if reduces else 0
         self.reshard(unit)
         self.communication -= self.reducing
         self.reducing = 0
         if reduces:
             self.communication -= unit.kept
             unit.kept = 0
-            self._reduce(unit, copy)
-
-    def _copy_words(self, unit: Unit) -> int:
-        """Copy this rank's part of a gradient that is larger, which is then freed; return the bytes of the copy."""
-        group = unit.group
-        copy = group.accumulated_copy if unit.accumulated else group.words_copy
-        if copy:
-            self.communication += copy
-            self.check()
-            self.gradients -= (group.accumulated if unit.accumulated else group.gradients)[0]
-        return copy
+            self._reduce(unit)
 
     def _accumulate(self, unit: Unit) -> None:
         """Keep whole gradients, in the format of the reduction: `to_accumulated_grad_if_needed`, tensor by tensor."""
         if self.formats.converts_gradients and not unit.accumulated:
-            for converted, size in zip(unit.group.accumulated, unit.group.gradients, strict=True):
+            for converted, size in zip(unit.group.accumulated, unit.group.tensors, strict=True):
                 self.gradients += converted
                 self.check()
                 self.gradients -= size
         unit.accumulated = True
 
-    def _reduce(self, unit: Unit, copy: int) -> None:
+    def _reduce(self, unit: Unit) -> None:
         """Reduce the gradients over the ranks: `foreach_reduce`.
 
         They are copied to one flat buffer and freed, but for the last: a variable of a loop over them refers to it
-        until the end. `copy` are the bytes of a copy that stands for the first. The flat buffer is kept until the next
-        group is reduced. The result holds this rank's part of the gradients; if there is one of an earlier micro-batch,
-        it is added to that and freed. With replicas it is the buffer of their all-reduce, which is kept until the end
-        of backward.
+        until the end. The flat buffer is kept until the next group is reduced. The result holds this rank's part of the
+        gradients; if there is one of an earlier micro-batch, it is added to that and freed. With replicas it is the
+        buffer of their all-reduce, which is kept until the end of backward.
         """
         group, sharding = unit.group, unit.group.sharding
-        gradients, total = group.gradients, group.all_gradients
+        gradients, total = group.tensors, group.all_tensors
         if unit.accumulated:
             gradients, total = group.accumulated, group.all_accumulated
         unit.accumulated = False
         last = gradients[-1] if sharding.shards > 1 else 0
-        last_copy = 0
-        if copy:
-            total -= gradients[0]
-            if len(gradients) == 1:
-                last, last_copy = 0, copy if sharding.shards > 1 else 0
-        elif sharding.second_dimension and sharding.shards > 1:
-            copy = self._rearrange(gradients)
-            total = last
+        copies = 0
+        if sharding.second_dimension and sharding.shards > 1:
+            copies, total = self._rearrange(gradients), last
         self.communication += group.reduce_input
         self.check()
+        self.communication -= copies
         self.gradients += last - total
-        self.communication += last_copy - copy
         result = group.reduce_output
         if unit.reduced:
             self.communication += result
@@ -347,7 +330,6 @@ class Rank:
         if sharding.replicas > 1:
             self.call("all_reduce", sharding.replica_axis, result, result)
         self.gradients -= last
-        self.communication -= last_copy
         if unit.reduced and sharding.replicas > 1:
             unit.kept = result
         elif unit.reduced:

@@ -15,9 +15,7 @@ from counting.formulas.layouts.formats import Stored
 from counting.formulas.layouts.sharding import Shape, Sharding
 from counting.ranks.profile import RankShare
 from counting.recipes import ModelStates, Optimizer
-from counting.setup import Setup
 from torch_models.layout import Layout
-from torch_models.spec import ModelSpec
 
 STEP_COUNT_BYTES = 4
 NUMBERS = {"none": 0, "one": 1, "two": 2}  # moments of each parameter
@@ -110,16 +108,3 @@ def rank_shares(
         )
         for (parameters, moments), (first, number) in found.items()
     )
-
-
-def gradient_of_all_words(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
-    """Return the bytes of the embedding's gradient that belong to other ranks' words.
-
-    Under tensor parallelism torch computes the gradient of the whole embedding, of which the rank's part is a view. It
-    stays with the parameter, unless fully_shard reduces it, the head's is added to it, or the recipe adds it to a
-    buffer of another format.
-    """
-    if layout.is_sharded or spec.tie_word_embeddings or setup.precision_recipe.gradients_apart:
-        return 0
-    whole = spec.vocab_size * spec.hidden_size * setup.precision_recipe.gradient_bytes
-    return whole - whole // layout.tp

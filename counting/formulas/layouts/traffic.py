@@ -16,6 +16,8 @@ layer has two blocks, so that it gathers 33,554,432 bytes in forward and as many
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from counting.formulas.layouts.groups import mtp_shapes
+from counting.formulas.layouts.replicated import used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
 from counting.formulas.local.shapes import Division, division_of
 from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics
@@ -26,7 +28,6 @@ from torch_models.spec import (
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
-    MultiHeadLatentAttentionSpec,
 )
 
 LOSS_REDUCTIONS = 3
@@ -166,16 +167,7 @@ class _TensorParallel:
         """Parameters with a term of their gradient on each rank."""
         norms = 4 if layer.norm_placement == "around" else 2
         found: list[Shape] = [(layer.hidden_size,)] * norms if self.by_position else []
-        attention, feed_forward = layer.attention, layer.feed_forward
-        if isinstance(attention, MultiHeadLatentAttentionSpec):
-            found += _latent_shapes(attention)
-        elif isinstance(attention, GroupedQueryAttentionSpec) and attention.query_key_norm == "head":
-            found += [(attention.head_dim,)] * 2
-        if isinstance(feed_forward, MixtureOfExpertsSpec):
-            router = feed_forward.router
-            found.append((router.num_experts, router.hidden_size))
-            found += [(router.num_experts,)] if router.bias else []
-        return found
+        return [*found, *used_apart(layer.attention), *used_apart(layer.feed_forward)]
 
     # --- Embedding, head and loss ------------------------------------------------------------------------------------
 
@@ -203,7 +195,7 @@ class _TensorParallel:
         for layer in self.mtp_layers:
             found += [*self.layer_backward(layer), *self.embedding_backward()]
             if self.by_position:
-                found += self._gradients([(width,), (width,), (width, 2 * width), (width,)])
+                found += self._gradients(mtp_shapes(width))
         return found
 
     def _head_forward(self) -> list[Call]:
@@ -222,19 +214,6 @@ class _TensorParallel:
         if rest:
             calls.append(Call("all_reduce", "tp", FP32 * rest, FP32 * rest, LOSS_REDUCTIONS))
         return calls
-
-
-def _latent_shapes(attention: MultiHeadLatentAttentionSpec) -> list[Shape]:
-    """Return the shapes of the projections to latents, which have no heads, with their biases and norms."""
-    found: list[Shape] = []
-    width = attention.hidden_size
-    if attention.q_lora_rank is not None:
-        found += [(attention.q_lora_rank, width), (attention.q_lora_rank,)]
-        found += [(attention.q_lora_rank,)] if attention.bias else []
-    joined_width = attention.kv_lora_rank + attention.qk_rope_head_dim
-    found += [(joined_width, width), (attention.kv_lora_rank,)]
-    found += [(joined_width,)] if attention.bias else []
-    return found
 
 
 class _ExpertParallel:
