@@ -20,7 +20,7 @@ from counting.setup import Setup
 from counting.step.profile import Cut
 from torch_models.layout import Layout
 from torch_models.parallel.sharded import set_gradient_synchronisation
-from torch_models.parallel.vocabulary import loss_context
+from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
 
 
