@@ -113,7 +113,7 @@ def test_parts_of_a_layer() -> None:
     assert (part.feed_forward.intermediate_size, part.hidden_size) == (1792, 4096)
 
 
-@pytest.mark.parametrize("seed", seeds(60, 600))
+@pytest.mark.parametrize("seed", seeds(40, 600))
 def test_formula_is_the_simulation(seed: int) -> None:
     pick = random.Random(seed)
     spec, layout = random_division(pick, seed)
@@ -124,7 +124,7 @@ def test_formula_is_the_simulation(seed: int) -> None:
             recompute=pick.choice(["none", "selective", "full"]),
             precision=pick.choice(["bf16", "fp32"]),
             kernels=pick.choice(["fused", "eager"]),
-            loss_chunk=pick.choice([None, 7]),
+            loss_chunk=pick.choice([None, 100]),
         ),
         spec,
     )
