@@ -127,9 +127,10 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
 
     `model` has a `name`, `sequence_length`, `sequence_length_source` and, if it can be trained here, `mtp_layers`.
     `micro_batches`, those of each of the `data_ranks` ranks that have different data, and `global_batch_tokens`, of all
-    of them, follow from each other; in a step of one sequence, the default, the latter stays None unless it is given. A `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError`
-    if no length is given, if a micro-batch has too many tokens, if the global batch is not made of whole
-    micro-batches, if `mtp` is true for a model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
+    of them, follow from each other; in a step of one sequence, the default, the latter stays None unless it is given. A
+    `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError` if no length is given, if a
+    micro-batch has too many tokens, if the global batch is not made of whole micro-batches, if `mtp` is true for a
+    model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:

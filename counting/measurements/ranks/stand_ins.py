@@ -16,7 +16,8 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, _redistribute
+from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -104,6 +105,28 @@ def _parameters_on_meta() -> Iterator[None]:
     """`fully_shard` refuses to run with parameters on the meta device."""
     with replaced(FSDPParamGroup, "_validate_no_meta_params", lambda self: None):
         yield
+
+
+@contextlib.contextmanager
+def without_caches_of_dtensor() -> Iterator[None]:
+    """Context that begins and ends without what DTensor has found out about meshes.
+
+    It takes a mesh for an equal one whose process groups have been destroyed, and then does not find them.
+    """
+    _clear_caches_of_dtensor()
+    try:
+        yield
+    finally:
+        _clear_caches_of_dtensor()
+
+
+def _clear_caches_of_dtensor() -> None:
+    dispatcher: Any = DTensor._op_dispatcher
+    dispatcher.sharding_propagator.propagate_op_sharding.cache_clear()
+    torch._C._clear_DTensor_sharding_propagator_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    _redistribute.clear_redistribute_planner_cache()
+    MeshTopoInfo.build_from_mesh.cache_clear()
 
 
 class _Parts(NamedTuple):
