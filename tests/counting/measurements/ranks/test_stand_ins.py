@@ -69,20 +69,19 @@ def test_waiting_returns_the_argument() -> None:
 def test_caches_of_dtensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mesh of a group that is gone is taken for one that is equal but for the names of its groups."""
 
-    def gather(rank: int) -> None:
-        with fake_world(4, rank):
-            mesh = init_device_mesh("meta", (2, 2), mesh_dim_names=("dp", "tp"))["tp"]
-            x = DTensor.from_local(torch.empty(2, device="meta"), mesh, [Shard(0)], run_check=False)
-            (x + x).redistribute(placements=[Replicate()])
+    def gather_on_each_rank() -> None:
+        for rank in range(4):
+            with fake_world(4, rank):
+                mesh = init_device_mesh("meta", (2, 2), mesh_dim_names=("dp", "tp"))["tp"]
+                x = DTensor.from_local(torch.empty(2, device="meta"), mesh, [Shard(0)], run_check=False)
+                (x + x).redistribute(placements=[Replicate()])
 
-    for rank in range(4):
-        gather(rank)
+    gather_on_each_rank()
     monkeypatch.setattr(stand_ins, "_clear_caches_of_dtensor", lambda: None)
     with pytest.raises(RuntimeError, match="process group"):
-        for rank in range(4):
-            gather(rank)
+        gather_on_each_rank()
     monkeypatch.undo()
-    gather(0)
+    gather_on_each_rank()
 
 
 def test_private_names_of_what_fully_shard_keeps() -> None:
