@@ -1,7 +1,11 @@
 """Layers and models of extreme proportions, for tests that hold one witness against another."""
 
 import random
+from typing import Any
 
+from msgspec import structs
+
+from torch_models.layout import Layout
 from torch_models.spec import (
     ClampedMLPSpec,
     GatedMLPSpec,
@@ -98,6 +102,44 @@ def random_layer(pick: random.Random) -> LayerSpec:
         norm_placement=placement,
         norm_unit_offset=offset,
     )
+
+
+def widened(layer: LayerSpec, ranks: int) -> LayerSpec:
+    """The layer with so many times the heads and the intermediate sizes, which that many ranks can divide."""
+    heads = {"num_attention_heads": layer.attention.num_attention_heads * ranks}
+    if isinstance(layer.attention, GroupedQueryAttentionSpec):
+        heads["num_key_value_heads"] = layer.attention.num_key_value_heads * ranks
+
+    def wider(mlp: Any) -> Any:
+        return structs.replace(mlp, intermediate_size=mlp.intermediate_size * ranks)
+
+    block = layer.feed_forward
+    if isinstance(block, MixtureOfExpertsSpec):
+        shared = block.shared_experts and wider(block.shared_experts)
+        block = structs.replace(block, expert=wider(block.expert), shared_experts=shared)
+    else:
+        block = wider(block)
+    return structs.replace(layer, attention=structs.replace(layer.attention, **heads), feed_forward=block)
+
+
+def random_division(pick: random.Random, seed: int) -> tuple[ModelSpec, Layout]:
+    """A model of such layers, and a layout of tp or of ep that divides them; that of ep if there are experts."""
+    layer = random_layer(pick)
+    tp, ep = pick.choice([2, 4, 8]), 1
+    if isinstance(layer.feed_forward, MixtureOfExpertsSpec) and pick.random() < 0.7:
+        of_layer = [ranks for ranks in (2, 4, 8, 16) if layer.feed_forward.router.num_experts % ranks == 0]
+        tp, ep = (1, pick.choice(of_layer)) if of_layer else (tp, 1)
+    spec = random_model(pick, widened(layer, tp), seed)
+    layout = Layout(
+        dp=1,
+        fsdp=ep,
+        zero=1,
+        tp=tp,
+        ep=ep,
+        sequence_parallel=pick.random() < 0.6,
+        expert_imbalance=pick.choice([1.0, 1.0, 1.5, 2.3]),
+    )
+    return structs.replace(spec, vocab_size=spec.vocab_size * tp), structs.replace(layout, num_gpus=layout.ranks)
 
 
 def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:

@@ -7,7 +7,7 @@ backward are also separate fields (`held`), which the closed forms of `counting.
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -70,6 +70,84 @@ def stretches_between(cuts: Sequence[Cut], gradients: Collection[int]) -> list[S
     return stretches
 
 
+FsdpModule = Literal["model", "embedding", "norm", "head", "mtp", "experts"]
+FsdpHook = Literal["before_forward", "after_forward", "before_backward", "after_backward"]
+
+
+class Hook(NamedTuple):
+    """A moment at which fully_shard may act on a module: around its forward pass, and around its backward pass.
+
+    Backward of a module begins when the gradient of its output is complete, and ends when those of its inputs are. The
+    hooks of decoder layers are not listed: they are at the beginning and the end of the layers' stretches.
+    """
+
+    module: FsdpModule
+    hook: FsdpHook
+    depth: int = 0  # of the prediction: 0 is the main model
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a part of a stretch, and the worst moment of that part.
+
+    All bytes are relative to those alive at the start of the stretch. `released` are bytes that were alive there and no
+    longer are; without those of parameters' gradients.
+    """
+
+    hook: Hook | None  # None: the end of the stretch
+    peak: int
+    peak_gradients: int
+    peak_released: int
+    net: int
+    gradients: int
+    released: int
+
+
+def whole_stretches(cuts: Sequence[tuple[Hook | None, Cut]]) -> list[Cut]:
+    """The cuts between stretches, each with the worst moment since the one before it."""
+    whole: list[Cut] = []
+    worst: Alive | None = None
+    for hook, (at_peak, now) in cuts:
+        if worst is None or sum(at_peak.values()) > sum(worst.values()):
+            worst = at_peak
+        if hook is None:
+            whole.append(Cut(worst, now))
+            worst = None
+    return whole
+
+
+def moments_of(cuts: Sequence[tuple[Hook | None, Cut]], gradients: Collection[int]) -> list[tuple[Moment, ...]]:
+    """The moments of each stretch; a stretch ends with the cut that has no hook. The first cut is where all begins."""
+    stretches: list[tuple[Moment, ...]] = []
+    (_, (_, start)), *rest = cuts
+    found: list[Moment] = []
+    for hook, (at_peak, now) in rest:
+        peak, net = _Change(start, at_peak, gradients), _Change(start, now, gradients)
+        found.append(
+            Moment(
+                hook=hook,
+                peak=peak.total,
+                peak_gradients=peak.gradients,
+                peak_released=peak.released,
+                net=net.total,
+                gradients=net.gradients,
+                released=net.released,
+            )
+        )
+        if hook is None:
+            stretches.append(tuple(found))
+            found, start = [], now
+    return stretches
+
+
+class _Change:
+    """What is alive now, relative to the start."""
+
+    def __init__(self, start: Alive, now: Alive, gradients: Collection[int]) -> None:
+        self.total = sum(now.values()) - sum(start.values())
+        self.gradients = sum(now.get(serial, 0) - start.get(serial, 0) for serial in gradients)
+        self.released = sum(size for serial, size in start.items() if serial not in now and serial not in gradients)
+
+
 class LayerPasses(msgspec.Struct, frozen=True, kw_only=True):
     """Forward and backward of one distinct decoder layer, of which the model has `count`."""
 
@@ -89,9 +167,14 @@ class Passes(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[LayerPasses, ...]
     loss: Stretch
     embedding_backward: Stretch
+    moments: tuple[tuple[Moment, ...], ...] | None = None  # of each stretch in the order of execution, under a layout
 
 
-def passes_of(stretches: Sequence[Stretch], layers: Sequence[tuple[str, int]]) -> Passes:
+def passes_of(
+    stretches: Sequence[Stretch],
+    layers: Sequence[tuple[str, int]],
+    moments: Sequence[tuple[Moment, ...]] | None = None,
+) -> Passes:
     """The passes of one micro-batch from their stretches in order; `layers` are kind and count of each."""
     number = len(layers)
     embedding_forward, *forward = stretches[: number + 1]
@@ -104,6 +187,7 @@ def passes_of(stretches: Sequence[Stretch], layers: Sequence[tuple[str, int]]) -
         ),
         loss=loss,
         embedding_backward=embedding_backward,
+        moments=None if moments is None else tuple(moments),
     )
 
 
@@ -134,6 +218,7 @@ class StepProfile(msgspec.Struct, frozen=True, kw_only=True):
     loss_held: int | None = None  # by final norm, head and loss (and multi-token prediction) when backward begins
     first_micro_batch: Passes | None = None
     later_micro_batch: Passes | None = None
+    last_micro_batch: Passes | None = None  # on a rank, where the last one differs
     outside_states: ModelStates | None = None
     gradient_clipping: int | None = None  # peak bytes of its temporary tensors; None: gradients are not clipped
     optimizer_step: int | None = None  # peak bytes of the optimiser's temporary tensors; None: not known

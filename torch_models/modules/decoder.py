@@ -4,7 +4,7 @@
 language_model.py; the legend of dimension letters is in layers.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -201,7 +201,16 @@ class TokenEmbedding(OwnFirstValues, nn.Embedding):
     """`nn.Embedding` that leaves its weight uninitialised, as `Linear` does."""
 
     component = "word_embedding"
+    # Where ranks divide the vocabulary: looks up the words of this rank's part of the weight.
+    over_ranks: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         # A weight that is given is not drawn.
         nn.Embedding.__init__(self, num_embeddings, embedding_dim, _weight=torch.empty(num_embeddings, embedding_dim))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """(…) -> (…, D)."""
+        if self.over_ranks is not None:
+            return self.over_ranks(token_ids, self.weight)
+        embedded: Tensor = super().forward(token_ids)
+        return embedded

@@ -66,3 +66,8 @@ def _check(
         check_tensor_parallel(layers, model.spec.vocab_size, layout.tp, IN_16_BITS if computed == torch.bfloat16 else 1)
     if layout.ep > 1:
         check_expert_parallel(model.spec.name, layers, layout)
+        reduced = reduce_dtype or param_dtype or model.lm_head.weight.dtype
+        if layout.expert_fsdp == 1 and reduced not in (torch.float32, torch.bfloat16):
+            # torch 2.13: foreach_reduce divides for one shard, and once more where it fears an overflow.
+            rule = "must be torch.float32 or torch.bfloat16: torch would divide the gradients of experts twice"
+            raise ArgumentError("reduce_dtype", str(reduced), rule)

@@ -43,6 +43,7 @@ WHOLE = Part(Replicate())
 SUMMED = Part(Replicate(), "term")
 ADDED = Part(Replicate(), "added")
 ROWS, COLUMNS = Part(Shard(0)), Part(Shard(1))
+LINEAR_COLUMNS = {"weight": ROWS, "bias": ROWS}  # columns of the output are rows of the weight, which is (out, in)
 
 
 class _Share(torch.autograd.Function):

@@ -7,17 +7,14 @@ The legend of dimension letters is in modules/layers.py.
 """
 
 import contextlib
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor.parallel import ParallelStyle, RowwiseParallel, loss_parallel, parallelize_module
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import ParallelStyle, loss_parallel, parallelize_module
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from torch_models.errors import ArgumentError
@@ -26,14 +23,23 @@ from torch_models.modules.attention import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.layers import GatedMLP, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
+from torch_models.parallel.block import Block
 from torch_models.parallel.norm import DividedNorm
-from torch_models.parallel.parameters import ADDED, COLUMNS, ROWS, SUMMED, WHOLE, LocalParameters, Part
-from torch_models.training.batch import IGNORED
+from torch_models.parallel.parameters import (
+    ADDED,
+    COLUMNS,
+    LINEAR_COLUMNS,
+    ROWS,
+    SUMMED,
+    WHOLE,
+    LocalParameters,
+    Part,
+)
+from torch_models.parallel.vocabulary import DividedEmbedding, DividedHead
 from torch_models.training.model import TrainingModel
 
 Plan = dict[str, ParallelStyle]
 
-LINEAR_COLUMNS = {"weight": ROWS, "bias": ROWS}  # of the output: rows of the weight, which is (out, in)
 LINEAR_ROWS = {"weight": COLUMNS, "bias": ADDED}
 LINEAR_WHOLE = {"weight": SUMMED, "bias": SUMMED}
 
@@ -53,13 +59,9 @@ def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> No
     stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
     for layer in model.model.layers:
         _apply(layer, mesh, _layer_plan(layer, stream))
-    # Each rank looks up its own words, and the sum over ranks has all of them.
-    embedding = RowwiseParallel(input_layouts=Replicate(), output_layouts=stream)
-    _apply(model, mesh, {"model.embed_tokens": embedding, "model.norm": _norm(stream)})
-    model.model.embed_tokens.register_forward_hook(_not_as_view)
+    _apply(model, mesh, {"model.embed_tokens": DividedEmbedding(stream), "model.norm": _norm(stream)})
     model.tie_weights()
-    _apply(model, mesh, {"lm_head": Block(LINEAR_COLUMNS, stream, sums=False)})
-    model.lm_head.cross_entropy = partial(_divided_cross_entropy, mesh)
+    _apply(model, mesh, {"lm_head": DividedHead(stream)})
     if layout.sequence_parallel:
         model.register_forward_pre_hook(partial(_check_length, layout.tp))
 
@@ -70,66 +72,6 @@ def loss_context(layout: Layout) -> AbstractContextManager[object]:
     Where the ranks of tp divide the vocabulary, torch's cross-entropy of divided logits needs one.
     """
     return loss_parallel() if layout.tp > 1 else contextlib.nullcontext()
-
-
-class Block(LocalParameters):
-    """A module whose input all ranks need whole and, if `sums`, whose output is the sum of the ranks' outputs."""
-
-    def __init__(self, parts: Mapping[str, Part], stream: Placement, *, sums: bool = True) -> None:
-        super().__init__(parts)
-        self.stream = stream
-        self.sums = sums
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        module.register_forward_pre_hook(partial(_gather_input, device_mesh, self.stream))
-        super()._apply(module, device_mesh)
-        if self.sums:
-            module.register_forward_hook(partial(_sum_output, device_mesh, self.stream))
-        return module
-
-
-def _gather_input(mesh: DeviceMesh, stream: Placement, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Replace the first argument by that of all ranks; its gradient is summed over them."""
-    del module
-    x = DTensor.from_local(args[0], mesh, [stream], run_check=False)
-    whole = x.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
-    return whole, *args[1:]
-
-
-def _sum_output(mesh: DeviceMesh, stream: Placement, module: nn.Module, args: object, output: Tensor) -> Tensor:
-    del module, args
-    return DTensor.from_local(output, mesh, [Partial()], run_check=False).redistribute(placements=[stream]).to_local()
-
-
-def _divided_cross_entropy(mesh: DeviceMesh, logits_TV: Tensor, labels_T: Tensor) -> Tensor:
-    """The summed cross-entropy from the logits of this rank's words."""
-    logits = DTensor.from_local(logits_TV, mesh, [Shard(1)], run_check=False)
-    loss: Any = F.cross_entropy(logits, labels_T, ignore_index=IGNORED, reduction="sum")
-    return _no_view(loss.to_local())
-
-
-def _not_as_view(module: nn.Module, args: object, output: Tensor) -> Tensor:
-    del module, args
-    return _no_view(output)
-
-
-def _no_view(x: Tensor) -> Tensor:
-    same: Tensor = _NoView.apply(x)  # type: ignore[no-untyped-call]
-    return same
-
-
-class _NoView(torch.autograd.Function):
-    """The same tensor; torch no longer knows it as a view, of which `fully_shard` would warn in each forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        del ctx
-        return x.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        del ctx
-        return gradient
 
 
 def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:

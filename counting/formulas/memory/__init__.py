@@ -13,16 +13,23 @@ from counting.counts import LayerCounts, ModelCounts
 from counting.formulas.memory.layer import simulate_layer
 from counting.formulas.memory.step import simulate_step
 from counting.setup import Setup
+from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
 __all__ = ["simulate"]
 
 
-def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
+def simulate(spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None = None) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    Other counts are left empty. `setup` is resolved.
+    With a `layout` the step is that of one rank: see `simulate_step`. The peaks of layers are left empty then, as are
+    all other counts. `setup` and `layout` are resolved.
     """
+    if layout is not None:
+        return ModelCounts(
+            layers=tuple(LayerCounts(kind=layer.kind, count=count) for layer, count in spec.layer_groups()),
+            step_profile=simulate_step(spec, setup, layout) if step else None,
+        )
     batch, kernels = setup.micro_batch, setup.kernels
     return ModelCounts(
         layers=tuple(
@@ -34,5 +41,5 @@ def simulate(spec: ModelSpec, setup: Setup, *, step: bool) -> ModelCounts:
             )
             for layer, count in spec.layer_groups()
         ),
-        step_profile=simulate_step(spec, setup) if step else None,
+        step_profile=simulate_step(spec, setup, layout) if step else None,
     )

@@ -1,7 +1,9 @@
 """Operations of attention, from its spec alone. The legend of dimension letters is in layer.py."""
 
-from counting.formulas.memory.blocks import norm
+from counting.formulas.local.shapes import UNDIVIDED, Division
+from counting.formulas.memory.blocks import divided_norm, norm, projection, sum_projection
 from counting.formulas.memory.operations import (
+    Operand,
     add,
     batched_product,
     cast,
@@ -19,7 +21,8 @@ from counting.formulas.memory.operations import (
     unary,
     without_last,
 )
-from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Leaf, Size, Tape
+from counting.formulas.memory.parameters import own_parameter, summed_parameter
+from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch
 from torch_models.spec import (
     AttentionSpec,
@@ -35,34 +38,42 @@ EFFICIENT_ROW_BLOCK = 32  # the kernel rounds its log-sum-exp rows up to a multi
 
 
 def attention(
-    tape: Tape, spec: AttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute
+    tape: Tape,
+    spec: AttentionSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    recompute: Recompute,
+    division: Division = UNDIVIDED,
 ) -> Array:
-    """Run attention on the normed input; return its output, before the residual sum."""
+    """Run attention on the normed input; return its output, before the residual sum.
+
+    With a `division` `spec` is the part of this rank, and the output is its term of the sum over ranks.
+    """
+    sinks: Operand | None = None
     if isinstance(spec, GroupedQueryAttentionSpec):
-        query, key, value = _grouped_projections(tape, spec, x, batch, kernels)
+        if spec.sinks:
+            sinks = own_parameter(tape, tape.parameter(spec.num_attention_heads, x.size.width), division)
+        query, key, value = _grouped_projections(tape, spec, x, batch, kernels, division)
         bias = spec.output_bias
     else:
-        query, key, value = _latent_projections(tape, spec, x, batch.tokens, kernels)
+        query, key, value = _latent_projections(tape, spec, x, batch.tokens, kernels, division)
         bias = spec.bias
 
     def core(query: Array, key: Array, value: Array) -> Array:
-        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, batch)
+        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, sinks, batch)
 
     attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
     flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, batch) else None
     if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token
         flattened = copy(tape, attended)
     width = spec.hidden_size
-    return linear(tape, flattened, batch.tokens, width, bias=_bias(tape, width, x) if bias else None)
+    return sum_projection(tape, flattened, batch.tokens, width, division, bias=bias)
 
 
 def _by_head(heads: int, batch: MicroBatch) -> bool:
     """Whether order by head, then token, differs from order by token, then head, within a sequence."""
     return heads > 1 and batch.length > 1
-
-
-def _bias(tape: Tape, width: int, x: Array) -> Leaf:
-    return tape.parameter(width, x.size.width)
 
 
 # --- Projections -----------------------------------------------------------------------------------------------
@@ -85,7 +96,12 @@ def _rotate(tape: Tape, x: Array, rotated: int, *, interleaved: bool) -> Array:
 
 
 def _grouped_projections(
-    tape: Tape, spec: GroupedQueryAttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels
+    tape: Tape,
+    spec: GroupedQueryAttentionSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    division: Division,
 ) -> tuple[Array, Array, Array]:
     """Query, key and value.
 
@@ -98,11 +114,10 @@ def _grouped_projections(
 
     def projected(heads: int, *, copied: bool) -> Array:
         width = heads * spec.head_dim
-        out = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+        out = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
         out = reordered(tape, out, copied=True) if copied else out
         if spec.query_key_norm:
-            rows = tokens * heads if spec.query_key_norm == "head" else tokens
-            out = norm(tape, out, rows, kernels)
+            out = _query_key_norm(tape, spec, out, tokens, heads, kernels, division)
         return out
 
     def rotated(heads: int, *, copied: bool = False) -> Array:
@@ -111,37 +126,65 @@ def _grouped_projections(
 
     query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads, copied=by_channel)
     width = spec.num_key_value_heads * spec.head_dim
-    value = linear(tape, x, tokens, width, bias=_bias(tape, width, x) if spec.qkv_bias else None)
+    value = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
     copied = kernels == "eager" and _by_head(spec.num_key_value_heads, batch)
     return query, key, reordered(tape, value, copied=copied)
 
 
+def _query_key_norm(
+    tape: Tape,
+    spec: GroupedQueryAttentionSpec,
+    x: Array,
+    tokens: int,
+    heads: int,
+    kernels: Kernels,
+    division: Division,
+) -> Array:
+    if spec.query_key_norm == "head":
+        return norm(tape, x, tokens * heads, kernels, division=division)
+    if division.tp > 1:
+        return divided_norm(tape, x, tokens, division)
+    return norm(tape, x, tokens, kernels)
+
+
 def _latent_projections(
-    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels, division: Division
 ) -> tuple[Array, Array, Array]:
     """Query, key and value; the value is a view of the expanded latent."""
-    query = _latent_query(tape, spec, x, tokens, kernels)
+    query = _latent_query(tape, spec, x, tokens, kernels, division)
     heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
-    both = linear(
-        tape, x, tokens, spec.kv_lora_rank + rope, bias=_bias(tape, spec.kv_lora_rank + rope, x) if spec.bias else None
-    )
+    both = _to_latent(tape, spec, x, tokens, spec.kv_lora_rank + rope, division)
     latent, shared = split(tape, both, tokens * spec.kv_lora_rank, tokens * rope)
     width = heads * (spec.qk_nope_head_dim + spec.v_head_dim)
-    expanded = linear(tape, norm(tape, latent, tokens, kernels, gaps=tokens > 1), tokens, width)
+    normed = norm(tape, latent, tokens, kernels, gaps=tokens > 1, division=division)
+    expanded = projection(tape, normed, tokens, width, division)
+    del normed
     own, value = split(tape, expanded, tokens * heads * spec.qk_nope_head_dim, tokens * heads * spec.v_head_dim)
     rotated = _rotate(tape, shared, tokens * rope, interleaved=spec.rotary.interleaved)
     return query, join(tape, own, repeat_view(tape, rotated, heads)), value
 
 
-def _latent_query(tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels) -> Array:
+def _to_latent(
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, width: int, division: Division
+) -> Array:
+    """Project to a latent, which each rank does for all heads."""
+    weight = summed_parameter(tape, tape.parameter(spec.hidden_size * width, x.size.width), division)
+    bias = summed_parameter(tape, tape.parameter(width, x.size.width), division) if spec.bias else None
+    return linear(tape, x, tokens, width, weight=weight, bias=bias)
+
+
+def _latent_query(
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels, division: Division
+) -> Array:
     heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
     width = heads * (spec.qk_nope_head_dim + rope)
     if spec.q_lora_rank is None:
-        query = linear(tape, x, tokens, width)
+        query = projection(tape, x, tokens, width, division)
     else:
-        bias = _bias(tape, spec.q_lora_rank, x) if spec.bias else None
-        latent = norm(tape, linear(tape, x, tokens, spec.q_lora_rank, bias=bias), tokens, kernels)
-        query = linear(tape, latent, tokens, width)
+        latent = norm(
+            tape, _to_latent(tape, spec, x, tokens, spec.q_lora_rank, division), tokens, kernels, division=division
+        )
+        query = projection(tape, latent, tokens, width, division)
         del latent
     own, turned = split(tape, query, tokens * heads * spec.qk_nope_head_dim, tokens * heads * rope)
     return join(tape, own, _rotate(tape, turned, tokens * heads * rope, interleaved=spec.rotary.interleaved))
@@ -150,10 +193,18 @@ def _latent_query(tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, toke
 # --- The core --------------------------------------------------------------------------------------------------
 
 
-def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, batch: MicroBatch) -> Array:
+def _fused_core(
+    tape: Tape,
+    spec: AttentionSpec,
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Operand | None,
+    batch: MicroBatch,
+) -> Array:
     """One kernel: it keeps the output and the log-sum-exp of each row, and recomputes the scores in backward."""
     heads, tokens = spec.num_attention_heads, batch.tokens
-    logsumexp, state, sinks = heads * tokens, 0, None
+    logsumexp, state = heads * tokens, 0
     if isinstance(spec, MultiHeadLatentAttentionSpec):
         channels = spec.v_head_dim
         if spec.qk_nope_head_dim + spec.qk_rope_head_dim == channels:
@@ -163,7 +214,6 @@ def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value
             logsumexp, state = (heads * padded if tape.grad_enabled else 0), EFFICIENT_RANDOM_STATE
     else:
         channels = spec.head_dim
-        sinks = tape.parameter(heads, query.size.width) if spec.sinks else None
         if not (spec.window or spec.logit_softcap or spec.sinks):
             state = FLASH_RANDOM_STATE
     out, logsumexps, states = tape.born(
@@ -178,7 +228,15 @@ def _fused_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value
     return out
 
 
-def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value: Array, batch: MicroBatch) -> Array:
+def _eager_core(
+    tape: Tape,
+    spec: AttentionSpec,
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Operand | None,
+    batch: MicroBatch,
+) -> Array:
     """Scores and probabilities as S x S tensors for every sequence and head, and one S x S mask for all of them.
 
     A batched product takes all heads of all sequences in one dimension. Factors that are ordered by token, not by head,
@@ -200,9 +258,9 @@ def _eager_core(tape: Tape, spec: AttentionSpec, query: Array, key: Array, value
     if options and options.logit_softcap:
         scores = scale(tape, unary(tape, scale(tape, scores), keeps_output=True))
     scores = _masked(tape, scores, _hidden_positions(tape, square, windowed=bool(options and options.window)))
-    if options and options.sinks:
-        sinks = repeat_view(tape, tape.parameter(heads, query.size.width), batch.tokens)
-        probabilities = without_last(tape, softmax(tape, join(tape, scores, sinks)), squares)
+    if sinks is not None:
+        columns = repeat_view(tape, sinks, batch.tokens)
+        probabilities = without_last(tape, softmax(tape, join(tape, scores, columns)), squares)
     else:
         probabilities = softmax(tape, scores)
     rounded = cast(tape, probabilities, query.size.width)

@@ -1,6 +1,8 @@
 """Operations that every family uses: RMSNorm and the gated MLP."""
 
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
+    Operand,
     add_number,
     cast,
     cast_parameter,
@@ -11,13 +13,29 @@ from counting.formulas.memory.operations import (
     square,
     unary,
 )
-from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Leaf, Tape
+from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
+from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
 from torch_models.spec import GatedMLPSpec, Kernels
 
 
-def norm(tape: Tape, x: Array, rows: int, kernels: Kernels, *, gaps: bool = False, unit_offset: bool = False) -> Array:
-    """RMSNorm of each row; with `gaps` the rows are slices of longer rows, and the fused kernel copies them."""
-    weight = tape.parameter(x.numel // rows, x.size.width)
+def norm(
+    tape: Tape,
+    x: Array,
+    rows: int,
+    kernels: Kernels,
+    *,
+    gaps: bool = False,
+    unit_offset: bool = False,
+    division: Division = UNDIVIDED,
+    summed: bool = True,
+) -> Array:
+    """RMSNorm of each row; with `gaps` the rows are slices of longer rows, and the fused kernel copies them.
+
+    Under a `division` each rank has a term of the weight's gradient, from other rows or from other heads, if `summed`;
+    else all ranks have the same rows.
+    """
+    parameter = summed_parameter if summed else own_parameter
+    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division)
     if kernels == "fused":
         return _fused(tape, x, add_number(tape, weight) if unit_offset else weight, rows, gaps=gaps)
     x_fp32 = cast(tape, x, SINGLE)
@@ -37,7 +55,7 @@ def norm(tape: Tape, x: Array, rows: int, kernels: Kernels, *, gaps: bool = Fals
     return multiply(tape, normed, weight, vector=True)
 
 
-def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool) -> Array:
+def _fused(tape: Tape, x: Array, weight: Operand, rows: int, *, gaps: bool) -> Array:
     """One kernel that keeps its input and 1 / rms of each row."""
     of_x, of_weight = x.size, weight.size
     inverse_rms = tape.new(rows, SINGLE)
@@ -60,16 +78,85 @@ def _fused(tape: Tape, x: Array, weight: Array | Leaf, rows: int, *, gaps: bool)
     return out
 
 
-def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int) -> Array:
-    """gate, activation, up, the product of activation and up, down."""
+def divided_norm(tape: Tape, x: Array, rows: int, division: Division) -> Array:
+    """RMSNorm over a width that the ranks of tp divide; the sum of squares of each row is summed over ranks in fp32.
 
-    def project(x: Array, outputs: int) -> Array:
-        bias = tape.parameter(outputs, x.size.width) if spec.bias else None
-        return linear(tape, x, tokens, outputs, bias=bias)
+    No kernel of torch does it: these are the operations of torch_models/parallel/norm.py. It keeps what the fused norm
+    keeps.
+    """
+    weight = own_parameter(tape, tape.parameter(x.numel // rows, x.size.width), division)
+    of_x, of_weight = x.size, weight.size
 
-    hidden = multiply(
-        tape,
-        unary(tape, project(x, spec.intermediate_size), keeps_input=True),
-        project(x, spec.intermediate_size),
-    )
-    return project(hidden, spec.hidden_size)
+    def mean() -> Array:
+        total = tape.new(rows, SINGLE)
+        out = tape.new(rows, SINGLE)
+        del total
+        return out
+
+    def rounded(wide: Array, size: Size) -> Array:
+        return wide if size.width == SINGLE else tape.like(size)
+
+    def forward() -> tuple[Array, Array]:
+        squares = tape.new(rows, SINGLE)
+        mean_square = mean()
+        inverse_rms = tape.new(rows, SINGLE)
+        del mean_square
+        normed = tape.new(of_x.numel, SINGLE)
+        out = rounded(normed, of_x)
+        del squares, normed
+        return out, inverse_rms
+
+    def derive(gradients: Gradients) -> InputGradients:
+        normed = tape.new(of_x.numel, SINGLE)
+        weight_gradient = weight_gradient_of()
+        wide_weight = None if of_weight.width == SINGLE else tape.new(of_weight.numel, SINGLE)
+        scaled = tape.new(of_x.numel, SINGLE)
+        del wide_weight
+        product = tape.new(of_x.numel, SINGLE)
+        sums = tape.new(rows, SINGLE)
+        del product
+        mean_product = mean()
+        del sums
+        x_gradient = rounded(scaled, of_x)
+        del normed, scaled, mean_product
+        return [x_gradient, weight_gradient]
+
+    def weight_gradient_of() -> Array:
+        product = tape.new(of_x.numel, SINGLE)
+        total = tape.new(of_weight.numel, SINGLE)
+        del product
+        return rounded(total, of_weight)
+
+    out, inverse_rms = forward()
+    tape.record([out], [x, weight], [x, inverse_rms], derive)
+    return out
+
+
+def projection(
+    tape: Tape, x: Array, tokens: int, outputs: int, division: Division = UNDIVIDED, *, bias: bool = False
+) -> Array:
+    """A linear layer; under tp each rank has some of its outputs, and `outputs` are those of this rank."""
+    width = x.size.width
+    weight = own_parameter(tape, tape.parameter(x.numel // tokens * outputs, width), division)
+    of_outputs = own_parameter(tape, tape.parameter(outputs, width), division) if bias else None
+    return linear(tape, x, tokens, outputs, weight=weight, bias=of_outputs)
+
+
+def sum_projection(
+    tape: Tape, x: Array, tokens: int, outputs: int, division: Division = UNDIVIDED, *, bias: bool = False
+) -> Array:
+    """A linear layer; under tp each rank has some of its inputs, and the outputs are the rank's term of a sum."""
+    width = x.size.width
+    weight = own_parameter(tape, tape.parameter(x.numel // tokens * outputs, width), division)
+    of_sum = added_bias(tape, tape.parameter(outputs, width), division) if bias else None
+    return linear(tape, x, tokens, outputs, weight=weight, bias=of_sum)
+
+
+def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:
+    """gate, activation, up, the product of activation and up, down; `spec` is the part of this rank."""
+
+    def column(x: Array) -> Array:
+        return projection(tape, x, tokens, spec.intermediate_size, division, bias=spec.bias)
+
+    hidden = multiply(tape, unary(tape, column(x), keeps_input=True), column(x))
+    return sum_projection(tape, hidden, tokens, spec.hidden_size, division, bias=spec.bias)

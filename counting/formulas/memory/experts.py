@@ -1,7 +1,14 @@
 """Operations of a mixture of experts, from its spec alone. The legend of dimension letters is in layer.py."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import gated_mlp
+from counting.formulas.memory.exchange import exchange
 from counting.formulas.memory.operations import (
+    Operand,
     add,
     add_number,
     cast,
@@ -19,20 +26,49 @@ from counting.formulas.memory.operations import (
     sum_of_rows,
     unary,
 )
+from counting.formulas.memory.parameters import added_bias, own_experts, summed_parameter
 from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Size, Tape
-from torch_models.spec import ClampedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+
+Expert = GatedMLPSpec | ClampedMLPSpec
 
 
-def mixture_of_experts(tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int) -> Array:
+class Around(Protocol):
+    """What is done before and after the routed experts, on their inputs and their output."""
+
+    def enter(self, *inputs: Array) -> Sequence[Array]:
+        """Return the inputs, in which the gradients of the experts arrive."""
+
+    def leave(self, out: Array) -> None:
+        """Take notice of the output."""
+
+
+def mixture_of_experts(
+    tape: Tape,
+    spec: MixtureOfExpertsSpec,
+    x: Array,
+    tokens: int,
+    division: Division = UNDIVIDED,
+    around: Around | None = None,
+) -> Array:
     """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
     flat = reshape(tape, x)
-    routed = reshape(tape, _routed_experts(tape, spec, flat, tokens, *_router(tape, spec.router, flat, tokens)))
-    return routed if spec.shared_experts is None else add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens))
+    weights, chosen = _router(tape, spec.router, flat, tokens, division)
+    of_experts, weights = around.enter(flat, weights) if around else (flat, weights)
+    out = _routed_experts(tape, spec, of_experts, weights, chosen, division)
+    if around:
+        around.leave(out)
+    del of_experts, weights, chosen, flat
+    routed = reshape(tape, out)
+    del out
+    if spec.shared_experts is None:
+        return routed
+    return add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens, division))
 
 
-def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> tuple[Array, Array]:
-    """The chosen experts' weights in fp32, and their indices."""
-    scores = _scores(tape, spec, x, tokens)
+def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Division) -> tuple[Array, Array]:
+    """The chosen experts' weights in fp32, and their indices; each rank of tp routes all tokens."""
+    scores = _scores(tape, spec, x, tokens, division)
     chosen = _choose(tape, spec, scores.numel, tokens)
     weights = rows_of(tape, scores, chosen, tokens * spec.top_k)
     if spec.norm_topk_prob:
@@ -40,11 +76,14 @@ def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> tuple[Array,
     return scale(tape, weights), chosen
 
 
-def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int) -> Array:
+def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Division) -> Array:
     """fp32 scores of every expert."""
-    width = x.size.width
-    bias = cast_parameter(tape, tape.parameter(spec.num_experts, width), SINGLE) if spec.bias else None
-    weight = tape.parameter(spec.num_experts * spec.hidden_size, width)
+
+    def parameter(numel: int) -> Operand:
+        return summed_parameter(tape, tape.parameter(numel, x.size.width), division)
+
+    weight = parameter(spec.num_experts * spec.hidden_size)
+    bias = cast_parameter(tape, parameter(spec.num_experts), SINGLE) if spec.bias else None
     logits = linear(
         tape,
         cast(tape, x, SINGLE),
@@ -81,51 +120,84 @@ def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
 
 
 def _routed_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, tokens: int, weights: Array, chosen: Array
+    tape: Tape, spec: MixtureOfExpertsSpec, x: Array, weights: Array, chosen: Array, division: Division
 ) -> Array:
     """Rows sorted by expert, the outputs of the experts, and the weighted sum per token."""
-    count, experts = tokens * spec.router.top_k, spec.router.num_experts
+    count, experts = chosen.numel, spec.router.num_experts
+    own = experts // division.ep
+    stacks = _stacks(tape, spec.expert, own, x.size.width, division)
     width = spec.expert.hidden_size
     sorted_experts, order = tape.born(Size(count, LONG), Size(count, LONG))
     all_experts = tape.new(experts, LONG)
     ends = tape.new(experts, INT)
     token = tape.new(count, LONG)
+    transform = partial(_transform, tape, spec.expert, stacks)
     rows = rows_of(tape, x, token, count * width)
-    if isinstance(spec.expert, ClampedMLPSpec):
-        rows = _clamped_experts(tape, spec, rows, count, sorted_experts, ends)
+    if division.ep > 1:
+        rows = exchange(tape, transform, rows, experts, own, division.received_rows(count), width)
     else:
-        rows = _gated_experts(tape, spec, rows, count, ends)
+        rows = transform(rows, sorted_experts, ends)
     rows = multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width))
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
     return out
 
 
-def _gated_experts(tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: int, ends: Array) -> Array:
+class _Stacks(NamedTuple):
+    """The parameters of all experts: of gate and up in one matrix for each expert, and of down."""
+
+    gate_up: Operand
+    down: Operand
+    gate_up_bias: Operand | None = None
+    down_bias: Operand | None = None
+
+
+def _stacks(tape: Tape, spec: Expert, experts: int, width: int, division: Division) -> _Stacks:
+    """Those of this rank's experts."""
+    hidden, outputs = spec.intermediate_size, spec.hidden_size
+
+    def stack(numel: int) -> Operand:
+        return own_experts(tape, tape.parameter(experts * numel, width), division)
+
+    gate_up = stack(2 * hidden * outputs)
+    if not isinstance(spec, ClampedMLPSpec):
+        return _Stacks(gate_up, stack(hidden * outputs))
+    gate_up_bias, down = stack(2 * hidden), stack(hidden * outputs)
+    if division.ep > 1:
+        return _Stacks(gate_up, down, gate_up_bias, stack(outputs))
+    bias = tape.parameter(experts * outputs, width)
+    return _Stacks(gate_up, down, gate_up_bias, added_bias(tape, bias, division))
+
+
+def _transform(tape: Tape, spec: Expert, stacks: _Stacks, rows: Array, experts: Array, ends: Array) -> Array:
+    """The outputs of the experts for rows that are sorted by expert; `experts` is the expert of each."""
+    count = rows.numel // spec.hidden_size
+    if isinstance(spec, ClampedMLPSpec):
+        return _clamped_experts(tape, spec, stacks, rows, count, experts, ends)
+    return _gated_experts(tape, spec, stacks, rows, count, ends)
+
+
+def _gated_experts(tape: Tape, spec: GatedMLPSpec, stacks: _Stacks, rows: Array, count: int, ends: Array) -> Array:
     """Two grouped products with a gated activation in between."""
-    experts, hidden_size = spec.router.num_experts, spec.expert.intermediate_size
-    both = grouped_linear(tape, rows, count, 2 * hidden_size, experts, ends)
+    hidden_size = spec.intermediate_size
+    both = grouped_linear(tape, rows, count, 2 * hidden_size, stacks.gate_up, ends)
     gate, up = split(tape, both, count * hidden_size, count * hidden_size)
     del both
     hidden = multiply(tape, unary(tape, gate, keeps_input=True), up)
-    return grouped_linear(tape, hidden, count, spec.expert.hidden_size, experts, ends)
+    return grouped_linear(tape, hidden, count, spec.hidden_size, stacks.down, ends)
 
 
 def _clamped_experts(
-    tape: Tape, spec: MixtureOfExpertsSpec, rows: Array, count: int, sorted_experts: Array, ends: Array
+    tape: Tape, spec: ClampedMLPSpec, stacks: _Stacks, rows: Array, count: int, sorted_experts: Array, ends: Array
 ) -> Array:
     """Two grouped products, each with the bias of the row's expert; gate and up are clamped in between."""
-    experts, hidden_size = spec.router.num_experts, spec.expert.intermediate_size
 
-    def projected(x: Array, outputs: int) -> Array:
-        product = grouped_linear(tape, x, count, outputs, experts, ends)
-        return add(
-            tape,
-            product,
-            rows_of(tape, tape.parameter(experts * outputs, x.size.width), sorted_experts, count * outputs),
-        )
+    def projected(x: Array, outputs: int, weight: Operand, bias: Operand | None) -> Array:
+        assert bias is not None
+        product = grouped_linear(tape, x, count, outputs, weight, ends)
+        return add(tape, product, rows_of(tape, bias, sorted_experts, count * outputs))
 
-    both = projected(rows, 2 * hidden_size)
+    both = projected(rows, 2 * spec.intermediate_size, stacks.gate_up, stacks.gate_up_bias)
     gate = clamp(tape, every_other(tape, both), bounds=1)
     up = clamp(tape, every_other(tape, both), bounds=2)
     hidden = multiply(
@@ -133,7 +205,7 @@ def _clamped_experts(
         add_number(tape, up),
         multiply(tape, gate, unary(tape, scale(tape, gate), keeps_output=True)),
     )
-    return projected(hidden, spec.expert.hidden_size)
+    return projected(hidden, spec.hidden_size, stacks.down, stacks.down_bias)
 
 
 def _added_to_tokens(tape: Tape, rows: Array, token: Array, numel: int) -> Array:

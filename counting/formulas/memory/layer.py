@@ -10,9 +10,11 @@ H query heads, G key/value heads, C channels of a query head.
 from functools import partial
 
 from counting.counts import LayerMemory
+from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
-from counting.formulas.memory.experts import mixture_of_experts
+from counting.formulas.memory.collectives import sum_of_parts, whole_input
+from counting.formulas.memory.experts import Around, mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
@@ -57,26 +59,61 @@ def residual_stream(tape: Tape, spec: LayerSpec, tokens: int, width: int) -> Arr
     return x
 
 
-def layer(tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute) -> Array:
-    """Run one layer; with full recompute only its input is kept for backward."""
-    run = partial(transform, tape, spec, batch=batch, kernels=kernels, recompute=recompute)
+def layer(
+    tape: Tape,
+    spec: LayerSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    recompute: Recompute,
+    division: Division = UNDIVIDED,
+    around: Around | None = None,
+) -> Array:
+    """Run one layer; with full recompute only its input is kept for backward.
+
+    `spec` is the part of the layer that this rank has, and `x` has the positions of the residual stream on it.
+    """
+    run = partial(
+        transform, tape, spec, batch=batch, kernels=kernels, recompute=recompute, division=division, around=around
+    )
     return tape.checkpoint(run, x) if recompute == "full" else run(x)
 
 
 def transform(
-    tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, kernels: Kernels, recompute: Recompute
+    tape: Tape,
+    spec: LayerSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    recompute: Recompute,
+    division: Division = UNDIVIDED,
+    around: Around | None = None,
 ) -> Array:
     """Run attention, then feed-forward, each with its norms and the sum with the residual stream."""
     before, after = spec.norm_placement != "after", spec.norm_placement != "before"
+    rows = division.stream_tokens(batch)
 
     def normed(x: Array, wanted: bool) -> Array:
-        return norm(tape, x, batch.tokens, kernels, unit_offset=spec.norm_unit_offset) if wanted else x
+        if not wanted:
+            return x
+        offset, summed = spec.norm_unit_offset, division.sequence_parallel
+        return norm(tape, x, rows, kernels, unit_offset=offset, division=division, summed=summed)
 
-    x = add(tape, x, normed(attention(tape, spec.attention, normed(x, before), batch, kernels, recompute), after))
-    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch.tokens), after))
+    def attended(x: Array) -> Array:
+        whole = whole_input(tape, x, batch, division)
+        out = attention(tape, spec.attention, whole, batch, kernels, recompute, division)
+        return sum_of_parts(tape, out, batch, division)
+
+    x = add(tape, x, normed(attended(normed(x, before)), after))
+    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, division, around), after))
 
 
-def _feed_forward(tape: Tape, spec: LayerSpec, x: Array, tokens: int) -> Array:
+def _feed_forward(
+    tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, division: Division, around: Around | None
+) -> Array:
+    whole = whole_input(tape, x, batch, division)
     if isinstance(spec.feed_forward, GatedMLPSpec):
-        return gated_mlp(tape, spec.feed_forward, x, tokens)
-    return mixture_of_experts(tape, spec.feed_forward, x, tokens)
+        out = gated_mlp(tape, spec.feed_forward, whole, batch.tokens, division)
+    else:
+        out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, division, around)
+    return sum_of_parts(tape, out, batch, division)

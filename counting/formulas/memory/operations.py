@@ -47,7 +47,8 @@ def linear(
 
     Backward allocates the weight's gradient first without a bias, and the input's gradient first with one. The weight's
     gradient is a view of a transposed tensor. The input's gradient is a view of rows folded from batch and sequence,
-    unless `x` is `flat`, which means that it has no batch dimension.
+    unless `x` is `flat`, which means that it has no batch dimension. With a bias the rows are folded before the weight
+    is transposed, so backward adds the gradients of weight and bias before that of the input.
     """
     if weight is None:
         weight = tape.parameter(x.numel // tokens * outputs, x.size.width)
@@ -62,15 +63,17 @@ def linear(
         else:
             x_gradient, weight_gradient = tape.like(of_x), tape.like(of_weight)
             bias_gradient = TooLarge(first(gradients).again(), of_bias)
-        return [x_gradient if flat else x_gradient.view(), weight_gradient.view(), bias_gradient]
+        if flat or of_bias is None:
+            return [x_gradient if flat else x_gradient.view(), weight_gradient.view(), bias_gradient]
+        return [weight_gradient.view(), bias_gradient, x_gradient.view()]
 
-    tape.record([out], [x, weight, bias], [x, *([weight] if isinstance(weight, Array) else [])], derive)
+    inputs = [x, weight, bias] if flat or bias is None else [weight, bias, x]
+    tape.record([out], inputs, [x, *([weight] if isinstance(weight, Array) else [])], derive)
     return out
 
 
-def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, experts: int, ends: Array) -> Array:
+def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, weight: Operand, ends: Array) -> Array:
     """Multiply each of `count` rows by the matrix of its expert; `ends` contains the end of each expert's rows."""
-    weight = tape.parameter(experts * (rows.numel // count) * outputs, rows.size.width)
     of_rows, of_weight = rows.size, weight.size
     out = tape.new(count * outputs, rows.size.width)
 
@@ -188,7 +191,7 @@ def cast(tape: Tape, x: Array, width: int) -> Array:
     return out
 
 
-def cast_parameter(tape: Tape, parameter: Leaf, width: int) -> Operand:
+def cast_parameter(tape: Tape, parameter: Operand, width: int) -> Operand:
     """Convert a weight to numbers of `width` bytes; return the parameter itself if it has this width."""
     if parameter.size.width == width:
         return parameter

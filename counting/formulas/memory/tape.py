@@ -94,7 +94,7 @@ class Operation:
     Within a checkpoint nothing is kept; the `segment` runs the operations again to restore `kept`.
     """
 
-    __slots__ = ("derive", "edges", "gradients", "kept", "segment")
+    __slots__ = ("before", "derive", "edges", "gradients", "kept", "segment")
 
     def __init__(self, outputs: int, edges: Sequence["Edge | None"], kept: Sequence[Array], derive: Derive) -> None:
         self.gradients: Gradients = [None] * outputs
@@ -102,6 +102,7 @@ class Operation:
         self.kept = kept
         self.derive: Derive | None = derive
         self.segment: Segment | None = None
+        self.before: tuple[Callable[[], None], ...] = ()  # called when its gradients are complete
 
 
 class Segment:
@@ -116,12 +117,18 @@ class Segment:
 
 
 class Leaf:
-    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient."""
+    """A parameter; its gradient is complete when each of its `uses` has delivered a gradient.
 
-    __slots__ = ("gradients", "size", "uses")
+    The gradient of a `fresh` one is kept in any case. Gradients are added out of place if they are `apart`, as torch
+    adds those of distributed tensors.
+    """
 
-    def __init__(self, size: Size) -> None:
+    __slots__ = ("apart", "fresh", "gradients", "size", "uses")
+
+    def __init__(self, size: Size, *, apart: bool = False) -> None:
+        self.fresh = False
         self.size = size
+        self.apart = apart
         self.uses = 0
         self.gradients: Gradients = [None]
 
@@ -144,6 +151,7 @@ class Tape:
         self.grad_enabled = grad
         self.recording = grad
         self.keeps_gradients = True
+        self.fresh_parameters = False  # those that are made now
         self.alive: dict[int, int] = {}  # serial number of a storage -> bytes
         self.live = 0
         self.peak = 0
@@ -188,9 +196,11 @@ class Tape:
         """Allocate and return the only output of one kernel, of this size."""
         return self.born(size)[0]
 
-    def parameter(self, numel: int, width: int) -> Leaf:
+    def parameter(self, numel: int, width: int, *, apart: bool = False) -> Leaf:
         """Return a new weight; its bytes are counted with the model states and not on the tape."""
-        return Leaf(Size(numel, width))
+        leaf = Leaf(Size(numel, width), apart=apart)
+        leaf.fresh = self.fresh_parameters
+        return leaf
 
     def record(
         self,
@@ -215,6 +225,22 @@ class Tape:
                 if isinstance(x, Leaf):
                     x.uses += 1
         self._operations.append(operation)
+
+    def before_backward(self, x: Array, hook: Callable[[], None]) -> None:
+        """Call `hook` in backward when the gradient of `x` is complete."""
+        if x.edge is not None and isinstance(x.edge.target, Operation):
+            x.edge.target.before += (hook,)
+
+    def after_backward(self, hook: Callable[[], None], *inputs: Array) -> list[Array]:
+        """Return the same tensors; call `hook` in backward when the gradients of all of them are complete."""
+        outputs = [x.again() for x in inputs]
+
+        def derive(gradients: Gradients) -> InputGradients:
+            hook()
+            return list(gradients)
+
+        self.record(outputs, inputs, [], derive)
+        return outputs
 
     def checkpoint(self, function: Callable[..., Array], *inputs: Array) -> Array:
         """Return `function(*inputs)`; only the inputs are kept, and backward runs it again (Chen et al. 2016).
@@ -258,7 +284,7 @@ class Tape:
         before = target.gradients[output]
         if before is None:
             target.gradients[output] = gradient
-        elif before.storage.arrays > 1:
+        elif before.storage.arrays > 1 or (isinstance(target, Leaf) and target.apart):
             target.gradients[output] = self.like(before.size)
         if isinstance(target, Leaf):
             target.uses -= 1
@@ -268,7 +294,7 @@ class Tape:
     def _keep_or_let_go(self, parameter: Leaf) -> None:
         gradient = parameter.gradients.pop()
         assert gradient is not None
-        if self.keeps_gradients:
+        if self.keeps_gradients or parameter.fresh:
             self._gradients.append(gradient)
 
     def gradients(self) -> frozenset[int]:
@@ -283,6 +309,9 @@ class Tape:
                 self._undo(operation)
 
     def _undo(self, operation: Operation) -> None:
+        for hook in operation.before:
+            hook()
+        operation.before = ()
         if operation.segment is not None and operation.segment.function is not None:
             self._run_again(operation.segment)
         assert operation.derive is not None

@@ -1,0 +1,112 @@
+"""What fully_shard gathers, frees and reduces together: the tensors of each group, and its bytes.
+
+`fully_shard(module)` makes one group of all parameters of the module that are in no group inside it. The order of its
+tensors is that in which torch visits the modules: children first, then the module's own parameters
+(`_fsdp_init.py`, `_get_managed_modules`). Shapes are those on a rank, which tensor parallelism has divided before.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from counting.formulas.layouts.formats import Formats
+from counting.formulas.layouts.sharding import Shape, Sharding, numbers
+from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
+from counting.recipes import TrainedTensor
+from torch_models.layout import Grouping
+from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
+
+
+class Group(NamedTuple):
+    """Bytes of one group on a rank, at the moments of its life.
+
+    - tensors: each in the format that is gathered, not padded; the gradients that backward computes are as large;
+    - gathered: those of all ranks together, padded; the flat buffer of the all-gather is as large;
+    - shard_copy: this rank's shards, converted for the all-gather; 0 if they are gathered as they are stored;
+    - reduce_input: padded gradients in the format of the reduction; reduce_output: this rank's part of them;
+    - accumulated: gradients in the format of the reduction, in which they are kept over several micro-batches.
+    """
+
+    sharding: Sharding
+    tensors: tuple[int, ...]
+    gathered: int
+    shard_copy: int
+    reduce_input: int
+    reduce_output: int
+    accumulated: tuple[int, ...]
+    all_tensors: int
+    all_accumulated: int
+
+
+@lru_cache(maxsize=1 << 14)
+def group_of(shapes: tuple[Shape, ...], sharding: Sharding, formats: Formats) -> Group:
+    """Return the bytes of a group with tensors of these shapes, in fully_shard's order."""
+    stored = sum(map(sharding.stored, shapes))
+    sizes = tuple(numbers(shape) * formats.gathered for shape in shapes)
+    accumulated = tuple(numbers(shape) * formats.reduced for shape in shapes)
+    return Group(
+        sharding=sharding,
+        tensors=sizes,
+        gathered=stored * sharding.shards * formats.gathered,
+        shard_copy=stored * formats.gathered if formats.copies_shards else 0,
+        reduce_input=stored * sharding.shards * formats.reduced,
+        reduce_output=stored * formats.reduced,
+        accumulated=accumulated,
+        all_tensors=sum(sizes),
+        all_accumulated=sum(accumulated),
+    )
+
+
+class LayerShapes(NamedTuple):
+    """The shapes of a layer's tensors on a rank: all but the experts, and the experts that ranks of ep divide."""
+
+    layer: tuple[Shape, ...]
+    experts: tuple[Shape, ...]  # empty where the experts are in the group of the layer
+    num_experts: int  # of all ranks
+
+
+@lru_cache(maxsize=1 << 10)
+def layer_shapes(layer: LayerSpec, ep: int = 1, *, predicts: bool = False) -> LayerShapes:
+    """Return the shapes of one decoder layer's tensors, in fully_shard's order.
+
+    It is the order of formulas/tensors.py, but that the sinks, which attention itself owns, follow its projections and
+    norms. With ep > 1 the routed experts are a group of their own, and a rank has 1 / ep of them. A layer that
+    `predicts` further tokens has two more norms, a projection, and a last norm.
+    """
+    found = tensors(layer)
+    attention, mixture = layer.attention, layer.feed_forward
+    if isinstance(attention, GroupedQueryAttentionSpec) and attention.sinks:
+        of_attention = tensors(attention)
+        first = 0 if layer.norm_placement == "after" else 1  # there may be a norm before it
+        sinks, *others = of_attention
+        found[first : first + len(of_attention)] = [*others, sinks]
+    further = mtp_shapes(layer.hidden_size) if predicts else []
+    if ep == 1 or not isinstance(mixture, MixtureOfExpertsSpec):
+        return LayerShapes((*_shapes(found), *further), (), 0)
+    experts = mixture.router.num_experts
+    stacks = tuple((experts // ep, *tensor.shape[1:]) for tensor in found if tensor.stacked)
+    rest = _shapes([tensor for tensor in found if not tensor.stacked])
+    return LayerShapes((*rest, *further), stacks, experts)
+
+
+def mtp_shapes(width: int) -> list[Shape]:
+    """Return the shapes of what a multi-token-prediction layer has beside a decoder layer, in order."""
+    return [(width,), (width,), (width, 2 * width), (width,)]
+
+
+def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...], tuple[Shape, ...]]:
+    """Return the shapes of the groups outside the layers, by the modules that each of them spans.
+
+    ``layers``: all of them in the group of the root, ``("model",)``. ``torchtitan``: the embedding; final norm and
+    head; if head and embedding are one tensor, all three together, because a tensor can be in one group only.
+    """
+    before, after = _shapes(tensors_before_layers(spec)), _shapes(tensors_after_layers(spec))
+    if grouping == "layers":
+        return {("model",): (*before, *after)}
+    if spec.tie_word_embeddings:
+        return {("embedding", "norm", "head"): (*before, *after)}
+    return {("embedding",): before, ("norm", "head"): after}
+
+
+def _shapes(of: Sequence[TrainedTensor]) -> tuple[Shape, ...]:
+    return tuple(tensor.shape for tensor in of)

@@ -1,0 +1,139 @@
+"""Peak bytes and traffic of the first rank for one layout, without the rest of its profile: for a search over many.
+
+It computes what `counting.ranks.result.rank_classes` computes from `ranks_by_formula`, and nothing else. The passes are
+simulated once for all layouts that divide tensors and experts alike (`compute_of`).
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from counting.formulas.layouts.formats import stored
+from counting.formulas.layouts.groups import layer_shapes, outside_shapes
+from counting.formulas.layouts.passes import compute_of, micro_batches
+from counting.formulas.layouts.sharding import Shape, Sharding, data_sharding, expert_sharding
+from counting.formulas.layouts.shards import Tensor, Update
+from counting.formulas.states import buffer_bytes, input_bytes
+from counting.ranks.profile import RankMicroBatch, RankStretch, Traffic, Traffics
+from counting.ranks.shallow import Shallow, shallow
+from counting.setup import Setup
+from torch_models.layout import Layout
+from torch_models.spec import ModelSpec
+
+
+class RankCost(NamedTuple):
+    """What the first rank holds at the worst moment of a step, and what it sends and receives in the whole step."""
+
+    peak_bytes: int
+    traffic: Traffics
+
+
+def rank_cost(spec: ModelSpec, setup: Setup, layout: Layout) -> RankCost:
+    """Return the peak and the traffic of the first rank; both settings are resolved."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    model = shallow(spec)
+    passes = micro_batches(model.spec, setup, layout)
+    held = _held(model, setup, layout)
+    position = held.bytes + _inputs(spec, setup)
+    peak = position
+    for each in passes:
+        highest, position = _walk(model, each, position)
+        peak = max(peak, highest)
+    return RankCost(max(peak, position + held.update), _traffic(model, setup, passes))
+
+
+def _walk(model: Shallow, passes: RankMicroBatch, position: int) -> tuple[int, int]:
+    """The highest point of one micro-batch of the deep model, and the position at its end.
+
+    Each of a run of equal layers adds the same bytes, so the highest point of a run is at its first or its last layer.
+    """
+    highest = position
+
+    def go(stretch: RankStretch, times: int = 1) -> None:
+        nonlocal highest, position
+        memory = stretch.memory
+        before_last = position + memory.net * (times - 1)
+        highest = max(highest, max(position, before_last) + memory.peak)
+        position = before_last + memory.net
+
+    go(passes.embedding_forward)
+    for layer, times in model.runs:
+        go(passes.forward[layer], times)
+    go(passes.loss)
+    for layer, times in reversed(model.runs):
+        go(passes.backward[layer], times)
+    go(passes.embedding_backward)
+    return highest, position
+
+
+def _traffic(model: Shallow, setup: Setup, passes: list[RankMicroBatch]) -> Traffics:
+    """The traffic of the step of the deep model; the second of three micro-batches stands for all between."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    counts = model.counts()
+    totals: dict[str, list[int]] = {}
+    for index, each in enumerate(passes):
+        times = setup.micro_batches - 2 if index == 1 and len(passes) == 3 else 1
+        for stretch, number in _with_times(each, counts):
+            for key, (calls, bytes_in, bytes_out) in _parts(stretch.traffic):
+                total = totals.setdefault(key, [0, 0, 0])
+                total[0] += calls * number * times
+                total[1] += bytes_in * number * times
+                total[2] += bytes_out * number * times
+    return {key: Traffic(calls=calls, bytes_in=of_in, bytes_out=out) for key, (calls, of_in, out) in totals.items()}
+
+
+def _with_times(passes: RankMicroBatch, counts: tuple[int, ...]) -> Iterator[tuple[RankStretch, int]]:
+    """Each stretch with the number of stretches that it stands for."""
+    yield passes.embedding_forward, 1
+    yield from zip(passes.forward, counts, strict=True)
+    yield passes.loss, 1
+    yield from zip(passes.backward, counts, strict=True)
+    yield passes.embedding_backward, 1
+
+
+def _parts(traffics: Traffics) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    for key, traffic in traffics.items():
+        yield key, (traffic.calls, traffic.bytes_in, traffic.bytes_out)
+
+
+# --- What is held ------------------------------------------------------------------------------------------------
+
+
+class _Held(NamedTuple):
+    bytes: int  # of weights, masters and the optimiser's state
+    update: int  # of the optimiser's temporary tensors
+
+
+def _held(model: Shallow, setup: Setup, layout: Layout) -> _Held:
+    local = compute_of(model.spec, setup, layout).local
+    update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
+    data = data_sharding(layout)
+    groups = [(shapes, data, 1) for shapes in outside_shapes(local, "layers").values()]
+    layers = [*zip(local.layers, model.counts(), strict=True)]
+    layers += [(layer, 1) for layer in (local.mtp_layers if setup.mtp else ())]
+    for index, (layer, count) in enumerate(layers):
+        shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=index >= len(local.layers))
+        groups.append((shapes, data, count))
+        if stacks:
+            groups.append((stacks, expert_sharding(layout, experts), count))
+    held = temporary = 0
+    for shapes, sharding, count in groups:
+        of_group = _held_by_group(shapes, sharding, update)
+        held += of_group.bytes * count
+        if update.optimizer.all_at_once:
+            temporary += of_group.update * count
+        else:
+            temporary = max(temporary, of_group.update)
+    return _Held(held, temporary)
+
+
+@lru_cache(maxsize=1 << 14)
+def _held_by_group(shapes: tuple[Shape, ...], sharding: Sharding, update: Update) -> _Held:
+    tensors = [Tensor(shape, sharding) for shape in shapes]
+    states = update.states(tensors)
+    return _Held(states.weights + states.masters + states.moments, update.temporary_bytes([(tensors, 1)]))
+
+
+@lru_cache(maxsize=64)
+def _inputs(spec: ModelSpec, setup: Setup) -> int:
+    return input_bytes(spec, setup) + buffer_bytes(spec, setup)

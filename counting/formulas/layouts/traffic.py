@@ -1,0 +1,271 @@
+"""What the collectives of tensor and expert parallelism read and write on a rank, by stretch of the step.
+
+The residual stream has T D numbers of w bytes. With sequence parallelism each of t ranks has T D / t of them: a block
+gathers its input (all-gather: T D w / t in, T D w out) and sums its output (reduce-scatter: the reverse); backward does
+the same in the other order (Korthikanti et al. 2022, arXiv 2205.05198, §4.2.2, fig. 5-6). Without it the output is
+all-reduced in forward and the gradient of the input in backward (Shoeybi et al. 2019, arXiv 1909.08053, §3). A
+parameter that each rank has whole, and uses on its own positions or heads, has its gradient all-reduced. The loss of a
+divided vocabulary all-reduces three numbers a token in fp32: the largest logit, the sum of exponentials, and the logit
+of the label. What is computed again in backward calls its collectives again.
+
+Example: Llama-3-8B, tp 8, one sequence of 2,048 tokens in 16 bits: T D w = 2,048 x 4,096 x 2 = 16,777,216 bytes. A
+layer has two blocks, so that it gathers 33,554,432 bytes in forward and as many in backward; three layers and the head
+117,440,512. The loss all-reduces 3 x 4 x 2,048 = 24,576 bytes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from counting.formulas.layouts.groups import mtp_shapes
+from counting.formulas.layouts.replicated import used_apart
+from counting.formulas.layouts.sharding import Shape, numbers
+from counting.formulas.local.shapes import Division, division_of
+from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics
+from counting.setup import Setup
+from torch_models.layout import Layout
+from torch_models.spec import (
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+)
+
+LOSS_REDUCTIONS = 3
+COUNT_BYTES = 8
+FP32 = 4
+
+
+class Call(NamedTuple):
+    """Calls of one collective, each with these bytes."""
+
+    operation: CollectiveOp
+    axis: Axis
+    bytes_in: int
+    bytes_out: int
+    times: int = 1
+
+
+Calls = Iterable[Call]
+
+
+def counted(phase: RankPhase, calls: Calls) -> Traffics:
+    """Return the traffic of `calls` in one phase."""
+    total: Traffics = {}
+    for operation, axis, bytes_in, bytes_out, times in calls:
+        if times:
+            key = Collective(phase, operation, axis).key
+            once = Traffic(calls=times, bytes_in=bytes_in * times, bytes_out=bytes_out * times)
+            total[key] = total.get(key, Traffic()) + once
+    return total
+
+
+def joined(*parts: Traffics) -> Traffics:
+    """Return the sum of all parts."""
+    total: Traffics = {}
+    for part in parts:
+        for key, traffic in part.items():
+            total[key] = total.get(key, Traffic()) + traffic
+    return total
+
+
+class StretchTraffic(NamedTuple):
+    """The traffic of each stretch beside fully_shard's; of layers, that of each kind in the order of `layer_groups`."""
+
+    embedding_forward: Traffics
+    forward: list[Traffics]
+    loss: Traffics
+    backward: list[Traffics]
+    embedding_backward: Traffics
+
+
+def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTraffic:
+    """Return what one micro-batch sends beside what fully_shard sends."""
+    kinds = [layer for layer, _ in spec.layer_groups()]
+    parts: list[_TensorParallel | _ExpertParallel] = []
+    if layout.tp > 1:
+        parts.append(_TensorParallel(spec, setup, division_of(layout)))
+    if layout.ep > 1:
+        parts.append(_ExpertParallel(spec, setup, division_of(layout)))
+
+    def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Calls]) -> Traffics:
+        return joined(*(counted("forward", calls(part)) for part in parts))
+
+    def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Calls]) -> Traffics:
+        return joined(*(counted("backward", calls(part)) for part in parts))
+
+    return StretchTraffic(
+        forward(lambda part: part.embedding_forward()),
+        [forward(lambda part: part.layer_forward(layer)) for layer in kinds],  # noqa: B023
+        joined(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
+        [backward(lambda part: part.layer_backward(layer)) for layer in kinds],  # noqa: B023
+        backward(lambda part: part.embedding_backward()),
+    )
+
+
+class _TensorParallel:
+    """The collectives over tp of the parts of one micro-batch."""
+
+    def __init__(self, spec: ModelSpec, setup: Setup, division: Division) -> None:
+        self.spec = spec
+        self.setup = setup
+        self.tp = division.tp
+        self.by_position = division.sequence_parallel
+        self.width = setup.precision_recipe.activation_bytes
+        self.stream = setup.tokens * spec.hidden_size * self.width
+        self.mtp_layers = spec.mtp_layers if setup.mtp else ()
+
+    # --- One block ---------------------------------------------------------------------------------------------------
+
+    def _gather(self) -> Call:
+        return Call("all_gather", "tp", self.stream // self.tp, self.stream)
+
+    def _scatter(self) -> Call:
+        return Call("reduce_scatter", "tp", self.stream, self.stream // self.tp)
+
+    def _sum(self) -> Call:
+        return Call("all_reduce", "tp", self.stream, self.stream)
+
+    def _input(self) -> list[Call]:
+        return [self._gather()] if self.by_position else []
+
+    def _input_gradient(self) -> list[Call]:
+        return [self._scatter()] if self.by_position else [self._sum()]
+
+    def _output(self) -> list[Call]:
+        return [self._scatter()] if self.by_position else [self._sum()]
+
+    def _output_gradient(self) -> list[Call]:
+        return [self._gather()] if self.by_position else []
+
+    def _gradients(self, shapes: Iterable[Shape]) -> Iterator[Call]:
+        """All-reduces of the gradients of parameters that each rank has whole."""
+        for shape in shapes:
+            size = numbers(shape) * self.width
+            yield Call("all_reduce", "tp", size, size)
+
+    # --- Layers ------------------------------------------------------------------------------------------------------
+
+    def layer_forward(self, layer: LayerSpec) -> list[Call]:
+        """Attention and feed-forward."""
+        return [*[*self._input(), *self._output()] * 2, *self._width_norms(layer)]
+
+    def layer_backward(self, layer: LayerSpec) -> list[Call]:
+        """Backward of both, after the forward pass once more with full recompute; then parameters that are whole."""
+        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        blocks = [*self._output_gradient(), *self._input_gradient()] * 2
+        return [*again, *blocks, *self._width_norms(layer), *self._gradients(self._whole(layer))]
+
+    def _width_norms(self, layer: LayerSpec) -> list[Call]:
+        """Norms over the width of all heads: one sum a token in fp32, of queries and of keys, in either pass."""
+        attention = layer.attention
+        if not isinstance(attention, GroupedQueryAttentionSpec) or attention.query_key_norm != "width":
+            return []
+        size = FP32 * self.setup.tokens
+        return [Call("all_reduce", "tp", size, size, 2)]
+
+    def _whole(self, layer: LayerSpec) -> list[Shape]:
+        """Parameters with a term of their gradient on each rank."""
+        norms = 4 if layer.norm_placement == "around" else 2
+        found: list[Shape] = [(layer.hidden_size,)] * norms if self.by_position else []
+        return [*found, *used_apart(layer.attention), *used_apart(layer.feed_forward)]
+
+    # --- Embedding, head and loss ------------------------------------------------------------------------------------
+
+    def embedding_forward(self) -> list[Call]:
+        """Each rank looks up its own words."""
+        return self._output()
+
+    def embedding_backward(self) -> list[Call]:
+        """The gradient of all positions."""
+        return self._output_gradient()
+
+    def loss_forward(self) -> list[Call]:
+        """The head of each prediction depth, and the layers of multi-token prediction."""
+        found = self._head_forward() * (1 + len(self.mtp_layers))
+        for layer in self.mtp_layers:
+            found += [*self.embedding_forward(), *self.layer_forward(layer)]
+        return found
+
+    def loss_backward(self) -> list[Call]:
+        """Backward of the same, and of the final norm."""
+        width = self.spec.hidden_size
+        found = [*self._head_backward() * (1 + len(self.mtp_layers))]
+        if self.by_position:
+            found += self._gradients([(width,)])
+        for layer in self.mtp_layers:
+            found += [*self.layer_backward(layer), *self.embedding_backward()]
+            if self.by_position:
+                found += self._gradients(mtp_shapes(width))
+        return found
+
+    def _head_forward(self) -> list[Call]:
+        return [*self._input(), *self._loss_sums()]
+
+    def _head_backward(self) -> list[Call]:
+        again = self._loss_sums() if self.setup.loss_chunk is not None else []
+        return [*again, *self._input_gradient()]
+
+    def _loss_sums(self) -> list[Call]:
+        """Three sums for each chunk of tokens; the last chunk may be shorter."""
+        tokens = self.setup.tokens
+        chunk = self.setup.loss_chunk or tokens
+        whole, rest = divmod(tokens, chunk)
+        calls = [Call("all_reduce", "tp", FP32 * chunk, FP32 * chunk, LOSS_REDUCTIONS * whole)]
+        if rest:
+            calls.append(Call("all_reduce", "tp", FP32 * rest, FP32 * rest, LOSS_REDUCTIONS))
+        return calls
+
+
+class _ExpertParallel:
+    """The exchanges of rows over ep of the parts of one micro-batch, each rank's rows sorted by expert.
+
+    A rank sends N = T K rows of D numbers and receives M: as many, if routing is balanced. Before, it sends the number
+    of rows of each of E experts in int64. The outputs travel back, and backward exchanges the gradients of both ways
+    (Lepikhin et al. 2020, arXiv 2006.16668, §3.2).
+
+    Example: DeepSeek-V3, 4,096 tokens, K = 8, D = 7,168, E = 256, 16 bits: 4,096 x 8 x 7,168 x 2 = 469,762,048 bytes
+    each way; forward reads twice as many and 8 x 256 of counts: 939,526,144.
+    """
+
+    def __init__(self, spec: ModelSpec, setup: Setup, division: Division) -> None:
+        self.setup = setup
+        self.division = division
+        self.mtp_layers = spec.mtp_layers if setup.mtp else ()
+
+    def layer_forward(self, layer: LayerSpec) -> list[Call]:
+        """The counts, the rows, and their outputs."""
+        if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
+            return []
+        counts = COUNT_BYTES * layer.feed_forward.router.num_experts
+        return [Call("all_to_all", "ep", counts, counts), *self._ways(layer)]
+
+    def layer_backward(self, layer: LayerSpec) -> list[Call]:
+        """The gradients of the outputs and of the rows, after the forward pass once more with full recompute."""
+        if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
+            return []
+        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        return [*again, *self._ways(layer)]
+
+    def _ways(self, layer: LayerSpec) -> list[Call]:
+        """There and back."""
+        assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+        rows = self.setup.tokens * layer.feed_forward.router.top_k
+        of_row = layer.hidden_size * self.setup.precision_recipe.activation_bytes
+        sent, received = rows * of_row, self.division.received_rows(rows) * of_row
+        return [Call("all_to_all", "ep", sent, received), Call("all_to_all", "ep", received, sent)]
+
+    def embedding_forward(self) -> list[Call]:
+        """Nothing is exchanged."""
+        return []
+
+    def embedding_backward(self) -> list[Call]:
+        """Nothing is exchanged."""
+        return []
+
+    def loss_forward(self) -> list[Call]:
+        """The layers of multi-token prediction."""
+        return [call for layer in self.mtp_layers for call in self.layer_forward(layer)]
+
+    def loss_backward(self) -> list[Call]:
+        """Backward of the same."""
+        return [call for layer in self.mtp_layers for call in self.layer_backward(layer)]

@@ -1,0 +1,90 @@
+"""How a model is divided over ranks, as far as the sizes of tensors depend on it; and the specs of a rank's part.
+
+Under tensor parallelism a rank has some heads of each attention, and some columns of each MLP and of each expert
+(Shoeybi et al. 2019, arXiv 1909.08053, §3): its part of a layer is a layer with fewer heads and a smaller intermediate
+size. The residual stream and the norms have the full width, for some of the positions with sequence parallelism
+(Korthikanti et al. 2022, arXiv 2205.05198, §4.2.2).
+"""
+
+from typing import NamedTuple
+
+from msgspec import structs
+
+from counting.setup import MicroBatch
+from torch_models.layout import Layout
+from torch_models.spec import (
+    ClampedMLPSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+)
+
+
+class Division(NamedTuple):
+    """The axes of a layout that divide a layer's tensors."""
+
+    tp: int = 1
+    sequence_parallel: bool = False  # only with tp > 1
+    ep: int = 1
+    expert_imbalance: float = 1.0
+
+    @property
+    def stream(self) -> int:
+        """Ranks over which the positions of the residual stream are divided."""
+        return self.tp if self.sequence_parallel else 1
+
+    def stream_tokens(self, batch: MicroBatch) -> int:
+        """Tokens of the residual stream on a rank."""
+        return batch.tokens // self.stream
+
+    def received_rows(self, rows: int) -> int:
+        """Rows that a rank's experts receive, of which each rank sends `rows`: balanced, or those of the busiest."""
+        return round(self.expert_imbalance * rows)
+
+
+UNDIVIDED = Division()
+
+
+def division_of(layout: Layout | None) -> Division:
+    """The division of a resolved layout."""
+    if layout is None:
+        return UNDIVIDED
+    return Division(layout.tp, layout.sequence_parallel and layout.tp > 1, layout.ep, layout.expert_imbalance)
+
+
+def local_layer(spec: LayerSpec, tp: int) -> LayerSpec:
+    """The part of a layer that one of `tp` ranks has."""
+    if tp == 1:
+        return spec
+    attention = spec.attention
+    heads = _part(attention.num_attention_heads, tp)
+    if isinstance(attention, GroupedQueryAttentionSpec):
+        key_heads = _part(attention.num_key_value_heads, tp)
+        attention = structs.replace(attention, num_attention_heads=heads, num_key_value_heads=key_heads)
+    else:
+        attention = structs.replace(attention, num_attention_heads=heads)
+    feed_forward = spec.feed_forward
+    if isinstance(feed_forward, MixtureOfExpertsSpec):
+        shared = feed_forward.shared_experts
+        feed_forward = structs.replace(
+            feed_forward,
+            expert=_local_expert(feed_forward.expert, tp),
+            shared_experts=shared and _local_mlp(shared, tp),
+        )
+    elif isinstance(feed_forward, GatedMLPSpec):
+        feed_forward = _local_mlp(feed_forward, tp)
+    return structs.replace(spec, attention=attention, feed_forward=feed_forward)
+
+
+def _local_expert(spec: GatedMLPSpec | ClampedMLPSpec, tp: int) -> GatedMLPSpec | ClampedMLPSpec:
+    return structs.replace(spec, intermediate_size=_part(spec.intermediate_size, tp))
+
+
+def _local_mlp(spec: GatedMLPSpec, tp: int) -> GatedMLPSpec:
+    return structs.replace(spec, intermediate_size=_part(spec.intermediate_size, tp))
+
+
+def _part(size: int, ranks: int) -> int:
+    assert size % ranks == 0, "a layout that divides the model"
+    return size // ranks

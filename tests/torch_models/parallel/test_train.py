@@ -1,0 +1,103 @@
+"""Every axis, alone and with others, on gloo processes: a divided model trains as the undivided one."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.shrunken import FAMILIES
+from tests.torch_models.ecosystem.training_steps import Way
+from tests.torch_models.parallel.divided_steps import IN_FP32, IN_FP64, Fields, assert_trains_as_undivided
+from tests.worlds import World
+
+WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
+WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
+MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]  # 8 or 16 experts
+
+FULL = replace(IN_FP64, recompute="full")
+SELECTIVE = replace(IN_FP64, recompute="selective")
+# Rows of ep are in fp32: where one rank of fsdp has a stack of experts, torch divides gradients in fp64 twice.
+CHUNKED = replace(IN_FP64, loss_chunk=7)
+EAGER = replace(IN_FP64, kernels="eager")
+ACCUMULATED = replace(IN_FP64, micro_batches=2)
+
+# layout, way, the families that `make test` trains so, and all that can be
+Table = Mapping[str, tuple[Fields, Way, Iterable[str], Iterable[str]]]
+
+ON_TWO: Table = {
+    "fsdp": ({"fsdp": 2}, IN_FP64, ["gpt_oss"], FAMILIES),
+    "fsdp-layers": ({"fsdp": 2, "grouping": "layers"}, IN_FP64, ["deepseek_v3"], FAMILIES),
+    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm"], FAMILIES),
+    "fsdp-zero1": ({"fsdp": 2, "zero": 1}, ACCUMULATED, ["glm4_moe"], FAMILIES),
+    "dp": ({"dp": 2}, IN_FP64, ["llama"], FAMILIES),
+    "tp": ({"tp": 2}, IN_FP64, ["smollm", "olmo2", "gpt_oss", "deepseek_v2_lite", "deepseek_v3"], FAMILIES),
+    "tp-without_sp": ({"tp": 2, "sequence_parallel": False}, IN_FP64, ["gpt_oss", "deepseek_v3"], FAMILIES),
+    "tp-full": ({"tp": 2}, FULL, ["glm4_moe"], FAMILIES),
+    "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], FAMILIES),
+    "tp-chunked": ({"tp": 2}, CHUNKED, ["deepseek_v3"], FAMILIES),
+    "tp-eager": ({"tp": 2}, EAGER, [], FAMILIES),
+    "tp-accumulated": ({"tp": 2}, ACCUMULATED, ["qwen3"], FAMILIES),
+    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["mixtral", "gpt_oss"], WITH_EXPERTS),
+    "ep-replicas": ({"dp": 2, "ep": 2}, IN_FP32, ["qwen3_moe"], WITH_EXPERTS),
+    "ep-full": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["deepseek_v3"], WITH_EXPERTS),
+    "ep-zero1": ({"fsdp": 2, "ep": 2, "zero": 1}, replace(IN_FP32, micro_batches=2), ["mixtral"], WITH_EXPERTS),
+}
+ON_FOUR: Table = {
+    "hsdp": ({"dp": 2, "fsdp": 2}, IN_FP64, ["deepseek_v3"], FAMILIES),
+    "tp": ({"tp": 4}, IN_FP64, ["deepseek_v3"], WITH_FOUR_KEY_HEADS),
+    "fsdp-tp": ({"fsdp": 2, "tp": 2}, IN_FP64, ["smollm", "gpt_oss"], FAMILIES),
+    "fsdp-tp-layers": ({"fsdp": 2, "tp": 2, "grouping": "layers"}, IN_FP64, [], FAMILIES),
+    "fsdp-tp-zero1": ({"fsdp": 2, "tp": 2, "zero": 1}, ACCUMULATED, ["olmo2"], FAMILIES),
+    "fsdp-tp-without_sp": ({"fsdp": 2, "tp": 2, "sequence_parallel": False}, IN_FP64, [], FAMILIES),
+    "dp-tp": ({"dp": 2, "tp": 2}, FULL, ["glm4_moe"], FAMILIES),
+    "fsdp-ep": ({"fsdp": 4, "ep": 2}, IN_FP64, ["gpt_oss"], WITH_EXPERTS),
+    "fsdp-ep-whole": ({"fsdp": 4, "ep": 4}, IN_FP32, [], MIXED_EVENLY),
+    "dp-fsdp-ep": ({"dp": 2, "fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["mixtral"], WITH_EXPERTS),
+    "dp-fsdp-ep-beyond": ({"dp": 2, "fsdp": 2, "ep": 4}, IN_FP32, ["deepseek_v3"], MIXED_EVENLY),
+}
+
+
+def rows(table: Table) -> Iterator[Any]:
+    """A row for each layout and family; those that `make test` leaves out are marked as a sweep."""
+    for name, (fields, way, often, all_families) in table.items():
+        for family in all_families:
+            marks = [] if family in often else pytest.mark.sweep
+            yield pytest.param(family, fields, way, id=f"{family}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("family", "fields", "way"), list(rows(ON_TWO)))
+def test_two_ranks_train_as_one(family: str, fields: Fields, way: Way, two_ranks: World) -> None:
+    assert_trains_as_undivided(two_ranks, family, fields, way)
+
+
+@pytest.mark.parametrize(("family", "fields", "way"), list(rows(ON_FOUR)))
+def test_four_ranks_train_as_one(family: str, fields: Fields, way: Way, four_ranks: World) -> None:
+    assert_trains_as_undivided(four_ranks, family, fields, way)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", pytest.param("mixtral", marks=pytest.mark.sweep)])
+def test_more_ranks_than_experts_train_as_one(family: str, four_ranks: World) -> None:
+    """The ranks of fsdp that have the one expert of a rank of ep divide the second dimension of its matrices."""
+    assert_trains_as_undivided(four_ranks, family, {"fsdp": 4, "ep": 2}, replace(IN_FP64, experts=2))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("family", ["smollm", "gpt_oss", "deepseek_v3"])
+def test_three_axes_train_as_one(family: str) -> None:
+    with World(8) as world:
+        assert_trains_as_undivided(world, family, {"dp": 2, "fsdp": 2, "tp": 2})
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "way"),
+    [("olmo2", {"tp": 2}, IN_FP64), ("gpt_oss", {"fsdp": 2, "ep": 2}, IN_FP32)],
+    ids=["tp", "ep"],
+)
+def test_adamw_makes_the_same_weights(family: str, fields: Fields, way: Way, two_ranks: World) -> None:
+    """Fused AdamW takes parameters of several meshes at once."""
+    assert_trains_as_undivided(two_ranks, family, fields, way, optimizer="adamw")
+
+
+def test_adamw_makes_the_same_weights_on_four_ranks(four_ranks: World) -> None:
+    assert_trains_as_undivided(four_ranks, "deepseek_v3", {"fsdp": 2, "tp": 2}, optimizer="adamw")
