@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
@@ -32,7 +31,7 @@ RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tens
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
-    with _meta_in_fake_group(), _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one():
+    with _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one():
         yield
 
 
@@ -54,24 +53,6 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def fake_store() -> Any:
     """The store of a fake process group, which keeps nothing."""
     return FakeStore()
-
-
-@contextlib.contextmanager
-def _meta_in_fake_group() -> Iterator[None]:
-    """The backend "fake" is registered for CPU and accelerators, and not for meta tensors."""
-    devices = [*dist.Backend.backend_capability["fake"], "meta"]
-    with _entry(dist.Backend.backend_capability, "fake", devices):
-        yield
-
-
-@contextlib.contextmanager
-def _entry(table: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    before = table[key]
-    table[key] = value
-    try:
-        yield
-    finally:
-        table[key] = before
 
 
 class _Stream(torch.cpu.Stream):

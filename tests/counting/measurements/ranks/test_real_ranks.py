@@ -1,6 +1,6 @@
 """Measured = real: a step in a group of gloo processes, on tensors with values, has the same bytes and collectives.
 
-Every number of the profile is compared, on every rank: peak, net and categories of each stretch, traffic, FLOPs, states.
+Every number of the profile is compared, on every rank: bytes of each stretch by category, traffic, FLOPs, states.
 """
 
 from typing import Any
