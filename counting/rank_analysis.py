@@ -8,7 +8,7 @@ from counting.alternatives import rank_alternatives
 from counting.counts import ModelCounts
 from counting.ranks.result import RankAnalysis, Undivided, rank_classes, totals_over_ranks
 from counting.ranks.shallow import shallow
-from counting.reconcile import Agreement, joined, reconcile
+from counting.reconcile import Agreement, all_checks, reconcile
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -52,7 +52,7 @@ def analyze_ranks(
             "undivided model": undivided.over_ranks(layout),
         }
         agreements.append(reconcile(spec.name, both)[1])
-    return SpreadStep(layout, _with_alternatives(spec, setup, layout, classes), undivided, joined(agreements))
+    return SpreadStep(layout, _with_alternatives(spec, setup, layout, classes), undivided, all_checks(agreements))
 
 
 def _with_alternatives(
