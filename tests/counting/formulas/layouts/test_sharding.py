@@ -123,12 +123,17 @@ def test_classes_of_ranks() -> None:
 
 
 def test_classes_with_divided_experts() -> None:
-    """8 ranks, ep 2: neighbours have different experts and the same slice of them. 3 experts each on 4 ranks."""
+    """8 ranks, ep 2: neighbours have different experts and the same slice of them, 3 experts on 4 ranks: 1, 1, 1, 0.
+
+    A vector of 5 numbers is on the ranks 0 to 4. An expert has 10 numbers.
+    """
     layout = layout_of(fsdp=8, ep=2)
     update = Update(stored(Setup(optimizer="sgd"), sharded=True), find_optimizer("sgd"))
-    groups = [([Tensor((3, 5), expert_sharding(layout, 6)._replace(second_dimension=False))], 1)]
+    by_experts = expert_sharding(layout, 6)._replace(second_dimension=False)
+    groups = [([Tensor((3, 10), by_experts), Tensor((5,), data_sharding(layout))], 1)]
     assert [(share.first_rank, share.count, share.parameters) for share in rank_shares(groups, layout, update)] == [
-        (0, 6, 5),
+        (0, 5, 11),
+        (5, 1, 10),
         (6, 2, 0),
     ]
 
