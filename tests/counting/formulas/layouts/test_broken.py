@@ -114,7 +114,7 @@ BROKEN = [
     ("norms", traffic, "norms = 4 if layer.norm_placement", "norms = 2 if layer.norm_placement"),
     ("tensor", traffic, "again = self._loss_sums() if", "again = [] if True or"),
     ("tensor", traffic, "            found += self._gradients([(width,)])\n", "            found += []\n"),
-    ("experts", traffic, '[Call("all_to_all", "ep", counts, counts), *self._ways(layer)]', "[*self._ways(layer)]"),
+    ("experts", traffic, '[Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]', "[*self._ways(layer)]"),
     ("experts", traffic, "self.division.received_rows(rows) * of_row", "rows * of_row"),
     ("tensor", flops, "found += projections * -1 + _divided(projections, division.tp)", "found += projections * 0"),
     ("experts", flops, "further = division.received_rows(rows) - rows", "further = 0"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from counting.formulas.layouts.formats import BF16, FP32, MIXED, Stored, formats, stored
+from counting.formulas.layouts.formats import ALL_BF16, ALL_FP32, WITH_POLICY, Stored, formats, stored
 from counting.formulas.layouts.groups import LayerShapes, group_of, layer_shapes, outside_shapes
 from counting.formulas.layouts.sharding import Sharding, data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
@@ -55,7 +55,7 @@ def test_bytes_of_a_group() -> None:
     Gathered: 4 x 11 numbers in 16 bits, 88 bytes, of which a rank's converted part has 22. Reduced: 4 x 11 in fp32, 176
     bytes, of which a rank gets 44. Gradients are not padded: 27 and 6 numbers in 16 bits.
     """
-    group = group_of(((9, 3), (6,)), BY_ROWS, MIXED)
+    group = group_of(((9, 3), (6,)), BY_ROWS, WITH_POLICY)
     assert (group.gathered, group.shard_copy) == (88, 22)
     assert (group.reduce_input, group.reduce_output) == (176, 44)
     assert (group.tensors, group.all_tensors) == ((54, 12), 66)
@@ -64,10 +64,10 @@ def test_bytes_of_a_group() -> None:
 
 def test_bytes_of_a_group_in_one_format() -> None:
     """The same without a policy: nothing is converted."""
-    group = group_of(((9, 3), (6,)), BY_ROWS, FP32)
+    group = group_of(((9, 3), (6,)), BY_ROWS, ALL_FP32)
     assert (group.gathered, group.shard_copy, group.reduce_input) == (176, 0, 176)
     assert group.tensors == group.accumulated == (108, 24)
-    assert group_of(((9, 3), (6,)), BY_ROWS, BF16).reduce_input == 88
+    assert group_of(((9, 3), (6,)), BY_ROWS, ALL_BF16).reduce_input == 88
 
 
 def test_states_of_a_rank() -> None:
@@ -102,7 +102,7 @@ def test_states_without_sharding() -> None:
     assert together.temporary_bytes([(tensors, 5)]) == 5 * 22 * (4 + 4)
     apart = Update(stored(Setup(precision="mixed-fp32-gradients"), sharded=False), find_optimizer("adamw"))
     assert apart.temporary_bytes([(tensors, 5)]) == 0
-    assert formats(Setup(precision="mixed-fp32-gradients")) == MIXED
+    assert formats(Setup(precision="mixed-fp32-gradients")) == WITH_POLICY
 
 
 def test_classes_of_ranks() -> None:
