@@ -8,11 +8,11 @@ Torch is imported when a model is measured, not when this module is imported.
 
 import os
 from collections.abc import Mapping, Sequence
-from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from counting.alternatives import step_alternatives
 from counting.counts import (
     AttentionCore,
     Counts,
@@ -24,20 +24,20 @@ from counting.counts import (
     model_flops,
 )
 from counting.notes import FOREIGN_NOTES, NOTES
+from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
-from counting.setup import MOST_CHUNKS, Setup, resolve
+from counting.setup import Setup, resolve
 from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
-from counting.step.memory import Alternative, StepMemory, step_memory, with_states
+from counting.step.memory import StepMemory, step_memory
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
-from torch_models.spec import Kernels, ModelSpec, Recompute
+from torch_models.layout import Layout
+from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from counting.measurements.checkpoint import StoredTotals
     from counting.via_transformers.config import ForeignModel
-
-ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
 
 Proof = Literal["measured = formula", "measured, no formula"]
 
@@ -111,10 +111,10 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingStep | None = None  # None: no step was measured; its model FLOPs include mtp if that is trained
     memory: StepMemory | None = None  # of that step
     fits: tuple[Fit, ...] | None = None  # one for each GPU that the caller named
-    # Reserved for results over several devices; always None.
-    layout: None = None
-    rank_classes: None = None
-    step_time: None = None
+    layout: Layout | None = None  # resolved; this and the next two: only of a step that is spread over ranks
+    rank_classes: tuple[RankAnalysis, ...] | None = None  # in the order of their lowest rank
+    undivided: Undivided | None = None  # how the sums over the ranks follow from the undivided model
+    step_time: None = None  # reserved
 
     @property
     def main_layer(self) -> LayerAnalysis:
@@ -139,7 +139,7 @@ def analyze(
     *,
     text_only: bool = False,
     ignore_fields: Sequence[str] = (),
-    layout: None = None,
+    layout: Layout | None = None,
     cluster: None = None,
     step: bool = True,
 ) -> Analysis:
@@ -151,13 +151,16 @@ def analyze(
     no formulas and no training step. With `text_only`, only the text decoder of a config of several models, such as a
     vision-language model, is analysed. `ignore_fields` are names of config fields that are not understood and do not
     matter; the result repeats them. With `step`, the training step (forward and backward) of a native family is
-    measured too, which takes about as long again. `layout` and `cluster` are reserved for several devices and must be
-    None. Raises `UserError` for wrong input, and `DisagreementError` if two measurements or formulas of one number
-    differ.
+    measured too, which takes about as long again. With `layout`, the step is spread over ranks, and each class of equal
+    ranks is measured. `cluster` is reserved and must be None. Raises `UserError` for wrong input, and
+    `DisagreementError` if two measurements or formulas of one number differ.
     """
-    for field, value in (("layout", layout), ("cluster", cluster)):
-        if value is not None:
-            raise ArgumentError(field, value, "nothing is spread over several devices yet: leave it out")
+    if cluster is not None:
+        raise ArgumentError("cluster", cluster, "is reserved: leave it out")
+    if not isinstance(layout, Layout | None):
+        raise ArgumentError("layout", layout, "must be a Layout")
+    if layout is not None and not step:
+        raise ArgumentError("step", step, "must be true with a layout")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
     if isinstance(config, ModelSpec | ForeignConfig):
@@ -170,8 +173,11 @@ def analyze(
     else:
         model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
+        if layout is not None:
+            family = model.model_type or "its family"
+            raise ArgumentError("layout", "given", f"{family} goes through transformers, and is measured on one device")
         return _analyze_via_transformers(model, setup)
-    return _analyze_native(model, resolve(setup, model), step)
+    return _analyze_native(model, resolve(setup, model), step, layout)
 
 
 def count_by_formula(spec: ModelSpec) -> Counts:
@@ -181,7 +187,7 @@ def count_by_formula(spec: ModelSpec) -> Counts:
     return parameters(spec)
 
 
-def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
+def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | None) -> Analysis:
     from counting.formulas.memory import simulate
     from counting.formulas.model import by_formula
     from counting.measurements.model import measure
@@ -202,13 +208,19 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool) -> Analysis:
     core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops
     assert counts.training_flops and counts.step_profile and core and mtp_core
     memory = step_memory(spec, setup, counts.step_profile)
-    return msgspec.structs.replace(
+    analysis = msgspec.structs.replace(
         analysis,
         training=training_step(
             counts.training_flops, (core + mtp_core if setup.mtp else core) * (setup.micro_batches or 1), setup
         ),
-        memory=msgspec.structs.replace(memory, alternatives=_alternatives(spec, setup, counts)),
+        memory=msgspec.structs.replace(memory, alternatives=step_alternatives(spec, setup, counts)),
     )
+    if layout is None:
+        return analysis
+    from counting.rank_analysis import analyze_ranks
+
+    spread = analyze_ranks(spec, setup, layout, counts, analysis.agreement)
+    return msgspec.structs.replace(analysis, **spread._asdict())
 
 
 def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:
@@ -217,54 +229,6 @@ def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> di
     layers = next(iter(witnesses.values())).layers
     same_layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in layers)
     return {**summed, "checkpoint": ModelCounts(layers=same_layers, totals=stored)}
-
-
-def _alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:
-    """The same step with other recomputation, and with its loss in smaller chunks; cheapest first.
-
-    Where query heads share key and value heads, the variants with eager kernels follow, because some GPUs have no fused
-    kernel for such heads. The states are those of `counts`, on which the witnesses agree. Each variant takes a few
-    milliseconds.
-    """
-    all_kernels: list[Kernels] = [setup.kernels]
-    if setup.kernels == "fused" and any(layer.shares_key_value_heads for layer, _ in spec.layer_groups()):
-        all_kernels.append("eager")
-    smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
-    chunks = [setup.loss_chunk, *([smaller] if (setup.loss_chunk or setup.tokens) > smaller else [])]
-    found: list[Alternative] = []
-    for kernels in all_kernels:
-        ways = [(recompute, chunk) for recompute in _recomputes(kernels) for chunk in chunks]
-        own = (setup.recompute, setup.loss_chunk) if kernels == setup.kernels else None
-        others = [_alternative(spec, setup, counts, kernels, *way) for way in ways if way != own]
-        found += sorted(others, key=lambda other: other.recomputed_flops)
-    return tuple(found)
-
-
-def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
-    """The kinds of recomputation that save memory.
-
-    Of fused kernels, selective recompute saves only the logarithm of each row's sum, 4 bytes per head and token: in the
-    bundled models at most about a thousandth of the bytes that a step holds besides its states.
-    """
-    return ("none", "full") if kernels == "fused" else get_args(Recompute)
-
-
-def _alternative(
-    spec: ModelSpec, setup: Setup, counts: ModelCounts, kernels: Kernels, recompute: Recompute, loss_chunk: int | None
-) -> Alternative:
-    from counting.formulas.memory import simulate
-    from counting.formulas.model import by_formula
-
-    other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
-    simulated, flops = simulate(spec, other, step=True).step_profile, by_formula(spec, other, step=True).training_flops
-    assert simulated and flops and counts.step_profile
-    return Alternative(
-        kernels=kernels,
-        recompute=recompute,
-        loss_chunk=loss_chunk,
-        peak_bytes=step_memory(spec, other, with_states(simulated, counts.step_profile)).peak_bytes,
-        recomputed_flops=flops.recomputed.total,
-    )
 
 
 def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:

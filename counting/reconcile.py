@@ -52,6 +52,12 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
 
 
+def joined(agreements: Sequence[Agreement]) -> Agreement:
+    """All checks of several agreements, in order."""
+    witnesses = dict.fromkeys(name for each in agreements for name in each.witnesses)
+    return Agreement(witnesses=tuple(witnesses), checks=tuple(check for each in agreements for check in each.checks))
+
+
 class DisagreementError(Exception):
     """Two witnesses of one number differ: at least one is wrong, and no number of this analysis can be trusted."""
 

@@ -49,7 +49,10 @@ ROOMS = {
     "counting.notes counting.recipes counting.setup counting.counts counting.step": (
         "counting.step torch_models.errors torch_models.spec"
     ),
-    "counting.ranks": "counting.counts counting.recipes counting.setup counting.step torch_models.spec",
+    "counting.layout": "counting.setup torch_models.errors torch_models.layout torch_models.spec",
+    "counting.ranks": (
+        "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
+    ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": (
         "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.layout"
@@ -66,14 +69,15 @@ ROOMS = {
     ),
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.analysis": (
-        "counting.counts counting.formulas counting.measurements counting.notes counting.reconcile counting.setup"
-        " counting.step counting.via_transformers torch_models.errors torch_models.fields torch_models.spec"
+    "counting.alternatives counting.rank_analysis counting.analysis": (
+        "counting.counts counting.formulas counting.layout counting.measurements counting.notes counting.ranks"
+        " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
+        " torch_models.fields torch_models.layout torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
-        "counting.analysis counting.counts counting.step counting.recipes counting.setup torch_models.errors"
-        " torch_models.fields torch_models.spec"
+        "counting.analysis counting.counts counting.ranks counting.step counting.recipes counting.setup"
+        " torch_models.errors torch_models.fields torch_models.spec"
     ),
     "counting.published": (
         "counting.analysis counting.cost counting.formulas.kv_cache counting.setup torch_models.fields"
@@ -84,12 +88,13 @@ ROOMS = {
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
-        "counting.analysis counting.cost counting.counts counting.step counting.published counting.recipes"
-        " counting.reconcile counting.setup"
+        "counting.analysis counting.cost counting.counts counting.ranks counting.step counting.published"
+        " counting.recipes counting.reconcile counting.setup torch_models.layout"
     ),
     "counting.command": (
-        "counting.analysis counting.cost counting.published counting.recipes counting.reconcile counting.report"
-        " counting.setup counting.step torch_models.errors torch_models.fields torch_models.spec"
+        "counting.analysis counting.cost counting.layout counting.published counting.recipes counting.reconcile"
+        " counting.report counting.setup counting.step torch_models.errors torch_models.fields torch_models.layout"
+        " torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }

@@ -71,6 +71,11 @@ def parse_mfu(text: str, flag: str = "--mfu") -> float:
     return check_mfu(_float(text), flag)
 
 
+def parse_ratio(text: str) -> float | str:
+    """The number in `text`, else `text` itself, for an argument that the library checks."""
+    return _float(text)
+
+
 def parse_gpus(text: str, flag: str = "--gpus", own: Sequence[Gpu] = ()) -> tuple[Gpu, ...]:
     """The GPUs named in a text such as "H100,H200": from the user's `own`, else from the catalogue."""
     names = [name.strip() for name in text.split(",")]

@@ -14,6 +14,7 @@ from counting.command.amounts import (
     parse_mfu,
     parse_num_gpus,
     parse_prices,
+    parse_ratio,
     parse_speed,
     parse_tokens,
     parse_whole_number,
@@ -23,6 +24,7 @@ from counting.cost.hardware import Gpu, read_gpus
 from counting.cost.run import RunPlan
 from counting.setup import MOST_BATCH_TOKENS, Setup
 from torch_models.errors import ArgumentError, UserError
+from torch_models.layout import Layout
 
 _T = TypeVar("_T")
 
@@ -51,6 +53,25 @@ def setup_of(options: argparse.Namespace) -> Setup:
     )
 
 
+def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None:
+    """How the step is spread over ranks; None without --layout. Ranks of a node by default from the first of `gpus`."""
+    if options.layout is None:
+        return None
+    from counting.command.layouts import parse_layout  # few commands need it
+
+    per_node = gpus[0].devices_per_node if gpus else None
+    if options.gpus_per_node is not None:
+        per_node = parse_whole_number(options.gpus_per_node, "--gpus_per_node")
+    return Layout(
+        **parse_layout(options.layout),
+        **_given(
+            num_gpus=_parsed(options.num_gpus, parse_num_gpus),
+            gpus_per_node=per_node,
+            expert_imbalance=_parsed(options.expert_imbalance, parse_ratio),
+        ),
+    )
+
+
 def ignored_fields_of(options: argparse.Namespace) -> tuple[str, ...]:
     """The names of --ignore_fields; empty without that flag."""
     if options.ignore_fields is None:
@@ -71,19 +92,20 @@ def chosen_gpus(options: argparse.Namespace, own: Sequence[Gpu]) -> tuple[Gpu, .
     return tuple(own) if options.gpus is None else parse_gpus(options.gpus, own=own)
 
 
-def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu]) -> RunPlan | None:
-    """The run that each model is planned for; None without --tokens."""
+def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu], layout: Layout | None) -> RunPlan | None:
+    """The run that each model is planned for, on all ranks of a layout; None without --tokens."""
     if options.tokens is None:
         return None
     gpus, mfu = chosen_gpus(options, own), _parsed(options.mfu, parse_mfu)
     if options.compare and len(gpus) != 1:
         names = ", ".join(gpu.name for gpu in gpus)
         raise UserError(f"--compare needs one GPU, but there are {len(gpus)}: {names}")
+    of_axes = None if layout is None else (layout.dp or 1) * layout.fsdp * layout.tp
     return RunPlan(
         tokens=parse_tokens(options.tokens),
         gpus=gpus,
         **_given(
-            num_gpus=_parsed(options.num_gpus, parse_num_gpus),
+            num_gpus=_parsed(options.num_gpus, parse_num_gpus) or of_axes,
             mfus=None if mfu is None else (mfu,),
             gpu_hours=_parsed(options.gpu_hours, parse_hours),
             tokens_per_second_per_gpu=_parsed(options.tokens_per_second_per_gpu, parse_speed),

@@ -25,7 +25,10 @@ NEEDS = {
     "mfu": ("training_budget", "tokens"),
     "gpu_prices": ("training_budget", "tokens"),
     "price": ("gpus", "gpu_file"),
-    "num_gpus": ("training_budget", "tokens"),
+    "num_gpus": ("training_budget", "tokens", "layout"),
+    "layout": ("model_config",),
+    "gpus_per_node": ("layout",),
+    "expert_imbalance": ("layout",),
     "gpu_hours": ("tokens",),
     "tokens_per_second_per_gpu": ("tokens",),
     "precision": ("model_config",),
@@ -39,6 +42,15 @@ NEEDS = {
 
 # At most one flag of each row can be given, because they set the same quantity.
 ALTERNATIVES = (("mfu", "gpu_hours", "tokens_per_second_per_gpu"), ("price", "gpu_prices"))
+
+# What --layout does not go with -> the reason.
+WITHOUT_LAYOUT = {
+    "training_budget": "a budget is spent on GPU-hours, however a step is spread",
+    "compare": "models are compared by one device's step",
+    "published": "published runs are worked out from one device's step",
+    "claim": "the claim is worked out from one device's step",
+    "global_batch_tokens": "the step of one rank is measured: give --micro_batches, those of each rank",
+}
 
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
@@ -69,6 +81,10 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError("give either --gpu_hours, of a finished run, or --tokens_per_second_per_gpu")
     if {"price", "gpu_prices"} <= given:
         raise UserError("give either --price, for every GPU, or --gpu_prices")
+    if "layout" in given:
+        for flag, reason in WITHOUT_LAYOUT.items():
+            if flag in given:
+                raise UserError(f"--layout does not go with --{flag}: {reason}")
     if "compare" in given:
         if len(options.model_config) < 2:
             raise UserError("--compare needs two models or more: give --model_config with several configs")

@@ -43,6 +43,15 @@ FLAGS = {
     "scaling_law": "--scaling_law",
     "published": "--published",
     "ignore_fields": "--ignore_fields",
+    "dp": "--layout dp",
+    "fsdp": "--layout fsdp",
+    "zero": "--layout zero",
+    "tp": "--layout tp",
+    "sequence_parallel": "--layout sp",
+    "ep": "--layout ep",
+    "grouping": "--layout grouping",
+    "gpus_per_node": "--gpus_per_node",
+    "expert_imbalance": "--expert_imbalance",
 }
 SEE_HELP = "; --help lists the flags"
 
@@ -164,12 +173,27 @@ def flags_parser() -> argparse.ArgumentParser:
     step.add_argument("--precision", metavar="RECIPE", help=f"formats of numbers; default {DEFAULT_PRECISION.name}")
     step.add_argument("--optimizer", metavar="NAME", help=f"default {DEFAULT_OPTIMIZER.name}")
 
+    ranks = parser.add_argument_group("a step spread over ranks, as --num_gpus 256 --layout fsdp=32,tp=8")
+    ranks.add_argument(
+        "--layout",
+        action=_Joined,
+        metavar="AXES",
+        help="as fsdp=32,tp=8: dp (default: what is left), fsdp with zero=1|2|3, tp with sp=on|off, ep; "
+        "grouping=torchtitan|layers",
+    )
+    ranks.add_argument("--gpus_per_node", metavar="GPUS", help="default: that of the first of --gpus, else 8")
+    ranks.add_argument(
+        "--expert_imbalance",
+        metavar="RATIO",
+        help="rows of the busiest rank's experts to the mean; default 1, balanced",
+    )
+
     machines = parser.add_argument_group("machines: on which GPUs a step fits, and what a run or a budget costs")
     machines.add_argument("--gpus", metavar="GPUS", help=f"as H100,B200; default for a budget {','.join(DEFAULT_GPUS)}")
     machines.add_argument(
         "--gpu_file", metavar="FILE", help="GPUs of your own, a JSON file of entries as in configs/gpus.json"
     )
-    machines.add_argument("--num_gpus", metavar="GPUS", help="number of GPUs, for days and tokens per second")
+    machines.add_argument("--num_gpus", metavar="GPUS", help="number of GPUs, for days, tokens per second and --layout")
     machines.add_argument("--gpu_prices", metavar="PRICES", help="dollars per hour, as H100=2.10,L4=0.70")
     machines.add_argument("--price", metavar="USD", help="dollars per hour of every GPU that --gpus names")
     mfu_range = f"{MFU_RANGE[0]} to {MFU_RANGE[-1]}"

@@ -26,8 +26,12 @@ HINTS = (
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),
+    Hint("tp", r"set sequence_parallel to false$", "say sp=off"),
     Hint("prices_usd_per_hour", r"^no price is known for (.+):.*", r"\g<0>, as --gpu_prices \1=2.50", alone=True),
 )
+
+
+ON_OFF = {"true": "on", "false": "off"}
 
 
 def error_line(error: UserError, plan: str | None = None, from_plan: Collection[str] = ()) -> str:
@@ -39,7 +43,7 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
             text = rule
         elif isinstance(error, ArgumentError):
             flag = FLAGS.get(error.field) or show_name(error.field)
-            text = f"{flag} = {show_value(error.value)}: {rule}"
+            text = f"{_typed(flag, error.value)}: {rule}"
             if plan is not None and flag.removeprefix("--").partition(" ")[0] in from_plan:
                 text = f"{show_name(plan)}: {text}"
         else:
@@ -47,6 +51,14 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
     if isinstance(error, CheckpointError):
         text += "; a config.json in place of its folder is read without the weights"
     return f"error: {text}".replace("\n", " ")
+
+
+def _typed(flag: str, value: object) -> str:
+    """The flag with its value; of --layout, the axis as it is typed."""
+    shown = show_value(value)
+    if not flag.startswith("--layout "):
+        return f"{flag} = {shown}"
+    return f"{flag}={ON_OFF.get(shown, shown)}"
 
 
 def _in_flags(field: str, rule: str) -> tuple[str, bool]:

@@ -13,6 +13,7 @@ from counting.command.arguments import (
     budget_of,
     chosen_gpus,
     ignored_fields_of,
+    layout_of,
     own_gpus,
     run_plan_of,
     setup_of,
@@ -27,9 +28,10 @@ from counting.cost.budget import BudgetPlan
 from counting.cost.hardware import Gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.reconcile import DisagreementError
-from counting.setup import Setup
+from counting.setup import Setup, resolve
 from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import ForeignConfig, read_models
+from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -83,13 +85,14 @@ def _run(options: argparse.Namespace) -> None:
 def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     """All requested results. Every flag is parsed before the first model is measured."""
     own = own_gpus(options)
-    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
     gpus = chosen_gpus(options, own)
+    layout = layout_of(options, gpus)
+    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own, layout), setup_of(options)
     if options.published not in (None, *PUBLISHED):
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
-    analyses = list(_analyses(options, setup, gpus, progress))
+    analyses = list(_analyses(options, setup, layout, gpus, progress))
     from counting.report import Results
 
     return Results(
@@ -107,17 +110,21 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     )
 
 
-def _analyses(options: argparse.Namespace, setup: Setup, gpus: Sequence[Gpu], progress: Progress) -> Iterator[Analysis]:
+def _analyses(
+    options: argparse.Namespace, setup: Setup, layout: Layout | None, gpus: Sequence[Gpu], progress: Progress
+) -> Iterator[Analysis]:
     """The analysis of each model, with its fit on `gpus`; compared models get a common sequence length."""
     models = read_models(options.model_config, text_only=options.text_only, ignore_fields=ignored_fields_of(options))
     for config, model in zip(options.model_config, models, strict=True):
         _check_step_flags(config, model, options)
+        if layout is not None and isinstance(model, ModelSpec):  # before the first model is measured
+            _check_layout(layout, model, resolve(setup, model))
     source = None
     if options.compare and setup.sequence_length is None:
         setup, source = common_length(models, setup)
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
-        analysis = analyze(model, setup)
+        analysis = analyze(model, setup, layout=layout)
         if source is not None:
             analysis = with_length_from(analysis, source)
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
@@ -134,13 +141,19 @@ def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: ar
 
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
-    flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients"]
+    flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients", "layout"]
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) is not None]
 
 
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
+
+
+def _check_layout(layout: Layout, model: ModelSpec, setup: Setup) -> None:
+    from counting.layout import resolve_layout
+
+    resolve_layout(layout, model, setup)
 
 
 def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":

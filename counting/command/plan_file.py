@@ -24,7 +24,7 @@ from torch_models.errors import ConfigError, UserError, show_name
 MAX_PLAN_BYTES = 1_000_000
 LISTS = ("gpus", "ignore_fields")  # flags with comma-separated names; in a plan also an array of names
 NOT_IN_A_PLAN = ("plan", "help", "version")
-TABLES = ("gpu_prices",)  # flags with name=value pairs; in a plan also a table
+TABLES = ("gpu_prices", "layout")  # flags with name=value pairs; in a plan also a table
 
 
 def plan_as_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:

@@ -4,25 +4,40 @@ Needed memory = the peak of the bytes that the step allocates + the CUDA context
 before its first tensor (`Gpu.context_bytes`; 0 if unknown). It is compared with `Gpu.device_capacity_bytes`, the memory
 of one device. Buffers of communicators are not included, because the step runs on one device. Where PyTorch has no
 fused attention for a GPU, a dtype and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels.
+
+Of a step that is spread over ranks, the rank that needs most memory must fit: one rank runs on one device.
 """
 
 from collections.abc import Iterator, Sequence
 
 from counting.analysis import Analysis
 from counting.cost.hardware import Gpu
+from counting.ranks.result import RankAnalysis
+from counting.setup import Setup
 from counting.step.fit import Fit, Remedy
 from counting.step.memory import StepMemory
 from torch_models.spec import Kernels
 
 
+def worst_rank(analysis: Analysis) -> RankAnalysis | None:
+    """The class of equal ranks that needs most memory, the first of several; None of a step on one device."""
+    return max(analysis.rank_classes or (), key=lambda each: each.memory.peak_bytes, default=None)
+
+
 def fits_on(analysis: Analysis, gpus: Sequence[Gpu]) -> tuple[Fit, ...]:
-    """Whether the step fits on one device of each GPU, in the order of `gpus`; empty if no step was measured."""
-    return () if analysis.memory is None else tuple(_fit(analysis, gpu) for gpu in gpus)
+    """Whether the step fits on one device of each GPU, in the order of `gpus`; empty if no step was measured.
+
+    Of a step that is spread over ranks, whether each rank does.
+    """
+    worst = worst_rank(analysis)
+    memory = analysis.memory if worst is None else worst.memory
+    if memory is None:
+        return ()
+    rank = None if worst is None else worst.first_rank
+    return tuple(_fit(memory, rank, analysis.setup, gpu) for gpu in gpus)
 
 
-def _fit(analysis: Analysis, gpu: Gpu) -> Fit:
-    memory, setup = analysis.memory, analysis.setup
-    assert memory is not None
+def _fit(memory: StepMemory, rank: int | None, setup: Setup, gpu: Gpu) -> Fit:
     kernels, allocated = setup.kernels, memory.peak_bytes
     if not gpu.fuses_grouped_queries(setup.precision_recipe.activation_dtype):
         for other in memory.alternatives:  # with other kernels only where query heads share key and value heads
@@ -34,6 +49,7 @@ def _fit(analysis: Analysis, gpu: Gpu) -> Fit:
     fits = needed <= gpu.device_capacity_bytes
     return Fit(
         gpu=gpu.name,
+        rank=rank,
         fits=fits,
         kernels=kernels,
         allocated_bytes=allocated,

@@ -37,6 +37,7 @@ class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory: str
     driver_memory: str | None = None
     context: str | None = None
+    node: str | None = None
     power: str | None
     price: str | None
 
@@ -44,6 +45,7 @@ class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 SOURCED = {  # optional field of `Gpu` -> field of `GpuSources`
     "driver_memory_bytes": "driver_memory",
     "context_bytes": "context",
+    "devices_per_node": "node",
     "power_watts": "power",
     "price_usd_per_hour": "price",
 }
@@ -65,6 +67,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     devices: Devices = 1  # on one board, as a process sees them; a board with two dies has two
     driver_memory_bytes: WholeBytes | None = None  # memory of one device as the driver reports it
     context_bytes: WholeBytes | None = None  # memory that a PyTorch process occupies before its first tensor
+    devices_per_node: Devices | None = None  # that the fastest links join: of a board of eight, a rack, a host
     memory_bandwidth_tb_per_s: TerabytesPerSecond
     power_watts: Watts | None
     price_usd_per_hour: DollarsPerHour | None

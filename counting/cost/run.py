@@ -161,7 +161,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
     tokens than the run, and for hours or a speed that would require more than the GPU's peak.
     """
     setup, sequence_length = analysis.setup, analysis.sequence_length
-    batch = setup.global_batch_tokens
+    batch = step_tokens_of_all_ranks(analysis)
     if batch is not None and batch > plan.tokens:
         raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({plan.tokens})")
     assert setup.sequence_length_source is not None
@@ -192,6 +192,13 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
             for gpu, price in priced_gpus(plan.gpus, plan.prices_usd_per_hour)
         ),
     )
+
+
+def step_tokens_of_all_ranks(analysis: Analysis) -> int | None:
+    """Tokens of a step over all ranks of dp and fsdp; None on one device if a step is one sequence by default."""
+    if analysis.layout is None:
+        return analysis.setup.global_batch_tokens
+    return analysis.layout.data_ranks * analysis.setup.step_tokens
 
 
 def model_state_bytes(analysis: Analysis) -> int:

@@ -30,7 +30,9 @@ def rank_states(profile: RankProfile, share: RankShare) -> ModelStates:
 def rank_memory(model: Shallow, setup: Setup, profile: RankProfile, share: RankShare, proof: str) -> StepMemory:
     """`profile`, of the shallow model, extended to the layers of the deep one, for the ranks of `share`."""
     states = rank_states(profile, share)
-    position = Position(states, buffers=profile.buffers, inputs=profile.inputs, gradients_stay=False)
+    # Where fully_shard is not applied the recipe is that of one device, with masters; its gradients may have buffers.
+    stay = states.masters > 0 and setup.precision_recipe.gradients_apart
+    position = Position(states, buffers=profile.buffers, inputs=profile.inputs, gradients_stay=stay)
     assert setup.micro_batches is not None, "a resolved setup"
     of_passes, first = [], 0
     for micro_batch, count in profile.micro_batches(setup.micro_batches):

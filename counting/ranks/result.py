@@ -3,6 +3,8 @@
 All numbers are those of one step, all micro-batches together. Torch-free.
 """
 
+from typing import ClassVar
+
 import msgspec
 
 from counting.ranks.memory import rank_memory
@@ -20,6 +22,7 @@ from counting.ranks.profile import (
 from counting.ranks.shallow import Shallow
 from counting.setup import Setup
 from counting.step.memory import StepMemory
+from torch_models.layout import Layout
 
 
 class RankCollective(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +50,40 @@ class RankAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     forward_flops_by_component: dict[str, int]
     collectives: tuple[RankCollective, ...]
     proof: str
+
+
+class RankTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over all ranks, which the undivided model must give too."""
+
+    scope: ClassVar[str] = "all ranks"
+
+    parameters: int  # numbers that the ranks update: each replica once, and what tp does not divide tp times
+    forward_flops: int  # of one micro-batch on each rank
+
+
+class Undivided(msgspec.Struct, frozen=True, kw_only=True):
+    """How the sums over the ranks follow from the undivided model; `replicated_…` is what each rank of tp has."""
+
+    parameters: int
+    replicated_parameters: int
+    forward_flops: int  # of one micro-batch
+    replicated_forward_flops: int
+
+    def over_ranks(self, layout: Layout) -> RankTotals:
+        """The sums over all ranks: dp (P + (tp - 1) R) parameters, dp fsdp (F + (tp - 1) R) FLOPs."""
+        again = layout.tp - 1
+        return RankTotals(
+            parameters=layout.replicas * (self.parameters + again * self.replicated_parameters),
+            forward_flops=layout.data_ranks * (self.forward_flops + again * self.replicated_forward_flops),
+        )
+
+
+def totals_over_ranks(classes: tuple[RankAnalysis, ...], micro_batches: int) -> RankTotals:
+    """The sums over the ranks of all classes."""
+    return RankTotals(
+        parameters=sum(each.count * each.parameters for each in classes),
+        forward_flops=sum(each.count * each.forward_flops for each in classes) // micro_batches,
+    )
 
 
 def rank_classes(model: Shallow, setup: Setup, profile: RankProfile, proof: str) -> tuple[RankAnalysis, ...]:

@@ -16,7 +16,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one step fits one device: a GPU, or one die of a board with two.
+    """Whether one step, or one rank of it, fits one device: a GPU, or one die of a board with two.
 
     `basis` names the bytes that are compared with the capacity. "allocated" is the peak of the bytes that the step
     allocates, plus the bytes that a process uses before its first tensor (`context_bytes`), where they are known. Bytes
@@ -24,6 +24,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     gpu: str
+    rank: int | None = None  # the first of those that need most, of a step that is spread over ranks
     fits: bool
     kernels: Kernels  # "eager" too where the step was measured with fused attention, and PyTorch has none for this GPU
     allocated_bytes: int

@@ -72,6 +72,7 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     proof: str
     notes: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()  # for each choice of kernels the cheapest first
+    reserved_bytes: tuple[int, int] | None = None  # what an allocator makes of the peak, low and high; not modelled yet
 
     @property
     def beside_states_bytes(self) -> int:

@@ -12,6 +12,7 @@ from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import UserError, build
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
 
 SPECS = {"llama": spec_from_fields(LLAMA, "small"), "deepseek_v3": spec_from_fields(DEEPSEEK_V3, "small")}
 
@@ -55,8 +56,9 @@ def test_unknown_kernels() -> None:
     [
         ({"setup": "x"}, r"^setup = 'x': must be a Setup$"),
         ({"setup": None}, r"^setup = null: must be a Setup$"),
-        ({"layout": "fsdp=8"}, r"^layout = 'fsdp=8': nothing is spread over several devices yet: leave it out$"),
-        ({"cluster": 8}, r"^cluster = 8: nothing is spread over several devices yet: leave it out$"),
+        ({"layout": "fsdp=8"}, r"^layout = 'fsdp=8': must be a Layout$"),
+        ({"layout": Layout(), "step": False}, r"^step = False: must be true with a layout$"),
+        ({"cluster": 8}, r"^cluster = 8: is reserved: leave it out$"),
     ],
 )
 def test_arguments_that_cannot_be(arguments: dict[str, Any], error: str) -> None:

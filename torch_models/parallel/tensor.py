@@ -6,13 +6,15 @@ and the terms are summed once. Backward gathers the gradient of the output, and 
 The legend of dimension letters is in modules/layers.py.
 """
 
+import contextlib
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, loss_parallel, parallelize_module
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from torch_models.errors import ArgumentError
@@ -62,6 +64,14 @@ def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> No
     _apply(model, mesh, {"lm_head": DividedHead(stream)})
     if layout.sequence_parallel:
         model.register_forward_pre_hook(partial(_check_length, layout.tp))
+
+
+def loss_context(layout: Layout) -> AbstractContextManager[object]:
+    """Return the context in which both the forward and the backward pass run.
+
+    Where the ranks of tp divide the vocabulary, torch's cross-entropy of divided logits needs one.
+    """
+    return loss_parallel() if layout.tp > 1 else contextlib.nullcontext()
 
 
 def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -6,8 +6,6 @@ loss needs three numbers per token from all ranks. The legend of dimension lette
 number of words of a rank.
 """
 
-import contextlib
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,23 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.distributed.tensor.parallel import loss_parallel
 from torch.distributed.tensor.placement_types import Placement
 
-from torch_models.layout import Layout
 from torch_models.modules.decoder import TokenEmbedding
 from torch_models.parallel.block import Block
 from torch_models.parallel.parameters import LINEAR_COLUMNS, ROWS
 from torch_models.training.batch import IGNORED
 from torch_models.training.loss import LossHead
-
-
-def loss_context(layout: Layout) -> AbstractContextManager[object]:
-    """Return the context in which both the forward and the backward pass run.
-
-    Where the ranks of tp divide the vocabulary, torch's cross-entropy of divided logits needs one.
-    """
-    return loss_parallel() if layout.tp > 1 else contextlib.nullcontext()
 
 
 class DividedEmbedding(Block):

@@ -1,6 +1,6 @@
 """What a rank's storages are: gradients, gathered parameters, buffers of communication; and the stretches by these."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,13 +23,12 @@ class Categories(NamedTuple):
 class CategoryMarks:
     """Context in which the category of each storage is found while a model trains under a layout.
 
-    `after_gradient` is called with a parameter when its gradient is complete.
+    With `let_go`, each gradient is freed when it is complete, as by a recipe that adds it to a buffer of another
+    format; then it is no gradient here, as on one device.
     """
 
-    def __init__(
-        self, model: nn.Module, tracker: RankBytes, after_gradient: Callable[[Tensor], None] | None = None
-    ) -> None:
-        self._model, self._tracker, self._after_gradient = model, tracker, after_gradient
+    def __init__(self, model: nn.Module, tracker: RankBytes, *, let_go: bool) -> None:
+        self._model, self._tracker, self._let_go = model, tracker, let_go
         self._gradients: set[int] = set()
         self._gathered: set[int] = set()
         self._hooks: list[Any] = []
@@ -65,9 +64,10 @@ class CategoryMarks:
 
     def _note_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        self._gradients.add(self._tracker.serial(parameter.grad))
-        if self._after_gradient is not None:
-            self._after_gradient(parameter)
+        if self._let_go:
+            parameter.grad = None
+        else:
+            self._gradients.add(self._tracker.serial(parameter.grad))
 
 
 class RankCut(NamedTuple):

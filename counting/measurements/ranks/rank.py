@@ -27,7 +27,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
     divided so.
     """
     meshes = build_meshes(layout, device.type)
-    modules = _divided(model, setup, layout, meshes, device)
+    modules = divided_model(model, setup, layout, meshes, device)
     run = run_rank(modules, setup, layout, axes_of(meshes), model.counts())
     counts = model.counts()
     layers = list(modules.model.layers)[: len(counts)]
@@ -71,7 +71,7 @@ def _held(forward: Stretch) -> int:
     return forward.net - forward.gathered - forward.communication
 
 
-def _divided(model: Shallow, setup: Setup, layout: Layout, meshes: Meshes, device: torch.device) -> TrainingModel:
+def divided_model(model: Shallow, setup: Setup, layout: Layout, meshes: Meshes, device: torch.device) -> TrainingModel:
     """The modules of `model`, this rank's parts of them."""
     stored = getattr(torch, stored_precision(setup, layout).activation_dtype)
     computed = getattr(torch, setup.precision_recipe.activation_dtype)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, _redistribute
+from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -31,7 +31,7 @@ RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tens
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
-    with _meta_in_fake_group(), _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one():
+    with _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one():
         yield
 
 
@@ -53,24 +53,6 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def fake_store() -> Any:
     """The store of a fake process group, which keeps nothing."""
     return FakeStore()
-
-
-@contextlib.contextmanager
-def _meta_in_fake_group() -> Iterator[None]:
-    """The backend "fake" is registered for CPU and accelerators, and not for meta tensors."""
-    devices = [*dist.Backend.backend_capability["fake"], "meta"]
-    with _entry(dist.Backend.backend_capability, "fake", devices):
-        yield
-
-
-@contextlib.contextmanager
-def _entry(table: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    before = table[key]
-    table[key] = value
-    try:
-        yield
-    finally:
-        table[key] = before
 
 
 class _Stream(torch.cpu.Stream):
@@ -104,6 +86,28 @@ def _parameters_on_meta() -> Iterator[None]:
     """`fully_shard` refuses to run with parameters on the meta device."""
     with replaced(FSDPParamGroup, "_validate_no_meta_params", lambda self: None):
         yield
+
+
+@contextlib.contextmanager
+def without_caches_of_dtensor() -> Iterator[None]:
+    """Context that begins and ends without what DTensor has found out about meshes.
+
+    It takes a mesh for an equal one whose process groups have been destroyed, and then does not find them.
+    """
+    _clear_caches_of_dtensor()
+    try:
+        yield
+    finally:
+        _clear_caches_of_dtensor()
+
+
+def _clear_caches_of_dtensor() -> None:
+    dispatcher: Any = DTensor._op_dispatcher
+    dispatcher.sharding_propagator.propagate_op_sharding.cache_clear()
+    torch._C._clear_DTensor_sharding_propagator_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    _redistribute.clear_redistribute_planner_cache()
+    MeshTopoInfo.build_from_mesh.cache_clear()
 
 
 class _Parts(NamedTuple):

@@ -20,7 +20,7 @@ from counting.setup import Setup
 from counting.step.profile import Cut
 from torch_models.layout import Layout
 from torch_models.parallel.sharded import set_gradient_synchronisation
-from torch_models.parallel.vocabulary import loss_context
+from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
 
 
@@ -62,7 +62,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
 
         cut()
         layers = list(model.model.layers)[: model.model.num_layers]
-        with loss_context(layout), CategoryMarks(model, tracker, _let_go if apart else None) as marks:
+        with loss_context(layout), CategoryMarks(model, tracker, let_go=apart) as marks:
             hooks = [_cut_before(module, cut) for module in (*layers, model.model.norm)]
             for index in range(number):
                 counters.append(FlopCounter(attribution))
@@ -99,11 +99,6 @@ def _cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
         register_first_hook(args[0], lambda gradient: cut())
 
     return module.register_forward_pre_hook(before, prepend=True)
-
-
-def _let_go(parameter: Tensor) -> None:
-    """Free the gradient, as a recipe does after adding it to a buffer of another format."""
-    parameter.grad = None
 
 
 def _micro_batch(stretches: Sequence[RankStretch], layers: int) -> RankMicroBatch:

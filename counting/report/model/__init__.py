@@ -1,6 +1,6 @@
-"""Tables of one model: parameters, FLOPs, memory, a training step, and the GPUs on which it fits."""
+"""Tables of one model: parameters, FLOPs, memory, a training step, its ranks, and the GPUs on which it fits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from counting.analysis import Analysis
@@ -8,6 +8,8 @@ from counting.report.format import integer, length_source
 from counting.report.tables import print_notes, print_rich, print_tables
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from counting.step.fit import Fit
 from counting.report.model.fits import fits_table
 from counting.report.model.flops import flop_table
@@ -26,6 +28,7 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
         *([layer_memory_table(analysis)] if analysis.main_layer.peak_memory_parts else []),
         *([step_flops_table(analysis.training, analysis.setup)] if analysis.training else []),
         *([step_memory_table(analysis.memory, analysis.setup)] if analysis.memory else []),
+        *_rank_tables(analysis),
         *([fits_table(fits, analysis.setup)] if fits else []),
     )
     lists = {
@@ -34,6 +37,14 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
         "Fields that have no part in the model": "; ".join(analysis.passed_over_fields),
     }
     print_notes([*analysis.notes, *(f"{title}: {fields}." for title, fields in lists.items() if fields)])
+
+
+def _rank_tables(analysis: Analysis) -> "Iterable[Table]":
+    if analysis.rank_classes is None:
+        return ()
+    from counting.report.model.ranks import rank_tables
+
+    return rank_tables(analysis)
 
 
 def _heading(analysis: Analysis) -> str:

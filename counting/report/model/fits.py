@@ -20,6 +20,7 @@ CAPTION = (
     "step fits, by formula and simulation. Eager: by simulation too, where PyTorch has no fused attention with grouped "
     "queries (in fp32, or below CUDA's compute capability 8.0)."
 )
+OF_A_RANK = " The buffers of communicators are not included."
 
 
 def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
@@ -27,7 +28,9 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
     headings = ["GPU", "fits", "allocated", "needed", "capacity", "left"]
     remedied = any(fit.remedies for fit in fits)
     headings += ["fits with", "needing then"] if remedied else []
-    table = rows_table("On one device of each GPU, bytes", headings, names=2)
+    spread = any(fit.rank is not None for fit in fits)
+    title = f"{'The worst rank on' if spread else 'On'} one device of each GPU, bytes"
+    table = rows_table(title, headings, names=2)
     for fit in fits:
         cheapest = fit.remedies[0] if fit.remedies else None
         sizes = (fit.allocated_bytes, fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)
@@ -35,5 +38,5 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
         answer = "yes" if fit.fits else "no"
         row = [fit.gpu, answer if fit.kernels == setup.kernels else f"{answer} (eager)", *map(integer, sizes), *remedy]
         table.add_row(*row[: len(headings)])
-    table.caption, table.caption_justify = CAPTION, "left"
+    table.caption, table.caption_justify = f"{CAPTION}{OF_A_RANK if spread else ''}", "left"
     return table

@@ -10,21 +10,31 @@ from counting.step.phase import PARTS, Phase
 if TYPE_CHECKING:
     from rich.table import Table
 
-LABELS = {"optimizer_state": "optimiser state", "logits_and_loss": "logits and loss"}
+LABELS = {
+    "optimizer_state": "optimiser state",
+    "gathered_parameters": "gathered parameters",
+    "communication_buffers": "communication buffers",
+    "logits_and_loss": "logits and loss",
+}
 
 
-def step_memory_table(memory: StepMemory, setup: Setup) -> "Table":
-    """A row for each kind of memory, a column for the peak of each phase; the phase with the highest peak is bold."""
+def step_memory_table(
+    memory: StepMemory, setup: Setup, *, of: str = "the training step", recipe: str | None = None
+) -> "Table":
+    """A row for each kind of memory, a column for the peak of each phase; the phase with the highest peak is bold.
+
+    `of` names the step or the rank; `recipe` describes the formats of its states, if not as the setup's does.
+    """
     from rich.table import Table
 
     (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
     batches = "1 micro-batch" if setup.micro_batches == 1 else f"{setup.micro_batches:,} micro-batches"
     title = (
-        f"Memory of the training step in bytes: {setup.precision} precision, {setup.optimizer}, "
+        f"Memory of {of} in bytes: {setup.precision} precision, {setup.optimizer}, "
         f"recompute {setup.recompute}, {batches} of {setup.tokens:,} tokens; the peak is in the {peak.name}"
         + "".join(f", {place}" for place in _places(peak, setup))
     )
-    table = Table(title=title, title_justify="left", caption=_caption(memory, setup), caption_justify="left")
+    table = Table(title=title, title_justify="left", caption=_caption(memory, setup, recipe), caption_justify="left")
     table.add_column("", no_wrap=True)
     for phase in memory.phases:
         worst = phase.name == memory.peak_phase
@@ -48,13 +58,13 @@ def _places(phase: Phase, setup: Setup) -> list[str]:
     return places
 
 
-def _caption(memory: StepMemory, setup: Setup) -> str:
+def _caption(memory: StepMemory, setup: Setup, recipe: str | None) -> str:
     states, backward = memory.states, memory.layer_backward_peak_bytes
     lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
     sentences = [
         f"Model states: weights {integer(states.weights)}, gradients {integer(states.gradients)} when all exist, "
         f"master weights {integer(states.masters)}, moments {integer(states.moments)}; "
-        f"{setup.precision_recipe.description}.",
+        f"{recipe or setup.precision_recipe.description}.",
         f"Over the layers, the peak of backward lies between {lowest} and {highest} GB.",
         f"The step was measured in {setup.measured_dtype}.",
         *memory.notes,

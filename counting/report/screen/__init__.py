@@ -73,20 +73,27 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
     _budget(budget, results, design_path)
     if results.analyses:
         _models(models, results, detail)
-    fits = [] if compared.lines or run.lines or budget.lines else _fits(results, width, detail)
+    fits = [] if compared.lines or budget.lines else _fits(results, width, detail, with_runs=bool(run.lines))
     return [*fits, *blocks]
 
 
-def _fits(results: Results, width: int, detail: _Detail) -> list[Lines]:
-    """A table of the GPUs for each model."""
-    fitted = [analysis for analysis in results.analyses if analysis.fits]
+def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> list[Lines]:
+    """The GPUs for each model, and its ranks if the step is spread; with runs, only of a step that is spread."""
     if len(results.analyses) > 1 and not detail.tables:
         return []
-    from counting.report.screen.fits import fits_screen
+    blocks: list[Lines] = []
+    catalogue = results.on_catalogue or [()] * len(results.analyses)
+    for analysis, on_catalogue in zip(results.analyses, catalogue, strict=True):
+        block = Lines(width, notes=detail.notes)
+        if analysis.rank_classes:
+            from counting.report.screen.ranks import ranks_screen
 
-    blocks = [Lines(width, notes=detail.notes) for _ in fitted]
-    for block, analysis in zip(blocks, fitted, strict=True):
-        fits_screen(block, analysis, analysis.fits or (), detail.gpus)
+            ranks_screen(block, analysis, on_catalogue, detail.gpus)
+        elif analysis.fits and not with_runs:
+            from counting.report.screen.fits import fits_screen
+
+            fits_screen(block, analysis, analysis.fits, detail.gpus)
+        blocks.append(block)
     return blocks
 
 
@@ -113,7 +120,13 @@ def _models(lines: Lines, results: Results, detail: _Detail) -> None:
     catalogue = results.on_catalogue or [()] * len(results.analyses)
     for analysis, on_catalogue in zip(results.analyses, catalogue, strict=True):
         if detail.models == "short":
-            short_model_screen(lines, analysis, on_catalogue, compared=results.comparison is not None)
+            short_model_screen(
+                lines,
+                analysis,
+                on_catalogue,
+                compared=results.comparison is not None,
+                ranks_above=detail.tables or len(results.analyses) == 1,
+            )
         else:
             model_screen(lines, analysis, on_catalogue)
     conventions_screen(lines, results.analyses)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from counting.cost.fits import worst_rank
 from counting.report.format import gib, integer
 from counting.report.screen.lines import Lines, listed
 from counting.setup import Setup
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
 
 
 def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
-    """Add a row for each of the first `most` GPUs: needed and available memory, and the cheapest change that fits."""
+    """Add whether the step fits one device of each of the first `most` GPUs."""
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
+    fit_rows(lines, analysis, fits, most)
+    needs_note(lines, fits, "the allocator's reserve, workspaces in kernels")
+
+
+def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
+    """Add a row for each of the first `most` GPUs: needed and available memory, and the cheapest change that fits."""
     rows: list[tuple[str, ...]] = [("GPU", "needs", "has", "left", "fits", "then needs")]
     for fit in fits[:most]:
         cheapest = fit.remedies[0] if fit.remedies else None
@@ -28,14 +35,18 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
         )
     lines.columns(rows)
     lines.rows_left(max(0, len(fits) - most))
+    if unfused := [fit.gpu for fit in fits if fit.kernels != analysis.setup.kernels]:
+        lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
+
+
+def needs_note(lines: Lines, fits: "Sequence[Fit]", left_out: str) -> None:
+    """Add what the needed bytes contain."""
     text = "what is allocated at the worst moment"
     if contexts := [fit.context_bytes for fit in fits if fit.context_bytes]:
         sizes = dict.fromkeys(gib(size) for size in (min(contexts), max(contexts)))
         where = "" if len(contexts) == len(fits) else " where it is known"
         text += f", and the CUDA context{where}: {' to '.join(sizes)}"
-    lines.note("needs", f"{text}; left out: the allocator's reserve, workspaces in kernels")
-    if unfused := [fit.gpu for fit in fits if fit.kernels != analysis.setup.kernels]:
-        lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
+    lines.note("needs", f"{text}; left out: {left_out}")
 
 
 def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
@@ -69,9 +80,11 @@ def fits_in_words(fits: "Sequence[Fit]", analysis: "Analysis", *, most: int | No
 
 def _tried(analysis: "Analysis") -> str:
     """What was changed to make the step fit."""
-    if analysis.memory is None:
+    worst, setup = worst_rank(analysis), analysis.setup
+    memory = analysis.memory if worst is None else worst.memory
+    if memory is None:
         return ""
-    alternatives, setup = analysis.memory.alternatives, analysis.setup
+    alternatives = memory.alternatives
     tried = ["recompute"] * any(other.recompute != setup.recompute for other in alternatives)
     chunks = {other.loss_chunk for other in alternatives} - {setup.loss_chunk, None}
     tried += [f"loss chunk {integer(chunk)}" for chunk in sorted(chunk for chunk in chunks if chunk is not None)]

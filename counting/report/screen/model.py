@@ -33,13 +33,22 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
     if analysis.memory is None:
         lines.fact("a training step", "is not measured of a family that goes through transformers")
         return
+    if analysis.rank_classes:
+        lines.fact("on one device", _on_one_device(analysis.memory))
+        return
     _step_memory(lines, analysis, analysis.memory)
     if fits := _all_fits(analysis, on_catalogue):
         lines.fact("fits one", fits_in_words(fits, analysis))
 
 
-def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool) -> None:
-    """Add one model in three lines; without the sequence length if models are compared, which all have the same one."""
+def short_model_screen(
+    lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]", *, compared: bool, ranks_above: bool
+) -> None:
+    """Add one model in three lines.
+
+    Without the sequence length if models are `compared`, which all have the same one; without what a spread step fits
+    if that stands above.
+    """
     lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
     forward, training = _forward_and_training(analysis)
     lines.text(f"{_sizes(analysis, ' parameters')}; a token: forward {forward}, training {training}")
@@ -53,7 +62,12 @@ def short_model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence
         where = f"; fits {fits_by_gpu(analysis.fits, analysis.setup, most=3)}"
     elif on_catalogue:
         where = f"; fits {fits_in_words(on_catalogue, analysis, most=2)}"
-    lines.text(f"{layer}; a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}{where}")
+    step = f"a step {Bytes(memory.peak_bytes)(memory.peak_bytes)}"
+    if analysis.rank_classes:
+        from counting.report.screen.ranks import rank_in_short
+
+        step, where = rank_in_short(analysis), "" if ranks_above else where
+    lines.text(f"{layer}; {step}{where}")
 
 
 def ignored_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
@@ -74,7 +88,8 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     attention = "attention's full square, or its window" if windows else "attention's full square"
     sizes = {analysis.setup.micro_batch_size for analysis in analyses}
     batch = "one sequence" if sizes == {1} else "one micro-batch"
-    text = f"{batch}, one device; matrix products only, 2 FLOPs a multiply-add, {attention}; GB = 10^9 bytes"
+    device = "" if any(analysis.rank_classes for analysis in analyses) else ", one device"
+    text = f"{batch}{device}; matrix products only, 2 FLOPs a multiply-add, {attention}; GB = 10^9 bytes"
     lines.note("conventions", text)
     proofs: dict[str, list[str]] = {}
     for analysis in analyses:
@@ -164,6 +179,11 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     lines.fact("  states", f"{size(states.total)}: {_in_numbers(size, held)}")
     most = {name: max(getattr(phase, field) for phase in memory.phases) for field, name in STEP_PARTS.items()}
     lines.fact("  beside, up to", _in_numbers(size, most))
+
+
+def _on_one_device(memory: StepMemory) -> str:
+    size = Bytes(memory.peak_bytes)
+    return f"the step would take {size(memory.peak_bytes)}, of which {size.number(memory.states.total)} for states"
 
 
 def _in_numbers(size: Bytes, parts: Mapping[str, int]) -> str:

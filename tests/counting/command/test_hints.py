@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,10 +13,13 @@ from counting.command.hints import FLAGS, HINTS, error_line
 from counting.cost.budget import plan_budget
 from counting.cost.comparison import compare
 from counting.cost.run import RunPlan, plan_run
-from counting.setup import Setup
+from counting.layout import resolve_layout
+from counting.setup import Setup, resolve
 from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA
 from torch_models.errors import ArgumentError, ConfigError, UserError
+from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z]")
 SHORT = Setup(sequence_length=16)
@@ -24,6 +28,11 @@ SHORT = Setup(sequence_length=16)
 def run(*, batch: int | None = None, **arguments: object) -> object:
     plan = RunPlan(**{"tokens": 10**9, "gpus": ("H100",)} | arguments)  # type: ignore[arg-type]
     return plan_run(analyze(LLAMA, msgspec.structs.replace(SHORT, global_batch_tokens=batch), step=False), plan)
+
+
+def spread(*, length: int = 16, **axes: Any) -> object:
+    spec = spec_from_fields(LLAMA, "small")
+    return resolve_layout(Layout(**axes), spec, resolve(Setup(sequence_length=length), spec))
 
 
 def without_a_length() -> object:
@@ -87,6 +96,18 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         "model_type = 'llava': is made of several models (text_config, vision_config), and only text decoders are "
         "measured; for its text part alone give --text_only",
     ),
+    (lambda: Layout(fsdp=0), "--layout fsdp=0: must be a whole number from 1 to 1048576"),
+    (lambda: Layout(dp=-1), "--layout dp=-1: must be a whole number"),
+    (lambda: Layout(zero=4), "--layout zero=4: must be one of 1, 2, 3"),  # type: ignore[arg-type]
+    (lambda: Layout(grouping="all"), "--layout grouping='all': must be one of torchtitan, layers"),  # type: ignore[arg-type]
+    (lambda: Layout(gpus_per_node=0), "--gpus_per_node = 0: must be a whole number"),
+    (lambda: Layout(expert_imbalance=0.5), "--expert_imbalance = 0.5: must be at least 1, which is balanced routing"),
+    (lambda: spread(ep=2, fsdp=2), "--layout ep=2: divides experts, and no layer of the model has any"),
+    (lambda: spread(sequence_parallel=False), "--layout sp=off: is a part of tensor parallelism"),
+    (
+        lambda: spread(tp=8, length=12),
+        "--layout tp=8: must divide the sequence length (12), which sequence parallelism divides: give 2 or 4; or say",
+    ),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
 
@@ -120,7 +141,8 @@ def test_every_hint_is_one_of_an_error() -> None:
 
 def test_every_flag_in_the_tables_exists() -> None:
     known = {flag for action in flags_parser()._actions for flag in action.option_strings}
-    named = {*FLAGS.values(), *re.findall(r"--\w+", " ".join(hint.instead for hint in HINTS))}
+    flags = {flag.partition(" ")[0] for flag in FLAGS.values()}  # without the axis of a layout
+    named = {*flags, *re.findall(r"--\w+", " ".join(hint.instead for hint in HINTS))}
     assert len(named) > 10
     assert named <= known
 
@@ -162,5 +184,7 @@ def test_a_flag_that_stands_in_the_plan_is_named_with_its_file() -> None:
     error = ArgumentError("sequence_length", 0, "must be more")
     assert error_line(error, "my.toml", {"seq_len"}) == "error: my.toml: --seq_len = 0: must be more"
     assert error_line(error, "my.toml", {"tokens"}) == "error: --seq_len = 0: must be more"
+    axis = ArgumentError("tp", 3, "must be more")
+    assert error_line(axis, "my.toml", {"layout"}) == "error: my.toml: --layout tp=3: must be more"
     price = ArgumentError("--gpu_prices A100", -1, "must be more")
     assert error_line(price, "my.toml", {"gpu_prices"}) == "error: my.toml: --gpu_prices A100 = -1: must be more"

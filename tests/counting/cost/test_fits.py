@@ -6,12 +6,16 @@ import msgspec
 import pytest
 
 from counting.analysis import Analysis, analyze
-from counting.cost.fits import fits_on
+from counting.cost.fits import fits_on, worst_rank
 from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from counting.setup import Setup
 from counting.step.fit import Fit, Remedy
+from counting.step.memory import Alternative
+from tests.counting.spread import rank_class, spread
 from tests.shrunken import LLAMA
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
+from torch_models.spec import Kernels, Recompute
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,7 @@ def test_lossless_to_json_within_the_analysis(llama: Analysis) -> None:
     assert msgspec.json.decode(text, type=Analysis) == with_fits
     assert set(json.loads(text)["fits"][0]) == {
         "gpu",
+        "rank",
         "fits",
         "kernels",
         "allocated_bytes",
@@ -145,3 +150,55 @@ def test_lossless_to_json_within_the_analysis(llama: Analysis) -> None:
         "basis",
         "remedies",
     }
+
+
+# --- Of ranks ---------------------------------------------------------------------------------------------------------
+
+
+SPREAD = Layout(num_gpus=64, gpus_per_node=8, dp=1, fsdp=64)
+
+
+def variant(kernels: Kernels, recompute: Recompute, peak_bytes: int) -> Alternative:
+    return Alternative(
+        kernels=kernels, recompute=recompute, loss_chunk=None, peak_bytes=peak_bytes, recomputed_flops=10**12
+    )
+
+
+def test_the_worst_rank_must_fit(llama: Analysis) -> None:
+    classes = (rank_class(50 * 10**9, count=1), rank_class(60 * 10**9, count=62, first_rank=1))
+    lighter = rank_class(55 * 10**9, count=1, first_rank=63)
+    analysis = spread(llama, SPREAD, *classes, lighter)
+    worst = worst_rank(analysis)
+    assert worst == classes[1]
+    context = 625 * 2**20
+    (fit,) = fits_on(analysis, [find_gpu("H100")])
+    assert fit == Fit(
+        gpu="H100",
+        rank=1,
+        fits=True,
+        kernels="fused",
+        allocated_bytes=66_800_000_000,
+        context_bytes=context,
+        needed_bytes=66_800_000_000 + context,
+        capacity_bytes=84_932_558_848,
+        basis="allocated",
+        remedies=(),
+    )
+    (whole,) = fits_on(llama, [find_gpu("H100")])
+    assert (whole.fits, whole.rank, worst_rank(llama)) == (False, None, None)
+
+
+def test_what_makes_a_rank_fit_are_variants_of_the_rank(llama: Analysis) -> None:
+    variants = (variant("fused", "full", 30 * 10**9), variant("eager", "full", 10**9))
+    (fit,) = fits_on(spread(llama, SPREAD, rank_class(60 * 10**9, count=64, alternatives=variants)), [find_gpu("L40S")])
+    assert (fit.fits, fit.rank) == (False, 0)
+    assert fit.remedies == (Remedy(recompute="full", loss_chunk=None, needed_bytes=30 * 10**9 + fit.context_bytes),)
+
+
+def test_a_rank_on_a_gpu_without_fused_attention(llama: Analysis) -> None:
+    variants = (variant("eager", "none", 90 * 10**9), variant("eager", "full", 20 * 10**9))
+    analysis = spread(llama, SPREAD, rank_class(10**9, count=64, alternatives=variants))
+    v100, h100 = fits_on(analysis, [find_gpu("V100"), find_gpu("H100")])
+    assert (v100.kernels, v100.fits, v100.allocated_bytes) == ("eager", False, 90 * 10**9)
+    assert [remedy.recompute for remedy in v100.remedies] == ["full"]
+    assert (h100.kernels, h100.fits) == ("fused", True)

@@ -228,3 +228,11 @@ def test_a_gpu_file_that_is_not_there(tmp_path: Path) -> None:
         read_gpus(tmp_path / "none.json")
     with pytest.raises(UserError, match=f"{tmp_path.name}: must be a file of JSON$"):
         read_gpus(tmp_path)
+
+
+def test_devices_of_a_node_are_known_or_open() -> None:
+    """Eight on a board of eight, two dies of four boards, and the rack that its links make one node."""
+    per_node = {gpu.name: gpu.devices_per_node for gpu in load_gpus()}
+    assert (per_node["H100"], per_node["H800"], per_node["MI250X"], per_node["GB200"]) == (8, 8, 8, 72)
+    assert {per_node[name] for name in ("T4", "L4", "L40S", "H100-PCIe", "H20", "TPU-v5p")} == {None}
+    assert all((gpu.sources.node is None) == (gpu.devices_per_node is None) for gpu in load_gpus())

@@ -12,9 +12,11 @@ from counting.cost.hardware import find_gpu
 from counting.cost.run import MFU_RANGE, RunPlan, TrainingRun, model_state_bytes, plan_run
 from counting.setup import Setup
 from tests.counting.batches import with_micro_batches
+from tests.counting.spread import rank_class, spread
 from tests.shrunken import LLAMA
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
 
 LLAMA_FLOPS = Fraction(3 * 29_261_612_187_648, 2048)  # per token, at sequence length 2048
 
@@ -45,6 +47,15 @@ def test_a_run_by_hand(llama: Analysis) -> None:
     assert outcome.energy_mwh == float(hours * 400 / 10**6)
     assert outcome.tokens_per_second == float(10**12 * 1000 / (hours * 3600))
     assert on_gpu.implied_mfu == ()
+
+
+def test_a_step_of_a_layout_is_that_of_all_ranks_with_different_data(llama: Analysis) -> None:
+    layout = Layout(num_gpus=64, gpus_per_node=8, dp=2, fsdp=4, tp=8)
+    plan = RunPlan(tokens=10**12, gpus=("A100",))
+    run = plan_run(spread(with_micro_batches(llama, 3), layout, rank_class(10**9, count=64)), plan)
+    assert (run.global_batch_tokens, run.steps) == (8 * 3 * 2048, ceil(Fraction(10**12, 8 * 3 * 2048)))
+    of_one = plan_run(spread(with_micro_batches(llama, 1), layout, rank_class(10**9, count=64)), plan)
+    assert of_one.global_batch_tokens == 8 * 2048
 
 
 def test_a_row_for_each_gpu_and_a_range_of_utilisation(llama: Analysis) -> None:

@@ -47,6 +47,7 @@ class Way:
     mixed_precision: bool = False  # bf16 weights and fp32 reduction, of fully_shard
     initialized: bool = False  # built on meta, allocated with to_empty, initialized with SEED
     continuous: bool = False  # every expert is chosen and none is clamped: rounding changes no gradient by much
+    experts: int | None = None  # another number of experts than that of the shrunken family
     micro_batches: int = 1  # of a step on each rank; gradients are synchronised after the last
 
     def in_one_process(self) -> "Way":
@@ -68,9 +69,12 @@ def fields_of(family: str, way: Way) -> dict[str, Any]:
     fields = FAMILIES[family] | {"num_hidden_layers": 2}
     if family == "glm4_moe":
         fields["num_nextn_predict_layers"] = 2
-    if way.continuous and "num_experts_per_tok" in fields:
-        experts = ("num_local_experts", "num_experts", "n_routed_experts")
-        fields["num_experts_per_tok"] = next(fields[name] for name in experts if name in fields)
+    experts = next((name for name in ("num_local_experts", "num_experts", "n_routed_experts") if name in fields), None)
+    if way.experts is not None:
+        assert experts is not None
+        fields[experts] = way.experts
+    if way.continuous and experts is not None:
+        fields["num_experts_per_tok"] = fields[experts]
         if "n_group" in fields:
             fields["topk_group"] = fields["n_group"]
         if "swiglu_limit" in fields:

@@ -18,10 +18,10 @@ from torch_models.layout import Layout
 from torch_models.parallel.apply import apply_layout
 from torch_models.parallel.mesh import build_meshes
 from torch_models.parallel.sharded import set_gradient_synchronisation
-from torch_models.parallel.vocabulary import loss_context
+from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
 
-IN_FP64 = Way(dtype=torch.float64)
+IN_FP64, IN_FP32 = Way(dtype=torch.float64), Way()
 STEPS = 2
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6}
 TOLERANCE_OF_ROUTERS = 1e-6

@@ -5,11 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from tests.shrunken import FAMILIES
 from tests.torch_models.ecosystem.training_steps import Way
-from tests.torch_models.parallel.divided_steps import IN_FP64, Fields, assert_trains_as_undivided
+from tests.torch_models.parallel.divided_steps import IN_FP32, IN_FP64, Fields, assert_trains_as_undivided
 from tests.worlds import World
 
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
@@ -18,11 +17,10 @@ MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "dee
 
 FULL = replace(IN_FP64, recompute="full")
 SELECTIVE = replace(IN_FP64, recompute="selective")
+# Rows of ep are in fp32: where one rank of fsdp has a stack of experts, torch divides gradients in fp64 twice.
 CHUNKED = replace(IN_FP64, loss_chunk=7)
 EAGER = replace(IN_FP64, kernels="eager")
 ACCUMULATED = replace(IN_FP64, micro_batches=2)
-# One rank of fsdp for each expert: in fp64 torch divides the gradients twice, and apply_layout refuses.
-IN_FP32 = replace(IN_FP64, dtype=torch.float32)
 
 # layout, way, the families that `make test` trains so, and all that can be
 Table = Mapping[str, tuple[Fields, Way, Iterable[str], Iterable[str]]]
@@ -76,6 +74,12 @@ def test_two_ranks_train_as_one(family: str, fields: Fields, way: Way, two_ranks
 @pytest.mark.parametrize(("family", "fields", "way"), list(rows(ON_FOUR)))
 def test_four_ranks_train_as_one(family: str, fields: Fields, way: Way, four_ranks: World) -> None:
     assert_trains_as_undivided(four_ranks, family, fields, way)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", pytest.param("mixtral", marks=pytest.mark.sweep)])
+def test_more_ranks_than_experts_train_as_one(family: str, four_ranks: World) -> None:
+    """The ranks of fsdp that have the one expert of a rank of ep divide the second dimension of its matrices."""
+    assert_trains_as_undivided(four_ranks, family, {"fsdp": 4, "ep": 2}, replace(IN_FP64, experts=2))
 
 
 @pytest.mark.sweep

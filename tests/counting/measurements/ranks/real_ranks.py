@@ -1,25 +1,44 @@
 """A step on real tensors in a process group of gloo, measured by the same functions as on the meta device."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from counting.measurements.meta_device import measuring
 from counting.measurements.ranks.rank import profile_of_rank
+from counting.measurements.ranks.stand_ins import replaced, without_caches_of_dtensor
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow
 from counting.setup import Setup
 from torch_models.layout import Layout
+from torch_models.modules.moe import Router
 
 
 def profile_of_real_rank(model: Shallow, setup: Setup, layout: Layout) -> RankProfile:
     """What the calling rank of the group holds and sends. It runs in a world of `tests.worlds`."""
-    with measuring(), _Settled():
+    with balanced_routing(), without_caches_of_dtensor(), measuring(), _Settled():
         return profile_of_rank(model, setup, layout, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def balanced_routing() -> Iterator[None]:
+    """Context in which the experts take turns, so that each of them gets equally many rows."""
+    choose = Router._choose
+
+    def in_turn(router: Router, scores_TE: Tensor) -> Tensor:
+        experts_TK = choose(router, scores_TE)
+        turns = torch.arange(experts_TK.numel(), device=experts_TK.device).remainder_(router.spec.num_experts)
+        return experts_TK.copy_(turns.view_as(experts_TK))
+
+    with replaced(Router, "_choose", in_turn):
+        yield
 
 
 class _Settled(TorchDispatchMode):

@@ -1,0 +1,101 @@
+"""Variants of a step that need less memory, by formula: other recomputation, and the loss in smaller chunks."""
+
+from collections.abc import Callable, Iterator
+from math import ceil
+from typing import get_args
+
+import msgspec
+
+from counting.counts import ModelCounts
+from counting.ranks.memory import rank_memory
+from counting.ranks.result import RankAnalysis
+from counting.ranks.shallow import shallow
+from counting.setup import MOST_CHUNKS, Setup
+from counting.step.memory import Alternative, step_memory, with_states
+from torch_models.layout import Layout
+from torch_models.spec import Kernels, ModelSpec, Recompute
+
+ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
+
+
+def step_alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tuple[Alternative, ...]:
+    """The same step on one device with other recomputation, and with its loss in smaller chunks; cheapest first.
+
+    The states are those of `counts`, on which the witnesses agree. Each variant takes a few milliseconds.
+    """
+    from counting.formulas.memory import simulate
+    from counting.formulas.model import by_formula
+
+    profile = counts.step_profile
+    assert profile
+
+    def cost(other: Setup) -> tuple[int, int]:
+        simulated = simulate(spec, other, step=True).step_profile
+        flops = by_formula(spec, other, step=True).training_flops
+        assert simulated and flops
+        peak_bytes = step_memory(spec, other, with_states(simulated, profile)).peak_bytes
+        return peak_bytes, flops.recomputed.total
+
+    return _alternatives(spec, setup, cost)
+
+
+def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: RankAnalysis) -> tuple[Alternative, ...]:
+    """The same for the ranks of the class `worst`, under the same layout."""
+    from counting.formulas.layouts import ranks_by_formula
+
+    def cost(other: Setup) -> tuple[int, int]:
+        profile = ranks_by_formula(spec, other, layout)
+        share = next(share for share in profile.shares if share.first_rank == worst.first_rank)
+        peak_bytes = rank_memory(shallow(spec), other, profile, share, "by formula").peak_bytes
+        return peak_bytes, profile.flops.recomputed.total
+
+    return _alternatives(spec, setup, cost)
+
+
+def _alternatives(spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[int, int]]) -> tuple[Alternative, ...]:
+    """The variants of each choice of kernels, cheapest first; `cost` returns peak bytes and recomputed FLOPs."""
+    found = []
+    for kernels in _kernels(spec, setup):
+        others = []
+        for other in _others(setup, kernels):
+            peak_bytes, recomputed_flops = cost(other)
+            others.append(
+                Alternative(
+                    kernels=kernels,
+                    recompute=other.recompute,
+                    loss_chunk=other.loss_chunk,
+                    peak_bytes=peak_bytes,
+                    recomputed_flops=recomputed_flops,
+                )
+            )
+        found += sorted(others, key=lambda other: other.recomputed_flops)
+    return tuple(found)
+
+
+def _kernels(spec: ModelSpec, setup: Setup) -> list[Kernels]:
+    """The kernels of the setup, and eager ones where query heads share key and value heads.
+
+    Some GPUs have no fused kernel for such heads.
+    """
+    shared = any(layer.shares_key_value_heads for layer, _ in spec.layer_groups())
+    return [setup.kernels, *(["eager"] if setup.kernels == "fused" and shared else [])]
+
+
+def _others(setup: Setup, kernels: Kernels) -> Iterator[Setup]:
+    """The setups with these kernels that save memory, without `setup` itself."""
+    smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
+    chunks = [setup.loss_chunk, *([smaller] if (setup.loss_chunk or setup.tokens) > smaller else [])]
+    for recompute in _recomputes(kernels):
+        for chunk in chunks:
+            other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=chunk)
+            if other != setup:
+                yield other
+
+
+def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
+    """The kinds of recomputation that save memory.
+
+    Of fused kernels, selective recompute saves only the logarithm of each row's sum, 4 bytes per head and token: in the
+    bundled models at most about a thousandth of the bytes that a step holds besides its states.
+    """
+    return ("none", "full") if kernels == "fused" else get_args(Recompute)

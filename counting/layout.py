@@ -1,0 +1,249 @@
+"""The layout of one model's step: a `Layout` with its open fields set, and every rule checked. Torch-free.
+
+    resolve_layout(Layout(num_gpus=64, fsdp=8), spec, setup)  # dp = 8
+
+`torch_models.layout` checks each field alone. Here the fields are checked with each other, with the model and with the
+setup of the step, in this order.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from math import gcd, log
+from typing import NamedTuple, NoReturn
+
+import msgspec
+
+from counting.setup import Setup
+from torch_models.errors import ArgumentError
+from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
+from torch_models.spec import (
+    FeedForwardSpec,
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+)
+
+MOST_VALUES_LISTED = 8
+GROUPED_PRODUCT_ROW = 8  # numbers of 16 bits; the rows of a grouped matrix product are multiples of 16 bytes
+
+# Optimisers that are not measured where the states of a parameter are divided -> the reason.
+NOT_ON_SHARDS = {
+    "adamw-8bit": "runs on no meta device, so no rank can be measured with it",
+    "adafactor": "has moments by whole rows and columns, and a rank has a part of them",
+    "muon": "orthogonalises whole matrices, and a rank has a part of them",
+}
+
+
+class _Size(NamedTuple):
+    """A size of the model that an axis divides, under the name that its config has."""
+
+    name: str
+    value: int
+    unit: int = 1  # each part must be a multiple of it
+
+    @property
+    def parts(self) -> int:
+        """An axis divides it if it divides this."""
+        return self.value // self.unit if self.value % self.unit == 0 else 1
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.value}){'' if self.unit == 1 else f' in multiples of {self.unit}'}"
+
+
+def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
+    """`layout` of a step of `spec`, with its open fields set: dp, num_gpus, gpus_per_node.
+
+    `setup` is resolved for `spec`. dp is what is left of num_gpus; without num_gpus it is 1. Raises `ArgumentError`
+    with the field, its value, the rule and the values that obey it.
+    """
+    layers = [layer for layer, _ in spec.layer_groups()] + list(spec.mtp_layers if setup.mtp else ())
+    _check_axes(layout)
+    _check_setup(setup)
+    _check_tensor_parallel(layout, spec, layers, setup)
+    resolved = _with_replicas(layout)
+    _check_experts(resolved, [layer.feed_forward for layer in layers])
+    return resolved
+
+
+# --- The axes alone --------------------------------------------------------------------------------------------------
+
+
+def _with_replicas(layout: Layout) -> Layout:
+    """The layout with dp, num_gpus and gpus_per_node set; num_gpus is the product of the axes."""
+    others, asked = layout.fsdp * layout.tp, layout.num_gpus
+    dp = layout.dp
+    if dp is None:
+        dp, rest = divmod(asked or others, others)
+        if rest:
+            of = _product(layout, ("fsdp", "tp"))
+            near = " or ".join(str(number * others) for number in (dp, dp + 1) if number)
+            _refuse("num_gpus", asked, f"must be a multiple of {of}: give {near}, or other axes")
+    product = dp * others
+    of_axes = _product(msgspec.structs.replace(layout, dp=dp), ("dp", "fsdp", "tp"))
+    if asked is not None and asked != product:
+        _refuse("num_gpus", asked, f"must be {of_axes}: leave out dp, or give {product}")
+    if product > MOST_GPUS:
+        _refuse("num_gpus", product, f"is {of_axes}, and the max is {MOST_GPUS}")
+    per_node = layout.gpus_per_node or DEFAULT_GPUS_PER_NODE
+    return msgspec.structs.replace(layout, dp=dp, num_gpus=product, gpus_per_node=per_node)
+
+
+def _product(layout: Layout, axes: tuple[str, ...]) -> str:
+    """The axes above 1 with their product, as "fsdp x tp = 8 x 4 = 32"; one axis as "fsdp (8)"."""
+    sizes = {axis: getattr(layout, axis) for axis in axes if getattr(layout, axis) > 1}
+    if len(sizes) < 2:
+        return "".join(f"{axis} ({size})" for axis, size in sizes.items()) or "1, the product of the axes"
+    product = 1
+    for size in sizes.values():
+        product *= size
+    return f"{' x '.join(sizes)} = {' x '.join(map(str, sizes.values()))} = {product}"
+
+
+def _leaves_whole_replicas(layout: Layout) -> Callable[[int], bool]:
+    """Whether a value of tp leaves a whole number of replicas, where num_gpus is given and dp is open."""
+    asked, fsdp = layout.num_gpus, layout.fsdp
+    return lambda tp: asked is None or layout.dp is not None or asked % (fsdp * tp) == 0
+
+
+def _check_axes(layout: Layout) -> None:
+    if layout.zero != 3 and layout.fsdp == 1:
+        _refuse("zero", layout.zero, "says what fsdp divides, and fsdp is 1: leave it out, or give fsdp")
+    if not layout.sequence_parallel and layout.tp == 1:
+        _refuse("sequence_parallel", False, "is a part of tensor parallelism, and tp is 1: leave it out, or give tp")
+    if layout.ep == 1 and layout.expert_imbalance != 1:
+        rule = "is that of ranks that divide the experts, and ep is 1: leave it out, or give ep"
+        _refuse("expert_imbalance", layout.expert_imbalance, rule)
+    if layout.ep > 1 and layout.tp > 1:
+        _refuse("ep", layout.ep, f"is not measured together with tp ({layout.tp}), which divides each expert: give one")
+
+
+# --- The step --------------------------------------------------------------------------------------------------------
+
+
+def _check_setup(setup: Setup) -> None:
+    """Raises `ArgumentError` for what is measured on one device, and on ranks not yet."""
+    if not setup.precision_recipe.measurable:
+        rule = (
+            "runs on no meta device, so no rank can be measured with it: give mixed, mixed-fp32-gradients, bf16 or fp32"
+        )
+        _refuse("precision", setup.precision, rule)
+    if reason := NOT_ON_SHARDS.get(setup.optimizer):
+        _refuse("optimizer", setup.optimizer, f"{reason}: give adamw, adamw-foreach, sgd or sgd-momentum")
+    if setup.clip_gradients:
+        _refuse("clip_gradients", True, "is not measured on ranks yet, which send each other their norms: leave it out")
+    if setup.zero_gradients != "none":
+        _refuse("zero_gradients", setup.zero_gradients, "is not measured on ranks yet: leave it out")
+
+
+# --- The model -------------------------------------------------------------------------------------------------------
+
+
+def _check_experts(layout: Layout, feed_forwards: Iterable[FeedForwardSpec]) -> None:
+    """Raises `ArgumentError` if ep does not divide the experts, or does not go with dp and fsdp."""
+    mixtures = [feed_forward for feed_forward in feed_forwards if isinstance(feed_forward, MixtureOfExpertsSpec)]
+    ep, fsdp, data_ranks = layout.ep, layout.fsdp, layout.data_ranks
+    if ep == 1:
+        return
+    if not mixtures:
+        _refuse("ep", ep, "divides experts, and no layer of the model has any: leave it out")
+    sizes = [_Size("the number of experts", mixture.router.num_experts) for mixture in mixtures]
+
+    def borrows_evenly(value: int) -> bool:
+        return fsdp % value == 0 if value <= fsdp else value % fsdp == 0 and data_ranks % value == 0
+
+    _check_divides("ep", ep, sizes, borrows_evenly)
+    if not borrows_evenly(ep):
+        if ep <= fsdp:
+            rule = f"must divide fsdp ({fsdp}), whose ranks it borrows"
+        elif ep > data_ranks:
+            rule = f"must be at most dp x fsdp ({data_ranks}), whose ranks it borrows"
+        elif ep % fsdp:
+            rule = f"must divide fsdp ({fsdp}), whose ranks it borrows, or be a multiple of it"
+        else:
+            rule = f"must divide dp x fsdp ({data_ranks}), whose ranks it borrows"
+        _refuse("ep", ep, f"{rule}{_instead(sizes, ep, borrows_evenly)}")
+    for mixture in mixtures:
+        _check_imbalance(layout, mixture)
+        if layout.expert_fsdp * ep > mixture.router.num_experts:  # then the second dimension of each stack is divided
+            for size in _second_dimensions(mixture):
+                if size.value % layout.expert_fsdp:
+                    rule = (
+                        f"leaves {layout.expert_fsdp} ranks of fsdp for {mixture.router.num_experts // ep} experts, so "
+                        f"fully_shard divides {size} by {layout.expert_fsdp}, and it takes no uneven parts there"
+                    )
+                    _refuse("ep", ep, rule)
+
+
+def _check_imbalance(layout: Layout, mixture: MixtureOfExpertsSpec) -> None:
+    """Raises `ArgumentError` if no rank can receive so many rows: a token has one for each expert that it chooses."""
+    top_k, on_a_rank = mixture.router.top_k, mixture.router.num_experts // layout.ep
+    most = layout.ep * min(top_k, on_a_rank) / top_k
+    if layout.expert_imbalance > most:
+        rule = f"must be at most {most:g}: a token chooses {top_k} experts, and a rank has {on_a_rank}"
+        _refuse("expert_imbalance", layout.expert_imbalance, rule)
+
+
+def _second_dimensions(mixture: MixtureOfExpertsSpec) -> tuple[_Size, ...]:
+    """The second dimensions of the stacks of experts."""
+    expert = mixture.expert
+    hidden = _Size("hidden_size", expert.hidden_size)
+    gate_and_up = _Size("twice the intermediate_size of an expert", 2 * expert.intermediate_size)
+    if isinstance(expert, GatedMLPSpec):
+        return gate_and_up, hidden
+    return hidden, gate_and_up, _Size("the intermediate_size of an expert", expert.intermediate_size)
+
+
+def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[LayerSpec], setup: Setup) -> None:
+    """Raises `ArgumentError` if tp does not divide all that it has to."""
+    if layout.tp == 1:
+        return
+    row = GROUPED_PRODUCT_ROW if setup.precision_recipe.activation_bytes == 2 else 1
+    sizes = [size for layer in layers for size in _divided_by_tp(layer, row)] + [_Size("vocab_size", spec.vocab_size)]
+    also = _leaves_whole_replicas(layout)
+    _check_divides("tp", layout.tp, sizes, also)
+    length = _Size("the sequence length", setup.micro_batch.length)
+    if layout.sequence_parallel and length.value % layout.tp:
+        instead = _instead([*sizes, length], layout.tp, also)
+        rule = f"must divide {length}, which sequence parallelism divides{instead}; or set sequence_parallel to false"
+        _refuse("tp", layout.tp, rule)
+
+
+def _divided_by_tp(layer: LayerSpec, row: int) -> Iterator[_Size]:
+    """What tp divides of a layer; a part of an expert's intermediate size is a multiple of `row`."""
+    attention, feed_forward = layer.attention, layer.feed_forward
+    yield _Size("num_attention_heads", attention.num_attention_heads)
+    if isinstance(attention, GroupedQueryAttentionSpec):
+        yield _Size("num_key_value_heads", attention.num_key_value_heads)
+    if not isinstance(feed_forward, MixtureOfExpertsSpec):
+        yield _Size("intermediate_size", feed_forward.intermediate_size)
+        return
+    yield _Size("the intermediate_size of an expert", feed_forward.expert.intermediate_size, row)
+    if feed_forward.shared_experts is not None:
+        yield _Size("the intermediate_size of the shared experts", feed_forward.shared_experts.intermediate_size)
+
+
+# --- What divides ----------------------------------------------------------------------------------------------------
+
+
+def _check_divides(field: str, value: int, sizes: Iterable[_Size], also: Callable[[int], bool]) -> None:
+    """Raises `ArgumentError` if `value` does not divide a size, with the values that divide all and of which `also`."""
+    sizes = list(sizes)
+    for size in sizes:
+        if size.parts % value:
+            _refuse(field, value, f"must divide {size}{_instead(sizes, value, also)}")
+
+
+def _instead(sizes: Iterable[_Size], value: int, also: Callable[[int], bool]) -> str:
+    """The values above 1 that divide all sizes, at most `MOST_VALUES_LISTED`, those nearest to `value`."""
+    common = gcd(*(size.parts for size in sizes))
+    found = [number for number in range(2, common + 1) if common % number == 0 and also(number)]
+    nearest = sorted(sorted(found, key=lambda number: abs(log(number / value)))[:MOST_VALUES_LISTED])
+    if not nearest:
+        return ": nothing but 1 does for all that it divides"
+    *others, last = map(str, nearest)
+    return f": give {', '.join(others)}{' or ' if others else ''}{last}"
+
+
+def _refuse(field: str, value: object, rule: str) -> NoReturn:
+    raise ArgumentError(field, value, rule)

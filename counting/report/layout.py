@@ -1,0 +1,58 @@
+"""Words on a layout and its ranks that several reports share."""
+
+from typing import TYPE_CHECKING
+
+from counting.report.format import integer
+
+if TYPE_CHECKING:
+    from counting.analysis import Analysis
+    from counting.ranks.result import RankAnalysis
+    from counting.setup import Setup
+    from torch_models.layout import Layout
+
+GROUPINGS = {
+    "torchtitan": "gathered as by torchtitan",
+    "layers": "gathered layer by layer, the rest at once",
+}
+
+
+def axes_in_words(layout: "Layout") -> str:
+    """The axes above 1 and what belongs to them, then the ranks of a node."""
+    parts = [f"dp {integer(layout.replicas)} (replicas)"] if layout.replicas > 1 else []
+    if layout.fsdp > 1:
+        parts.append(f"fsdp {integer(layout.fsdp)} (ZeRO {layout.zero})")
+    if layout.tp > 1:
+        how = "with" if layout.sequence_parallel else "without"
+        parts.append(f"tp {integer(layout.tp)} ({how} sequence parallelism)")
+    if layout.ep > 1:
+        parts.append(f"ep {integer(layout.ep)}")
+    if layout.is_sharded:
+        parts.append(GROUPINGS[layout.grouping])
+    return ", ".join(parts or ["one rank"]) + f"; {integer(layout.gpus_per_node or 1)} GPUs a node"
+
+
+def ranks_in_words(ranks: "RankAnalysis", layout: "Layout") -> str:
+    """The class of equal ranks by its lowest one, as "rank 0 and 60 equal ones of 64"."""
+    if layout.ranks == 1:
+        return "the only rank"
+    if ranks.count == layout.ranks:
+        return f"all {integer(layout.ranks)} alike"
+    equal = f" and {integer(ranks.count - 1)} equal to it" if ranks.count > 1 else ""
+    return f"rank {integer(ranks.first_rank)}{equal} of {integer(layout.ranks)}"
+
+
+def recipe_on_ranks(setup: "Setup", layout: "Layout") -> str:
+    """The formats in which a rank stores, gathers and reduces."""
+    recipe = setup.precision_recipe
+    if not layout.is_sharded or not recipe.master_bytes:
+        return recipe.description
+    return "weights, gradients and moments are stored in fp32, gathered and used in bf16, and gradients reduced in fp32"
+
+
+def routing_in_words(analysis: "Analysis", layout: "Layout") -> list[str]:
+    """What is assumed of the rows that each rank's experts receive; empty for a dense model."""
+    if not any(layer.kind.startswith("moe") for layer in analysis.layers):
+        return []
+    if layout.expert_imbalance == 1:
+        return ["balanced routing assumed"]
+    return [f"the busiest rank's experts with {layout.expert_imbalance:g} x the mean rows, assumed"]

@@ -1,0 +1,100 @@
+"""A training step that is spread over ranks, on the first screen: does it fit, and what does the worst rank hold."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from counting.cost.fits import worst_rank
+from counting.report.format import Bytes, integer
+from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words
+from counting.report.screen.fits import fit_rows, fits_in_words, needs_note
+from counting.report.screen.lines import Lines
+from counting.step.phase import PARTS, Phase
+from torch_models.layout import Layout
+
+if TYPE_CHECKING:
+    from counting.analysis import Analysis
+    from counting.ranks.result import RankAnalysis
+    from counting.step.fit import Fit
+
+PART_NAMES = {  # where the name is not that of the field
+    "optimizer_state": "optimiser",
+    "gathered_parameters": "gathered",
+    "communication_buffers": "communication",
+    "logits_and_loss": "logits and loss",
+}
+
+
+def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit]", most: int) -> None:
+    """Add whether the step fits each of the first `most` GPUs, the worst rank with its peak, and the layout."""
+    layout, worst, fits = analysis.layout, worst_rank(analysis), analysis.fits or ()
+    assert layout is not None and worst is not None
+    number = f"{integer(layout.ranks)} GPU{'' if layout.ranks == 1 else 's'}"
+    if fits:
+        lines.heading(f"Does a training step of {analysis.name} fit, spread over {number}? In GiB:")
+        fit_rows(lines, analysis, fits, most)
+    else:
+        lines.heading(f"A training step of {analysis.name}, spread over {number}")
+        if on_catalogue:
+            lines.fact("fits", fits_in_words(on_catalogue, analysis))
+    lines.fact("the worst rank", _worst(worst, layout, analysis))
+    (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
+    lines.fact("  at its peak", _parts(peak))
+    lines.fact("layout", axes_in_words(layout))
+    lines.fact("run with", _setup(analysis, layout))
+    lines.note("collectives", _traffic(worst))
+    if fits:
+        needs_note(lines, fits, "communicators, the allocator's reserve, workspaces in kernels")
+
+
+def rank_in_short(analysis: "Analysis") -> str:
+    """The peak of the worst rank."""
+    worst, layout = worst_rank(analysis), analysis.layout
+    assert worst is not None and layout is not None
+    peak = worst.memory.peak_bytes
+    return f"the worst of {integer(layout.ranks)} ranks {Bytes(peak)(peak)}"
+
+
+def _worst(worst: "RankAnalysis", layout: Layout, analysis: "Analysis") -> str:
+    memory = worst.memory
+    (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
+    layer = "" if peak.layer is None else f"layer {peak.layer}"
+    place = peak.name.replace("a layer", layer) if "a layer" in peak.name else f"{peak.name}{', ' * bool(layer)}{layer}"
+    if peak.micro_batch is not None and analysis.setup.micro_batches != 1:
+        place += f", micro-batch {peak.micro_batch}"
+    return f"{Bytes(memory.peak_bytes)(memory.peak_bytes)}, {ranks_in_words(worst, layout)}, in the {place}"
+
+
+def _parts(peak: Phase) -> str:
+    size = Bytes(peak.peak_bytes)
+    sizes = {part: getattr(peak, part) for part in PARTS}
+    return ", ".join(f"{PART_NAMES.get(part, part)} {size.number(value)}" for part, value in sizes.items() if value)
+
+
+def _setup(analysis: "Analysis", layout: Layout) -> str:
+    """The settings of the step on which its memory depends most, defaults included."""
+    setup = analysis.setup
+    batches = "" if setup.micro_batches == 1 else f"{integer(setup.micro_batches or 1)} micro-batches of "
+    sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(analysis.sequence_length)} tokens a rank"
+    parts = [setup.precision, setup.optimizer, sequences, f"recompute {setup.recompute}"]
+    if setup.loss_chunk is not None:
+        parts.append(f"loss chunk {integer(setup.loss_chunk)}")
+    if setup.mtp:
+        parts.append("multi-token prediction")
+    return ", ".join([*parts, *routing_in_words(analysis, layout)])
+
+
+def _traffic(worst: "RankAnalysis") -> str:
+    """The larger side of each collective over each axis and its calls in a step, forward and backward together."""
+    totals: dict[tuple[str, str], tuple[int, int]] = {}
+    for each in worst.collectives:
+        size, calls = totals.get((each.op, each.axis), (0, 0))
+        totals[each.op, each.axis] = (size + max(each.bytes_in, each.bytes_out), calls + each.count)
+    largest = max((size for size, _ in totals.values()), default=0)
+    shown = Bytes(largest)
+    return (
+        "; ".join(
+            f"{op.replace('_', '-')} over {axis} {shown(size)} in {integer(calls)} call{'' if calls == 1 else 's'}"
+            for (op, axis), (size, calls) in totals.items()
+        )
+        or "none: the rank is alone"
+    )

@@ -1,0 +1,110 @@
+"""Each stand-in is needed: the tests here fail when torch does without one, which then can go."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import _chunk_with_empty
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from counting.measurements.ranks import stand_ins
+from counting.measurements.ranks.fake_world import fake_world
+
+
+def step_of_replicated_shards() -> None:
+    """A forward and a backward pass on the meta device, with 2 replicas of 2 shards."""
+    model = nn.Linear(4, 4, device="meta")
+    fully_shard(model, mesh=init_device_mesh("meta", (2, 2), mesh_dim_names=("dp", "fsdp")))
+    model(torch.empty(1, 4, device="meta")).sum().backward()
+
+
+def test_a_step_runs_with_all_of_them() -> None:
+    with fake_world(4):
+        step_of_replicated_shards()
+
+
+def test_streams_of_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_world(4), monkeypatch.context() as patch:
+        patch.delattr(torch, "meta")
+        with pytest.raises((AttributeError, RuntimeError, AssertionError)):
+            step_of_replicated_shards()
+
+
+def test_event_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_world(4), monkeypatch.context() as patch:
+        patch.setattr(torch.meta, "Stream", torch.cpu.Stream)  # type: ignore[attr-defined]
+        with pytest.raises(AssertionError, match="all_reduce_event"):
+            step_of_replicated_shards()
+
+
+def test_parameters_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FSDPParamGroup._validate_no_meta_params
+    with fake_world(4), monkeypatch.context() as patch:
+        patch.setattr(FSDPParamGroup, "_validate_no_meta_params", plain)
+        with pytest.raises(RuntimeError, match="materialized from meta device"):
+            step_of_replicated_shards()
+
+
+def test_parts_of_a_parameter() -> None:
+    """Torch makes as many tensors as ranks; those that are made on access are equal."""
+    for size, ranks in ((7, 3), (8, 4), (3, 8), (9, 4), (1, 2), (5, 5)):
+        tensor = torch.arange(size * 2).view(size, 2)
+        parts = _chunk_with_empty(tensor, ranks, 0)
+        assert len(parts) == ranks
+        made = stand_ins._Parts(tensor, ranks, 0)
+        assert all(torch.equal(made[rank], part) for rank, part in enumerate(parts))
+
+
+def test_waiting_returns_the_argument() -> None:
+    """On real tensors it does; on the meta device torch makes a new one."""
+    with fake_world(2):
+        for device, same in (("cpu", True), ("meta", False)):
+            x = torch.empty(4, device=device)
+            waited = torch.ops._c10d_functional.wait_tensor(x)
+            assert (waited.untyped_storage()._cdata == x.untyped_storage()._cdata) is same
+
+
+def test_caches_of_dtensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mesh of a group that is gone is taken for one that is equal but for the names of its groups."""
+
+    def gather_on_each_rank() -> None:
+        for rank in range(4):
+            with fake_world(4, rank):
+                mesh = init_device_mesh("meta", (2, 2), mesh_dim_names=("dp", "tp"))["tp"]
+                x = DTensor.from_local(torch.empty(2, device="meta"), mesh, [Shard(0)], run_check=False)
+                (x + x).redistribute(placements=[Replicate()])
+
+    gather_on_each_rank()
+    monkeypatch.setattr(stand_ins, "_clear_caches_of_dtensor", lambda: None)
+    with pytest.raises(RuntimeError, match="process group"):
+        gather_on_each_rank()
+    monkeypatch.undo()
+    gather_on_each_rank()
+
+
+def test_private_names_of_what_fully_shard_keeps() -> None:
+    """Gathered parameters and gradients that are added up have no public name."""
+    with fake_world(2):
+        model = nn.Linear(4, 4, device="meta")
+        fully_shard(model, mesh=init_device_mesh("meta", (2,)))
+        model.set_requires_gradient_sync(False)  # type: ignore[operator]
+        model(torch.empty(1, 4, device="meta")).sum().backward()
+        assert [tuple(p.shape) for p in stand_ins.gathered_parameters(model)] == [(4, 4), (4,)]
+        assert stand_ins.accumulated_gradients(model) == []  # the gradients have the format in which they are reduced
+        assert all(p.grad is not None for p in stand_ins.gathered_parameters(model))
+
+
+def test_part_of_another_rank() -> None:
+    """The rule by which torch gives shapes to ranks, against the tensors that it gives to each of them."""
+    for ranks in (2, 3, 5):
+        for rank in range(ranks):
+            with fake_world(ranks, rank):
+                mesh = init_device_mesh("meta", (ranks,))
+                tensor = distribute_tensor(torch.empty(7, 3, device="meta"), mesh, [Shard(0)], src_data_rank=None)
+                own = tuple(tensor.to_local().shape)
+            with fake_world(ranks):
+                mesh = init_device_mesh("meta", (ranks,))
+                tensor = distribute_tensor(torch.empty(7, 3, device="meta"), mesh, [Shard(0)], src_data_rank=None)
+                assert stand_ins.shape_at(tensor, (rank,)) == own

@@ -1,0 +1,198 @@
+"""The tables and the JSON of a step that is spread over ranks."""
+
+import json
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.fits import fits_on
+from counting.cost.hardware import find_gpu
+from counting.ranks.result import RankAnalysis
+from counting.report import Results, json_document
+from counting.report.model import print_analysis
+from counting.report.model.ranks import rank_tables
+from counting.step.phase import PARTS
+from tests.counting.spread import COLLECTIVES, rank_class, spread
+from tests.shrunken import LLAMA
+from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
+
+LAYOUT = Layout(num_gpus=64, gpus_per_node=8, dp=1, fsdp=64)
+
+
+@pytest.fixture(scope="module")
+def small() -> Analysis:
+    return analyze(spec_from_fields(LLAMA, "small"))
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+def with_moments(ranks: RankAnalysis, moments: int) -> RankAnalysis:
+    """The same ranks with other moments, at each peak and in the states."""
+    memory = ranks.memory
+    more = moments - memory.states.moments
+    phases = tuple(
+        msgspec.structs.replace(phase, optimizer_state=phase.optimizer_state + more) for phase in memory.phases
+    )
+    states = msgspec.structs.replace(memory.states, moments=moments)
+    memory = msgspec.structs.replace(memory, states=states, phases=phases, peak_bytes=memory.peak_bytes + more)
+    return msgspec.structs.replace(ranks, memory=memory)
+
+
+def details(analysis: Analysis, capsys: pytest.CaptureFixture[str]) -> str:
+    print_analysis(analysis)
+    return capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("wide")
+def test_every_number_of_a_class_stands_there(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = rank_class(54 * 10**9, count=64)
+    out = details(spread(small, LAYOUT, ranks), capsys)
+    for phase in ranks.memory.phases:
+        assert phase.name in out
+        for part in PARTS:
+            assert f"{getattr(phase, part):,}" in out
+    for label in ("gathered parameters", "communication buffers", "optimiser state", "logits and loss", "activations"):
+        assert label in out
+    for number in (ranks.parameters, ranks.forward_flops, ranks.model_flops, ranks.hardware_flops):
+        assert f"{number:,}" in out
+    for component, flops in ranks.forward_flops_by_component.items():
+        assert component in out
+        assert f"{flops:,}" in out
+    for found in COLLECTIVES:
+        row = next(
+            line
+            for line in out.splitlines()
+            if found.phase in line and found.op.replace("_", "-") in line and f" {found.count} " in line
+        )
+        assert f" {found.axis} " in row
+        assert f"{found.bytes_in:,}" in row
+        assert f"{found.bytes_out:,}" in row
+
+
+@pytest.mark.usefixtures("wide")
+def test_the_sums_stand_beside_the_undivided_model(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two replicas of tp 4 update dp (P + 3 R) numbers, of dp fsdp (F + 3 R) FLOPs."""
+    layout = Layout(num_gpus=8, gpus_per_node=8, dp=2, tp=4)
+    analysis = spread(small, layout, rank_class(10**9, count=8))
+    out = details(analysis, capsys)
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    whole, flops = small.parameters.total, small.forward_flops
+    assert f"{whole:,}" in rows["undivided model"]
+    assert f"{266_240:,}" in rows["of which on every rank of tp"]
+    assert f"{2 * (whole + 3 * 266_240):,}" in rows["so on all ranks"]
+    assert f"{2 * flops:,}" in rows["so on all ranks"]
+    assert f"{8 * 125_472_832:,}" in rows["sum over the ranks"]
+    assert f"{8 * 130 * 10**12:,}" in rows["sum over the ranks"]
+    assert "busiest" not in out
+
+
+@pytest.mark.usefixtures("wide")
+def test_classes_that_differ_in_moments_alone_share_a_table(
+    small: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = rank_class(54 * 10**9, count=60)
+    second = msgspec.structs.replace(with_moments(first, 9 * 10**8), count=4, first_rank=60)
+    out = " ".join(details(spread(small, LAYOUT, first, second), capsys).split())
+    assert out.count("Memory of a rank (") == 1
+    assert "Memory of a rank (rank 0) in bytes" in out
+    assert "The classes above differ by their moments alone" in out
+    assert "900,000,000" in out
+    other = rank_class(50 * 10**9, count=4, first_rank=60)
+    out = " ".join(details(spread(small, LAYOUT, first, other), capsys).split())
+    assert "Memory of a rank (rank 0 and 59 equal to it of 64) in bytes" in out
+    assert "Memory of a rank (rank 60 and 3 equal to it of 64) in bytes" in out
+    assert "differ by their moments" not in out
+
+
+@pytest.mark.usefixtures("wide")
+def test_classes_that_send_or_compute_otherwise_are_named(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    first = rank_class(54 * 10**9, count=60)
+    other = msgspec.structs.replace(
+        rank_class(54 * 10**9, count=4, first_rank=60),
+        collectives=COLLECTIVES[:1],
+        forward_flops_by_component={"mlp": 7_777},
+    )
+    out = details(spread(small, LAYOUT, first, other), capsys)
+    assert "a rank (from 0)" in out
+    assert "a rank (from 60)" in out
+    assert sum("from 60 " in line and "all-gather" in line for line in out.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("wide")
+def test_what_is_said_of_one_rank_and_of_imbalance(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = msgspec.structs.replace(rank_class(10**9, count=1), collectives=())
+    assert "None: the rank is alone." in details(spread(small, Layout(dp=1, gpus_per_node=8), alone), capsys)
+    skewed = Layout(dp=1, fsdp=2, ep=2, gpus_per_node=8, expert_imbalance=1.5)
+    out = " ".join(details(spread(small, skewed, rank_class(10**9, count=2)), capsys).split())
+    assert "The busiest rank stands for all, so the sum has more FLOPs." in out
+
+
+def test_no_layout_no_tables(small: Analysis) -> None:
+    assert list(rank_tables(small)) == []
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_no_number_is_cut(
+    width: str, small: Analysis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    ranks = rank_class(54 * 10**9, count=64)
+    out = details(spread(small, LAYOUT, ranks), capsys)
+    assert f"{ranks.memory.peak_bytes:,}" in out
+    assert "…│" not in out
+    assert max(map(len, out.splitlines())) <= int(width)
+
+
+def test_the_table_of_fits_is_of_the_worst_rank(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = spread(small, LAYOUT, rank_class(54 * 10**9, count=64))
+    print_analysis(analysis, fits_on(analysis, [find_gpu("H100")]))
+    assert "The worst rank on one device of each GPU, bytes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_json(small: Analysis) -> None:
+    """Its keys are those of a class; nothing is lost on the way back."""
+    analysis = spread(small, LAYOUT, rank_class(54 * 10**9, count=64))
+    analysis = msgspec.structs.replace(analysis, fits=fits_on(analysis, [find_gpu("H100")]))
+    (document,) = json.loads(json_document(Results(analyses=[analysis])))["analyses"]
+    assert set(document["layout"]) == {
+        "num_gpus",
+        "gpus_per_node",
+        "dp",
+        "fsdp",
+        "zero",
+        "tp",
+        "sequence_parallel",
+        "cp",
+        "ep",
+        "pp",
+        "schedule",
+        "stages_per_rank",
+        "stage_layers",
+        "grouping",
+        "framework",
+        "expert_imbalance",
+    }
+    (ranks,) = document["rank_classes"]
+    assert set(ranks) >= {
+        "count",
+        "stage",
+        "parameters",
+        "memory",
+        "forward_flops",
+        "model_flops",
+        "hardware_flops",
+        "collectives",
+        "proof",
+    }
+    assert set(ranks["collectives"][0]) == {"phase", "op", "axis", "count", "bytes_in", "bytes_out"}
+    assert ranks["memory"]["reserved_bytes"] is None
+    assert set(ranks["memory"]) == set(document["memory"])
+    phase = ranks["memory"]["phases"][0]
+    assert (phase["gathered_parameters"], phase["communication_buffers"]) == (9 * 10**8, 3 * 10**8)
+    assert (document["fits"][0]["rank"], document["fits"][0]["basis"]) == (0, "allocated")
+    assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis

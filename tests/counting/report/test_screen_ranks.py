@@ -1,0 +1,209 @@
+"""A step that is spread over ranks, on the first screen."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.fits import fits_on
+from counting.cost.hardware import find_gpu, load_gpus
+from counting.cost.run import RunPlan, plan_run
+from counting.report import Results
+from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks, routing_in_words
+from counting.setup import Setup
+from counting.step.memory import Alternative
+from tests.counting.spread import rank_class, spread
+from tests.screens import printed, words
+from torch_models.layout import Layout
+
+FSDP = Layout(num_gpus=64, gpus_per_node=8, dp=1, fsdp=64)
+FULL = Alternative(
+    kernels="fused", recompute="full", loss_chunk=None, peak_bytes=30 * 10**9, recomputed_flops=158 * 10**12
+)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Analysis:
+    return analyze("llama_3_8b")
+
+
+@pytest.fixture(scope="module")
+def deepseek() -> Analysis:
+    return analyze("deepseek_v3", Setup(sequence_length=4096))
+
+
+def on_gpus(analysis: Analysis, *names: str) -> Analysis:
+    return msgspec.structs.replace(analysis, fits=fits_on(analysis, [find_gpu(name) for name in names]))
+
+
+def test_the_answer_is_first(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says by how much the worst rank fits or not, on each GPU, and which change helps."""
+    classes = rank_class(54 * 10**9, count=60, alternatives=(FULL,)), rank_class(53 * 10**9, count=4, first_rank=60)
+    lines = printed(
+        capsys, Results(analyses=[on_gpus(spread(llama, FSDP, *classes), "H100", "L40S", "L4")])
+    ).splitlines()
+    assert lines[4:20] == [
+        "Does a training step of llama_3_8b fit, spread over 64 GPUs? In GiB:",
+        "  GPU   needs   has   left                 fits  then needs",
+        "  H100   57.2  79.1   21.9                  yes",
+        "  L40S   57.0  44.3  -12.7  with recompute full        28.4",
+        "  L4     57.0  21.9  -35.1                   no",
+        "  the worst rank  60.8 GB, rank 0 and 59 equal to it of 64, in the backward of",
+        "                  layer 31",
+        "    at its peak   parameters 0.5, gradients 0.1, optimiser 1.0, activations",
+        "                  54.0, gathered 0.9, communication 0.3, transients 4.0",
+        "  layout          fsdp 64 (ZeRO 3), gathered as by torchtitan; 8 GPUs a node",
+        "  run with        mixed, adamw, 1 x 8,192 tokens a rank, recompute none",
+        "  collectives     all-gather over fsdp 30.0 GB in 65 calls; reduce-scatter over",
+        "                  fsdp 32.0 GB in 34 calls",
+        "  needs           what is allocated at the worst moment, and the CUDA context:",
+        "                  0.4 GiB to 0.6 GiB; left out: communicators, the allocator's",
+        "                  reserve, workspaces in kernels",
+    ]
+
+
+def test_the_parts_are_all_of_the_peak(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    said = words(printed(capsys, Results(analyses=[spread(llama, FSDP, rank_class(54 * 10**9, count=64))])))
+    _, _, parts = said.partition("at its peak ")
+    numbers = [float(part.rpartition(" ")[2]) for part in parts.partition(" layout ")[0].split(", ")]
+    assert len(numbers) == 7
+    assert sum(numbers) == pytest.approx(60.8)
+
+
+def test_without_a_gpu_it_is_the_catalogue(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = spread(llama, FSDP, rank_class(54 * 10**9, count=64, alternatives=(FULL,)))
+    results = Results(analyses=[analysis], on_catalogue=[fits_on(analysis, load_gpus())])
+    lines = printed(capsys, results).splitlines()
+    assert lines[4] == "A training step of llama_3_8b, spread over 64 GPUs"
+    said = words("\n".join(lines))
+    assert "with recompute full: V100, L40S, TPU-v4; none of the other 3 (tried: recompute)" in said
+    assert "the worst rank 60.8 GB, all 64 alike, in the backward of layer 31" in said
+    assert "on one device the step would take 169.2 GB, of which 128.5 for states" in said
+    assert "fits one" not in said
+    assert "conventions one sequence; matrix products only" in said
+
+
+def test_what_the_setup_leaves_to_a_default_is_said(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(num_gpus=128, gpus_per_node=8, dp=1, fsdp=128, ep=64)
+    said = words(printed(capsys, Results(analyses=[spread(deepseek, layout, rank_class(10**9, count=128))])))
+    assert "1 x 4,096 tokens a rank, recompute none, multi-token prediction, balanced routing assumed" in said
+    skewed = msgspec.structs.replace(layout, expert_imbalance=1.5)
+    said = words(printed(capsys, Results(analyses=[spread(deepseek, skewed, rank_class(10**9, count=128))])))
+    assert "the busiest rank's experts with 1.5 x the mean rows, assumed" in said
+    setup = msgspec.structs.replace(deepseek.setup, micro_batches=4, mtp=False, loss_chunk=1024)
+    others = msgspec.structs.replace(spread(deepseek, layout, rank_class(10**9, count=128)), setup=setup)
+    said = words(printed(capsys, Results(analyses=[others])))
+    assert "4 micro-batches of 1 x 4,096 tokens a rank, recompute none, loss chunk 1,024, balanced routing" in said
+    assert "in the backward of layer 31, micro-batch 0" in said
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"fsdp": 64}, "fsdp 64 (ZeRO 3), gathered as by torchtitan; 8 GPUs a node"),
+        (
+            {"dp": 2, "fsdp": 4, "tp": 8, "zero": 2, "grouping": "layers"},
+            "dp 2 (replicas), fsdp 4 (ZeRO 2), tp 8 (with sequence parallelism), "
+            "gathered layer by layer, the rest at once; 8 GPUs a node",
+        ),
+        ({"tp": 2, "sequence_parallel": False}, "tp 2 (without sequence parallelism); 8 GPUs a node"),
+        (
+            {"fsdp": 2048, "ep": 64, "gpus_per_node": 72},
+            "fsdp 2,048 (ZeRO 3), ep 64, gathered as by torchtitan; 72 GPUs",
+        ),
+        ({}, "one rank; 8 GPUs a node"),
+    ],
+)
+def test_the_axes_in_words(axes: dict[str, Any], said: str) -> None:
+    assert axes_in_words(Layout(**{"dp": 1, "gpus_per_node": 8} | axes)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "said"),
+    [(64, 0, "all 64 alike"), (1, 3, "rank 3 of 64"), (60, 0, "rank 0 and 59 equal to it of 64")],
+)
+def test_a_class_in_words(count: int, first: int, said: str) -> None:
+    assert ranks_in_words(rank_class(0, count=count, first_rank=first), FSDP) == said
+
+
+def test_a_rank_alone(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = msgspec.structs.replace(rank_class(10**9, count=1), collectives=())
+    said = words(printed(capsys, Results(analyses=[spread(llama, Layout(dp=1, gpus_per_node=8), alone)])))
+    assert "A training step of llama_3_8b, spread over 1 GPU the worst rank 7.800 GB, the only rank, in" in said
+    assert "collectives none: the rank is alone" in said
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout", "words_of"),
+    [
+        ("mixed", FSDP, "stored in fp32, gathered and used in bf16, and gradients reduced in fp32"),
+        ("mixed-fp32-gradients", FSDP, "stored in fp32, gathered and used in bf16"),
+        ("bf16", FSDP, "in 16 bits"),
+        ("fp32", FSDP, "everything in fp32"),
+        ("mixed", Layout(dp=1, tp=8), "16-bit weights and gradients, fp32 master weights and moments"),
+    ],
+)
+def test_the_formats_of_a_rank(precision: str, layout: Layout, words_of: str) -> None:
+    assert words_of in recipe_on_ranks(Setup(precision=precision), layout)
+
+
+def test_a_dense_model_has_no_routing(llama: Analysis, deepseek: Analysis) -> None:
+    assert routing_in_words(llama, FSDP) == []
+    assert len(routing_in_words(deepseek, FSDP)) == 1
+
+
+# --- One screen ------------------------------------------------------------------------------------------------------
+
+EVERY_GPU = tuple(gpu.name for gpu in load_gpus())
+
+
+@pytest.mark.parametrize("gpus", [(), ("H100",), ("H100", "B200"), EVERY_GPU])
+@pytest.mark.parametrize("name", ["llama", "deepseek", "both"])
+@pytest.mark.parametrize("tokens", [None, 10**12])
+def test_it_is_one_screen(
+    gpus: tuple[str, ...],
+    name: str,
+    tokens: int | None,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["llama", "deepseek"] if name == "both" else [name]
+    layout = Layout(num_gpus=2048, gpus_per_node=8, dp=4, fsdp=512, ep=64)
+    analyses = [
+        on_gpus(spread(request.getfixturevalue(each), layout, rank_class(90 * 10**9, count=2048)), *gpus)
+        for each in names
+    ]
+    priced = tuple(gpu for gpu in gpus if find_gpu(gpu).price_usd_per_hour is not None)
+    runs = (
+        [plan_run(analysis, RunPlan(tokens=tokens, gpus=priced)) for analysis in analyses] if tokens and priced else []
+    )
+    results = Results(analyses=analyses, runs=runs, on_catalogue=[fits_on(each, load_gpus()) for each in analyses])
+    lines = printed(capsys, results).splitlines()
+    assert len(lines) <= 30 + 10 * (len(names) - 1)
+    assert [line for line in lines if len(line) > 80 or line != line.rstrip()] == []
+    assert sum("the worst rank " in line for line in lines) + sum("the worst of 2,048" in line for line in lines) >= 1
+
+
+def test_a_run_does_not_hide_the_ranks(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = on_gpus(spread(llama, FSDP, rank_class(54 * 10**9, count=64)), "H100")
+    run = plan_run(analysis, RunPlan(tokens=10**12, gpus=("H100",), num_gpus=64))
+    said = words(printed(capsys, Results(analyses=[analysis], runs=[run])))
+    assert "Does a training step of llama_3_8b fit, spread over 64 GPUs? In GiB:" in said
+    assert "Training llama_3_8b on 1 T tokens with 64 GPUs" in said
+
+
+def test_of_several_models_in_short(llama: Analysis, deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [on_gpus(spread(each, FSDP, rank_class(54 * 10**9, count=64)), "H100") for each in (llama, deepseek)]
+    said = words(printed(capsys, Results(analyses=both)))
+    assert said.count("one layer 1.949 GB; the worst of 64 ranks 60.8 GB deepseek_v3: 61 layers") == 1
+    assert said.count("fit, spread over 64 GPUs?") == 2
+
+
+def test_of_many_gpus_the_models_say_what_they_fit(
+    llama: Analysis, deepseek: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [on_gpus(spread(each, FSDP, rank_class(54 * 10**9, count=64)), *EVERY_GPU) for each in (llama, deepseek)]
+    said = words(printed(capsys, Results(analyses=both)))
+    assert "spread over 64 GPUs" not in said
+    assert said.count("the worst of 64 ranks 60.8 GB; fits A100 yes, H100 yes, H100-PCIe yes and 14 more") == 2
