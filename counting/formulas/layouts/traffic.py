@@ -59,7 +59,7 @@ def counted(phase: RankPhase, calls: Sendings) -> Traffics:
     return total
 
 
-def joined(*parts: Traffics) -> Traffics:
+def sum_of_traffics(*parts: Traffics) -> Traffics:
     """Return the sum of all parts."""
     total: Traffics = {}
     for part in parts:
@@ -88,15 +88,15 @@ def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTra
         parts.append(_ExpertParallel(spec, setup, division_of(layout)))
 
     def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
-        return joined(*(counted("forward", calls(part)) for part in parts))
+        return sum_of_traffics(*(counted("forward", calls(part)) for part in parts))
 
     def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
-        return joined(*(counted("backward", calls(part)) for part in parts))
+        return sum_of_traffics(*(counted("backward", calls(part)) for part in parts))
 
     return StretchTraffic(
         forward(lambda part: part.embedding_forward()),
         [forward(lambda part: part.layer_forward(layer)) for layer in kinds],  # noqa: B023
-        joined(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
+        sum_of_traffics(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
         [backward(lambda part: part.layer_backward(layer)) for layer in kinds],  # noqa: B023
         backward(lambda part: part.embedding_backward()),
     )
