@@ -1,7 +1,7 @@
 """One step on a rank, stretch by stretch: the compute of the simulation, with fully_shard's schedule around it.
 
-Example: Llama-3-8B on 64 ranks of fsdp, one sequence of 8,192 tokens, mixed precision, a group for each layer. The worst
-moment is in the backward pass of the loss:
+Example: Llama-3-8B on 64 ranks of fsdp, one sequence of 8,192 tokens, mixed precision, a group for each layer. The
+worst moment is in the backward pass of the loss:
 
     501,891,328     parameters: 8,030,261,248 / 64 in fp32
     1,003,783,820   AdamW: two moments, and a step count of 4 bytes for each of 291 tensors
