@@ -31,13 +31,13 @@ class Formats(NamedTuple):
         return self.gathered != self.reduced
 
 
-MIXED = Formats(stored=4, gathered=2, reduced=4)  # fp32 parameters; MixedPrecisionPolicy(bf16, fp32)
-BF16 = Formats(stored=2, gathered=2, reduced=2)
-FP32 = Formats(stored=4, gathered=4, reduced=4)
+WITH_POLICY = Formats(stored=4, gathered=2, reduced=4)  # fp32 parameters; MixedPrecisionPolicy(bf16, fp32)
+ALL_BF16 = Formats(stored=2, gathered=2, reduced=2)
+ALL_FP32 = Formats(stored=4, gathered=4, reduced=4)
 
 FUSED = "adamw"  # the fused kernel reads the step counts on the device; adamw-foreach has them on the host
 
-FORMATS = {"mixed": MIXED, "mixed-fp32-gradients": MIXED, "bf16": BF16, "fp32": FP32}
+FORMATS = {"mixed": WITH_POLICY, "mixed-fp32-gradients": WITH_POLICY, "bf16": ALL_BF16, "fp32": ALL_FP32}
 
 
 def formats(setup: Setup) -> Formats:

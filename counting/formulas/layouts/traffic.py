@@ -16,6 +16,7 @@ layer has two blocks, so that it gathers 33,554,432 bytes in forward and as many
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from counting.formulas.held import FP32
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.replicated import used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
@@ -32,11 +33,10 @@ from torch_models.spec import (
 
 LOSS_REDUCTIONS = 3
 COUNT_BYTES = 8
-FP32 = 4
 
 
-class Call(NamedTuple):
-    """Calls of one collective, each with these bytes."""
+class Sending(NamedTuple):
+    """Sendings of one collective, each with these bytes."""
 
     operation: CollectiveOp
     axis: Axis
@@ -45,10 +45,10 @@ class Call(NamedTuple):
     times: int = 1
 
 
-Calls = Iterable[Call]
+Sendings = Iterable[Sending]
 
 
-def counted(phase: RankPhase, calls: Calls) -> Traffics:
+def counted(phase: RankPhase, calls: Sendings) -> Traffics:
     """Return the traffic of `calls` in one phase."""
     total: Traffics = {}
     for operation, axis, bytes_in, bytes_out, times in calls:
@@ -59,7 +59,7 @@ def counted(phase: RankPhase, calls: Calls) -> Traffics:
     return total
 
 
-def joined(*parts: Traffics) -> Traffics:
+def sum_of_traffics(*parts: Traffics) -> Traffics:
     """Return the sum of all parts."""
     total: Traffics = {}
     for part in parts:
@@ -87,16 +87,16 @@ def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTra
     if layout.ep > 1:
         parts.append(_ExpertParallel(spec, setup, division_of(layout)))
 
-    def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Calls]) -> Traffics:
-        return joined(*(counted("forward", calls(part)) for part in parts))
+    def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
+        return sum_of_traffics(*(counted("forward", calls(part)) for part in parts))
 
-    def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Calls]) -> Traffics:
-        return joined(*(counted("backward", calls(part)) for part in parts))
+    def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
+        return sum_of_traffics(*(counted("backward", calls(part)) for part in parts))
 
     return StretchTraffic(
         forward(lambda part: part.embedding_forward()),
         [forward(lambda part: part.layer_forward(layer)) for layer in kinds],  # noqa: B023
-        joined(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
+        sum_of_traffics(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
         [backward(lambda part: part.layer_backward(layer)) for layer in kinds],  # noqa: B023
         backward(lambda part: part.embedding_backward()),
     )
@@ -116,52 +116,52 @@ class _TensorParallel:
 
     # --- One block ---------------------------------------------------------------------------------------------------
 
-    def _gather(self) -> Call:
-        return Call("all_gather", "tp", self.stream // self.tp, self.stream)
+    def _gather(self) -> Sending:
+        return Sending("all_gather", "tp", self.stream // self.tp, self.stream)
 
-    def _scatter(self) -> Call:
-        return Call("reduce_scatter", "tp", self.stream, self.stream // self.tp)
+    def _scatter(self) -> Sending:
+        return Sending("reduce_scatter", "tp", self.stream, self.stream // self.tp)
 
-    def _sum(self) -> Call:
-        return Call("all_reduce", "tp", self.stream, self.stream)
+    def _sum(self) -> Sending:
+        return Sending("all_reduce", "tp", self.stream, self.stream)
 
-    def _input(self) -> list[Call]:
+    def _input(self) -> list[Sending]:
         return [self._gather()] if self.by_position else []
 
-    def _input_gradient(self) -> list[Call]:
+    def _input_gradient(self) -> list[Sending]:
         return [self._scatter()] if self.by_position else [self._sum()]
 
-    def _output(self) -> list[Call]:
+    def _output(self) -> list[Sending]:
         return [self._scatter()] if self.by_position else [self._sum()]
 
-    def _output_gradient(self) -> list[Call]:
+    def _output_gradient(self) -> list[Sending]:
         return [self._gather()] if self.by_position else []
 
-    def _gradients(self, shapes: Iterable[Shape]) -> Iterator[Call]:
+    def _gradients(self, shapes: Iterable[Shape]) -> Iterator[Sending]:
         """All-reduces of the gradients of parameters that each rank has whole."""
         for shape in shapes:
             size = numbers(shape) * self.width
-            yield Call("all_reduce", "tp", size, size)
+            yield Sending("all_reduce", "tp", size, size)
 
     # --- Layers ------------------------------------------------------------------------------------------------------
 
-    def layer_forward(self, layer: LayerSpec) -> list[Call]:
+    def layer_forward(self, layer: LayerSpec) -> list[Sending]:
         """Attention and feed-forward."""
         return [*[*self._input(), *self._output()] * 2, *self._width_norms(layer)]
 
-    def layer_backward(self, layer: LayerSpec) -> list[Call]:
+    def layer_backward(self, layer: LayerSpec) -> list[Sending]:
         """Backward of both, after the forward pass once more with full recompute; then parameters that are whole."""
         again = self.layer_forward(layer) if self.setup.recompute == "full" else []
         blocks = [*self._output_gradient(), *self._input_gradient()] * 2
         return [*again, *blocks, *self._width_norms(layer), *self._gradients(self._whole(layer))]
 
-    def _width_norms(self, layer: LayerSpec) -> list[Call]:
+    def _width_norms(self, layer: LayerSpec) -> list[Sending]:
         """Norms over the width of all heads: one sum a token in fp32, of queries and of keys, in either pass."""
         attention = layer.attention
         if not isinstance(attention, GroupedQueryAttentionSpec) or attention.query_key_norm != "width":
             return []
         size = FP32 * self.setup.tokens
-        return [Call("all_reduce", "tp", size, size, 2)]
+        return [Sending("all_reduce", "tp", size, size, 2)]
 
     def _whole(self, layer: LayerSpec) -> list[Shape]:
         """Parameters with a term of their gradient on each rank."""
@@ -171,22 +171,22 @@ class _TensorParallel:
 
     # --- Embedding, head and loss ------------------------------------------------------------------------------------
 
-    def embedding_forward(self) -> list[Call]:
+    def embedding_forward(self) -> list[Sending]:
         """Each rank looks up its own words."""
         return self._output()
 
-    def embedding_backward(self) -> list[Call]:
+    def embedding_backward(self) -> list[Sending]:
         """The gradient of all positions."""
         return self._output_gradient()
 
-    def loss_forward(self) -> list[Call]:
+    def loss_forward(self) -> list[Sending]:
         """The head of each prediction depth, and the layers of multi-token prediction."""
         found = self._head_forward() * (1 + len(self.mtp_layers))
         for layer in self.mtp_layers:
             found += [*self.embedding_forward(), *self.layer_forward(layer)]
         return found
 
-    def loss_backward(self) -> list[Call]:
+    def loss_backward(self) -> list[Sending]:
         """Backward of the same, and of the final norm."""
         width = self.spec.hidden_size
         found = [*self._head_backward() * (1 + len(self.mtp_layers))]
@@ -198,21 +198,21 @@ class _TensorParallel:
                 found += self._gradients(mtp_shapes(width))
         return found
 
-    def _head_forward(self) -> list[Call]:
+    def _head_forward(self) -> list[Sending]:
         return [*self._input(), *self._loss_sums()]
 
-    def _head_backward(self) -> list[Call]:
+    def _head_backward(self) -> list[Sending]:
         again = self._loss_sums() if self.setup.loss_chunk is not None else []
         return [*again, *self._input_gradient()]
 
-    def _loss_sums(self) -> list[Call]:
+    def _loss_sums(self) -> list[Sending]:
         """Three sums for each chunk of tokens; the last chunk may be shorter."""
         tokens = self.setup.tokens
         chunk = self.setup.loss_chunk or tokens
         whole, rest = divmod(tokens, chunk)
-        calls = [Call("all_reduce", "tp", FP32 * chunk, FP32 * chunk, LOSS_REDUCTIONS * whole)]
+        calls = [Sending("all_reduce", "tp", FP32 * chunk, FP32 * chunk, LOSS_REDUCTIONS * whole)]
         if rest:
-            calls.append(Call("all_reduce", "tp", FP32 * rest, FP32 * rest, LOSS_REDUCTIONS))
+            calls.append(Sending("all_reduce", "tp", FP32 * rest, FP32 * rest, LOSS_REDUCTIONS))
         return calls
 
 
@@ -232,40 +232,40 @@ class _ExpertParallel:
         self.division = division
         self.mtp_layers = spec.mtp_layers if setup.mtp else ()
 
-    def layer_forward(self, layer: LayerSpec) -> list[Call]:
+    def layer_forward(self, layer: LayerSpec) -> list[Sending]:
         """The counts, the rows, and their outputs."""
         if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
             return []
         counts = COUNT_BYTES * layer.feed_forward.router.num_experts
-        return [Call("all_to_all", "ep", counts, counts), *self._ways(layer)]
+        return [Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]
 
-    def layer_backward(self, layer: LayerSpec) -> list[Call]:
+    def layer_backward(self, layer: LayerSpec) -> list[Sending]:
         """The gradients of the outputs and of the rows, after the forward pass once more with full recompute."""
         if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
             return []
         again = self.layer_forward(layer) if self.setup.recompute == "full" else []
         return [*again, *self._ways(layer)]
 
-    def _ways(self, layer: LayerSpec) -> list[Call]:
+    def _ways(self, layer: LayerSpec) -> list[Sending]:
         """There and back."""
         assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
         rows = self.setup.tokens * layer.feed_forward.router.top_k
         of_row = layer.hidden_size * self.setup.precision_recipe.activation_bytes
         sent, received = rows * of_row, self.division.received_rows(rows) * of_row
-        return [Call("all_to_all", "ep", sent, received), Call("all_to_all", "ep", received, sent)]
+        return [Sending("all_to_all", "ep", sent, received), Sending("all_to_all", "ep", received, sent)]
 
-    def embedding_forward(self) -> list[Call]:
+    def embedding_forward(self) -> list[Sending]:
         """Nothing is exchanged."""
         return []
 
-    def embedding_backward(self) -> list[Call]:
+    def embedding_backward(self) -> list[Sending]:
         """Nothing is exchanged."""
         return []
 
-    def loss_forward(self) -> list[Call]:
+    def loss_forward(self) -> list[Sending]:
         """The layers of multi-token prediction."""
         return [call for layer in self.mtp_layers for call in self.layer_forward(layer)]
 
-    def loss_backward(self) -> list[Call]:
+    def loss_backward(self) -> list[Sending]:
         """Backward of the same."""
         return [call for layer in self.mtp_layers for call in self.layer_backward(layer)]

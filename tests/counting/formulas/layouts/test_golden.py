@@ -72,6 +72,22 @@ def test_all_layers_sharded() -> None:
     assert found.memory.peak_bytes == 60_846_877_332
 
 
+def test_the_worst_moment_by_hand() -> None:
+    """The same, part by part: the loss, when its gradient with respect to the logits is computed."""
+    found = first_class(LLAMA, layout_of(fsdp=64), sequence_length=8192)
+    worst = next(phase for phase in found.memory.phases if phase.name == "head and loss")
+    parameters, tokens, width, words = 8_030_261_248, 8192, 4096, 128_256
+    assert worst.parameters == 4 * parameters // 64
+    assert worst.optimizer_state == 8 * parameters // 64 + 4 * (32 * 9 + 3)
+    inputs = 2 * 8 * tokens + 2 * tokens * 64 * 2
+    assert worst.activations == inputs + 2 * tokens * width + 32 * 1_376_845_848
+    assert worst.gathered_parameters == 2 * (2 * words * width + width)
+    assert worst.communication_buffers == 2 * 218_112_000
+    assert worst.logits_and_loss == 3 * 4 * tokens * words + 2 * tokens * width + 4 * tokens + 8
+    assert (worst.gradients, worst.transients) == (0, 0)
+    assert worst.peak_bytes == 60_846_877_332
+
+
 def test_all_layers_sharded_in_the_groups_of_torchtitan() -> None:
     """The prototype found 59,359,980,180 bytes with a head that returned logits.
 

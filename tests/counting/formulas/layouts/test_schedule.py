@@ -2,7 +2,7 @@
 
 import pytest
 
-from counting.formulas.layouts.formats import FP32, MIXED
+from counting.formulas.layouts.formats import ALL_FP32, WITH_POLICY
 from counting.formulas.layouts.groups import group_of
 from counting.formulas.layouts.schedule import Rank, Unit
 from counting.formulas.layouts.sharding import Sharding
@@ -14,7 +14,7 @@ SHAPES = ((4, 3), (2,))  # 14 numbers, 7 on each of two ranks
 
 
 def unit(sharding: Sharding = TWO, *, reshards: bool = True, module: str = "layer") -> Unit:
-    return Unit(group_of(SHAPES, sharding, MIXED), (module,), reshards=reshards)
+    return Unit(group_of(SHAPES, sharding, WITH_POLICY), (module,), reshards=reshards)
 
 
 def compute(*, peak: int, net: int, gradients: int = 0) -> Moment:
@@ -28,7 +28,7 @@ def test_forward_of_two_layers() -> None:
     bytes; the pass adds 5 while 28 + 28 are there; at its end the parameters are freed, and the buffer stays. Second
     layer: the first buffer, its own, and its parameters, 3 x 28, of which 28 were there before.
     """
-    rank, first, second = Rank(MIXED), unit(), unit()
+    rank, first, second = Rank(WITH_POLICY), unit(), unit()
     gathered = {"forward all_gather fsdp": Traffic(calls=1, bytes_in=14, bytes_out=28)}
     rank.pre_forward(first, "layer", None, has_gradient=True)
     rank.run(compute(peak=5, net=5))
@@ -51,7 +51,7 @@ def test_backward_of_two_layers() -> None:
     The pass adds 9, of which 28 are gradients at its end. Then its parameters are freed, 56 bytes of gradients in fp32
     are copied to one buffer, the gradients are freed but for the last (4 bytes), and 28 bytes are this rank's part.
     """
-    rank, first, second = Rank(MIXED), unit(), unit()
+    rank, first, second = Rank(WITH_POLICY), unit(), unit()
     for each in (first, second):
         rank.pre_forward(each, "layer", None, has_gradient=True)
         rank.post_forward(each, "layer", None)
@@ -84,7 +84,7 @@ def test_backward_of_two_layers() -> None:
 
 def test_parameters_that_stay_gathered() -> None:
     """ZeRO 2: freed only after backward, which gathers nothing."""
-    rank, only = Rank(MIXED), unit(reshards=False)
+    rank, only = Rank(WITH_POLICY), unit(reshards=False)
     rank.pre_forward(only, "layer", None, has_gradient=True)
     rank.post_forward(only, "layer", None)
     rank.finish_forward([only], None)
@@ -102,7 +102,7 @@ def test_whole_gradients_over_two_micro_batches() -> None:
 
     Conversion: 48 bytes beside 28; then 4 are left of 16 bits, and 8 more. The reduction reads 56 bytes from them.
     """
-    rank, only = Rank(MIXED), unit()
+    rank, only = Rank(WITH_POLICY), unit()
     rank.phase = "backward"
     rank.synchronises = False
     rank.run(compute(peak=28, net=28, gradients=28))
@@ -122,7 +122,7 @@ def test_whole_gradients_over_two_micro_batches() -> None:
 
 def test_replicas_keep_the_sum_until_the_end() -> None:
     """From the second micro-batch on, the buffer of the all-reduce is added to the gradient, and kept."""
-    rank, only = Rank(MIXED), unit(TWO._replace(replicas=3))
+    rank, only = Rank(WITH_POLICY), unit(TWO._replace(replicas=3))
     rank.phase = "backward"
     for communication in (56, 56 + 28):
         rank.run(compute(peak=28, net=28, gradients=28))
@@ -136,7 +136,7 @@ def test_replicas_keep_the_sum_until_the_end() -> None:
 
 def test_one_shard_is_copied() -> None:
     """14 numbers in fp32 are converted tensor by tensor, 24 and 4 bytes; the converted one is freed by the next."""
-    rank, only = Rank(MIXED), unit(Sharding(1, 2, "fsdp", "dp"))
+    rank, only = Rank(WITH_POLICY), unit(Sharding(1, 2, "fsdp", "dp"))
     rank.pre_forward(only, "layer", None, has_gradient=True)
     assert rank.peak == 24 + 24 + 4  # the second converted tensor beside the first and its copy
     assert (rank.gathered, rank.communication, rank.traffic) == (28, 0, {})
@@ -144,7 +144,7 @@ def test_one_shard_is_copied() -> None:
 
 def test_one_scaled_shard() -> None:
     """Experts with one shard are divided by a factor: one buffer more, as large as the input."""
-    rank, only = Rank(MIXED), unit(Sharding(1, 1, "expert_fsdp", "expert_dp", scaled=True))
+    rank, only = Rank(WITH_POLICY), unit(Sharding(1, 1, "expert_fsdp", "expert_dp", scaled=True))
     rank.phase = "backward"
     rank.run(compute(peak=28, net=28, gradients=28))
     rank.post_backward(only)
@@ -158,8 +158,8 @@ def test_columns_are_rearranged() -> None:
     Two matrices of 2 x 4 and 2 x 2 in fp32: 32 and 16 bytes; the last gradient itself stays to the end.
     """
     sharding = Sharding(2, 1, "expert_fsdp", "expert_dp", second_dimension=True, scaled=True)
-    only = Unit(group_of(((2, 4), (2, 2)), sharding, FP32), ("experts",), reshards=True)
-    rank = Rank(FP32)
+    only = Unit(group_of(((2, 4), (2, 2)), sharding, ALL_FP32), ("experts",), reshards=True)
+    rank = Rank(ALL_FP32)
     rank.pre_forward(only, "experts", None, has_gradient=True)
     assert rank.peak == 48 + 48 + 48
     rank.post_forward(only, "experts", None)
@@ -174,8 +174,8 @@ def test_columns_are_rearranged() -> None:
 
 def test_the_head_runs_again_for_each_depth() -> None:
     """A group of norm and head whose head alone runs again is completed at the end of forward."""
-    rank = Rank(MIXED)
-    ends = Unit(group_of(SHAPES, TWO, MIXED), ("norm", "head"), reshards=False)
+    rank = Rank(WITH_POLICY)
+    ends = Unit(group_of(SHAPES, TWO, WITH_POLICY), ("norm", "head"), reshards=False)
     for module in ("norm", "head"):
         rank.pre_forward(ends, module, (module, 0), has_gradient=True)
         rank.post_forward(ends, module, (module, 0))
@@ -201,7 +201,7 @@ def test_the_head_runs_again_for_each_depth() -> None:
 @pytest.mark.parametrize("begun", [False, True])
 def test_experts_run_again_in_backward(begun: bool) -> None:
     """With full recompute: parameters stay; the flat buffer is freed at once if backward of the experts has begun."""
-    rank, experts = Rank(MIXED), unit(module="experts")
+    rank, experts = Rank(WITH_POLICY), unit(module="experts")
     rank.pre_forward(experts, "experts", None, has_gradient=True)
     rank.post_forward(experts, "experts", None)
     rank.finish_forward([experts], None)

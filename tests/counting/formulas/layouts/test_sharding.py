@@ -2,7 +2,7 @@
 
 import pytest
 
-from counting.formulas.layouts.formats import BF16, FP32, MIXED, Stored, formats, stored
+from counting.formulas.layouts.formats import ALL_BF16, ALL_FP32, WITH_POLICY, Stored, formats, stored
 from counting.formulas.layouts.groups import LayerShapes, group_of, layer_shapes, outside_shapes
 from counting.formulas.layouts.sharding import Sharding, data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
@@ -55,7 +55,7 @@ def test_bytes_of_a_group() -> None:
     Gathered: 4 x 11 numbers in 16 bits, 88 bytes, of which a rank's converted part has 22. Reduced: 4 x 11 in fp32, 176
     bytes, of which a rank gets 44. Gradients are not padded: 27 and 6 numbers in 16 bits.
     """
-    group = group_of(((9, 3), (6,)), BY_ROWS, MIXED)
+    group = group_of(((9, 3), (6,)), BY_ROWS, WITH_POLICY)
     assert (group.gathered, group.shard_copy) == (88, 22)
     assert (group.reduce_input, group.reduce_output) == (176, 44)
     assert (group.tensors, group.all_tensors) == ((54, 12), 66)
@@ -64,10 +64,10 @@ def test_bytes_of_a_group() -> None:
 
 def test_bytes_of_a_group_in_one_format() -> None:
     """The same without a policy: nothing is converted."""
-    group = group_of(((9, 3), (6,)), BY_ROWS, FP32)
+    group = group_of(((9, 3), (6,)), BY_ROWS, ALL_FP32)
     assert (group.gathered, group.shard_copy, group.reduce_input) == (176, 0, 176)
     assert group.tensors == group.accumulated == (108, 24)
-    assert group_of(((9, 3), (6,)), BY_ROWS, BF16).reduce_input == 88
+    assert group_of(((9, 3), (6,)), BY_ROWS, ALL_BF16).reduce_input == 88
 
 
 def test_states_of_a_rank() -> None:
@@ -102,7 +102,7 @@ def test_states_without_sharding() -> None:
     assert together.temporary_bytes([(tensors, 5)]) == 5 * 22 * (4 + 4)
     apart = Update(stored(Setup(precision="mixed-fp32-gradients"), sharded=False), find_optimizer("adamw"))
     assert apart.temporary_bytes([(tensors, 5)]) == 0
-    assert formats(Setup(precision="mixed-fp32-gradients")) == MIXED
+    assert formats(Setup(precision="mixed-fp32-gradients")) == WITH_POLICY
 
 
 def test_classes_of_ranks() -> None:
@@ -123,12 +123,17 @@ def test_classes_of_ranks() -> None:
 
 
 def test_classes_with_divided_experts() -> None:
-    """8 ranks, ep 2: neighbours have different experts and the same slice of them. 3 experts each on 4 ranks."""
+    """8 ranks, ep 2: neighbours have different experts and the same slice of them, 3 experts on 4 ranks: 1, 1, 1, 0.
+
+    A vector of 5 numbers is on the ranks 0 to 4. An expert has 10 numbers.
+    """
     layout = layout_of(fsdp=8, ep=2)
     update = Update(stored(Setup(optimizer="sgd"), sharded=True), find_optimizer("sgd"))
-    groups = [([Tensor((3, 5), expert_sharding(layout, 6)._replace(second_dimension=False))], 1)]
+    by_experts = expert_sharding(layout, 6)._replace(second_dimension=False)
+    groups = [([Tensor((3, 10), by_experts), Tensor((5,), data_sharding(layout))], 1)]
     assert [(share.first_rank, share.count, share.parameters) for share in rank_shares(groups, layout, update)] == [
-        (0, 6, 5),
+        (0, 5, 11),
+        (5, 1, 10),
         (6, 2, 0),
     ]
 
