@@ -46,15 +46,17 @@ def _walk(model: Shallow, passes: RankMicroBatch, position: int) -> tuple[int, i
     """The highest point of one micro-batch of the deep model, and the position at its end.
 
     Each of a run of equal layers adds the same bytes, so the highest point of a run is at its first or its last layer.
+    All buffers are freed at the end, also those of layers that the shallow model does not have.
     """
-    highest = position
+    highest, buffers = position, 0
 
     def go(stretch: RankStretch, times: int = 1) -> None:
-        nonlocal highest, position
+        nonlocal highest, position, buffers
         memory = stretch.memory
         before_last = position + memory.net * (times - 1)
         highest = max(highest, max(position, before_last) + memory.peak)
         position = before_last + memory.net
+        buffers += memory.communication * times
 
     go(passes.embedding_forward)
     for layer, times in model.runs:
@@ -63,7 +65,7 @@ def _walk(model: Shallow, passes: RankMicroBatch, position: int) -> tuple[int, i
     for layer, times in reversed(model.runs):
         go(passes.backward[layer], times)
     go(passes.embedding_backward)
-    return highest, position
+    return highest, position - buffers
 
 
 def _traffic(model: Shallow, setup: Setup, passes: list[RankMicroBatch]) -> Traffics:

@@ -22,8 +22,7 @@ from torch_models.layout import Layout
 from torch_models.modules.recompute import set_recompute
 from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import build_meshes
-from torch_models.parallel.tensor import divide_tensors
-from torch_models.parallel.tensor import loss_context
+from torch_models.parallel.tensor import divide_tensors, loss_context
 from torch_models.spec import ModelSpec
 from torch_models.training.model import TrainingModel
 
