@@ -13,11 +13,15 @@ from counting.step.profile import Alive, Cut, Stretch
 
 
 class Categories(NamedTuple):
-    """The serial numbers of the storages of each category; a storage keeps its category from its birth to its end."""
+    """The serial numbers of the storages of each category; a storage keeps its category from its birth to its end.
+
+    A reduced gradient is one from the moment when the collective has a place for it, unless it is added to another.
+    What tensor and expert parallelism send are activations and their gradients, which are in no category.
+    """
 
     gradients: Collection[int]  # of whole parameters until they are reduced, and those that the optimiser reads
     gathered: Collection[int]
-    communication: Collection[int]
+    communication: Collection[int]  # what else `fully_shard` makes to gather and to reduce
 
 
 class CategoryMarks:

@@ -48,6 +48,7 @@ class Way:
     initialized: bool = False  # built on meta, allocated with to_empty, initialized with SEED
     continuous: bool = False  # every expert is chosen and none is clamped: rounding changes no gradient by much
     experts: int | None = None  # another number of experts than that of the shrunken family
+    expert_width: int | None = None  # another intermediate size of the experts, where there are any
     micro_batches: int = 1  # of a step on each rank; gradients are synchronised after the last
 
     def in_one_process(self) -> "Way":
@@ -73,6 +74,8 @@ def fields_of(family: str, way: Way) -> dict[str, Any]:
     if way.experts is not None:
         assert experts is not None
         fields[experts] = way.experts
+    if way.expert_width is not None and experts is not None:
+        fields["moe_intermediate_size" if "moe_intermediate_size" in fields else "intermediate_size"] = way.expert_width
     if way.continuous and experts is not None:
         fields["num_experts_per_tok"] = fields[experts]
         if "n_group" in fields:

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import _chunk_with_empty
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from counting.measurements.meta_device import measuring
 from counting.measurements.ranks import stand_ins
 from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.live_bytes import RankBytes
 
 
 def step_of_replicated_shards() -> None:
@@ -108,3 +110,28 @@ def test_part_of_another_rank() -> None:
                 mesh = init_device_mesh("meta", (ranks,))
                 tensor = distribute_tensor(torch.empty(7, 3, device="meta"), mesh, [Shard(0)], src_data_rank=None)
                 assert stand_ins.shape_at(tensor, (rank,)) == own
+
+
+def test_first_hook() -> None:
+    """Torch calls the hooks of a tensor in the order in which they were registered."""
+    called: list[str] = []
+    x = torch.ones(2, requires_grad=True) * 2
+    x.register_hook(lambda gradient: called.append("before"))
+    x.register_hook(lambda gradient: called.append("after"))
+    stand_ins.register_first_hook(x, lambda gradient: called.append("first"))
+    x.sum().backward()
+    assert called == ["first", "before", "after"]
+
+
+def test_copies_for_collectives() -> None:
+    """Gathering makes a copy of the shards in the other dtype, a flat buffer, and the two gathered parameters.
+
+    Of these torch shows only the flat buffer to a hook (`set_custom_all_gather`).
+    """
+    with fake_world(2), measuring():
+        model = nn.Linear(4, 4, device="meta")
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        fully_shard(model, mesh=init_device_mesh("meta", (2,)), mp_policy=policy)
+        with RankBytes(model.parameters(), lambda *op: None) as tracker:
+            model.unshard()  # type: ignore[operator]
+        assert len(tracker.made_by_fully_shard) == 4
