@@ -36,15 +36,15 @@ def assert_trains_as_undivided(
 ) -> None:
     """Every rank has the losses, gradients and weights of the undivided model."""
     layout = layout_of(fields)
-    expected = _take_steps(_undivided(family, way), layout_of({}), way, range(layout.data_ranks), optimizer)
+    expected = _take_steps(_undivided(family, fields, way), layout_of({}), way, range(layout.data_ranks), optimizer)
     in_fp32 = way.kernels == "eager" or any("mlp.experts" in name for name in expected.weights)
     for found in world.run(train_divided, family, fields, way, optimizer):
         assert_close(found, expected, max(TOLERANCE[way.dtype], TOLERANCE_OF_PARTS_IN_FP32 if in_fp32 else 0))
 
 
-def _undivided(family: str, way: Way) -> TrainingModel:
-    """A model whose experts four ranks can divide: their rows are multiples of 8 numbers then."""
-    return first_model(family, replace(way, expert_width=32))
+def _undivided(family: str, fields: Fields, way: Way) -> TrainingModel:
+    """The model of a family; with tp, its experts are as wide as it must be, a multiple of 8 on each of four ranks."""
+    return first_model(family, replace(way, expert_width=32) if "tp" in fields else way)
 
 
 def layout_of(fields: Fields) -> Layout:
@@ -54,7 +54,7 @@ def layout_of(fields: Fields) -> Layout:
 def divided_model(family: str, fields: Fields, way: Way = IN_FP64) -> TrainingModel:
     """The model of a family, divided over the ranks of this world."""
     layout = layout_of(fields)
-    model = _undivided(family, way)
+    model = _undivided(family, fields, way)
     precision = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if way.mixed_precision else {}
     apply_layout(model, layout, build_meshes(layout, "cpu"), **precision)
     return model

@@ -22,7 +22,7 @@ def model_of(family: str, **fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
-        ("llama", {"tp": 5}, "tp = 5: must divide vocab_size (96)"),
+        ("llama", {"tp": 5}, "tp = 5: must divide num_attention_heads (8)"),
         ("llama", {"tp": 16}, "tp = 16: must divide num_attention_heads (8)"),
         ("qwen2", {"tp": 4}, "tp = 4: must divide num_key_value_heads (2)"),
         ("gpt_oss", {"fsdp": 2, "ep": 4}, "ep = 4: must divide the number of experts (6)"),

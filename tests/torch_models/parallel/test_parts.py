@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.shrunken import FAMILIES
-from tests.torch_models.ecosystem.training_steps import Way, batch, undivided
+from tests.torch_models.ecosystem.training_steps import Way, batch, fields_of, undivided
 from tests.torch_models.parallel.divided_steps import IN_FP32, Fields, divided_model, layout_of
 from tests.worlds import World
 from torch_models import build_training_model, initialize, load_training_model, save_checkpoint
@@ -21,6 +21,7 @@ from torch_models.parallel.experts import Exchange, Splits
 from torch_models.parallel.mesh import build_meshes
 
 SEED = 5
+WIDE_EXPERTS = replace(IN_FP32, expert_width=32)
 
 
 def locals_of(family: str, fields: Fields, way: Way) -> dict[str, Any]:
@@ -52,9 +53,9 @@ def test_a_rank_of_tp_has_heads_columns_and_words(two_ranks: World) -> None:
         "model.layers.0.post_attention_layernorm.weight": (64,),
         f"{mlp}.router.weight": (6, 64),
         f"{mlp}.router.bias": (6,),
-        f"{mlp}.experts.gate_up_proj": (6, 64, 40),
-        f"{mlp}.experts.gate_up_proj_bias": (6, 40),
-        f"{mlp}.experts.down_proj": (6, 20, 64),
+        f"{mlp}.experts.gate_up_proj": (6, 64, 32),
+        f"{mlp}.experts.gate_up_proj_bias": (6, 32),
+        f"{mlp}.experts.down_proj": (6, 16, 64),
         f"{mlp}.experts.down_proj_bias": (6, 64),
         "model.norm.weight": (64,),
         "lm_head.weight": (48, 64),
@@ -168,7 +169,7 @@ def test_a_rank_whose_experts_nobody_chooses(two_ranks: World) -> None:
 def saved_from_meta(family: str, fields: Fields, folder: str) -> dict[str, Tensor]:
     """Divide a model on the meta device, allocate, initialize and save it; return its weights."""
     layout = layout_of(fields)
-    model = build_training_model(FAMILIES[family], device="meta")
+    model = build_training_model(fields_of(family, WIDE_EXPERTS), device="meta")
     apply_layout(model, layout, build_meshes(layout, "cpu"))
     model.to_empty(device="cpu")
     initialize(model, seed=SEED)
@@ -189,7 +190,7 @@ def saved_from_meta(family: str, fields: Fields, folder: str) -> dict[str, Tenso
 def test_first_values_and_checkpoint_are_those_of_the_undivided(
     family: str, fields: Fields, tmp_path: Path, four_ranks: World
 ) -> None:
-    expected = build_training_model(FAMILIES[family], seed=SEED).state_dict()
+    expected = build_training_model(fields_of(family, WIDE_EXPERTS), seed=SEED).state_dict()
     for found in four_ranks.run(saved_from_meta, family, fields, str(tmp_path / "saved")):
         assert list(found) == list(expected)
         assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
