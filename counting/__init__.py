@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from counting.reconcile import DisagreementError
     from counting.setup import Setup
     from torch_models.errors import UserError
+    from torch_models.layout import Layout
 
 __all__ = [
     "Analysis",
     "DisagreementError",
+    "Layout",
     "RunPlan",
     "Setup",
     "UserError",
@@ -47,6 +49,7 @@ __all__ = [
 _HOMES = {
     "Analysis": "counting.analysis",
     "DisagreementError": "counting.reconcile",
+    "Layout": "torch_models.layout",
     "RunPlan": "counting.cost.run",
     "Setup": "counting.setup",
     "UserError": "torch_models.errors",

@@ -78,7 +78,8 @@ def _kernels(spec: ModelSpec, setup: Setup) -> list[Kernels]:
     Some GPUs have no fused kernel for such heads.
     """
     shared = any(layer.shares_key_value_heads for layer, _ in spec.layer_groups())
-    return [setup.kernels, *(["eager"] if setup.kernels == "fused" and shared else [])]
+    eager: list[Kernels] = ["eager"] if setup.kernels == "fused" and shared else []
+    return [setup.kernels, *eager]
 
 
 def _others(setup: Setup, kernels: Kernels) -> Iterator[Setup]:

@@ -177,7 +177,12 @@ def analyze(
             family = model.model_type or "its family"
             raise ArgumentError("layout", "given", f"{family} goes through transformers, and is measured on one device")
         return _analyze_via_transformers(model, setup)
-    return _analyze_native(model, resolve(setup, model), step, layout)
+    if layout is None:
+        return _analyze_native(model, resolve(setup, model), step, None)
+    from counting.layout import data_ranks_of, resolve_layout
+
+    setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
+    return _analyze_native(model, setup, step, resolve_layout(layout, model, setup))
 
 
 def count_by_formula(spec: ModelSpec) -> Counts:

@@ -66,6 +66,13 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
     return resolved
 
 
+def data_ranks_of(layout: Layout) -> int:
+    """Ranks with different data of a layout that need not be resolved, and may be refused when it is."""
+    if layout.dp is None and layout.num_gpus is not None:
+        return max(layout.num_gpus // layout.tp, 1)
+    return (layout.dp or 1) * layout.fsdp
+
+
 # --- The axes alone --------------------------------------------------------------------------------------------------
 
 

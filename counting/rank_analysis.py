@@ -6,10 +6,9 @@ from msgspec import structs
 
 from counting.alternatives import rank_alternatives
 from counting.counts import ModelCounts
-from counting.layout import resolve_layout
 from counting.ranks.result import RankAnalysis, Undivided, rank_classes, totals_over_ranks
 from counting.ranks.shallow import shallow
-from counting.reconcile import Agreement, joined, reconcile
+from counting.reconcile import Agreement, all_checks, reconcile
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -29,15 +28,12 @@ class SpreadStep(NamedTuple):
 def analyze_ranks(
     spec: ModelSpec, setup: Setup, layout: Layout, counts: ModelCounts, agreement: Agreement
 ) -> SpreadStep:
-    """Measure each class of equal ranks under `layout`; `setup` is resolved.
+    """Measure each class of equal ranks under `layout`; `setup` and `layout` are resolved.
 
     `counts` are those of the undivided model, and `agreement` has their checks, to which those of the ranks are added.
 
-    Raises `UserError` for a layout that does not divide the model, and `DisagreementError` if measurement and formula
-    differ, or if the ranks do not add up to the undivided model.
+    Raises `DisagreementError` if measurement and formula differ, or if the ranks do not add up to the undivided model.
     """
-    layout = resolve_layout(layout, spec, setup)
-
     from counting.formulas.layouts import ranks_by_formula, replicated_forward_flops, replicated_parameters
     from counting.measurements.ranks import measure_ranks
 
@@ -56,7 +52,7 @@ def analyze_ranks(
             "undivided model": undivided.over_ranks(layout),
         }
         agreements.append(reconcile(spec.name, both)[1])
-    return SpreadStep(layout, _with_alternatives(spec, setup, layout, classes), undivided, joined(agreements))
+    return SpreadStep(layout, _with_alternatives(spec, setup, layout, classes), undivided, all_checks(agreements))
 
 
 def _with_alternatives(

@@ -52,7 +52,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     checks: tuple[Check, ...]
 
 
-def joined(agreements: Sequence[Agreement]) -> Agreement:
+def all_checks(agreements: Sequence[Agreement]) -> Agreement:
     """All checks of several agreements, in order."""
     witnesses = dict.fromkeys(name for each in agreements for name in each.witnesses)
     return Agreement(witnesses=tuple(witnesses), checks=tuple(check for each in agreements for check in each.checks))

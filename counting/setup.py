@@ -106,7 +106,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of one step, all micro-batches together; the setup must be resolved."""
+        """Tokens of one step on one rank, all micro-batches together; the setup must be resolved."""
         assert self.micro_batches is not None
         return self.micro_batches * self.tokens
 
@@ -122,14 +122,15 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         return self.micro_batch.tokens
 
 
-def resolve(setup: Setup, model: Any) -> Setup:
+def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
     """`setup` for one model, with its open fields set: sequence length and multi-token prediction.
 
     `model` has a `name`, `sequence_length`, `sequence_length_source` and, if it can be trained here, `mtp_layers`.
-    `micro_batches` and `global_batch_tokens` follow from each other; in a step of one sequence, the default, the latter
-    stays None unless it is given. A `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError`
-    if no length is given, if a micro-batch has too many tokens, if the global batch is not made of whole
-    micro-batches, if `mtp` is true for a model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
+    `micro_batches`, those of each of the `data_ranks` ranks that have different data, and `global_batch_tokens`, of all
+    of them, follow from each other; in a step of one sequence, the default, the latter stays None unless it is given. A
+    `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError` if no length is given, if a
+    micro-batch has too many tokens, if the global batch is not made of whole micro-batches, if `mtp` is true for a
+    model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:
@@ -142,8 +143,8 @@ def resolve(setup: Setup, model: Any) -> Setup:
     if micro_batch.tokens > MAX_SEQUENCE_LENGTH:
         rule = f"makes {micro_batch.tokens} tokens with sequences of {length}, and the max is {MAX_SEQUENCE_LENGTH}"
         raise ArgumentError("micro_batch_size", setup.micro_batch_size, rule)
-    micro_batches = _micro_batches(setup, micro_batch, model.name)
-    step_tokens = micro_batches * micro_batch.tokens
+    micro_batches = _micro_batches(setup, micro_batch, data_ranks, model.name)
+    step_tokens = micro_batches * micro_batch.tokens * data_ranks
     has_mtp = bool(getattr(model, "mtp_layers", ()))
     if setup.mtp and not has_mtp:
         rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers): leave it open, or give false"
@@ -166,15 +167,16 @@ def resolve(setup: Setup, model: Any) -> Setup:
     )
 
 
-def _micro_batches(setup: Setup, micro_batch: MicroBatch, name: str) -> int:
-    """Micro-batches of a step, from either field; raises `ArgumentError` if the two do not agree."""
-    given, batch_tokens, tokens = setup.micro_batches, setup.global_batch_tokens, micro_batch.tokens
+def _micro_batches(setup: Setup, micro_batch: MicroBatch, ranks: int, name: str) -> int:
+    """Micro-batches of a step on each rank, from either field; raises `ArgumentError` if the two do not agree."""
+    given, batch_tokens, tokens = setup.micro_batches, setup.global_batch_tokens, micro_batch.tokens * ranks
     if batch_tokens is None:
         if given is not None and given * tokens > MOST_BATCH_TOKENS:
             rule = f"makes {given * tokens} tokens a step, of {tokens} each, and the max is {MOST_BATCH_TOKENS}"
             raise ArgumentError("micro_batches", given, rule)
         return given or 1
-    of_each = f"{micro_batch.sequences} x {micro_batch.length} tokens of {name}"
+    on_ranks = f" on each of {ranks} ranks" if ranks > 1 else ""
+    of_each = f"{micro_batch.sequences} x {micro_batch.length} tokens of {name}{on_ranks}"
     if given is not None and batch_tokens != given * tokens:
         rule = f"is not {given} micro-batches of {of_each}, which are {given * tokens}: leave out one of the two"
         raise ArgumentError("global_batch_tokens", batch_tokens, rule)

@@ -19,6 +19,7 @@ def test_what_is_promised_is_public() -> None:
     assert set(counting.__all__) == {
         "Analysis",
         "DisagreementError",
+        "Layout",
         "RunPlan",
         "Setup",
         "UserError",

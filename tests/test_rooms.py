@@ -85,6 +85,7 @@ ROOMS = {
     ),
     "counting": (
         "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup torch_models.errors"
+        " torch_models.layout"
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (

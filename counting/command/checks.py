@@ -49,7 +49,6 @@ WITHOUT_LAYOUT = {
     "compare": "models are compared by one device's step",
     "published": "published runs are worked out from one device's step",
     "claim": "the claim is worked out from one device's step",
-    "global_batch_tokens": "the step of one rank is measured: give --micro_batches, those of each rank",
 }
 
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis

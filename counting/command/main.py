@@ -118,7 +118,7 @@ def _analyses(
     for config, model in zip(options.model_config, models, strict=True):
         _check_step_flags(config, model, options)
         if layout is not None and isinstance(model, ModelSpec):  # before the first model is measured
-            _check_layout(layout, model, resolve(setup, model))
+            _check_layout(layout, model, setup)
     source = None
     if options.compare and setup.sequence_length is None:
         setup, source = common_length(models, setup)
@@ -151,9 +151,9 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
 
 
 def _check_layout(layout: Layout, model: ModelSpec, setup: Setup) -> None:
-    from counting.layout import resolve_layout
+    from counting.layout import data_ranks_of, resolve_layout
 
-    resolve_layout(layout, model, setup)
+    resolve_layout(layout, model, resolve(setup, model, data_ranks=data_ranks_of(layout)))
 
 
 def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":

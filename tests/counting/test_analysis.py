@@ -57,7 +57,7 @@ def test_unknown_kernels() -> None:
         ({"setup": "x"}, r"^setup = 'x': must be a Setup$"),
         ({"setup": None}, r"^setup = null: must be a Setup$"),
         ({"layout": "fsdp=8"}, r"^layout = 'fsdp=8': must be a Layout$"),
-        ({"layout": Layout(), "step": False}, r"^step = False: must be true with a layout$"),
+        ({"layout": Layout(), "step": False}, r"^step = false: must be true with a layout$"),
         ({"cluster": 8}, r"^cluster = 8: is reserved: leave it out$"),
     ],
 )

@@ -109,7 +109,7 @@ BAD_COMMANDS = {
     f"{SPREAD} fsdp=8 --training_budget 5M": "--layout does not go with --training_budget: a budget is spent on",
     f"{SPREAD} fsdp=8 --published": "--layout does not go with --published: published runs are worked out from",
     f"{SPREAD} fsdp=8 --claim": "--layout does not go with --claim: the claim is worked out from one device's step",
-    f"{SPREAD} fsdp=8 --global_batch_tokens 1M": "--layout does not go with --global_batch_tokens: the step of one ",
+    f"{SPREAD} fsdp=8 --global_batch_tokens 1M": "--global_batch_tokens = 1000000: must be a multiple of one micro",
     f"{SPREAD} fsdp=8 {RUN} --model_config llama_7b --compare": "--layout does not go with --compare: models are",
     f"{SPREAD} ddp=8": "--layout = 'ddp=8': ddp is no axis: choose from dp, fsdp, tp, ep, zero, sp, grouping",
     f"{SPREAD} cp=2": "--layout = 'cp=2': cp is not measured yet: leave it out",

@@ -19,7 +19,7 @@ from counting.ranks.shallow import Shallow, shallow
 from counting.recipes import ModelStates
 from counting.setup import Setup
 from counting.step.profile import Stretch
-from tests.counting.ranks.test_shallow import model
+from tests.counting.ranks.letters import model
 from torch_models.layout import Layout
 
 SETUP = Setup(sequence_length=8, micro_batches=1, mtp=False)

@@ -6,22 +6,9 @@ import msgspec
 import pytest
 
 from counting.ranks.shallow import Shallow, shallow
-from tests.shrunken import LLAMA
-from torch_models.fields.config import read_spec, spec_from_fields
-from torch_models.spec import LayerSpec, ModelSpec, runs_of
-
-BASE = spec_from_fields(LLAMA, "small")
-FIRST = BASE.layers[0]
-LAYERS = {
-    letter: msgspec.structs.replace(
-        FIRST, feed_forward=msgspec.structs.replace(FIRST.feed_forward, intermediate_size=32 * size)
-    )
-    for size, letter in enumerate("ABC", start=1)
-}
-
-
-def model(letters: str) -> ModelSpec:
-    return msgspec.structs.replace(BASE, layer_runs=runs_of(LAYERS[letter] for letter in letters))
+from tests.counting.ranks.letters import LAYERS, model
+from torch_models.fields.config import read_spec
+from torch_models.spec import LayerSpec
 
 
 def letters(found: Shallow) -> str:

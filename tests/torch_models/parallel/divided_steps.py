@@ -49,7 +49,8 @@ def divided_model(family: str, fields: Fields, way: Way = IN_FP64) -> TrainingMo
     """The model of a family, divided over the ranks of this world."""
     layout = layout_of(fields)
     model = first_model(family, way)
-    apply_layout(model, layout, build_meshes(layout, "cpu"))
+    precision = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if way.mixed_precision else {}
+    apply_layout(model, layout, build_meshes(layout, "cpu"), **precision)
     return model
 
 
