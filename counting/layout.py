@@ -6,26 +6,20 @@
 setup of the step, in this order.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from math import gcd, log
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import msgspec
 
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
-from torch_models.spec import (
-    FeedForwardSpec,
-    GatedMLPSpec,
-    GroupedQueryAttentionSpec,
-    LayerSpec,
-    MixtureOfExpertsSpec,
-    ModelSpec,
-)
+from torch_models.parallel.checks import Size, borrows_evenly, by_second_dimension, divided_by_tp, second_dimensions
+from torch_models.spec import FeedForwardSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 MOST_VALUES_LISTED = 8
-GROUPED_PRODUCT_ROW = 8  # numbers of 16 bits; the rows of a grouped matrix product are multiples of 16 bytes
 
 # Optimisers that are not measured where the states of a parameter are divided -> the reason.
 NOT_ON_SHARDS = {
@@ -33,22 +27,6 @@ NOT_ON_SHARDS = {
     "adafactor": "has moments by whole rows and columns, and a rank has a part of them",
     "muon": "orthogonalises whole matrices, and a rank has a part of them",
 }
-
-
-class _Size(NamedTuple):
-    """A size of the model that an axis divides, under the name that its config has."""
-
-    name: str
-    value: int
-    unit: int = 1  # each part must be a multiple of it
-
-    @property
-    def parts(self) -> int:
-        """An axis divides it if it divides this."""
-        return self.value // self.unit if self.value % self.unit == 0 else 1
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.value}){'' if self.unit == 1 else f' in multiples of {self.unit}'}"
 
 
 def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
@@ -154,13 +132,11 @@ def _check_experts(layout: Layout, feed_forwards: Iterable[FeedForwardSpec]) -> 
         return
     if not mixtures:
         _refuse("ep", ep, "divides experts, and no layer of the model has any: leave it out")
-    sizes = [_Size("the number of experts", mixture.router.num_experts) for mixture in mixtures]
+    sizes = [Size("the number of experts", mixture.router.num_experts) for mixture in mixtures]
 
-    def borrows_evenly(value: int) -> bool:
-        return fsdp % value == 0 if value <= fsdp else value % fsdp == 0 and data_ranks % value == 0
-
-    _check_divides("ep", ep, sizes, borrows_evenly)
-    if not borrows_evenly(ep):
+    borrows = partial(borrows_evenly, layout=layout)
+    _check_divides("ep", ep, sizes, borrows)
+    if not borrows(ep):
         if ep <= fsdp:
             rule = f"must divide fsdp ({fsdp}), whose ranks it borrows"
         elif ep > data_ranks:
@@ -169,11 +145,11 @@ def _check_experts(layout: Layout, feed_forwards: Iterable[FeedForwardSpec]) -> 
             rule = f"must divide fsdp ({fsdp}), whose ranks it borrows, or be a multiple of it"
         else:
             rule = f"must divide dp x fsdp ({data_ranks}), whose ranks it borrows"
-        _refuse("ep", ep, f"{rule}{_instead(sizes, ep, borrows_evenly)}")
+        _refuse("ep", ep, f"{rule}{_instead(sizes, ep, borrows)}")
     for mixture in mixtures:
         _check_imbalance(layout, mixture)
-        if layout.expert_fsdp * ep > mixture.router.num_experts:  # then the second dimension of each stack is divided
-            for size in _second_dimensions(mixture):
+        if by_second_dimension(mixture.router.num_experts, layout):
+            for size in second_dimensions(mixture):
                 if size.value % layout.expert_fsdp:
                     rule = (
                         f"leaves {layout.expert_fsdp} ranks of fsdp for {mixture.router.num_experts // ep} experts, so "
@@ -191,49 +167,24 @@ def _check_imbalance(layout: Layout, mixture: MixtureOfExpertsSpec) -> None:
         _refuse("expert_imbalance", layout.expert_imbalance, rule)
 
 
-def _second_dimensions(mixture: MixtureOfExpertsSpec) -> tuple[_Size, ...]:
-    """The second dimensions of the stacks of experts."""
-    expert = mixture.expert
-    hidden = _Size("hidden_size", expert.hidden_size)
-    gate_and_up = _Size("twice the intermediate_size of an expert", 2 * expert.intermediate_size)
-    if isinstance(expert, GatedMLPSpec):
-        return gate_and_up, hidden
-    return hidden, gate_and_up, _Size("the intermediate_size of an expert", expert.intermediate_size)
-
-
 def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[LayerSpec], setup: Setup) -> None:
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
-    row = GROUPED_PRODUCT_ROW if setup.precision_recipe.activation_bytes == 2 else 1
-    sizes = [size for layer in layers for size in _divided_by_tp(layer, row)] + [_Size("vocab_size", spec.vocab_size)]
+    sizes = divided_by_tp(layers, spec.vocab_size)
     also = _leaves_whole_replicas(layout)
     _check_divides("tp", layout.tp, sizes, also)
-    length = _Size("the sequence length", setup.micro_batch.length)
+    length = Size("the sequence length", setup.micro_batch.length)
     if layout.sequence_parallel and length.value % layout.tp:
         instead = _instead([*sizes, length], layout.tp, also)
         rule = f"must divide {length}, which sequence parallelism divides{instead}; or set sequence_parallel to false"
         _refuse("tp", layout.tp, rule)
 
 
-def _divided_by_tp(layer: LayerSpec, row: int) -> Iterator[_Size]:
-    """What tp divides of a layer; a part of an expert's intermediate size is a multiple of `row`."""
-    attention, feed_forward = layer.attention, layer.feed_forward
-    yield _Size("num_attention_heads", attention.num_attention_heads)
-    if isinstance(attention, GroupedQueryAttentionSpec):
-        yield _Size("num_key_value_heads", attention.num_key_value_heads)
-    if not isinstance(feed_forward, MixtureOfExpertsSpec):
-        yield _Size("intermediate_size", feed_forward.intermediate_size)
-        return
-    yield _Size("the intermediate_size of an expert", feed_forward.expert.intermediate_size, row)
-    if feed_forward.shared_experts is not None:
-        yield _Size("the intermediate_size of the shared experts", feed_forward.shared_experts.intermediate_size)
-
-
 # --- What divides ----------------------------------------------------------------------------------------------------
 
 
-def _check_divides(field: str, value: int, sizes: Iterable[_Size], also: Callable[[int], bool]) -> None:
+def _check_divides(field: str, value: int, sizes: Iterable[Size], also: Callable[[int], bool]) -> None:
     """Raises `ArgumentError` if `value` does not divide a size, with the values that divide all and of which `also`."""
     sizes = list(sizes)
     for size in sizes:
@@ -241,7 +192,7 @@ def _check_divides(field: str, value: int, sizes: Iterable[_Size], also: Callabl
             _refuse(field, value, f"must divide {size}{_instead(sizes, value, also)}")
 
 
-def _instead(sizes: Iterable[_Size], value: int, also: Callable[[int], bool]) -> str:
+def _instead(sizes: Iterable[Size], value: int, also: Callable[[int], bool]) -> str:
     """The values above 1 that divide all sizes, at most `MOST_VALUES_LISTED`, those nearest to `value`."""
     common = gcd(*(size.parts for size in sizes))
     found = [number for number in range(2, common + 1) if common % number == 0 and also(number)]

@@ -44,7 +44,8 @@ def analyze_ranks(
     profile, of_ranks = reconcile(spec.name, witnesses)
     assert setup.micro_batches is not None, "a resolved setup"
     classes = rank_classes(shallow(spec), setup, profile, PROOF)
-    undivided = _undivided(counts, setup, replicated_parameters(spec, setup), replicated_forward_flops(spec, setup))
+    replicated_flops = replicated_forward_flops(spec, setup, sequence_parallel=layout.sequence_parallel)
+    undivided = _undivided(counts, setup, replicated_parameters(spec, setup), replicated_flops)
     agreements = [agreement, of_ranks]
     if layout.expert_imbalance == 1:  # else the busiest rank stands for all, and its rows are not those of the mean
         both = {

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.parallel.checks import IN_16_BITS, check_expert_parallel, check_tensor_parallel
+from torch_models.parallel.checks import check_expert_parallel, check_tensor_parallel
 from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.sharded import shard
@@ -62,8 +62,7 @@ def _check(
             raise ArgumentError(name, str(dtype), "is for dp x fsdp > 1; with tp alone build the model in this dtype")
     layers = [cast(LayerSpec, layer.spec) for layer in model.model.layers]
     if layout.tp > 1:
-        computed = param_dtype or model.lm_head.weight.dtype
-        check_tensor_parallel(layers, model.spec.vocab_size, layout.tp, IN_16_BITS if computed == torch.bfloat16 else 1)
+        check_tensor_parallel(layers, model.spec.vocab_size, layout.tp)
     if layout.ep > 1:
         check_expert_parallel(model.spec.name, layers, layout)
         reduced = reduce_dtype or param_dtype or model.lm_head.weight.dtype

@@ -1,25 +1,76 @@
-"""What a layout divides must come out even: the rules, from the specs of the layers. Torch-free."""
+"""What a layout divides must come out even: the sizes, from the specs of the layers, and the rules. Torch-free."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec
 
-IN_16_BITS = 8  # numbers in 16 bytes, of which torch's grouped product needs a multiple in each row
+GROUPED_PRODUCT_ROW = 8  # numbers; the rows of a grouped product in 16 bits are multiples of 16 bytes
 
 
-def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int, row: int) -> None:
-    """Raise `ArgumentError` if tp does not divide the heads, the intermediate sizes or the vocabulary.
+class Size(NamedTuple):
+    """A size of the model that an axis divides, under the name that its config has."""
 
-    A rank's part of the intermediate size of an expert must be a multiple of `row`.
-    """
-    sizes = [("vocab_size", vocab_size, 1), *(size for layer in layers for size in _divided(layer, row))]
-    for name, size, unit in sizes:
-        if size % (tp * unit):
-            raise ArgumentError(
-                "tp", tp, f"must divide {name} ({size}){f' in multiples of {unit}' if unit > 1 else ''}"
-            )
+    name: str
+    value: int
+    unit: int = 1  # each part must be a multiple of it
+
+    @property
+    def parts(self) -> int:
+        """An axis divides it if it divides this."""
+        return self.value // self.unit if self.value % self.unit == 0 else 1
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.value}){'' if self.unit == 1 else f' in multiples of {self.unit}'}"
+
+
+def divided_by_tp(layers: Iterable[LayerSpec], vocab_size: int) -> list[Size]:
+    """What tp divides: heads, intermediate sizes and the vocabulary; each size once."""
+    found = [size for layer in layers for size in _of_layer(layer)]
+    return list(dict.fromkeys([*found, Size("vocab_size", vocab_size)]))
+
+
+def _of_layer(layer: LayerSpec) -> Iterator[Size]:
+    attention, feed_forward = layer.attention, layer.feed_forward
+    yield Size("num_attention_heads", attention.num_attention_heads)
+    if isinstance(attention, GroupedQueryAttentionSpec):
+        yield Size("num_key_value_heads", attention.num_key_value_heads)
+    if isinstance(feed_forward, GatedMLPSpec):
+        yield Size("intermediate_size", feed_forward.intermediate_size)
+        return
+    yield Size("the intermediate_size of an expert", feed_forward.expert.intermediate_size, GROUPED_PRODUCT_ROW)
+    if feed_forward.shared_experts is not None:
+        yield Size("the intermediate_size of the shared experts", feed_forward.shared_experts.intermediate_size)
+
+
+def by_second_dimension(num_experts: int, layout: Layout) -> bool:
+    """Whether `fully_shard` divides stacks of experts by their second dimension: where ranks outnumber the experts."""
+    return layout.ep > 1 and layout.expert_fsdp * layout.ep > num_experts
+
+
+def second_dimensions(mixture: MixtureOfExpertsSpec) -> tuple[Size, ...]:
+    """The second dimensions of the stacks of experts; torch needs equal parts of any dimension but the first."""
+    expert = mixture.expert
+    hidden = Size("hidden_size", expert.hidden_size)
+    gate_and_up = Size("twice the intermediate_size of an expert", 2 * expert.intermediate_size)
+    if isinstance(expert, GatedMLPSpec):
+        return gate_and_up, hidden
+    return hidden, gate_and_up, Size("the intermediate_size of an expert", expert.intermediate_size)
+
+
+def borrows_evenly(ep: int, layout: Layout) -> bool:
+    """Whether ep takes whole groups of the ranks of fsdp, or all of them and whole groups of replicas."""
+    fewer, more = sorted((layout.fsdp, ep))
+    return more % fewer == 0 and layout.data_ranks % more == 0
+
+
+def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int) -> None:
+    """Raise `ArgumentError` if tp does not divide the heads, the intermediate sizes or the vocabulary."""
+    for size in divided_by_tp(layers, vocab_size):
+        if size.parts % tp:
+            raise ArgumentError("tp", tp, f"must divide {size}")
 
 
 def check_expert_parallel(name: str, layers: Sequence[LayerSpec], layout: Layout) -> None:
@@ -28,39 +79,10 @@ def check_expert_parallel(name: str, layers: Sequence[LayerSpec], layout: Layout
     if not mixtures:
         raise ArgumentError("ep", layout.ep, f"must be 1: {name} has no experts")
     for mixture in mixtures:
-        experts, expert = mixture.router.num_experts, mixture.expert
+        experts, ranks = mixture.router.num_experts, layout.expert_fsdp
         if experts % layout.ep:
             raise ArgumentError("ep", layout.ep, f"must divide the number of experts ({experts})")
-        if by_second_dimension(experts, layout):
-            _check_second_dimension(expert.hidden_size, layout, "hidden_size")
-            _check_second_dimension(2 * expert.intermediate_size, layout, "twice the intermediate_size of an expert")
-            if not isinstance(expert, GatedMLPSpec):
-                _check_second_dimension(expert.intermediate_size, layout, "the intermediate_size of an expert")
-
-
-def by_second_dimension(num_experts: int, layout: Layout) -> bool:
-    """Whether `fully_shard` divides stacks of experts by their second dimension: where ranks outnumber the experts."""
-    return layout.ep > 1 and layout.expert_fsdp * layout.ep > num_experts
-
-
-def _check_second_dimension(size: int, layout: Layout, what: str) -> None:
-    """Torch needs equal parts of any dimension but the first."""
-    if size % layout.expert_fsdp:
-        rule = (
-            f"leaves {layout.expert_fsdp} ranks of fsdp for each stack of experts, which do not divide {what} ({size})"
-        )
-        raise ArgumentError("ep", layout.ep, rule)
-
-
-def _divided(layer: LayerSpec, row: int) -> Iterator[tuple[str, int, int]]:
-    """Yield name, size, and what each part must be a multiple of."""
-    attention, feed_forward = layer.attention, layer.feed_forward
-    yield "num_attention_heads", attention.num_attention_heads, 1
-    if isinstance(attention, GroupedQueryAttentionSpec):
-        yield "num_key_value_heads", attention.num_key_value_heads, 1
-    if isinstance(feed_forward, GatedMLPSpec):
-        yield "intermediate_size", feed_forward.intermediate_size, 1
-        return
-    yield "the intermediate_size of an expert", feed_forward.expert.intermediate_size, row
-    if feed_forward.shared_experts is not None:
-        yield "the intermediate_size of the shared experts", feed_forward.shared_experts.intermediate_size, 1
+        uneven = [size for size in second_dimensions(mixture) if size.value % ranks]
+        if uneven and by_second_dimension(experts, layout):
+            rule = f"leaves {ranks} ranks of fsdp for each stack of experts, which do not divide {uneven[0]}"
+            raise ArgumentError("ep", layout.ep, rule)

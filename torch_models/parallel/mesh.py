@@ -7,6 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from torch_models.errors import ArgumentError, UserError
 from torch_models.layout import Layout
+from torch_models.parallel.checks import borrows_evenly
 
 
 class Meshes(NamedTuple):
@@ -45,8 +46,7 @@ def _with_experts(layout: Layout, device_type: str) -> Meshes:
     if layout.tp > 1:
         raise ArgumentError("ep", layout.ep, "must be 1 with tp > 1: each of the two divides the experts")
     ranks = layout.data_ranks
-    fewer, more = sorted((layout.fsdp, layout.ep))
-    if more % fewer or ranks % more:
+    if not borrows_evenly(layout.ep, layout):
         rule = f"must divide fsdp ({layout.fsdp}), or be a multiple of it that divides dp x fsdp ({ranks})"
         raise ArgumentError("ep", layout.ep, rule)
     root = init_device_mesh(device_type, (ranks,), mesh_dim_names=("ranks",))

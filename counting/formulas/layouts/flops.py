@@ -24,8 +24,10 @@ from torch_models.spec import (
 )
 
 
-def local_model(spec: ModelSpec, tp: int) -> ModelSpec:
-    """Return the model that a rank of tp has: local layers and words."""
+def local_model(spec: ModelSpec, tp: int, *, mtp: bool | None) -> ModelSpec:
+    """Return the model that a rank of tp has: local layers and words, and layers of `mtp` if they are trained."""
+    if not mtp:
+        spec = msgspec.structs.replace(spec, mtp_layers=())
     if tp == 1:
         return spec
     return msgspec.structs.replace(
@@ -39,7 +41,7 @@ def local_model(spec: ModelSpec, tp: int) -> ModelSpec:
 def rank_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     """Return the FLOPs of one rank in one step; `setup` and `layout` are resolved."""
     division = division_of(layout)
-    found = training_flops(local_model(spec, division.tp), setup)
+    found = training_flops(local_model(spec, division.tp, mtp=setup.mtp), setup)
     if division.sequence_parallel:
         projections = _projection_step(spec, setup)
         found += projections * -1 + _divided(projections, division.tp)

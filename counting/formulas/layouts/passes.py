@@ -70,7 +70,9 @@ def _compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
     assert profile is not None, "a simulated step"
     kinds = [layer for layer, _ in spec.layer_groups()]
     of_layers = tuple(kinds.index(layer) for layer in spec.layers)
-    return Compute(profile, compute_traffic(spec, setup, layout), local_model(spec, layout.tp), of_layers)
+    return Compute(
+        profile, compute_traffic(spec, setup, layout), local_model(spec, layout.tp, mtp=setup.mtp), of_layers
+    )
 
 
 def micro_batches(spec: ModelSpec, setup: Setup, layout: Layout) -> list[RankMicroBatch]:

@@ -19,7 +19,7 @@ from torch_models.spec import LayerSpec, ModelSpec
 def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
     """Return what the ranks of `layout` hold, send and compute in one step of `spec`; both settings are resolved."""
     model = shallow(spec)
-    counts, local = model.counts(), local_model(model.spec, layout.tp)
+    counts, local = model.counts(), local_model(model.spec, layout.tp, mtp=setup.mtp)
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     first, *others = micro_batches(model.spec, setup, layout)
     of_layers = [_tensors(layer, layout) for layer in local.layers]
