@@ -27,9 +27,18 @@ BUDGET = "--training_budget 5000000"
 CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]
 DEEPER_CONFIG = "deepseek_v3_config.json"  # of 61 layers, and analysed with ten times as many
 
+# Steps that are spread over ranks, and the same over more ranks and with more layers.
+LLAMA_ON_64 = "llama_3_8b_config.json --seq_len 8192 --layout fsdp=64"
+LLAMA_ON_65536 = "llama_3_8b_config.json --seq_len 8192 --layout dp=64,fsdp=1024"
+SPREAD = "--seq_len 4096 --recompute full --layout fsdp=2048,ep=64"
+DEEPSEEK_ON_2048 = f"{DEEPER_CONFIG} {SPREAD}"
+
 BUDGET_LIMIT = 0.15
 CONFIG_LIMIT = 1.6
 DEEPER_LIMIT = 1.03
+LLAMA_SPREAD_LIMIT = 3.5
+DEEPSEEK_SPREAD_LIMIT = 8.0
+MORE_RANKS_LIMIT = 1.05
 MEMORY_LIMIT = 1.3
 
 
@@ -107,10 +116,15 @@ def all_checks(deeper: str) -> list[Check]:
         return cost.peak_memory
 
     analyses = [f"--model_config {config}" for config in CONFIGS]
+    llama, wider, deepseek = (f"--model_config {each}" for each in (LLAMA_ON_64, LLAMA_ON_65536, DEEPSEEK_ON_2048))
     return [
         Check("time", BUDGET, BASELINE, seconds, BUDGET_LIMIT),
         *(Check("time", analysis, BASELINE, seconds, CONFIG_LIMIT) for analysis in analyses),
         Check("time", deeper, f"--model_config {DEEPER_CONFIG}", seconds, DEEPER_LIMIT),
+        Check("time", llama, BASELINE, seconds, LLAMA_SPREAD_LIMIT),
+        Check("time", wider, llama, seconds, MORE_RANKS_LIMIT),
+        Check("time", deepseek, BASELINE, seconds, DEEPSEEK_SPREAD_LIMIT),
+        Check("time", f"{deeper} {SPREAD}", deepseek, seconds, MORE_RANKS_LIMIT),
         *(Check("memory", name, BASELINE, peak_memory, MEMORY_LIMIT) for name in [BUDGET, *analyses, deeper]),
     ]
 
@@ -130,24 +144,29 @@ def main() -> int:
             BASELINE: [sys.executable, "-c", "import torch"],
             BUDGET: [*COMMAND, *BUDGET.split()],
             **{f"--model_config {config}": [*COMMAND, "--model_config", config] for config in CONFIGS},
-            # Last, beside the analysis that it is compared with.
+            # Beside the analysis that it is compared with.
             deeper: [*COMMAND, "--model_config", str(deeper_config)],
+            **{
+                f"--model_config {each}": [*COMMAND, "--model_config", *each.split()]
+                for each in (LLAMA_ON_64, LLAMA_ON_65536, DEEPSEEK_ON_2048)
+            },
+            f"{deeper} {SPREAD}": [*COMMAND, "--model_config", str(deeper_config), *SPREAD.split()],
         }
         imports_torch = "torch" in modules_imported(commands[BUDGET])
         costs = measure(commands, rounds)
 
     baseline = statistics.median(cost.seconds for cost in costs[BASELINE])
     print(f'python3 -c "import torch": {baseline:.2f} s, the median of {rounds} runs\n')
-    print(f"{'':8}{'command':42}{'compared with':42}{'ratio':>7}{'limit':>7}")
+    print(f"{'':8}{'command':78}{'compared with':78}{'ratio':>7}{'limit':>7}")
     broken = int(imports_torch)
     for check in all_checks(deeper):
         pairs = zip(costs[check.command], costs[check.reference], strict=True)
         ratio = statistics.median(check.cost(cost) / check.cost(reference) for cost, reference in pairs)
         verdict = "ok" if ratio <= check.limit else "BROKEN"
         broken += verdict == "BROKEN"
-        print(f"{check.quantity:8}{check.command:42}{check.reference:42}{ratio:7.3f}{check.limit:7.2f}  {verdict}")
+        print(f"{check.quantity:8}{check.command:78}{check.reference:78}{ratio:7.3f}{check.limit:7.2f}  {verdict}")
     verdict = "BROKEN: it imports torch" if imports_torch else "ok"
-    print(f"{'imports':8}{BUDGET:42}{'no torch':56}  {verdict}")
+    print(f"{'imports':8}{BUDGET:78}{'no torch':92}  {verdict}")
     return 1 if broken else 0
 
 
