@@ -11,8 +11,8 @@ from counting.step.phase import Outside, Position, RunOfLayers, pass_micro_batch
 
 RANK_NOTES = (
     "Beside the phases of one device, a rank has parameters that are gathered for a layer and freed after it, and the "
-    "buffers of collectives. Shards are stored padded, so that all ranks of fully_shard store the same bytes. Without ep "
-    "it divides experts by their first dimension: with more ranks than experts it stores and gathers padding.",
+    "buffers of collectives. Shards are stored padded, so that all ranks of fully_shard store the same bytes. Without "
+    "ep it divides experts by their first dimension: with more ranks than experts it stores and gathers padding.",
     "Not counted: what the communication library and the CUDA context occupy, workspaces in kernels, and the "
     "allocator's rounding and gaps.",
 )
