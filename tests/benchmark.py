@@ -27,6 +27,13 @@ BUDGET = "--training_budget 5000000"
 CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]
 DEEPER_CONFIG = "deepseek_v3_config.json"  # of 61 layers, and analysed with ten times as many
 
+SHARDED = "--model_config llama_3_8b --layout fsdp=64"
+MORE_RANKS = "--model_config llama_3_8b --layout fsdp=65536"
+WITH_EXPERTS = "--model_config deepseek_v3 --layout fsdp=2048,ep=64"
+
+SHARDED_LIMIT = 3.5
+MORE_RANKS_LIMIT = 1.1
+WITH_EXPERTS_LIMIT = 8.0
 BUDGET_LIMIT = 0.15
 CONFIG_LIMIT = 1.6
 DEEPER_LIMIT = 1.03
@@ -111,6 +118,9 @@ def all_checks(deeper: str) -> list[Check]:
         Check("time", BUDGET, BASELINE, seconds, BUDGET_LIMIT),
         *(Check("time", analysis, BASELINE, seconds, CONFIG_LIMIT) for analysis in analyses),
         Check("time", deeper, f"--model_config {DEEPER_CONFIG}", seconds, DEEPER_LIMIT),
+        Check("time", SHARDED, BASELINE, seconds, SHARDED_LIMIT),
+        Check("time", MORE_RANKS, SHARDED, seconds, MORE_RANKS_LIMIT),
+        Check("time", WITH_EXPERTS, BASELINE, seconds, WITH_EXPERTS_LIMIT),
         *(Check("memory", name, BASELINE, peak_memory, MEMORY_LIMIT) for name in [BUDGET, *analyses, deeper]),
     ]
 
@@ -129,6 +139,7 @@ def main() -> int:
         commands = {
             BASELINE: [sys.executable, "-c", "import torch"],
             BUDGET: [*COMMAND, *BUDGET.split()],
+            **{layout: [*COMMAND, *layout.split()] for layout in (SHARDED, MORE_RANKS, WITH_EXPERTS)},
             **{f"--model_config {config}": [*COMMAND, "--model_config", config] for config in CONFIGS},
             # Last, beside the analysis that it is compared with.
             deeper: [*COMMAND, "--model_config", str(deeper_config)],
@@ -138,16 +149,16 @@ def main() -> int:
 
     baseline = statistics.median(cost.seconds for cost in costs[BASELINE])
     print(f'python3 -c "import torch": {baseline:.2f} s, the median of {rounds} runs\n')
-    print(f"{'':8}{'command':42}{'compared with':42}{'ratio':>7}{'limit':>7}")
+    print(f"{'':8}{'command':54}{'compared with':54}{'ratio':>7}{'limit':>7}")
     broken = int(imports_torch)
     for check in all_checks(deeper):
         pairs = zip(costs[check.command], costs[check.reference], strict=True)
         ratio = statistics.median(check.cost(cost) / check.cost(reference) for cost, reference in pairs)
         verdict = "ok" if ratio <= check.limit else "BROKEN"
         broken += verdict == "BROKEN"
-        print(f"{check.quantity:8}{check.command:42}{check.reference:42}{ratio:7.3f}{check.limit:7.2f}  {verdict}")
+        print(f"{check.quantity:8}{check.command:54}{check.reference:54}{ratio:7.3f}{check.limit:7.2f}  {verdict}")
     verdict = "BROKEN: it imports torch" if imports_torch else "ok"
-    print(f"{'imports':8}{BUDGET:42}{'no torch':56}  {verdict}")
+    print(f"{'imports':8}{BUDGET:54}{'no torch':68}  {verdict}")
     return 1 if broken else 0
 
 
