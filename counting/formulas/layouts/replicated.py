@@ -37,11 +37,16 @@ def replicated_parameters(spec: ModelSpec, setup: Setup) -> int:
 
 
 def _total(layer: LayerSpec) -> int:
-    norms = 4 if layer.norm_placement == "around" else 2
-    of_terms, of_sums = used_apart(layer.attention), biases_of_sums(layer.attention)
-    of_terms += used_apart(layer.feed_forward)
-    of_sums += biases_of_sums(layer.feed_forward)
-    return norms * layer.hidden_size + sum(map(numbers, of_terms)) + of_sums
+    whole = [*norms_of_stream(layer), *used_apart(layer.attention), *used_apart(layer.feed_forward)]
+    return sum(map(numbers, whole)) + biases_of_sums(layer.attention) + biases_of_sums(layer.feed_forward)
+
+
+def norms_of_stream(layer: LayerSpec) -> list[Shape]:
+    """Return the shapes of a layer's norms of the residual stream: one before or after each of its two blocks, or both.
+
+    With sequence parallelism each rank uses them on its own positions, so that their gradients are terms of a sum too.
+    """
+    return [(layer.hidden_size,)] * (4 if layer.norm_placement == "around" else 2)
 
 
 @singledispatch

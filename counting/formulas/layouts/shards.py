@@ -18,7 +18,6 @@ from counting.recipes import ModelStates, Optimizer
 from torch_models.layout import Layout
 
 STEP_COUNT_BYTES = 4
-NUMBERS = {"none": 0, "one": 1, "two": 2}  # moments of each parameter
 
 
 class Tensor(NamedTuple):
@@ -37,7 +36,9 @@ class Update(NamedTuple):
     def moment_bytes(self, numbers: int) -> int:
         """Return the bytes of the optimiser's state of `numbers` numbers of one tensor."""
         counter = STEP_COUNT_BYTES if self.formats.counts_steps else 0
-        return NUMBERS[self.optimizer.moments] * numbers * self.formats.moment + counter
+        moments = self.optimizer.moments_per_parameter
+        assert moments is not None, "an optimiser that is measured on ranks"
+        return moments * numbers * self.formats.moment + counter
 
     def states(self, tensors: Sequence[Tensor]) -> ModelStates:
         """Return what the first rank stores of these tensors."""

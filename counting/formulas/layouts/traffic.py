@@ -16,12 +16,12 @@ layer has two blocks, so that it gathers 33,554,432 bytes in forward and as many
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from counting.formulas.held import FP32
+from counting.formulas.held import FP32, INT64
 from counting.formulas.layouts.groups import mtp_shapes
-from counting.formulas.layouts.replicated import used_apart
+from counting.formulas.layouts.replicated import norms_of_stream, used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
 from counting.formulas.local.shapes import Division, division_of
-from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics
+from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics, total_traffic
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import (
@@ -32,7 +32,6 @@ from torch_models.spec import (
 )
 
 LOSS_REDUCTIONS = 3
-COUNT_BYTES = 8
 
 
 class Sending(NamedTuple):
@@ -59,15 +58,6 @@ def counted(phase: RankPhase, calls: Sendings) -> Traffics:
     return total
 
 
-def sum_of_traffics(*parts: Traffics) -> Traffics:
-    """Return the sum of all parts."""
-    total: Traffics = {}
-    for part in parts:
-        for key, traffic in part.items():
-            total[key] = total.get(key, Traffic()) + traffic
-    return total
-
-
 class StretchTraffic(NamedTuple):
     """The traffic of each stretch beside fully_shard's; of layers, that of each kind in the order of `layer_groups`."""
 
@@ -88,15 +78,15 @@ def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTra
         parts.append(_ExpertParallel(spec, setup, division_of(layout)))
 
     def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
-        return sum_of_traffics(*(counted("forward", calls(part)) for part in parts))
+        return total_traffic((counted("forward", calls(part)), 1) for part in parts)
 
     def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
-        return sum_of_traffics(*(counted("backward", calls(part)) for part in parts))
+        return total_traffic((counted("backward", calls(part)), 1) for part in parts)
 
     return StretchTraffic(
         forward(lambda part: part.embedding_forward()),
         [forward(lambda part: part.layer_forward(layer)) for layer in kinds],  # noqa: B023
-        sum_of_traffics(forward(lambda part: part.loss_forward()), backward(lambda part: part.loss_backward())),
+        forward(lambda part: part.loss_forward()) | backward(lambda part: part.loss_backward()),
         [backward(lambda part: part.layer_backward(layer)) for layer in kinds],  # noqa: B023
         backward(lambda part: part.embedding_backward()),
     )
@@ -165,8 +155,7 @@ class _TensorParallel:
 
     def _whole(self, layer: LayerSpec) -> list[Shape]:
         """Parameters with a term of their gradient on each rank."""
-        norms = 4 if layer.norm_placement == "around" else 2
-        found: list[Shape] = [(layer.hidden_size,)] * norms if self.by_position else []
+        found = norms_of_stream(layer) if self.by_position else []
         return [*found, *used_apart(layer.attention), *used_apart(layer.feed_forward)]
 
     # --- Embedding, head and loss ------------------------------------------------------------------------------------
@@ -236,7 +225,7 @@ class _ExpertParallel:
         """The counts, the rows, and their outputs."""
         if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
             return []
-        counts = COUNT_BYTES * layer.feed_forward.router.num_experts
+        counts = INT64 * layer.feed_forward.router.num_experts
         return [Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]
 
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 
+from counting.measurements.ranks.stand_ins import name_of_group
 from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics
 
 Argument = Callable[[tuple[Any, ...], Any], Any]  # from the op's arguments and its result
@@ -100,10 +99,10 @@ def axes_of(meshes: Iterable[DeviceMesh | None]) -> Axes:
 
 def _group_of(arguments: Iterable[Any]) -> str:
     """The name of the process group among the arguments of an op."""
-    for argument in arguments:
-        if isinstance(argument, torch.ScriptObject) and "ProcessGroup" in str(argument._type()):
-            return str(dist.ProcessGroup.unbox(argument).group_name)
-    return str(next(argument for argument in reversed(list(arguments)) if isinstance(argument, str)))
+    arguments = list(arguments)
+    names = [name for argument in arguments if (name := name_of_group(argument)) is not None]
+    # Functional collectives have the name itself, as their last string.
+    return [*(argument for argument in arguments if isinstance(argument, str)), *names][-1]
 
 
 def _bytes(value: Any) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from counting.measurements.ranks.stand_ins import fake_store, stand_ins, without_caches_of_dtensor
+from counting.measurements.ranks.stand_ins import stand_ins, without_caches_of_dtensor
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def fake_world(ranks: int, rank: int = 0) -> Iterator[None]:
     """
     assert not dist.is_initialized(), "this process has a process group"
     with stand_ins(), without_caches_of_dtensor():
-        dist.init_process_group("fake", store=fake_store(), rank=rank, world_size=ranks)
+        dist.init_process_group("fake", rank=rank, world_size=ranks)
         try:
             yield
         finally:

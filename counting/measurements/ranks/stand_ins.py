@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
@@ -18,7 +19,6 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor, Shard, _redistribute
 from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 # Tensors without memory of their own: their storage reports bytes, and holds none.
 WRAPPERS = (DTensor, AsyncCollectiveTensor)
@@ -48,11 +48,6 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
-
-
-def fake_store() -> Any:
-    """The store of a fake process group, which keeps nothing."""
-    return FakeStore()
 
 
 class _Stream(torch.cpu.Stream):
@@ -195,6 +190,13 @@ def shape_at(parameter: DTensor, coordinate: Sequence[int]) -> tuple[int, ...]:
         parameter.shape, parameter.device_mesh.shape, list(coordinate), parameter.placements, skip_offset=True
     )
     return tuple(map(int, sizes))
+
+
+def name_of_group(argument: object) -> str | None:
+    """The name of a process group among the arguments of an op, which has them as script objects; else None."""
+    if isinstance(argument, torch.ScriptObject) and "ProcessGroup" in str(argument._type()):
+        return str(dist.ProcessGroup.unbox(argument).group_name)
+    return None
 
 
 def propagates_shapes() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from counting.formulas import layouts
-from counting.formulas.layouts import flops, groups, passes, profile, schedule, sharding, shards, traffic
+from counting.formulas.layouts import flops, groups, passes, profile, replicated, schedule, sharding, shards, traffic
 from counting.measurements.ranks import measure_ranks
 from counting.ranks.profile import RankProfile
 from counting.reconcile import DisagreementError, reconcile
@@ -111,7 +111,7 @@ BROKEN = [
     ("few experts", sharding, "layout.expert_fsdp * layout.ep > num_experts", "False"),
     # What is sent and computed.
     ("tensor", traffic, "[*[*self._input(), *self._output()] * 2,", "[*self._input(), *self._output(),"),
-    ("norms", traffic, "norms = 4 if layer.norm_placement", "norms = 2 if layer.norm_placement"),
+    ("norms", replicated, "4 if layer.norm_placement", "2 if layer.norm_placement"),
     ("tensor", traffic, "again = self._loss_sums() if", "again = [] if True or"),
     ("tensor", traffic, "            found += self._gradients([(width,)])\n", "            found += []\n"),
     ("experts", traffic, '[Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]', "[*self._ways(layer)]"),

@@ -25,7 +25,7 @@ from tests.sweeps import seeds
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
-from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec, runs_of
+from torch_models.spec import GroupedQueryAttentionSpec, LayerRun, LayerSpec, MixtureOfExpertsSpec, ModelSpec, runs_of
 
 
 def equal(spec: ModelSpec, setup: Setup, layout: Layout) -> None:
@@ -108,6 +108,27 @@ def test_families(family: str) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     setup = setup_of(spec, sequence_length=24, micro_batches=2, recompute="full", mtp=None)
     equal(spec, setup, layout_of(dp=2, fsdp=3, grouping="torchtitan"))
+
+
+PRODUCTS: dict[str, dict[str, Any]] = {
+    "fsdp-tp": {"fsdp": 2, "tp": 2},
+    "dp-fsdp-tp": {"dp": 2, "fsdp": 3, "tp": 2, "sequence_parallel": False},
+    "fsdp-ep": {"fsdp": 4, "ep": 2},
+}
+WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
+
+
+@pytest.mark.parametrize(
+    ("family", "product"),
+    [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else FAMILIES)],
+)
+def test_families_over_several_axes(family: str, product: str) -> None:
+    spec = spec_from_fields(FAMILIES[family], "shrunken")
+    runs = tuple(LayerRun(layer=widened(run.layer, 2), count=run.count) for run in spec.layer_runs)
+    spec = structs.replace(spec, layer_runs=runs, mtp_layers=tuple(widened(layer, 2) for layer in spec.mtp_layers))
+    setup, layout = setup_of(spec, sequence_length=24, mtp=None), layout_of(**PRODUCTS[product], grouping="torchtitan")
+    measured, formula = measure_ranks(spec, setup, layout), ranks_by_formula(spec, setup, layout)
+    reconcile(family, {"measured": measured, "formula": formula})
 
 
 PRECISIONS = ("mixed", "bf16")

@@ -1,7 +1,10 @@
 """Each stand-in is needed: the tests here fail when torch does without one, which then can go."""
 
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -10,7 +13,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from counting.measurements.meta_device import measuring
-from counting.measurements.ranks import stand_ins
+from counting.measurements.ranks import live_bytes, stand_ins
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.live_bytes import RankBytes
 
@@ -135,3 +138,32 @@ def test_copies_for_collectives() -> None:
         with RankBytes(model.parameters(), lambda *op: None) as tracker:
             model.unshard()  # type: ignore[operator]
         assert len(tracker.made_by_fully_shard) == 4
+
+
+def test_groups_among_the_arguments_of_an_op() -> None:
+    """An op has its process group as a script object, which does not say that it is one."""
+    seen: list[Any] = []
+    with fake_world(2):
+        x = torch.empty(4, device="meta")
+        with RankBytes([x], lambda function, args, *_: seen.append(args)):
+            dist.all_reduce(x)
+        name = dist.distributed_c10d._get_default_group().group_name
+    arguments = [argument for args in seen for argument in args]
+    assert not any(isinstance(argument, dist.ProcessGroup) for argument in arguments)
+    assert [found for found in map(stand_ins.name_of_group, arguments) if found is not None] == [name]
+
+
+def test_shapes_of_divided_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DTensor runs an op on fake tensors first, which dispatch modes see as if they were tensors of the model."""
+
+    def tensors_seen() -> int:
+        with fake_world(2), measuring():
+            mesh = init_device_mesh("meta", (2,))
+            x = DTensor.from_local(torch.empty(3, device="meta"), mesh, [Shard(0)], run_check=False)
+            with RankBytes([x], lambda *op: None) as tracker:
+                x + x
+            return tracker.born
+
+    assert tensors_seen() == 2  # x and the sum
+    monkeypatch.setattr(live_bytes, "propagates_shapes", lambda: False)
+    assert tensors_seen() > 2
