@@ -6,7 +6,7 @@ from msgspec import structs
 
 from counting.alternatives import rank_alternatives
 from counting.counts import ModelCounts
-from counting.ranks.result import RankAnalysis, Undivided, rank_classes, totals_over_ranks
+from counting.ranks.result import RankAnalysis, Undivided, rank_classes, totals_over_ranks, worst_of_classes
 from counting.ranks.shallow import shallow
 from counting.reconcile import Agreement, all_checks, reconcile
 from counting.setup import Setup
@@ -60,7 +60,7 @@ def _with_alternatives(
     spec: ModelSpec, setup: Setup, layout: Layout, classes: tuple[RankAnalysis, ...]
 ) -> tuple[RankAnalysis, ...]:
     """`classes`, of which the one with the largest peak has the variants that need less memory."""
-    worst = max(classes, key=lambda each: each.memory.peak_bytes)
+    worst = worst_of_classes(classes)
     found = rank_alternatives(spec, setup, layout, worst)
     memory = structs.replace(worst.memory, alternatives=found)
     return tuple(structs.replace(each, memory=memory) if each is worst else each for each in classes)

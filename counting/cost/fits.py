@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from counting.analysis import Analysis
 from counting.cost.hardware import Gpu
-from counting.ranks.result import RankAnalysis
+from counting.ranks.result import RankAnalysis, worst_of_classes
 from counting.setup import Setup
 from counting.step.fit import Fit, Remedy
 from counting.step.memory import StepMemory
@@ -21,7 +21,7 @@ from torch_models.spec import Kernels
 
 def worst_rank(analysis: Analysis) -> RankAnalysis | None:
     """The class of equal ranks that needs most memory, the first of several; None of a step on one device."""
-    return max(analysis.rank_classes or (), key=lambda each: each.memory.peak_bytes, default=None)
+    return worst_of_classes(analysis.rank_classes) if analysis.rank_classes else None
 
 
 def fits_on(analysis: Analysis, gpus: Sequence[Gpu]) -> tuple[Fit, ...]:

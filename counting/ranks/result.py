@@ -78,6 +78,11 @@ class Undivided(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+def worst_of_classes(classes: tuple[RankAnalysis, ...]) -> RankAnalysis:
+    """The class with the largest peak; the first of several."""
+    return max(classes, key=lambda each: each.memory.peak_bytes)
+
+
 def totals_over_ranks(classes: tuple[RankAnalysis, ...], micro_batches: int) -> RankTotals:
     """The sums over the ranks of all classes."""
     return RankTotals(
