@@ -60,8 +60,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for field, only in FIXED.items():
-            if getattr(self, field) != only:
-                raise ArgumentError(field, getattr(self, field), f"must be {only}: nothing else is measured yet")
+            value = getattr(self, field)
+            if type(value) is not type(only) or value != only:
+                raise ArgumentError(field, value, f"must be {only}: nothing else is measured yet")
         for field in ("num_gpus", "gpus_per_node", "dp"):
             if getattr(self, field) is not None:
                 _check_ranks(field, getattr(self, field))
@@ -69,7 +70,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
             _check_ranks(field, getattr(self, field))
         for field, known in (("zero", get_args(Zero)), ("grouping", get_args(Grouping))):
             value = getattr(self, field)
-            if isinstance(value, bool) or value not in known:
+            if type(value) not in (int, str) or value not in known:
                 raise ArgumentError(field, value, f"must be one of {', '.join(map(str, known))}")
         if not isinstance(self.sequence_parallel, bool):
             raise ArgumentError("sequence_parallel", self.sequence_parallel, "must be true or false")

@@ -314,3 +314,9 @@ def test_every_family_is_on_the_page() -> None:
     families = {name for _, name, _ in pkgutil.iter_modules(families_package.__path__)}
     assert {family for family, *_ in FAMILY_ROWS} == families
     assert len(families) > 10
+
+
+@pytest.mark.parametrize("fields", [{"fsdp": 2, "zero": 3.0}, {"cp": True}, {"pp": 1.0}])
+def test_a_value_of_another_type_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError):
+        Layout(**fields)

@@ -1,11 +1,12 @@
 """A process group of any number of ranks in which this process is one rank, and no other process exists."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from counting.measurements.ranks.stand_ins import stand_ins, without_caches_of_dtensor
+from counting.measurements.ranks.stand_ins import replaced, stand_ins, without_caches_of_dtensor
 
 
 @contextlib.contextmanager
@@ -16,7 +17,8 @@ def fake_world(ranks: int, rank: int = 0) -> Iterator[None]:
     group is destroyed. The process must not have a group.
     """
     assert not dist.is_initialized(), "this process has a process group"
-    with stand_ins(), without_caches_of_dtensor():
+    # torch's hook, which begins each line of an uncaught error with the rank, would outlive the group.
+    with replaced(sys, "excepthook", sys.excepthook), stand_ins(), without_caches_of_dtensor():
         dist.init_process_group("fake", rank=rank, world_size=ranks)
         try:
             yield

@@ -21,6 +21,7 @@ SPEC = spec_from_fields(LLAMA, "llama")
 
 def what_is_replaced() -> list[object]:
     return [
+        sys.excepthook,
         vars(torch).get("meta"),
         vars(torch.UntypedStorage).get("resize_"),
         *(vars(FSDPParamGroup)[name] for name in ("unshard", "wait_for_unshard", "post_backward")),
