@@ -65,15 +65,20 @@ class Undivided(msgspec.Struct, frozen=True, kw_only=True):
     """How the sums over the ranks follow from the undivided model; `replicated_…` is what each rank of tp has."""
 
     parameters: int
+    expert_parameters: int  # of `parameters`, those of routed experts, which ranks of ep divide
     replicated_parameters: int
     forward_flops: int  # of one micro-batch
     replicated_forward_flops: int
 
     def over_ranks(self, layout: Layout) -> RankTotals:
-        """The sums over all ranks: dp (P + (tp - 1) R) parameters, dp fsdp (F + (tp - 1) R) FLOPs."""
+        """The sums over all ranks: dp (P - E + (tp - 1) R) + e E parameters, dp fsdp (F + (tp - 1) R) FLOPs.
+
+        E are those of the routed experts, of which there are e copies: fewer than dp where ep borrows ranks of dp.
+        """
         again = layout.tp - 1
+        others = self.parameters - self.expert_parameters + again * self.replicated_parameters
         return RankTotals(
-            parameters=layout.replicas * (self.parameters + again * self.replicated_parameters),
+            parameters=layout.replicas * others + layout.expert_replicas * self.expert_parameters,
             forward_flops=layout.data_ranks * (self.forward_flops + again * self.replicated_forward_flops),
         )
 

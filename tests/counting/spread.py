@@ -82,6 +82,7 @@ def spread(analysis: Analysis, layout: Layout, *classes: RankAnalysis) -> Analys
     whole = analysis.parameters.total
     undivided = Undivided(
         parameters=whole,
+        expert_parameters=0,
         replicated_parameters=266_240,
         forward_flops=analysis.forward_flops,
         replicated_forward_flops=0,

@@ -67,6 +67,12 @@ def test_the_busiest_rank_is_no_mean_of_the_ranks() -> None:
     assert scopes(Layout(fsdp=2, ep=2)) - scopes(Layout(fsdp=2, ep=2, expert_imbalance=1.5)) == {"all ranks"}
 
 
+@pytest.mark.parametrize("layout", [Layout(dp=4, ep=2), Layout(dp=2, fsdp=2, ep=4)], ids=["dp-ep", "dp-fsdp-ep"])
+def test_experts_on_ranks_of_replicas_add_up(layout: Layout) -> None:
+    """There are fewer copies of them than replicas; a sum that differs is an error."""
+    assert "all ranks" in scopes(layout)
+
+
 @pytest.mark.parametrize("forgotten", ["replicated_parameters", "replicated_forward_flops"])
 def test_ranks_that_do_not_add_up(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What every rank of tp has is in no other check than the sums over the ranks."""

@@ -135,6 +135,11 @@ def _sums_table(analysis: Analysis, layout: Layout, classes: tuple[RankAnalysis,
         "On all ranks: dp x (undivided + (tp - 1) x what every rank of tp has) parameters, and dp x fsdp times as many "
         "FLOPs as in the brackets."
     ]
+    if layout.expert_replicas != layout.replicas:
+        sentences.append(
+            f"Copies of the {integer(undivided.expert_parameters)} parameters in routed experts: "
+            f"{integer(layout.expert_replicas)} instead of dp, because ep borrows ranks of dp."
+        )
     if layout.expert_imbalance != 1:
         sentences.append("The busiest rank stands for all, so the sum has more FLOPs.")
     table.caption, table.caption_justify = " ".join(sentences), "left"

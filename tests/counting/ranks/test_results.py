@@ -119,7 +119,16 @@ def test_a_key_is_its_collective() -> None:
 def test_sums_over_ranks() -> None:
     assert totals_over_ranks(classes(), 1).parameters == 3 * 55 + 50
     assert totals_over_ranks(classes(), 1).forward_flops == 4 * 100
-    undivided = Undivided(parameters=100, replicated_parameters=10, forward_flops=1000, replicated_forward_flops=20)
+    undivided = Undivided(
+        parameters=100,
+        expert_parameters=64,
+        replicated_parameters=10,
+        forward_flops=1000,
+        replicated_forward_flops=20,
+    )
     found = undivided.over_ranks(Layout(num_gpus=24, dp=2, fsdp=3, tp=4))
     assert found.parameters == 2 * (100 + 3 * 10)  # 90 divided by 4, and 10 on each of the 4 ranks of tp
     assert found.forward_flops == 6 * (1000 + 3 * 20)
+    # ep borrows the ranks of half of the replicas, then of all, so that there are fewer copies of the experts.
+    assert undivided.over_ranks(Layout(num_gpus=8, dp=4, fsdp=2, ep=4)).parameters == 4 * 36 + 2 * 64
+    assert undivided.over_ranks(Layout(num_gpus=8, dp=4, fsdp=2, ep=8)).parameters == 4 * 36 + 64
