@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from counting.measurements.ranks.optimizer import PartShape, RankUpdates
-from counting.measurements.ranks.stand_ins import local, shape_at
+from counting.measurements.ranks.stand_ins import local, shapes_along
 from counting.ranks.profile import RankShare
 from torch_models.layout import Layout
 
@@ -56,12 +56,8 @@ def _runs(parameter: Tensor, layout: Layout) -> Iterator[tuple[int, PartShape]]:
         return
     assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
-    here, size = mesh.get_coordinate(), mesh.size(dimension)
-    assert here is not None
+    size, shape = mesh.size(dimension), shapes_along(parameter, dimension)
     neighbours = layout.fsdp // size  # ranks of ep, which hold other experts
-
-    def shape(index: int) -> PartShape:
-        return shape_at(parameter, [*here[:dimension], index, *here[dimension + 1 :]])
 
     first, last = 0, shape(size - 1)
     while True:

@@ -6,7 +6,7 @@ fails when it is no longer needed. `stand_ins` is the context in which they are 
 
 import contextlib
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -184,12 +184,30 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def shape_at(parameter: DTensor, coordinate: Sequence[int]) -> tuple[int, ...]:
-    """The shape of the part of `parameter` on the rank at `coordinate` of its mesh, by torch's rule."""
+def shapes_along(parameter: DTensor, dimension: int) -> Callable[[int], tuple[int, ...]]:
+    """The shape of the part of `parameter` at each index of a dimension of its mesh, by torch's rules.
+
+    `fully_shard` divides what the other dimensions leave of the parameter on this rank. Torch's rule for all dimensions
+    at once gives the same, but takes a time that grows with the number of ranks.
+    """
+    mesh, here = parameter.device_mesh, parameter.device_mesh.get_coordinate()
+    assert here is not None
+    others = [index for index in range(mesh.ndim) if index != dimension]
     sizes, _ = _compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh.shape, list(coordinate), parameter.placements, skip_offset=True
+        parameter.shape,
+        tuple(mesh.size(index) for index in others),
+        [here[index] for index in others],
+        tuple(parameter.placements[index] for index in others),
+        skip_offset=True,
     )
-    return tuple(map(int, sizes))
+    whole, placement = tuple(map(int, sizes)), parameter.placements[dimension]
+    divided = placement.dim  # type: ignore[attr-defined]
+
+    def shape(index: int) -> tuple[int, ...]:
+        part, _ = Shard.local_shard_size_and_offset(whole[divided], mesh.size(dimension), index)
+        return *whole[:divided], int(part), *whole[divided + 1 :]
+
+    return shape
 
 
 def name_of_group(argument: object) -> str | None:

@@ -50,3 +50,12 @@ def test_more_ranks_than_rows() -> None:
     profile = run_layout(read_spec("llama_3_8b"), layout, sequence_length=128).profile
     assert sum(share.count for share in profile.shares) == 2**20
     assert sum(share.count * share.parameters for share in profile.shares) == 8_030_261_248
+
+
+def test_many_ranks_beside_those_of_tp() -> None:
+    """The time does not grow with the ranks: torch's rule for both axes at once takes minutes here."""
+    layout = layout_of(fsdp=2**16, tp=8)
+    shares = run_layout(read_spec("llama_3_8b"), layout, sequence_length=128).profile.shares
+    assert sum(share.count for share in shares) == 2**19
+    norms = (2 * 32 + 1) * 4096  # every rank of tp has them whole
+    assert sum(share.count * share.parameters for share in shares) == 8_030_261_248 + 7 * norms

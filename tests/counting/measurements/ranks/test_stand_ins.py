@@ -112,7 +112,7 @@ def test_part_of_another_rank() -> None:
             with fake_world(ranks):
                 mesh = init_device_mesh("meta", (ranks,))
                 tensor = distribute_tensor(torch.empty(7, 3, device="meta"), mesh, [Shard(0)], src_data_rank=None)
-                assert stand_ins.shape_at(tensor, (rank,)) == own
+                assert stand_ins.shapes_along(tensor, 0)(rank) == own
 
 
 def test_first_hook() -> None:
