@@ -83,11 +83,17 @@ def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTra
     def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
         return total_traffic((counted("backward", calls(part)), 1) for part in parts)
 
+    def layer_forward(layer: LayerSpec) -> Traffics:
+        return forward(lambda part: part.layer_forward(layer))
+
+    def layer_backward(layer: LayerSpec) -> Traffics:
+        return backward(lambda part: part.layer_backward(layer))
+
     return StretchTraffic(
         forward(lambda part: part.embedding_forward()),
-        [forward(lambda part: part.layer_forward(layer)) for layer in kinds],  # noqa: B023
+        list(map(layer_forward, kinds)),
         forward(lambda part: part.loss_forward()) | backward(lambda part: part.loss_backward()),
-        [backward(lambda part: part.layer_backward(layer)) for layer in kinds],  # noqa: B023
+        list(map(layer_backward, kinds)),
         backward(lambda part: part.embedding_backward()),
     )
 
