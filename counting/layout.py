@@ -20,6 +20,7 @@ from torch_models.parallel.checks import Size, borrows_evenly, by_second_dimensi
 from torch_models.spec import FeedForwardSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 MOST_VALUES_LISTED = 8
+FACTORS = ("dp", "fsdp", "tp", "cp", "pp")  # the axes whose product is the number of ranks
 
 # Optimisers that are not measured where the states of a parameter are divided -> the reason.
 NOT_ON_SHARDS = {
@@ -47,7 +48,7 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
 def data_ranks_of(layout: Layout) -> int:
     """Ranks with different data of a layout that need not be resolved, and may be refused when it is."""
     if layout.dp is None and layout.num_gpus is not None:
-        return max(layout.num_gpus // layout.tp, 1)
+        return max(layout.num_gpus // (layout.tp * layout.cp * layout.pp), 1)
     return (layout.dp or 1) * layout.fsdp
 
 
@@ -56,16 +57,16 @@ def data_ranks_of(layout: Layout) -> int:
 
 def _with_replicas(layout: Layout) -> Layout:
     """The layout with dp, num_gpus and gpus_per_node set; num_gpus is the product of the axes."""
-    others, asked = layout.fsdp * layout.tp, layout.num_gpus
+    others, asked = layout.fsdp * layout.tp * layout.cp * layout.pp, layout.num_gpus
     dp = layout.dp
     if dp is None:
         dp, rest = divmod(asked or others, others)
         if rest:
-            of = _product(layout, ("fsdp", "tp"))
+            of = _product(layout, FACTORS[1:])
             near = " or ".join(str(number * others) for number in (dp, dp + 1) if number)
             _refuse("num_gpus", asked, f"must be a multiple of {of}: give {near}, or other axes")
     product = dp * others
-    of_axes = _product(msgspec.structs.replace(layout, dp=dp), ("dp", "fsdp", "tp"))
+    of_axes = _product(msgspec.structs.replace(layout, dp=dp), FACTORS)
     if asked is not None and asked != product:
         _refuse("num_gpus", asked, f"must be {of_axes}: leave out dp, or give {product}")
     if product > MOST_GPUS:
@@ -87,12 +88,15 @@ def _product(layout: Layout, axes: tuple[str, ...]) -> str:
 
 def _leaves_whole_replicas(layout: Layout) -> Callable[[int], bool]:
     """Whether a value of tp leaves a whole number of replicas, where num_gpus is given and dp is open."""
-    asked, fsdp = layout.num_gpus, layout.fsdp
-    return lambda tp: asked is None or layout.dp is not None or asked % (fsdp * tp) == 0
+    asked, others = layout.num_gpus, layout.fsdp * layout.cp * layout.pp
+    return lambda tp: asked is None or layout.dp is not None or asked % (others * tp) == 0
 
 
 def _check_axes(layout: Layout) -> None:
-    if layout.zero != 3 and layout.fsdp == 1:
+    for field, only in (("cp", 1), ("pp", 1), ("framework", "torch")):
+        if getattr(layout, field) != only:
+            _refuse(field, getattr(layout, field), f"must be {only}: nothing else is measured yet")
+    if layout.zero != 3 and layout.fsdp == layout.pp == 1:
         _refuse("zero", layout.zero, "says what fsdp divides, and fsdp is 1: leave it out, or give fsdp")
     if not layout.sequence_parallel and layout.tp == 1:
         _refuse("sequence_parallel", False, "is a part of tensor parallelism, and tp is 1: leave it out, or give tp")

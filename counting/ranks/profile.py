@@ -14,9 +14,10 @@ from counting.recipes import ModelStates
 from counting.step.profile import Stretch
 
 RankPhase = Literal["forward", "backward", "optimizer"]
-CollectiveOp = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
-# The ranks that take part: replicas; those of fully_shard; the two for experts, where ep divides them; tp; ep.
-Axis = Literal["dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep"]
+# `send` and `receive` are point to point: a send reads, a receive writes.
+CollectiveOp = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "receive"]
+# The ranks that take part: replicas; those of fully_shard; the two for experts, where ep divides them; tp; ep; cp; pp.
+Axis = Literal["dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep", "cp", "pp"]
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):

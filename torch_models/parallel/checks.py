@@ -62,8 +62,8 @@ def second_dimensions(mixture: MixtureOfExpertsSpec) -> tuple[Size, ...]:
 
 def borrows_evenly(ep: int, layout: Layout) -> bool:
     """Whether ep takes whole groups of the ranks of fsdp, or all of them and whole groups of replicas."""
-    fewer, more = sorted((layout.fsdp, ep))
-    return more % fewer == 0 and layout.data_ranks % more == 0
+    fewer, more = sorted((layout.shards, ep))
+    return more % fewer == 0 and layout.token_ranks % more == 0
 
 
 def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int) -> None:

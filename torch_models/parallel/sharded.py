@@ -46,7 +46,7 @@ def _shard_experts(experts: RoutedExperts, layout: Layout, reshard: bool | None,
         placement = _by_second_dimension
     module = fully_shard(experts, reshard_after_forward=reshard, shard_placement_fn=placement, **options)
     # An expert has rows of all ranks with different data, also of those that are not in this mesh.
-    module.set_gradient_divide_factor(layout.data_ranks)
+    module.set_gradient_divide_factor(layout.token_ranks)
     if ranks > 1:
         # Else torch multiplies while it reduces, which gloo cannot. With one shard torch 2.13 would divide twice.
         module.set_force_sum_reduction_for_comms(True)

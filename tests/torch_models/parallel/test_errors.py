@@ -81,7 +81,10 @@ def _meshes_error(fields: Fields) -> str:
     ("fields", "message"),
     [
         ({"tp": 4}, "num_gpus = 2: must be the product of the axes, 4"),
-        ({"fsdp": 2, "ep": 3}, "ep = 3: must divide fsdp (2), or be a multiple of it that divides dp x fsdp (2)"),
+        (
+            {"fsdp": 2, "ep": 3},
+            "ep = 3: must divide fsdp x cp (2), or be a multiple of it that divides dp x fsdp x cp (2)",
+        ),
         ({"tp": 2, "ep": 2}, "ep = 2: must be 1 with tp > 1: each of the two divides the experts"),
     ],
 )
