@@ -56,26 +56,18 @@ class Messages(NamedTuple):
         """Return the bytes of the buffers to receive into, of one micro-batch."""
         return self.size * sum(map(self.receives, self._stages))
 
-    def sent(self) -> int:
-        """Return the bytes of what is sent of one micro-batch, forward and backward."""
-        return self.sent_forward() + self.sent_backward()
+    def after(self, passes: Sequence[Pass]) -> int:
+        """Return the bytes that are alive after the step: the buffers.
 
-    def sent_forward(self) -> int:
-        """Return the bytes of the outputs that are sent of one micro-batch."""
-        return self.size * sum(map(self._sends_forward, self._stages))
-
-    def sent_backward(self) -> int:
-        """Return the bytes of the gradients that are sent of one micro-batch."""
-        return self.size * sum(map(self._sends_backward, self._stages))
-
-    def losses(self) -> int:
-        """Return the bytes of the loss of one micro-batch, on the rank of the last stage."""
-        return FP32 * (self.layout.stages - 1 in self._stages)
+        So are gradients of inputs that are computed apart from those of parameters, until the next step begins. Of one
+        that is passed on to a stage of the same rank the buffer is the gradient itself.
+        """
+        kept = sum(each.kind == "input_backward" and self._sends_backward(each.stage) for each in passes)
+        return _micro_batches(passes) * self.buffers() + kept * self.size
 
     def alive(self, passes: Sequence[Pass]) -> list[int]:
         """Return the bytes of messages that are alive before each of all passes of the step, and after the last."""
-        micro_batches = 1 + max(each.micro_batch for each in passes)
-        buffers = micro_batches * self.buffers()
+        buffers = _micro_batches(passes) * self.buffers()
         extra = self._of_one_forward_one_backward if self.layout.schedule == "1f1b" else self._kept_to_the_end
         return [buffers + found for found in extra(passes)]
 
@@ -106,7 +98,7 @@ class Messages(NamedTuple):
             if kind == "forward":
                 waiting.add(micro_batch)
                 newest = micro_batch
-                losses += self.losses()
+                losses += FP32 * (stage == self.layout.stages - 1)
             else:
                 waiting.discard(micro_batch)
                 done += 1
@@ -127,6 +119,10 @@ class Messages(NamedTuple):
         forward = counted("forward", [_send(size, ahead * micro_batches), _receive(size, back * micro_batches)])
         backward = counted("backward", [_send(size, back * micro_batches), _receive(size, ahead * micro_batches)])
         return total_traffic([(forward, 1), (backward, 1)])
+
+
+def _micro_batches(passes: Sequence[Pass]) -> int:
+    return 1 + max(each.micro_batch for each in passes)
 
 
 def _send(size: int, times: int) -> Sending:
