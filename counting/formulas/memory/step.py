@@ -38,10 +38,10 @@ def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) -
     With a `layout`, it is the step of one rank without the buffers of fully_shard, and has the moments at which
     fully_shard may act.
     """
-    return _Step(spec, setup, layout).profile()
+    return TrainingStep(spec, setup, layout).profile()
 
 
-class _Step:
+class TrainingStep:
     """A step of a model with one layer of each kind, or of the part of it that a rank of a layout has."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None) -> None:
@@ -366,7 +366,7 @@ class _AroundExperts:
     (`cast_forward_inputs` of its policy), and the call refers to the inputs themselves until it returns.
     """
 
-    def __init__(self, step: _Step, depth: int) -> None:
+    def __init__(self, step: TrainingStep, depth: int) -> None:
         self.step = step
         self.depth = depth
         self.given: Sequence[Array] = ()
