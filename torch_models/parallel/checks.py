@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec
+from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, Kernels, LayerSpec, MixtureOfExpertsSpec
 
 GROUPED_PRODUCT_ROW = 8  # numbers; the rows of a grouped product in 16 bits are multiples of 16 bytes
 
@@ -71,6 +71,30 @@ def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int)
     for size in divided_by_tp(layers, vocab_size):
         if size.parts % tp:
             raise ArgumentError("tp", tp, f"must divide {size}")
+
+
+def without_ring_attention(layer: LayerSpec) -> str | None:
+    """What of a layer's attention torch's ring attention does not have, or None."""
+    attention = layer.attention
+    if not isinstance(attention, GroupedQueryAttentionSpec):
+        return None
+    has = {
+        "a window": attention.window is not None,
+        "a cap on its scores": attention.logit_softcap is not None,
+        "sinks": attention.sinks,
+    }
+    return next((name for name, there in has.items() if there), None)
+
+
+def check_context_parallel(layers: Iterable[LayerSpec], kernels: Kernels, cp: int) -> None:
+    """Raise `ArgumentError` for attention that torch's ring attention does not have."""
+    if kernels != "fused":
+        rule = "must be 1 with eager kernels: torch's ring attention merges the outputs of fused ones"
+        raise ArgumentError("cp", cp, rule)
+    for layer in layers:
+        if reason := without_ring_attention(layer):
+            rule = f"must be 1: attention has {reason}, which torch's ring attention does not"
+            raise ArgumentError("cp", cp, rule)
 
 
 def check_expert_parallel(name: str, layers: Sequence[LayerSpec], layout: Layout) -> None:

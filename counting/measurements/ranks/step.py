@@ -19,6 +19,7 @@ from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
 from counting.step.profile import Cut
 from torch_models.layout import Layout
+from torch_models.parallel.context import RankBatch
 from torch_models.parallel.sharded import set_gradient_synchronisation
 from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
@@ -41,9 +42,9 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, 3)
     device = local(next(model.parameters())).device
-    token_ids, labels = (torch.zeros(*setup.micro_batch, dtype=torch.long, device=device) for _ in range(2))
-    tables = model.model.rotary_tables(token_ids)
-    inputs = [token_ids, labels, *(table for pair in tables for table in pair)]
+    batch = _batch(model, setup, layout, device)
+    tables = model.model.rotary_tables(batch.token_ids)
+    inputs = [batch.token_ids, batch.labels, *(tensor for pair in (*tables, *(batch.further or ())) for tensor in pair)]
     apart = not layout.is_sharded and setup.precision_recipe.gradients_apart
 
     collectives, counters = CollectiveCounter(axes), list[FlopCounter]()
@@ -68,7 +69,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
                 counters.append(FlopCounter(attribution))
                 set_gradient_synchronisation(model, layout, last=index == number - 1)
                 collectives.phase = "forward"
-                loss = model(token_ids, labels, tables=tables)
+                loss = model(batch.token_ids, batch.labels, tables=tables, further=batch.further)
                 if index == 0:
                     marks.after_first_forward()
                 collectives.phase = "backward"
@@ -84,6 +85,17 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         sum(tensor.untyped_storage().nbytes() for tensor in inputs),
         _step_flops(model, layers, counts, counters, setup.micro_batches),
     )
+
+
+def _batch(model: TrainingModel, setup: Setup, layout: Layout, device: torch.device) -> RankBatch:
+    """A micro-batch of this rank's positions; its values are 0."""
+    sequences, length = setup.micro_batch
+
+    def zeros() -> Tensor:
+        return torch.zeros(sequences, length // layout.cp, dtype=torch.long, device=device)
+
+    further = tuple((zeros(), zeros()) for _ in range(model.num_mtp_layers)) if layout.cp > 1 else None
+    return RankBatch(zeros(), zeros(), further)
 
 
 def _cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
