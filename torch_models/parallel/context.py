@@ -13,18 +13,19 @@ Torch runs the ring with CUDA's kernels alone. The legend of dimension letters i
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.experimental import _attention as ring
 
 from torch_models.errors import ArgumentError
 from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
-from torch_models.spec import Kernels
+from torch_models.parallel.checks import context_length_unit
+from torch_models.spec import Kernels, LayerSpec
 from torch_models.training.batch import IGNORED, check_shapes
 from torch_models.training.loss import one_further
 from torch_models.training.model import TrainingModel
@@ -83,6 +84,14 @@ def divide_positions(model: TrainingModel, mesh: DeviceMesh) -> None:
         attention = layer.self_attn
         assert isinstance(attention, GroupedQueryAttention | MultiHeadLatentAttention)
         attention.attend = partial(_attend, mesh)
+    unit = context_length_unit([cast(LayerSpec, layer.spec) for layer in model.model.layers], ranks)
+    model.register_forward_pre_hook(partial(_check_length, ranks, unit))
+
+
+def _check_length(ranks: int, unit: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+    del module
+    if args and isinstance(args[0], Tensor) and args[0].dim() == 2 and (length := args[0].shape[1] * ranks) % unit:
+        raise ArgumentError("sequence_length", length, f"must be a multiple of {unit} with cp {ranks}")
 
 
 def check_device_of_ring(mesh: DeviceMesh) -> None:

@@ -14,6 +14,7 @@ from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.ranks.categories import CategoryMarks, RankCut, rank_stretches
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
+from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local, register_first_hook
 from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
@@ -47,15 +48,19 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     inputs = [batch.token_ids, batch.labels, *(tensor for pair in (*tables, *(batch.further or ())) for tensor in pair)]
     apart = not layout.is_sharded and setup.precision_recipe.gradients_apart
 
-    collectives, counters = CollectiveCounter(axes), list[FlopCounter]()
+    collectives, counters = CollectiveCounter(axes), list[tuple[FlopCounter, SkippedByCausality]]()
 
     def observe(*op: Any) -> None:
-        counters[-1](*op)
+        for counter in counters[-1]:
+            counter(*op)
         collectives(*op)
+
+    def observe_wrapped(*op: Any) -> None:
+        counters[-1][1].of_all_positions(*op)
 
     cuts: list[RankCut] = []
     existing = [*model.parameters(), *model.buffers(), *inputs]
-    with Attribution() as attribution, RankBytes(existing, observe) as tracker:
+    with Attribution() as attribution, RankBytes(existing, observe, observe_wrapped) as tracker:
 
         def cut() -> None:
             cuts.append(RankCut(Cut(tracker.at_peak, tracker.alive()), collectives.take()))
@@ -66,7 +71,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         with loss_context(layout), CategoryMarks(model, tracker, let_go=apart) as marks:
             hooks = [_cut_before(module, cut) for module in (*layers, model.model.norm)]
             for index in range(number):
-                counters.append(FlopCounter(attribution))
+                counters.append((FlopCounter(attribution), SkippedByCausality(attribution, layout.cp)))
                 set_gradient_synchronisation(model, layout, last=index == number - 1)
                 collectives.phase = "forward"
                 loss = model(batch.token_ids, batch.labels, tables=tables, further=batch.further)
@@ -130,7 +135,7 @@ def _step_flops(
     model: TrainingModel,
     layers: Sequence[nn.Module],
     counts: Sequence[int],
-    counters: Sequence[FlopCounter],
+    counters: Sequence[tuple[FlopCounter, SkippedByCausality]],
     micro_batches: int,
 ) -> StepFlops:
     """The FLOPs of all micro-batches of the whole model; a middle one stands for all between first and last."""
@@ -138,11 +143,12 @@ def _step_flops(
     for layer, count in zip(layers, counts, strict=True):
         owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
     total = StepFlops()
-    for index, counter in enumerate(counters):
+    for index, (counter, skipped) in enumerate(counters):
         of_one = StepFlops(
             forward=counter.of_pass("forward", owners),
             backward=counter.of_pass("backward", owners),
             recomputed=counter.of_pass("recomputed", owners),
+            skipped_by_causality=skipped.counts(owners),
         )
         total += of_one * (micro_batches - 2 if index == 1 and len(counters) == 3 else 1)
     return total
