@@ -151,12 +151,13 @@ def _mtp_layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> in
 
     As on one device, but for norms, joined states and the projection over the tokens of the residual stream, and for:
 
+    - token_ids, labels: under context parallelism they are inputs of the step, because other ranks have some of them;
     - hidden: the hidden state before it. Under sequence parallelism the head before it holds a gathered copy, so it is
       held besides; else it is the input of that head and counted there.
     """
     rows = division.stream_tokens(run.micro_batch)
     stream = run.width * rows * spec.hidden_size
-    token_ids = labels = INT64 * run.tokens
+    token_ids = labels = INT64 * run.tokens if division.cp == 1 else 0
     hidden = stream if division.sequence_parallel else 0
     if run.recompute == "full":
         embedded = stream

@@ -25,8 +25,8 @@ def simulate(
 ) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    With a `layout` the step is that of one rank, at place `context_rank` of cp: see `simulate_step`. The peaks of layers are
-    left empty then, as are all other counts. `setup` and `layout` are resolved.
+    With a `layout` the step is that of one rank, at place `context_rank` in cp: see `simulate_step`. Peaks of layers
+    are left empty then, as are all other counts. `setup` and `layout` are resolved.
     """
     if layout is not None:
         return ModelCounts(

@@ -235,9 +235,10 @@ def _fused_kernel(spec: AttentionSpec, *, keeps_rows: bool) -> FusedKernel:
 
 def _factors(spec: AttentionSpec, query: Array, key: Array, value: Array) -> Factors:
     """What ring attention has to know of its inputs; values from a latent are a part of a tensor with keys."""
-    grouped = isinstance(spec, GroupedQueryAttentionSpec)
-    key_heads = spec.num_key_value_heads if grouped else spec.num_attention_heads
-    return Factors(query.size, key.size, value.size, by_token=key_heads > 1, value_has_gaps=not grouped)
+    sizes = query.size, key.size, value.size
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        return Factors(*sizes, by_token=spec.num_key_value_heads > 1, value_has_gaps=False)
+    return Factors(*sizes, by_token=spec.num_attention_heads > 1, value_has_gaps=True)
 
 
 def _eager_core(

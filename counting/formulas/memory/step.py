@@ -35,8 +35,8 @@ from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, context_rank: int = 0) -> StepProfile:
     """Return the profile of a step, without the model states; `setup` and `layout` are resolved.
 
-    With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and has
-    the moments at which fully_shard may act.
+    With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and
+    has the moments at which fully_shard may act.
     """
     return _Step(spec, setup if layout is None else local_setup(setup, layout.cp), layout, context_rank).profile()
 
@@ -63,7 +63,9 @@ class _Step:
         self.stream_tokens = self.division.stream_tokens(self.batch)
         self.tape = Tape(grad=True)
         self.width = self.precision.activation_bytes
-        self.token_ids, self.labels = self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+        self.token_ids, self.labels = self._ids_and_labels()
+        cp = self.division.cp
+        self.further = [self._ids_and_labels() for _ in self.mtp_layers] if cp > 1 else []
         rotary = {each.attention.rotary: each for each in (*(each for each, _ in self.groups), *self.mtp_layers)}
         self.tables = [rotary_tables(self.tape, each, self.batch.length, self.width) for each in rotary.values()]
         self.inputs = self.tape.live
@@ -245,9 +247,9 @@ class _Step:
         hidden = self._final_norm(stream)
         loss = self._mean_loss(hidden, labels, 0)
         for depth, layer_spec in enumerate(self.mtp_layers, start=1):
-            token_ids = self._one_further()
+            token_ids = self._one_further(depth, 0)
             hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids, depth), depth)
-            labels = self._one_further()
+            labels = self._one_further(depth, 1)
             further = self._mean_loss(hidden, labels, depth)  # the variable holds it until the next depth's
             loss = add(tape, loss, scale(tape, further))
         del token_ids, labels
@@ -261,7 +263,13 @@ class _Step:
         self._leave("norm", out, 0)
         return out
 
-    def _one_further(self) -> Array:
+    def _ids_and_labels(self) -> tuple[Array, Array]:
+        return self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+
+    def _one_further(self, depth: int, which: int) -> Array:
+        """Token ids or labels of a depth: inputs where ranks of cp divide the positions, else made of those before."""
+        if self.further:
+            return self.further[depth - 1][which].again()
         last = self.tape.new(self.batch.sequences, LONG)
         labels = self.tape.new(self.tokens, LONG)
         del last
