@@ -3,6 +3,7 @@
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import divided_norm, norm, projection, sum_projection
 from counting.formulas.memory.operations import (
+    OTHER,
     Operand,
     add,
     batched_product,
@@ -216,8 +217,11 @@ def _fused_core(
         channels = spec.head_dim
         if not (spec.window or spec.logit_softcap or spec.sinks):
             state = FLASH_RANDOM_STATE
-    out, logsumexps, states = tape.born(
-        Size(tokens * heads * channels, query.size.width), Size(logsumexp, SINGLE), Size(state, 1)
+    out, logsumexps, states = tape.born_of(
+        OTHER,
+        Size(tokens * heads * channels, query.size.width),
+        Size(logsumexp, SINGLE),
+        Size(state, 1),
     )
     sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
 
