@@ -33,6 +33,7 @@ from counting.step.memory import StepMemory, step_memory
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -178,10 +179,12 @@ def analyze(
             raise ArgumentError("layout", "given", f"{family} goes through transformers, and is measured on one device")
         return _analyze_via_transformers(model, setup)
     if layout is None:
-        return _analyze_native(model, resolve(setup, model), step, None)
+        setup = resolve(setup, model)
+        return _analyze_native(with_recompute(model, setup.recompute), setup, step, None)
     from counting.layout import data_ranks_of, resolve_layout
 
     setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
+    model = with_recompute(model, setup.recompute)
     return _analyze_native(model, setup, step, resolve_layout(layout, model, setup))
 
 

@@ -26,12 +26,15 @@ LISTS = {ROOT / "torch_models" / "families"}  # one entry a file: it may be long
 # `torch_models` for their `__init__` alone, the public API.
 ROOMS = {
     # What a model is. It never knows what a model costs.
-    "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.layout torch_models.stages": "",
+    (
+        "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.layout torch_models.stages"
+        " torch_models.recomputed_layers"
+    ): "",
     "torch_models.fields torch_models.families": (
         "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.families"
     ),
     "torch_models.first_values torch_models.modules torch_models.training": (
-        "torch_models.errors torch_models.rope_scaling torch_models.spec"
+        "torch_models.errors torch_models.recomputed_layers torch_models.rope_scaling torch_models.spec"
     ),
     "torch_models.parallel": (
         "torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.training"
@@ -47,7 +50,7 @@ ROOMS = {
     ),
     # What one step is run with, and what every witness says of it.
     "counting.notes counting.recipes counting.setup counting.counts counting.step": (
-        "counting.step torch_models.errors torch_models.spec"
+        "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
@@ -75,7 +78,7 @@ ROOMS = {
     "counting.alternatives counting.rank_analysis counting.analysis": (
         "counting.counts counting.formulas counting.layout counting.measurements counting.notes counting.ranks"
         " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+        " torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (

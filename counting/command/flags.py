@@ -164,7 +164,11 @@ def flags_parser() -> argparse.ArgumentParser:
         choices=get_args(ZeroGradients),
         help="after a step: free gradients (none, default) or fill them with zeros",
     )
-    step.add_argument("--recompute", choices=get_args(Recompute), help="what is recomputed in backward; default none")
+    step.add_argument(
+        "--recompute",
+        metavar="PART",
+        help=f"recomputed in backward: {', '.join(get_args(Recompute))}, or N, every N-th layer; default none",
+    )
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
     step.add_argument(
         "--clip_gradients", choices=("on", "off"), help="scale gradients to a maximal total norm; default off"

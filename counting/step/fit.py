@@ -4,13 +4,13 @@ from typing import Literal
 
 import msgspec
 
-from torch_models.spec import Kernels, Recompute
+from torch_models.spec import Kernels, ModelRecompute
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
     """A variant of the step that fits; computed by formula and simulation, not measured."""
 
-    recompute: Recompute
+    recompute: ModelRecompute
     loss_chunk: int | None
     needed_bytes: int
 

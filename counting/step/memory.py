@@ -13,7 +13,7 @@ from counting.recipes import ModelStates, states_measurable
 from counting.setup import Setup
 from counting.step.phase import Outside, Phase, Position, RunOfLayers, pass_micro_batch, worst_of
 from counting.step.profile import Passes, StepProfile, Stretch
-from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
+from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelRecompute, ModelSpec
 
 STEP_NOTES = (
     "On one device: nothing sharded. Gradients are freed after each step (set_to_none), unless they are zeroed in "
@@ -54,7 +54,7 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     kernels: Kernels
-    recompute: Recompute
+    recompute: ModelRecompute
     loss_chunk: int | None
     peak_bytes: int
     recomputed_flops: int

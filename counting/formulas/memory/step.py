@@ -9,7 +9,7 @@ from functools import partial
 from counting.formulas.local.shapes import division_of, local_layer, local_setup
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
-from counting.formulas.memory.layer import layer, rotary_tables, transform
+from counting.formulas.memory.layer import layer, recomputed, rotary_tables, transform
 from counting.formulas.memory.operations import Operand, add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.parameters import own_parameter, summed_parameter
@@ -208,7 +208,8 @@ class TrainingStep:
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
         setup = self.setup
         around = self._around_experts(0)
-        return layer(self.tape, spec, x, self.batch, setup.kernels, setup.recompute, self.division, around)
+        recompute = spec.recompute_in(setup.recompute)
+        return layer(self.tape, spec, x, self.batch, setup.kernels, recompute, self.division, around)
 
     def _around_experts(self, depth: int) -> "_AroundExperts | None":
         """The moments of experts that are a group of fully_shard of their own."""
@@ -278,7 +279,7 @@ class TrainingStep:
         return labels
 
     def _mtp_layer(self, spec: LayerSpec, hidden: Array, embedded: Array, depth: int) -> Array:
-        setup, tape = self.setup, self.tape
+        setup, tape, recompute = self.setup, self.tape, spec.recompute_in(self.setup.recompute)
         hidden, embedded = self._enter("mtp", depth, hidden, embedded)
 
         def predict(hidden: Array, embedded: Array) -> Array:
@@ -290,14 +291,13 @@ class TrainingStep:
                     self._project(joined),  # not assigned to a variable, as in the module
                     self.batch,
                     setup.kernels,
-                    setup.recompute,
+                    recompute,
                     self.division,
                     self._around_experts(depth),
                 )
             )
 
-        again = setup.recompute == "full"
-        out = tape.checkpoint(predict, hidden, embedded) if again else predict(hidden, embedded)
+        out = recomputed(tape, spec, predict, hidden, embedded, recompute=recompute)
         self._leave("mtp", out, depth)
         return out
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
-from counting.report.format import gib, integer
+from counting.report.format import gib, integer, recompute_in_words
 from counting.report.screen.lines import Lines, listed
 from counting.setup import Setup
 
@@ -51,7 +51,7 @@ def needs_note(lines: Lines, fits: "Sequence[Fit]", left_out: str) -> None:
 
 def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
     """The settings of `remedy` that differ from `setup`."""
-    changes = [] if remedy.recompute == setup.recompute else [f"recompute {remedy.recompute}"]
+    changes = [] if remedy.recompute == setup.recompute else [f"recompute {recompute_in_words(remedy.recompute)}"]
     if remedy.loss_chunk != setup.loss_chunk and remedy.loss_chunk is not None:
         changes.append(f"loss chunk {integer(remedy.loss_chunk)}")
     return ", ".join(changes)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
-from counting.report.format import Bytes, integer
+from counting.report.format import Bytes, integer, recompute_in_words
 from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words
 from counting.report.screen.fits import fit_rows, fits_in_words, needs_note
 from counting.report.screen.lines import Lines
@@ -75,7 +75,7 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
     setup = analysis.setup
     batches = "" if setup.micro_batches == 1 else f"{integer(setup.micro_batches or 1)} micro-batches of "
     sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(analysis.sequence_length)} tokens a rank"
-    parts = [setup.precision, setup.optimizer, sequences, f"recompute {setup.recompute}"]
+    parts = [setup.precision, setup.optimizer, sequences, f"recompute {recompute_in_words(setup.recompute)}"]
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")
     if setup.mtp:
