@@ -12,8 +12,8 @@ import msgspec
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import SEVERAL_STAGES, V_SHAPED, Layout
-from torch_models.parallel.stages import even_stages
 from torch_models.spec import ModelSpec
+from torch_models.stages import even_stages
 
 MOST_STAGES_SHOWN = 16  # of a list of the layers of all stages
 

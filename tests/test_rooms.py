@@ -51,6 +51,7 @@ ROOMS = {
     ),
     "counting.pipeline_rules counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
+        " torch_models.stages"
     ),
     "counting.ranks": (
         "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"

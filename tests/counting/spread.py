@@ -56,6 +56,8 @@ def rank_class(
         count=count,
         first_rank=first_rank,
         stage=0,
+        stages=(0,),
+        in_flight=1,
         parameters=125_472_832,
         memory=StepMemory(
             states=EVERY_RANK,
@@ -83,6 +85,7 @@ def spread(analysis: Analysis, layout: Layout, *classes: RankAnalysis) -> Analys
     undivided = Undivided(
         parameters=whole,
         expert_parameters=0,
+        copied_parameters=0,
         replicated_parameters=266_240,
         forward_flops=analysis.forward_flops,
         replicated_forward_flops=0,
