@@ -40,7 +40,14 @@ def phase(name: str, activations: int, *, layer: int | None = None, logits: bool
 
 
 def rank_class(
-    activations: int, *, count: int, first_rank: int = 0, alternatives: tuple[Alternative, ...] = ()
+    activations: int,
+    *,
+    count: int,
+    first_rank: int = 0,
+    alternatives: tuple[Alternative, ...] = (),
+    stage: int = 0,
+    stages: tuple[int, ...] = (0,),
+    in_flight: int = 1,
 ) -> RankAnalysis:
     """Equal ranks whose worst moment is in the backward pass of layer 31, with these bytes of activations."""
     phases = tuple(
@@ -55,9 +62,9 @@ def rank_class(
     return RankAnalysis(
         count=count,
         first_rank=first_rank,
-        stage=0,
-        stages=(0,),
-        in_flight=1,
+        stage=stage,
+        stages=stages,
+        in_flight=in_flight,
         parameters=125_472_832,
         memory=StepMemory(
             states=EVERY_RANK,
@@ -76,6 +83,21 @@ def rank_class(
         forward_flops_by_component={"attention": 50 * 10**12, "mlp": 72 * 10**12, "lm_head": 8 * 10**12},
         collectives=COLLECTIVES,
         proof="measured = formula",
+    )
+
+
+def pipeline(layout: Layout, *activations: int, count: int = 1) -> tuple[RankAnalysis, ...]:
+    """A class of `count` equal ranks for each rank of the pipeline of a resolved layout."""
+    return tuple(
+        rank_class(
+            of_rank,
+            count=count,
+            first_rank=rank * count,
+            stage=rank,
+            stages=layout.stages_of_rank(rank),
+            in_flight=layout.pp - rank,
+        )
+        for rank, of_rank in enumerate(activations)
     )
 
 

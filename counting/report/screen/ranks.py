@@ -77,7 +77,7 @@ def _parts(peak: Phase) -> str:
 
 
 def _in_flight(ranks: "RankAnalysis") -> str:
-    return f"at most {integer(ranks.in_flight)} pass{'' if ranks.in_flight == 1 else 'es'} in flight"
+    return f"{integer(ranks.in_flight)} pass{'' if ranks.in_flight == 1 else 'es'} in flight"
 
 
 def _peaks(classes: "Sequence[RankAnalysis]") -> str:
