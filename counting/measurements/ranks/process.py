@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
+from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.rank import profile_of_rank
 from counting.ranks.profile import RankProfile
@@ -37,7 +38,9 @@ def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
     with ONE_AT_A_TIME:
         if dist.is_initialized():
             return _measured_elsewhere(spec, setup, layout)
-        return measure_model(shallow(spec), setup, layout)
+        model = shallow(spec)
+        ranks = [rank * layout.tp for rank in distinct_context_ranks(layout)]
+        return of_worst(model, setup, [measure_model(model, setup, layout, rank) for rank in ranks])
 
 
 def measure_model(model: Shallow, setup: Setup, layout: Layout, rank: int = 0) -> RankProfile:
