@@ -17,14 +17,16 @@ from counting.pipeline_rules import check_micro_batches, check_stages, with_stag
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
-from torch_models.parallel.checks import Size, borrows_evenly, by_second_dimension, divided_by_tp, second_dimensions
-from torch_models.spec import (
-    FeedForwardSpec,
-    GroupedQueryAttentionSpec,
-    LayerSpec,
-    MixtureOfExpertsSpec,
-    ModelSpec,
+from torch_models.parallel.checks import (
+    Size,
+    borrows_evenly,
+    by_second_dimension,
+    context_length_unit,
+    divided_by_tp,
+    second_dimensions,
+    without_ring_attention,
 )
+from torch_models.spec import FeedForwardSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 MOST_VALUES_LISTED = 8
 FACTORS = ("dp", "fsdp", "tp", "cp", "pp")  # the axes whose product is the number of ranks
@@ -190,25 +192,14 @@ def _check_context_parallel(layout: Layout, layers: Iterable[LayerSpec], setup: 
         return
     if setup.kernels != "fused":
         _refuse("kernels", setup.kernels, f"is not run by torch's ring attention (cp {layout.cp}): give fused")
+    layers = tuple(layers)
     for layer in layers:
-        if beyond := _beyond_the_ring(layer):
-            rule = f"is torch's ring attention, which has no {beyond}, and the model's layers have: leave it out"
+        if reason := without_ring_attention(layer):
+            rule = f"is torch's ring attention, and attention here has {reason}, which it has not: leave it out"
             _refuse("cp", layout.cp, rule)
-    length = Size("the sequence length", setup.micro_batch.length, unit=2)
+    length = Size("the sequence length", setup.micro_batch.length, unit=context_length_unit(layers, 1))
     others = layout.fsdp * layout.tp * layout.pp
     _check_divides("cp", layout.cp, [length], _leaves_whole_replicas(layout, others))
-
-
-def _beyond_the_ring(layer: LayerSpec) -> str | None:
-    """What of the layer's attention torch's ring attention has not; None if nothing."""
-    attention = layer.attention
-    if not isinstance(attention, GroupedQueryAttentionSpec):
-        return None
-    if attention.window is not None:
-        return "window"
-    if attention.logit_softcap is not None:
-        return "bound on scores"
-    return "sinks" if attention.sinks else None
 
 
 def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[LayerSpec], setup: Setup) -> None:

@@ -16,6 +16,7 @@ from tests.shrunken import DEEPSEEK_V3, LLAMA, MISTRAL
 from torch_models import ArgumentError, read_spec
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
+from torch_models.parallel.checks import PADDED_ROWS
 from torch_models.spec import LayerRun, MixtureOfExpertsSpec, ModelSpec
 
 LLAMA_3 = read_spec("llama_3_8b")  # 32 heads, 8 key and value heads, 14,336 in the MLP, 128,256 tokens
@@ -278,27 +279,34 @@ def test_values_of_cp_leave_whole_replicas_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "lacks"), [("gemma_2_9b", "window"), ("gpt_oss_20b", "window"), ("mistral_7b", "window")]
+    ("config", "has"), [("gemma_2_9b", "a window"), ("gpt_oss_20b", "a window"), ("mistral_7b", "a window")]
 )
-def test_attention_that_the_ring_has_not(config: str, lacks: str) -> None:
-    rule = f"is torch's ring attention, which has no {lacks}, and the model's layers have: leave it out"
+def test_attention_that_the_ring_has_not(config: str, has: str) -> None:
+    rule = f"is torch's ring attention, and attention here has {has}, which it has not: leave it out"
     assert refusal(Layout(cp=2), read_spec(config), sequence_length=64) == ("cp", 2, rule)
 
 
 def test_a_bound_and_sinks_are_not_in_the_ring() -> None:
     run = LLAMA_3.layer_runs[0]
-    for field, value, lacks in (("logit_softcap", 50.0, "bound on scores"), ("sinks", True, "sinks")):
+    for field, value, has in (("logit_softcap", 50.0, "a cap on its scores"), ("sinks", True, "sinks")):
         attention = msgspec.structs.replace(run.layer.attention, **{field: value})
         layer = msgspec.structs.replace(run.layer, attention=attention)
         spec = msgspec.structs.replace(LLAMA_3, layer_runs=(LayerRun(layer=layer, count=32),))
-        assert f"which has no {lacks}, and" in refusal(Layout(cp=2), spec)[2]
+        assert f"attention here has {has}, which it has not" in refusal(Layout(cp=2), spec)[2]
 
 
 def test_the_ring_has_fused_kernels() -> None:
     rule = "is not run by torch's ring attention (cp 2): give fused"
     assert refusal(Layout(cp=2), kernels="eager") == ("kernels", "eager", rule)
     assert resolved(Layout(cp=2, fsdp=4)).ranks == 8
-    assert resolved(Layout(cp=2), DEEPSEEK, sequence_length=64).cp == 2
+
+
+def test_chunks_of_latent_attention_have_whole_rows_of_its_kernel() -> None:
+    assert PADDED_ROWS == 32
+    rule = "must divide the sequence length (96) in multiples of 64: nothing but 1 does for all that it divides"
+    assert refusal(Layout(cp=2), DEEPSEEK, sequence_length=96) == ("cp", 2, rule)
+    assert refusal(Layout(cp=3), DEEPSEEK, sequence_length=256)[2].endswith("in multiples of 64: give 2 or 4")
+    assert resolved(Layout(cp=2), DEEPSEEK, sequence_length=128).cp == 2
 
 
 def test_zero_is_of_the_ranks_of_cp_too() -> None:
@@ -322,7 +330,7 @@ def test_zero_is_of_the_ranks_of_cp_too() -> None:
     ],
 )
 def test_ep_borrows_ranks(layout: Layout, rule: str) -> None:
-    field, value, found = refusal(layout, DEEPSEEK, sequence_length=64)
+    field, value, found = refusal(layout, DEEPSEEK, sequence_length=128)
     assert (field, value) == ("ep", layout.ep)
     assert found.startswith(rule)
 

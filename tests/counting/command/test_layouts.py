@@ -151,7 +151,7 @@ BAD_COMMANDS = {
     f"{SPREAD} fsdp=8 --expert_imbalance nan": "--expert_imbalance = nan: must be at least 1",
     f"{SPREAD} cp=3": "--layout cp=3: must divide the sequence length (8192) in multiples of 2: give 2, 4, 8, 16, 32,",
     f"{SPREAD} cp=2 --kernels eager": "--kernels = 'eager': is not run by torch's ring attention (cp 2): give fused",
-    "--model_config gpt_oss_20b --layout cp=2": "--layout cp=2: is torch's ring attention, which has no window, and",
+    "--model_config gpt_oss_20b --layout cp=2": "--layout cp=2: is torch's ring attention, and attention here has",
     f"{SPREAD} pp=4": "--micro_batches = 1: torch's Schedule1F1B needs at least as many as stages (4): give 4 or more, "
     "or --global_batch_tokens of 32768 or more\n",
     f"{SPREAD} fsdp=8,pp=4 --global_batch_tokens 65536": "--micro_batches = 1: torch's Schedule1F1B needs at least as "
