@@ -73,6 +73,7 @@ def _undivided(counts: ModelCounts, setup: Setup, parameters: int, forward_flops
     return Undivided(
         parameters=whole.parameters.total + (mtp.parameters.total if setup.mtp else 0),
         expert_parameters=whole.parameters.routed_experts + (mtp.parameters.routed_experts if setup.mtp else 0),
+        copied_parameters=0,
         replicated_parameters=parameters,
         forward_flops=whole.forward_flops.total + (mtp.forward_flops.total if setup.mtp else 0),
         replicated_forward_flops=forward_flops,

@@ -26,7 +26,7 @@ LISTS = {ROOT / "torch_models" / "families"}  # one entry a file: it may be long
 # `torch_models` for their `__init__` alone, the public API.
 ROOMS = {
     # What a model is. It never knows what a model costs.
-    "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.layout": "",
+    "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.layout torch_models.stages": "",
     "torch_models.fields torch_models.families": (
         "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.families"
     ),
@@ -54,6 +54,7 @@ ROOMS = {
     ),
     "counting.ranks": (
         "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
+        " torch_models.stages"
     ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": (

@@ -74,7 +74,8 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """What the ranks of one coordinate of pp hold, send and compute in one step.
 
     `actions` are those of `micro_batches_run` micro-batches, which are all of the step or as many as show its peak. One
-    more micro-batch adds `further_bytes` to what is alive all the time, and `further_traffic`.
+    more micro-batch adds `further_bytes` to what is alive all the time, and `further_traffic`, that of its passes over
+    all layers and of its messages.
     """
 
     scope: ClassVar[str] = "rank"
@@ -86,7 +87,8 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     actions: tuple[PipelineAction, ...]
     micro_batches_run: int
     further_bytes: int
-    traffic: Traffics  # of the micro-batches that run, with what passes between stages
+    messages_after: int  # bytes of tensors between stages that are alive when the optimiser runs
+    message_traffic: Traffics  # sent and received between stages by the micro-batches that run
     further_traffic: Traffics
     optimizer_step: RankStretch
     flops: StepFlops  # of all stages of the rank and all micro-batches of the step

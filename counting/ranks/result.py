@@ -3,11 +3,14 @@
 All numbers are those of one step, all micro-batches together. Torch-free.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
 
 from counting.ranks.memory import rank_memory
+from counting.ranks.pipeline import PipelineProfile
+from counting.ranks.pipeline_memory import MAKES_GRADIENTS, pipeline_memory, pipeline_traffic
 from counting.ranks.profile import (
     Axis,
     CollectiveOp,
@@ -23,6 +26,7 @@ from counting.ranks.shallow import Shallow
 from counting.setup import Setup
 from counting.step.memory import StepMemory
 from torch_models.layout import Layout
+from torch_models.stages import Stage
 
 
 class RankCollective(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +45,9 @@ class RankAnalysis(msgspec.Struct, frozen=True, kw_only=True):
 
     count: int
     first_rank: int
-    stage: int  # of the pipeline; always 0
+    stage: int  # its place in the pipeline; 0 if there is none
+    stages: tuple[int, ...]  # the numbers of the stages of the pipeline that it has
+    in_flight: int  # passes forward that wait for their backward pass, at most, of all its stages
     parameters: int  # numbers that each of them updates, without padding
     memory: StepMemory
     forward_flops: int
@@ -66,17 +72,19 @@ class Undivided(msgspec.Struct, frozen=True, kw_only=True):
 
     parameters: int
     expert_parameters: int  # of `parameters`, those of routed experts, which ranks of ep divide
+    copied_parameters: int  # the embedding that the last stage of a pipeline has again for multi-token prediction
     replicated_parameters: int
     forward_flops: int  # of one micro-batch
     replicated_forward_flops: int
 
     def over_ranks(self, layout: Layout) -> RankTotals:
-        """The sums over all ranks: dp (P - E + (tp - 1) R) + e E parameters, dp fsdp (F + (tp - 1) R) FLOPs.
+        """The sums over all ranks: dp (P + C - E + (tp - 1) R) + e E parameters, dp fsdp (F + (tp - 1) R) FLOPs.
 
-        E are those of the routed experts, of which there are e copies: fewer than dp where ep borrows ranks of dp.
+        E are those of the routed experts, of which there are e copies: fewer than dp where ep borrows ranks of dp. C
+        are those that two stages have. The ranks of cp and pp divide parameters and FLOPs.
         """
         again = layout.tp - 1
-        others = self.parameters - self.expert_parameters + again * self.replicated_parameters
+        others = self.parameters + self.copied_parameters - self.expert_parameters + again * self.replicated_parameters
         return RankTotals(
             parameters=layout.replicas * others + layout.expert_replicas * self.expert_parameters,
             forward_flops=layout.data_ranks * (self.forward_flops + again * self.replicated_forward_flops),
@@ -105,6 +113,8 @@ def rank_classes(model: Shallow, setup: Setup, profile: RankProfile, proof: str)
             count=share.count,
             first_rank=share.first_rank,
             stage=0,
+            stages=(0,),
+            in_flight=1,
             parameters=share.parameters,
             memory=rank_memory(model, setup, profile, share, proof),
             forward_flops=profile.flops.forward.total,
@@ -116,6 +126,46 @@ def rank_classes(model: Shallow, setup: Setup, profile: RankProfile, proof: str)
         )
         for share in profile.shares
     )
+
+
+def pipeline_classes(
+    stages: tuple[Stage, ...], setup: Setup, profiles: Sequence[PipelineProfile], proof: str
+) -> tuple[RankAnalysis, ...]:
+    """The classes of the ranks of all places in the pipeline, in the order of their lowest rank.
+
+    `stages` are those of the whole pipeline.
+    """
+    found = []
+    for profile in profiles:
+        collectives = tuple(_collectives(pipeline_traffic(stages, setup, profile)))
+        for share in profile.shares:
+            found.append(
+                RankAnalysis(
+                    count=share.count,
+                    first_rank=share.first_rank,
+                    stage=profile.pipeline_rank,
+                    stages=tuple(stage.stage for stage in profile.stages),
+                    in_flight=most_in_flight(profile),
+                    parameters=share.parameters,
+                    memory=pipeline_memory(stages, setup, profile, share, proof),
+                    forward_flops=profile.flops.forward.total,
+                    model_flops=profile.flops.model,
+                    hardware_flops=profile.flops.hardware,
+                    forward_flops_by_component=profile.flops.forward.by_component(),
+                    collectives=collectives,
+                    proof=proof,
+                )
+            )
+    return tuple(sorted(found, key=lambda each: each.first_rank))
+
+
+def most_in_flight(profile: PipelineProfile) -> int:
+    """The most forward passes that wait for their backward pass at once; half a backward pass does not end it."""
+    most = now = 0
+    for action in profile.actions:
+        now += (action.kind == "forward") - (action.kind in MAKES_GRADIENTS)
+        most = max(most, now)
+    return most
 
 
 def step_traffic(model: Shallow, profile: RankProfile, micro_batches: int) -> Traffics:

@@ -121,6 +121,7 @@ def test_sums_over_ranks() -> None:
     assert totals_over_ranks(classes(), 1).forward_flops == 4 * 100
     undivided = Undivided(
         parameters=100,
+        copied_parameters=0,
         expert_parameters=64,
         replicated_parameters=10,
         forward_flops=1000,

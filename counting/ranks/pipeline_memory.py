@@ -1,0 +1,161 @@
+"""The memory of a rank of a pipeline: the worst moment of each phase, over the actions of its schedule. Torch-free."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from counting.ranks.memory import RANK_NOTES
+from counting.ranks.pipeline import (
+    PassKind,
+    PipelineAction,
+    PipelineProfile,
+    StagePass,
+    StageProfile,
+)
+from counting.ranks.profile import RankShare, Traffics, total_traffic
+from counting.ranks.shallow import Shallow, shallow
+from counting.recipes import ModelStates
+from counting.setup import Setup
+from counting.step.memory import UPDATE, StepMemory
+from counting.step.phase import Phase, Position, worst_of
+from torch_models.stages import Stage
+
+REDUCTION = "gradient reduction"
+PIPELINE_NOTES = (
+    "Buffers of communication include what passes between stages: buffers to receive into, which torch has for every "
+    "micro-batch of the step, outputs that are kept until their backward pass, and gradients until they are sent.",
+)
+MAKES_GRADIENTS = ("backward", "weight_backward")
+
+
+def pipeline_states(profile: PipelineProfile, share: RankShare) -> ModelStates:
+    """The model states that each rank of `share` stores, of all its stages."""
+    states = sum(
+        (_states(stage) for stage in profile.stages), ModelStates(weights=0, gradients=0, masters=0, moments=0)
+    )
+    return ModelStates(
+        weights=states.weights, gradients=states.gradients, masters=states.masters, moments=share.moments
+    )
+
+
+def _states(stage: StageProfile) -> ModelStates:
+    states = stage.outside_states
+    for layer in stage.layers:
+        states += layer.states * layer.count
+    return states
+
+
+def pipeline_memory(
+    stages: tuple[Stage, ...], setup: Setup, profile: PipelineProfile, share: RankShare, proof: str
+) -> StepMemory:
+    """`profile` extended to all layers of its stages, and to all micro-batches, for the ranks of `share`.
+
+    `stages` are those of the whole pipeline.
+    """
+    assert setup.micro_batches is not None, "a resolved setup"
+    states = pipeline_states(profile, share)
+    stay = states.masters > 0 and setup.precision_recipe.gradients_apart
+    buffers = sum(stage.buffers for stage in profile.stages)
+    position = Position(states, buffers=buffers, inputs=profile.inputs, gradients_stay=stay)
+    position.communication = (setup.micro_batches - profile.micro_batches_run) * profile.further_bytes
+    moments: dict[str, list[Phase]] = defaultdict(list)
+    layer_peaks: dict[int, int] = defaultdict(int)
+    messages = 0
+    for action, stage, one_pass in actions_with_passes(profile):
+        position.communication += action.messages - messages
+        messages = action.messages
+        position.micro_batch = action.micro_batch
+        for phase in _phases(position, stages[stage.stage], action, one_pass, mtp=bool(setup.mtp)):
+            moments[phase.name].append(phase)
+            if phase.layer is not None and phase.name == BACKWARD:
+                layer_peaks[phase.layer] = max(layer_peaks[phase.layer], phase.peak_bytes)
+    position.micro_batch = None
+    position.communication += profile.messages_after - messages
+    moments[UPDATE].append(position.pass_through(profile.optimizer_step.memory, UPDATE))
+    phases = tuple(worst_of(moments[name]) for name in ORDER if name in moments)
+    worst = worst_of(phases)
+    return StepMemory(
+        states=states,
+        buffers=buffers,
+        phases=phases,
+        layer_backward_peak_bytes=tuple(layer_peaks[layer] for layer in sorted(layer_peaks)),
+        peak_phase=worst.name,
+        peak_bytes=worst.peak_bytes,
+        proof=proof,
+        notes=(*RANK_NOTES, *PIPELINE_NOTES),
+    )
+
+
+FORWARD, LOSS, LOSS_MTP = "forward", "head and loss", "head, loss and MTP"
+BACKWARD, EMBEDDING = "backward of a layer", "backward of the embedding"
+ORDER = (FORWARD, LOSS, LOSS_MTP, BACKWARD, EMBEDDING, REDUCTION, UPDATE)
+
+
+def actions_with_passes(profile: PipelineProfile) -> Iterator[tuple[PipelineAction, StageProfile, StagePass]]:
+    """Each action in order, with its stage and what its pass does: that of a first pass, or of a later one.
+
+    The first pass of a stage that makes gradients is `first`, be it a whole backward pass or its second half.
+    """
+    of_number = {stage.stage: stage for stage in profile.stages}
+    done: set[tuple[int, str]] = set()
+    for action in profile.actions:
+        stage = of_number[action.stage]
+        passes = stage.passes[action.kind]
+        key = (action.stage, "gradients" if action.kind in MAKES_GRADIENTS else action.kind)
+        one_pass = passes.first if key not in done or passes.later is None else passes.later
+        done.add(key)
+        yield action, stage, one_pass
+
+
+def _phases(
+    position: Position, stage: Stage, action: PipelineAction, one_pass: StagePass, *, mtp: bool
+) -> Iterator[Phase]:
+    """The worst moments of one pass in order; of equal layers those of the first and the last."""
+    of_loss, model = LOSS_MTP if mtp else LOSS, shallow(stage.spec)
+    forward = action.kind == "forward"
+    names = _names(action.kind)
+    if stage.is_last and action.kind != "reduction":
+        names = (names[0], names[1], of_loss) if forward else (of_loss, names[1], names[2])
+    yield position.pass_through(one_pass.before.memory, names[0], logits=names[0] == of_loss)
+    for index, layers in _runs(model, stage.first_layer, backwards=not forward):
+        memory, kind = one_pass.layers[index].memory, model.spec.layers[index].kind
+        yield from position.pass_run(memory, names[1], kind, layers)
+    yield position.pass_through(one_pass.after.memory, names[2], logits=names[2] == of_loss)
+
+
+def _names(kind: PassKind) -> tuple[str, str, str]:
+    """The phases of what runs before, in and after the layers."""
+    if kind == "forward":
+        return FORWARD, FORWARD, FORWARD
+    if kind == "reduction":
+        return REDUCTION, REDUCTION, REDUCTION
+    return BACKWARD, BACKWARD, EMBEDDING
+
+
+def _runs(model: Shallow, first: int, *, backwards: bool) -> list[tuple[int, range]]:
+    """Index in the shallow model and layers of each run of equal layers, in the order of execution."""
+    found = []
+    for index, count in model.runs:
+        found.append((index, range(first, first + count)))
+        first += count
+    return [(index, layers[::-1]) for index, layers in reversed(found)] if backwards else found
+
+
+def pipeline_traffic(stages: tuple[Stage, ...], setup: Setup, profile: PipelineProfile) -> Traffics:
+    """The traffic of a step of the whole stages, over all micro-batches."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    further = setup.micro_batches - profile.micro_batches_run
+    parts: list[tuple[Traffics, int]] = [(profile.message_traffic, 1), (profile.optimizer_step.traffic, 1)]
+    if further:
+        parts.append((profile.further_traffic, further))
+    for _, stage, one_pass in actions_with_passes(profile):
+        parts += pass_traffic(shallow(stages[stage.stage].spec), one_pass)
+    return total_traffic(parts)
+
+
+def pass_traffic(model: Shallow, one_pass: StagePass) -> list[tuple[Traffics, int]]:
+    """The traffic of one pass over all layers of the stage: parts, each with its factor."""
+    return [
+        (one_pass.before.traffic, 1),
+        *((layer.traffic, count) for layer, count in zip(one_pass.layers, model.counts(), strict=True)),
+        (one_pass.after.traffic, 1),
+    ]
