@@ -70,6 +70,8 @@ ROOMS = {
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
         " torch_models.fields"
     ),
+    # The caching allocator: events in, reserved bytes out.
+    "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
     "counting.alternatives counting.rank_analysis counting.analysis": (
