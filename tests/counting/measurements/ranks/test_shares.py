@@ -33,7 +33,7 @@ def test_shares_are_what_each_rank_has(family: str, axes: dict[str, Any]) -> Non
     found: dict[tuple[int, int], list[int]] = {}  # parameters, moments -> ranks
     for rank in range(layout.ranks):
         with fake_world(layout.ranks, rank), measuring():
-            modules = divided_model(whole(spec), setup, layout, build_meshes(layout, "meta"), device)
+            modules = divided_model(spec, setup, layout, build_meshes(layout, "meta"), device)
             parts = [local(parameter) for parameter in modules.parameters()]
             updates = RankUpdates(setup, layout, device)
             moments = sum(updates.moments(tuple(part.shape)) for part in parts)
