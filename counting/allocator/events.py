@@ -1,7 +1,7 @@
 """The log of a step: what is allocated and freed, in the order in which the program asks for it. Torch-free.
 
-A stream is a name: blocks freed on one stream serve that stream alone. Everything happens in the order of the program,
-which is ahead of the device: a tensor is freed when its last reference goes, whether its kernels have run or not.
+A stream is a name. Everything happens in the order of the program, which is ahead of the device: a storage is freed
+when its last reference goes, whether its kernels have run or not.
 """
 
 import msgspec
@@ -10,13 +10,14 @@ import msgspec
 class Allocate(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A storage of `bytes` is made while `stream` is current. No other storage that is not freed yet has its `key`.
 
-    0 bytes take no block; the key can be freed all the same.
+    0 bytes take no block; the key can be freed all the same. `name`, of the tensor or the operation, is for the
+    snapshot alone.
     """
 
     key: int
     bytes: int
     stream: str
-    name: str = ""  # of the tensor or operation, for the snapshot alone
+    name: str = ""
 
 
 class Free(msgspec.Struct, frozen=True, gc=False, tag=True):
@@ -26,9 +27,9 @@ class Free(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class UsedBy(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`torch.Tensor.record_stream`: the storage, once freed, waits until `stream` has done what it is to do by then.
+    """`torch.Tensor.record_stream`: the storage, once freed, waits until `stream` has done what it has to do by then.
 
-    When that is, the log does not say: the storage's block is free at the next `Synchronize`, an upper bound.
+    The log does not say when that is: the block is free at the next `Synchronize`, which is an upper bound.
     """
 
     key: int
@@ -39,14 +40,10 @@ class Synchronize(msgspec.Struct, frozen=True, gc=False, tag=True):
     """The program waits for the device: every stream has done its work."""
 
 
-class EmptyCache(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`torch.cuda.empty_cache`: segments without a block in use go back to the driver."""
-
-
 class Mark(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A named moment, such as the end of a phase. What is in use then stands in the result under this name."""
+    """The end of what happened since the mark before, such as a phase; the result has what is then in use."""
 
     name: str
 
 
-Event = Allocate | Free | UsedBy | Synchronize | EmptyCache | Mark
+Event = Allocate | Free | UsedBy | Synchronize | Mark
