@@ -62,8 +62,8 @@ ROOMS = {
         " torch_models.spec"
     ),
     "counting.measurements": (
-        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.errors"
-        " torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
+        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
+        " torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
         " torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (

@@ -18,8 +18,8 @@ from counting.measurements.meta_device import measuring
 from counting.measurements.optimizer import WholeUpdate, scale
 from counting.measurements.parameters import trained_tensors
 from counting.measurements.workspaces import Workspaces
-from counting.setup import Setup
 from counting.recipes import Optimizer, Precision
+from counting.setup import Setup
 from torch_models.builder import build_model_with_loss
 from torch_models.modules.layers import RotaryTables
 from torch_models.modules.recompute import set_recompute
@@ -120,7 +120,8 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
             loss_chunk=setup.loss_chunk,
         )
         set_recompute(model, setup.recompute)
-        with AllocationLog(existing_tensors(model), device, Workspaces()) as log:
+        log = AllocationLog(existing_tensors(model), device, Workspaces())
+        with log:
             log_steps(log, model, setup, TrainedParts(model, precision))
         return log.events
 
@@ -152,9 +153,7 @@ class TrainedParts:
     def update(self, optimizer: Optimizer) -> WholeUpdate:
         """An optimiser of all of them."""
         parts = [self._local(parameter) for parameter in self._parameters]
-        shaped = [
-            tensor._replace(shape=tuple(part.shape)) for part, tensor in zip(parts, self._tensors, strict=True)
-        ]
+        shaped = [tensor._replace(shape=tuple(part.shape)) for part, tensor in zip(parts, self._tensors, strict=True)]
         return WholeUpdate(parts, shaped, self.precision, optimizer)
 
     def gradients(self) -> list[Tensor]:

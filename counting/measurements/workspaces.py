@@ -27,6 +27,7 @@ class Workspaces:
         self._handles: set[bool] = set()
 
     def __call__(self, function: Any, args: tuple[Any, ...]) -> Workspace:
+        """What the kernel of this op allocates beside its result."""
         if function in _PRODUCTS:
             return self._of_product()
         if function is _aten._scaled_dot_product_flash_attention_backward.default:

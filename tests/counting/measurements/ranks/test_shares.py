@@ -10,7 +10,7 @@ from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.stand_ins import local
-from tests.counting.measurements.rank_runs import layout_of, resolved, run_layout, whole
+from tests.counting.measurements.rank_runs import layout_of, resolved, run_layout
 from tests.shrunken import FAMILIES
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.parallel.mesh import build_meshes
