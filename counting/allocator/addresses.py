@@ -6,13 +6,13 @@ An order is a function: the bytes of a new segment in, its address out. Segments
 import random
 from collections.abc import Callable
 
-Place = Callable[[int], int]
+PlaceOfSegment = Callable[[int], int]
 
 LOWEST_ADDRESS = 1 << 46
 _APART = 1 << 44  # shuffled addresses are multiples of it: no segment is that long
 
 
-def rising_addresses() -> Place:
+def rising_addresses() -> PlaceOfSegment:
     """Each segment right behind the one before."""
     end = LOWEST_ADDRESS
 
@@ -24,7 +24,7 @@ def rising_addresses() -> Place:
     return place
 
 
-def falling_addresses() -> Place:
+def falling_addresses() -> PlaceOfSegment:
     """Each segment right before the one before."""
     start = 2 * LOWEST_ADDRESS
 
@@ -36,7 +36,7 @@ def falling_addresses() -> Place:
     return place
 
 
-def shuffled_addresses(seed: int) -> Place:
+def shuffled_addresses(seed: int) -> PlaceOfSegment:
     """Segments in an order at random, the same for one seed."""
     draw, segments = random.Random(seed), 0
 

@@ -1,8 +1,8 @@
 """Plain segments, torch's default: each is one cudaMalloc, as large as its first block needs, and never grows."""
 
 from bisect import bisect_left
-from collections.abc import Callable
 
+from counting.allocator.addresses import PlaceOfSegment
 from counting.allocator.blocks import (
     LARGE_SEGMENT_BYTES,
     MIN_BLOCK_BYTES,
@@ -34,7 +34,7 @@ class PlainSegments(CachingAllocator):
     Addresses decide which of several free blocks of equal size is taken: the lowest (`BlockComparatorSize`).
     """
 
-    def __init__(self, place: Callable[[int], int]) -> None:
+    def __init__(self, place: PlaceOfSegment) -> None:
         super().__init__()
         self._place = place
 
