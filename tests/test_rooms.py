@@ -63,8 +63,8 @@ ROOMS = {
     ),
     "counting.measurements": (
         "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
-        " torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
-        " torch_models.parallel torch_models.training"
+        " torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.builder"
+        " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"

@@ -3,12 +3,13 @@
 import torch
 
 from counting.allocator.events import Event
-from counting.measurements.allocations import AllocationLog, TrainedParts, existing_tensors, log_steps
+from counting.measurements.allocations.log import AllocationLog
+from counting.measurements.allocations.steps import MOST_MICRO_BATCHES_RUN, TrainedParts, existing_tensors, log_steps
+from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.stand_ins import current_stream, local
-from counting.measurements.workspaces import Workspaces
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import build_meshes
@@ -34,12 +35,15 @@ def log_of_this_rank(spec: ModelSpec, setup: Setup, layout: Layout, device: torc
     model = divided_model(spec, setup, layout, build_meshes(layout, device.type), device)
     trained = TrainedParts(model, stored_precision(setup, layout), local)
     existing = [local(tensor) for tensor in existing_tensors(model)]
-    with loss_context(layout), RankAllocationLog(existing, device, Workspaces()) as log:
+    log = RankAllocationLog(existing, device, Workspaces())
+    with loss_context(layout), log:
         log_steps(
             log,
             model,
             setup,
             trained,
             lambda last: set_gradient_synchronisation(model, layout, last=last),
+            # Where gradients are reduced after the last micro-batch, one between is not like it.
+            MOST_MICRO_BATCHES_RUN + (layout.zero == 1 and layout.is_sharded),
         )
     return log.events

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor, Shard, _redistribute
 from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
+from counting.measurements.allocations.log import MAIN_STREAM
+
 # Tensors without memory of their own: their storage reports bytes, and holds none.
 WRAPPERS = (DTensor, AsyncCollectiveTensor)
-
-MAIN_STREAM = "main"
 
 _functional = torch.ops._c10d_functional
 # These ops return their argument, but their meta kernels return a new tensor.
