@@ -74,10 +74,10 @@ ROOMS = {
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.alternatives counting.rank_analysis counting.analysis": (
-        "counting.counts counting.formulas counting.layout counting.measurements counting.notes counting.ranks"
-        " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+    "counting.reserved counting.alternatives counting.rank_analysis counting.analysis": (
+        "counting.allocator counting.counts counting.formulas counting.layout counting.measurements counting.notes"
+        " counting.ranks counting.recipes counting.reconcile counting.setup counting.step counting.via_transformers"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
