@@ -49,8 +49,9 @@ ROOMS = {
     "counting.notes counting.recipes counting.setup counting.counts counting.step": (
         "counting.step torch_models.errors torch_models.spec"
     ),
-    "counting.layout": (
+    "counting.pipeline_rules counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
+        " torch_models.stages"
     ),
     "counting.ranks": (
         "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from counting.allocator.events import Event
 from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.allocations import log_of_this_rank
+from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.rank import profile_of_rank
 from counting.ranks.profile import RankProfile
@@ -42,7 +43,9 @@ def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
             found = _in_another_process("measure_ranks", spec, setup, layout)
             assert isinstance(found, RankProfile)
             return found
-        return measure_model(shallow(spec), setup, layout)
+        model = shallow(spec)
+        ranks = [rank * layout.tp for rank in distinct_context_ranks(layout)]
+        return of_worst(model, setup, [measure_model(model, setup, layout, rank) for rank in ranks])
 
 
 def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> list[Event]:

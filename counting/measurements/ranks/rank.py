@@ -64,6 +64,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
         shares=rank_shares(
             [(parameter, times) for parameters, times in groups for parameter in parameters], layout, updates
         ),
+        context_rank=0 if meshes.cp is None else meshes.cp.get_local_rank(),
     )
 
 

@@ -5,6 +5,8 @@ fails when it is no longer needed. `stand_ins` is the context in which they are 
 """
 
 import contextlib
+import importlib
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -33,7 +35,7 @@ RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tens
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
-    with _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one():
+    with _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one(), _without_debug_of_dtensor():
         yield
 
 
@@ -134,6 +136,31 @@ def _clear_caches_of_dtensor() -> None:
     _redistribute._gen_transform_infos.cache_clear()
     _redistribute.clear_redistribute_planner_cache()
     MeshTopoInfo.build_from_mesh.cache_clear()
+
+
+@contextlib.contextmanager
+def _without_debug_of_dtensor() -> Iterator[None]:
+    """Context that avoids the import of torch.distributed.tensor.debug, with which all of torch's compiler comes.
+
+    The rules of ring attention take two functions from it, which clear caches.
+    """
+    name = "torch.distributed.tensor.debug"
+    if name in sys.modules:
+        yield
+        return
+
+    def later(function: str) -> Callable[[], Any]:
+        return lambda: getattr(importlib.import_module(name), function)()
+
+    stand_in: Any = types.ModuleType(name)
+    for function in ("_clear_fast_path_sharding_prop_cache", "_clear_python_sharding_prop_cache"):
+        setattr(stand_in, function, later(function))
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 class _Parts(NamedTuple):
