@@ -46,7 +46,7 @@ ROOMS = {
         " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.notes counting.recipes counting.setup counting.counts counting.step": (
+    "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
         "counting.step torch_models.errors torch_models.spec"
     ),
     "counting.pipeline_rules counting.layout": (
