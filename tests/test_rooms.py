@@ -49,8 +49,9 @@ ROOMS = {
     "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
         "counting.step torch_models.errors torch_models.spec"
     ),
-    "counting.layout": (
+    "counting.pipeline_rules counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
+        " torch_models.stages"
     ),
     "counting.ranks": (
         "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
@@ -62,9 +63,9 @@ ROOMS = {
         " torch_models.spec"
     ),
     "counting.measurements": (
-        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.errors"
-        " torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
-        " torch_models.parallel torch_models.training"
+        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
+        " torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.builder"
+        " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
@@ -74,10 +75,10 @@ ROOMS = {
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.alternatives counting.rank_analysis counting.analysis": (
-        "counting.counts counting.formulas counting.layout counting.measurements counting.notes counting.ranks"
-        " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+    "counting.reserved counting.alternatives counting.rank_analysis counting.analysis": (
+        "counting.allocator counting.counts counting.formulas counting.layout counting.measurements counting.notes"
+        " counting.ranks counting.recipes counting.reconcile counting.setup counting.step counting.via_transformers"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (

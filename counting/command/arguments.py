@@ -57,7 +57,7 @@ def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None
     """How the step is spread over ranks; None without --layout. Ranks of a node by default from the first of `gpus`."""
     if options.layout is None:
         return None
-    from counting.command.layouts import parse_layout  # few commands need it
+    from counting.command.layouts import parse_layout, parse_stage_layers  # few commands need them
 
     per_node = gpus[0].devices_per_node if gpus else None
     if options.gpus_per_node is not None:
@@ -67,6 +67,8 @@ def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None
         **_given(
             num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             gpus_per_node=per_node,
+            stage_layers=_parsed(options.stage_layers, parse_stage_layers),
+            framework=options.framework,
             expert_imbalance=_parsed(options.expert_imbalance, parse_ratio),
         ),
     )
@@ -100,7 +102,7 @@ def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu], layout: Layout 
     if options.compare and len(gpus) != 1:
         names = ", ".join(gpu.name for gpu in gpus)
         raise UserError(f"--compare needs one GPU, but there are {len(gpus)}: {names}")
-    of_axes = None if layout is None else (layout.dp or 1) * layout.fsdp * layout.tp
+    of_axes = None if layout is None else (layout.dp or 1) * layout.shards * layout.tp * layout.pp
     return RunPlan(
         tokens=parse_tokens(options.tokens),
         gpus=gpus,

@@ -28,6 +28,8 @@ NEEDS = {
     "num_gpus": ("training_budget", "tokens", "layout"),
     "layout": ("model_config",),
     "gpus_per_node": ("layout",),
+    "stage_layers": ("layout",),
+    "framework": ("layout",),
     "expert_imbalance": ("layout",),
     "gpu_hours": ("tokens",),
     "tokens_per_second_per_gpu": ("tokens",),

@@ -14,6 +14,7 @@ from counting.cost.scaling_laws import DEFAULT_LAW
 from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION
 from counting.setup import ZeroGradients
 from torch_models.errors import UserError, show_name
+from torch_models.layout import DEFAULT_SCHEDULE, Framework, Grouping, Schedule
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
@@ -48,7 +49,13 @@ FLAGS = {
     "zero": "--layout zero",
     "tp": "--layout tp",
     "sequence_parallel": "--layout sp",
+    "cp": "--layout cp",
+    "pp": "--layout pp",
     "ep": "--layout ep",
+    "schedule": "--layout schedule",
+    "stages_per_rank": "--layout stages_per_rank",
+    "stage_layers": "--stage_layers",
+    "framework": "--framework",
     "grouping": "--layout grouping",
     "gpus_per_node": "--gpus_per_node",
     "expert_imbalance": "--expert_imbalance",
@@ -178,8 +185,17 @@ def flags_parser() -> argparse.ArgumentParser:
         "--layout",
         action=_Joined,
         metavar="AXES",
-        help="as fsdp=32,tp=8: dp (default: what is left), fsdp with zero=1|2|3, tp with sp=on|off, ep; "
-        "grouping=torchtitan|layers",
+        help="as fsdp=32,tp=8: dp (default: what is left), fsdp with zero=1|2|3, tp with sp=on|off, cp, ep; pp with "
+        f"schedule={'|'.join(get_args(Schedule))} (default {DEFAULT_SCHEDULE}), stages_per_rank=2; "
+        f"grouping={'|'.join(get_args(Grouping))}",
+    )
+    ranks.add_argument(
+        "--stage_layers", metavar="LAYERS", help="layers of each stage of pp, as 3,4,4; default as even as can be"
+    )
+    ranks.add_argument(
+        "--framework",
+        choices=get_args(Framework),
+        help="whose rules say what a rank holds: torch (default), measured; megatron, an estimate by formula",
     )
     ranks.add_argument("--gpus_per_node", metavar="GPUS", help="default: that of the first of --gpus, else 8")
     ranks.add_argument(

@@ -140,6 +140,9 @@ class Decoder(nn.Module):
     """
 
     tables_dtype: torch.dtype | None = None  # of the rotary tables; None: that of the embedding
+    # Where ranks divide the positions: how many ranks, and what leaves this rank's rows of a table of all positions.
+    context_ranks = 1
+    own_rows: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, mtp_layers: Sequence[LayerSpec] = ()) -> None:
         super().__init__()
@@ -191,10 +194,12 @@ class Decoder(nn.Module):
         return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
 
     def rotary_tables(self, token_ids_BS: Tensor) -> tuple[RotaryTables, ...]:
-        """Return the tables of each of `rotary_specs`, for the length of the sequences."""
-        length, device = token_ids_BS.shape[1], token_ids_BS.device
+        """Return the tables of each of `rotary_specs`, for the length of the sequences and this rank's positions."""
+        length, device = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device
         dtype = self.tables_dtype or self.embed_tokens.weight.dtype
-        return tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
+        tables = tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
+        own = self.own_rows
+        return tables if own is None else tuple((own(cos), own(sin)) for cos, sin in tables)
 
 
 class TokenEmbedding(OwnFirstValues, nn.Embedding):

@@ -7,6 +7,7 @@ from counting.formulas.layouts.passes import micro_batches
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.local.held import local_layer_held
+from counting.formulas.local.shapes import local_setup
 from counting.formulas.states import buffer_bytes, input_bytes
 from counting.ranks.profile import RankLayer, RankProfile, RankStretch
 from counting.ranks.shallow import shallow
@@ -16,12 +17,16 @@ from torch_models.layout import Layout
 from torch_models.spec import LayerSpec, ModelSpec
 
 
-def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
-    """Return what the ranks of `layout` hold, send and compute in one step of `spec`; both settings are resolved."""
+def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int = 0) -> RankProfile:
+    """Return what the ranks of `layout` hold, send and compute in one step of `spec`; both settings are resolved.
+
+    The numbers are those of the first rank at place `context_rank` of cp. Ranks at different places hold other bytes during
+    the passes, and have other slices of the states.
+    """
     model = shallow(spec)
     counts, local = model.counts(), local_model(model.spec, layout.tp, mtp=setup.mtp)
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
-    first, *others = micro_batches(model.spec, setup, layout)
+    first, *others = micro_batches(model.spec, setup, layout, context_rank)
     of_layers = [_tensors(layer, layout) for layer in local.layers]
     data = data_sharding(layout)
     outside = [Tensor(shape, data) for shapes in outside_shapes(local, "layers").values() for shape in shapes]
@@ -35,13 +40,13 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfi
                 count=count,
                 parameters=updated_numbers(tensors),
                 states=update.states(tensors),
-                held=local_layer_held(layer, setup, layout),
+                held=local_layer_held(layer, setup, layout, context_rank),
             )
             for layer, count, tensors in zip(model.spec.layers, counts, of_layers, strict=True)
         ),
         outside_parameters=updated_numbers(outside),
         outside_states=update.states(outside),
-        inputs=input_bytes(spec, setup),
+        inputs=input_bytes(spec, local_setup(setup, layout.cp)),
         buffers=buffer_bytes(spec, setup),
         first_micro_batch=first,
         middle_micro_batch=others[0] if len(others) == 2 else None,

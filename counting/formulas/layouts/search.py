@@ -13,6 +13,7 @@ from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import compute_of, micro_batches
 from counting.formulas.layouts.sharding import Shape, Sharding, data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update
+from counting.formulas.local.shapes import local_setup
 from counting.formulas.states import buffer_bytes, input_bytes
 from counting.ranks.profile import RankMicroBatch, RankStretch, Traffic, Traffics
 from counting.ranks.shallow import Shallow, shallow
@@ -34,7 +35,7 @@ def rank_cost(spec: ModelSpec, setup: Setup, layout: Layout) -> RankCost:
     model = shallow(spec)
     passes = micro_batches(model.spec, setup, layout)
     held = _held(model, setup, layout)
-    position = held.bytes + _inputs(spec, setup)
+    position = held.bytes + _inputs(spec, local_setup(setup, layout.cp))
     peak = position
     for each in passes:
         highest, position = _walk(model, each, position)

@@ -7,7 +7,7 @@ operation. The rest of the project uses only `simulate`.
 
 `tape` defines sizes, lifetimes and the order of backward; `operations` defines what each operation allocates and keeps;
 `blocks`, `attention`, `experts`, `layer` and `step` define which operations a model runs. On a rank of a layout they
-run on the rank's part; `parameters`, `collectives`, `vocabulary` and `exchange` define what it does besides.
+run on the rank's part; `parameters`, `collectives`, `vocabulary`, `exchange` and `ring` define what it does besides.
 """
 
 from counting.counts import LayerCounts, ModelCounts
@@ -20,16 +20,18 @@ from torch_models.spec import ModelSpec
 __all__ = ["simulate"]
 
 
-def simulate(spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None = None) -> ModelCounts:
+def simulate(
+    spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None = None, context_rank: int = 0
+) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    With a `layout` the step is that of one rank: see `simulate_step`. The peaks of layers are left empty then, as are
-    all other counts. `setup` and `layout` are resolved.
+    With a `layout` the step is that of one rank, at place `context_rank` of cp: see `simulate_step`. The peaks of layers are
+    left empty then, as are all other counts. `setup` and `layout` are resolved.
     """
     if layout is not None:
         return ModelCounts(
             layers=tuple(LayerCounts(kind=layer.kind, count=count) for layer, count in spec.layer_groups()),
-            step_profile=simulate_step(spec, setup, layout) if step else None,
+            step_profile=simulate_step(spec, setup, layout, context_rank) if step else None,
         )
     batch, kernels = setup.micro_batch, setup.kernels
     return ModelCounts(
@@ -42,5 +44,5 @@ def simulate(spec: ModelSpec, setup: Setup, *, step: bool, layout: Layout | None
             )
             for layer, count in spec.layer_groups()
         ),
-        step_profile=simulate_step(spec, setup, layout) if step else None,
+        step_profile=simulate_step(spec, setup, layout, context_rank) if step else None,
     )

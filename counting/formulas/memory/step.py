@@ -6,7 +6,7 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 from collections.abc import Sequence
 from functools import partial
 
-from counting.formulas.local.shapes import division_of, local_layer
+from counting.formulas.local.shapes import division_of, local_layer, local_setup
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, rotary_tables, transform
@@ -32,19 +32,19 @@ from torch_models.layout import Layout
 from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
-def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) -> StepProfile:
+def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, context_rank: int = 0) -> StepProfile:
     """Return the profile of a step, without the model states; `setup` and `layout` are resolved.
 
-    With a `layout`, it is the step of one rank without the buffers of fully_shard, and has the moments at which
-    fully_shard may act.
+    With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and has
+    the moments at which fully_shard may act.
     """
-    return _Step(spec, setup, layout).profile()
+    return _Step(spec, setup if layout is None else local_setup(setup, layout.cp), layout, context_rank).profile()
 
 
 class _Step:
     """A step of a model with one layer of each kind, or of the part of it that a rank of a layout has."""
 
-    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None) -> None:
+    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None, context_rank: int) -> None:
         self.layout = layout
         self.hooked = layout is not None and layout.is_sharded
         self.cuts: list[tuple[Hook | None, Cut]] = []
@@ -55,7 +55,7 @@ class _Step:
         self.tokens = self.batch.tokens
         self.precision = setup.precision_recipe
         self.layout = layout
-        self.division = division_of(layout)
+        self.division = division_of(layout, context_rank)
         tp = self.division.tp
         self.groups = [(local_layer(each, tp), count) for each, count in spec.layer_groups()]
         self.mtp_layers = [local_layer(each, tp) for each in (spec.mtp_layers if setup.mtp else ())]
