@@ -36,7 +36,7 @@ class MemorySettings(Record, frozen=True, kw_only=True):
     def analyze(self) -> Analysis:
         """Measure it. Raises `UserError` where this project refuses a setting."""
         fields = msgspec.json.decode((bundled_data() / f"{self.config}_config.json").read_bytes())
-        return analyze({**fields, **self.config_fields}, Setup(**self.setup), layout=Layout(**self.layout))
+        return analyze({**fields, **self.config_fields}, Setup(**self.setup), layout=Layout(**self.layout), reserved=True)
 
 
 class StatedMemory(Record, frozen=True, kw_only=True):
@@ -125,10 +125,11 @@ def _figures(stated: tuple[StatedMemory, ...], analysis: Analysis) -> tuple[Memo
 
 def _ranges(memory: StepMemory) -> Mapping[MemoryQuantity, tuple[int, int]]:
     """What this project has of each quantity, least and most."""
-    found: dict[MemoryQuantity, tuple[int, int]] = {"allocated": (memory.peak_bytes, memory.peak_bytes)}
-    if memory.reserved_bytes is not None:
-        found["reserved"] = memory.reserved_bytes
-    return found
+    allocated = memory.peak_bytes
+    if memory.reserved_bytes is None or memory.reserved_parts is None:
+        return {"allocated": (allocated, allocated)}
+    allocated = memory.reserved_parts.peak_allocated_bytes  # with the workspaces of kernels, as torch counts
+    return {"allocated": (allocated, allocated), "reserved": memory.reserved_bytes}
 
 
 def _memory_figure(stated: StatedMemory, low: int, high: int) -> MemoryFigure:
