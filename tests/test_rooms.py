@@ -49,7 +49,7 @@ ROOMS = {
         " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.notes counting.recipes counting.setup counting.counts counting.step": (
+    "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
         "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.pipeline_rules counting.layout": (
@@ -66,20 +66,23 @@ ROOMS = {
         " torch_models.spec"
     ),
     "counting.measurements": (
-        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.errors"
-        " torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
-        " torch_models.parallel torch_models.training"
+        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
+        " torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.builder"
+        " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
         " torch_models.fields"
     ),
+    # The caching allocator: events in, reserved bytes out.
+    "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.alternatives counting.rank_analysis counting.analysis": (
-        "counting.counts counting.formulas counting.layout counting.measurements counting.notes counting.ranks"
-        " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec"
+    "counting.reserved counting.alternatives counting.rank_analysis counting.analysis": (
+        "counting.allocator counting.counts counting.formulas counting.layout counting.measurements counting.notes"
+        " counting.ranks counting.recipes counting.reconcile counting.setup counting.step counting.via_transformers"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec"
+        " torch_models.stages"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (

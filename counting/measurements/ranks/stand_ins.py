@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPCommContext, FSDPParamGroup
 from torch.distributed.tensor import DTensor, Shard, _redistribute
 from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+
+from counting.measurements.allocations.log import MAIN_STREAM
 
 # Tensors without memory of their own: their storage reports bytes, and holds none.
 WRAPPERS = (DTensor, AsyncCollectiveTensor)
@@ -53,20 +55,49 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 class _Stream(torch.cpu.Stream):
+    name = MAIN_STREAM
+
     def record_event(self) -> Any:
         """An event: with replicas, `fully_shard` requires one on any device but the CPU."""
         return torch.cpu.Event()
 
 
+_streams = [_Stream()]  # the current stream is the last
+
+
+def current_stream() -> str:
+    """The name of the stream in which an op runs now: `MAIN_STREAM`, or one of `fully_shard`, as ``all_gather``."""
+    return _streams[-1].name
+
+
+@contextlib.contextmanager
+def _on_stream(stream: _Stream) -> Iterator[None]:
+    _streams.append(stream)
+    try:
+        yield
+    finally:
+        _streams.pop()
+
+
+def _make_streams(context: FSDPCommContext, device: torch.device) -> None:
+    """What `fully_shard` does before the first forward pass; then each of its streams gets its name."""
+    _MAKE_STREAMS(context, device)
+    for name, value in vars(context).items():
+        if isinstance(value, _Stream):
+            value.name = name.removesuffix("_stream")
+
+
+_MAKE_STREAMS = FSDPCommContext.lazy_init
+
+
 @contextlib.contextmanager
 def _streams_of_meta() -> Iterator[None]:
     """`fully_shard` and `DeviceMesh` find streams and events in the module torch.<device type>; torch.meta is none."""
-    current = _Stream()
     module = types.SimpleNamespace(
         Stream=_Stream,
         Event=torch.cpu.Event,
-        current_stream=lambda device=None: current,
-        stream=lambda stream: contextlib.nullcontext(),
+        current_stream=lambda device=None: _streams[-1],
+        stream=_on_stream,
         is_available=lambda: True,
         is_initialized=lambda: True,
         device_count=lambda: 1,
@@ -74,7 +105,7 @@ def _streams_of_meta() -> Iterator[None]:
         set_device=lambda device: None,
         synchronize=lambda device=None: None,
     )
-    with replaced(torch, "meta", module):
+    with replaced(torch, "meta", module), replaced(FSDPCommContext, "lazy_init", _make_streams):
         yield
 
 
