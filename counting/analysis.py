@@ -241,14 +241,14 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
 def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:
     """`analysis` with what is reserved: on one device or, of a step that is spread over ranks, on the worst of them."""
-    from counting.reserved import with_reserved
+    from counting.reserved import rank_of_worst, with_reserved
 
     setup, layout, classes = analysis.setup, analysis.layout, analysis.rank_classes
     if layout is None or classes is None:
         assert analysis.memory is not None
         return msgspec.structs.replace(analysis, memory=with_reserved(analysis.memory, spec, setup))
     worst = worst_of_classes(classes)
-    memory = with_reserved(worst.memory, spec, setup, layout, worst.first_rank)
+    memory = with_reserved(worst.memory, spec, setup, layout, rank_of_worst(classes, layout))
     of_worst = msgspec.structs.replace(worst, memory=memory)
     return msgspec.structs.replace(
         analysis, rank_classes=tuple(of_worst if each is worst else each for each in classes)

@@ -67,8 +67,8 @@ ROOMS = {
     ),
     "counting.measurements": (
         "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
-        " torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.builder"
-        " torch_models.checkpoints torch_models.parallel torch_models.training"
+        " counting.workspaces torch_models.errors torch_models.layout torch_models.spec torch_models.modules"
+        " torch_models.builder torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
@@ -103,7 +103,7 @@ ROOMS = {
         " counting.recipes counting.reconcile counting.setup torch_models.layout"
     ),
     "counting.command": (
-        "counting.analysis counting.cost counting.layout counting.published counting.recipes counting.reconcile"
+        "counting.analysis counting.reserved counting.cost counting.layout counting.published counting.recipes counting.reconcile"
         " counting.report counting.setup counting.step torch_models.errors torch_models.fields torch_models.layout"
         " torch_models.spec"
     ),
