@@ -38,8 +38,8 @@ class StagePass(msgspec.Struct, frozen=True, kw_only=True):
 
     Ascending passes: `before` is the embedding, `after` final norm, head, loss. The others: `before` is loss, head and
     final norm, `after` the embedding. A stage without them has stretches of 0 there, or what its call does outside its
-    layers. Ascending are `forward`, the passes of fully_shard alone, and `weight_backward` but in the first stage, where
-    it is a whole backward pass: its input needs no gradient, so `input_backward` does nothing there.
+    layers. Ascending are `forward`, the passes of fully_shard alone, and `weight_backward` but in the first stage,
+    where it is a whole backward pass: its input needs no gradient, so `input_backward` does nothing.
 
     At the end of a pass there is what the stage keeps for the passes that follow, and gradients. What it hands on, its
     output and the gradient of its input, is no part of the net bytes of the whole pass: it leaves them at the end of

@@ -175,10 +175,14 @@ class Decoder(nn.Module):
             index = self.num_layers + depth - 1
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
+        normed: Tensor = self.norm(self.through_layers(x_BSD, tables))
+        return normed
+
+    def through_layers(self, x_BSD: Tensor, tables: Sequence[RotaryTables]) -> Tensor:
+        """The residual stream after the layers of the main model, (B, S, D) -> (B, S, D)."""
         for index in range(self.num_layers):
             x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
-        normed: Tensor = self.norm(x_BSD)
-        return normed
+        return x_BSD
 
     @property
     def mtp_layers(self) -> list[nn.Module]:
@@ -192,9 +196,16 @@ class Decoder(nn.Module):
 
     def rotary_tables(self, token_ids_BS: Tensor) -> tuple[RotaryTables, ...]:
         """Return the tables of each of `rotary_specs`, for the length of the sequences."""
-        length, device = token_ids_BS.shape[1], token_ids_BS.device
-        dtype = self.tables_dtype or self.embed_tokens.weight.dtype
+        length, device, dtype = token_ids_BS.shape[1], token_ids_BS.device, self.dtype
         return tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the residual stream, and of the rotary tables."""
+        if self.tables_dtype is not None:
+            return self.tables_dtype
+        weight: Tensor = self.embed_tokens.weight if self.embed_tokens is not None else next(self.parameters())
+        return weight.dtype
 
 
 class TokenEmbedding(OwnFirstValues, nn.Embedding):

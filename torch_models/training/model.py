@@ -61,10 +61,20 @@ class TrainingModel(LanguageModel):
         or dtype than (B, S) in int64, and for a normalizer of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
-        self._check_normalizer(normalizer)
+        self.check_normalizer(normalizer)
         if tables is None:
             tables = self.model.rotary_tables(token_ids_BS)
-        hidden_BSD = self.model(token_ids_BS, tables)
+        return self.loss_of(self.model(token_ids_BS, tables), token_ids_BS, labels_BS, normalizer, tables)
+
+    def loss_of(
+        self,
+        hidden_BSD: Tensor,
+        token_ids_BS: Tensor,
+        labels_BS: Tensor,
+        normalizer: LossNormalizer | None,
+        tables: Sequence[RotaryTables],
+    ) -> Tensor:
+        """The loss of the main model's last hidden states (B, S, D), after the final norm; see `forward`."""
         loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
         for depth in range(1, 1 + self.num_mtp_layers):
             token_ids_BS = one_further(token_ids_BS, 0)  # no position is scored that attends to the last one
@@ -74,7 +84,8 @@ class TrainingModel(LanguageModel):
             loss = loss + self.mtp_weight / self.num_mtp_layers * further
         return loss
 
-    def _check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+    def check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+        """Raise `ArgumentError` for what is no normalizer of this model."""
         if normalizer is None:
             return
         if not isinstance(normalizer, LossNormalizer):
