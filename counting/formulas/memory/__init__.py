@@ -6,8 +6,8 @@ alone. The simulation is torch-free and never reads a module, so it can be compa
 operation. The rest of the project uses only `simulate` and `simulate_stage`.
 
 `tape` defines sizes, lifetimes and the order of backward; `operations` defines what each operation allocates and keeps;
-`blocks`, `attention`, `experts`, `layer`, `step` and `stage` define which operations a model runs. On a rank they run on
-the rank's part; `parameters`, `collectives`, `vocabulary` and `exchange` define what it does besides.
+`blocks`, `attention`, `experts`, `layer`, `step` and `stage` define which operations a model runs. On a rank they run
+on the rank's part; `parameters`, `collectives`, `vocabulary` and `exchange` define what it does besides.
 """
 
 from counting.counts import LayerCounts, ModelCounts
