@@ -13,7 +13,7 @@ from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.ranks.categories import Categories, CategoryMarks, RankCut, rank_stretches
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
-from counting.measurements.ranks.plans import Step
+from counting.measurements.ranks.pipeline.plans import Step
 from counting.measurements.ranks.stand_ins import before_groups, local, parameter_of, prepare_stage
 from counting.measurements.ranks.step import cut_before
 from counting.ranks.pipeline import PassKind, StagePass
@@ -71,6 +71,7 @@ class StageRun:
         self._layers = list(module.model.layers)[: module.model.num_layers]
         device = local(next(module.parameters())).device
         self._token_ids, self._labels = (torch.zeros(micro_batch, dtype=torch.long, device=device) for _ in range(2))
+        self._ends_with_hooks = layout.is_sharded or module.stage.is_first
         self._losses: dict[int, Tensor] = {}
         self._handles: list[Any] = []
         self._has_marks = False
@@ -98,6 +99,9 @@ class StageRun:
             marks = CategoryMarks(module, self._tracker, let_go=self._let_go)
             with loss_context(self._layout), marks as self._marks:
                 hooks = [cut_before(each, self._cut_next) for each in self._cut_modules()]
+                if not module.stage.is_last:
+                    # What fully_shard does at the end of the stage is not part of its last layer.
+                    hooks.append(self._layers[-1].register_forward_hook(lambda *_: self._cut_next()))
                 for step in steps:
                     found.append(self._run(step))
                 for hook in hooks:
@@ -133,9 +137,9 @@ class StageRun:
             self._end_section(len(self._layers))
         handed_on: list[Tensor] = getattr(self, f"_{kind}")(step.micro_batch)
         newborn = {self._tracker.serial(tensor) for tensor in handed_on}
-        del handed_on
         self._end_section(self._last_section if self._ascending else 0)
         self._moments.append(self._cut())
+        del handed_on
         self._marks.after_pass()
         marked = _Marked(step, start, self._moments, self._messages.copy(), newborn, self._counter, self._ascending)
         self._messages |= newborn
@@ -247,6 +251,9 @@ class StageRun:
             self._section += step
 
     def _cut_next(self) -> None:
+        if not self._ascending and self._section == 1 and not self._ends_with_hooks:
+            # The input is a leaf: its gradient and those of weights are added in no order that a rule gives.
+            return
         self._end_section(self._section + (1 if self._ascending else -1))
 
     def _before_group(self, modules: Sequence[nn.Module]) -> None:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from counting.measurements.ranks.schedules import StageStates
+from counting.measurements.ranks.pipeline.schedules import StageStates
 from counting.ranks.pipeline import Found, PassKind
 
 Key = tuple[PassKind, Found]  # the kind of a pass, and what it finds
