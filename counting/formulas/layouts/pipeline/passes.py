@@ -25,7 +25,7 @@ from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 from torch_models.stages import Stage
 
-Passes = dict[str, StagePass]
+PassesByKey = dict[str, StagePass]
 
 
 class StageTraffic(NamedTuple):
@@ -51,7 +51,7 @@ def shallow_stage(stage: Stage) -> Stage:
     return stage._replace(spec=shallow(stage.spec).spec, number=0, first_layer=0)
 
 
-def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
+def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
     """Return the passes of the shallow stage, by kind and by what is found.
 
     They are computed once for all stages and layouts that do not differ in what they depend on.
@@ -73,7 +73,7 @@ def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
 
 
 @lru_cache(maxsize=256)
-def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
+def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
     compute = simulate_stage(stage, setup, layout)
     traffic = _traffic(stage.spec, setup, layout, stage)
     if layout.is_sharded:
@@ -86,8 +86,8 @@ def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
         ]
 
     found = {}
-    found["forward nothing"] = _ascending(stretches(compute.forward[0], traffic.forward))
-    for what, backward in zip(("nothing", "gradients"), compute.backward, strict=True):
+    for what, forward, backward in zip(("nothing", "gradients"), compute.forward, compute.backward, strict=True):
+        found[f"forward {what}"] = _ascending(stretches(forward, traffic.forward))
         found[f"backward {what}"] = _descending(stretches(backward, traffic.backward))
     return found
 
@@ -134,21 +134,18 @@ class _ShardedStage(Sharded):
         self.gathers_at_once = (layout.stages_per_rank or 1) > 1
         self.rank.synchronises = self.rank.frees_after_backward = False
 
-    def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> Passes:
-        """Return all passes."""
-        found: Passes = {}
+    def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> PassesByKey:
+        """Return all passes. A later forward pass is the same with gradients as with parameters alone."""
+        found: PassesByKey = {}
         if self.gathers_at_once:
             found["unshard nothing"] = self._each(self._unshard)
             found["wait nothing"] = self._each(self._wait)
-            found["reshard parameters"] = self._each(self.rank.reshard)
-            self._each(self._unshard)
-            self._each(self._wait)
             found["forward parameters"] = self._forward(forward[0])
         else:
             found["forward nothing"] = self._forward(forward[0])
         found["backward parameters"] = self._backward(backward[0])
-        later = self._forward(forward[1])
-        found.setdefault("forward parameters", later)
+        found["forward gradients"] = self._forward(forward[1])
+        found.setdefault("forward parameters", found["forward gradients"])
         found["backward gradients"] = self._backward(backward[1])
         found["reduction gradients"] = self._reduction()
         return found

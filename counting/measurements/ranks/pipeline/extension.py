@@ -52,7 +52,6 @@ def extended_order(order_of: Callable[[int], Order], run: int, more: int, *, has
         )
         for place, each in enumerate(short.passes)
     )
-    passes, of_long = _passes(short), _passes(long)
     return ExtendedOrder(
         actions,
         short.messages_after,
@@ -67,9 +66,16 @@ def extended_order(order_of: Callable[[int], Order], run: int, more: int, *, has
             for key, many in long.traffic.items()
             for few in [short.traffic.get(key, Traffic())]
         },
-        passes,
-        Counter({key: further(passes[key], number) for key, number in of_long.items() if number != passes[key]}),
+        _passes(short),
+        _further_passes(short, long, further),
     )
+
+
+def _further_passes(short: Order, long: Order, further: Callable[[int, int], int]) -> Passes:
+    """The passes of one more micro-batch, as those at the end of the step: what a later one finds changes no FLOPs."""
+    few, many = (Counter((each.stage, each.kind) for each in order.passes) for order in (short, long))
+    key_of = {(each.stage, each.kind): (each.stage, f"{each.kind} {each.found}") for each in short.passes}
+    return Counter({key_of[key]: further(few[key], number) for key, number in many.items() if number != few[key]})
 
 
 def _alike_at_the_end(short: Sequence[Ran], long: Sequence[Ran], more: int, compares_found: bool) -> int:
