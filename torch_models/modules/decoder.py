@@ -152,6 +152,8 @@ class Decoder(nn.Module):
     Face's checkpoints.
     """
 
+    has_embedding = has_norm = True  # False in stages of a pipeline that lack them
+
     tables_dtype: torch.dtype | None = None  # of the rotary tables; None: that of the embedding
     # Where ranks divide the positions: how many ranks, and what leaves this rank's rows of a table of all positions.
     context_ranks = 1
@@ -197,7 +199,7 @@ class Decoder(nn.Module):
             return out
         for index in range(self.num_layers):
             x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
-        if self.norm is None:
+        if not self.has_norm:
             return x_BSD
         normed: Tensor = self.norm(x_BSD)
         return normed
@@ -224,7 +226,7 @@ class Decoder(nn.Module):
         """That of the residual stream, and of the rotary tables."""
         if self.tables_dtype is not None:
             return self.tables_dtype
-        weight: Tensor = self.embed_tokens.weight if self.embed_tokens is not None else next(self.parameters())
+        weight: Tensor = self.embed_tokens.weight if self.has_embedding else next(self.parameters())
         return weight.dtype
 
 

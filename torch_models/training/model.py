@@ -62,8 +62,8 @@ class TrainingModel(LanguageModel):
         result of `model.rotary_tables`, for reuse over many steps. `further` are the token ids and labels of each
         multi-token-prediction layer, where ranks divide the positions (`parallel.context.batch_of_rank`); else they
         are made here. `residual_BSD` is the residual stream before the first layer, in place of the embedded tokens, as
-        in the last stage of a pipeline. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in int64, and for a
-        normalizer or `further` of fewer prediction depths.
+        in the last stage of a pipeline. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in
+        int64, and for a normalizer or `further` of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
         self.check_normalizer(normalizer)

@@ -44,9 +44,9 @@ class StageModel(TrainingModel):
         self.tables: Sequence[RotaryTables] | None = None
         self.normalizer: LossNormalizer | None = None
         if not stage.is_first and not self.num_mtp_layers:
-            self.model.embed_tokens = None  # type: ignore[assignment]
+            self.model.embed_tokens, self.model.has_embedding = None, False  # type: ignore[assignment]
         if not stage.is_last:
-            self.model.norm = None  # type: ignore[assignment]
+            self.model.norm, self.model.has_norm = None, False  # type: ignore[assignment]
             self.lm_head = None  # type: ignore[assignment]
 
     def forward(  # type: ignore[override]
