@@ -73,6 +73,10 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
     existing = [each for each in (ids, labels, *tables) if each is not None]
     for module in modules:
         existing += [*module.parameters(), *module.buffers()]
+    if not layout.is_sharded and setup.precision_recipe.gradients_apart:
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.register_post_accumulate_grad_hook(_let_go)
     collectives = CollectiveCounter(axes_of(meshes))
     for step in range(steps):
         for module in modules:
@@ -91,6 +95,11 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
             left = sum(size for serial, size in tracker.alive().items() if serial not in gradients)
             traffic = collectives.take()
     return WholeRun(moments, max(peaks), left, traffic)
+
+
+def _let_go(parameter: Tensor) -> None:
+    """Free a gradient when it is complete: it would be added to a buffer in another format."""
+    parameter.grad = None
 
 
 def _buffers(pipeline: Pipeline) -> list[Tensor]:
