@@ -23,21 +23,22 @@ class ExtendedOrder(NamedTuple):
     further_passes: Passes
 
 
-def extended_order(order_of: Callable[[int], Order], run: int, more: int, *, has_rounds: bool) -> ExtendedOrder:
-    """The order of `run` micro-batches; `more` of them make a steady round. `order_of` gives the order of a number.
+def extended_order(order_of: Callable[[int], Order], run: int, more: int) -> ExtendedOrder:
+    """The order of `run` micro-batches; `more` make a steady round, and are 0 if all micro-batches of the step run.
 
-    The order with a round more begins as that of `run` micro-batches, and ends as it, with later micro-batches. An
-    action that could stand on either side of the additional round stands after it, where more messages are alive. A
-    schedule that has no rounds (gpipe) is not extended; there the first pass backward may be compared with the second.
+    `order_of` gives the order of a number. The order with a round more begins as that of `run` micro-batches, and ends
+    as it, with later micro-batches. An action that could stand on either side of the additional round stands after it,
+    where more messages are alive.
     """
-    short, long = order_of(run), order_of(run + more)
+    short = order_of(run)
+    long = order_of(run + more) if more else short
     added = len(long.passes) - len(short.passes)
-    alike = _alike_at_the_end(short.passes, long.passes, more, has_rounds)
+    alike = _alike_at_the_end(short.passes, long.passes, more)
     first = len(short.passes) - alike
     assert [each[:4] for each in short.passes[:first]] == [each[:4] for each in long.passes[:first]], "no steady round"
 
     def further(few: int, many: int) -> int:
-        each, rest = divmod(many - few, more)
+        each, rest = divmod(many - few, max(more, 1))
         assert not rest, "a round adds equally much for each of its micro-batches"
         return each
 
@@ -78,15 +79,13 @@ def _further_passes(short: Order, long: Order, further: Callable[[int, int], int
     return Counter({key_of[key]: further(few[key], number) for key, number in many.items() if number != few[key]})
 
 
-def _alike_at_the_end(short: Sequence[Ran], long: Sequence[Ran], more: int, compares_found: bool) -> int:
+def _alike_at_the_end(short: Sequence[Ran], long: Sequence[Ran], more: int) -> int:
     """How many passes at the end are the same, of micro-batches that are `more` further."""
     alike = 0
     while alike < len(short):
         few, many = short[-1 - alike], long[-1 - alike]
         moved = None if few.micro_batch is None else few.micro_batch + more
-        if (few.kind, few.stage, moved) != (many.kind, many.stage, many.micro_batch):
-            break
-        if compares_found and few.found != many.found:
+        if (few.kind, few.stage, few.found, moved) != (many.kind, many.stage, many.found, many.micro_batch):
             break
         alike += 1
     return alike

@@ -56,13 +56,10 @@ def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) 
     assert setup.micro_batches is not None, "a resolved setup"
     run = micro_batches_to_run(layout, setup.micro_batches)
     more = micro_batches_of_round(layout.pp, run) if layout.schedule in ("interleaved", "zb") else 1
+    if run == setup.micro_batches:
+        more = 0
     with lowered_once():
-        orders = [
-            extended_order(
-                partial(_order, stages, setup, layout, rank), run, more, has_rounds=layout.schedule != "gpipe"
-            )
-            for rank in range(layout.pp)
-        ]
+        orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
     with fake_world(layout.ranks):
         measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
         measured = measuring_stages.measure(stages, orders)

@@ -134,6 +134,8 @@ class StageRun:
         self._ascending = kind not in ("backward", "input_backward") and not whole_backward
         self._collectives.phase = "forward" if kind in ("forward", "unshard", "wait") else "backward"
         self._counter = FlopCounter(self._attribution)
+        if self._layout.is_sharded and step.found == "nothing":
+            self._free_gradients()  # the shards of those of the step before
         self._moments, self._section = [], 0 if self._ascending else self._last_section
         start = self._cut()
         if not self._ascending and not stage.is_last:
@@ -211,7 +213,9 @@ class StageRun:
             parameter.grad = None
 
     def _reduction(self, _: None) -> list[Tensor]:
-        self._free_gradients()  # those of the step before
+        if not self._layout.is_sharded:
+            self._free_gradients()  # the end of a step
+            return []
         with before_groups(self._before_group, lambda: self._end_section(self._last_section)):
             self._stage.perform_reduce_grad(1)
         return []
