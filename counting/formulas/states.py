@@ -65,9 +65,12 @@ def mtp_moments(spec: ModelSpec, setup: Setup) -> int:
     return _moments(tensors_of_mtp(spec), setup)
 
 
-def input_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """Return bytes of token ids and labels of one micro-batch, and of the rotary tables."""
-    return 2 * TOKEN_ID_BYTES * setup.tokens + table_bytes(spec, setup)
+def input_bytes(spec: ModelSpec, setup: Setup, *, depths: int = 0) -> int:
+    """Return bytes of token ids and labels of one micro-batch, and of the rotary tables.
+
+    `depths` are prediction depths that get token ids and labels of their own.
+    """
+    return 2 * TOKEN_ID_BYTES * setup.tokens * (1 + depths) + table_bytes(spec, setup)
 
 
 def table_bytes(spec: ModelSpec, setup: Setup) -> int:

@@ -108,6 +108,7 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     optimizer_step: RankStretch
     flops: StepFlops  # of all stages of the rank and all micro-batches of the step
     shares: tuple[RankShare, ...]
+    context_rank: int = 0  # the rank of cp with the largest peak, which these numbers are of
 
 
 NOTHING_RUNS = RankStretch(memory=Stretch(peak=0, net=0))

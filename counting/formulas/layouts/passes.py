@@ -45,11 +45,11 @@ class Compute(NamedTuple):
     kind_of_layer: tuple[int, ...]  # the place of each layer among the layer kinds
 
 
-def compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
+def compute_of(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int = 0) -> Compute:
     """Return the passes of the shallow model `spec`, computed once for all layouts that do not change them.
 
-    They depend on how tensors and experts are divided, on whether fully_shard is applied, and on whether whole
-    gradients stay where they are, without another format, from one micro-batch to the next.
+    They depend on how tensors, experts and positions are divided, on whether fully_shard is applied, and on whether
+    whole gradients stay where they are, without another format, from one micro-batch to the next.
     """
     stay = layout.is_sharded and layout.zero == 1 and not formats(setup).converts_gradients
     alike = Layout(
@@ -58,15 +58,16 @@ def compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
         tp=layout.tp,
         sequence_parallel=layout.sequence_parallel or layout.tp == 1,
         ep=layout.ep,
+        cp=layout.cp,
         grouping=layout.grouping if stay else "torchtitan",
         expert_imbalance=layout.expert_imbalance,
     )
-    return _compute_of(spec, setup, alike)
+    return _compute_of(spec, setup, alike, context_rank)
 
 
 @lru_cache(maxsize=256)
-def _compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
-    profile = simulate(spec, setup, step=True, layout=layout).step_profile
+def _compute_of(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int) -> Compute:
+    profile = simulate(spec, setup, step=True, layout=layout, context_rank=context_rank).step_profile
     assert profile is not None, "a simulated step"
     kinds = [layer for layer, _ in spec.layer_groups()]
     of_layers = tuple(kinds.index(layer) for layer in spec.layers)
@@ -75,9 +76,9 @@ def _compute_of(spec: ModelSpec, setup: Setup, layout: Layout) -> Compute:
     )
 
 
-def micro_batches(spec: ModelSpec, setup: Setup, layout: Layout) -> list[RankMicroBatch]:
+def micro_batches(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int = 0) -> list[RankMicroBatch]:
     """Return the first, a middle and the last micro-batch of a step of the shallow model, as far as they differ."""
-    compute = compute_of(spec, setup, layout)
+    compute = compute_of(spec, setup, layout, context_rank)
     return ShardedStep(setup, layout, compute).run() if layout.is_sharded else _unsharded(setup, compute)
 
 
