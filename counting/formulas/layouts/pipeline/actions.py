@@ -142,19 +142,18 @@ def _one_more(layout: Layout, micro_batches: int) -> int:
 def _further(messages: Messages, passes: Sequence[Pass], alive: Sequence[int], micro_batches: int) -> list[int]:
     """What one more micro-batch adds to the messages before each pass, and after the last.
 
-    The step with a round more has the same passes at its end as this one, of later micro-batches, and before them the
-    same at its beginning.
+    The step with a round more begins as this one and, after a steady round that is not here, ends as it, with later
+    micro-batches. The last steady round that both have counts to the end, where more messages are alive.
     """
     layout = messages.layout
     more = _one_more(layout, micro_batches)
     longer = passes_in_order(layout, messages.pipeline_rank, micro_batches + more)
     alive_longer = messages.alive(longer)
     added = len(longer) - len(passes)
-    alike = 0
-    while alike < len(passes) and longer[-1 - alike][:2] == passes[-1 - alike][:2]:
-        alike += 1
-    first = len(passes) - alike
+    begins_alike = next(
+        (place for place, (one, other) in enumerate(zip(passes, longer, strict=False)) if one != other), len(passes)
+    )
     return [
-        (alive_longer[place + added if place >= first else place] - alive[place]) // more
+        (alive_longer[place + (added if place >= begins_alike - added else 0)] - alive[place]) // more
         for place in range(len(passes) + 1)
     ]
