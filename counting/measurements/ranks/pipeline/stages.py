@@ -103,7 +103,10 @@ class StageRun:
                     # What fully_shard does at the end of the stage is not part of its last layer.
                     hooks.append(self._layers[-1].register_forward_hook(lambda *_: self._cut_next()))
                 for step in steps:
-                    found.append(self._run(step))
+                    if step.made:
+                        self._make_gradients()
+                    else:
+                        found.append(self._run(step))
                 for hook in hooks:
                     hook.remove()
                 categories = self._marks.found()
@@ -188,6 +191,12 @@ class StageRun:
             for module, section in self._section_of_module.items()
             for parameter in module.parameters(recurse=False)
         }
+
+    def _make_gradients(self) -> None:
+        """Let each gathered parameter have a gradient in its own format, as after a `weight_backward`."""
+        for parameter in self._module.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        self._marks.after_pass()
 
     def _before_parameters(self, group: dict[str, Any]) -> None:
         """Cut where the gradients of the next layer's parameters begin; a `group` are those computed together."""
