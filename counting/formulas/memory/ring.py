@@ -154,10 +154,10 @@ def _backward(tape: Tape, factors: Factors, rows: Size, division: Division, *, s
             joined = tape.new(factors.both, width)
             if step == 0:
                 of_ring = tape.new(factors.both * division.cp, width)
-        if step > 0:
-            used = ()
         if half and several:
             half_of_rows = tape.new(rows.numel // 2, rows.width)
+        if step > 0:
+            used = ()
         of_keys = 1 if half or step == 0 else 2
         parts = (1 + half, of_keys, of_keys)
         of_step = tape.born(*(_part(*each) for each in zip((query, key, value), parts, strict=True)))
