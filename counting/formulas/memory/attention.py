@@ -3,6 +3,7 @@
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import divided_norm, norm, projection, sum_projection
 from counting.formulas.memory.operations import (
+    OTHER,
     Operand,
     add,
     batched_product,
@@ -211,7 +212,7 @@ def _fused_core(
     kernel = _fused_kernel(spec, keeps_rows=tape.grad_enabled)
     if division.cp > 1:
         return ring_attention(tape, kernel, _factors(spec, query, key, value), query, key, value, batch, division)
-    out, logsumexps, states = tape.born(*kernel.outputs(batch, query.size.width))
+    out, logsumexps, states = tape.born_of(OTHER, *kernel.outputs(batch, query.size.width))
     sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
 
     def derive(gradients: Gradients) -> InputGradients:
