@@ -46,7 +46,8 @@ class RankCurve(RankBytes):
 
 def measured_curve(spec: ModelSpec, setup: Setup, layout: Layout, rank: int = 0) -> list[int]:
     """The curve of the modules on the meta device."""
-    assert setup.micro_batches is not None and setup.sequence_length is not None
+    assert setup.micro_batches is not None
+    assert setup.sequence_length is not None
     mtp_layers = len(spec.mtp_layers) if setup.mtp and layout.cp > 1 else 0
     dtype = getattr(torch, setup.precision_recipe.activation_dtype)
     with fake_world(layout.ranks, rank), measuring():
