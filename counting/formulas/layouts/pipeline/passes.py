@@ -86,8 +86,8 @@ def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
         ]
 
     found = {}
-    for what, forward, backward in zip(("nothing", "gradients"), compute.forward, compute.backward, strict=True):
-        found[f"forward {what}"] = _ascending(stretches(forward, traffic.forward))
+    found["forward nothing"] = _ascending(stretches(compute.forward[0], traffic.forward))
+    for what, backward in zip(("nothing", "gradients"), compute.backward, strict=True):
         found[f"backward {what}"] = _descending(stretches(backward, traffic.backward))
     return found
 
@@ -135,17 +135,20 @@ class _ShardedStage(Sharded):
         self.rank.synchronises = self.rank.frees_after_backward = False
 
     def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> PassesByKey:
-        """Return all passes. A later forward pass is the same with gradients as with parameters alone."""
+        """Return all passes."""
         found: PassesByKey = {}
         if self.gathers_at_once:
             found["unshard nothing"] = self._each(self._unshard)
             found["wait nothing"] = self._each(self._wait)
+            found["reshard parameters"] = self._each(self.rank.reshard)
+            self._each(self._unshard)
+            self._each(self._wait)
             found["forward parameters"] = self._forward(forward[0])
         else:
             found["forward nothing"] = self._forward(forward[0])
         found["backward parameters"] = self._backward(backward[0])
-        found["forward gradients"] = self._forward(forward[1])
-        found.setdefault("forward parameters", found["forward gradients"])
+        later = self._forward(forward[1])
+        found.setdefault("forward parameters", later)
         found["backward gradients"] = self._backward(backward[1])
         found["reduction gradients"] = self._reduction()
         return found

@@ -42,7 +42,7 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     groups = [group for stage in own for group in _groups(stage, setup, layout)]
     passes = {stage.number: passes_of_stage(stage, setup, layout) for stage in own}
-    actions = actions_of(messages, run)
+    actions = actions_of(messages, setup, run)
     after, further_after = messages_after(messages, run)
     used = {stage.number: {action.key for action in actions if action.stage == stage.number} for stage in own}
     return PipelineProfile(
@@ -57,7 +57,7 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
         messages_after=after,
         further_after=further_after,
         message_traffic=messages.traffic(run),
-        further_traffic=_further_traffic(own, messages, passes),
+        further_traffic=_further_traffic(own, layout, messages, passes),
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout),
         shares=_shares(groups, layout, update, pipeline_rank),
@@ -171,10 +171,12 @@ def _head(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     return StepFlops(forward=head, backward=head * 2, recomputed=again) * setup.micro_batches
 
 
-def _further_traffic(own: Sequence[Stage], messages: Messages, passes: dict[int, PassesByKey]) -> Traffics:
+def _further_traffic(
+    own: Sequence[Stage], layout: Layout, messages: Messages, passes: dict[int, PassesByKey]
+) -> Traffics:
     """What one more micro-batch sends: its messages, and a later pass forward and backward of each stage."""
     parts = [(messages.traffic(1), 1)]
     for stage in own:
-        for kind in ("forward", "backward"):
-            parts += pass_traffic(shallow(stage.spec), passes[stage.number][f"{kind} gradients"])
+        for key in ("forward parameters" if layout.is_sharded else "forward nothing", "backward gradients"):
+            parts += pass_traffic(shallow(stage.spec), passes[stage.number][key])
     return total_traffic(parts)
