@@ -13,7 +13,7 @@ import msgspec
 from counting.counts import Counts
 
 WHOLE = "total"  # the component of a number that is not divided into components
-IDENTITY = ("kind", "count")  # these fields identify the layers of a struct; they are not compared as counts
+IDENTITY = ("kind", "count", "found")  # these fields identify layers or passes; they are not compared as counts
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +92,7 @@ class _Place(NamedTuple):
 
     def enter(self, value: Any) -> "_Place":
         """The position inside the struct `value`, which may define the scope or the quantity."""
-        kind = getattr(value, "kind", None)
+        kind = None if hasattr(type(value), "scope") else getattr(value, "kind", None)
         scope = f"{kind} layer" if kind else getattr(type(value), "scope", self.scope)
         return self._replace(scope=scope, quantity=getattr(type(value), "quantity", self.quantity))
 
@@ -132,14 +132,12 @@ def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
 def _walk_table(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
     """The merged table of all witnesses; what one of them lacks is 0 for it."""
     keys = dict.fromkeys(key for table in values.values() for key in table)
-    entry = next((type(value) for table in values.values() for value in table.values()), None)
-    if entry is None:
-        return {}
-    nothing = entry()
-    return {
-        key: _walk({name: table.get(key, nothing) for name, table in values.items()}, place.at(key, nothing), checks)
-        for key in keys
-    }
+    found = {}
+    for key in keys:
+        entry = type(next(table[key] for table in values.values() if key in table))
+        of_key = {name: table[key] if key in table else entry() for name, table in values.items()}
+        found[key] = _walk(of_key, place.at(key, next(iter(of_key.values()))), checks)
+    return found
 
 
 def _walk_struct(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:

@@ -16,6 +16,7 @@ from counting.formulas.layouts.passes import LayerUnits, Sharded
 from counting.formulas.layouts.schedule import Unit
 from counting.formulas.layouts.sharding import Shape
 from counting.formulas.layouts.traffic import compute_traffic
+from counting.formulas.local.shapes import local_setup
 from counting.formulas.memory import SimulatedPass, simulate_stage
 from counting.ranks.pipeline import StagePass
 from counting.ranks.profile import RankStretch, Traffics
@@ -51,7 +52,7 @@ def shallow_stage(stage: Stage) -> Stage:
     return stage._replace(spec=shallow(stage.spec).spec, number=0, first_layer=0)
 
 
-def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
+def passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int = 0) -> PassesByKey:
     """Return the passes of the shallow stage, by kind and by what is found.
 
     They are computed once for all stages and layouts that do not differ in what they depend on.
@@ -69,12 +70,12 @@ def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
         grouping=layout.grouping,
         expert_imbalance=layout.expert_imbalance,
     )
-    return _passes_of_stage(shallow_stage(stage), setup, alike)
+    return _passes_of_stage(shallow_stage(stage), setup, alike, context_rank)
 
 
 @lru_cache(maxsize=256)
-def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
-    compute = simulate_stage(stage, setup, layout)
+def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int) -> PassesByKey:
+    compute = simulate_stage(stage, local_setup(setup, layout.cp), layout, context_rank)
     traffic = _traffic(stage.spec, setup, layout, stage)
     if layout.is_sharded:
         return _ShardedStage(stage, setup, layout, traffic).run(compute.forward, compute.backward)

@@ -21,7 +21,12 @@ from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
 from counting.measurements.ranks.rank import apply_to, held_bytes
 from counting.measurements.ranks.shares import rank_shares
 from counting.measurements.ranks.stand_ins import local
-from counting.ranks.pipeline import PipelineProfile, StageProfile, micro_batches_to_run
+from counting.ranks.pipeline import (
+    PipelineProfile,
+    StageProfile,
+    micro_batches_of_extension,
+    micro_batches_to_run,
+)
 from counting.ranks.pipeline_memory import pass_traffic
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, total_traffic
 from counting.ranks.shallow import shallow
@@ -31,7 +36,7 @@ from torch_models.builder import build_stage_model
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.pipeline import ONE_STAGE, messages_of, pipeline_stage
-from torch_models.stages import Stage, micro_batches_of_round
+from torch_models.stages import Stage
 from torch_models.training.stage import StageModel
 
 TOKEN_ID_BYTES = torch.long.itemsize
@@ -55,11 +60,8 @@ def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) 
     """
     assert setup.micro_batches is not None, "a resolved setup"
     run = micro_batches_to_run(layout, setup.micro_batches)
-    more = micro_batches_of_round(layout.pp, run) if layout.schedule in ("interleaved", "zb") else 1
-    orders = [
-        extended_order(partial(_order, stages, setup, layout, rank), run, more, has_rounds=layout.schedule != "gpipe")
-        for rank in range(layout.pp)
-    ]
+    more = micro_batches_of_extension(layout, setup.micro_batches)
+    orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
     with fake_world(layout.ranks):
         measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
         measured = measuring_stages.measure(stages, orders)
@@ -178,7 +180,7 @@ class _Stages:
             inputs=self._inputs(own) * run + sum(_table_bytes(each.module) for each in own),
             actions=order.actions,
             micro_batches_run=run,
-            further_inputs=self._inputs(own),
+            further_inputs=self._inputs(own) if run < setup.micro_batches else 0,
             messages_after=order.messages_after,
             further_after=order.further_after,
             message_traffic=order.traffic,

@@ -118,7 +118,8 @@ def run_order(
         target = {"target": batch} if any(stage.is_last for stage in own) else {}
         with _Live([batch]) as live:
             recorder.messages = lambda: live.live - batch.nbytes
-            schedule.step(*args, return_outputs=False, **target)
+            # The list of losses keeps them until the step has ended.
+            schedule.step(*args, return_outputs=False, **target, **({"losses": []} if target else {}))
             after = recorder.messages()
     return Order(recorder.passes, after, recorder.traffic)
 
