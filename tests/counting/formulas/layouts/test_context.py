@@ -196,17 +196,19 @@ def every_rank_is_as_measured(spec: ModelSpec, setup: Setup, layout: Layout) -> 
         assert passes_of(ranks_by_formula(spec, setup, layout, rank)) == passes_of(measured)
 
 
-PRODUCTS: list[dict[str, Any]] = [{"cp": 3}, {"cp": 2, "fsdp": 2, "zero": 1}, {"cp": 2, "dp": 2, "tp": 2}]
-WITH_RING = ["llama", "qwen3", "olmo2", "mixtral", "deepseek_v3", "glm4_moe"]
+PRODUCTS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"cp": 3}),
+    ("qwen3", {"cp": 2, "fsdp": 2, "zero": 1}),
+    ("olmo2", {"cp": 2, "dp": 2, "tp": 2}),
+    ("mixtral", {"cp": 2, "fsdp": 2, "ep": 2}),
+    ("deepseek_v3", {"cp": 2, "tp": 2}),
+    ("glm4_moe", {"cp": 2, "fsdp": 2, "ep": 4}),
+]
 
 
-@pytest.mark.parametrize("axes", [*PRODUCTS, {"cp": 2, "fsdp": 2, "ep": 4}], ids=str)
-@pytest.mark.parametrize("family", WITH_RING)
+@pytest.mark.parametrize(("family", "axes"), PRODUCTS, ids=str)
 def test_families(family: str, axes: dict[str, Any]) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
-    has_experts = any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in spec.layers)
-    if "ep" in axes and not has_experts:
-        pytest.skip("no experts")
     spec = wider(spec, 2)
     setup = setup_of(spec, sequence_length=64 * axes["cp"], mtp=None, micro_batches=2, micro_batch_size=2)
     layout = layout_of(**axes, grouping="torchtitan")
@@ -215,15 +217,17 @@ def test_families(family: str, axes: dict[str, Any]) -> None:
     assert formula.context_rank == measured.context_rank
 
 
-@pytest.mark.parametrize("recompute", ["selective", "per_op", "full", 2])
-@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("family", "recompute"),
+    [("llama", "selective"), ("llama", "per_op"), ("llama", 2), ("deepseek_v3", "per_op"), ("deepseek_v3", "full")],
+)
 def test_recomputation(family: str, recompute: Any) -> None:
     spec = with_recompute(spec_from_fields(FAMILIES[family], "shrunken"), recompute)
-    setup = setup_of(spec, sequence_length=192, mtp=None, recompute=recompute, loss_chunk=40)
-    every_rank_is_as_measured(spec, setup, layout_of(cp=3))
+    setup = setup_of(spec, sequence_length=128, mtp=None, recompute=recompute, loss_chunk=40)
+    every_rank_is_as_measured(spec, setup, layout_of(cp=2))
 
 
-@pytest.mark.parametrize("seed", seeds(8, 150))
+@pytest.mark.parametrize("seed", seeds(6, 150))
 def test_random_models(seed: int) -> None:
     pick = random.Random(seed)
     cp, tp = pick.choice([2, 2, 3, 4]), pick.choice([1, 1, 2])
@@ -264,8 +268,7 @@ def wider(spec: ModelSpec, ranks: int) -> ModelSpec:
     return structs.replace(spec, layer_runs=runs, mtp_layers=tuple(widened(each, ranks) for each in spec.mtp_layers))
 
 
-@pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (4, 1), (4, 4)])
-@pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.parametrize(("heads", "key_heads", "sequences"), [(1, 1, 1), (1, 1, 2), (4, 1, 1), (4, 4, 2)])
 def test_few_heads(heads: int, key_heads: int, sequences: int) -> None:
     """Positions of one head are in the same order by head and by token."""
     spec = spec_from_fields(FAMILIES["llama"], "shrunken")
