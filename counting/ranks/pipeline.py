@@ -67,8 +67,8 @@ class PipelineAction(msgspec.Struct, frozen=True, kw_only=True):
     """One pass that the rank runs. `messages` are bytes of tensors between stages that are alive when it begins.
 
     These are buffers to receive into, outputs that are kept for backward or until they are sent, gradients of inputs
-    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them. An input's
-    gradient from `input_backward` stays with the input until the step ends.
+    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them; if all of a step
+    run, it is 0. An input's gradient from `input_backward` stays with the input until the step ends.
     """
 
     scope: ClassVar[str] = "rank"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from counting.measurements.meta_device import measuring
 from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
@@ -73,6 +74,10 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
     existing = [each for each in (ids, labels, *tables) if each is not None]
     for module in modules:
         existing += [*module.parameters(), *module.buffers()]
+    if not layout.is_sharded and setup.precision_recipe.gradients_apart:
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.register_post_accumulate_grad_hook(_let_go)
     collectives = CollectiveCounter(axes_of(meshes))
     for step in range(steps):
         for module in modules:
@@ -91,6 +96,11 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
             left = sum(size for serial, size in tracker.alive().items() if serial not in gradients)
             traffic = collectives.take()
     return WholeRun(moments, max(peaks), left, traffic)
+
+
+def _let_go(parameter: Tensor) -> None:
+    """Free a gradient when it is complete: it would be added to a buffer in another format."""
+    parameter.grad = None
 
 
 def _buffers(pipeline: Pipeline) -> list[Tensor]:
@@ -120,7 +130,20 @@ def _follow(pipeline: Pipeline, tracker: RankBytes, moments: list[Moment], peaks
 
         setattr(stage, name, call)
 
+    def reduces(stage: Any) -> None:
+        plain = stage.perform_reduce_grad
+
+        def call(factor: int) -> None:
+            peaks.append(tracker.peak)
+            tracker.watch()
+            plain(factor)
+            moments.append(("reduction", stage.stage_index, -1, tracker.peak))
+
+        stage.perform_reduce_grad = call
+
     for stage in stages:
+        if isinstance(stage.submod, FSDPModule):
+            reduces(stage)
         followed(stage, "forward_one_chunk", lambda kwargs: "forward")
         followed(
             stage,
@@ -149,9 +172,9 @@ def composed_moments(profile: PipelineProfile, stages: Sequence[Stage], further:
             now += stretch.memory.net
             kept += stretch.memory.net
         most = max(most, peak)
-        if action.kind in OF_BATCHES:
-            assert action.micro_batch is not None
-            moments.append((action.kind, action.stage, action.micro_batch, peak))
+        if action.kind in (*OF_BATCHES, "reduction"):
+            number = -1 if action.micro_batch is None else action.micro_batch
+            moments.append((action.kind, action.stage, number, peak))
     return moments, most
 
 

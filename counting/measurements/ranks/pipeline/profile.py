@@ -15,12 +15,12 @@ from counting.measurements.ranks.collectives import axes_of
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
-from counting.measurements.ranks.pipeline.plans import Key, Planner
+from counting.measurements.ranks.pipeline.plans import Key, Planner, alike
 from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
 from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
 from counting.measurements.ranks.rank import apply_to, held_bytes
 from counting.measurements.ranks.shares import rank_shares
-from counting.measurements.ranks.stand_ins import local
+from counting.measurements.ranks.stand_ins import local, lowered_once
 from counting.ranks.pipeline import (
     PipelineProfile,
     StageProfile,
@@ -61,7 +61,8 @@ def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) 
     assert setup.micro_batches is not None, "a resolved setup"
     run = micro_batches_to_run(layout, setup.micro_batches)
     more = micro_batches_of_extension(layout, setup.micro_batches)
-    orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
+    with lowered_once():
+        orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
     with fake_world(layout.ranks):
         measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
         measured = measuring_stages.measure(stages, orders)
@@ -81,9 +82,14 @@ def _states(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
     return StageStates(
         is_first=stage.is_first,
         sharded=layout.is_sharded,
-        converts=layout.is_sharded and _computed(setup) != _stored(setup, layout),
+        converts=_converts(setup, layout),
         let_go=_lets_go(setup, layout),
     )
+
+
+def _converts(setup: Setup, layout: Layout) -> bool:
+    """Whether fully_shard reduces gradients in another format than that of the gathered parameters."""
+    return layout.is_sharded and _computed(setup) != _stored(setup, layout)
 
 
 def _lets_go(setup: Setup, layout: Layout) -> bool:
@@ -147,13 +153,19 @@ class _Stages:
             micro_batch,
             let_go=_lets_go(setup, layout),
         )
+        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass.
+        converts = _converts(setup, layout) and not stage.is_first
         planner = Planner(
-            _states(setup, layout, stage), sharded=layout.is_sharded, gathers_first=layout.schedule in ONE_STAGE
+            _states(setup, layout, stage),
+            sharded=layout.is_sharded,
+            converts=converts,
+            gathers_first=layout.schedule in ONE_STAGE,
         )
-        passes: dict[str, PassRun] = {}
-        for one in runs.run(planner.plan(needed)):
-            passes.setdefault(f"{one.step.kind} {one.step.found}", one)
-        return _MeasuredStage(stage, module, passes)
+        measured_as = {key: alike(key, sharded=layout.is_sharded, converts=converts) for key in needed}
+        ran: dict[Key, PassRun] = {}
+        for one in runs.run(planner.plan(set(measured_as.values()))):
+            ran.setdefault((one.step.kind, one.step.found), one)
+        return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
 
     def profile(
         self, pipeline_rank: int, order: ExtendedOrder, run: int, own: Sequence[_MeasuredStage]
