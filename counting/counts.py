@@ -151,6 +151,10 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
 
     `backward` has two products for each product of the forward pass, and for fused attention one more: the scores,
     which the forward pass does not store. `recomputed` has the products that activation checkpointing runs again.
+
+    Attention counts the full square of positions. Where ranks of cp divide the positions, no kernel is called for the
+    blocks of keys that causality hides from all queries of a block. `skipped_by_causality` has what these blocks would
+    be in the forward pass: model FLOPs have them, and no pass has.
     """
 
     scope: ClassVar[str] = "step"
@@ -159,23 +163,38 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
     forward: Counts = Counts()
     backward: Counts = Counts()
     recomputed: Counts = Counts()
+    skipped_by_causality: Counts = Counts()
 
     def __add__(self, other: "StepFlops") -> "StepFlops":
         return StepFlops(
             forward=self.forward + other.forward,
             backward=self.backward + other.backward,
             recomputed=self.recomputed + other.recomputed,
+            skipped_by_causality=self.skipped_by_causality + other.skipped_by_causality,
         )
 
     def __mul__(self, factor: int) -> "StepFlops":
         return StepFlops(
-            forward=self.forward * factor, backward=self.backward * factor, recomputed=self.recomputed * factor
+            forward=self.forward * factor,
+            backward=self.backward * factor,
+            recomputed=self.recomputed * factor,
+            skipped_by_causality=self.skipped_by_causality * factor,
         )
+
+    @property
+    def full_forward(self) -> Counts:
+        """The forward pass by the convention: the full square of all attention."""
+        return self.forward + self.skipped_by_causality
+
+    @property
+    def skipped(self) -> int:
+        """Model FLOPs of the blocks that causality skips: hardware FLOPs do not have them."""
+        return model_flops(self.skipped_by_causality.total)
 
     @property
     def model(self) -> int:
         """Model FLOPs: forward and backward, without recomputation. MFU is defined by them."""
-        return model_flops(self.forward.total)
+        return model_flops(self.full_forward.total)
 
     @property
     def hardware(self) -> int:
@@ -184,8 +203,11 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def extra_products(self) -> int:
-        """FLOPs of the backward pass that are not model FLOPs: the scores that fused attention computes again."""
-        return self.hardware - self.recomputed.total - self.model
+        """FLOPs of the backward pass that are not model FLOPs: the scores that fused attention computes again.
+
+        Model FLOPs, with these and `recomputed`, without `skipped`, are the hardware FLOPs.
+        """
+        return self.hardware - self.recomputed.total - self.model + self.skipped
 
 
 class WholeModel(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,6 +63,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     execution: Literal["eager"] = "eager"  # op by op
     clip_gradients: bool = False  # scale the gradients to a maximal total norm before the optimiser's step
     zero_gradients: ZeroGradients = "none"  # freed after a step (torch's set_to_none), or kept and filled with zeros
+    expandable_segments: bool = False  # PYTORCH_CUDA_ALLOC_CONF's setting of the caching allocator
     measured_dtype: str | None = None  # dtype of the measurement on the meta device; set by `analyze`
 
     def __post_init__(self) -> None:
@@ -76,6 +77,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("mtp", self.mtp, "must be true, false or none")
         if not isinstance(self.clip_gradients, bool):
             raise ArgumentError("clip_gradients", self.clip_gradients, "must be true or false")
+        if not isinstance(self.expandable_segments, bool):
+            raise ArgumentError("expandable_segments", self.expandable_segments, "must be true or false")
         for field in ("sequence_length_source", "measured_dtype"):  # set by `resolve` and `analyze`
             if not isinstance(getattr(self, field), str | None):
                 raise ArgumentError(field, getattr(self, field), "is filled in with the result: leave it out")

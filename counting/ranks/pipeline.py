@@ -12,38 +12,44 @@ from counting.counts import StepFlops
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics
 from counting.recipes import ModelStates
 from counting.step.profile import Stretch
+from torch_models.layout import Layout
+from torch_models.stages import micro_batches_of_round
 
 # `input_backward` computes the gradients of a stage's input alone, and `weight_backward` those of its parameters: the
-# two halves of `backward` in schedules without bubbles (Qi et al. 2023, arXiv 2401.10241, §2). `reduction` is that of
-# the gradients, once, after the last micro-batch.
-PassKind = Literal["forward", "backward", "input_backward", "weight_backward", "reduction"]
+# two halves of `backward` in schedules without bubbles (Qi et al. 2023, arXiv 2401.10241, §2).
+# The others are there where fully_shard is applied. `reduction` is that of a stage's gradients, once, after its last
+# micro-batch; it frees the gathered parameters. In schedules with several stages a rank, `unshard` begins to gather the
+# parameters of a stage, `wait` copies them from the buffers, right before the pass that first needs them, and `reshard`
+# frees them; with one stage a rank the first forward pass gathers them.
+PassKind = Literal[
+    "forward", "backward", "input_backward", "weight_backward", "reduction", "unshard", "wait", "reshard"
+]
+
+# What a stage has when a pass begins. `nothing`: no gradients, and under fully_shard no gathered parameters.
+# `parameters`: under fully_shard the gathered parameters; without it no pass finds this. `gradients`: these, and
+# gradients that the pass adds to. Two more occur under fully_shard where gradients are reduced in another format: a
+# `weight_backward` leaves gradients in the format of the parameters (`pending`), which the next pass that ends with
+# fully_shard's hooks converts and adds to those that are there (`both`: pending and others).
+Found = Literal["nothing", "parameters", "gradients", "pending", "both"]
 
 
 class StagePass(msgspec.Struct, frozen=True, kw_only=True):
     """One pass of one micro-batch through one stage, as stretches; `layers` in the layers' order, whatever the pass is.
 
-    Forward: `before` is the embedding, `after` final norm, head, loss. Backward: `before` is loss, head and final norm,
-    `after` the embedding. A stage without them has stretches of 0 there, or what its call does outside its layers.
+    Ascending passes: `before` is the embedding, `after` final norm, head, loss. The others: `before` is loss, head and
+    final norm, `after` the embedding. A stage without them has stretches of 0 there, or what its call does outside its
+    layers. Ascending are `forward`, the passes of fully_shard alone, and `weight_backward` but in the first stage,
+    where it is a whole backward pass: its input needs no gradient, so `input_backward` does nothing.
 
     At the end of a pass there is what the stage keeps for the passes that follow, and gradients. What it hands on, its
-    output and the gradient of its input, is no part of the net bytes: it is in `PipelineAction.messages`. The peaks
-    have all that is alive.
+    output and the gradient of its input, is no part of the net bytes of the whole pass: it leaves them at the end of
+    the last stretch, and is in `PipelineAction.messages`. The peaks have all that is alive.
     """
 
     before: RankStretch
     layers: tuple[RankStretch, ...]
     after: RankStretch
-
-
-class StagePasses(msgspec.Struct, frozen=True, kw_only=True):
-    """The passes of one kind: that of the step's first micro-batch, and any later one.
-
-    Under fully_shard the first forward pass gathers parameters, which stay; the first backward pass makes gradients, to
-    which later ones add.
-    """
-
-    first: StagePass
-    later: StagePass | None = None  # None if the step has one micro-batch
+    ascending: bool  # whether the first layer is passed first
 
 
 class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,28 +60,36 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     outside_parameters: int
     outside_states: ModelStates
     buffers: int  # bytes of router correction biases, of the whole stage
-    passes: dict[PassKind, StagePasses]
+    passes: dict[str, StagePass]  # by the key of an action
 
 
 class PipelineAction(msgspec.Struct, frozen=True, kw_only=True):
     """One pass that the rank runs. `messages` are bytes of tensors between stages that are alive when it begins.
 
-    These are buffers to receive into, outputs that are kept for backward or until they are sent, and gradients of
-    inputs until they are sent.
+    These are buffers to receive into, outputs that are kept for backward or until they are sent, gradients of inputs
+    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them. An input's
+    gradient from `input_backward` stays with the input until the step ends.
     """
 
     kind: PassKind
     stage: int  # the number of the stage in the pipeline
-    micro_batch: int
+    found: Found
+    micro_batch: int | None  # None in passes of fully_shard alone
     messages: int
+    further: int
+
+    @property
+    def key(self) -> str:
+        """The key of its `StagePass`."""
+        return f"{self.kind} {self.found}"
 
 
 class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     """What the ranks of one coordinate of pp hold, send and compute in one step.
 
     `actions` are those of `micro_batches_run` micro-batches, which are all of the step or as many as show its peak. One
-    more micro-batch adds `further_bytes` to what is alive all the time, and `further_traffic`, that of its passes over
-    all layers and of its messages.
+    more micro-batch adds `further_inputs` to `inputs`, and `further_traffic`, that of its passes over all layers and of
+    its messages.
     """
 
     scope: ClassVar[str] = "rank"
@@ -86,13 +100,32 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     inputs: int  # bytes of token ids and labels of the micro-batches that run, and of rotary tables
     actions: tuple[PipelineAction, ...]
     micro_batches_run: int
-    further_bytes: int
+    further_inputs: int
     messages_after: int  # bytes of tensors between stages that are alive when the optimiser runs
+    further_after: int  # what one more micro-batch adds to them
     message_traffic: Traffics  # sent and received between stages by the micro-batches that run
     further_traffic: Traffics
     optimizer_step: RankStretch
     flops: StepFlops  # of all stages of the rank and all micro-batches of the step
     shares: tuple[RankShare, ...]
+    context_rank: int = 0  # the rank of cp with the largest peak, which these numbers are of
 
 
 NOTHING_RUNS = RankStretch(memory=Stretch(peak=0, net=0))
+
+ROUNDS_RUN = 3  # of a looped schedule: it has begun after the first two, so that the third is a steady one
+
+
+def micro_batches_to_run(layout: Layout, micro_batches: int) -> int:
+    """How many of the micro-batches of a step show its peak: the warm-up, and those of a steady round.
+
+    `layout` is resolved and has pp > 1. The schedule accepts that number, and orders them as it orders all of them.
+    """
+    match layout.schedule:
+        case "gpipe":  # all wait at once; the first two backward passes differ
+            return min(micro_batches, 3)
+        case "1f1b":  # p are under way, and an output stays until as many more are
+            return min(micro_batches, 2 * layout.pp)
+        case "interleaved" | "zb":
+            return min(micro_batches, ROUNDS_RUN * micro_batches_of_round(layout.pp, micro_batches))
+    return min(micro_batches, layout.stages + 2)

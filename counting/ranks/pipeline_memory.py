@@ -19,12 +19,13 @@ from counting.step.memory import UPDATE, StepMemory
 from counting.step.phase import Phase, Position, worst_of
 from torch_models.stages import Stage
 
-REDUCTION = "gradient reduction"
+REDUCTION, GATHERING = "gradient reduction", "gathering of parameters"
 PIPELINE_NOTES = (
     "Buffers of communication include what passes between stages: buffers to receive into, which torch has for every "
     "micro-batch of the step, outputs that are kept until their backward pass, and gradients until they are sent.",
 )
 MAKES_GRADIENTS = ("backward", "weight_backward")
+PASSES_OF_BATCHES = ("forward", "backward", "input_backward", "weight_backward")
 
 
 def pipeline_states(profile: PipelineProfile, share: RankShare) -> ModelStates:
@@ -56,20 +57,21 @@ def pipeline_memory(
     stay = states.masters > 0 and setup.precision_recipe.gradients_apart
     buffers = sum(stage.buffers for stage in profile.stages)
     position = Position(states, buffers=buffers, inputs=profile.inputs, gradients_stay=stay)
-    position.communication = (setup.micro_batches - profile.micro_batches_run) * profile.further_bytes
+    further = setup.micro_batches - profile.micro_batches_run
+    position.activations += further * profile.further_inputs
     moments: dict[str, list[Phase]] = defaultdict(list)
     layer_peaks: dict[int, int] = defaultdict(int)
     messages = 0
     for action, stage, one_pass in actions_with_passes(profile):
-        position.communication += action.messages - messages
-        messages = action.messages
+        position.communication += action.messages + further * action.further - messages
+        messages = action.messages + further * action.further
         position.micro_batch = action.micro_batch
         for phase in _phases(position, stages[stage.stage], action, one_pass, mtp=bool(setup.mtp)):
             moments[phase.name].append(phase)
             if phase.layer is not None and phase.name == BACKWARD:
                 layer_peaks[phase.layer] = max(layer_peaks[phase.layer], phase.peak_bytes)
     position.micro_batch = None
-    position.communication += profile.messages_after - messages
+    position.communication += profile.messages_after + further * profile.further_after - messages
     moments[UPDATE].append(position.pass_through(profile.optimizer_step.memory, UPDATE))
     phases = tuple(worst_of(moments[name]) for name in ORDER if name in moments)
     worst = worst_of(phases)
@@ -87,23 +89,15 @@ def pipeline_memory(
 
 FORWARD, LOSS, LOSS_MTP = "forward", "head and loss", "head, loss and MTP"
 BACKWARD, EMBEDDING = "backward of a layer", "backward of the embedding"
-ORDER = (FORWARD, LOSS, LOSS_MTP, BACKWARD, EMBEDDING, REDUCTION, UPDATE)
+ORDER = (GATHERING, FORWARD, LOSS, LOSS_MTP, BACKWARD, EMBEDDING, REDUCTION, UPDATE)
 
 
 def actions_with_passes(profile: PipelineProfile) -> Iterator[tuple[PipelineAction, StageProfile, StagePass]]:
-    """Each action in order, with its stage and what its pass does: that of a first pass, or of a later one.
-
-    The first pass of a stage that makes gradients is `first`, be it a whole backward pass or its second half.
-    """
+    """Each action in order, with its stage and what its pass does."""
     of_number = {stage.stage: stage for stage in profile.stages}
-    done: set[tuple[int, str]] = set()
     for action in profile.actions:
         stage = of_number[action.stage]
-        passes = stage.passes[action.kind]
-        key = (action.stage, "gradients" if action.kind in MAKES_GRADIENTS else action.kind)
-        one_pass = passes.first if key not in done or passes.later is None else passes.later
-        done.add(key)
-        yield action, stage, one_pass
+        yield action, stage, stage.passes[action.key]
 
 
 def _phases(
@@ -111,24 +105,27 @@ def _phases(
 ) -> Iterator[Phase]:
     """The worst moments of one pass in order; of equal layers those of the first and the last."""
     of_loss, model = LOSS_MTP if mtp else LOSS, shallow(stage.spec)
-    forward = action.kind == "forward"
-    names = _names(action.kind)
-    if stage.is_last and action.kind != "reduction":
-        names = (names[0], names[1], of_loss) if forward else (of_loss, names[1], names[2])
+    names = _names(action.kind, stage)
+    if stage.is_last and action.kind in PASSES_OF_BATCHES:
+        names = (names[0], names[1], of_loss)
+    if not one_pass.ascending:
+        names = names[::-1]
     yield position.pass_through(one_pass.before.memory, names[0], logits=names[0] == of_loss)
-    for index, layers in _runs(model, stage.first_layer, backwards=not forward):
+    for index, layers in _runs(model, stage.first_layer, backwards=not one_pass.ascending):
         memory, kind = one_pass.layers[index].memory, model.spec.layers[index].kind
         yield from position.pass_run(memory, names[1], kind, layers)
     yield position.pass_through(one_pass.after.memory, names[2], logits=names[2] == of_loss)
 
 
-def _names(kind: PassKind) -> tuple[str, str, str]:
-    """The phases of what runs before, in and after the layers."""
+def _names(kind: PassKind, stage: Stage) -> tuple[str, str, str]:
+    """The phases of what stands before the layers, of the layers, and of what stands after them."""
     if kind == "forward":
         return FORWARD, FORWARD, FORWARD
     if kind == "reduction":
         return REDUCTION, REDUCTION, REDUCTION
-    return BACKWARD, BACKWARD, EMBEDDING
+    if kind not in PASSES_OF_BATCHES:
+        return GATHERING, GATHERING, GATHERING
+    return EMBEDDING if stage.is_first else BACKWARD, BACKWARD, BACKWARD
 
 
 def _runs(model: Shallow, first: int, *, backwards: bool) -> list[tuple[int, range]]:

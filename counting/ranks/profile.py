@@ -131,7 +131,8 @@ class RankShare(msgspec.Struct, frozen=True, kw_only=True):
 class RankProfile(msgspec.Struct, frozen=True, kw_only=True):
     """What rank 0 holds, sends and computes in one step of the shallow model, and how the other ranks differ.
 
-    Of several micro-batches the first, a middle one (which stands for all between) and the last are there.
+    With cp it is the rank of cp with the largest peak, the lowest of several. Of several micro-batches the first, a
+    middle one (which stands for all between) and the last are there.
     """
 
     scope: ClassVar[str] = "rank"
@@ -148,6 +149,7 @@ class RankProfile(msgspec.Struct, frozen=True, kw_only=True):
     optimizer_step: RankStretch
     flops: StepFlops  # of the whole model and all micro-batches, on local shapes
     shares: tuple[RankShare, ...]
+    context_rank: int = 0  # of cp
 
     def micro_batches(self, number: int) -> list[tuple[RankMicroBatch, int]]:
         """Each distinct micro-batch of a step of `number`, in order, with the number of those that it stands for."""

@@ -48,11 +48,13 @@ class RankAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     stage: int  # its place in the pipeline; 0 if there is none
     stages: tuple[int, ...]  # the numbers of the stages of the pipeline that it has
     in_flight: int  # passes forward that wait for their backward pass, at most, of all its stages
+    context_rank: int  # the rank of cp with the largest peak, whose memory stands for all; 0 if there is none
     parameters: int  # numbers that each of them updates, without padding
     memory: StepMemory
-    forward_flops: int
+    forward_flops: int  # by the convention: the full square of attention, also where causality skips blocks of it
     model_flops: int  # three forward passes, of what this rank computes
-    hardware_flops: int
+    hardware_flops: int  # as executed
+    skipped_by_causality: int  # of the model FLOPs, those of blocks for which no kernel is called, with cp
     forward_flops_by_component: dict[str, int]
     collectives: tuple[RankCollective, ...]
     proof: str
@@ -96,6 +98,14 @@ def worst_of_classes(classes: tuple[RankAnalysis, ...]) -> RankAnalysis:
     return max(classes, key=lambda each: each.memory.peak_bytes)
 
 
+def worst_by_place(classes: Sequence[RankAnalysis]) -> tuple[RankAnalysis, ...]:
+    """For each rank of the pipeline in order, the class with the largest peak there; without a pipeline, of all."""
+    by_place: dict[int, list[RankAnalysis]] = {}
+    for each in classes:
+        by_place.setdefault(each.stage, []).append(each)
+    return tuple(worst_of_classes(tuple(by_place[place])) for place in sorted(by_place))
+
+
 def totals_over_ranks(classes: tuple[RankAnalysis, ...], micro_batches: int) -> RankTotals:
     """The sums over the ranks of all classes."""
     return RankTotals(
@@ -115,12 +125,14 @@ def rank_classes(model: Shallow, setup: Setup, profile: RankProfile, proof: str)
             stage=0,
             stages=(0,),
             in_flight=1,
+            context_rank=profile.context_rank,
             parameters=share.parameters,
             memory=rank_memory(model, setup, profile, share, proof),
-            forward_flops=profile.flops.forward.total,
+            forward_flops=profile.flops.full_forward.total,
             model_flops=profile.flops.model,
             hardware_flops=profile.flops.hardware,
-            forward_flops_by_component=profile.flops.forward.by_component(),
+            skipped_by_causality=profile.flops.skipped,
+            forward_flops_by_component=profile.flops.full_forward.by_component(),
             collectives=collectives,
             proof=proof,
         )
@@ -146,12 +158,14 @@ def pipeline_classes(
                     stage=profile.pipeline_rank,
                     stages=tuple(stage.stage for stage in profile.stages),
                     in_flight=most_in_flight(profile),
+                    context_rank=profile.context_rank,
                     parameters=share.parameters,
                     memory=pipeline_memory(stages, setup, profile, share, proof),
-                    forward_flops=profile.flops.forward.total,
+                    forward_flops=profile.flops.full_forward.total,
                     model_flops=profile.flops.model,
                     hardware_flops=profile.flops.hardware,
-                    forward_flops_by_component=profile.flops.forward.by_component(),
+                    skipped_by_causality=profile.flops.skipped,
+                    forward_flops_by_component=profile.flops.full_forward.by_component(),
                     collectives=collectives,
                     proof=proof,
                 )

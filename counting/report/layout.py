@@ -1,5 +1,6 @@
 """Words on a layout and its ranks that several reports share."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.report.format import integer
@@ -19,16 +20,39 @@ GROUPINGS = {
 def axes_in_words(layout: "Layout") -> str:
     """The axes above 1 and what belongs to them, then the ranks of a node."""
     parts = [f"dp {integer(layout.replicas)} (replicas)"] if layout.replicas > 1 else []
-    if layout.fsdp > 1:
-        parts.append(f"fsdp {integer(layout.fsdp)} (ZeRO {layout.zero})")
+    if layout.shards > 1:
+        shards = "" if layout.cp == 1 else f", {integer(layout.shards)} shards with cp"
+        parts.append(f"fsdp {integer(layout.fsdp)} (ZeRO {layout.zero}{shards})")
     if layout.tp > 1:
         how = "with" if layout.sequence_parallel else "without"
         parts.append(f"tp {integer(layout.tp)} ({how} sequence parallelism)")
+    if layout.cp > 1:
+        parts.append(f"cp {integer(layout.cp)}")
+    if layout.pp > 1:
+        parts.append(f"pp {integer(layout.pp)} ({schedule_in_words(layout)})")
     if layout.ep > 1:
         parts.append(f"ep {integer(layout.ep)}")
     if layout.is_sharded:
         parts.append(GROUPINGS[layout.grouping])
     return ", ".join(parts or ["one rank"]) + f"; {integer(layout.gpus_per_node or 1)} GPUs a node"
+
+
+def schedule_in_words(layout: "Layout") -> str:
+    """The schedule of a pipeline, and the stages of each of its ranks if they are several."""
+    several = "" if layout.stages_per_rank == 1 else f", {layout.stages_per_rank} stages a rank"
+    return f"{layout.schedule}{several}"
+
+
+def stages_in_words(layout: "Layout", numbers: Sequence[int]) -> str:
+    """The stages of a rank with their layers, as "stage 3 (layers 12 to 15)"."""
+    counts = layout.stage_layers or ()
+    found = []
+    for number in numbers:
+        first = sum(counts[:number])
+        last = first + counts[number] - 1
+        layers = f"layer {first}" if first == last else f"layers {first} to {last}"
+        found.append(f"{number} ({layers})")
+    return f"stage{'' if len(found) == 1 else 's'} {' and '.join(found)}"
 
 
 def ranks_in_words(ranks: "RankAnalysis", layout: "Layout") -> str:

@@ -3,6 +3,8 @@
 The legend of dimension letters is in layers.py; R is kv_lora_rank.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,6 +92,7 @@ class GroupedQueryAttention(OwnFirstValues):
     def __init__(self, spec: GroupedQueryAttentionSpec, kernels: Kernels) -> None:
         super().__init__()
         self.kernels: Kernels = kernels
+        self.attend: Callable[..., Tensor] = causal_attention  # another function where ranks divide the positions
         self.head_dim = spec.head_dim
         self.heads_per_group = spec.num_attention_heads // spec.num_key_value_heads
         self.rotary_dim = spec.rotary.dim
@@ -116,7 +119,7 @@ class GroupedQueryAttention(OwnFirstValues):
         key = self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary)
         value = self._heads(self.v_proj(x_BSD))
         attended_BSHC = run(
-            causal_attention,
+            self.attend,
             query,
             key,
             value,
@@ -162,6 +165,7 @@ class MultiHeadLatentAttention(nn.Module):
         super().__init__()
         self.spec = spec
         self.kernels: Kernels = kernels
+        self.attend: Callable[..., Tensor] = causal_attention  # another function where ranks divide the positions
         self.scale = softmax_scale(spec.rotary, spec.qk_head_dim)
         heads, width = spec.num_attention_heads, spec.hidden_size
         if spec.q_lora_rank is None:
@@ -180,7 +184,7 @@ class MultiHeadLatentAttention(nn.Module):
         query = self._query(x_BSD, rotary)
         key, value = self._key_value(x_BSD, rotary)
         attended_BSHC = run(
-            causal_attention,
+            self.attend,
             query,
             key,
             value,

@@ -153,6 +153,9 @@ class Decoder(nn.Module):
     """
 
     tables_dtype: torch.dtype | None = None  # of the rotary tables; None: that of the embedding
+    # Where ranks divide the positions: how many ranks, and what leaves this rank's rows of a table of all positions.
+    context_ranks = 1
+    own_rows: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, mtp_layers: Sequence[LayerSpec] = ()) -> None:
         super().__init__()
@@ -188,10 +191,14 @@ class Decoder(nn.Module):
             index = self.num_layers + depth - 1
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
+        normed: Tensor = self.norm(self.through_layers(x_BSD, tables))
+        return normed
+
+    def through_layers(self, x_BSD: Tensor, tables: Sequence[RotaryTables]) -> Tensor:
+        """The residual stream after the layers of the main model, (B, S, D) -> (B, S, D)."""
         for index in range(self.num_layers):
             x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
-        normed: Tensor = self.norm(x_BSD)
-        return normed
+        return x_BSD
 
     @property
     def mtp_layers(self) -> list[nn.Module]:
@@ -204,10 +211,19 @@ class Decoder(nn.Module):
         return x_BSD if self.embedding_scale == 1 else x_BSD * self.embedding_scale
 
     def rotary_tables(self, token_ids_BS: Tensor) -> tuple[RotaryTables, ...]:
-        """Return the tables of each of `rotary_specs`, for the length of the sequences."""
-        length, device = token_ids_BS.shape[1], token_ids_BS.device
-        dtype = self.tables_dtype or self.embed_tokens.weight.dtype
-        return tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
+        """Return the tables of each of `rotary_specs`, for the length of the sequences and this rank's positions."""
+        length, device, dtype = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device, self.dtype
+        tables = tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
+        own = self.own_rows
+        return tables if own is None else tuple((own(cos), own(sin)) for cos, sin in tables)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the residual stream, and of the rotary tables."""
+        if self.tables_dtype is not None:
+            return self.tables_dtype
+        weight: Tensor = self.embed_tokens.weight if self.embed_tokens is not None else next(self.parameters())
+        return weight.dtype
 
 
 class TokenEmbedding(OwnFirstValues, nn.Embedding):

@@ -7,7 +7,7 @@ The model may be on the meta device, or on a real one with the same values on al
 part of every parameter, as a DTensor that knows the whole, and the model is called as before.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -15,12 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.parallel.checks import check_expert_parallel, check_tensor_parallel
+from torch_models.parallel.checks import check_context_parallel, check_expert_parallel, check_tensor_parallel
+from torch_models.parallel.context import check_device_of_ring, divide_positions
 from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.sharded import shard
 from torch_models.parallel.tensor import divide_tensors
-from torch_models.spec import LayerSpec
+from torch_models.spec import Kernels, LayerSpec
 from torch_models.training.model import TrainingModel
 
 
@@ -39,8 +40,12 @@ def apply_layout(
     that the model then has. Raises `UserError` for a model that cannot be divided so.
     """
     _check(model, layout, param_dtype, reduce_dtype)
+    if meshes.cp is not None:
+        check_device_of_ring(meshes.cp)
     if meshes.tp is not None:
         divide_tensors(model, layout, meshes.tp)
+    if meshes.cp is not None:
+        divide_positions(model, meshes.cp)
     if meshes.ep is not None:
         divide_experts(model, layout, meshes.ep)
     if meshes.data is not None:
@@ -61,12 +66,19 @@ def _check(
         if dtype is not None and not layout.is_sharded:
             raise ArgumentError(name, str(dtype), "is for dp x fsdp > 1; with tp alone build the model in this dtype")
     layers = [cast(LayerSpec, layer.spec) for layer in model.model.layers]
+    if layout.cp > 1:
+        check_context_parallel(layers, _kernels(model), layout.cp)
     if layout.tp > 1:
         check_tensor_parallel(layers, model.spec.vocab_size, layout.tp)
     if layout.ep > 1:
         check_expert_parallel(model.spec.name, layers, layout)
-        reduced = reduce_dtype or param_dtype or model.lm_head.weight.dtype
+        reduced = reduce_dtype or param_dtype or model.model.dtype
         if layout.expert_fsdp == 1 and reduced not in (torch.float32, torch.bfloat16):
             # torch 2.13: foreach_reduce divides for one shard, and once more where it fears an overflow.
             rule = "must be torch.float32 or torch.bfloat16: torch would divide the gradients of experts twice"
             raise ArgumentError("reduce_dtype", str(reduced), rule)
+
+
+def _kernels(model: TrainingModel) -> Kernels:
+    attention: Any = model.model.layers[0].self_attn
+    return cast(Kernels, attention.kernels)

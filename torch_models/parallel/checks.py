@@ -5,8 +5,16 @@ from typing import NamedTuple
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec
+from torch_models.spec import (
+    GatedMLPSpec,
+    GroupedQueryAttentionSpec,
+    Kernels,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    MultiHeadLatentAttentionSpec,
+)
 
+PADDED_ROWS = 32  # the memory-efficient kernel pads its sums of exponents to multiples of so many positions
 GROUPED_PRODUCT_ROW = 8  # numbers; the rows of a grouped product in 16 bits are multiples of 16 bytes
 
 
@@ -71,6 +79,41 @@ def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int)
     for size in divided_by_tp(layers, vocab_size):
         if size.parts % tp:
             raise ArgumentError("tp", tp, f"must divide {size}")
+
+
+def without_ring_attention(layer: LayerSpec) -> str | None:
+    """What of a layer's attention torch's ring attention does not have, or None."""
+    attention = layer.attention
+    if not isinstance(attention, GroupedQueryAttentionSpec):
+        return None
+    has = {
+        "a window": attention.window is not None,
+        "a cap on its scores": attention.logit_softcap is not None,
+        "sinks": attention.sinks,
+    }
+    return next((name for name, there in has.items() if there), None)
+
+
+def check_context_parallel(layers: Iterable[LayerSpec], kernels: Kernels, cp: int) -> None:
+    """Raise `ArgumentError` for attention that torch's ring attention does not have."""
+    if kernels != "fused":
+        rule = "must be 1 with eager kernels: torch's ring attention merges the outputs of fused ones"
+        raise ArgumentError("cp", cp, rule)
+    for layer in layers:
+        if reason := without_ring_attention(layer):
+            rule = f"must be 1: attention has {reason}, which torch's ring attention does not"
+            raise ArgumentError("cp", cp, rule)
+
+
+def context_length_unit(layers: Iterable[LayerSpec], cp: int) -> int:
+    """What a sequence's length must be a multiple of: each of the 2 cp chunks is one position, or `PADDED_ROWS`.
+
+    Queries and values with heads of unequal sizes run the memory-efficient kernel. Torch's ring attention merges its
+    padded sums of exponents with those of a chunk, so that the padding must be none.
+    """
+    latent = [each for layer in layers if isinstance(each := layer.attention, MultiHeadLatentAttentionSpec)]
+    padded = any(attention.qk_head_dim != attention.v_head_dim for attention in latent)
+    return 2 * cp * (PADDED_ROWS if padded else 1)
 
 
 def check_expert_parallel(name: str, layers: Sequence[LayerSpec], layout: Layout) -> None:

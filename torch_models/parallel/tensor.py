@@ -7,7 +7,7 @@ The legend of dimension letters is in modules/layers.py.
 """
 
 import contextlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.layers import GatedMLP, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
 from torch_models.parallel.block import Block
+from torch_models.parallel.context import ring_attention
 from torch_models.parallel.norm import DividedNorm
 from torch_models.parallel.parameters import (
     ADDED,
@@ -66,12 +67,19 @@ def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> No
         model.register_forward_pre_hook(partial(_check_length, layout.tp))
 
 
-def loss_context(layout: Layout) -> AbstractContextManager[object]:
+@contextlib.contextmanager
+def loss_context(layout: Layout) -> Iterator[None]:
     """Return the context in which both the forward and the backward pass run.
 
-    Where the ranks of tp divide the vocabulary, torch's cross-entropy of divided logits needs one.
+    Where the ranks of tp divide the vocabulary, torch's cross-entropy of divided logits needs one; where those of cp
+    divide the positions, torch's ring attention.
     """
-    return loss_parallel() if layout.tp > 1 else contextlib.nullcontext()
+    with contextlib.ExitStack() as contexts:
+        if layout.tp > 1:
+            contexts.enter_context(loss_parallel())
+        if layout.cp > 1:
+            contexts.enter_context(ring_attention())
+        yield
 
 
 def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -82,7 +90,8 @@ def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _apply(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
-    parallelize_module(module, mesh, plan, src_data_rank=None)
+    there = {name for name, _ in module.named_modules()}  # a stage of a pipeline lacks some
+    parallelize_module(module, mesh, {name: style for name, style in plan.items() if name in there}, src_data_rank=None)
 
 
 def _norm(stream: Placement) -> LocalParameters:

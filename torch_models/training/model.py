@@ -45,6 +45,7 @@ class TrainingModel(LanguageModel):
         *,
         normalizer: LossNormalizer | None = None,
         tables: Sequence[RotaryTables] | None = None,
+        further: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """Return the mean cross-entropy over the scored positions, in nats, as a scalar in fp32.
 
@@ -57,24 +58,49 @@ class TrainingModel(LanguageModel):
         divides by that of the main model.
 
         With `normalizer`, the sums are divided by the tokens of a whole step; see `loss_normalizer`. `tables` is the
-        result of `model.rotary_tables`, for reuse over many steps. Raises `ArgumentError` for labels of another shape
-        or dtype than (B, S) in int64, and for a normalizer of fewer prediction depths.
+        result of `model.rotary_tables`, for reuse over many steps. `further` are the token ids and labels of each
+        multi-token-prediction layer, where ranks divide the positions (`parallel.context.batch_of_rank`); else they
+        are made here. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in int64, and for a
+        normalizer or `further` of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
-        self._check_normalizer(normalizer)
+        self.check_normalizer(normalizer)
+        self.check_further(further)
         if tables is None:
             tables = self.model.rotary_tables(token_ids_BS)
-        hidden_BSD = self.model(token_ids_BS, tables)
+        return self.loss_of(self.model(token_ids_BS, tables), token_ids_BS, labels_BS, normalizer, tables, further)
+
+    def loss_of(
+        self,
+        hidden_BSD: Tensor,
+        token_ids_BS: Tensor,
+        labels_BS: Tensor,
+        normalizer: LossNormalizer | None,
+        tables: Sequence[RotaryTables],
+        further: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """The loss of the main model's last hidden states (B, S, D), after the final norm; see `forward`."""
         loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
         for depth in range(1, 1 + self.num_mtp_layers):
-            token_ids_BS = one_further(token_ids_BS, 0)  # no position is scored that attends to the last one
+            # No position is scored that attends to the last one.
+            token_ids_BS = one_further(token_ids_BS, 0) if further is None else further[depth - 1][0]
             hidden_BSD = self.model(token_ids_BS, tables, depth=depth, hidden_BSD=hidden_BSD)
-            labels_BS = one_further(labels_BS, IGNORED)
-            further = self._loss(hidden_BSD, labels_BS, normalizer, depth)
-            loss = loss + self.mtp_weight / self.num_mtp_layers * further
+            labels_BS = one_further(labels_BS, IGNORED) if further is None else further[depth - 1][1]
+            of_depth = self._loss(hidden_BSD, labels_BS, normalizer, depth)
+            loss = loss + self.mtp_weight / self.num_mtp_layers * of_depth
         return loss
 
-    def _check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+    def check_further(self, further: Sequence[tuple[Tensor, Tensor]] | None) -> None:
+        """Raise `ArgumentError` for inputs of fewer prediction depths than this model has, or none where needed."""
+        if further is None and self.num_mtp_layers and self.model.context_ranks > 1:
+            rule = "is needed where ranks divide the positions: give that of batch_of_rank"
+            raise ArgumentError("further", None, rule)
+        if further is not None and len(further) < self.num_mtp_layers:
+            rule = f"call batch_of_rank with mtp_layers={self.num_mtp_layers}, the number of this model"
+            raise ArgumentError("further", f"for {len(further)} mtp_layers", rule)
+
+    def check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+        """Raise `ArgumentError` for what is no normalizer of this model."""
         if normalizer is None:
             return
         if not isinstance(normalizer, LossNormalizer):

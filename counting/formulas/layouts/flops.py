@@ -6,13 +6,26 @@ rank does. So t times a rank's forward FLOPs are those of the undivided model an
     t x rank_flops.forward = training_flops.forward + (t - 1) x micro_batches x replicated_forward_flops
 
 With expert parallelism a rank computes the rows that its experts receive: as many as it sends, if routing is balanced.
+
+With context parallelism a rank of c has T / c tokens. Ring attention computes the square of its own positions and, with
+each of the other ranks' positions, half a square: (c + 1) / 2 squares of (S / c)^2, which is (c + 1) / (2 c^2) of S^2
+pairs. Without causality it would be c squares; the (c - 1) / 2 that are left are skipped.
+
+Example: Llama-3-8B, cp 4, one sequence of 8,192 tokens, a layer: the full square is 4 x 8,192^2 x 4,096 = 2^40 FLOPs,
+and a rank computes 5 / 32 of them, 171,798,691,840.
 """
 
 import msgspec
 
 from counting.counts import Counts, StepFlops
-from counting.formulas.flops import forward_flops, mtp_projection_flops, training_flops
-from counting.formulas.local.shapes import Division, division_of, local_layer
+from counting.formulas.flops import (
+    attention_core,
+    forward_flops,
+    fused_core_backward,
+    mtp_projection_flops,
+    training_flops,
+)
+from counting.formulas.local.shapes import Division, division_of, local_layer, local_setup
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import (
@@ -40,13 +53,16 @@ def local_model(spec: ModelSpec, tp: int, *, mtp: bool | None) -> ModelSpec:
 
 def rank_flops(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     """Return the FLOPs of one rank in one step; `setup` and `layout` are resolved."""
-    division = division_of(layout)
-    found = training_flops(local_model(spec, division.tp, mtp=setup.mtp), setup)
+    division, setup = division_of(layout), local_setup(setup, layout.cp)
+    local = local_model(spec, division.tp, mtp=setup.mtp)
+    found = training_flops(local, setup)
     if division.sequence_parallel:
         projections = _projection_step(spec, setup)
         found += projections * -1 + _divided(projections, division.tp)
     if division.ep > 1:
         found += _further_rows(spec, setup, division)
+    if division.cp > 1:
+        found += _other_positions(local, setup, division.cp)
     return found
 
 
@@ -91,6 +107,27 @@ def _further_rows(spec: ModelSpec, setup: Setup, division: Division) -> StepFlop
             products = Counts(routed_experts=forward_flops(mixture.expert, 1, 1).total * further)
             again = layer.recompute_in(setup.recompute) in ("full", "per_op")
             found += _products(products, again=again) * (count * setup.micro_batches)
+    return found
+
+
+def _other_positions(local: ModelSpec, setup: Setup, cp: int) -> StepFlops:
+    """FLOPs of attention with the positions of the other ranks of cp: (c - 1) / 2 squares; as many are skipped.
+
+    `local` is the rank's part of the model, and `setup` has its positions.
+    """
+    assert setup.sequence_length is not None and setup.micro_batches is not None, "a resolved setup"
+    run = (setup.sequence_length, setup.micro_batch_size)
+    mtp_layers = local.mtp_layers if setup.mtp else ()
+    found = StepFlops()
+    for layer, count in [*local.layer_groups(), *((layer, 1) for layer in mtp_layers)]:
+        square = attention_core(layer.attention, *run).as_run
+        others = Counts(attention=square * (cp - 1) // 2)
+        found += StepFlops(
+            forward=others,
+            backward=Counts(attention=fused_core_backward(layer.attention, *run) * (cp - 1) // 2),
+            recomputed=others * (setup.recompute != "none"),
+            skipped_by_causality=others,
+        ) * (count * setup.micro_batches)
     return found
 
 

@@ -66,8 +66,8 @@ def numbers(shape: Shape) -> int:
 
 
 def data_sharding(layout: Layout) -> Sharding:
-    """Return how all tensors are divided but experts on ranks of ep."""
-    return Sharding(layout.fsdp, layout.replicas, "fsdp", "dp")
+    """Return how all tensors are divided but experts on ranks of ep; ranks of cp are among the shards."""
+    return Sharding(layout.shards, layout.replicas, "fsdp", "dp")
 
 
 def expert_sharding(layout: Layout, num_experts: int) -> Sharding:

@@ -82,20 +82,20 @@ def rank_shares(
 ) -> tuple[RankShare, ...]:
     """Return the classes of ranks, in the order of their lowest rank; the groups are those of the whole model.
 
-    A slice differs from the one before it only where some tensor has fewer rows. Neighbouring ranks of fsdp have the
-    same slice of experts, of which they have different ones.
+    A slice differs from the one before it only where some tensor has fewer rows. Neighbouring ranks of fsdp and cp have
+    the same slice of experts, of which they have different ones.
     """
     starts = {0}
     for tensors, _ in groups:
         for shape, sharding in tensors:
-            starts |= {start * (layout.fsdp // sharding.shards) for start in sharding.starts(shape)}
+            starts |= {start * (layout.shards // sharding.shards) for start in sharding.starts(shape)}
     found: dict[tuple[int, int], tuple[int, int]] = {}  # parameters, moments -> first index, number of indices
-    bounds = sorted(start for start in starts if start < layout.fsdp)
-    for first, end in zip(bounds, [*bounds[1:], layout.fsdp], strict=True):
+    bounds = sorted(start for start in starts if start < layout.shards)
+    for first, end in zip(bounds, [*bounds[1:], layout.shards], strict=True):
         parameters = moments = 0
         for tensors, times in groups:
             for shape, sharding in tensors:
-                numbers = sharding.updated(shape, first * sharding.shards // layout.fsdp)
+                numbers = sharding.updated(shape, first * sharding.shards // layout.shards)
                 parameters += numbers * times
                 moments += update.moment_bytes(numbers) * times
         lowest, number = found.get((parameters, moments), (first, 0))

@@ -1,4 +1,4 @@
-"""What the collectives of tensor and expert parallelism read and write on a rank, by stretch of the step.
+"""What the collectives of tensor, context and expert parallelism read and write on a rank, by stretch of the step.
 
 The residual stream has T D numbers of w bytes. With sequence parallelism each of t ranks has T D / t of them: a block
 gathers its input (all-gather: T D w / t in, T D w out) and sums its output (reduce-scatter: the reverse); backward does
@@ -20,7 +20,7 @@ from counting.formulas.held import FP32, INT64
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.replicated import norms_of_stream, used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
-from counting.formulas.local.shapes import Division, division_of
+from counting.formulas.local.shapes import Division, division_of, local_setup
 from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics, total_traffic
 from counting.setup import Setup
 from torch_models.layout import Layout
@@ -29,6 +29,7 @@ from torch_models.spec import (
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
+    MultiHeadLatentAttentionSpec,
 )
 
 LOSS_REDUCTIONS = 3
@@ -71,16 +72,19 @@ class StretchTraffic(NamedTuple):
 def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTraffic:
     """Return what one micro-batch sends beside what fully_shard sends."""
     kinds = [layer for layer, _ in spec.layer_groups()]
-    parts: list[_TensorParallel | _ExpertParallel] = []
+    parts: list[_Part] = []
+    setup, division = local_setup(setup, layout.cp), division_of(layout)
     if layout.tp > 1:
-        parts.append(_TensorParallel(spec, setup, division_of(layout)))
+        parts.append(_TensorParallel(spec, setup, division))
     if layout.ep > 1:
-        parts.append(_ExpertParallel(spec, setup, division_of(layout)))
+        parts.append(_ExpertParallel(spec, setup, division))
+    if layout.cp > 1:
+        parts.append(_ContextParallel(spec, setup, division))
 
-    def forward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
+    def forward(calls: Callable[[_Part], Sendings]) -> Traffics:
         return total_traffic((counted("forward", calls(part)), 1) for part in parts)
 
-    def backward(calls: Callable[[_TensorParallel | _ExpertParallel], Sendings]) -> Traffics:
+    def backward(calls: Callable[[_Part], Sendings]) -> Traffics:
         return total_traffic((counted("backward", calls(part)), 1) for part in parts)
 
     def layer_forward(layer: LayerSpec) -> Traffics:
@@ -273,3 +277,59 @@ class _ExpertParallel:
     def loss_backward(self) -> list[Sending]:
         """Backward of the same."""
         return [call for layer in self.mtp_layers for call in self.layer_backward(layer)]
+
+
+class _ContextParallel:
+    """The collectives over cp of the parts of one micro-batch: keys and values, and their gradients.
+
+    Each of c ranks has KV numbers of keys and values in a layer. Ring attention gathers those of all ranks at once, w c
+    KV bytes out, in forward and again in backward. The gradients go round the ring in fp32, one step after each of the
+    c steps of backward: c times 4 KV bytes (`torch/distributed/tensor/experimental/_context_parallel/_attention.py`).
+
+    Example: Llama-3-8B, cp 4, one sequence of 8,192 tokens in 16 bits: KV = 2 x 2,048 x 8 x 128 = 4,194,304. A layer
+    gathers 2 x 4 KV = 33,554,432 bytes in either pass, and passes on 4 x 4 KV = 67,108,864.
+    """
+
+    def __init__(self, spec: ModelSpec, setup: Setup, division: Division) -> None:
+        self.setup = setup
+        self.division = division
+        self.mtp_layers = spec.mtp_layers if setup.mtp else ()
+
+    def layer_forward(self, layer: LayerSpec) -> list[Sending]:
+        """Keys and values."""
+        size = self._numbers(layer) * self.setup.precision_recipe.activation_bytes
+        return [Sending("all_gather", "cp", size, size * self.division.cp)]
+
+    def layer_backward(self, layer: LayerSpec) -> list[Sending]:
+        """Keys and values again, and once more if the core of attention is recomputed; then their gradients."""
+        size, gather = self._numbers(layer) * FP32, self.layer_forward(layer)
+        again = gather if self.setup.recompute != "none" else []
+        return [*again, *gather, Sending("all_to_all", "cp", size, size, self.division.cp)]
+
+    def _numbers(self, layer: LayerSpec) -> int:
+        """Keys and values of this rank's positions and heads."""
+        attention = layer.attention
+        if isinstance(attention, MultiHeadLatentAttentionSpec):
+            of_token = attention.num_attention_heads * (attention.qk_head_dim + attention.v_head_dim)
+        else:
+            of_token = attention.num_key_value_heads * 2 * attention.head_dim
+        return self.setup.tokens * of_token // self.division.tp
+
+    def embedding_forward(self) -> list[Sending]:
+        """Nothing is sent."""
+        return []
+
+    def embedding_backward(self) -> list[Sending]:
+        """Nothing is sent."""
+        return []
+
+    def loss_forward(self) -> list[Sending]:
+        """The layers of multi-token prediction."""
+        return [call for layer in self.mtp_layers for call in self.layer_forward(layer)]
+
+    def loss_backward(self) -> list[Sending]:
+        """Backward of the same."""
+        return [call for layer in self.mtp_layers for call in self.layer_backward(layer)]
+
+
+_Part = _TensorParallel | _ExpertParallel | _ContextParallel

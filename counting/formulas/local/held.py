@@ -6,6 +6,9 @@ norms and the residual stream have T / tp tokens. Each block holds its gathered 
 the T D / tp numbers of its own positions instead and gathers them again in backward (Korthikanti et al. 2022, arXiv
 2205.05198, §4.2.2): of each block's input it holds w T D (1 - 1 / tp) bytes less.
 
+Under context parallelism a rank holds what a sequence of S / c tokens holds. Ring attention holds the queries, keys and
+values of the rank alone, the merged output and its log-sum-exp in fp32: what it gathers it gathers again in backward.
+
 Under expert parallelism a rank sends N = T K rows to the ranks that have their experts, and receives M rows.
 
 The legend of the other letters is in `counting.formulas.held`. `setup` and `layout` are resolved everywhere.
@@ -26,7 +29,7 @@ from counting.formulas.held import (
     per_op_held,
     routed_experts_held,
 )
-from counting.formulas.local.shapes import Division, division_of, local_layer
+from counting.formulas.local.shapes import Division, division_of, local_layer, local_setup
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import (
@@ -40,8 +43,8 @@ from torch_models.spec import (
 )
 
 
-def local_layer_held(spec: LayerSpec, setup: Setup, layout: Layout) -> int:
-    """Return bytes held after one layer's forward pass on a rank minus bytes held before it.
+def local_layer_held(spec: LayerSpec, setup: Setup, layout: Layout, context_rank: int = 0) -> int:
+    """Return bytes held after one layer's forward pass on a rank minus bytes held before it; T are tokens of the rank.
 
     - blocks: attention with H / tp and G / tp heads, and the MLP with F / tp columns, over all T tokens;
     - norms: of the residual stream, over T / tp tokens with sequence parallelism.
@@ -52,7 +55,7 @@ def local_layer_held(spec: LayerSpec, setup: Setup, layout: Layout) -> int:
     8,388,608; keys and values 2 x 2,097,152; log-sum-exp 131,072 and state 24; gate, activated, up and hidden 4 x
     29,360,128; inputs of the two norms 2 x 8,388,608, and 1 / rms 2 x 4,096: 188,882,968 in all.
     """
-    return _layer_held(spec, forward_pass(setup), division_of(layout))
+    return _layer_held(spec, forward_pass(local_setup(setup, layout.cp)), division_of(layout, context_rank))
 
 
 def _layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> int:
@@ -94,14 +97,21 @@ def _per_op_held(spec: LayerSpec, run: ForwardPass, division: Division, *, predi
 def _attention_held(spec: AttentionSpec, run: ForwardPass, division: Division) -> int:
     """Return bytes that a rank's heads hold, their input included.
 
-    A norm over the width of all heads holds its input itself whatever the kernels: no kernel of torch sums over ranks.
+    - a norm over the width of all heads holds its input itself whatever the kernels: no kernel of torch sums over
+      ranks;
+    - by_head: the merged output of a rank of cp that is not the last one is ordered by head, and the output projection
+      holds a copy of it ordered by token.
     """
+    by_head = 0
+    if division.halves_queries and run.recompute == "none" and spec.num_attention_heads > 1:
+        channels = spec.head_dim if isinstance(spec, GroupedQueryAttentionSpec) else spec.v_head_dim
+        by_head = run.width * run.tokens * spec.num_attention_heads * channels
     if division.tp == 1 or not isinstance(spec, GroupedQueryAttentionSpec) or spec.query_key_norm != "width":
-        return attention_held(spec, run)
+        return attention_held(spec, run) + by_head
     heads = spec.num_attention_heads + spec.num_key_value_heads
     source = run.width * run.tokens * heads * spec.head_dim
     inverse_rms = 2 * FP32 * run.tokens
-    return attention_held(structs.replace(spec, query_key_norm=None), run) + source + inverse_rms
+    return attention_held(structs.replace(spec, query_key_norm=None), run) + source + inverse_rms + by_head
 
 
 def _feed_forward_held(spec: FeedForwardSpec, run: ForwardPass, division: Division) -> int:
@@ -142,17 +152,18 @@ def exchanged_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass, divisio
 
 def local_embedding_held(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
     """Return bytes of the residual stream before the first layer: w D T / tp with sequence parallelism, else w D T."""
-    run = forward_pass(setup)
+    run = forward_pass(local_setup(setup, layout.cp))
     return run.width * division_of(layout).stream_tokens(run.micro_batch) * spec.hidden_size
 
 
-def local_loss_held(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
+def local_loss_held(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int = 0) -> int:
     """Return bytes that final norm, head, loss and, if trained, further predictions add to those of the layers.
 
     The norm has the tokens of the residual stream. The last layer's output stays only if the norm holds its input. The
     loss itself is one number in fp32.
     """
-    run, division = forward_pass(setup), division_of(layout)
+    setup = local_setup(setup, layout.cp)
+    run, division = forward_pass(setup), division_of(layout, context_rank)
     rows = division.stream_tokens(run.micro_batch)
     last_output = run.width * rows * spec.hidden_size
     final_norm = norm_held(rows, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
@@ -166,12 +177,13 @@ def _mtp_layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> in
 
     As on one device, but for norms, joined states and the projection over the tokens of the residual stream, and for:
 
+    - token_ids, labels: under context parallelism they are inputs of the step, because other ranks have some of them;
     - hidden: the hidden state before it. Under sequence parallelism the head before it holds a gathered copy, so it is
       held besides; else it is the input of that head and counted there.
     """
     run, rows = run.of_layer(spec), division.stream_tokens(run.micro_batch)
     stream = run.width * rows * spec.hidden_size
-    token_ids = labels = INT64 * run.tokens
+    token_ids = labels = INT64 * run.tokens if division.cp == 1 else 0
     hidden = stream if division.sequence_parallel else 0
     if run.recompute in ("full", "per_op"):
         embedded = stream

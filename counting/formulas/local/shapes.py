@@ -4,13 +4,17 @@ Under tensor parallelism a rank has some heads of each attention, and some colum
 (Shoeybi et al. 2019, arXiv 1909.08053, §3): its part of a layer is a layer with fewer heads and a smaller intermediate
 size. The residual stream and the norms have the full width, for some of the positions with sequence parallelism
 (Korthikanti et al. 2022, arXiv 2205.05198, §4.2.2).
+
+Under context parallelism a rank has some positions of each sequence, and everything but the core of attention runs on
+these alone: its step is that of a shorter sequence (`local_setup`).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import structs
 
-from counting.setup import MicroBatch
+from counting.setup import MicroBatch, Setup
 from torch_models.layout import Layout
 from torch_models.spec import (
     ClampedMLPSpec,
@@ -18,6 +22,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    ModelSpec,
 )
 
 
@@ -28,6 +33,13 @@ class Division(NamedTuple):
     sequence_parallel: bool = False  # only with tp > 1
     ep: int = 1
     expert_imbalance: float = 1.0
+    cp: int = 1
+    context_rank: int = 0  # the place of the rank among those of cp
+
+    @property
+    def halves_queries(self) -> bool:
+        """Whether ring attention runs on the second half of this rank's queries alone: with keys of later ranks."""
+        return self.context_rank < self.cp - 1
 
     @property
     def stream(self) -> int:
@@ -46,11 +58,30 @@ class Division(NamedTuple):
 UNDIVIDED = Division()
 
 
-def division_of(layout: Layout | None) -> Division:
-    """The division of a resolved layout."""
+def division_of(layout: Layout | None, context_rank: int = 0) -> Division:
+    """The division of a resolved layout, for this rank of cp."""
     if layout is None:
         return UNDIVIDED
-    return Division(layout.tp, layout.sequence_parallel and layout.tp > 1, layout.ep, layout.expert_imbalance)
+    by_position = layout.sequence_parallel and layout.tp > 1
+    return Division(layout.tp, by_position, layout.ep, layout.expert_imbalance, layout.cp, context_rank)
+
+
+@lru_cache(maxsize=256)
+def local_setup(setup: Setup, cp: int) -> Setup:
+    """The step of one of `cp` ranks, each of which has as many positions of every sequence; `setup` is resolved."""
+    if cp == 1:
+        return setup
+    assert setup.sequence_length is not None, "a resolved setup"
+    length = _part(setup.sequence_length, cp)
+    chunk = setup.loss_chunk
+    if chunk is not None and chunk >= setup.micro_batch_size * length:
+        chunk = None
+    return structs.replace(setup, sequence_length=length, loss_chunk=chunk)
+
+
+def depths_with_inputs(spec: ModelSpec, setup: Setup, cp: int) -> int:
+    """Prediction depths whose token ids and labels are inputs: with cp all, since other ranks have some of them."""
+    return len(spec.mtp_layers) if setup.mtp and cp > 1 else 0
 
 
 def local_layer(spec: LayerSpec, tp: int) -> LayerSpec:

@@ -23,7 +23,8 @@ from counting.formulas.memory.operations import (
     without_last,
 )
 from counting.formulas.memory.parameters import own_parameter, summed_parameter
-from counting.formulas.memory.tape import BOOL, SINGLE, Array, Gradients, InputGradients, Size, Tape
+from counting.formulas.memory.ring import Factors, FusedKernel, ring_attention
+from counting.formulas.memory.tape import BOOL, Array, Gradients, InputGradients, Tape
 from counting.setup import MicroBatch
 from torch_models.spec import (
     AttentionSpec,
@@ -62,10 +63,13 @@ def attention(
         bias = spec.bias
 
     def core(query: Array, key: Array, value: Array) -> Array:
-        return (_eager_core if kernels == "eager" else _fused_core)(tape, spec, query, key, value, sinks, batch)
+        if kernels == "eager":
+            return _eager_core(tape, spec, query, key, value, sinks, batch)
+        return _fused_core(tape, spec, query, key, value, sinks, batch, division)
 
     attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
-    flattened = attended if kernels == "fused" or not _by_head(spec.num_attention_heads, batch) else None
+    by_head = kernels == "eager" or division.halves_queries
+    flattened = None if by_head and _by_head(spec.num_attention_heads, batch) else attended
     if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token
         flattened = copy(tape, attended)
     width = spec.hidden_size
@@ -108,7 +112,7 @@ def _grouped_projections(
 
     The gradient of an eager product orders the keys by channel, then position, and the steps back to the projection
     keep this order. Its rows are tokens, so with several sequences they are copied; the sum over the query heads that
-    share a key has already done so.
+    share a key has already done so. The gradients of eager products and of ring attention order the values by head.
     """
     tokens = batch.tokens
     by_channel = kernels == "eager" and min(batch) > 1 and spec.num_attention_heads == spec.num_key_value_heads
@@ -128,7 +132,7 @@ def _grouped_projections(
     query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads, copied=by_channel)
     width = spec.num_key_value_heads * spec.head_dim
     value = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
-    copied = kernels == "eager" and _by_head(spec.num_key_value_heads, batch)
+    copied = (kernels == "eager" or division.cp > 1) and _by_head(spec.num_key_value_heads, batch)
     return query, key, reordered(tape, value, copied=copied)
 
 
@@ -202,27 +206,13 @@ def _fused_core(
     value: Array,
     sinks: Operand | None,
     batch: MicroBatch,
+    division: Division,
 ) -> Array:
     """One kernel: it keeps the output and the log-sum-exp of each row, and recomputes the scores in backward."""
-    heads, tokens = spec.num_attention_heads, batch.tokens
-    logsumexp, state = heads * tokens, 0
-    if isinstance(spec, MultiHeadLatentAttentionSpec):
-        channels = spec.v_head_dim
-        if spec.qk_nope_head_dim + spec.qk_rope_head_dim == channels:
-            state = FLASH_RANDOM_STATE
-        else:  # torch's memory-efficient kernel
-            padded = batch.sequences * -(-batch.length // EFFICIENT_ROW_BLOCK) * EFFICIENT_ROW_BLOCK
-            logsumexp, state = (heads * padded if tape.grad_enabled else 0), EFFICIENT_RANDOM_STATE
-    else:
-        channels = spec.head_dim
-        if not (spec.window or spec.logit_softcap or spec.sinks):
-            state = FLASH_RANDOM_STATE
-    out, logsumexps, states = tape.born_of(
-        OTHER,
-        Size(tokens * heads * channels, query.size.width),
-        Size(logsumexp, SINGLE),
-        Size(state, 1),
-    )
+    kernel = _fused_kernel(spec, keeps_rows=tape.grad_enabled)
+    if division.cp > 1:
+        return ring_attention(tape, kernel, _factors(spec, query, key, value), query, key, value, batch, division)
+    out, logsumexps, states = tape.born_of(OTHER, *kernel.outputs(batch, query.size.width))
     sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
 
     def derive(gradients: Gradients) -> InputGradients:
@@ -230,6 +220,26 @@ def _fused_core(
 
     tape.record([out], [query, key, value, sinks], [query, key, value, out, logsumexps, states], derive)
     return out
+
+
+def _fused_kernel(spec: AttentionSpec, *, keeps_rows: bool) -> FusedKernel:
+    """Flash attention, torch's memory-efficient kernel where values are not as wide as keys, or our own kernel."""
+    heads = spec.num_attention_heads
+    if isinstance(spec, MultiHeadLatentAttentionSpec):
+        if spec.qk_head_dim == spec.v_head_dim:
+            return FusedKernel(heads, spec.v_head_dim, 1, FLASH_RANDOM_STATE)
+        row_block = EFFICIENT_ROW_BLOCK if keeps_rows else 0
+        return FusedKernel(heads, spec.v_head_dim, row_block, EFFICIENT_RANDOM_STATE)
+    ours = spec.window or spec.logit_softcap or spec.sinks
+    return FusedKernel(heads, spec.head_dim, 1, 0 if ours else FLASH_RANDOM_STATE)
+
+
+def _factors(spec: AttentionSpec, query: Array, key: Array, value: Array) -> Factors:
+    """What ring attention has to know of its inputs; values from a latent are a part of a tensor with keys."""
+    sizes = query.size, key.size, value.size
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        return Factors(*sizes, by_token=spec.num_key_value_heads > 1, value_has_gaps=False)
+    return Factors(*sizes, by_token=spec.num_attention_heads > 1, value_has_gaps=True)
 
 
 def _eager_core(

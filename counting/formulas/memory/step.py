@@ -6,7 +6,7 @@ The step has one layer of each kind. The operations of a layer are in layer.py.
 from collections.abc import Sequence
 from functools import partial
 
-from counting.formulas.local.shapes import division_of, local_layer
+from counting.formulas.local.shapes import division_of, local_layer, local_setup
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, recomputed, rotary_tables, transform
@@ -32,19 +32,21 @@ from torch_models.layout import Layout
 from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 
-def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) -> StepProfile:
+def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, context_rank: int = 0) -> StepProfile:
     """Return the profile of a step, without the model states; `setup` and `layout` are resolved.
 
-    With a `layout`, it is the step of one rank without the buffers of fully_shard, and has the moments at which
-    fully_shard may act.
+    With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and
+    has the moments at which fully_shard may act.
     """
-    return _Step(spec, setup, layout).profile()
+    return SimulatedStep(
+        spec, setup if layout is None else local_setup(setup, layout.cp), layout, context_rank
+    ).profile()
 
 
-class _Step:
+class SimulatedStep:
     """A step of a model with one layer of each kind, or of the part of it that a rank of a layout has."""
 
-    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None) -> None:
+    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None, context_rank: int = 0) -> None:
         self.layout = layout
         self.hooked = layout is not None and layout.is_sharded
         self.cuts: list[tuple[Hook | None, Cut]] = []
@@ -55,7 +57,7 @@ class _Step:
         self.tokens = self.batch.tokens
         self.precision = setup.precision_recipe
         self.layout = layout
-        self.division = division_of(layout)
+        self.division = division_of(layout, context_rank)
         tp = self.division.tp
         self.groups = [(local_layer(each, tp), count) for each, count in spec.layer_groups()]
         self.mtp_layers = [local_layer(each, tp) for each in (spec.mtp_layers if setup.mtp else ())]
@@ -63,7 +65,9 @@ class _Step:
         self.stream_tokens = self.division.stream_tokens(self.batch)
         self.tape = Tape(grad=True)
         self.width = self.precision.activation_bytes
-        self.token_ids, self.labels = self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+        self.token_ids, self.labels = self._ids_and_labels()
+        cp = self.division.cp
+        self.further = [self._ids_and_labels() for _ in self.mtp_layers] if cp > 1 else []
         rotary = {each.attention.rotary: each for each in (*(each for each, _ in self.groups), *self.mtp_layers)}
         self.tables = [rotary_tables(self.tape, each, self.batch.length, self.width) for each in rotary.values()]
         self.inputs = self.tape.live
@@ -246,9 +250,9 @@ class _Step:
         hidden = self._final_norm(stream)
         loss = self._mean_loss(hidden, labels, 0)
         for depth, layer_spec in enumerate(self.mtp_layers, start=1):
-            token_ids = self._one_further()
+            token_ids = self._one_further(depth, 0)
             hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids, depth), depth)
-            labels = self._one_further()
+            labels = self._one_further(depth, 1)
             further = self._mean_loss(hidden, labels, depth)  # the variable holds it until the next depth's
             loss = add(tape, loss, scale(tape, further))
         del token_ids, labels
@@ -262,7 +266,13 @@ class _Step:
         self._leave("norm", out, 0)
         return out
 
-    def _one_further(self) -> Array:
+    def _ids_and_labels(self) -> tuple[Array, Array]:
+        return self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+
+    def _one_further(self, depth: int, which: int) -> Array:
+        """Token ids or labels of a depth: inputs where ranks of cp divide the positions, else made of those before."""
+        if self.further:
+            return self.further[depth - 1][which].again()
         last = self.tape.new(self.batch.sequences, LONG)
         labels = self.tape.new(self.tokens, LONG)
         del last
@@ -366,7 +376,7 @@ class _AroundExperts:
     (`cast_forward_inputs` of its policy), and the call refers to the inputs themselves until it returns.
     """
 
-    def __init__(self, step: _Step, depth: int) -> None:
+    def __init__(self, step: SimulatedStep, depth: int) -> None:
         self.step = step
         self.depth = depth
         self.given: Sequence[Array] = ()

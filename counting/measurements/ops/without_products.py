@@ -48,8 +48,8 @@ _SORTING_AND_SCANS = """
 _ELEMENTWISE = """
     celu complex elu_backward floor_divide glu glu_backward glu_backward_jvp glu_jvp hardshrink_backward
     hardsigmoid_backward hardswish hardswish_backward hardtanh_backward leaky_relu_backward linalg_cross
-    log_sigmoid_backward log_sigmoid_forward polar softplus_backward softshrink_backward __and__ __or__ _add_relu
-    _conj_physical _prelu_kernel _prelu_kernel_backward
+    log_sigmoid log_sigmoid_backward log_sigmoid_forward polar softplus_backward softshrink_backward __and__ __or__
+    _add_relu _conj_physical _prelu_kernel _prelu_kernel_backward
 """
 
 _FAKE_QUANTISATION = """

@@ -71,20 +71,30 @@ class CollectiveCounter:
             return
         assert name in _CALLS, f"collective {name}: not known"
         call = _CALLS[name]
-        # Groups of the same ranks can be one group. Only the ranks of ep exchange rows, and they do nothing else.
-        (axis,) = (
-            axis
-            for axis in self._axes[_group_of([*args, *kwargs.values()])]
-            if (axis == "ep") is (call.operation == "all_to_all")
-        )
+        sent = call.read(args, out)
+        # Groups of the same ranks can be one group.
+        (axis,) = self._axes[_group_of([*args, *kwargs.values()])] & _axes_that_call(name, call.operation, sent)
         key = Collective(self.phase, call.operation, axis).key
-        once = Traffic(calls=1, bytes_in=_bytes(call.read(args, out)), bytes_out=_bytes(call.written(args, out)))
+        once = Traffic(calls=1, bytes_in=_bytes(sent), bytes_out=_bytes(call.written(args, out)))
         self._traffics[key] = self._traffics.get(key, Traffic()) + once
 
     def take(self) -> Traffics:
         """The traffic since the last call of this function."""
         taken, self._traffics = self._traffics, {}
         return taken
+
+
+def _axes_that_call(name: str, operation: CollectiveOp, sent: Any) -> set[Axis]:
+    """The axes whose ranks call a collective: `fully_shard` has those of c10d, all else the functional ones.
+
+    The ranks of ep and of cp exchange tensors: rows with their counts in int64, and flat gradients.
+    """
+    if name.startswith("c10d::"):
+        return {"dp", "fsdp", "expert_dp", "expert_fsdp"}
+    if operation == "all_to_all":
+        is_flat_gradient = sent.dim() == 1 and sent.is_floating_point()
+        return {"cp"} if is_flat_gradient else {"ep"}
+    return {"tp", "cp"}
 
 
 def axes_of(meshes: Iterable[DeviceMesh | None]) -> Axes:

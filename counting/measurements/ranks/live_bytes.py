@@ -1,7 +1,7 @@
 """The bytes of live storages on a rank: as on one device, and besides storages that are resized, and DTensors."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -19,16 +19,22 @@ from counting.measurements.ranks.stand_ins import (
 
 _aten = torch.ops.aten
 
+# Called before each op on DTensors with the op, its arguments and its keyword arguments.
+ObserveWrapped = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+
 
 class RankBytes(LiveBytes):
     """Dispatch mode that follows every storage of a rank.
 
     An op on DTensors is seen as the ops on local tensors that it becomes. `fully_shard` frees gathered parameters by
     resizing their storage to 0, and gathers them into it again. `made_by_fully_shard` are the storages that came into
-    being while it gathered parameters or reduced gradients.
+    being while it gathered parameters or reduced gradients. `observe_wrapped` is called with ops on DTensors.
     """
 
-    def __init__(self, existing: Iterable[Tensor], observe: Observe) -> None:
+    def __init__(
+        self, existing: Iterable[Tensor], observe: Observe, observe_wrapped: ObserveWrapped | None = None
+    ) -> None:
+        self._observe_wrapped = observe_wrapped
         self.made_by_fully_shard: set[int] = set()
         self._communicating = 0
         super().__init__(existing, observe)
@@ -48,6 +54,8 @@ class RankBytes(LiveBytes):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, WRAPPERS) for kind in types):
+            if self._observe_wrapped is not None:
+                self._observe_wrapped(function, args, kwargs or {})
             return NotImplemented
         if propagates_shapes():
             return function(*args, **(kwargs or {}))
@@ -86,10 +94,7 @@ class RankBytes(LiveBytes):
             out = plain(storage, size)
             serial = self._serials.get(id(storage))
             if serial is not None:
-                self.live += storage.nbytes() - self._bytes[serial]
-                self._bytes[serial] = storage.nbytes()
-                if self.live > self.peak:
-                    self.watch()
+                self._resized(serial, storage)
             return out
 
         with replaced(torch.UntypedStorage, "resize_", resize):

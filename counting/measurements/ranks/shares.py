@@ -25,7 +25,7 @@ def rank_shares(
     runs = [(list(_runs(parameter, layout)), times) for parameter, times in parameters]
     starts = sorted({first for parts, _ in runs for first, _ in parts})
     found: dict[tuple[int, int], tuple[int, int]] = {}  # parameters and moments -> first shard, number of shards
-    for first, end in zip(starts, [*starts[1:], layout.fsdp], strict=True):
+    for first, end in zip(starts, [*starts[1:], layout.shards], strict=True):
         shapes = [(_at(parts, first), times) for parts, times in runs]
         share = (
             sum(prod(shape) * times for shape, times in shapes),
@@ -57,7 +57,7 @@ def _runs(parameter: Tensor, layout: Layout) -> Iterator[tuple[int, PartShape]]:
     assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
     size, shape = mesh.size(dimension), shapes_along(parameter, dimension)
-    neighbours = layout.fsdp // size  # ranks of ep, which hold other experts
+    neighbours = layout.shards // size  # ranks of ep, which hold other experts
 
     first, last = 0, shape(size - 1)
     while True:

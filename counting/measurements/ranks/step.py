@@ -14,11 +14,13 @@ from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.ranks.categories import CategoryMarks, RankCut, rank_stretches
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
+from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local, register_first_hook
 from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
 from counting.step.profile import Cut
 from torch_models.layout import Layout
+from torch_models.parallel.context import RankBatch
 from torch_models.parallel.sharded import set_gradient_synchronisation
 from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
@@ -41,20 +43,24 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, 3)
     device = local(next(model.parameters())).device
-    token_ids, labels = (torch.zeros(*setup.micro_batch, dtype=torch.long, device=device) for _ in range(2))
-    tables = model.model.rotary_tables(token_ids)
-    inputs = [token_ids, labels, *(table for pair in tables for table in pair)]
+    batch = _batch(model, setup, layout, device)
+    tables = model.model.rotary_tables(batch.token_ids)
+    inputs = [batch.token_ids, batch.labels, *(tensor for pair in (*tables, *(batch.further or ())) for tensor in pair)]
     apart = not layout.is_sharded and setup.precision_recipe.gradients_apart
 
-    collectives, counters = CollectiveCounter(axes), list[FlopCounter]()
+    collectives, counters = CollectiveCounter(axes), list[tuple[FlopCounter, SkippedByCausality]]()
 
     def observe(*op: Any) -> None:
-        counters[-1](*op)
+        for counter in counters[-1]:
+            counter(*op)
         collectives(*op)
+
+    def observe_wrapped(*op: Any) -> None:
+        counters[-1][1].of_all_positions(*op)
 
     cuts: list[RankCut] = []
     existing = [*model.parameters(), *model.buffers(), *inputs]
-    with Attribution() as attribution, RankBytes(existing, observe) as tracker:
+    with Attribution() as attribution, RankBytes(existing, observe, observe_wrapped) as tracker:
 
         def cut() -> None:
             cuts.append(RankCut(Cut(tracker.at_peak, tracker.alive()), collectives.take()))
@@ -65,10 +71,10 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         with loss_context(layout), CategoryMarks(model, tracker, let_go=apart) as marks:
             hooks = [_cut_before(module, cut) for module in (*layers, model.model.norm)]
             for index in range(number):
-                counters.append(FlopCounter(attribution))
+                counters.append((FlopCounter(attribution), SkippedByCausality(attribution, layout.cp)))
                 set_gradient_synchronisation(model, layout, last=index == number - 1)
                 collectives.phase = "forward"
-                loss = model(token_ids, labels, tables=tables)
+                loss = model(batch.token_ids, batch.labels, tables=tables, further=batch.further)
                 if index == 0:
                     marks.after_first_forward()
                 collectives.phase = "backward"
@@ -84,6 +90,17 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         sum(tensor.untyped_storage().nbytes() for tensor in inputs),
         _step_flops(model, layers, counts, counters, setup.micro_batches),
     )
+
+
+def _batch(model: TrainingModel, setup: Setup, layout: Layout, device: torch.device) -> RankBatch:
+    """A micro-batch of this rank's positions; its values are 0."""
+    sequences, length = setup.micro_batch
+
+    def zeros() -> Tensor:
+        return torch.zeros(sequences, length // layout.cp, dtype=torch.long, device=device)
+
+    further = tuple((zeros(), zeros()) for _ in range(model.num_mtp_layers)) if layout.cp > 1 else None
+    return RankBatch(zeros(), zeros(), further)
 
 
 def _cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
@@ -118,7 +135,7 @@ def _step_flops(
     model: TrainingModel,
     layers: Sequence[nn.Module],
     counts: Sequence[int],
-    counters: Sequence[FlopCounter],
+    counters: Sequence[tuple[FlopCounter, SkippedByCausality]],
     micro_batches: int,
 ) -> StepFlops:
     """The FLOPs of all micro-batches of the whole model; a middle one stands for all between first and last."""
@@ -126,11 +143,12 @@ def _step_flops(
     for layer, count in zip(layers, counts, strict=True):
         owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
     total = StepFlops()
-    for index, counter in enumerate(counters):
+    for index, (counter, skipped) in enumerate(counters):
         of_one = StepFlops(
             forward=counter.of_pass("forward", owners),
             backward=counter.of_pass("backward", owners),
             recomputed=counter.of_pass("recomputed", owners),
+            skipped_by_causality=skipped.counts(owners),
         )
         total += of_one * (micro_batches - 2 if index == 1 and len(counters) == 3 else 1)
     return total
