@@ -9,7 +9,7 @@ from counting.analysis import Analysis
 from counting.ranks.result import RankAnalysis, totals_over_ranks, worst_by_place, worst_of_classes
 from counting.report.format import integer
 from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks
-from counting.report.model.stages import stages_table
+from counting.report.model.stages import places_table, stages_table
 from counting.report.model.step_memory import step_memory_table
 from counting.report.tables import rows_table
 from counting.step.phase import Phase
@@ -26,7 +26,8 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
         return
     yield _classes_table(layout, classes)
     if layout.pp > 1:
-        yield stages_table(layout, classes)
+        yield places_table(layout, classes)
+        yield stages_table(layout)
     classes = _shown(classes)
     groups = _alike(classes, _without_optimizer_state)
     for each, _ in groups:
@@ -36,8 +37,10 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
             recipe += ". The classes above differ by their moments alone, and by as much at each peak"
         yield step_memory_table(each.memory, analysis.setup, of=f"a rank ({which})", recipe=recipe)
     yield _flops_table(analysis, classes)
-    yield _collectives_table(classes)
-    yield _sums_table(analysis, layout, analysis.rank_classes or ())
+    if layout.framework == "torch":
+        yield _collectives_table(classes)
+    if analysis.undivided is not None:
+        yield _sums_table(analysis, layout, analysis.rank_classes or ())
 
 
 def _shown(classes: tuple[RankAnalysis, ...]) -> tuple[RankAnalysis, ...]:
@@ -79,6 +82,8 @@ def _classes_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table"
     table.caption = (
         "Parameters: numbers that a rank updates. Bytes are of shards as stored, padded where the ranks do not divide "
         "them; gradients when backward is complete; moments with step counts."
+        if layout.framework == "torch"
+        else "Parameters: numbers that a rank updates. Weights and gradients are whole on each rank."
     )
     table.caption_justify = "left"
     return table

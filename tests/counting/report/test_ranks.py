@@ -142,18 +142,31 @@ def test_a_pipeline_has_a_row_for_each_of_its_ranks(small: Analysis, capsys: pyt
     table = out.partition("The pipeline, bytes a rank: 8 ranks, 1f1b")[2].partition("└")[0]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows] == [str(each) for each in range(8)]
-    assert rows[7][1:4] == ["stage 7 (layers 7 to 8)", "2", "1"]
     assert rows[2] == [
         "2",
-        "stage 2 (layer 2)",
+        "2",
         "2",
         "6",
         f"{classes[2].parameters:,}",
         f"{classes[2].memory.states.total:,}",
         f"{classes[2].memory.peak_bytes:,}",
-        "backward of a layer",
     ]
+    table = out.partition("The stages of the pipeline")[2].partition("└")[0]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    assert rows[0] == ["0", "embedding", "0", "1", "0", "0"]
+    assert rows[6] == ["6", "", "6", "1", "6", "6"]
+    assert rows[7] == ["7", "norm, head, loss", "7", "2", "7", "8"]
     assert "In flight: passes forward that wait for their backward pass" in out
+
+
+@pytest.mark.usefixtures("wide")
+def test_a_rank_of_a_pipeline_has_several_stages(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(num_gpus=2, gpus_per_node=8, dp=1, pp=2, schedule="zbv", stage_layers=(2, 1, 1, 1))
+    out = details(spread(small, layout, *pipeline(layout, 1, 2)), capsys)
+    assert "The pipeline, bytes a rank: 2 ranks, zbv, 2 stages a rank" in out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[:4] for row in rows if row[0] in ("0, 3", "1, 2")] == [["0, 3", "0", "1", "2"], ["1, 2", "1", "1", "1"]]
+    assert ["3", "norm, head, loss", "0", "1", "4", "4"] in rows
 
 
 @pytest.mark.usefixtures("wide")

@@ -209,6 +209,7 @@ def test_of_many_ranks_the_first_peaks_are_there_and_the_last(
         ((0,), "stage 0 (layers 0 to 2)"),
         ((3,), "stage 3 (layer 7)"),
         ((0, 3), "stages 0 (layers 0 to 2) and 3 (layer 7)"),
+        ((0, 1, 3), "stages 0, 1, 3, 6 layers together"),
     ],
 )
 def test_stages_in_words(numbers: tuple[int, ...], said: str) -> None:
