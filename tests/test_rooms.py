@@ -26,12 +26,15 @@ LISTS = {ROOT / "torch_models" / "families"}  # one entry a file: it may be long
 # `torch_models` for their `__init__` alone, the public API.
 ROOMS = {
     # What a model is. It never knows what a model costs.
-    "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.layout torch_models.stages": "",
+    (
+        "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.layout torch_models.stages"
+        " torch_models.recomputed_layers"
+    ): "",
     "torch_models.fields torch_models.families": (
         "torch_models.errors torch_models.rope_scaling torch_models.spec torch_models.families"
     ),
     "torch_models.first_values torch_models.modules torch_models.training": (
-        "torch_models.errors torch_models.rope_scaling torch_models.spec"
+        "torch_models.errors torch_models.recomputed_layers torch_models.rope_scaling torch_models.spec"
     ),
     "torch_models.parallel": (
         "torch_models.errors torch_models.layout torch_models.spec torch_models.modules torch_models.training"
@@ -46,8 +49,8 @@ ROOMS = {
         " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.notes counting.recipes counting.setup counting.counts counting.step": (
-        "counting.step torch_models.errors torch_models.spec"
+    "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
+        "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.megatron_rules counting.pipeline_rules counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
@@ -63,20 +66,23 @@ ROOMS = {
         " torch_models.spec"
     ),
     "counting.measurements": (
-        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.errors"
-        " torch_models.layout torch_models.spec torch_models.modules torch_models.builder torch_models.checkpoints"
-        " torch_models.parallel torch_models.training"
+        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
+        " counting.workspaces torch_models.errors torch_models.layout torch_models.spec torch_models.modules"
+        " torch_models.builder torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
         " torch_models.fields"
     ),
+    # The caching allocator: events in, reserved bytes out.
+    "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.alternatives counting.rank_analysis counting.analysis": (
-        "counting.counts counting.formulas counting.layout counting.measurements counting.notes counting.ranks"
-        " counting.reconcile counting.setup counting.step counting.via_transformers torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+    "counting.reserved counting.alternatives counting.rank_analysis counting.analysis": (
+        "counting.allocator counting.counts counting.formulas counting.layout counting.measurements counting.notes"
+        " counting.ranks counting.recipes counting.reconcile counting.setup counting.step counting.via_transformers"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec"
+        " torch_models.stages"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
@@ -97,7 +103,7 @@ ROOMS = {
         " counting.recipes counting.reconcile counting.setup torch_models.layout"
     ),
     "counting.command": (
-        "counting.analysis counting.cost counting.layout counting.published counting.recipes counting.reconcile"
+        "counting.analysis counting.reserved counting.cost counting.layout counting.published counting.recipes counting.reconcile"
         " counting.report counting.setup counting.step torch_models.errors torch_models.fields torch_models.layout"
         " torch_models.spec"
     ),

@@ -4,6 +4,6 @@
 has all that torch's interfaces lack for it; `live_bytes`, `collectives` and `categories` follow what the step does.
 """
 
-from counting.measurements.ranks.process import measure_ranks
+from counting.measurements.ranks.process import log_of_rank, measure_ranks
 
-__all__ = ["measure_ranks"]
+__all__ = ["log_of_rank", "measure_ranks"]
