@@ -8,10 +8,10 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import GatedMLPSpec, LayerSpec
 
-SCHEDULES = ("1f1b", "interleaved")
-PRECISIONS = ("mixed", "mixed-fp32-gradients")  # both are its recipe: it accumulates gradients in fp32
-OPTIMIZERS = ("adamw", "adamw-foreach")
-RECOMPUTE = ("none", "selective", "full")
+MEGATRON_SCHEDULES = ("1f1b", "interleaved")
+MEGATRON_PRECISIONS = ("mixed", "mixed-fp32-gradients")  # both are its recipe: it accumulates gradients in fp32
+MEGATRON_OPTIMIZERS = ("adamw", "adamw-foreach")
+MEGATRON_RECOMPUTE = ("none", "selective", "full")
 
 
 def check_megatron(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) -> None:
@@ -20,17 +20,17 @@ def check_megatron(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) ->
         rule = "has no formula for experts, whose rows Megatron-LM keeps in ways of its own: give torch"
         _refuse("framework", layout.framework, rule)
     for field, value, known in (
-        ("precision", setup.precision, PRECISIONS),
-        ("optimizer", setup.optimizer, OPTIMIZERS),
-        ("recompute", setup.recompute, RECOMPUTE),
+        ("precision", setup.precision, MEGATRON_PRECISIONS),
+        ("optimizer", setup.optimizer, MEGATRON_OPTIMIZERS),
+        ("recompute", setup.recompute, MEGATRON_RECOMPUTE),
         ("kernels", setup.kernels, ("fused",)),
     ):
         if value not in known:
             _refuse(field, value, f"has no formula by Megatron-LM's rules: give {' or '.join(known)}")
     if layout.zero != 1:
         _refuse("zero", layout.zero, "must be 1 by Megatron-LM's rules, whose optimiser alone is divided: leave it out")
-    if layout.pp > 1 and layout.schedule not in SCHEDULES:
-        rule = f"is not one of Megatron-LM's schedules: give {' or '.join(SCHEDULES)}"
+    if layout.pp > 1 and layout.schedule not in MEGATRON_SCHEDULES:
+        rule = f"is not one of Megatron-LM's schedules: give {' or '.join(MEGATRON_SCHEDULES)}"
         _refuse("schedule", layout.schedule, rule)
 
 

@@ -40,10 +40,10 @@ from torch_models.layout import Layout
 from torch_models.spec import GatedMLPSpec, LayerSpec, ModelSpec
 from torch_models.stages import Stage, stages_of
 
-PROOF = "by formula, an estimate"
+ESTIMATED = "by formula, an estimate"
 HELD = "start of backward"
 BF16 = 2
-NOTES = (
+MEGATRON_NOTES = (
     "By Megatron-LM's rules of what is held, by formula: an estimate. Nothing is measured, and what a pass makes and "
     "lets go is not counted, but for one layer that full recompute computes again.",
     "Its rules: inputs of tensor parallelism are gathered again in backward, a gated activation is computed again; "
@@ -122,7 +122,7 @@ def _class(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> RankAnal
         skipped_by_causality=flops.skipped,
         forward_flops_by_component=flops.full_forward.by_component(),
         collectives=(),
-        proof=PROOF,
+        proof=ESTIMATED,
     )
 
 
@@ -141,8 +141,8 @@ def _memory(stages: list[Stage], setup: Setup, layout: Layout, states: ModelStat
         layer_backward_peak_bytes=(),
         peak_phase=HELD,
         peak_bytes=phases[0].peak_bytes,
-        proof=PROOF,
-        notes=NOTES,
+        proof=ESTIMATED,
+        notes=MEGATRON_NOTES,
     )
 
 

@@ -65,13 +65,17 @@ def stages_in_words(layout: "Layout", numbers: Sequence[int]) -> str:
 
 
 def ranks_in_words(ranks: "RankAnalysis", layout: "Layout") -> str:
-    """The class of equal ranks by its lowest one, as "rank 0 and 60 equal ones of 64"."""
+    """The class of equal ranks by its lowest one, as "rank 0 and 60 equal to it of 64".
+
+    The ranks of cp are equal in all but their memory; that of the one that needs most stands for all.
+    """
     if layout.ranks == 1:
         return "the only rank"
+    of_context = f", counted as rank {integer(ranks.context_rank)} of cp, which needs most" if layout.cp > 1 else ""
     if ranks.count == layout.ranks:
-        return f"all {integer(layout.ranks)} alike"
+        return f"all {integer(layout.ranks)} alike{of_context}"
     equal = f" and {integer(ranks.count - 1)} equal to it" if ranks.count > 1 else ""
-    return f"rank {integer(ranks.first_rank)}{equal} of {integer(layout.ranks)}"
+    return f"rank {integer(ranks.first_rank)}{equal} of {integer(layout.ranks)}{of_context}"
 
 
 def recipe_on_ranks(setup: "Setup", layout: "Layout") -> str:

@@ -56,6 +56,10 @@ def _without_optimizer_state(ranks: RankAnalysis) -> tuple[Phase, ...]:
     return tuple(msgspec.structs.replace(phase, optimizer_state=0) for phase in ranks.memory.phases)
 
 
+SKIPPED = (
+    "Skipped by causality: of the model FLOPs, those of blocks of keys that ring attention calls no kernel for; "
+    "hardware FLOPs are without them."
+)
 MOST_PLACES = 4  # ranks of a pipeline with tables of their own
 
 _Of = TypeVar("_Of")
@@ -104,12 +108,15 @@ def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> "Tabl
     for label, field in (
         ("forward", "forward_flops"),
         ("model FLOPs, 3 × forward", "model_flops"),
+        ("skipped by causality", "skipped_by_causality"),
         ("hardware FLOPs", "hardware_flops"),
     ):
-        numbers = (*(getattr(each, field) for each, _ in alike), getattr(step, field))
-        table.add_row(label, *map(integer, numbers))
+        numbers = (*(getattr(each, field) for each, _ in alike), getattr(step, field, 0))
+        if any(numbers) or field != "skipped_by_causality":
+            table.add_row(label, *map(integer, numbers))
     divided = "; those of pp have layers of their own, those of cp positions" if _divides(analysis) else ""
-    table.caption = f"By component: forward. Each rank of dp and fsdp has micro-batches of its own{divided}."
+    skipped = " " + SKIPPED if any(each.skipped_by_causality for each, _ in alike) else ""
+    table.caption = f"By component: forward. Each rank of dp and fsdp has micro-batches of its own{divided}.{skipped}"
     table.caption_justify = "left"
     return table
 
