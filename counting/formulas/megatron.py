@@ -74,7 +74,7 @@ def megatron_layer_held(spec: LayerSpec, setup: Setup, layout: Layout) -> int:
 
 
 def megatron_loss_held(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
-    """Return bytes that final norm, head and loss add to those of the layers; the head's input is gathered again too."""
+    """Return bytes that final norm, head and loss add to those of the layers; the head too gathers its input again."""
     setup, layout = local_setup(setup, layout.cp), _without_context(layout)
     return local_loss_held(spec, setup, layout) - _other_positions(spec.hidden_size, setup, layout)
 
