@@ -216,6 +216,8 @@ def test_it_is_the_result_of_an_analysis() -> None:
     assert analysis.layout is not None
     assert (analysis.layout.zero, analysis.layout.replicas, analysis.layout.framework) == (1, 2, "megatron")
     assert sum(each.count for each in analysis.rank_classes) == 64
+    again = analyze("llama_3_8b", Setup(sequence_length=4096, micro_batches=16), layout=layout, reserved=True)
+    assert again.rank_classes == analysis.rank_classes, "no step that torch's allocator could be asked for"
 
 
 # Measured on 8 B200 with Megatron-LM, sequences of 4,096 tokens, 4 micro-batches of one, nothing recomputed: GiB
