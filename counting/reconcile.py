@@ -131,15 +131,12 @@ def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
 
 def _walk_table(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
     """The merged table of all witnesses; what one of them lacks is 0 for it."""
-    keys = dict.fromkeys(key for table in values.values() for key in table)
-    entry = next((type(value) for table in values.values() for value in table.values()), None)
-    if entry is None:
-        return {}
-    nothing = entry()
-    return {
-        key: _walk({name: table.get(key, nothing) for name, table in values.items()}, place.at(key, nothing), checks)
-        for key in keys
-    }
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for table in values.values() for key in table):
+        known = next(table[key] for table in values.values() if key in table)
+        given = {name: table[key] if key in table else type(known)() for name, table in values.items()}
+        merged[key] = _walk(given, place.at(key, known), checks)
+    return merged
 
 
 def _walk_struct(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
