@@ -86,8 +86,8 @@ ROOMS = {
         " torch_models.errors torch_models.fields torch_models.spec"
     ),
     "counting.published": (
-        "counting.analysis counting.cost counting.formulas.kv_cache counting.setup torch_models.fields"
-        " torch_models.spec"
+        "counting.analysis counting.cost counting.formulas.kv_cache counting.setup counting.step torch_models.errors"
+        " torch_models.fields torch_models.layout torch_models.spec"
     ),
     "counting": (
         "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup torch_models.errors"
