@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from math import ceil
-from typing import get_args
 
 import msgspec
 
@@ -15,7 +14,9 @@ from counting.ranks.result import RankAnalysis
 from counting.ranks.shallow import shallow
 from counting.setup import MOST_CHUNKS, Setup
 from counting.step.memory import Alternative, step_memory, with_states
+from counting.step.profile import StepProfile
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import unmarked, without_recompute
 from torch_models.spec import Kernels, ModelSpec, Recompute
 from torch_models.stages import stages_of
 
@@ -32,6 +33,7 @@ def step_alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tup
 
     profile = counts.step_profile
     assert profile
+    profile, spec = _of_equal_layers(profile, spec)
 
     def cost(other: Setup) -> tuple[int, int]:
         simulated = simulate(spec, other, step=True).step_profile
@@ -43,12 +45,22 @@ def step_alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tup
     return _alternatives(spec, setup, cost)
 
 
+def _of_equal_layers(profile: StepProfile, spec: ModelSpec) -> tuple[StepProfile, ModelSpec]:
+    """The states of layers that are equal but for what is recomputed of them, and the model of these layers."""
+    plain = without_recompute(spec)
+    known = {unmarked(layer): found for (layer, _), found in zip(spec.layer_groups(), profile.layers, strict=True)}
+    layers = tuple(known[layer] for layer, _ in plain.layer_groups())
+    return msgspec.structs.replace(profile, layers=layers), plain
+
+
 def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: RankAnalysis) -> tuple[Alternative, ...]:
     """The same for the ranks of the class `worst`, under the same layout."""
     from counting.formulas.layouts import pipeline_by_formula, ranks_by_formula
 
     def share_of(profile: RankProfile | PipelineProfile) -> RankShare:
         return next(share for share in profile.shares if share.first_rank == worst.first_rank)
+
+    spec = without_recompute(spec)
 
     def cost(other: Setup) -> tuple[int, int]:
         profile = ranks_by_formula(spec, other, layout)
@@ -108,6 +120,7 @@ def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
     """The kinds of recomputation that save memory.
 
     Of fused kernels, selective recompute saves only the logarithm of each row's sum, 4 bytes per head and token: in the
-    bundled models at most about a thousandth of the bytes that a step holds besides its states.
+    bundled models at most about a thousandth of the bytes that a step holds besides its states. Recomputation by
+    operation keeps the scores of eager kernels, which selective recompute does not.
     """
-    return ("none", "full") if kernels == "fused" else get_args(Recompute)
+    return ("none", "per_op", "full") if kernels == "fused" else ("none", "selective", "full")

@@ -33,6 +33,7 @@ from counting.step.memory import StepMemory, step_memory
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -183,11 +184,14 @@ def analyze(
             raise ArgumentError("layout", "given", f"{family} goes through transformers, and is measured on one device")
         return _analyze_via_transformers(model, setup)
     if layout is None:
-        analysis = _analyze_native(model, resolve(setup, model), step, None)
+        setup = resolve(setup, model)
+        model = with_recompute(model, setup.recompute)
+        analysis = _analyze_native(model, setup, step, None)
         return _with_reserved(analysis, model) if reserved else analysis
     from counting.layout import data_ranks_of, resolve_layout
 
     setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
+    model = with_recompute(model, setup.recompute)
     analysis = _analyze_native(model, setup, step, resolve_layout(layout, model, setup))
     return _with_reserved(analysis, model) if reserved else analysis
 
@@ -237,14 +241,14 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
 def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:
     """`analysis` with what is reserved: on one device or, of a step that is spread over ranks, on the worst of them."""
-    from counting.reserved import with_reserved
+    from counting.reserved import rank_of_worst, with_reserved
 
     setup, layout, classes = analysis.setup, analysis.layout, analysis.rank_classes
     if layout is None or classes is None:
         assert analysis.memory is not None
         return msgspec.structs.replace(analysis, memory=with_reserved(analysis.memory, spec, setup))
     worst = worst_of_classes(classes)
-    memory = with_reserved(worst.memory, spec, setup, layout, worst.first_rank)
+    memory = with_reserved(worst.memory, spec, setup, layout, rank_of_worst(classes, layout))
     of_worst = msgspec.structs.replace(worst, memory=memory)
     return msgspec.structs.replace(
         analysis, rank_classes=tuple(of_worst if each is worst else each for each in classes)

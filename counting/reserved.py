@@ -13,9 +13,12 @@ from msgspec import structs
 from counting.allocator.events import Event
 from counting.allocator.replay import replay
 from counting.allocator.reserved import PoolShare, Reserved
+from counting.allocator.snapshot import memory_snapshot
+from counting.ranks.result import RankAnalysis, worst_of_classes
 from counting.recipes import states_measurable
 from counting.setup import Setup
-from counting.step.memory import RESERVED_NOTE, PoolOfStream, ReservedParts, StepMemory
+from counting.step.memory import NOT_RESERVED_NOTE, RESERVED_NOTE, PoolOfStream, ReservedParts, StepMemory
+from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
@@ -25,10 +28,10 @@ def with_reserved(
 ) -> StepMemory:
     """`memory` with what is reserved on one device or, with `layout`, on this rank of it; settings are resolved.
 
-    Without it where torch does not run the update on the meta device.
+    Without it, and with a note, where torch does not run the update on the meta device.
     """
     if not states_measurable(setup.precision_recipe, setup.optimizer_recipe):
-        return memory
+        return structs.replace(memory, notes=(*memory.notes, NOT_RESERVED_NOTE))
     found = replay(allocation_log(spec, setup, layout, rank), expandable_segments=setup.expandable_segments)
     return structs.replace(
         memory,
@@ -36,6 +39,27 @@ def with_reserved(
         reserved_parts=_parts(found),
         notes=(*memory.notes, RESERVED_NOTE),
     )
+
+
+def memory_trace(
+    spec: ModelSpec, setup: Setup, layout: Layout | None = None, classes: tuple[RankAnalysis, ...] | None = None
+) -> bytes:
+    """Torch's memory snapshot of a step or, with `layout`, of that of the worst rank of `classes`, as a file.
+
+    Raises `ArgumentError` where torch does not run the update on the meta device.
+    """
+    for field, recipe in (("precision", setup.precision_recipe), ("optimizer", setup.optimizer_recipe)):
+        if not recipe.measurable:
+            raise ArgumentError(field, recipe.name, "runs on no meta device, so its memory cannot be traced")
+    rank = 0 if layout is None or classes is None else rank_of_worst(classes, layout)
+    events = allocation_log(spec, setup, layout, rank)
+    return memory_snapshot(events, expandable_segments=setup.expandable_segments)
+
+
+def rank_of_worst(classes: tuple[RankAnalysis, ...], layout: Layout) -> int:
+    """The first rank of the class that needs most, at the place of cp that does."""
+    worst = worst_of_classes(classes)
+    return worst.first_rank + worst.context_rank * layout.tp
 
 
 @lru_cache(maxsize=1)

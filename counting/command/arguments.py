@@ -15,6 +15,7 @@ from counting.command.amounts import (
     parse_num_gpus,
     parse_prices,
     parse_ratio,
+    parse_recompute,
     parse_speed,
     parse_tokens,
     parse_whole_number,
@@ -43,14 +44,28 @@ def setup_of(options: argparse.Namespace) -> Setup:
             ),
             zero_gradients=options.zero_gradients,
             kernels=options.kernels,
-            recompute=options.recompute,
+            recompute=_parsed(options.recompute, parse_recompute),
             loss_chunk=_parsed(options.loss_chunk, lambda text: parse_whole_number(text, "--loss_chunk")),
             mtp=_on_or_off(options.mtp),
             clip_gradients=_on_or_off(options.clip_gradients),
             precision=options.precision,
             optimizer=options.optimizer,
+            expandable_segments=options.expandable_segments or None,
         )
     )
+
+
+def asks_for_reserved(options: argparse.Namespace) -> bool:
+    """Whether what the allocator reserves is estimated: by default of a step that is to fit GPUs, or is spread.
+
+    A run and a budget name GPUs too; their step is not the question.
+    """
+    if options.reserved is not None:
+        return bool(options.reserved == "on")
+    if options.layout is not None or options.expandable_segments or options.trace_memory is not None:
+        return True
+    named = options.gpus is not None or options.gpu_file is not None
+    return named and options.tokens is None and options.training_budget is None
 
 
 def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None:

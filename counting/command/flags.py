@@ -33,6 +33,8 @@ FLAGS = {
     "precision": "--precision",
     "optimizer": "--optimizer",
     "clip_gradients": "--clip_gradients",
+    "expandable_segments": "--expandable_segments",
+    "reserved": "--reserved",
     "gpus": "--gpus",
     "prices_usd_per_hour": "--gpu_prices",
     "mfu": "--mfu",
@@ -171,10 +173,26 @@ def flags_parser() -> argparse.ArgumentParser:
         choices=get_args(ZeroGradients),
         help="after a step: free gradients (none, default) or fill them with zeros",
     )
-    step.add_argument("--recompute", choices=get_args(Recompute), help="what is recomputed in backward; default none")
+    step.add_argument(
+        "--recompute",
+        metavar="PART",
+        help=f"recomputed in backward: {', '.join(get_args(Recompute))}, or N, every N-th layer; default none",
+    )
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
     step.add_argument(
         "--clip_gradients", choices=("on", "off"), help="scale gradients to a maximal total norm; default off"
+    )
+    step.add_argument(
+        "--reserved",
+        choices=("on", "off"),
+        help="also what torch's caching allocator reserves, an estimate; default on with --layout, and with --gpus "
+        "without a run",
+    )
+    step.add_argument(
+        "--expandable_segments", action="store_true", help="as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    )
+    step.add_argument(
+        "--trace_memory", metavar="FILE", help="write the step's memory snapshot, for the viewer at pytorch.org"
     )
     step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on if the config has it")
     step.add_argument("--precision", metavar="RECIPE", help=f"formats of numbers; default {DEFAULT_PRECISION.name}")

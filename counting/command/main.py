@@ -10,6 +10,7 @@ import msgspec
 
 from counting.analysis import Analysis, analyze
 from counting.command.arguments import (
+    asks_for_reserved,
     budget_of,
     chosen_gpus,
     ignored_fields_of,
@@ -93,6 +94,8 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
+    if options.trace_memory is not None:
+        refuse_unwritable(options.trace_memory, overwrite=options.force)
     analyses = list(_analyses(options, setup, layout, gpus, progress))
     from counting.report import Results
 
@@ -126,7 +129,9 @@ def _analyses(
         setup, source = common_length(models, setup)
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
-        analysis = analyze(model, setup, layout=layout)
+        analysis = analyze(model, setup, layout=layout, reserved=asks_for_reserved(options))
+        if options.trace_memory is not None and isinstance(model, ModelSpec):
+            write_whole(options.trace_memory, _trace(model, analysis), overwrite=options.force)
         if source is not None:
             analysis = with_length_from(analysis, source)
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
@@ -144,9 +149,10 @@ def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: ar
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
     flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients", "layout"]
+    flags += ["reserved", "expandable_segments", "trace_memory"]
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
-    return [flag for flag in flags if getattr(options, flag) is not None]
+    return [flag for flag in flags if getattr(options, flag) not in (None, False)]
 
 
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
@@ -162,6 +168,12 @@ def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":
     from counting.cost.fits import fits_on
 
     return fits_on(analysis, gpus)
+
+
+def _trace(model: ModelSpec, analysis: Analysis) -> bytes:
+    from counting.reserved import memory_trace
+
+    return memory_trace(model, analysis.setup, analysis.layout, analysis.rank_classes)
 
 
 def _compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from torch_models.spec import Kernels, Recompute
+from torch_models.spec import Kernels, ModelRecompute
 
 FitBasis = Literal["allocated", "reserved"]
 
@@ -15,7 +15,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
     Where the step's reserved bytes are known, the variant is taken to need as much beyond its allocated peak.
     """
 
-    recompute: Recompute
+    recompute: ModelRecompute
     loss_chunk: int | None
     needed_bytes: int
 

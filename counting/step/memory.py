@@ -13,7 +13,7 @@ from counting.recipes import ModelStates, states_measurable
 from counting.setup import Setup
 from counting.step.phase import Outside, Phase, Position, RunOfLayers, pass_micro_batch, worst_of
 from counting.step.profile import Passes, StepProfile, Stretch
-from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
+from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelRecompute, ModelSpec
 
 STEP_NOTES = (
     "On one device: nothing sharded. Gradients are freed after each step (set_to_none), unless they are zeroed in "
@@ -30,6 +30,7 @@ RESERVED_NOTE = (
     "kernels, replayed in a model of torch's caching allocator. It is a range where it depends on addresses. Runs "
     "at the edge of a GPU's memory, where the allocator frees and tries again, and reference cycles are not modelled."
 )
+NOT_RESERVED_NOTE = "What the allocator reserves is not estimated: torch does not run this update on the meta device."
 CLIPPING_NOTE = (
     "Gradients are clipped by torch's clip_grad_norm_, which has a norm for each tensor and a copy of all norms; it "
     "scales the gradients in place."
@@ -59,7 +60,7 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     kernels: Kernels
-    recompute: Recompute
+    recompute: ModelRecompute
     loss_chunk: int | None
     peak_bytes: int
     recomputed_flops: int

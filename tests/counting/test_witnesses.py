@@ -18,7 +18,7 @@ from torch_models.spec import Kernels, Recompute
 
 CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
 KERNELS: list[Kernels] = ["fused", "eager"]
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

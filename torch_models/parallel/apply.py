@@ -72,7 +72,7 @@ def _check(
         check_tensor_parallel(layers, model.spec.vocab_size, layout.tp)
     if layout.ep > 1:
         check_expert_parallel(model.spec.name, layers, layout)
-        reduced = reduce_dtype or param_dtype or model.lm_head.weight.dtype
+        reduced = reduce_dtype or param_dtype or model.model.dtype
         if layout.expert_fsdp == 1 and reduced not in (torch.float32, torch.bfloat16):
             # torch 2.13: foreach_reduce divides for one shard, and once more where it fears an overflow.
             rule = "must be torch.float32 or torch.bfloat16: torch would divide the gradients of experts twice"

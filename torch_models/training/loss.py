@@ -63,7 +63,7 @@ class LossNormalizer(NamedTuple):
 
 
 def loss_normalizer(
-    labels: Sequence[Tensor], *, mtp_layers: int = 0, group: dist.ProcessGroup | None = None
+    labels: Sequence[Tensor], *, mtp_layers: int = 0, group: dist.ProcessGroup | None = None, context_ranks: int = 1
 ) -> LossNormalizer:
     """Return what normalises the losses of several micro-batches, and of several ranks, by the tokens of all of them.
 
@@ -73,8 +73,9 @@ def loss_normalizer(
     That mean is the sum of the losses over the micro-batches, averaged over the ranks.
 
     `group` has the ranks with different data; None stands for all ranks of the process group, or for this process if
-    there is none. Every rank of it must call this function. Raises `ArgumentError` if `labels` is empty or has
-    something else than labels.
+    there is none. Every rank of it must call this function. Where `context_ranks` ranks divide the positions of each
+    sequence (cp), `labels` are those of whole sequences, and the ranks of cp have the same. Raises `ArgumentError` if
+    `labels` is empty or has something else than labels.
     """
     if not isinstance(labels, list | tuple) or not labels or not all(isinstance(each, Tensor) for each in labels):
         raise ArgumentError("labels", type(labels).__name__, "must be a list of the labels of each micro-batch")
@@ -84,12 +85,16 @@ def loss_normalizer(
             raise ArgumentError("labels", form, "each must have the shape (sequences, length) in torch.int64")
     if not isinstance(mtp_layers, int) or isinstance(mtp_layers, bool) or mtp_layers < 0:
         raise ArgumentError("mtp_layers", mtp_layers, "must be a number of layers, at least 0")
+    if not isinstance(context_ranks, int) or isinstance(context_ranks, bool) or context_ranks < 1:
+        raise ArgumentError("context_ranks", context_ranks, "must be a number of ranks, at least 1")
     scored = torch.stack([_scored(each, mtp_layers) for each in labels]).sum(0)
     ranks = 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(scored, group=group)
         ranks = dist.get_world_size(group)
-    return LossNormalizer(scored.clamp(min=1), ranks)
+    if ranks % context_ranks:
+        raise ArgumentError("context_ranks", context_ranks, f"must divide the number of ranks in the group ({ranks})")
+    return LossNormalizer((scored // context_ranks).clamp(min=1), ranks)
 
 
 def one_further(values_BS: Tensor, last: int) -> Tensor:

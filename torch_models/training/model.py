@@ -64,11 +64,22 @@ class TrainingModel(LanguageModel):
         normalizer or `further` of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
-        self._check_normalizer(normalizer)
-        self._check_further(further)
+        self.check_normalizer(normalizer)
+        self.check_further(further)
         if tables is None:
             tables = self.model.rotary_tables(token_ids_BS)
-        hidden_BSD = self.model(token_ids_BS, tables)
+        return self.loss_of(self.model(token_ids_BS, tables), token_ids_BS, labels_BS, normalizer, tables, further)
+
+    def loss_of(
+        self,
+        hidden_BSD: Tensor,
+        token_ids_BS: Tensor,
+        labels_BS: Tensor,
+        normalizer: LossNormalizer | None,
+        tables: Sequence[RotaryTables],
+        further: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """The loss of the main model's last hidden states (B, S, D), after the final norm; see `forward`."""
         loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
         for depth in range(1, 1 + self.num_mtp_layers):
             # No position is scored that attends to the last one.
@@ -79,7 +90,8 @@ class TrainingModel(LanguageModel):
             loss = loss + self.mtp_weight / self.num_mtp_layers * of_depth
         return loss
 
-    def _check_further(self, further: Sequence[tuple[Tensor, Tensor]] | None) -> None:
+    def check_further(self, further: Sequence[tuple[Tensor, Tensor]] | None) -> None:
+        """Raise `ArgumentError` for inputs of fewer prediction depths than this model has, or none where needed."""
         if further is None and self.num_mtp_layers and self.model.context_ranks > 1:
             rule = "is needed where ranks divide the positions: give that of batch_of_rank"
             raise ArgumentError("further", None, rule)
@@ -87,7 +99,8 @@ class TrainingModel(LanguageModel):
             rule = f"call batch_of_rank with mtp_layers={self.num_mtp_layers}, the number of this model"
             raise ArgumentError("further", f"for {len(further)} mtp_layers", rule)
 
-    def _check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+    def check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+        """Raise `ArgumentError` for what is no normalizer of this model."""
         if normalizer is None:
             return
         if not isinstance(normalizer, LossNormalizer):

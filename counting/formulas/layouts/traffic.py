@@ -150,8 +150,14 @@ class _TensorParallel:
         return [*[*self._input(), *self._output()] * 2, *self._width_norms(layer)]
 
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
-        """Backward of both, after the forward pass once more with full recompute; then parameters that are whole."""
-        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        """Backward of both, after what is called again in backward; then parameters that are whole."""
+        again: list[Sending] = []
+        match layer.recompute_in(self.setup.recompute):
+            case "full":
+                again = self.layer_forward(layer)
+            case "per_op":  # the results of reduce-scatters are kept
+                outputs = [] if self.by_position else self._output()
+                again = [*[*self._input(), *outputs] * 2, *self._width_norms(layer)]
         blocks = [*self._output_gradient(), *self._input_gradient()] * 2
         return [*again, *blocks, *self._width_norms(layer), *self._gradients(self._whole(layer))]
 
@@ -239,10 +245,13 @@ class _ExpertParallel:
         return [Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]
 
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
-        """The gradients of the outputs and of the rows, after the forward pass once more with full recompute."""
+        """The gradients of the outputs and of the rows, after the forward pass once more with full recompute.
+
+        Recomputation by operation keeps what all-to-all brings.
+        """
         if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
             return []
-        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        again = self.layer_forward(layer) if layer.recompute_in(self.setup.recompute) == "full" else []
         return [*again, *self._ways(layer)]
 
     def _ways(self, layer: LayerSpec) -> list[Sending]:

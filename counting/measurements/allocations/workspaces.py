@@ -1,13 +1,14 @@
-"""What kernels allocate beside their results, which no op shows: by rule, from the arguments of the op."""
+"""What kernels allocate beside their results, which no op shows: by the rules of `counting.workspaces`."""
 
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from counting.workspaces import cublas_workspace_bytes, flash_backward_workspaces
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
-_FP32 = 4
-_CUBLAS = 32 * 2**20
 
 
 class Workspace(NamedTuple):
@@ -40,17 +41,19 @@ class Workspaces:
         if in_backward in self._handles:
             return _NONE
         self._handles.add(in_backward)
-        return Workspace(kept=(_CUBLAS,))
+        return Workspace(kept=(cublas_workspace_bytes(),))
 
 
-def _of_flash_backward(query: torch.Tensor, key: torch.Tensor) -> Workspace:
-    """The row sums of the gradient's product with the output, and the gradient of the queries in fp32.
-
-    With grouped queries also the gradients of keys and values for each query head.
-    """
+def _of_flash_backward(query: Tensor, key: Tensor) -> Workspace:
+    """Query (B, H, S, D) and key (B, G, S, D), where G divides H."""
     batch, heads, length, channels = query.shape
-    rounded = -(-length // 128) * 128
-    sizes = [_FP32 * batch * heads * rounded, _FP32 * batch * heads * rounded * channels]
-    if key.shape[1] != heads:
-        sizes += [batch * heads * key.shape[2] * channels * key.element_size()] * 2
-    return Workspace(temporary=tuple(sizes))
+    sizes = flash_backward_workspaces(
+        batch=batch,
+        heads=heads,
+        kv_heads=key.shape[1],
+        length=length,
+        kv_length=key.shape[2],
+        head_dim=channels,
+        element_bytes=key.element_size(),
+    )
+    return Workspace(temporary=sizes)

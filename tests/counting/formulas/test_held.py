@@ -33,7 +33,7 @@ from torch_models.spec import Kernels, MixtureOfExpertsSpec, ModelSpec, Recomput
 
 CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
 KERNELS: list[Kernels] = ["fused", "eager"]
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 PRECISIONS = ["mixed", "mixed-fp32-gradients", "bf16", "fp8", "fp32"]  # activations of 2 bytes, but for the last
 TWO_PREDICTIONS = DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}
 

@@ -15,7 +15,7 @@ from torch_models import build_training_model, set_recompute
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import ModelSpec, Recompute, runs_of
 
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 
 
 @pytest.mark.parametrize(

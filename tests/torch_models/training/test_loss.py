@@ -15,7 +15,7 @@ from torch_models.spec import Kernels, Recompute
 from torch_models.training.batch import IGNORED
 from torch_models.training.model import TrainingModel
 
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 TWO_PREDICTIONS = DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}
 
 

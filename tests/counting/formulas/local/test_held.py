@@ -121,7 +121,7 @@ def test_formula_is_the_simulation(seed: int) -> None:
         Setup(
             sequence_length=layout.tp * pick.choice([1, 2, 16, 64]),
             micro_batch_size=pick.choice([1, 2, 3]),
-            recompute=pick.choice(["none", "selective", "full"]),
+            recompute=pick.choice(["none", "selective", "per_op", "full"]),
             precision=pick.choice(["bf16", "fp32"]),
             kernels=pick.choice(["fused", "eager"]),
             loss_chunk=pick.choice([None, 100]),

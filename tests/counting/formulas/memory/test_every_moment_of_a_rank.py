@@ -14,7 +14,7 @@ from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 from torch_models.spec import MixtureOfExpertsSpec, ModelSpec, Recompute, runs_of
 
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 
 
 def one_of_each_layer(spec: ModelSpec) -> ModelSpec:
