@@ -142,3 +142,19 @@ def test_cells_of_a_range() -> None:
         relative_difference=82.5 / 82.4 - 1,
     )
     assert memory_cells(figure) == ("82.40", "82.00-83.00", "+0.12 %")
+
+
+# What eager rows of torchtitan's settings must come to, without tuning; the others are kept to check with.
+BOUNDS = {
+    "torchtitan, Llama-3.1 8B, FSDP 8": 0.005,
+    "torchtitan, Llama-3.1 8B, FSDP 128": 0.005,
+    "torchtitan in March 2024, Llama-2 7B, FSDP 8": 0.03,
+}
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", BOUNDS)
+def test_whole_models_come_near_to_what_was_printed(name: str) -> None:
+    found = examine_memory(next(row for row in ROWS if row.name == name))
+    reserved = next(figure for figure in found.figures if figure.quantity == "reserved")
+    assert abs(reserved.relative_difference) < BOUNDS[name]
