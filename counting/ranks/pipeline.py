@@ -122,8 +122,8 @@ def micro_batches_to_run(layout: Layout, micro_batches: int) -> int:
     `layout` is resolved and has pp > 1. The schedule accepts that number, and orders them as it orders all of them.
     """
     match layout.schedule:
-        case "gpipe":  # all wait at once; the first two backward passes differ
-            return min(micro_batches, 3)
+        case "gpipe":  # all wait at once
+            return micro_batches
         case "1f1b":  # p are under way, and an output stays until as many more are
             return min(micro_batches, 2 * layout.pp)
         case "interleaved" | "zb":

@@ -30,19 +30,19 @@ class SimulatedStage(NamedTuple):
     backward: tuple[SimulatedPass, SimulatedPass]
 
 
-def simulate_stage(stage: Stage, setup: Setup, layout: Layout) -> SimulatedStage:
-    """Return the passes of a stage with few layers on a rank; `setup` and `layout` are resolved.
+def simulate_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int = 0) -> SimulatedStage:
+    """Return the passes of a stage with few layers on a rank, at place `context_rank` of cp.
 
-    Stretches are cut before and after each layer.
+    `setup` is that of the rank's positions; both settings are resolved. Stretches are cut before and after each layer.
     """
-    return _StageStep(stage, setup, layout).simulated()
+    return _StageStep(stage, setup, layout, context_rank).simulated()
 
 
 class _StageStep(SimulatedStep):
     """Two micro-batches of a stage, one after the other."""
 
-    def __init__(self, stage: Stage, setup: Setup, layout: Layout) -> None:
-        super().__init__(stage.spec, setup, layout)
+    def __init__(self, stage: Stage, setup: Setup, layout: Layout, context_rank: int) -> None:
+        super().__init__(stage.spec, setup, layout, context_rank)
         self.stage = stage
         self.layers = [local_layer(each, self.division.tp) for each in stage.spec.layers]
 

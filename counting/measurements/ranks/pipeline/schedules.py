@@ -76,8 +76,12 @@ class StageStates:
             self.accumulated, self.pending = True, False
 
     def state(self) -> tuple[bool, bool, bool]:
-        """All of it, to compare."""
+        """All of it."""
         return self.gathered, self.accumulated, self.pending
+
+    def set(self, state: tuple[bool, bool, bool]) -> None:
+        """Go to a state that `state` has returned."""
+        self.gathered, self.accumulated, self.pending = state
 
 
 StatesOf = Callable[[Stage], StageStates]
@@ -138,11 +142,8 @@ class _Recorder:
     def follow(self, stage: PipelineStage, states: StageStates) -> None:
         """Note each pass of `stage` from now on, and each message that it sends or receives."""
         self._states[stage.stage_index] = states
-        forward, backward, weights = (
-            stage.forward_one_chunk,
-            stage.backward_one_chunk,
-            stage.backward_weight_one_chunk,
-        )
+        forward, weights = stage.forward_one_chunk, stage.backward_weight_one_chunk
+        backward: Callable[..., Any] = stage.backward_one_chunk
         sharded = isinstance(stage.submod, FSDPModule)
 
         def forward_one_chunk(micro_batch: int, *args: Any, **kwargs: Any) -> Any:
