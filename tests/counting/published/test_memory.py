@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -150,6 +151,21 @@ BOUNDS = {
     "torchtitan, Llama-3.1 8B, FSDP 128": 0.005,
     "torchtitan in March 2024, Llama-2 7B, FSDP 8": 0.03,
 }
+
+
+def rows_of_the_page() -> list[list[str]]:
+    """The cells of the table in docs/published.md."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "published.md").read_text(encoding="utf-8")
+    table = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert table[0] == ["run", "bytes", "printed", "predicted", "difference"]
+    return table[1:]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("cells", rows_of_the_page(), ids=lambda cells: cells[0])
+def test_the_page_has_what_is_predicted(cells: list[str]) -> None:
+    found = examine_memory(next(row for row in ROWS if row.name == cells[0]))
+    assert cells in [[found.name, figure.quantity, *memory_cells(figure)] for figure in found.figures]
 
 
 @pytest.mark.sweep
