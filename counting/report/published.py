@@ -74,18 +74,23 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
 
 def print_published_memory(rows: Sequence[ExaminedMemory]) -> None:
     """Print the stated peaks of memory beside ours, and why the other rows are not run."""
-    figures = rows_table("Stated peaks of memory, and ours, GiB", ("run", "GPU", "bytes", *MEMORY_HEADINGS), names=3)
+    figures = rows_table("Stated peaks of memory, and ours, GiB", ("run, bytes", "GPU", *MEMORY_HEADINGS), names=2)
     for row in rows:
+        if row.figures:
+            figures.add_row(row.name, row.gpu, style="bold")
         for figure in row.figures:
-            figures.add_row(row.name, row.gpu, figure.quantity, *memory_cells(figure))
+            figures.add_row(f"  {figure.quantity}", "", *memory_cells(figure))
     print_tables(figures)
     print_notes(
         [
             "Allocated: blocks of the caching allocator, with workspaces of kernels. Reserved: an estimate, least and "
             "most over orders of addresses; the difference is that of their middle. Nothing is fitted to the figures.",
-            *(f"{names}: {note}." for names, note in _grouped((row.name, row.note) for row in rows if row.figures)),
-            *(f"Not run: {names}: {why}." for names, why in _grouped((row.name, row.not_run) for row in rows)),
-            *(f"{names}: {source}." for names, source in _grouped((row.name, row.source) for row in rows)),
+            *(
+                f"{names}: {note}."
+                for names, note in _grouped(((row.name, row.note) for row in rows if row.figures), ";")
+            ),
+            *(f"Not run: {names}: {why}." for names, why in _grouped(((row.name, row.not_run) for row in rows), ";")),
+            *(f"{names}: {source}." for names, source in _grouped(((row.name, row.source) for row in rows), ";")),
         ]
     )
 
@@ -107,10 +112,10 @@ def _figure_cells(figure: Figure) -> tuple[str, str, str, str, str]:
     return name, convention, stated, ours, f"{100 * figure.relative_difference:+.2f} %"
 
 
-def _grouped(entries: Iterable[tuple[str, str | None]]) -> list[tuple[str, str]]:
+def _grouped(entries: Iterable[tuple[str, str | None]], between: str = ",") -> list[tuple[str, str]]:
     """(names, text) of each distinct text, with the names that share it joined; entries without a text are left out."""
     names: dict[str, list[str]] = {}
     for name, text in entries:
         if text is not None:
             names.setdefault(text, []).append(name)
-    return [(", ".join(joined), text) for text, joined in names.items()]
+    return [(f"{between} ".join(joined), text) for text, joined in names.items()]

@@ -108,7 +108,7 @@ def test_reports(examined: ExaminedMemory, capsys: pytest.CaptureFixture[str]) -
     for figure in examined.figures:
         assert all(cell in out for cell in memory_cells(figure))
     assert "Not run: other: it has no settings." in out
-    assert "small, other: by hand." in out
+    assert "small; other: by hand." in out
 
     lines = Lines(100)
     published_memory_screen(lines, [examined, not_run])
@@ -149,7 +149,7 @@ def test_cells_of_a_range() -> None:
 BOUNDS = {
     "torchtitan, Llama-3.1 8B, FSDP 8": 0.005,
     "torchtitan, Llama-3.1 8B, FSDP 128": 0.005,
-    "torchtitan in March 2024, Llama-2 7B, FSDP 8": 0.03,
+    "torchtitan 3/2024, Llama-2 7B, FSDP 8": 0.03,
 }
 
 
