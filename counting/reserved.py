@@ -7,7 +7,6 @@ of the first, and the optimiser's states among them.
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -22,9 +21,6 @@ from counting.step.memory import NOT_RESERVED_NOTE, RESERVED_NOTE, PoolOfStream,
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from counting.analysis import Analysis
 
 
 def with_reserved(
@@ -45,12 +41,13 @@ def with_reserved(
     )
 
 
-def memory_trace(spec: ModelSpec, analysis: "Analysis") -> bytes:
-    """Torch's memory snapshot of the step of `analysis`, or of the worst of its ranks, as a file.
+def memory_trace(
+    spec: ModelSpec, setup: Setup, layout: Layout | None = None, classes: tuple[RankAnalysis, ...] | None = None
+) -> bytes:
+    """Torch's memory snapshot of a step or, with `layout`, of that of the worst rank of `classes`, as a file.
 
     Raises `ArgumentError` where torch does not run the update on the meta device.
     """
-    setup, layout, classes = analysis.setup, analysis.layout, analysis.rank_classes
     for field, recipe in (("precision", setup.precision_recipe), ("optimizer", setup.optimizer_recipe)):
         if not recipe.measurable:
             raise ArgumentError(field, recipe.name, "runs on no meta device, so its memory cannot be traced")

@@ -171,7 +171,7 @@ def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":
 def _trace(model: ModelSpec, analysis: Analysis) -> bytes:
     from counting.reserved import memory_trace
 
-    return memory_trace(model, analysis)
+    return memory_trace(model, analysis.setup, analysis.layout, analysis.rank_classes)
 
 
 def _compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":

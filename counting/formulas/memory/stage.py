@@ -8,7 +8,7 @@ output and the gradient of its input are what it hands on: they are alive at a p
 from typing import NamedTuple
 
 from counting.formulas.local.shapes import local_layer
-from counting.formulas.memory.step import TrainingStep
+from counting.formulas.memory.step import SimulatedStep
 from counting.formulas.memory.tape import SINGLE, Array, Edge, Operation
 from counting.setup import Setup
 from counting.step.profile import Cut, Hook, Moment, Stretch, moments_of, stretches_between, whole_stretches
@@ -38,7 +38,7 @@ def simulate_stage(stage: Stage, setup: Setup, layout: Layout) -> SimulatedStage
     return _StageStep(stage, setup, layout).simulated()
 
 
-class _StageStep(TrainingStep):
+class _StageStep(SimulatedStep):
     """Two micro-batches of a stage, one after the other."""
 
     def __init__(self, stage: Stage, setup: Setup, layout: Layout) -> None:

@@ -38,12 +38,12 @@ def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, c
     With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and
     has the moments at which fully_shard may act.
     """
-    return TrainingStep(
+    return SimulatedStep(
         spec, setup if layout is None else local_setup(setup, layout.cp), layout, context_rank
     ).profile()
 
 
-class TrainingStep:
+class SimulatedStep:
     """A step of a model with one layer of each kind, or of the part of it that a rank of a layout has."""
 
     def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None, context_rank: int = 0) -> None:
@@ -376,7 +376,7 @@ class _AroundExperts:
     (`cast_forward_inputs` of its policy), and the call refers to the inputs themselves until it returns.
     """
 
-    def __init__(self, step: TrainingStep, depth: int) -> None:
+    def __init__(self, step: SimulatedStep, depth: int) -> None:
         self.step = step
         self.depth = depth
         self.given: Sequence[Array] = ()

@@ -25,7 +25,7 @@ from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 from torch_models.stages import Stage
 
-Passes = dict[str, StagePass]
+PassesByKey = dict[str, StagePass]
 
 
 class StageTraffic(NamedTuple):
@@ -51,7 +51,7 @@ def shallow_stage(stage: Stage) -> Stage:
     return stage._replace(spec=shallow(stage.spec).spec, number=0, first_layer=0)
 
 
-def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
+def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
     """Return the passes of the shallow stage, by kind and by what is found.
 
     They are computed once for all stages and layouts that do not differ in what they depend on.
@@ -73,7 +73,7 @@ def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
 
 
 @lru_cache(maxsize=256)
-def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> Passes:
+def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
     compute = simulate_stage(stage, setup, layout)
     traffic = _traffic(stage.spec, setup, layout, stage)
     if layout.is_sharded:
@@ -134,9 +134,9 @@ class _ShardedStage(Sharded):
         self.gathers_at_once = (layout.stages_per_rank or 1) > 1
         self.rank.synchronises = self.rank.frees_after_backward = False
 
-    def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> Passes:
+    def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> PassesByKey:
         """Return all passes. A later forward pass is the same with gradients as with parameters alone."""
-        found: Passes = {}
+        found: PassesByKey = {}
         if self.gathers_at_once:
             found["unshard nothing"] = self._each(self._unshard)
             found["wait nothing"] = self._each(self._wait)

@@ -9,7 +9,7 @@ from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import layer_shapes
 from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
 from counting.formulas.layouts.pipeline.messages import Messages
-from counting.formulas.layouts.pipeline.passes import Passes, outside_of_stage, passes_of_stage
+from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_stage, passes_of_stage
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.local.held import local_layer_held
@@ -104,7 +104,7 @@ def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> lis
 
 
 def _stage_profile(
-    stage: Stage, setup: Setup, layout: Layout, update: Update, passes: Passes, used: set[str]
+    stage: Stage, setup: Setup, layout: Layout, update: Update, passes: PassesByKey, used: set[str]
 ) -> StageProfile:
     (outside, _), *of_layers = _groups(stage, setup, layout)
     model = shallow(stage.spec)
@@ -171,7 +171,7 @@ def _head(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     return StepFlops(forward=head, backward=head * 2, recomputed=again) * setup.micro_batches
 
 
-def _further_traffic(own: Sequence[Stage], messages: Messages, passes: dict[int, Passes]) -> Traffics:
+def _further_traffic(own: Sequence[Stage], messages: Messages, passes: dict[int, PassesByKey]) -> Traffics:
     """What one more micro-batch sends: its messages, and a later pass forward and backward of each stage."""
     parts = [(messages.traffic(1), 1)]
     for stage in own:
