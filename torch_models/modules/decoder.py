@@ -186,12 +186,13 @@ class Decoder(nn.Module):
         """
         if tables is None:
             tables = self.rotary_tables(token_ids_BS)
-        x_BSD = self.embed(token_ids_BS)
         if depth > 0:
             index = self.num_layers + depth - 1
+            x_BSD = self.embed(token_ids_BS)
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
-        normed: Tensor = self.norm(self.through_layers(x_BSD, tables))
+        # No name for the embedded tokens here: it would keep them until all layers have run.
+        normed: Tensor = self.norm(self.through_layers(self.embed(token_ids_BS), tables))
         return normed
 
     def through_layers(self, x_BSD: Tensor, tables: Sequence[RotaryTables]) -> Tensor:
