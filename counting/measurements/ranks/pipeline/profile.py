@@ -162,12 +162,13 @@ class _Stages:
             micro_batch,
             let_go=_lets_go(setup, layout),
         )
-        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass.
-        converts = _converts(setup, layout) and not stage.is_first
+        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass. With multi-token
+        # prediction it runs through the embedding, so that fully_shard acts between the gradients of a layer.
+        converts = _converts(setup, layout) and not stage.is_first and not module.num_mtp_layers
         planner = Planner(
             _states(setup, layout, stage),
             sharded=layout.is_sharded,
-            converts=converts,
+            makes_gradients=converts,
             gathers_first=layout.schedule in ONE_STAGE,
         )
         measured_as = {key: alike(key, sharded=layout.is_sharded, converts=converts) for key in needed}
