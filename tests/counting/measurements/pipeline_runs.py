@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from counting.measurements.meta_device import measuring
 from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import apply_to
-from counting.measurements.ranks.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import PassKind, PipelineProfile
 from counting.ranks.pipeline_memory import actions_with_passes
 from counting.ranks.profile import RankStretch, Traffics
@@ -129,7 +130,20 @@ def _follow(pipeline: Pipeline, tracker: RankBytes, moments: list[Moment], peaks
 
         setattr(stage, name, call)
 
+    def reduces(stage: Any) -> None:
+        plain = stage.perform_reduce_grad
+
+        def call(factor: int) -> None:
+            peaks.append(tracker.peak)
+            tracker.watch()
+            plain(factor)
+            moments.append(("reduction", stage.stage_index, -1, tracker.peak))
+
+        stage.perform_reduce_grad = call
+
     for stage in stages:
+        if isinstance(stage.submod, FSDPModule):
+            reduces(stage)
         followed(stage, "forward_one_chunk", lambda kwargs: "forward")
         followed(
             stage,
@@ -158,9 +172,9 @@ def composed_moments(profile: PipelineProfile, stages: Sequence[Stage], further:
             now += stretch.memory.net
             kept += stretch.memory.net
         most = max(most, peak)
-        if action.kind in OF_BATCHES:
-            assert action.micro_batch is not None
-            moments.append((action.kind, action.stage, action.micro_batch, peak))
+        if action.kind in (*OF_BATCHES, "reduction"):
+            number = -1 if action.micro_batch is None else action.micro_batch
+            moments.append((action.kind, action.stage, number, peak))
     return moments, most
 
 
