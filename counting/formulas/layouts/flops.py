@@ -125,7 +125,7 @@ def _other_positions(local: ModelSpec, setup: Setup, cp: int) -> StepFlops:
         found += StepFlops(
             forward=others,
             backward=Counts(attention=fused_core_backward(layer.attention, *run) * (cp - 1) // 2),
-            recomputed=others * (setup.recompute != "none"),
+            recomputed=others * (layer.recompute_in(setup.recompute) in ("selective", "full")),
             skipped_by_causality=others,
         ) * (count * setup.micro_batches)
     return found

@@ -303,7 +303,7 @@ class _ContextParallel:
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
         """Keys and values again, and once more if the core of attention is recomputed; then their gradients."""
         size, gather = self._numbers(layer) * FP32, self.layer_forward(layer)
-        again = gather if self.setup.recompute != "none" else []
+        again = gather if layer.recompute_in(self.setup.recompute) in ("selective", "full") else []
         return [*again, *gather, Sending("all_to_all", "cp", size, size, self.division.cp)]
 
     def _numbers(self, layer: LayerSpec) -> int:

@@ -14,6 +14,7 @@ that is the only reference to a tensor is a variable here, set again at the same
 from typing import NamedTuple
 
 from counting.formulas.local.shapes import Division
+from counting.formulas.memory.operations import OTHER
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch
 
@@ -103,7 +104,7 @@ def ring_attention(
     division: Division,
 ) -> Array:
     """Run ring attention; it keeps what one call of the kernel keeps, with the merged output and log-sum-exp."""
-    out, logsumexp, state = _forward(tape, kernel, factors, batch, division)
+    out, logsumexp, state = tape.outputs_of(OTHER, lambda: _forward(tape, kernel, factors, batch, division))
     rows, several = logsumexp.size, kernel.heads * batch.sequences > 1
 
     def derive(gradients: Gradients) -> InputGradients:

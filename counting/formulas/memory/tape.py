@@ -206,10 +206,14 @@ class Tape:
 
     def born_of(self, kernel: Kernel, *sizes: Size) -> tuple[Array, ...]:
         """Allocate and return the outputs of a kernel, or take those that a checkpoint has kept."""
+        return self.outputs_of(kernel, lambda: self.born(*sizes))
+
+    def outputs_of(self, kernel: Kernel, run: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
+        """Return the outputs of `run`, or those that a checkpoint has kept."""
         if self._again is not None and self._again.keeps is not None:
             kept = self._again.outputs.popleft()
-            return self.born(*sizes) if kept is None else kept
-        arrays = self.born(*sizes)
+            return run() if kept is None else kept
+        arrays = run()
         segment = self._segment
         if segment is not None and segment.keeps is not None:
             keeps = segment.keeps(kernel)
