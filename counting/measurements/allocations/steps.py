@@ -134,7 +134,7 @@ def run_steps(
             if setup.clip_gradients:
                 scale(_with_gradients(gradients))
             update.step(gradients)
-            del gradients
+            del gradients, loss
             if setup.zero_gradients == "none":
                 trained.free_gradients()
             mark(f"update of step {step}")
