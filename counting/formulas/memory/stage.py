@@ -104,19 +104,26 @@ class _StageStep(SimulatedStep):
         return out
 
     def _backward(self, out: Array, gradient: Array | None, starts: list[int]) -> None:
-        """Run backward from `gradient`, or from the loss."""
+        """Run backward from `gradient`, or from the loss.
+
+        Without fully_shard, whose hooks end the first layer, that layer ends with the pass where its input is a buffer.
+        """
         tape, cut = self.tape, self._cut
+        ends_with_layer = not (self.hooked or self.stage.is_first)
         tape.watch()
         cut()
-        seed = tape.new(1, SINGLE) if gradient is None else gradient
+        seed: Array | None = tape.new(1, SINGLE) if gradient is None else gradient
+        assert seed is not None
         tape.deliver(out.edge, seed.again())
         self._at("model", "before_backward")
         while starts:
             tape.backward(down_to=starts.pop())
+            if not starts and ends_with_layer:
+                seed = None
             cut()
         tape.backward()
         self._at("model", "after_backward")
-        del seed
+        seed = None
         cut()
 
 

@@ -93,7 +93,8 @@ class CollectiveCounter:
 def _axes_that_call(name: str, operation: CollectiveOp, sent: Any) -> set[Axis]:
     """The axes whose ranks call a collective: `fully_shard` has those of c10d, all else the functional ones.
 
-    What is sent from rank to rank passes between the stages of a pipeline. The ranks of ep and of cp exchange tensors: rows with their counts in int64, and flat gradients.
+    Stages of a pipeline send to and receive from single ranks. The ranks of ep and of cp exchange tensors: rows with
+    their counts in int64, and flat gradients.
     """
     if operation in ("send", "receive"):
         return {"pp"}

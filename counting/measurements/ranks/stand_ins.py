@@ -311,6 +311,27 @@ def pipeline_stand_ins() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def lowered_once() -> Iterator[None]:
+    """Context in which torch orders the messages of a schedule once: each rank of pp has those of all ranks."""
+    from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
+
+    plain = _PipelineScheduleRuntime._prepare_schedule_with_comms
+    known: dict[Any, Any] = {}
+
+    def prepare(schedule: Any, actions: Any, *args: Any) -> None:
+        key = type(schedule), schedule._n_microbatches, schedule.pp_group_size, schedule._num_stages
+        if key in known:
+            schedule._validate_and_set_stage_mapping(actions)
+            schedule.pipeline_order_with_comms = known[key]
+        else:
+            plain(schedule, actions, *args)
+            known[key] = schedule.pipeline_order_with_comms
+
+    with replaced(_PipelineScheduleRuntime, "_prepare_schedule_with_comms", prepare):
+        yield
+
+
 class _Held(NamedTuple):
     """Works of one batch of messages, with the tensors that they read or write."""
 

@@ -1,11 +1,11 @@
 """Whole stages under torch's real schedule, with all layers and all micro-batches, for the tests of pipelines."""
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from counting.measurements.meta_device import measuring
 from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
@@ -13,7 +13,7 @@ from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
 from counting.measurements.ranks.rank import apply_to
-from counting.measurements.ranks.stand_ins import local, pipeline_stand_ins
+from counting.measurements.ranks.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import PassKind, PipelineProfile
 from counting.ranks.pipeline_memory import actions_with_passes
 from counting.ranks.profile import RankStretch, Traffics
@@ -67,20 +67,23 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
     pipeline = build_pipeline(modules, layout, meshes, micro_batch=micro_batch, micro_batches=setup.micro_batches)
     shape = setup.micro_batches * sequences, micro_batch[1]
     first, last = (any(getattr(module.stage, end) for module in modules) for end in ("is_first", "is_last"))
-    ids = torch.zeros(shape, dtype=torch.long, device=device) if first or any(m.num_mtp_layers for m in modules) else None
+    reads_ids = first or any(module.num_mtp_layers for module in modules)
+    ids = torch.zeros(shape, dtype=torch.long, device=device) if reads_ids else None
     labels = torch.zeros(shape, dtype=torch.long, device=device) if last else None
     tables = [table for module in modules for pair in module.tables or () for table in pair]
     existing = [each for each in (ids, labels, *tables) if each is not None]
     for module in modules:
         existing += [*module.parameters(), *module.buffers()]
+    if not layout.is_sharded and setup.precision_recipe.gradients_apart:
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.register_post_accumulate_grad_hook(_let_go)
     collectives = CollectiveCounter(axes_of(meshes))
     for step in range(steps):
         for module in modules:
             module.zero_grad(set_to_none=True)
-        present = list(existing)
-        if step:
-            present += [info.buffer for info in _buffers(pipeline)]
-        with RankBytes(present, collectives) as tracker:
+        # No variable may refer to the buffers of the step before: some are replaced.
+        with RankBytes([*existing, *(_buffers(pipeline) if step else ())], collectives) as tracker:
             tracker.watch()
             moments: list[Moment] = []
             peaks: list[int] = []
@@ -95,10 +98,15 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
     return WholeRun(moments, max(peaks), left, traffic)
 
 
-def _buffers(pipeline: Pipeline) -> list[Any]:
+def _let_go(parameter: Tensor) -> None:
+    """Free a gradient when it is complete: it would be added to a buffer in another format."""
+    parameter.grad = None
+
+
+def _buffers(pipeline: Pipeline) -> list[Tensor]:
     stages = getattr(pipeline.schedule, "_stages", None) or [pipeline.schedule._stage]
     return [
-        info
+        info.buffer
         for stage in stages
         for of_one in (*stage.args_recv_info.values(), *stage.grad_recv_info.values())
         for info in of_one
@@ -122,7 +130,20 @@ def _follow(pipeline: Pipeline, tracker: RankBytes, moments: list[Moment], peaks
 
         setattr(stage, name, call)
 
+    def reduces(stage: Any) -> None:
+        plain = stage.perform_reduce_grad
+
+        def call(factor: int) -> None:
+            peaks.append(tracker.peak)
+            tracker.watch()
+            plain(factor)
+            moments.append(("reduction", stage.stage_index, -1, tracker.peak))
+
+        stage.perform_reduce_grad = call
+
     for stage in stages:
+        if isinstance(stage.submod, FSDPModule):
+            reduces(stage)
         followed(stage, "forward_one_chunk", lambda kwargs: "forward")
         followed(
             stage,
@@ -151,9 +172,9 @@ def composed_moments(profile: PipelineProfile, stages: Sequence[Stage], further:
             now += stretch.memory.net
             kept += stretch.memory.net
         most = max(most, peak)
-        if action.kind in OF_BATCHES:
-            assert action.micro_batch is not None
-            moments.append((action.kind, action.stage, action.micro_batch, peak))
+        if action.kind in (*OF_BATCHES, "reduction"):
+            number = -1 if action.micro_batch is None else action.micro_batch
+            moments.append((action.kind, action.stage, number, peak))
     return moments, most
 
 

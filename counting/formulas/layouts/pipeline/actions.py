@@ -9,19 +9,18 @@ from counting.formulas.layouts.pipeline.order import Pass, passes_in_order
 from counting.ranks.pipeline import Found, PassKind, PipelineAction
 from counting.setup import Setup
 from torch_models.layout import SEVERAL_STAGES, Layout
-from torch_models.stages import micro_batches_of_round
 
 MAKE_GRADIENTS: tuple[PassKind, ...] = ("backward", "weight_backward")
 CHANGE_GRADIENTS: tuple[PassKind, ...] = (*MAKE_GRADIENTS, "input_backward", "reduction")
 STAGES_GATHERED = 3  # of a rank, at a time: those that the next passes need
 
 
-def actions_of(messages: Messages, setup: Setup, micro_batches: int) -> tuple[PipelineAction, ...]:
-    """Return the actions of `micro_batches` micro-batches."""
+def actions_of(messages: Messages, setup: Setup, micro_batches: int, more: int) -> tuple[PipelineAction, ...]:
+    """Return the actions of `micro_batches` micro-batches; a step of `more` of them more shows what each adds."""
     layout, rank = messages.layout, messages.pipeline_rank
     passes = passes_in_order(layout, rank, micro_batches)
     alive = messages.alive(passes)
-    further = _further(messages, passes, alive, micro_batches)
+    further = _further(messages, passes, alive, micro_batches, more)
     return tuple(
         PipelineAction(
             kind=kind,
@@ -123,37 +122,34 @@ def _gathering(
         finds[stage].after("wait")
 
 
-def messages_after(messages: Messages, micro_batches: int) -> tuple[int, int]:
+def messages_after(messages: Messages, micro_batches: int, more: int) -> tuple[int, int]:
     """Return the bytes of messages that are alive when the optimiser runs, and what one more micro-batch adds."""
-    layout = messages.layout
-    more = _one_more(layout, micro_batches)
-    few, many = (
-        messages.after(passes_in_order(layout, messages.pipeline_rank, number))
-        for number in (micro_batches, micro_batches + more)
-    )
-    return few, (many - few) // more
+    layout, rank = messages.layout, messages.pipeline_rank
+    found = messages.after(passes_in_order(layout, rank, micro_batches))
+    if not more:
+        return found, 0
+    return found, (messages.after(passes_in_order(layout, rank, micro_batches + more)) - found) // more
 
 
-def _one_more(layout: Layout, micro_batches: int) -> int:
-    """The micro-batches by which a step of the same order can be longer."""
-    return micro_batches_of_round(layout.pp, micro_batches) if layout.schedule in ("interleaved", "zb") else 1
-
-
-def _further(messages: Messages, passes: Sequence[Pass], alive: Sequence[int], micro_batches: int) -> list[int]:
+def _further(
+    messages: Messages, passes: Sequence[Pass], alive: Sequence[int], micro_batches: int, more: int
+) -> list[int]:
     """What one more micro-batch adds to the messages before each pass, and after the last.
 
-    The step with a round more begins as this one and, after a steady round that is not here, ends as it, with later
-    micro-batches. The last steady round that both have counts to the end, where more messages are alive.
+    The step with a round more, of `more` micro-batches, begins as this one and, after the round, ends as it, with later
+    micro-batches. The last steady round that both have stands after the additional one, where more messages are alive.
     """
-    layout = messages.layout
-    more = _one_more(layout, micro_batches)
-    longer = passes_in_order(layout, messages.pipeline_rank, micro_batches + more)
+    if not more:
+        return [0] * len(alive)
+    longer = passes_in_order(messages.layout, messages.pipeline_rank, micro_batches + more)
     alive_longer = messages.alive(longer)
     added = len(longer) - len(passes)
-    begins_alike = next(
-        (place for place, (one, other) in enumerate(zip(passes, longer, strict=False)) if one != other), len(passes)
-    )
-    return [
-        (alive_longer[place + (added if place >= begins_alike - added else 0)] - alive[place]) // more
-        for place in range(len(passes) + 1)
-    ]
+    begin_alike = next((place for place, each in enumerate(passes) if each != longer[place]), len(passes))
+
+    def further(place: int) -> int:
+        there = place + (added if place >= begin_alike - added else 0)
+        each, rest = divmod(alive_longer[there] - alive[place], more)
+        assert not rest, "a round adds equally much for each of its micro-batches"
+        return each
+
+    return [further(place) for place in range(len(alive))]

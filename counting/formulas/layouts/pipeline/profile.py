@@ -15,7 +15,13 @@ from counting.formulas.layouts.shards import Tensor, Update, rank_shares, update
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.local.shapes import division_of, local_setup
 from counting.formulas.states import TOKEN_ID_BYTES, buffer_bytes, table_bytes
-from counting.ranks.pipeline import PipelineProfile, StagePass, StageProfile, micro_batches_to_run
+from counting.ranks.pipeline import (
+    PipelineProfile,
+    StagePass,
+    StageProfile,
+    micro_batches_of_extension,
+    micro_batches_to_run,
+)
 from counting.ranks.pipeline_memory import pass_traffic
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
@@ -43,8 +49,9 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     groups = [group for stage in own for group in _groups(stage, setup, layout)]
     passes = {stage.number: passes_of_stage(stage, setup, layout) for stage in own}
-    actions = actions_of(messages, setup, run)
-    after, further_after = messages_after(messages, run)
+    more = micro_batches_of_extension(layout, setup.micro_batches)
+    actions = actions_of(messages, setup, run, more)
+    after, further_after = messages_after(messages, run, more)
     used = {stage.number: {action.key for action in actions if action.stage == stage.number} for stage in own}
     return PipelineProfile(
         pipeline_rank=pipeline_rank,
@@ -54,11 +61,11 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
         inputs=_inputs(own, local, run) + sum(table_bytes(stage.spec, local) for stage in own),
         actions=actions,
         micro_batches_run=run,
-        further_inputs=_inputs(own, local, 1),
+        further_inputs=_inputs(own, local, 1) if more else 0,
         messages_after=after,
         further_after=further_after,
         message_traffic=messages.traffic(run),
-        further_traffic=_further_traffic(own, layout, messages, passes),
+        further_traffic=_further_traffic(own, layout, messages, passes) if more else {},
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout),
         shares=_shares(groups, layout, update, pipeline_rank),

@@ -15,13 +15,18 @@ from counting.measurements.ranks.collectives import axes_of
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
-from counting.measurements.ranks.pipeline.plans import Key, Planner
+from counting.measurements.ranks.pipeline.plans import Key, Planner, alike
 from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
 from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
 from counting.measurements.ranks.rank import apply_to, held_bytes
 from counting.measurements.ranks.shares import rank_shares
-from counting.measurements.ranks.stand_ins import local
-from counting.ranks.pipeline import PipelineProfile, StageProfile, micro_batches_to_run
+from counting.measurements.ranks.stand_ins import local, lowered_once
+from counting.ranks.pipeline import (
+    PipelineProfile,
+    StageProfile,
+    micro_batches_of_extension,
+    micro_batches_to_run,
+)
 from counting.ranks.pipeline_memory import pass_traffic
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, total_traffic
 from counting.ranks.shallow import shallow
@@ -31,7 +36,7 @@ from torch_models.builder import build_stage_model
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.pipeline import ONE_STAGE, messages_of, pipeline_stage
-from torch_models.stages import Stage, micro_batches_of_round
+from torch_models.stages import Stage
 from torch_models.training.stage import StageModel
 
 TOKEN_ID_BYTES = torch.long.itemsize
@@ -55,11 +60,9 @@ def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) 
     """
     assert setup.micro_batches is not None, "a resolved setup"
     run = micro_batches_to_run(layout, setup.micro_batches)
-    more = micro_batches_of_round(layout.pp, run) if layout.schedule in ("interleaved", "zb") else 1
-    orders = [
-        extended_order(partial(_order, stages, setup, layout, rank), run, more, has_rounds=layout.schedule != "gpipe")
-        for rank in range(layout.pp)
-    ]
+    more = micro_batches_of_extension(layout, setup.micro_batches)
+    with lowered_once():
+        orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
     with fake_world(layout.ranks):
         measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
         measured = measuring_stages.measure(stages, orders)
@@ -79,9 +82,14 @@ def _states(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
     return StageStates(
         is_first=stage.is_first,
         sharded=layout.is_sharded,
-        converts=layout.is_sharded and _computed(setup) != _stored(setup, layout),
+        converts=_converts(setup, layout),
         let_go=_lets_go(setup, layout),
     )
+
+
+def _converts(setup: Setup, layout: Layout) -> bool:
+    """Whether fully_shard reduces gradients in another format than that of the gathered parameters."""
+    return layout.is_sharded and _computed(setup) != _stored(setup, layout)
 
 
 def _lets_go(setup: Setup, layout: Layout) -> bool:
@@ -145,13 +153,19 @@ class _Stages:
             micro_batch,
             let_go=_lets_go(setup, layout),
         )
+        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass.
+        converts = _converts(setup, layout) and not stage.is_first
         planner = Planner(
-            _states(setup, layout, stage), sharded=layout.is_sharded, gathers_first=layout.schedule in ONE_STAGE
+            _states(setup, layout, stage),
+            sharded=layout.is_sharded,
+            converts=converts,
+            gathers_first=layout.schedule in ONE_STAGE,
         )
-        passes: dict[str, PassRun] = {}
-        for one in runs.run(planner.plan(needed)):
-            passes.setdefault(f"{one.step.kind} {one.step.found}", one)
-        return _MeasuredStage(stage, module, passes)
+        measured_as = {key: alike(key, sharded=layout.is_sharded, converts=converts) for key in needed}
+        ran: dict[Key, PassRun] = {}
+        for one in runs.run(planner.plan(set(measured_as.values()))):
+            ran.setdefault((one.step.kind, one.step.found), one)
+        return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
 
     def profile(
         self, pipeline_rank: int, order: ExtendedOrder, run: int, own: Sequence[_MeasuredStage]
@@ -178,7 +192,7 @@ class _Stages:
             inputs=self._inputs(own) * run + sum(_table_bytes(each.module) for each in own),
             actions=order.actions,
             micro_batches_run=run,
-            further_inputs=self._inputs(own),
+            further_inputs=self._inputs(own) if run < setup.micro_batches else 0,
             messages_after=order.messages_after,
             further_after=order.further_after,
             message_traffic=order.traffic,

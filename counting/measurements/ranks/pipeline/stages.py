@@ -103,7 +103,10 @@ class StageRun:
                     # What fully_shard does at the end of the stage is not part of its last layer.
                     hooks.append(self._layers[-1].register_forward_hook(lambda *_: self._cut_next()))
                 for step in steps:
-                    found.append(self._run(step))
+                    if step.made:
+                        self._make_gradients()
+                    else:
+                        found.append(self._run(step))
                 for hook in hooks:
                     hook.remove()
                 categories = self._marks.found()
@@ -131,6 +134,8 @@ class StageRun:
         self._ascending = kind not in ("backward", "input_backward") and not whole_backward
         self._collectives.phase = "forward" if kind in ("forward", "unshard", "wait") else "backward"
         self._counter = FlopCounter(self._attribution)
+        if self._layout.is_sharded and step.found == "nothing":
+            self._free_gradients()  # the shards of those of the step before
         self._moments, self._section = [], 0 if self._ascending else self._last_section
         start = self._cut()
         if not self._ascending and not stage.is_last:
@@ -189,6 +194,12 @@ class StageRun:
             for parameter in module.parameters(recurse=False)
         }
 
+    def _make_gradients(self) -> None:
+        """Let each gathered parameter have a gradient in its own format, as after a `weight_backward`."""
+        for parameter in self._module.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        self._marks.after_pass()
+
     def _before_parameters(self, group: dict[str, Any]) -> None:
         """Cut where the gradients of the next layer's parameters begin; a `group` are those computed together."""
         if self._let_go:
@@ -202,7 +213,9 @@ class StageRun:
             parameter.grad = None
 
     def _reduction(self, _: None) -> list[Tensor]:
-        self._free_gradients()  # those of the step before
+        if not self._layout.is_sharded:
+            self._free_gradients()  # the end of a step
+            return []
         with before_groups(self._before_group, lambda: self._end_section(self._last_section)):
             self._stage.perform_reduce_grad(1)
         return []
