@@ -121,7 +121,7 @@ def _names(kind: PassKind, stage: Stage) -> tuple[str, str, str]:
     """The phases of what stands before the layers, of the layers, and of what stands after them."""
     if kind == "forward":
         return FORWARD, FORWARD, FORWARD
-    if kind == "reduction":
+    if kind in ("reduction", "exchange"):
         return REDUCTION, REDUCTION, REDUCTION
     if kind not in PASSES_OF_BATCHES:
         return GATHERING, GATHERING, GATHERING

@@ -12,8 +12,8 @@ from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import apply_to
-from counting.measurements.ranks.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import PassKind, PipelineProfile
 from counting.ranks.pipeline_memory import actions_with_passes
 from counting.ranks.profile import RankStretch, Traffics
