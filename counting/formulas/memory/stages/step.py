@@ -149,11 +149,16 @@ class _StageStep(SimulatedStep):
             self._undo(starts.pop())
             if not starts and ends_with_layer:
                 seed = None
+                self._let_go_of(out)
             cut()
         self._undo()
         self._at("model", "after_backward")
         seed = None
+        self._let_go_of(out)
         cut()
+
+    def _let_go_of(self, out: Array) -> None:
+        """Free what is not needed when backward ends."""
 
 
 _Cuts = list[tuple[Hook | None, Cut]]
@@ -185,14 +190,16 @@ class _HalvedStep(_StageStep):
         self.tape.begin_inputs(received.edge.target)
         gradient = None if self.stage.is_last else self.tape.new(size, self.width)
         self._backward(out, gradient, starts)
-        self.tape.end_inputs()
-        self.cuts[-1] = (None, Cut(self.cuts[-1][1].at_peak, dict(self.tape.alive)))
         inputs = self._end_pass(_gradient_of(received))
         self._weights()
         return inputs, self._end_pass(None)
 
     def _undo(self, down_to: int = 0) -> None:
         self.tape.backward_to_inputs(down_to)
+
+    def _let_go_of(self, out: Array) -> None:
+        out.edge = None
+        self.tape.end_inputs()
 
     def _weights(self) -> None:
         """Run the second half."""

@@ -78,7 +78,10 @@ class HalvedTape(Tape):
     def _derived(
         self, operation: Operation, gradients: Gradients, wanted: Sequence[bool]
     ) -> "list[Array | TooLarge | None]":
-        """The gradients of those inputs that are wanted; what was restored for this is freed before they are summed."""
+        """The gradients of the inputs that are wanted, and of others of which an operation makes one all the same.
+
+        What was restored for this is freed before they are summed.
+        """
         assert operation.derive is not None
         self.wanted = wanted
         results = operation.derive(gradients)
@@ -86,10 +89,8 @@ class HalvedTape(Tape):
         if operation.segment is not None:
             self._restored.get(id(operation), [()]).pop()
         for index, result in enumerate(results):
-            if not wanted[index]:
-                results[index] = None
-            elif isinstance(result, TooLarge):
-                results[index] = self.like(result.size)
+            if isinstance(result, TooLarge):
+                results[index] = self.like(result.size) if wanted[index] else None
         return results
 
     def end_inputs(self) -> None:
