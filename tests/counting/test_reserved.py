@@ -26,7 +26,8 @@ def memory_of(analysis: Analysis) -> StepMemory:
 @pytest.mark.parametrize("expandable", [False, True])
 def test_the_parts_sum_to_what_is_reserved(expandable: bool) -> None:
     memory = memory_of(analyze(LLAMA, Setup(sequence_length=512, expandable_segments=expandable), reserved=True))
-    assert memory.reserved_bytes is not None and memory.reserved_parts is not None
+    assert memory.reserved_bytes is not None
+    assert memory.reserved_parts is not None
     low, high = memory.reserved_bytes
     parts = memory.reserved_parts
     assert memory.peak_bytes < parts.peak_allocated_bytes <= low <= high
@@ -48,7 +49,8 @@ def test_the_worst_rank_has_it_alone() -> None:
     """Of 3 ranks the last has a shorter shard, so a smaller optimiser state."""
     spec = spec_from_fields(FAMILIES["llama"] | {"vocab_size": 97}, "llama")
     analysis = analyze(spec, SETUP, layout=Layout(fsdp=3), reserved=True)
-    assert analysis.rank_classes is not None and len(analysis.rank_classes) > 1
+    assert analysis.rank_classes is not None
+    assert len(analysis.rank_classes) > 1
     worst = worst_of_classes(analysis.rank_classes)
     assert [each.memory.reserved_bytes is not None for each in analysis.rank_classes] == [
         each is worst for each in analysis.rank_classes
@@ -82,7 +84,8 @@ def test_torchtitan_s_published_figure() -> None:
     """
     setup = Setup(sequence_length=8192, micro_batch_size=2, recompute="per_op", optimizer="adamw-foreach")
     analysis = analyze("llama_3_8b", setup, layout=Layout(fsdp=8, grouping="layers"), reserved=True)
-    assert analysis.rank_classes is not None and analysis.layout is not None
+    assert analysis.rank_classes is not None
+    assert analysis.layout is not None
     memory = worst_of_classes(analysis.rank_classes).memory
     assert memory.reserved_bytes is not None
     assert [each / GIB for each in memory.reserved_bytes] == pytest.approx([82.4, 82.4], rel=0.005)
