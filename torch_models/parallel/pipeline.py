@@ -29,10 +29,8 @@ from torch.distributed.pipelining import (
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout, Schedule
-from torch_models.modules.layers import RotaryTables
 from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.tensor import loss_context
-from torch_models.spec import RotarySpec
 from torch_models.stages import Stage
 from torch_models.training.loss import LossNormalizer
 from torch_models.training.stage import StageModel
@@ -109,12 +107,8 @@ def build_pipeline(
     assert meshes.pp is not None
     device = next(modules[0].parameters()).device
     token_ids = torch.empty(micro_batch, dtype=torch.long, device=device)
-    tables: dict[RotarySpec, RotaryTables] = {}  # one for all stages of the rank
     for module in modules:
-        missing = [spec for spec in module.model.rotary_specs if spec not in tables]
-        if missing:
-            tables |= zip(module.model.rotary_specs, module.model.rotary_tables(token_ids), strict=True)
-        module.tables = [tables[spec] for spec in module.model.rotary_specs]
+        module.tables = module.model.rotary_tables(token_ids)
     stages = [
         pipeline_stage(
             module,

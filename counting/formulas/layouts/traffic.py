@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from counting.formulas.held import FP32, INT64
+from counting.formulas.layouts.flops import CORE_AGAIN
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.replicated import norms_of_stream, used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
@@ -303,7 +304,7 @@ class _ContextParallel:
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
         """Keys and values again, and once more if the core of attention is recomputed; then their gradients."""
         size, gather = self._numbers(layer) * FP32, self.layer_forward(layer)
-        again = gather if self.setup.recompute != "none" else []
+        again = gather if layer.recompute_in(self.setup.recompute) in CORE_AGAIN else []
         return [*again, *gather, Sending("all_to_all", "cp", size, size, self.division.cp)]
 
     def _numbers(self, layer: LayerSpec) -> int:

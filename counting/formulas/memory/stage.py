@@ -30,19 +30,19 @@ class SimulatedStage(NamedTuple):
     backward: tuple[SimulatedPass, SimulatedPass]
 
 
-def simulate_stage(stage: Stage, setup: Setup, layout: Layout) -> SimulatedStage:
-    """Return the passes of a stage with few layers on a rank; `setup` and `layout` are resolved.
+def simulate_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int = 0) -> SimulatedStage:
+    """Return the passes of a stage with few layers on a rank, at place `context_rank` of cp.
 
-    Stretches are cut before and after each layer.
+    `setup` is that of the rank's positions; both settings are resolved. Stretches are cut before and after each layer.
     """
-    return _StageStep(stage, setup, layout).simulated()
+    return _StageStep(stage, setup, layout, context_rank).simulated()
 
 
 class _StageStep(SimulatedStep):
     """Two micro-batches of a stage, one after the other."""
 
-    def __init__(self, stage: Stage, setup: Setup, layout: Layout) -> None:
-        super().__init__(stage.spec, setup, layout)
+    def __init__(self, stage: Stage, setup: Setup, layout: Layout, context_rank: int) -> None:
+        super().__init__(stage.spec, setup, layout, context_rank)
         self.stage = stage
         self.layers = [local_layer(each, self.division.tp) for each in stage.spec.layers]
 
@@ -104,19 +104,26 @@ class _StageStep(SimulatedStep):
         return out
 
     def _backward(self, out: Array, gradient: Array | None, starts: list[int]) -> None:
-        """Run backward from `gradient`, or from the loss."""
+        """Run backward from `gradient`, or from the loss.
+
+        Without fully_shard, whose hooks end the first layer, that layer ends with the pass where its input is a buffer.
+        """
         tape, cut = self.tape, self._cut
+        ends_with_layer = not (self.hooked or self.stage.is_first)
         tape.watch()
         cut()
-        seed = tape.new(1, SINGLE) if gradient is None else gradient
+        seed: Array | None = tape.new(1, SINGLE) if gradient is None else gradient
+        assert seed is not None
         tape.deliver(out.edge, seed.again())
         self._at("model", "before_backward")
         while starts:
             tape.backward(down_to=starts.pop())
+            if not starts and ends_with_layer:
+                seed = None
             cut()
         tape.backward()
         self._at("model", "after_backward")
-        del seed
+        seed = None
         cut()
 
 

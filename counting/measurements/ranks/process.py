@@ -17,12 +17,14 @@ from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.rank import profile_of_rank
+from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
 from counting.setup import Setup
 from torch_models.errors import UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
+from torch_models.stages import stages_of
 
 # The other process finds modules where this one does, whatever the working directory is by now.
 _CODE = (
@@ -46,6 +48,19 @@ def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
         model = shallow(spec)
         ranks = [rank * layout.tp for rank in distinct_context_ranks(layout)]
         return of_worst(model, setup, [measure_model(model, setup, layout, rank) for rank in ranks])
+
+
+def measure_pipeline(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
+    """What the ranks of each place in the pipeline of `layout` hold, send and compute; otherwise as `measure_ranks`."""
+    # Importing it loads torch's compiler, which no other layout needs.
+    from counting.measurements.ranks.pipeline.profile import profiles_of_pipeline
+
+    with ONE_AT_A_TIME:
+        if dist.is_initialized():
+            profiles: tuple[PipelineProfile, ...] = _in_another_process("measure_pipeline", spec, setup, layout)
+            return profiles
+        with measuring():
+            return profiles_of_pipeline(stages_of(spec, layout), setup, layout)
 
 
 def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> list[Event]:

@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPCommContext, FSDPParamGroup
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor, Shard, _redistribute
 from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
@@ -310,6 +311,27 @@ def pipeline_stand_ins() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def lowered_once() -> Iterator[None]:
+    """Context in which torch orders the messages of a schedule once: each rank of pp has those of all ranks."""
+    from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
+
+    plain = _PipelineScheduleRuntime._prepare_schedule_with_comms
+    known: dict[Any, Any] = {}
+
+    def prepare(schedule: Any, actions: Any, *args: Any) -> None:
+        key = type(schedule), schedule._n_microbatches, schedule.pp_group_size, schedule._num_stages
+        if key in known:
+            schedule._validate_and_set_stage_mapping(actions)
+            schedule.pipeline_order_with_comms = known[key]
+        else:
+            plain(schedule, actions, *args)
+            known[key] = schedule.pipeline_order_with_comms
+
+    with replaced(_PipelineScheduleRuntime, "_prepare_schedule_with_comms", prepare):
+        yield
+
+
 class _Held(NamedTuple):
     """Works of one batch of messages, with the tensors that they read or write."""
 
@@ -320,3 +342,46 @@ class _Held(NamedTuple):
         """Wait for all of them."""
         for work in self.works:
             work.wait()
+
+
+def prepare_stage(stage: Any, micro_batches: int) -> None:
+    """Let a stage of torch be ready for passes, as a schedule does: with buffers for messages, of shapes it knows."""
+    from torch.distributed.pipelining._utils import InferenceMode
+
+    stage.has_backward = True
+    stage._inference_mode = InferenceMode.STATIC
+    stage._prepare_forward_infra(micro_batches, (), has_backward=True)
+    stage._prepare_backward_infra(micro_batches)
+
+
+def parameter_of(node: Any) -> Tensor:
+    """The parameter to whose gradient an autograd node adds."""
+    variable: Tensor = node.variable
+    return variable
+
+
+@contextlib.contextmanager
+def before_groups(begin: Callable[[Sequence[nn.Module]], None], end: Callable[[], None]) -> Iterator[None]:
+    """Context that calls `begin` with its modules before `fully_shard` gathers, copies or reduces each group.
+
+    `end` is called before it waits for all reductions.
+    """
+
+    def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(group: FSDPParamGroup, *args: Any, **kwargs: Any) -> Any:
+            begin(group.modules)
+            return method(group, *args, **kwargs)
+
+        return call
+
+    plain = FSDPState._root_post_backward_final_callback
+
+    def final(state: FSDPState) -> None:
+        end()
+        plain(state)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("unshard", "wait_for_unshard", "post_backward"):
+            stack.enter_context(replaced(FSDPParamGroup, name, wrapped(getattr(FSDPParamGroup, name))))
+        stack.enter_context(replaced(FSDPState, "_root_post_backward_final_callback", final))
+        yield

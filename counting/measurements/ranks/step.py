@@ -69,7 +69,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         cut()
         layers = list(model.model.layers)[: model.model.num_layers]
         with loss_context(layout), CategoryMarks(model, tracker, let_go=apart) as marks:
-            hooks = [_cut_before(module, cut) for module in (*layers, model.model.norm)]
+            hooks = [cut_before(module, cut) for module in (*layers, model.model.norm)]
             for index in range(number):
                 counters.append((FlopCounter(attribution), SkippedByCausality(attribution, layout.cp)))
                 set_gradient_synchronisation(model, layout, last=index == number - 1)
@@ -103,7 +103,7 @@ def batch_of_zeros(model: TrainingModel, setup: Setup, layout: Layout, device: t
     return RankBatch(zeros(), zeros(), further)
 
 
-def _cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
+def cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
     """Cut before all that the module's forward pass does, and when backward has completed its input's gradient.
 
     `fully_shard` gathers a layer's parameters in hooks: here the one in forward follows the cut. In backward the

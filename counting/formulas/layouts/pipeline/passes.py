@@ -16,6 +16,7 @@ from counting.formulas.layouts.passes import LayerUnits, Sharded
 from counting.formulas.layouts.schedule import Unit
 from counting.formulas.layouts.sharding import Shape
 from counting.formulas.layouts.traffic import compute_traffic
+from counting.formulas.local.shapes import local_setup
 from counting.formulas.memory import SimulatedPass, simulate_stage
 from counting.ranks.pipeline import StagePass
 from counting.ranks.profile import RankStretch, Traffics
@@ -51,7 +52,7 @@ def shallow_stage(stage: Stage) -> Stage:
     return stage._replace(spec=shallow(stage.spec).spec, number=0, first_layer=0)
 
 
-def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
+def passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int = 0) -> PassesByKey:
     """Return the passes of the shallow stage, by kind and by what is found.
 
     They are computed once for all stages and layouts that do not differ in what they depend on.
@@ -69,12 +70,12 @@ def passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
         grouping=layout.grouping,
         expert_imbalance=layout.expert_imbalance,
     )
-    return _passes_of_stage(shallow_stage(stage), setup, alike)
+    return _passes_of_stage(shallow_stage(stage), setup, alike, context_rank)
 
 
 @lru_cache(maxsize=256)
-def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
-    compute = simulate_stage(stage, setup, layout)
+def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int) -> PassesByKey:
+    compute = simulate_stage(stage, local_setup(setup, layout.cp), layout, context_rank)
     traffic = _traffic(stage.spec, setup, layout, stage)
     if layout.is_sharded:
         return _ShardedStage(stage, setup, layout, traffic).run(compute.forward, compute.backward)
@@ -86,8 +87,8 @@ def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout) -> PassesByKey:
         ]
 
     found = {}
-    for what, forward, backward in zip(("nothing", "gradients"), compute.forward, compute.backward, strict=True):
-        found[f"forward {what}"] = _ascending(stretches(forward, traffic.forward))
+    found["forward nothing"] = _ascending(stretches(compute.forward[0], traffic.forward))
+    for what, backward in zip(("nothing", "gradients"), compute.backward, strict=True):
         found[f"backward {what}"] = _descending(stretches(backward, traffic.backward))
     return found
 
@@ -135,17 +136,20 @@ class _ShardedStage(Sharded):
         self.rank.synchronises = self.rank.frees_after_backward = False
 
     def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> PassesByKey:
-        """Return all passes. A later forward pass is the same with gradients as with parameters alone."""
+        """Return all passes."""
         found: PassesByKey = {}
         if self.gathers_at_once:
             found["unshard nothing"] = self._each(self._unshard)
             found["wait nothing"] = self._each(self._wait)
+            found["reshard parameters"] = self._each(self.rank.reshard)
+            self._each(self._unshard)
+            self._each(self._wait)
             found["forward parameters"] = self._forward(forward[0])
         else:
             found["forward nothing"] = self._forward(forward[0])
         found["backward parameters"] = self._backward(backward[0])
-        found["forward gradients"] = self._forward(forward[1])
-        found.setdefault("forward parameters", found["forward gradients"])
+        later = self._forward(forward[1])
+        found.setdefault("forward parameters", later)
         found["backward gradients"] = self._backward(backward[1])
         found["reduction gradients"] = self._reduction()
         return found

@@ -76,8 +76,12 @@ class StageStates:
             self.accumulated, self.pending = True, False
 
     def state(self) -> tuple[bool, bool, bool]:
-        """All of it, to compare."""
+        """All of it."""
         return self.gathered, self.accumulated, self.pending
+
+    def set(self, state: tuple[bool, bool, bool]) -> None:
+        """Go to a state that `state` has returned."""
+        self.gathered, self.accumulated, self.pending = state
 
 
 StatesOf = Callable[[Stage], StageStates]
@@ -114,7 +118,8 @@ def run_order(
         target = {"target": batch} if any(stage.is_last for stage in own) else {}
         with _Live([batch]) as live:
             recorder.messages = lambda: live.live - batch.nbytes
-            schedule.step(*args, return_outputs=False, **target)
+            # The list of losses keeps them until the step has ended.
+            schedule.step(*args, return_outputs=False, **target, **({"losses": []} if target else {}))
             after = recorder.messages()
     return Order(recorder.passes, after, recorder.traffic)
 
@@ -138,11 +143,8 @@ class _Recorder:
     def follow(self, stage: PipelineStage, states: StageStates) -> None:
         """Note each pass of `stage` from now on, and each message that it sends or receives."""
         self._states[stage.stage_index] = states
-        forward, backward, weights = (
-            stage.forward_one_chunk,
-            stage.backward_one_chunk,
-            stage.backward_weight_one_chunk,
-        )
+        forward, weights = stage.forward_one_chunk, stage.backward_weight_one_chunk
+        backward: Callable[..., Any] = stage.backward_one_chunk
         sharded = isinstance(stage.submod, FSDPModule)
 
         def forward_one_chunk(micro_batch: int, *args: Any, **kwargs: Any) -> Any:
@@ -196,7 +198,8 @@ class _EmptyStage(nn.Module):
 
     def __init__(self, stage: Stage, output: Tensor, recorder: _Recorder) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(0, device="meta"))
+        # The output of the first stage, whose input needs no gradient, needs one because of a parameter.
+        self.weight = nn.Parameter(torch.empty(0, device="meta")) if stage.is_first else None
         self.number, self.output, self.recorder = stage.number, output, recorder
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ class _Empty(torch.autograd.Function):
     """A new tensor like `output`; the gradient of `x` is a new tensor like it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, output: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, output: Tensor) -> Tensor:
         ctx.like = x.shape, x.dtype
         return torch.empty(output.shape, dtype=output.dtype, device=output.device)
 
