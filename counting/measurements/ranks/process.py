@@ -16,8 +16,8 @@ from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import profile_of_rank
-from counting.measurements.ranks.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
