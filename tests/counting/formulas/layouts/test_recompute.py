@@ -16,7 +16,6 @@ from torch_models.fields.config import spec_from_fields
 from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import LayerRun, ModelRecompute
 
-
 AXES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-cp": ("llama", {"cp": 2}),
     "llama-cp-tp": ("llama", {"cp": 4, "tp": 2}),
