@@ -62,6 +62,13 @@ def check_stages(layout: Layout, spec: ModelSpec) -> None:
                 _refuse(field, shown, "is of a pipeline, and pp is 1: leave it out, or give pp")
         return
     _check_stages_per_rank(layout)
+    if layout.framework == "torch":
+        _check_torch(layout, spec)
+    _check_layers(layout, spec)
+
+
+def _check_torch(layout: Layout, spec: ModelSpec) -> None:
+    """Raise `ArgumentError` for what torch's schedules do not do."""
     if layout.zero != 1:
         rule = (
             "must be 1 with pp: torch's schedules reduce gradients once a step, and free no parameters between passes; "
@@ -74,7 +81,6 @@ def check_stages(layout: Layout, spec: ModelSpec) -> None:
             "copy, and torch's schedules do not add their gradients up; leave it out"
         )
         _refuse("pp", layout.pp, rule)
-    _check_layers(layout, spec)
 
 
 def with_stages(layout: Layout, spec: ModelSpec) -> Layout:
@@ -89,6 +95,7 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     if layout.pp == 1:
         return
     assert setup.micro_batches is not None and layout.schedule is not None
+    _check_halves(layout, setup)
     of_schedule = SCHEDULE_RULES[layout.schedule]
     if of_schedule.takes(setup.micro_batches, layout):
         return
@@ -103,6 +110,28 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
         f"{_or(of_step)}{more}"
     )
     _refuse("micro_batches", setup.micro_batches, rule)
+
+
+HALVES = ("zb", "zbv", "dualpipev")  # schedules that run backward in two halves
+ENDS_WITH_HALVES = ("zb", "zbv")  # in the last stage too
+
+
+def _check_halves(layout: Layout, setup: Setup) -> None:
+    """Raise `ArgumentError` for what torch does not do when it computes the gradients of parameters apart."""
+    if layout.schedule in HALVES and setup.recompute == "per_op":
+        rule = (
+            f"is refused with schedule {layout.schedule}, which runs backward in two halves: torch's selective "
+            "checkpointing takes one; give full, selective or none"
+        )
+        _refuse("recompute", "per_op", rule)
+    mixed = layout.is_sharded and setup.precision_recipe.master_bytes > 0
+    if layout.schedule in ENDS_WITH_HALVES and setup.mtp and mixed:
+        rule = (
+            f"is refused with schedule {layout.schedule} and fsdp in mixed precision: half of a backward pass makes "
+            "fully_shard convert some gradients of a prediction layer, and it reduces those of one format alone; "
+            "leave multi-token prediction out, or give schedule dualpipev or interleaved"
+        )
+        _refuse("mtp", True, rule)
 
 
 def _check_stages_per_rank(layout: Layout) -> None:

@@ -21,8 +21,10 @@ from torch_models.stages import micro_batches_of_round
 # micro-batch; it frees the gathered parameters. In schedules with several stages a rank, `unshard` begins to gather the
 # parameters of a stage, `wait` copies them from the buffers, right before the pass that first needs them, and `reshard`
 # frees them; with one stage a rank the first forward pass gathers them.
+# After all passes, `exchange` is the sum of the gradients of an embedding that the first and the last stage share, for
+# multi-token prediction, where they are on two ranks.
 PassKind = Literal[
-    "forward", "backward", "input_backward", "weight_backward", "reduction", "unshard", "wait", "reshard"
+    "forward", "backward", "input_backward", "weight_backward", "reduction", "unshard", "wait", "reshard", "exchange"
 ]
 
 # What a stage has when a pass begins. `nothing`: no gradients, and under fully_shard no gathered parameters.
@@ -67,9 +69,11 @@ class PipelineAction(msgspec.Struct, frozen=True, kw_only=True):
     """One pass that the rank runs. `messages` are bytes of tensors between stages that are alive when it begins.
 
     These are buffers to receive into, outputs that are kept for backward or until they are sent, gradients of inputs
-    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them. An input's
-    gradient from `input_backward` stays with the input until the step ends.
+    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them; if all of a step
+    run, it is 0. An input's gradient from `input_backward` stays with the input until the step ends.
     """
+
+    scope: ClassVar[str] = "rank"
 
     kind: PassKind
     stage: int  # the number of the stage in the pipeline
@@ -122,10 +126,20 @@ def micro_batches_to_run(layout: Layout, micro_batches: int) -> int:
     `layout` is resolved and has pp > 1. The schedule accepts that number, and orders them as it orders all of them.
     """
     match layout.schedule:
-        case "gpipe":  # all wait at once; the first two backward passes differ
-            return min(micro_batches, 3)
+        case "gpipe":  # all wait at once
+            return micro_batches
         case "1f1b":  # p are under way, and an output stays until as many more are
             return min(micro_batches, 2 * layout.pp)
         case "interleaved" | "zb":
             return min(micro_batches, ROUNDS_RUN * micro_batches_of_round(layout.pp, micro_batches))
     return min(micro_batches, layout.stages + 2)
+
+
+def micro_batches_of_extension(layout: Layout, micro_batches: int) -> int:
+    """The micro-batches by which a step is longer whose order is compared, to find what each further one adds.
+
+    It is 0 if all micro-batches of the step run; else those of a steady round.
+    """
+    if micro_batches_to_run(layout, micro_batches) == micro_batches:
+        return 0
+    return micro_batches_of_round(layout.pp, micro_batches) if layout.schedule in ("interleaved", "zb") else 1

@@ -152,6 +152,8 @@ class Decoder(nn.Module):
     Face's checkpoints.
     """
 
+    has_embedding = has_norm = True  # False in stages of a pipeline that lack them
+
     tables_dtype: torch.dtype | None = None  # of the rotary tables; None: that of the embedding
     # Where ranks divide the positions: how many ranks, and what leaves this rank's rows of a table of all positions.
     context_ranks = 1
@@ -177,28 +179,31 @@ class Decoder(nn.Module):
         *,
         depth: int = 0,
         hidden_BSD: Tensor | None = None,
+        residual_BSD: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states from which the head predicts at the prediction depth `depth`, (B, S) -> (B, S, D).
 
         Depth 0 is the main model. Depth k is the multi-token-prediction layer k: `hidden_BSD` is what depth k - 1
         returned, and `token_ids_BS` has the token that it predicts at each position. `tables` is the result of
         `rotary_tables`, computed here if it is None.
+
+        A stage of a pipeline that lacks the embedding gets the residual stream before its first layer, `residual_BSD`,
+        and one that lacks the final norm returns the one after its last layer.
         """
         if tables is None:
             tables = self.rotary_tables(token_ids_BS)
-        x_BSD = self.embed(token_ids_BS)
+        x_BSD = self.embed(token_ids_BS) if residual_BSD is None else residual_BSD
         if depth > 0:
             index = self.num_layers + depth - 1
+            x_BSD = self.embed(token_ids_BS)
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
-        normed: Tensor = self.norm(self.through_layers(x_BSD, tables))
-        return normed
-
-    def through_layers(self, x_BSD: Tensor, tables: Sequence[RotaryTables]) -> Tensor:
-        """The residual stream after the layers of the main model, (B, S, D) -> (B, S, D)."""
         for index in range(self.num_layers):
             x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
-        return x_BSD
+        if not self.has_norm:
+            return x_BSD
+        normed: Tensor = self.norm(x_BSD)
+        return normed
 
     @property
     def mtp_layers(self) -> list[nn.Module]:
@@ -222,7 +227,7 @@ class Decoder(nn.Module):
         """That of the residual stream, and of the rotary tables."""
         if self.tables_dtype is not None:
             return self.tables_dtype
-        weight: Tensor = self.embed_tokens.weight if self.embed_tokens is not None else next(self.parameters())
+        weight: Tensor = self.embed_tokens.weight if self.has_embedding else next(self.parameters())
         return weight.dtype
 
 

@@ -28,7 +28,7 @@ def shard(model: TrainingModel, layout: Layout, meshes: Meshes, policy: MixedPre
         ends: list[nn.Module] = [end for end in (model.model.norm, model.lm_head) if end is not None]
         if model.spec.tie_word_embeddings:
             ends.insert(0, model.model.embed_tokens)
-        elif model.model.embed_tokens is not None:
+        elif model.model.has_embedding:
             fully_shard(model.model.embed_tokens, reshard_after_forward=reshard, **options)
         if ends:
             # Backward begins with them, so they would be gathered again at once.

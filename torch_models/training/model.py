@@ -46,6 +46,7 @@ class TrainingModel(LanguageModel):
         normalizer: LossNormalizer | None = None,
         tables: Sequence[RotaryTables] | None = None,
         further: Sequence[tuple[Tensor, Tensor]] | None = None,
+        residual_BSD: Tensor | None = None,
     ) -> Tensor:
         """Return the mean cross-entropy over the scored positions, in nats, as a scalar in fp32.
 
@@ -60,26 +61,16 @@ class TrainingModel(LanguageModel):
         With `normalizer`, the sums are divided by the tokens of a whole step; see `loss_normalizer`. `tables` is the
         result of `model.rotary_tables`, for reuse over many steps. `further` are the token ids and labels of each
         multi-token-prediction layer, where ranks divide the positions (`parallel.context.batch_of_rank`); else they
-        are made here. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in int64, and for a
-        normalizer or `further` of fewer prediction depths.
+        are made here. `residual_BSD` is the residual stream before the first layer, in place of the embedded tokens, as
+        in the last stage of a pipeline. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in
+        int64, and for a normalizer or `further` of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
         self.check_normalizer(normalizer)
         self.check_further(further)
         if tables is None:
             tables = self.model.rotary_tables(token_ids_BS)
-        return self.loss_of(self.model(token_ids_BS, tables), token_ids_BS, labels_BS, normalizer, tables, further)
-
-    def loss_of(
-        self,
-        hidden_BSD: Tensor,
-        token_ids_BS: Tensor,
-        labels_BS: Tensor,
-        normalizer: LossNormalizer | None,
-        tables: Sequence[RotaryTables],
-        further: Sequence[tuple[Tensor, Tensor]] | None = None,
-    ) -> Tensor:
-        """The loss of the main model's last hidden states (B, S, D), after the final norm; see `forward`."""
+        hidden_BSD = self.model(token_ids_BS, tables, residual_BSD=residual_BSD)
         loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
         for depth in range(1, 1 + self.num_mtp_layers):
             # No position is scored that attends to the last one.

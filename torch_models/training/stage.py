@@ -39,14 +39,16 @@ class StageModel(TrainingModel):
     ) -> None:
         super().__init__(stage.spec, kernels, mtp=mtp and stage.is_last, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
         self.stage = stage
+        # The first stage and multi-token prediction in the last one have the same embedding, of which each is a copy.
+        self.shares_embedding = mtp and stage.predicts_further and (stage.is_first or stage.is_last)
         self.model.layers = NumberedLayers(self.model.layers, stage.first_layer)
         # Of all micro-batches: torch's schedules would cut what they are given into micro-batches.
         self.tables: Sequence[RotaryTables] | None = None
         self.normalizer: LossNormalizer | None = None
         if not stage.is_first and not self.num_mtp_layers:
-            self.model.embed_tokens = None  # type: ignore[assignment]
+            self.model.embed_tokens, self.model.has_embedding = None, False  # type: ignore[assignment]
         if not stage.is_last:
-            self.model.norm = None  # type: ignore[assignment]
+            self.model.norm, self.model.has_norm = None, False  # type: ignore[assignment]
             self.lm_head = None  # type: ignore[assignment]
 
     def forward(  # type: ignore[override]
@@ -59,10 +61,10 @@ class StageModel(TrainingModel):
         """
         tables = self.tables
         assert tables is not None, "the rotary tables are set by build_pipeline"
-        hidden_BSD = self.model.through_layers(self.model.embed(x) if self.stage.is_first else x, tables)
         if not self.stage.is_last:
-            return hidden_BSD
+            residual_BSD = None if self.stage.is_first else x
+            out: Tensor = self.model(x, tables, residual_BSD=residual_BSD)
+            return out
         assert labels is not None and (token_ids is not None or not self.num_mtp_layers)
-        self.check_normalizer(self.normalizer)
-        hidden_BSD = self.model.norm(hidden_BSD)
-        return self.loss_of(hidden_BSD, labels if token_ids is None else token_ids, labels, self.normalizer, tables)
+        ids = labels if token_ids is None else token_ids  # they are not embedded without multi-token prediction
+        return super().forward(ids, labels, normalizer=self.normalizer, tables=tables, residual_BSD=x)

@@ -36,6 +36,8 @@ from torch_models.spec import (
     MultiHeadLatentAttentionSpec,
 )
 
+CORE_AGAIN = ("selective", "full")  # ways to recompute that run the core of attention again
+
 
 def local_model(spec: ModelSpec, tp: int, *, mtp: bool | None) -> ModelSpec:
     """Return the model that a rank of tp has: local layers and words, and layers of `mtp` if they are trained."""
@@ -125,7 +127,7 @@ def _other_positions(local: ModelSpec, setup: Setup, cp: int) -> StepFlops:
         found += StepFlops(
             forward=others,
             backward=Counts(attention=fused_core_backward(layer.attention, *run) * (cp - 1) // 2),
-            recomputed=others * (layer.recompute_in(setup.recompute) in ("selective", "full")),
+            recomputed=others * (layer.recompute_in(setup.recompute) in CORE_AGAIN),
             skipped_by_causality=others,
         ) * (count * setup.micro_batches)
     return found

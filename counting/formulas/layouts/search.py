@@ -34,13 +34,15 @@ def rank_cost(spec: ModelSpec, setup: Setup, layout: Layout) -> RankCost:
 
     With cp the peak is that of the place in cp with the largest one; all places send and receive the same.
     """
-    places = list(_places(spec, setup, layout))
+    places = list(_places(spec, setup, layout, largest_context_ranks(layout)))
     return RankCost(max(each.peak for each in places), _traffic(shallow(spec), setup, places[0].passes))
 
 
 def worst_context_rank(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
     """Return the place in cp with the largest peak, the lowest of several; 0 without cp."""
-    return 0 if layout.cp == 1 else max(_places(spec, setup, layout), key=lambda each: each.peak).context_rank
+    if layout.cp == 1:
+        return 0
+    return max(_places(spec, setup, layout, distinct_context_ranks(layout)), key=lambda each: each.peak).context_rank
 
 
 class _Place(NamedTuple):
@@ -51,12 +53,11 @@ class _Place(NamedTuple):
     peak: int
 
 
-def _places(spec: ModelSpec, setup: Setup, layout: Layout) -> Iterator[_Place]:
-    """Each place of `distinct_context_ranks`."""
+def _places(spec: ModelSpec, setup: Setup, layout: Layout, context_ranks: tuple[int, ...]) -> Iterator[_Place]:
     model = shallow(spec)
     held = _held(model, setup, layout)
     start = held.bytes + _inputs(spec, setup, layout.cp)
-    for context_rank in distinct_context_ranks(layout):
+    for context_rank in context_ranks:
         passes = micro_batches(model.spec, setup, layout, context_rank)
         peak = position = start
         for each in passes:
@@ -72,6 +73,14 @@ def distinct_context_ranks(layout: Layout) -> tuple[int, ...]:
     those between for both (formulas/memory/ring.py).
     """
     return tuple(sorted({0, min(1, layout.cp - 1), layout.cp - 1}))
+
+
+def largest_context_ranks(layout: Layout) -> tuple[int, ...]:
+    """Return the places of which one has the largest peak.
+
+    The ranks between first and last do what both of these do, and hold as much as either at each moment.
+    """
+    return distinct_context_ranks(layout) if layout.cp < 3 else (1,)
 
 
 def _walk(model: Shallow, passes: RankMicroBatch, position: int) -> tuple[int, int]:

@@ -168,6 +168,7 @@ class Tape:
         self.recording = grad
         self.keeps_gradients = True
         self.fresh_parameters = False  # those that are made now
+        self.wanted: Sequence[bool] | None = None  # which gradients of inputs the operation is to derive; None: all
         self.alive: dict[int, int] = {}  # serial number of a storage -> bytes
         self.live = 0
         self.peak = 0
@@ -209,7 +210,7 @@ class Tape:
         return self.outputs_of(kernel, lambda: self.born(*sizes))
 
     def outputs_of(self, kernel: Kernel, run: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
-        """Return the outputs of `run`, or those that a checkpoint has kept."""
+        """Run what counts as one kernel and return its outputs, or take those that a checkpoint has kept."""
         if self._again is not None and self._again.keeps is not None:
             kept = self._again.outputs.popleft()
             return run() if kept is None else kept
@@ -306,6 +307,10 @@ class Tape:
         return len(self._operations)
 
     # --- Backward ------------------------------------------------------------------------------------------------
+
+    def wants(self, index: int) -> bool:
+        """Whether the gradient of this input of the operation that runs is to be derived."""
+        return self.wanted is None or self.wanted[index]
 
     def deliver(self, edge: Edge | None, gradient: Array | TooLarge | None) -> None:
         """Add `gradient` to the gradient at `edge`: in place unless something else refers to that gradient's memory."""

@@ -24,6 +24,9 @@ from torch_models.training.model import TrainingModel
 STEPS = 2  # the second finds the blocks of the first, and the optimiser's states among them
 MOST_MICRO_BATCHES_RUN = 2  # those after the first are alike
 
+# Token ids, labels, and those of each multi-token-prediction layer where ranks divide the positions.
+Batch = tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...] | None]
+
 
 def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
     """The log of two steps of the whole model on one device; `setup` must be resolved, and its update measurable."""
@@ -41,8 +44,9 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
         set_recompute(model, setup.recompute)
         log = AllocationLog(existing_tensors(model), device, Workspaces())
         with log:
-            log_steps(log, model, setup, TrainedParts(model, precision))
-        return log.events
+            passes = MicroBatches(model, setup, lambda: _batch(setup, device), log.mark)
+            run_steps(setup, TrainedParts([model], precision), passes, log.mark)
+        return list(log.events)  # later releases go on in the log
 
 
 def existing_tensors(model: nn.Module) -> list[Tensor]:
@@ -56,18 +60,21 @@ def existing_tensors(model: nn.Module) -> list[Tensor]:
 
 
 class TrainedParts:
-    """The parameters that this device stores, with their gradients; `local` gives its part of a tensor.
+    """The parameters of `modules` that this device stores, with their gradients; `local` gives its part of a tensor.
 
     `precision` is the recipe by which they are stored.
     """
 
     def __init__(
-        self, model: nn.Module, precision: Precision, local: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self,
+        modules: Sequence[nn.Module],
+        precision: Precision,
+        local: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
         self.precision = precision
         self._local = local
-        self._parameters = list(model.parameters())
-        self._tensors = trained_tensors(model)
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._tensors = [tensor for module in modules for tensor in trained_tensors(module)]
 
     def update(self, optimizer: Optimizer) -> WholeUpdate:
         """An optimiser of all of them."""
@@ -96,35 +103,17 @@ class TrainedParts:
             parameter.grad = None
 
 
-def log_steps(
-    log: AllocationLog,
-    model: TrainingModel,
-    setup: Setup,
-    trained: TrainedParts,
-    before_micro_batch: Callable[[bool], None] = lambda last: None,
-    most_micro_batches: int = MOST_MICRO_BATCHES_RUN,
-) -> None:
-    """Run `STEPS` whole steps of `model` in `log`: all micro-batches, gradient clipping, the optimiser's step.
+def run_steps(setup: Setup, trained: TrainedParts, passes: Callable[[str], None], mark: Callable[[str], None]) -> None:
+    """Run `STEPS` whole steps: the `passes` of all micro-batches, gradient clipping, the optimiser's step.
 
-    Of a step's micro-batches at most `most_micro_batches` are run; token ids and labels are new in each.
-    `before_micro_batch` is called with whether the micro-batch is the last of its step.
+    `mark` is called with the name of each moment, `passes` with how the names of its own end. Nothing here asks for the
+    device of what is trained.
     """
-    assert setup.micro_batches is not None, "a resolved setup"
-    number = min(setup.micro_batches, most_micro_batches)
-    tables: Sequence[RotaryTables] | None = None
     with _without_collection(), trained.freeing_gradients():
         update = trained.update(setup.optimizer_recipe)
         for step in range(1, STEPS + 1):
-            log.mark(f"step {step}")
-            for index in range(number):
-                token_ids, labels = (_tokens(setup) for _ in range(2))
-                if tables is None:
-                    tables = model.model.rotary_tables(token_ids)
-                before_micro_batch(index == number - 1)
-                loss = model(token_ids, labels, tables=tables)
-                log.mark(f"forward {index + 1} of step {step}")
-                loss.backward()
-                log.mark(f"backward {index + 1} of step {step}")
+            mark(f"start of step {step}")
+            passes(f" of step {step}")
             gradients = update.gradients or trained.gradients()
             if setup.clip_gradients:
                 scale(_with_gradients(gradients))
@@ -132,11 +121,49 @@ def log_steps(
             del gradients
             if setup.zero_gradients == "none":
                 trained.free_gradients()
-            log.mark(f"optimiser of step {step}")
+            mark(f"update of step {step}")
 
 
-def _tokens(setup: Setup) -> Tensor:
-    return torch.empty(*setup.micro_batch, dtype=torch.long, device="meta")
+class MicroBatches:
+    """Forward and backward passes of `model` over the micro-batches of a step, at most `most` of them.
+
+    `new_batch` makes each batch; a batch is freed when the next one is there. `before` is called with whether the
+    micro-batch is the last of its step.
+    """
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        setup: Setup,
+        new_batch: Callable[[], Batch],
+        mark: Callable[[str], None],
+        *,
+        most: int = MOST_MICRO_BATCHES_RUN,
+        before: Callable[[bool], None] = lambda last: None,
+    ) -> None:
+        assert setup.micro_batches is not None, "a resolved setup"
+        self._model, self._new_batch, self._mark, self._before = model, new_batch, mark, before
+        self._number = min(setup.micro_batches, most)
+        self._tables: Sequence[RotaryTables] | None = None
+        self._batch: Batch | None = None
+
+    def __call__(self, of_step: str) -> None:
+        """Run the passes of a step; gradients then stand on the parameters."""
+        for index in range(self._number):
+            self._batch = self._new_batch()
+            token_ids, labels, further = self._batch
+            if self._tables is None:
+                self._tables = self._model.model.rotary_tables(token_ids)
+            self._before(index == self._number - 1)
+            loss = self._model(token_ids, labels, tables=self._tables, further=further)
+            self._mark(f"forward {index + 1}{of_step}")
+            loss.backward()
+            self._mark(f"backward {index + 1}{of_step}")
+
+
+def _batch(setup: Setup, device: torch.device) -> Batch:
+    token_ids, labels = (torch.zeros(*setup.micro_batch, dtype=torch.long, device=device) for _ in range(2))
+    return token_ids, labels, None
 
 
 def _with_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:

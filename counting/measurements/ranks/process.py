@@ -16,13 +16,16 @@ from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import profile_of_rank
+from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
 from counting.setup import Setup
 from torch_models.errors import UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
+from torch_models.stages import stages_of
 
 # The other process finds modules where this one does, whatever the working directory is by now.
 _CODE = (
@@ -48,12 +51,30 @@ def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
         return of_worst(model, setup, [measure_model(model, setup, layout, rank) for rank in ranks])
 
 
+def measure_pipeline(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
+    """What the ranks of each place in the pipeline of `layout` hold, send and compute; otherwise as `measure_ranks`."""
+    # Importing it loads torch's compiler, which no other layout needs.
+    from counting.measurements.ranks.pipeline.profile import profiles_of_pipeline
+
+    with ONE_AT_A_TIME:
+        if dist.is_initialized():
+            profiles: tuple[PipelineProfile, ...] = _in_another_process("measure_pipeline", spec, setup, layout)
+            return profiles
+        with measuring():
+            return profiles_of_pipeline(stages_of(spec, layout), setup, layout)
+
+
 def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> list[Event]:
     """The log of two steps of the whole model on `rank` of `layout`; where it is measured is as in `measure_ranks`."""
     with ONE_AT_A_TIME:
         if dist.is_initialized():
             events: list[Event] = _in_another_process("log_of_rank", spec, setup, layout, rank)
             return events
+        if layout.pp > 1:
+            from counting.measurements.ranks.pipeline.allocations import log_of_this_pipeline_rank
+
+            with pipeline_stand_ins(), fake_world(layout.ranks, rank), measuring():
+                return log_of_this_pipeline_rank(spec, setup, layout, torch.device("meta"))
         with fake_world(layout.ranks, rank), measuring():
             return log_of_this_rank(spec, setup, layout, torch.device("meta"))
 

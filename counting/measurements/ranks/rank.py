@@ -45,7 +45,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
                 count=count,
                 parameters=sum(local(parameter).numel() for parameter in parameters),
                 states=updates.states(parameters),
-                held=_held(forward.memory),
+                held=held_bytes(forward.memory),
             )
             for spec, count, parameters, forward in zip(
                 model.spec.layers, counts, in_layers, first.forward, strict=True
@@ -68,7 +68,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
     )
 
 
-def _held(forward: Stretch) -> int:
+def held_bytes(forward: Stretch) -> int:
     """What a layer's forward pass keeps for backward, beside what `fully_shard` keeps."""
     return forward.net - forward.gathered - forward.communication
 
@@ -76,7 +76,6 @@ def _held(forward: Stretch) -> int:
 def divided_model(spec: ModelSpec, setup: Setup, layout: Layout, meshes: Meshes, device: torch.device) -> TrainingModel:
     """The modules of `spec`, this rank's parts of them."""
     stored = getattr(torch, stored_precision(setup, layout).activation_dtype)
-    computed = getattr(torch, setup.precision_recipe.activation_dtype)
     modules = build_model_with_loss(
         spec,
         device=device,
@@ -85,7 +84,15 @@ def divided_model(spec: ModelSpec, setup: Setup, layout: Layout, meshes: Meshes,
         mtp=bool(setup.mtp),
         loss_chunk=setup.loss_chunk,
     )
+    apply_to(modules, setup, layout, meshes)
+    return modules
+
+
+def apply_to(modules: TrainingModel, setup: Setup, layout: Layout, meshes: Meshes) -> None:
+    """Divide `modules` as `layout` says, with the recomputation and the precision of `setup`."""
     set_recompute(modules, setup.recompute)
+    stored = getattr(torch, stored_precision(setup, layout).activation_dtype)
+    computed = getattr(torch, setup.precision_recipe.activation_dtype)
     mixed = stored != computed
     apply_layout(
         modules,
@@ -94,4 +101,3 @@ def divided_model(spec: ModelSpec, setup: Setup, layout: Layout, meshes: Meshes,
         param_dtype=computed if mixed else None,
         reduce_dtype=stored if mixed else None,
     )
-    return modules

@@ -35,7 +35,13 @@ RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tens
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
-    with _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one(), _without_debug_of_dtensor():
+    with (
+        _streams_of_meta(),
+        _parameters_on_meta(),
+        _parts_one_by_one(),
+        _messages_on_meta(),
+        _without_debug_of_dtensor(),
+    ):
         yield
 
 
@@ -281,42 +287,8 @@ def propagates_shapes() -> bool:
 
 
 @contextlib.contextmanager
-def pipeline_stand_ins() -> Iterator[None]:
-    """Context in which torch's pipeline schedules run in a group without other processes. Undoes everything on exit.
-
-    Stages vote with messages on whether the shapes of their inputs are known: here they are. Batches of messages ask
-    which devices the fake backend supports. A real send keeps its tensor until its work is let go; a fake one keeps
-    nothing, so here the works keep it.
-    """
-    # Importing it loads torch's compiler, which no other layout needs.
-    from torch.distributed.pipelining import PipelineStage, schedules
-
+def _messages_on_meta() -> Iterator[None]:
+    """Batches of messages ask which devices the backend of a group supports."""
     devices = dist.Backend.backend_capability["fake"]
-    plain = schedules._batch_p2p
-
-    def batch_p2p(operations: list[Any], desc: str | None = None) -> list[Any]:
-        works = plain(operations, desc)
-        return [_Held(works, [operation.tensor for operation in operations])] if works else []
-
-    def vote(stage: PipelineStage, *_: object, **__: object) -> Tensor:
-        return torch.ones(1, dtype=torch.int32)
-
-    with (
-        replaced(dist.Backend, "backend_capability", dist.Backend.backend_capability | {"fake": [*devices, "meta"]}),
-        replaced(schedules, "_batch_p2p", batch_p2p),
-        replaced(PipelineStage, "_warmup_forward_vote", vote),
-        replaced(PipelineStage, "_warmup_backward_result", vote),
-    ):
+    with replaced(dist.Backend, "backend_capability", dist.Backend.backend_capability | {"fake": [*devices, "meta"]}):
         yield
-
-
-class _Held(NamedTuple):
-    """Works of one batch of messages, with the tensors that they read or write."""
-
-    works: list[Any]
-    tensors: list[Tensor]
-
-    def wait(self) -> None:
-        """Wait for all of them."""
-        for work in self.works:
-            work.wait()

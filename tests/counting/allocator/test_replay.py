@@ -24,6 +24,8 @@ def test_the_parts_of_a_peak_by_hand() -> None:
         Allocate(4, 59 * MIB + 1, "compute"),  # a whole segment of 60 MiB
         Free(4),
         Mark("end"),
+        Allocate(5, 512, "compute"),
+        Mark("after"),
     ]
     found = replay(events)
     peak = ReservedPeak(
@@ -50,7 +52,19 @@ def test_the_parts_of_a_peak_by_hand() -> None:
         MarkedMoment(
             name="end", allocated_bytes=5 * MIB + 512, reserved_bytes=122 * MIB, peak_allocated_bytes=65 * MIB + 512
         ),
+        MarkedMoment(
+            name="after", allocated_bytes=5 * MIB + 1024, reserved_bytes=122 * MIB, peak_allocated_bytes=5 * MIB + 1024
+        ),
     )
+
+
+def test_the_parts_are_those_of_the_fullest_moment() -> None:
+    """The last segment is a small one; later, with as much reserved, the large one is used again."""
+    events: list[Event] = [Allocate(1, 40 * MIB, "compute"), Free(1), Allocate(2, 512, "compute"), Free(2)]
+    idle = replay(events).low
+    assert (idle.reserved_bytes, idle.allocated_bytes, idle.idle_bytes) == (42 * MIB, 512, 40 * MIB)
+    used = replay([*events, Allocate(3, 39 * MIB, "compute"), Free(3), Allocate(4, 512, "compute")]).low
+    assert (used.reserved_bytes, used.allocated_bytes, used.idle_bytes) == (42 * MIB, 40 * MIB, 2 * MIB)
 
 
 def test_expandable_segments_waste_less() -> None:
@@ -76,7 +90,7 @@ def test_addresses_decide_what_is_reserved() -> None:
         Allocate(6, 60 * MIB, "compute"),  # fits segment 1 if it was the second
     ]
     found = replay(events)
-    assert found.reserved_bytes == (122 * MIB, 182 * MIB)
+    assert (found.reserved_bytes, found.replays) == ((122 * MIB, 182 * MIB), 6)
     assert (found.low.fragment_bytes, found.high.fragment_bytes) == (0, 60 * MIB)
 
 

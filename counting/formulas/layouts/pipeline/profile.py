@@ -13,9 +13,15 @@ from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_st
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.local.held import local_layer_held
-from counting.formulas.local.shapes import division_of
+from counting.formulas.local.shapes import division_of, local_setup
 from counting.formulas.states import TOKEN_ID_BYTES, buffer_bytes, table_bytes
-from counting.ranks.pipeline import PipelineProfile, StagePass, StageProfile, micro_batches_to_run
+from counting.ranks.pipeline import (
+    PipelineProfile,
+    StagePass,
+    StageProfile,
+    micro_batches_of_extension,
+    micro_batches_to_run,
+)
 from counting.ranks.pipeline_memory import pass_traffic
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
@@ -36,28 +42,30 @@ def pipeline_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[
 
 def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int) -> PipelineProfile:
     assert setup.micro_batches is not None, "a resolved setup"
+    local = local_setup(setup, layout.cp)
     run = micro_batches_to_run(layout, setup.micro_batches)
     own = [stages[number] for number in layout.stages_of_rank(pipeline_rank)]
-    messages = Messages(layout, pipeline_rank, _message_bytes(stages[0].spec, setup, layout))
+    messages = Messages(layout, pipeline_rank, _message_bytes(stages[0].spec, local, layout))
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     groups = [group for stage in own for group in _groups(stage, setup, layout)]
     passes = {stage.number: passes_of_stage(stage, setup, layout) for stage in own}
-    actions = actions_of(messages, run)
-    after, further_after = messages_after(messages, run)
+    more = micro_batches_of_extension(layout, setup.micro_batches)
+    actions = actions_of(messages, setup, run, more)
+    after, further_after = messages_after(messages, run, more)
     used = {stage.number: {action.key for action in actions if action.stage == stage.number} for stage in own}
     return PipelineProfile(
         pipeline_rank=pipeline_rank,
         stages=tuple(
             _stage_profile(stage, setup, layout, update, passes[stage.number], used[stage.number]) for stage in own
         ),
-        inputs=_inputs(own, setup, run) + sum(_tables(stage, setup) for stage in own),
+        inputs=_inputs(own, local, run) + sum(table_bytes(stage.spec, local) for stage in own),
         actions=actions,
         micro_batches_run=run,
-        further_inputs=_inputs(own, setup, 1),
+        further_inputs=_inputs(own, local, 1) if more else 0,
         messages_after=after,
         further_after=further_after,
         message_traffic=messages.traffic(run),
-        further_traffic=_further_traffic(own, messages, passes),
+        further_traffic=_further_traffic(own, layout, messages, passes) if more else {},
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout),
         shares=_shares(groups, layout, update, pipeline_rank),
@@ -71,15 +79,13 @@ def _message_bytes(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
 
 
 def _inputs(own: Sequence[Stage], setup: Setup, micro_batches: int) -> int:
-    """Bytes of token ids in the first stage, and of labels in the last; it needs token ids too if it predicts on."""
+    """Bytes of token ids in the first stage, and of labels in the last; it needs token ids too if it predicts on.
+
+    `setup` is that of the rank's positions.
+    """
     is_last = any(stage.is_last for stage in own)
     has_ids = any(stage.is_first for stage in own) or (is_last and bool(setup.mtp))
     return TOKEN_ID_BYTES * setup.tokens * micro_batches * (has_ids + is_last)
-
-
-def _tables(stage: Stage, setup: Setup) -> int:
-    """Bytes of the rotary tables of a stage; another stage of the rank has its own."""
-    return table_bytes(stage.spec, setup)
 
 
 # --- States --------------------------------------------------------------------------------------------------------
@@ -166,15 +172,17 @@ def _flops(own: Sequence[Stage], setup: Setup, layout: Layout) -> StepFlops:
 def _head(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
     assert setup.sequence_length is not None and setup.micro_batches is not None, "a resolved setup"
     local = local_model(spec, layout.tp, mtp=setup.mtp)
-    head = head_flops(local, setup.sequence_length, setup.micro_batch_size)
+    head = head_flops(local, setup.sequence_length // layout.cp, setup.micro_batch_size)
     again = head if setup.loss_chunk is not None else Counts()
     return StepFlops(forward=head, backward=head * 2, recomputed=again) * setup.micro_batches
 
 
-def _further_traffic(own: Sequence[Stage], messages: Messages, passes: dict[int, PassesByKey]) -> Traffics:
+def _further_traffic(
+    own: Sequence[Stage], layout: Layout, messages: Messages, passes: dict[int, PassesByKey]
+) -> Traffics:
     """What one more micro-batch sends: its messages, and a later pass forward and backward of each stage."""
     parts = [(messages.traffic(1), 1)]
     for stage in own:
-        for kind in ("forward", "backward"):
-            parts += pass_traffic(shallow(stage.spec), passes[stage.number][f"{kind} gradients"])
+        for key in ("forward parameters" if layout.is_sharded else "forward nothing", "backward gradients"):
+            parts += pass_traffic(shallow(stage.spec), passes[stage.number][key])
     return total_traffic(parts)

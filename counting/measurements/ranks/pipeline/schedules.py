@@ -14,7 +14,7 @@ from torch.distributed.pipelining import PipelineStage
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.ranks.fake_world import fake_world
-from counting.measurements.ranks.stand_ins import pipeline_stand_ins
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import Found, PassKind
 from counting.ranks.profile import Traffic, Traffics
 from torch_models.layout import Layout
@@ -76,8 +76,12 @@ class StageStates:
             self.accumulated, self.pending = True, False
 
     def state(self) -> tuple[bool, bool, bool]:
-        """All of it, to compare."""
+        """All of it."""
         return self.gathered, self.accumulated, self.pending
+
+    def set(self, state: tuple[bool, bool, bool]) -> None:
+        """Go to a state that `state` has returned."""
+        self.gathered, self.accumulated, self.pending = state
 
 
 StatesOf = Callable[[Stage], StageStates]
@@ -91,6 +95,7 @@ def run_order(
     number: int,
     dtype: torch.dtype,
     states_of: StatesOf,
+    shares_embedding: Callable[[Stage], bool],
 ) -> Order:
     """Run torch's schedule for `number` micro-batches as one rank of pp, which has the stages `own`.
 
@@ -114,7 +119,12 @@ def run_order(
         target = {"target": batch} if any(stage.is_last for stage in own) else {}
         with _Live([batch]) as live:
             recorder.messages = lambda: live.live - batch.nbytes
-            schedule.step(*args, return_outputs=False, **target)
+            losses: list[Tensor] = []  # it keeps them until the step has ended
+            schedule.step(*args, return_outputs=False, **target, **({"losses": losses} if target else {}))
+            copies = [stage.number for stage in own if shares_embedding(stage)]
+            if len(copies) == 1:  # else both are on this rank
+                recorder.note("exchange", copies[0], None)
+            losses.clear()
             after = recorder.messages()
     return Order(recorder.passes, after, recorder.traffic)
 
@@ -138,11 +148,8 @@ class _Recorder:
     def follow(self, stage: PipelineStage, states: StageStates) -> None:
         """Note each pass of `stage` from now on, and each message that it sends or receives."""
         self._states[stage.stage_index] = states
-        forward, backward, weights = (
-            stage.forward_one_chunk,
-            stage.backward_one_chunk,
-            stage.backward_weight_one_chunk,
-        )
+        forward, weights = stage.forward_one_chunk, stage.backward_weight_one_chunk
+        backward: Callable[..., Any] = stage.backward_one_chunk
         sharded = isinstance(stage.submod, FSDPModule)
 
         def forward_one_chunk(micro_batch: int, *args: Any, **kwargs: Any) -> Any:
@@ -196,7 +203,8 @@ class _EmptyStage(nn.Module):
 
     def __init__(self, stage: Stage, output: Tensor, recorder: _Recorder) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(0, device="meta"))
+        # The output of the first stage, whose input needs no gradient, needs one because of a parameter.
+        self.weight = nn.Parameter(torch.empty(0, device="meta")) if stage.is_first else None
         self.number, self.output, self.recorder = stage.number, output, recorder
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,7 +217,7 @@ class _Empty(torch.autograd.Function):
     """A new tensor like `output`; the gradient of `x` is a new tensor like it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, output: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, output: Tensor) -> Tensor:
         ctx.like = x.shape, x.dtype
         return torch.empty(output.shape, dtype=output.dtype, device=output.device)
 
