@@ -103,7 +103,9 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
     setup = analysis.setup
     number, several = integer(setup.micro_batches or 1), "" if setup.micro_batches == 1 else "es"
     batches = f"{number} micro-batch{several} of " if several or layout.pp > 1 else ""
-    sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(analysis.sequence_length)} tokens a rank"
+    length = analysis.sequence_length
+    of_each = "a rank" if layout.cp == 1 else f"for each group of cp, {integer(length // layout.cp)} of each a rank"
+    sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(length)} tokens {of_each}"
     parts = [setup.precision, setup.optimizer, sequences, f"recompute {recompute_in_words(setup.recompute)}"]
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")
