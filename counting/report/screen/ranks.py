@@ -53,7 +53,8 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     lines.fact("layout", axes_in_words(layout))
     lines.fact("run with", _setup(analysis, layout))
     if layout.framework == "torch":
-        lines.note("collectives", _traffic(worst))
+        of_which = "of this rank: " if layout.pp > 1 else ""
+        lines.note("collectives", f"{of_which}{_traffic(worst)}")
     else:
         lines.fact("an estimate", ESTIMATE)
     if fits:
