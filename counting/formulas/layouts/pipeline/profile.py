@@ -12,10 +12,12 @@ from counting.formulas.layouts.pipeline.messages import Messages
 from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_stage, passes_of_stage
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
+from counting.formulas.layouts.traffic import Sending, counted
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.local.shapes import division_of, local_setup
 from counting.formulas.states import TOKEN_ID_BYTES, buffer_bytes, table_bytes
 from counting.ranks.pipeline import (
+    NOTHING_RUNS,
     PipelineProfile,
     StagePass,
     StageProfile,
@@ -48,7 +50,9 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     messages = Messages(layout, pipeline_rank, _message_bytes(stages[0].spec, local, layout))
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     groups = [group for stage in own for group in _groups(stage, setup, layout)]
-    passes = {stage.number: passes_of_stage(stage, setup, layout) for stage in own}
+    passes = {
+        stage.number: passes_of_stage(stage, setup, layout) | _exchange(stage, setup, layout, update) for stage in own
+    }
     more = micro_batches_of_extension(layout, setup.micro_batches)
     actions = actions_of(messages, setup, run, more)
     after, further_after = messages_after(messages, run, more)
@@ -70,6 +74,16 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
         flops=_flops(own, setup, layout),
         shares=_shares(groups, layout, update, pipeline_rank),
     )
+
+
+def _exchange(stage: Stage, setup: Setup, layout: Layout, update: Update) -> PassesByKey:
+    """The sum of the gradients of both embeddings: each rank sends its own and adds what it receives."""
+    local = local_model(stage.spec, layout.tp, mtp=setup.mtp)
+    size = data_sharding(layout).updated((local.vocab_size, local.hidden_size)) * update.formats.gradient
+    traffic = counted("backward", [Sending("send", "pp", size, 0), Sending("receive", "pp", 0, size)])
+    nothing = (NOTHING_RUNS,) * shallow(stage.spec).spec.num_layers
+    before = RankStretch(memory=Stretch(peak=size, net=0), traffic=traffic)
+    return {"exchange nothing": StagePass(before=before, layers=nothing, after=NOTHING_RUNS, ascending=True)}
 
 
 def _message_bytes(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
