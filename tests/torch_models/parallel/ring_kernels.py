@@ -66,7 +66,8 @@ def _flash(
     *,
     scale: float | None = None,
 ) -> tuple[Any, ...]:
-    assert dropout_p == 0 and not return_debug_mask
+    assert dropout_p == 0
+    assert not return_debug_mask
     attended, sums = _attended(query, key, value, is_causal, scale)
     seed, offset = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
     out = torch.empty_like(query).copy_(attended)
@@ -112,7 +113,9 @@ def _efficient(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:
-    assert bias is None and compute_sums and dropout_p == 0
+    assert bias is None
+    assert compute_sums
+    assert dropout_p == 0
     attended, sums = _attended(query, key, value, is_causal, scale)
     padded = F.pad(sums, (0, -sums.shape[-1] % 32))
     out = _by_position(attended.to(query.dtype)).copy_(attended)
