@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from math import ceil
-from typing import get_args
 
 import msgspec
 
 from counting.counts import ModelCounts
 from counting.ranks.memory import rank_memory
+from counting.ranks.pipeline import PipelineProfile
+from counting.ranks.pipeline_memory import pipeline_memory
+from counting.ranks.profile import RankProfile, RankShare
 from counting.ranks.result import RankAnalysis
 from counting.ranks.shallow import shallow
 from counting.setup import MOST_CHUNKS, Setup
 from counting.step.memory import Alternative, step_memory, with_states
+from counting.step.profile import StepProfile
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import unmarked, without_recompute
 from torch_models.spec import Kernels, ModelSpec, Recompute
+from torch_models.stages import stages_of
 
 ALTERNATIVE_CHUNK = 1024  # tokens per loss chunk in the alternatives that compute the loss in chunks
 
@@ -28,6 +33,7 @@ def step_alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tup
 
     profile = counts.step_profile
     assert profile
+    profile, spec = _of_equal_layers(profile, spec)
 
     def cost(other: Setup) -> tuple[int, int]:
         simulated = simulate(spec, other, step=True).step_profile
@@ -39,17 +45,34 @@ def step_alternatives(spec: ModelSpec, setup: Setup, counts: ModelCounts) -> tup
     return _alternatives(spec, setup, cost)
 
 
+def _of_equal_layers(profile: StepProfile, spec: ModelSpec) -> tuple[StepProfile, ModelSpec]:
+    """The states of layers that are equal but for what is recomputed of them, and the model of these layers."""
+    plain = without_recompute(spec)
+    known = {unmarked(layer): found for (layer, _), found in zip(spec.layer_groups(), profile.layers, strict=True)}
+    layers = tuple(known[layer] for layer, _ in plain.layer_groups())
+    return msgspec.structs.replace(profile, layers=layers), plain
+
+
 def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: RankAnalysis) -> tuple[Alternative, ...]:
     """The same for the ranks of the class `worst`, under the same layout."""
-    from counting.formulas.layouts import ranks_by_formula
+    from counting.formulas.layouts import pipeline_by_formula, ranks_by_formula
+
+    def share_of(profile: RankProfile | PipelineProfile) -> RankShare:
+        return next(share for share in profile.shares if share.first_rank == worst.first_rank)
+
+    spec = without_recompute(spec)
 
     def cost(other: Setup) -> tuple[int, int]:
         profile = ranks_by_formula(spec, other, layout)
-        share = next(share for share in profile.shares if share.first_rank == worst.first_rank)
-        peak_bytes = rank_memory(shallow(spec), other, profile, share, "by formula").peak_bytes
-        return peak_bytes, profile.flops.recomputed.total
+        memory = rank_memory(shallow(spec), other, profile, share_of(profile), "by formula")
+        return memory.peak_bytes, profile.flops.recomputed.total
 
-    return _alternatives(spec, setup, cost)
+    def cost_in_pipeline(other: Setup) -> tuple[int, int]:
+        profile = pipeline_by_formula(spec, other, layout)[worst.stage]
+        memory = pipeline_memory(stages_of(spec, layout), other, profile, share_of(profile), "by formula")
+        return memory.peak_bytes, profile.flops.recomputed.total
+
+    return _alternatives(spec, setup, cost_in_pipeline if layout.pp > 1 else cost)
 
 
 def _alternatives(spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[int, int]]) -> tuple[Alternative, ...]:
@@ -97,6 +120,7 @@ def _recomputes(kernels: Kernels) -> tuple[Recompute, ...]:
     """The kinds of recomputation that save memory.
 
     Of fused kernels, selective recompute saves only the logarithm of each row's sum, 4 bytes per head and token: in the
-    bundled models at most about a thousandth of the bytes that a step holds besides its states.
+    bundled models at most about a thousandth of the bytes that a step holds besides its states. Recomputation by
+    operation keeps the scores of eager kernels, which selective recompute does not.
     """
-    return ("none", "full") if kernels == "fused" else get_args(Recompute)
+    return ("none", "per_op", "full") if kernels == "fused" else ("none", "selective", "full")

@@ -24,7 +24,7 @@ from counting.counts import (
     model_flops,
 )
 from counting.notes import FOREIGN_NOTES, NOTES
-from counting.ranks.result import RankAnalysis, Undivided
+from counting.ranks.result import RankAnalysis, Undivided, worst_of_classes
 from counting.reconcile import Agreement, reconcile
 from counting.setup import Setup, resolve
 from counting.step.fit import Fit
@@ -33,6 +33,7 @@ from counting.step.memory import StepMemory, step_memory
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def analyze(
     layout: Layout | None = None,
     cluster: None = None,
     step: bool = True,
+    reserved: bool = False,
 ) -> Analysis:
     """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
@@ -152,7 +154,9 @@ def analyze(
     vision-language model, is analysed. `ignore_fields` are names of config fields that are not understood and do not
     matter; the result repeats them. With `step`, the training step (forward and backward) of a native family is
     measured too, which takes about as long again. With `layout`, the step is spread over ranks, and each class of equal
-    ranks is measured. `cluster` is reserved and must be None. Raises `UserError` for wrong input, and
+    ranks is measured. With `reserved`, what the caching allocator reserves is estimated too, of the step or, with a
+    layout, of the ranks that need most: the whole model is run twice, not one layer of each kind. `cluster` must be
+    None. Raises `UserError` for wrong input, and
     `DisagreementError` if two measurements or formulas of one number differ.
     """
     if cluster is not None:
@@ -161,6 +165,8 @@ def analyze(
         raise ArgumentError("layout", layout, "must be a Layout")
     if layout is not None and not step:
         raise ArgumentError("step", step, "must be true with a layout")
+    if reserved and not step:
+        raise ArgumentError("reserved", reserved, "is of a training step: give step too, or leave it out")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
     if isinstance(config, ModelSpec | ForeignConfig):
@@ -178,11 +184,16 @@ def analyze(
             raise ArgumentError("layout", "given", f"{family} goes through transformers, and is measured on one device")
         return _analyze_via_transformers(model, setup)
     if layout is None:
-        return _analyze_native(model, resolve(setup, model), step, None)
+        setup = resolve(setup, model)
+        model = with_recompute(model, setup.recompute)
+        analysis = _analyze_native(model, setup, step, None)
+        return _with_reserved(analysis, model) if reserved else analysis
     from counting.layout import data_ranks_of, resolve_layout
 
     setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
-    return _analyze_native(model, setup, step, resolve_layout(layout, model, setup))
+    model = with_recompute(model, setup.recompute)
+    analysis = _analyze_native(model, setup, step, resolve_layout(layout, model, setup))
+    return _with_reserved(analysis, model) if reserved else analysis
 
 
 def count_by_formula(spec: ModelSpec) -> Counts:
@@ -228,6 +239,24 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
     return msgspec.structs.replace(analysis, **spread._asdict())
 
 
+def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:
+    """`analysis` with what is reserved: on one device or, of a step that is spread over ranks, on the worst of them."""
+    from counting.reserved import rank_of_worst, with_reserved
+
+    setup, layout, classes = analysis.setup, analysis.layout, analysis.rank_classes
+    if layout is None or classes is None:
+        assert analysis.memory is not None
+        return msgspec.structs.replace(analysis, memory=with_reserved(analysis.memory, spec, setup))
+    if layout.framework != "torch":
+        return analysis  # no step that could be replayed
+    worst = worst_of_classes(classes)
+    memory = with_reserved(worst.memory, spec, setup, layout, rank_of_worst(classes, layout))
+    of_worst = msgspec.structs.replace(worst, memory=memory)
+    return msgspec.structs.replace(
+        analysis, rank_classes=tuple(of_worst if each is worst else each for each in classes)
+    )
+
+
 def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:
     """The witnesses with their sums over the model, and the checkpoint as one more, which has nothing but the sums."""
     summed = {name: msgspec.structs.replace(counts, totals=counts.own_totals()) for name, counts in witnesses.items()}
@@ -247,6 +276,7 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
         ("loss_chunk", None),
         ("clip_gradients", False),
         ("zero_gradients", "none"),
+        ("expandable_segments", False),
     ):
         if getattr(setup, field) != plain:
             rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"

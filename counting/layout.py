@@ -13,10 +13,20 @@ from typing import NoReturn
 
 import msgspec
 
+from counting.megatron_rules import check_megatron, check_rounds
+from counting.pipeline_rules import check_micro_batches, check_stages, with_stages
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
-from torch_models.parallel.checks import Size, borrows_evenly, by_second_dimension, divided_by_tp, second_dimensions
+from torch_models.parallel.checks import (
+    Size,
+    borrows_evenly,
+    by_second_dimension,
+    context_length_unit,
+    divided_by_tp,
+    second_dimensions,
+    without_ring_attention,
+)
 from torch_models.spec import FeedForwardSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
 
 MOST_VALUES_LISTED = 8
@@ -31,17 +41,25 @@ NOT_ON_SHARDS = {
 
 
 def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
-    """`layout` of a step of `spec`, with its open fields set: dp, num_gpus, gpus_per_node.
+    """`layout` of a step of `spec`, with its open fields set: dp, num_gpus, gpus_per_node, and stage_layers with pp.
 
     `setup` is resolved for `spec`. dp is what is left of num_gpus; without num_gpus it is 1. Raises `ArgumentError`
     with the field, its value, the rule and the values that obey it.
     """
     layers = [layer for layer, _ in spec.layer_groups()] + list(spec.mtp_layers if setup.mtp else ())
     _check_axes(layout)
+    check_stages(layout, spec)
+    if layout.framework == "megatron":
+        check_megatron(layout, layers, setup)
     _check_setup(setup)
+    _check_context_parallel(layout, layers, setup)
     _check_tensor_parallel(layout, spec, layers, setup)
-    resolved = _with_replicas(layout)
+    resolved = with_stages(_with_replicas(layout), spec)
     _check_experts(resolved, [layer.feed_forward for layer in layers])
+    if layout.framework == "megatron":
+        check_rounds(resolved, setup)
+    else:
+        check_micro_batches(resolved, setup)
     return resolved
 
 
@@ -86,17 +104,17 @@ def _product(layout: Layout, axes: tuple[str, ...]) -> str:
     return f"{' x '.join(sizes)} = {' x '.join(map(str, sizes.values()))} = {product}"
 
 
-def _leaves_whole_replicas(layout: Layout) -> Callable[[int], bool]:
-    """Whether a value of tp leaves a whole number of replicas, where num_gpus is given and dp is open."""
-    asked, others = layout.num_gpus, layout.fsdp * layout.cp * layout.pp
-    return lambda tp: asked is None or layout.dp is not None or asked % (others * tp) == 0
+def _leaves_whole_replicas(layout: Layout, others: int) -> Callable[[int], bool]:
+    """Whether a value of an axis leaves a whole number of replicas, where num_gpus is given and dp is open.
+
+    `others` is the product of the other axes.
+    """
+    asked = layout.num_gpus
+    return lambda value: asked is None or layout.dp is not None or asked % (others * value) == 0
 
 
 def _check_axes(layout: Layout) -> None:
-    for field, only in (("cp", 1), ("pp", 1), ("framework", "torch")):
-        if getattr(layout, field) != only:
-            _refuse(field, getattr(layout, field), f"must be {only}: nothing else is measured yet")
-    if layout.zero != 3 and layout.fsdp == layout.pp == 1:
+    if layout.zero != 3 and layout.shards == layout.pp == 1 and layout.framework == "torch":
         _refuse("zero", layout.zero, "says what fsdp divides, and fsdp is 1: leave it out, or give fsdp")
     if not layout.sequence_parallel and layout.tp == 1:
         _refuse("sequence_parallel", False, "is a part of tensor parallelism, and tp is 1: leave it out, or give tp")
@@ -131,24 +149,25 @@ def _check_setup(setup: Setup) -> None:
 def _check_experts(layout: Layout, feed_forwards: Iterable[FeedForwardSpec]) -> None:
     """Raises `ArgumentError` if ep does not divide the experts, or does not go with dp and fsdp."""
     mixtures = [feed_forward for feed_forward in feed_forwards if isinstance(feed_forward, MixtureOfExpertsSpec)]
-    ep, fsdp, data_ranks = layout.ep, layout.fsdp, layout.data_ranks
+    ep, shards, token_ranks = layout.ep, layout.shards, layout.token_ranks
     if ep == 1:
         return
     if not mixtures:
         _refuse("ep", ep, "divides experts, and no layer of the model has any: leave it out")
     sizes = [Size("the number of experts", mixture.router.num_experts) for mixture in mixtures]
+    of = "fsdp" if layout.cp == 1 else "fsdp x cp"
 
     borrows = partial(borrows_evenly, layout=layout)
     _check_divides("ep", ep, sizes, borrows)
     if not borrows(ep):
-        if ep <= fsdp:
-            rule = f"must divide fsdp ({fsdp}), whose ranks it borrows"
-        elif ep > data_ranks:
-            rule = f"must be at most dp x fsdp ({data_ranks}), whose ranks it borrows"
-        elif ep % fsdp:
-            rule = f"must divide fsdp ({fsdp}), whose ranks it borrows, or be a multiple of it"
+        if ep <= shards:
+            rule = f"must divide {of} ({shards}), whose ranks it borrows"
+        elif ep > token_ranks:
+            rule = f"must be at most dp x {of} ({token_ranks}), whose ranks it borrows"
+        elif ep % shards:
+            rule = f"must divide {of} ({shards}), whose ranks it borrows, or be a multiple of it"
         else:
-            rule = f"must divide dp x fsdp ({data_ranks}), whose ranks it borrows"
+            rule = f"must divide dp x {of} ({token_ranks}), whose ranks it borrows"
         _refuse("ep", ep, f"{rule}{_instead(sizes, ep, borrows)}")
     for mixture in mixtures:
         _check_imbalance(layout, mixture)
@@ -171,14 +190,31 @@ def _check_imbalance(layout: Layout, mixture: MixtureOfExpertsSpec) -> None:
         _refuse("expert_imbalance", layout.expert_imbalance, rule)
 
 
+def _check_context_parallel(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) -> None:
+    """Raises `ArgumentError` if torch's ring attention does not run this attention, or not on equal parts."""
+    if layout.cp == 1:
+        return
+    if setup.kernels != "fused":
+        _refuse("kernels", setup.kernels, f"is not run by torch's ring attention (cp {layout.cp}): give fused")
+    layers = tuple(layers)
+    for layer in layers:
+        if reason := without_ring_attention(layer):
+            rule = f"is torch's ring attention, and attention here has {reason}, which it has not: leave it out"
+            _refuse("cp", layout.cp, rule)
+    length = Size("the sequence length", setup.micro_batch.length, unit=context_length_unit(layers, 1))
+    others = layout.fsdp * layout.tp * layout.pp
+    _check_divides("cp", layout.cp, [length], _leaves_whole_replicas(layout, others))
+
+
 def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[LayerSpec], setup: Setup) -> None:
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
     sizes = divided_by_tp(layers, spec.vocab_size)
-    also = _leaves_whole_replicas(layout)
+    also = _leaves_whole_replicas(layout, layout.fsdp * layout.cp * layout.pp)
     _check_divides("tp", layout.tp, sizes, also)
-    length = Size("the sequence length", setup.micro_batch.length)
+    of = "the sequence length" if layout.cp == 1 else f"a rank's part of the sequence, of cp {layout.cp}"
+    length = Size(of, setup.micro_batch.length // layout.cp)
     if layout.sequence_parallel and length.value % layout.tp:
         instead = _instead([*sizes, length], layout.tp, also)
         rule = f"must divide {length}, which sequence parallelism divides{instead}; or set sequence_parallel to false"

@@ -13,7 +13,7 @@ import msgspec
 from counting.counts import Counts
 
 WHOLE = "total"  # the component of a number that is not divided into components
-IDENTITY = ("kind", "count")  # these fields identify the layers of a struct; they are not compared as counts
+IDENTITY = ("kind", "count", "found")  # these fields identify layers or passes; they are not compared as counts
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +92,7 @@ class _Place(NamedTuple):
 
     def enter(self, value: Any) -> "_Place":
         """The position inside the struct `value`, which may define the scope or the quantity."""
-        kind = getattr(value, "kind", None)
+        kind = None if hasattr(type(value), "scope") else getattr(value, "kind", None)
         scope = f"{kind} layer" if kind else getattr(type(value), "scope", self.scope)
         return self._replace(scope=scope, quantity=getattr(type(value), "quantity", self.quantity))
 
@@ -131,15 +131,19 @@ def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
 
 def _walk_table(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
     """The merged table of all witnesses; what one of them lacks is 0 for it."""
-    keys = dict.fromkeys(key for table in values.values() for key in table)
-    entry = next((type(value) for table in values.values() for value in table.values()), None)
-    if entry is None:
-        return {}
-    nothing = entry()
-    return {
-        key: _walk({name: table.get(key, nothing) for name, table in values.items()}, place.at(key, nothing), checks)
-        for key in keys
-    }
+    found = {}
+    for key in dict.fromkeys(key for table in values.values() for key in table):
+        known = next(table[key] for table in values.values() if key in table)
+        whole = all(key in table for table in values.values())
+        assert whole or _can_be_nothing(type(known)), f"{place.scope}: only some witnesses have {key}"
+        of_key = {name: table[key] if key in table else type(known)() for name, table in values.items()}
+        found[key] = _walk(of_key, place.at(key, known), checks)
+    return found
+
+
+def _can_be_nothing(kind: type[Any]) -> bool:
+    """Whether all fields of a struct have defaults, as those of traffic."""
+    return len(kind.__struct_defaults__) == len(kind.__struct_fields__)
 
 
 def _walk_struct(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:

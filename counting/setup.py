@@ -19,7 +19,8 @@ from counting.recipes import (
     find_precision,
 )
 from torch_models.errors import ArgumentError, ConfigError
-from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, Recompute, check_kernels
+from torch_models.recomputed_layers import check_recompute
+from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelRecompute, check_kernels
 
 MOST_CHUNKS = 256  # of the loss; more chunks save no memory worth reporting
 
@@ -54,7 +55,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     micro_batches: int | None = None  # of a step, one after the other; None: from global_batch_tokens, else 1
     global_batch_tokens: int | None = None  # of a step; None if that is one sequence, by default
     kernels: Kernels = "fused"
-    recompute: Recompute = "none"  # the part of the forward pass that is computed again during backward
+    recompute: ModelRecompute = "none"  # the part of the forward pass that is computed again during backward
     precision: str = DEFAULT_PRECISION.name  # a name in `recipes.PRECISIONS`
     optimizer: str = DEFAULT_OPTIMIZER.name  # a name in `recipes.OPTIMIZERS`
     mtp: bool | None = None  # train multi-token prediction too; None: if the config has it
@@ -62,6 +63,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     execution: Literal["eager"] = "eager"  # op by op
     clip_gradients: bool = False  # scale the gradients to a maximal total norm before the optimiser's step
     zero_gradients: ZeroGradients = "none"  # freed after a step (torch's set_to_none), or kept and filled with zeros
+    expandable_segments: bool = False  # PYTORCH_CUDA_ALLOC_CONF's setting of the caching allocator
     measured_dtype: str | None = None  # dtype of the measurement on the meta device; set by `analyze`
 
     def __post_init__(self) -> None:
@@ -70,12 +72,13 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             if type(value) is not type(only) or value != only:
                 raise ArgumentError(field, value, f"must be {only}: nothing else is measured yet")
         check_kernels(self.kernels)
-        if self.recompute not in get_args(Recompute):
-            raise ArgumentError("recompute", self.recompute, f"must be one of {', '.join(get_args(Recompute))}")
+        check_recompute(self.recompute)
         if self.mtp is not None and not isinstance(self.mtp, bool):
             raise ArgumentError("mtp", self.mtp, "must be true, false or none")
         if not isinstance(self.clip_gradients, bool):
             raise ArgumentError("clip_gradients", self.clip_gradients, "must be true or false")
+        if not isinstance(self.expandable_segments, bool):
+            raise ArgumentError("expandable_segments", self.expandable_segments, "must be true or false")
         for field in ("sequence_length_source", "measured_dtype"):  # set by `resolve` and `analyze`
             if not isinstance(getattr(self, field), str | None):
                 raise ArgumentError(field, getattr(self, field), "is filled in with the result: leave it out")
@@ -130,7 +133,8 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
     of them, follow from each other; in a step of one sequence, the default, the latter stays None unless it is given. A
     `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError` if no length is given, if a
     micro-batch has too many tokens, if the global batch is not made of whole micro-batches, if `mtp` is true for a
-    model without it, or if the loss would have more than `MOST_CHUNKS` chunks.
+    model without it, if every N-th layer is to be recomputed and the model has fewer than N, or if the loss would have
+    more than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:
@@ -149,6 +153,7 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
     if setup.mtp and not has_mtp:
         rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers): leave it open, or give false"
         raise ArgumentError("mtp", True, rule)
+    _check_interval(setup.recompute, model)
     chunk = setup.loss_chunk
     tokens = micro_batch.tokens
     if chunk is not None and chunk >= tokens:
@@ -165,6 +170,13 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
         mtp=has_mtp if setup.mtp is None else setup.mtp,
         loss_chunk=chunk,
     )
+
+
+def _check_interval(recompute: ModelRecompute, model: Any) -> None:
+    layers = getattr(model, "num_layers", None)
+    if isinstance(recompute, int) and layers is not None and recompute > layers:
+        rule = f"leaves no layer to be recomputed: {model.name} has {layers}"
+        raise ArgumentError("recompute", recompute, rule)
 
 
 def _micro_batches(setup: Setup, micro_batch: MicroBatch, ranks: int, name: str) -> int:

@@ -10,6 +10,7 @@ from counting.measurements.model import measure
 from counting.reconcile import reconcile
 from counting.setup import Setup, resolve
 from counting.step.memory import StepMemory, step_memory
+from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
 
 
@@ -20,12 +21,14 @@ def setup_of(spec: ModelSpec, **options: Any) -> Setup:
 
 def measured(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
     """What the measurements agree on."""
-    return reconcile(spec.name, measure(spec, setup_of(spec, **options), step=step))[0]
+    setup = setup_of(spec, **options)
+    return reconcile(spec.name, measure(with_recompute(spec, setup.recompute), setup, step=step))[0]
 
 
 def derived(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
     """What formulas and simulation agree on."""
     setup = setup_of(spec, **options)
+    spec = with_recompute(spec, setup.recompute)
     said = {"formula": by_formula(spec, setup, step=step), "simulation": simulate(spec, setup, step=step)}
     return reconcile(spec.name, said)[0]
 
@@ -33,6 +36,7 @@ def derived(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCount
 def agreed(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
     """What all of them agree on; raises `DisagreementError`."""
     setup = setup_of(spec, **options)
+    spec = with_recompute(spec, setup.recompute)
     witnesses = measure(spec, setup, step=step)
     witnesses["formula"] = by_formula(spec, setup, step=step)
     witnesses["simulation"] = simulate(spec, setup, step=step)
@@ -48,4 +52,5 @@ def forward_of(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts
 def memory_of(spec: ModelSpec, counts: ModelCounts, **options: Any) -> StepMemory:
     """The step's memory that `counts` come to in the whole model."""
     assert counts.step_profile is not None
-    return step_memory(spec, setup_of(spec, **options), counts.step_profile)
+    setup = setup_of(spec, **options)
+    return step_memory(with_recompute(spec, setup.recompute), setup, counts.step_profile)

@@ -14,7 +14,9 @@ from torch_models.first_values import check_seed, holds_values, initialize, set_
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.language_model import CausalLM
 from torch_models.spec import Kernels, ModelSpec, check_kernels
+from torch_models.stages import Stage
 from torch_models.training.model import MTP_WEIGHT, TrainingModel
+from torch_models.training.stage import StageModel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -147,6 +149,27 @@ def build_model_with_loss(
     _check_loss(mtp, loss_chunk, mtp_weight)
     with creating(device, dtype or torch.float32):
         return TrainingModel(spec, kernels, mtp=mtp, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
+
+
+def build_stage_model(
+    stage: Stage,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fused",
+    mtp: bool = True,
+    loss_chunk: int | None = None,
+    mtp_weight: float = MTP_WEIGHT,
+) -> StageModel:
+    """Return one stage of a model to train; parameters and errors are as in `build_model`.
+
+    `initialize` gives its parameters the values that it gives those of the undivided model.
+    """
+    check_kernels(kernels)
+    check_placement(device, dtype)
+    _check_loss(mtp, loss_chunk, mtp_weight)
+    with creating(device, dtype or torch.float32):
+        return StageModel(stage, kernels, mtp=mtp, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
 
 
 def _check_loss(mtp: bool, loss_chunk: int | None, mtp_weight: float) -> None:

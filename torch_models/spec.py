@@ -38,7 +38,10 @@ InitializerRange = Annotated[float, Meta(ge=0, le=1e12)]
 DEFAULT_INITIALIZER_RANGE = 0.02  # of every family's class in transformers 5
 
 Kernels = Literal["fused", "eager"]
-Recompute = Literal["none", "selective", "full"]  # the part of the forward pass that backward computes again
+# The part of a layer's forward pass that backward computes again; of a model, that of every layer, or a number N: every
+# N-th layer is computed again as a whole, and the others not at all.
+Recompute = Literal["none", "selective", "per_op", "full"]
+ModelRecompute = Recompute | int
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 NormPlacement = Literal["before", "after", "around"]  # of a block, within its residual connection
 
@@ -234,12 +237,27 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     norm_eps: float
     norm_placement: NormPlacement = "before"
     norm_unit_offset: bool = False  # norms multiply by 1 + weight
+    recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window."""
+        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
+
+        Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
+        """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
-        return kind if self.window is None else f"{kind}_window_{self.window}"
+        window = "" if self.window is None else f"_window_{self.window}"
+        return f"{kind}{window}{'_recomputed' if self.recompute == 'full' else ''}"
+
+    def recompute_in(self, model: ModelRecompute) -> Recompute:
+        """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
+
+        A layer of a model that is trained with a number must come from `with_recompute`.
+        """
+        if self.recompute is not None:
+            return self.recompute
+        assert not isinstance(model, int), "a layer that is marked by its place in the model"
+        return model
 
     @property
     def window(self) -> int | None:

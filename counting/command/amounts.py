@@ -6,10 +6,12 @@ Each parser raises an ArgumentError that names the flag.
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import cast
 
 from counting.cost.budget import DOLLARS_RULE, check_dollars, check_mfu
 from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from torch_models.errors import ArgumentError
+from torch_models.spec import ModelRecompute, Recompute
 
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 LARGEST_TOKENS = 10**18
@@ -44,6 +46,11 @@ def parse_whole_number(text: str, flag: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 20:
         raise ArgumentError(flag, text, "must be a whole number")
     return int(text)
+
+
+def parse_recompute(text: str) -> ModelRecompute:
+    """What is recomputed in backward, or the number of layers of which one is."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else cast(Recompute, text)
 
 
 def parse_speed(text: str, flag: str = "--tokens_per_second_per_gpu") -> float:

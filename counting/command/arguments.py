@@ -15,6 +15,7 @@ from counting.command.amounts import (
     parse_num_gpus,
     parse_prices,
     parse_ratio,
+    parse_recompute,
     parse_speed,
     parse_tokens,
     parse_whole_number,
@@ -43,21 +44,35 @@ def setup_of(options: argparse.Namespace) -> Setup:
             ),
             zero_gradients=options.zero_gradients,
             kernels=options.kernels,
-            recompute=options.recompute,
+            recompute=_parsed(options.recompute, parse_recompute),
             loss_chunk=_parsed(options.loss_chunk, lambda text: parse_whole_number(text, "--loss_chunk")),
             mtp=_on_or_off(options.mtp),
             clip_gradients=_on_or_off(options.clip_gradients),
             precision=options.precision,
             optimizer=options.optimizer,
+            expandable_segments=options.expandable_segments or None,
         )
     )
+
+
+def asks_for_reserved(options: argparse.Namespace) -> bool:
+    """Whether what the allocator reserves is estimated: by default of a step that is to fit GPUs, or is spread.
+
+    A run and a budget name GPUs too; their step is not the question.
+    """
+    if options.reserved is not None:
+        return bool(options.reserved == "on")
+    if options.layout is not None or options.expandable_segments or options.trace_memory is not None:
+        return True
+    named = options.gpus is not None or options.gpu_file is not None
+    return named and options.tokens is None and options.training_budget is None
 
 
 def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None:
     """How the step is spread over ranks; None without --layout. Ranks of a node by default from the first of `gpus`."""
     if options.layout is None:
         return None
-    from counting.command.layouts import parse_layout  # few commands need it
+    from counting.command.layouts import parse_layout, parse_stage_layers  # few commands need them
 
     per_node = gpus[0].devices_per_node if gpus else None
     if options.gpus_per_node is not None:
@@ -67,6 +82,8 @@ def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None
         **_given(
             num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             gpus_per_node=per_node,
+            stage_layers=_parsed(options.stage_layers, parse_stage_layers),
+            framework=options.framework,
             expert_imbalance=_parsed(options.expert_imbalance, parse_ratio),
         ),
     )
@@ -100,7 +117,7 @@ def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu], layout: Layout 
     if options.compare and len(gpus) != 1:
         names = ", ".join(gpu.name for gpu in gpus)
         raise UserError(f"--compare needs one GPU, but there are {len(gpus)}: {names}")
-    of_axes = None if layout is None else (layout.dp or 1) * layout.fsdp * layout.tp
+    of_axes = None if layout is None else (layout.dp or 1) * layout.shards * layout.tp * layout.pp
     return RunPlan(
         tokens=parse_tokens(options.tokens),
         gpus=gpus,

@@ -19,6 +19,9 @@ NEEDS = {
     "micro_batches": ("model_config",),
     "global_batch_tokens": ("model_config",),
     "zero_gradients": ("model_config",),
+    "reserved": ("model_config",),
+    "expandable_segments": ("model_config",),
+    "trace_memory": ("model_config",),
     "proof": ("model_config",),
     "gpus": ("model_config", "training_budget"),
     "gpu_file": ("model_config", "training_budget"),
@@ -28,6 +31,8 @@ NEEDS = {
     "num_gpus": ("training_budget", "tokens", "layout"),
     "layout": ("model_config",),
     "gpus_per_node": ("layout",),
+    "stage_layers": ("layout",),
+    "framework": ("layout",),
     "expert_imbalance": ("layout",),
     "gpu_hours": ("tokens",),
     "tokens_per_second_per_gpu": ("tokens",),
@@ -37,7 +42,7 @@ NEEDS = {
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
-    "force": ("design",),
+    "force": ("design", "trace_memory"),
 }
 
 # At most one flag of each row can be given, because they set the same quantity.
@@ -84,6 +89,12 @@ def check_flags(options: argparse.Namespace) -> None:
         for flag, reason in WITHOUT_LAYOUT.items():
             if flag in given:
                 raise UserError(f"--layout does not go with --{flag}: {reason}")
+    if options.reserved == "off":
+        for flag in ("expandable_segments", "trace_memory"):
+            if flag in given:
+                raise UserError(f"--{flag} is of what the allocator reserves: leave out --reserved off")
+    if "trace_memory" in given and len(options.model_config) > 1:
+        raise UserError("--trace_memory writes one file: give --model_config with one config")
     if "compare" in given:
         if len(options.model_config) < 2:
             raise UserError("--compare needs two models or more: give --model_config with several configs")

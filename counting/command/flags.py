@@ -14,10 +14,11 @@ from counting.cost.scaling_laws import DEFAULT_LAW
 from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION
 from counting.setup import ZeroGradients
 from torch_models.errors import UserError, show_name
+from torch_models.layout import DEFAULT_SCHEDULE, Framework, Grouping, Schedule
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
-PUBLISHED = ("bills",)  # the kinds for --published; the first is the default
+PUBLISHED = ("bills", "memory")  # the kinds for --published; the first is the default
 # An argument of the library -> the flag that sets it.
 FLAGS = {
     "sequence_length": "--seq_len",
@@ -32,6 +33,8 @@ FLAGS = {
     "precision": "--precision",
     "optimizer": "--optimizer",
     "clip_gradients": "--clip_gradients",
+    "expandable_segments": "--expandable_segments",
+    "reserved": "--reserved",
     "gpus": "--gpus",
     "prices_usd_per_hour": "--gpu_prices",
     "mfu": "--mfu",
@@ -48,7 +51,13 @@ FLAGS = {
     "zero": "--layout zero",
     "tp": "--layout tp",
     "sequence_parallel": "--layout sp",
+    "cp": "--layout cp",
+    "pp": "--layout pp",
     "ep": "--layout ep",
+    "schedule": "--layout schedule",
+    "stages_per_rank": "--layout stages_per_rank",
+    "stage_layers": "--stage_layers",
+    "framework": "--framework",
     "grouping": "--layout grouping",
     "gpus_per_node": "--gpus_per_node",
     "expert_imbalance": "--expert_imbalance",
@@ -164,10 +173,26 @@ def flags_parser() -> argparse.ArgumentParser:
         choices=get_args(ZeroGradients),
         help="after a step: free gradients (none, default) or fill them with zeros",
     )
-    step.add_argument("--recompute", choices=get_args(Recompute), help="what is recomputed in backward; default none")
+    step.add_argument(
+        "--recompute",
+        metavar="PART",
+        help=f"recomputed in backward: {', '.join(get_args(Recompute))}, or N, every N-th layer; default none",
+    )
     step.add_argument("--loss_chunk", metavar="TOKENS", help="tokens whose logits are in memory at a time; default all")
     step.add_argument(
         "--clip_gradients", choices=("on", "off"), help="scale gradients to a maximal total norm; default off"
+    )
+    step.add_argument(
+        "--reserved",
+        choices=("on", "off"),
+        help="also what torch's caching allocator reserves, an estimate; default on with --layout, and with --gpus "
+        "without a run",
+    )
+    step.add_argument(
+        "--expandable_segments", action="store_true", help="as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    )
+    step.add_argument(
+        "--trace_memory", metavar="FILE", help="write the step's memory snapshot, for the viewer at pytorch.org"
     )
     step.add_argument("--mtp", choices=("on", "off"), help="multi-token prediction; default on if the config has it")
     step.add_argument("--precision", metavar="RECIPE", help=f"formats of numbers; default {DEFAULT_PRECISION.name}")
@@ -178,8 +203,17 @@ def flags_parser() -> argparse.ArgumentParser:
         "--layout",
         action=_Joined,
         metavar="AXES",
-        help="as fsdp=32,tp=8: dp (default: what is left), fsdp with zero=1|2|3, tp with sp=on|off, ep; "
-        "grouping=torchtitan|layers",
+        help="as fsdp=32,tp=8: dp (default: what is left), fsdp with zero=1|2|3, tp with sp=on|off, cp, ep; pp with "
+        f"schedule={'|'.join(get_args(Schedule))} (default {DEFAULT_SCHEDULE}), stages_per_rank=2; "
+        f"grouping={'|'.join(get_args(Grouping))}",
+    )
+    ranks.add_argument(
+        "--stage_layers", metavar="LAYERS", help="layers of each stage of pp, as 3,4,4; default as even as can be"
+    )
+    ranks.add_argument(
+        "--framework",
+        choices=get_args(Framework),
+        help="whose rules say what a rank holds: torch (default), measured; megatron, an estimate by formula",
     )
     ranks.add_argument("--gpus_per_node", metavar="GPUS", help="default: that of the first of --gpus, else 8")
     ranks.add_argument(

@@ -24,6 +24,7 @@ HINTS = (
     Hint("model_type", r"give text_only$", "give --text_only"),
     Hint("mtp", r"^(.+): leave it open, or give false$", r"--mtp = on: \1: leave it out, or say off", alone=True),
     Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
+    Hint("micro_batches", r"\bor global_batch_tokens of\b", "or --global_batch_tokens of"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tp", r"set sequence_parallel to false$", "say sp=off"),

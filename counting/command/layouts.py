@@ -10,12 +10,17 @@ FIELDS = {
     "dp": "dp",
     "fsdp": "fsdp",
     "tp": "tp",
+    "cp": "cp",
+    "pp": "pp",
     "ep": "ep",
     "zero": "zero",
     "sp": "sequence_parallel",
+    "schedule": "schedule",
+    "stages_per_rank": "stages_per_rank",
     "grouping": "grouping",
 }
-NOT_MEASURED = ("cp", "pp", "schedule")
+NAMES = ("schedule", "grouping")  # axes whose value is a name
+LONGEST_NUMBER = 9  # digits of the layers of a stage
 SWITCH = {"on": True, "off": False}
 
 
@@ -24,8 +29,6 @@ def parse_layout(text: str, flag: str = "--layout") -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for pair in text.split(","):
         axis, equals, value = (part.strip() for part in pair.partition("="))
-        if axis in NOT_MEASURED:
-            raise ArgumentError(flag, text, f"{axis} is not measured yet: leave it out")
         if not equals or not value:
             raise ArgumentError(flag, text, "must be pairs of axis and number separated by commas, as fsdp=32,tp=8")
         if axis not in FIELDS:
@@ -36,9 +39,17 @@ def parse_layout(text: str, flag: str = "--layout") -> dict[str, Any]:
     return fields
 
 
+def parse_stage_layers(text: str, flag: str = "--stage_layers") -> tuple[int, ...]:
+    """The layers of each stage, from "3,4,4,4"; their sum is checked with the model."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) <= LONGEST_NUMBER for part in parts):
+        raise ArgumentError(flag, text, "must be the number of layers of each stage, separated by commas, as 3,4,4")
+    return tuple(map(int, parts))
+
+
 def _value(axis: str, text: str, flag: str) -> Any:
     """The value of one axis; that of a number is checked by `Layout`."""
-    if axis == "grouping":
+    if axis in NAMES:
         return text
     if axis != "sp":
         return parse_whole_number(text, f"{flag} {axis}")

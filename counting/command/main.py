@@ -10,6 +10,7 @@ import msgspec
 
 from counting.analysis import Analysis, analyze
 from counting.command.arguments import (
+    asks_for_reserved,
     budget_of,
     chosen_gpus,
     ignored_fields_of,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
     from counting.published.claim import Claim
+    from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
     from counting.report import Results
     from counting.step.fit import Fit
@@ -92,6 +94,8 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
+    if options.trace_memory is not None:
+        refuse_unwritable(options.trace_memory, overwrite=options.force)
     analyses = list(_analyses(options, setup, layout, gpus, progress))
     from counting.report import Results
 
@@ -102,7 +106,8 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         budget=budget,
         spent=_spent(analyses, budget) if budget and analyses else [],
         design=_designed(budget, options.design, progress) if budget and options.design is not None else None,
-        published=_published(progress) if options.published else None,
+        published=_published(progress) if options.published == PUBLISHED[0] else None,
+        published_memory=_published_memory(progress) if options.published == PUBLISHED[1] else None,
         claim=_claim(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
@@ -124,7 +129,9 @@ def _analyses(
         setup, source = common_length(models, setup)
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
-        analysis = analyze(model, setup, layout=layout)
+        analysis = analyze(model, setup, layout=layout, reserved=asks_for_reserved(options))
+        if options.trace_memory is not None and isinstance(model, ModelSpec):
+            write_whole(options.trace_memory, _trace(model, analysis), overwrite=options.force)
         if source is not None:
             analysis = with_length_from(analysis, source)
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
@@ -142,9 +149,10 @@ def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: ar
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
     flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients", "layout"]
+    flags += ["reserved", "expandable_segments", "trace_memory"]
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
-    return [flag for flag in flags if getattr(options, flag) is not None]
+    return [flag for flag in flags if getattr(options, flag) not in (None, False)]
 
 
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
@@ -160,6 +168,12 @@ def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":
     from counting.cost.fits import fits_on
 
     return fits_on(analysis, gpus)
+
+
+def _trace(model: ModelSpec, analysis: Analysis) -> bytes:
+    from counting.reserved import memory_trace
+
+    return memory_trace(model, analysis.setup, analysis.layout, analysis.rank_classes)
 
 
 def _compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":
@@ -188,6 +202,16 @@ def _published(progress: Progress) -> "tuple[ExaminedRun, ...]":
     for number, run in enumerate(runs, start=1):
         progress.show(f"working out {run.name} ({number} of {len(runs)}) ...")
         examined.append(examine(run))
+    return tuple(examined)
+
+
+def _published_memory(progress: Progress) -> "tuple[ExaminedMemory, ...]":
+    from counting.published.memory import examine_memory, load_published_memory
+
+    rows, examined = load_published_memory(), []
+    for number, row in enumerate(rows, start=1):
+        progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
+        examined.append(examine_memory(row))
     return tuple(examined)
 
 

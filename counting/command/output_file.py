@@ -31,15 +31,15 @@ def refuse_unwritable(path: str, *, overwrite: bool) -> None:
         raise UserError(f"{shown}: is not a regular file, and is not replaced")
 
 
-def write_whole(path: str, text: str, *, overwrite: bool) -> None:
-    """Write `text` to `path` in one step; without `overwrite`, an existing file is never replaced."""
+def write_whole(path: str, content: str | bytes, *, overwrite: bool) -> None:
+    """Write text or bytes to `path` in one step; without `overwrite`, an existing file is never replaced."""
     refuse_unwritable(path, overwrite=overwrite)
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=Path(path).parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, _mode(path))
-            file.write(text)
+            file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(descriptor)
         if overwrite:

@@ -1,9 +1,12 @@
 """Which GPUs have enough memory for a measured training step, and which changes would make it fit.
 
-Needed memory = the peak of the bytes that the step allocates + the CUDA context, which a PyTorch process occupies
-before its first tensor (`Gpu.context_bytes`; 0 if unknown). It is compared with `Gpu.device_capacity_bytes`, the memory
-of one device. Buffers of communicators are not included, because the step runs on one device. Where PyTorch has no
-fused attention for a GPU, a dtype and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels.
+Needed memory = the most bytes that the caching allocator reserves for the step or, where that is not worked out, the
+peak of the bytes that the step allocates; and the CUDA context, which a PyTorch process occupies before its first
+tensor (`Gpu.context_bytes`; 0 if unknown); and of a rank the buffers of its communicators, one for each axis over which
+it sends (`Gpu.communicator_bytes`, and `Gpu.exchange_bytes` where ranks exchange all to all; 0 if unknown). It is
+compared with `Gpu.device_capacity_bytes`, the memory of one device. Where PyTorch has no fused attention for a GPU, a
+dtype and a model (`Gpu.fuses_grouped_queries`), the step is simulated with eager kernels, and what is reserved for it
+is not worked out.
 
 Of a step that is spread over ranks, the rank that needs most memory must fit: one rank runs on one device.
 """
@@ -33,39 +36,54 @@ def fits_on(analysis: Analysis, gpus: Sequence[Gpu]) -> tuple[Fit, ...]:
     memory = analysis.memory if worst is None else worst.memory
     if memory is None:
         return ()
-    rank = None if worst is None else worst.first_rank
-    return tuple(_fit(memory, rank, analysis.setup, gpu) for gpu in gpus)
+    return tuple(_fit(memory, worst, analysis.setup, gpu) for gpu in gpus)
 
 
-def _fit(memory: StepMemory, rank: int | None, setup: Setup, gpu: Gpu) -> Fit:
-    kernels, allocated = setup.kernels, memory.peak_bytes
+def _fit(memory: StepMemory, worst: RankAnalysis | None, setup: Setup, gpu: Gpu) -> Fit:
+    kernels, allocated, reserved = setup.kernels, memory.peak_bytes, None
+    if memory.reserved_bytes is not None:
+        reserved = max(memory.reserved_bytes)
     if not gpu.fuses_grouped_queries(setup.precision_recipe.activation_dtype):
         for other in memory.alternatives:  # with other kernels only where query heads share key and value heads
             same = (other.recompute, other.loss_chunk) == (setup.recompute, setup.loss_chunk)
             if same and other.kernels != setup.kernels:
-                kernels, allocated = other.kernels, other.peak_bytes
+                kernels, allocated, reserved = other.kernels, other.peak_bytes, None
     context = gpu.context_bytes or 0
-    needed = allocated + context
+    communicators = 0 if worst is None else communicator_bytes(worst, gpu)
+    beyond = context + communicators + (0 if reserved is None else reserved - allocated)  # of what is allocated
+    needed = allocated + beyond
     fits = needed <= gpu.device_capacity_bytes
     return Fit(
         gpu=gpu.name,
-        rank=rank,
+        rank=None if worst is None else worst.first_rank,
         fits=fits,
         kernels=kernels,
         allocated_bytes=allocated,
+        reserved_bytes=reserved,
         context_bytes=context,
+        communicator_bytes=communicators,
         needed_bytes=needed,
         capacity_bytes=gpu.device_capacity_bytes,
-        basis="allocated",
-        remedies=() if fits else tuple(_remedies(memory, kernels, context, gpu.device_capacity_bytes)),
+        basis="allocated" if reserved is None else "reserved",
+        remedies=() if fits else tuple(_remedies(memory, kernels, beyond, gpu.device_capacity_bytes)),
     )
 
 
-def _remedies(memory: StepMemory, kernels: Kernels, context: int, capacity: int) -> Iterator[Remedy]:
-    """The alternatives with these kernels that fit, cheapest first; each needs less memory than all cheaper ones."""
+def communicator_bytes(rank: RankAnalysis, gpu: Gpu) -> int:
+    """Buffers of the communicators of a rank: one for each axis; 0 where the catalogue does not know them."""
+    axes = {each.axis for each in rank.collectives}
+    exchanging = {each.axis for each in rank.collectives if each.op == "all_to_all"}
+    return len(axes) * (gpu.communicator_bytes or 0) + len(exchanging) * (gpu.exchange_bytes or 0)
+
+
+def _remedies(memory: StepMemory, kernels: Kernels, beyond: int, capacity: int) -> Iterator[Remedy]:
+    """The alternatives with these kernels that fit, cheapest first; each needs less memory than all cheaper ones.
+
+    `beyond` is what the step needs beyond its allocated peak; it is not worked out for each alternative.
+    """
     least = capacity + 1
     for other in memory.alternatives:
-        needed = other.peak_bytes + context
+        needed = other.peak_bytes + beyond
         if other.kernels == kernels and needed < least:
             yield Remedy(recompute=other.recompute, loss_chunk=other.loss_chunk, needed_bytes=needed)
             least = needed

@@ -37,6 +37,8 @@ class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory: str
     driver_memory: str | None = None
     context: str | None = None
+    communicator: str | None = None
+    exchange: str | None = None
     node: str | None = None
     power: str | None
     price: str | None
@@ -45,6 +47,8 @@ class GpuSources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 SOURCED = {  # optional field of `Gpu` -> field of `GpuSources`
     "driver_memory_bytes": "driver_memory",
     "context_bytes": "context",
+    "communicator_bytes": "communicator",
+    "exchange_bytes": "exchange",
     "devices_per_node": "node",
     "power_watts": "power",
     "price_usd_per_hour": "price",
@@ -67,6 +71,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     devices: Devices = 1  # on one board, as a process sees them; a board with two dies has two
     driver_memory_bytes: WholeBytes | None = None  # memory of one device as the driver reports it
     context_bytes: WholeBytes | None = None  # memory that a PyTorch process occupies before its first tensor
+    communicator_bytes: WholeBytes | None = None  # that the library of collectives takes for each group of ranks
+    exchange_bytes: WholeBytes | None = None  # and for one whose ranks exchange all to all, beyond that
     devices_per_node: Devices | None = None  # that the fastest links join: of a board of eight, a rack, a host
     memory_bandwidth_tb_per_s: TerabytesPerSecond
     power_watts: Watts | None

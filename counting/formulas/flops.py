@@ -15,6 +15,7 @@ import msgspec
 
 from counting.counts import AttentionCore, Counts, StepFlops
 from counting.formulas.parameters import latent_attention_matrices
+from counting.formulas.per_op import kept_products_flops
 from counting.setup import Setup
 from torch_models.spec import (
     AttentionSpec,
@@ -174,36 +175,54 @@ def training_flops(spec: ModelSpec, setup: Setup) -> StepFlops:
     """
     assert setup.sequence_length is not None and setup.mtp is not None and setup.micro_batches, "a resolved setup"
     run = (setup.sequence_length, setup.micro_batch_size)
-    how = (setup.kernels, setup.recompute)
+
+    def how(layer: LayerSpec) -> tuple[Kernels, Recompute]:
+        return setup.kernels, layer.recompute_in(setup.recompute)
+
     mtp_layers = spec.mtp_layers if setup.mtp else ()
     chunked = setup.loss_chunk is not None
     head = head_flops(spec, *run)
     heads = StepFlops(forward=head, backward=head * 2, recomputed=head * chunked) * (1 + len(mtp_layers))
-    layers = (layer_step_flops(layer, *run, *how) * count for layer, count in spec.layer_groups())
-    further = (mtp_layer_step_flops(layer, *run, *how) * count for layer, count in Counter(mtp_layers).items())
+    layers = (layer_step_flops(layer, *run, *how(layer)) * count for layer, count in spec.layer_groups())
+    further = (mtp_layer_step_flops(layer, *run, *how(layer)) * count for layer, count in Counter(mtp_layers).items())
     return sum((*layers, *further), heads) * setup.micro_batches
 
 
 def layer_step_flops(
-    spec: LayerSpec, sequence_length: int, batch_size: int, kernels: Kernels, recompute: Recompute
+    spec: LayerSpec,
+    sequence_length: int,
+    batch_size: int,
+    kernels: Kernels,
+    recompute: Recompute,
+    *,
+    predicts: bool = False,
 ) -> StepFlops:
-    """Return FLOPs of one decoder layer in a training step.
+    """Return FLOPs of one decoder layer in a training step; with `predicts`, of one after a projection.
 
     Each product C = A B of the forward pass leads to two products in the backward pass, dC B^T and A^T dC. This holds
     for projections (Kaplan et al. 2020, arXiv 2001.08361, §2.1) and for the two products of eager attention. Fused
     attention does not keep its scores and needs one more product, see `fused_core_backward`. Full recompute adds the
     layer's forward pass once more (Chen et al. 2016, arXiv 1604.06174); selective recompute adds that of the attention
-    core (Korthikanti et al. 2022, arXiv 2205.05198, §5).
+    core (Korthikanti et al. 2022, arXiv 2205.05198, §5); by operation, all but the core and the products that are kept.
     """
     run = (sequence_length, batch_size)
     spec = as_run(spec, kernels)
     forward = forward_flops(spec, *run)
     core = attention_core(spec.attention, *run).as_run
     core_backward = fused_core_backward(spec.attention, *run) if kernels == "fused" else 2 * core
+    kept = kept_products_flops(spec, sequence_length * batch_size, predicts=predicts)
+    if predicts:  # its projection is not counted here, and is the first product, which is kept
+        kept -= mtp_projection_flops(spec, *run)
+    recomputed = {
+        "none": Counts(),
+        "selective": Counts(attention=core),
+        "per_op": forward - Counts(attention=core) - kept,
+        "full": forward,
+    }
     return StepFlops(
         forward=forward,
         backward=(forward - Counts(attention=core)) * 2 + Counts(attention=core_backward),
-        recomputed={"none": Counts(), "selective": Counts(attention=core), "full": forward}[recompute],
+        recomputed=recomputed[recompute],
     )
 
 
@@ -212,11 +231,12 @@ def mtp_layer_step_flops(
 ) -> StepFlops:
     """Return FLOPs of one multi-token-prediction layer without the head: a 2D x D projection and a decoder layer.
 
-    Source: DeepSeek-V3, arXiv 2412.19437, eq. 21-22. Full recompute includes the projection.
+    Source: DeepSeek-V3, arXiv 2412.19437, eq. 21-22. Full recompute includes the projection; by operation its output is
+    kept, and every second product after it.
     """
     projection = mtp_projection_flops(spec, sequence_length, batch_size)
     again = projection * (recompute == "full")
-    layer = layer_step_flops(spec, sequence_length, batch_size, kernels, recompute)
+    layer = layer_step_flops(spec, sequence_length, batch_size, kernels, recompute, predicts=True)
     return layer + StepFlops(forward=projection, backward=projection * 2, recomputed=again)
 
 

@@ -16,7 +16,9 @@ V vocab_size, E experts, K experts per token, H query heads, G key/value heads, 
 from functools import singledispatch
 from typing import NamedTuple
 
+from counting.formulas.core_held import eager_core_held, fused_core_held
 from counting.formulas.parameters import parameters, router_correction_bias
+from counting.formulas.per_op import kept_outputs
 from counting.setup import MicroBatch, Setup
 from torch_models.spec import (
     AttentionSpec,
@@ -27,9 +29,9 @@ from torch_models.spec import (
     Kernels,
     LayerSpec,
     MixtureOfExpertsSpec,
+    ModelRecompute,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
-    Recompute,
     RouterSpec,
 )
 
@@ -38,10 +40,6 @@ FP32 = 4
 INT64 = 8
 INT32 = 4
 
-FLASH_STATE_BYTES = 24  # seed and offset of dropout, which torch's flash attention keeps even without dropout
-EFFICIENT_STATE_BYTES = 16  # seed and offset in torch's memory-efficient attention
-EFFICIENT_ROWS_MULTIPLE = 32  # memory-efficient attention rounds its log-sum-exp rows up to a multiple of this
-
 
 class ForwardPass(NamedTuple):
     """The part of a setup that the terms depend on."""
@@ -49,7 +47,11 @@ class ForwardPass(NamedTuple):
     micro_batch: MicroBatch  # B sequences of S tokens
     width: int  # w
     kernels: Kernels
-    recompute: Recompute
+    recompute: ModelRecompute
+
+    def of_layer(self, spec: LayerSpec) -> "ForwardPass":
+        """The same, with what is recomputed of this layer."""
+        return self._replace(recompute=spec.recompute_in(self.recompute))
 
     @property
     def tokens(self) -> int:
@@ -124,7 +126,7 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
     - query, key, value: the factors of the core's two products. Eager products of grouped heads hold keys and values
       repeated for each query head;
     - core: fused, the log-sum-exp of each row of scores, from which backward computes the probabilities again, and the
-      random state (Dao 2023, arXiv 2307.08691, §3.1); eager, see `_eager_core_held`;
+      random state (Dao 2023, arXiv 2307.08691, §3.1); eager, see `eager_core_held`;
     - attended: the input of the output projection, for its weight's gradient; the backward of a fused core needs it
       too.
     """
@@ -138,10 +140,10 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
     core, held_heads = 0, key_heads
     if run.recompute != "selective" and run.kernels == "eager":
         held_heads = heads
-        core = _eager_core_held(heads, run, softcap=spec.logit_softcap is not None, sinks=spec.sinks)
+        capped = spec.logit_softcap is not None
+        core = eager_core_held(heads, run.micro_batch, run.width, softcap=capped, sinks=spec.sinks)
     elif run.recompute != "selective":
-        ours = spec.window is not None or spec.logit_softcap is not None or spec.sinks
-        core = FP32 * heads * run.tokens + (0 if ours else FLASH_STATE_BYTES)  # log-sum-exp of each row of scores
+        core = fused_core_held(spec, run.micro_batch)
     query = attended = run.width * run.tokens * heads * channels
     key = value = run.width * run.tokens * held_heads * channels
     return x + norms + query + key + value + core + attended
@@ -175,32 +177,10 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     if run.recompute != "selective" and run.kernels == "eager" and min(heads, *run.micro_batch) > 1:
         expanded = run.width * tokens * heads * spec.v_head_dim
     if run.recompute != "selective" and run.kernels == "eager":
-        core = _eager_core_held(heads, run)
-    elif run.recompute != "selective" and spec.qk_head_dim == spec.v_head_dim:
-        core = FP32 * heads * tokens + FLASH_STATE_BYTES
-    elif run.recompute != "selective":  # flash attention requires values as wide as keys
-        rows = -(-run.micro_batch.length // EFFICIENT_ROWS_MULTIPLE) * EFFICIENT_ROWS_MULTIPLE
-        core = FP32 * run.micro_batch.sequences * heads * rows + EFFICIENT_STATE_BYTES
+        core = eager_core_held(heads, run.micro_batch, run.width)
+    elif run.recompute != "selective":
+        core = fused_core_held(spec, run.micro_batch)
     return x + query_latent + latent + query + key + expanded + core + attended
-
-
-def _eager_core_held(heads: int, run: ForwardPass, *, softcap: bool = False, sinks: bool = False) -> int:
-    """Return bytes of the S x S tensors of an eager core, one per sequence and head; all share one mask.
-
-    Queries, keys, values and the result are counted by the caller.
-
-    - mask: the masked positions, one byte per pair, to set their gradient to zero;
-    - capped: with soft-capped scores, the output of tanh, for its gradient;
-    - probabilities: the output of softmax in fp32, for its gradient; a sink adds one column;
-    - rounded: the probabilities in the format of the values, for the product with them; 0 if that is fp32.
-    """
-    sequences, length = run.micro_batch
-    mask = length**2
-    squares = sequences * heads * length**2
-    capped = run.width * squares if softcap else 0
-    probabilities = FP32 * (squares + sinks * heads * run.tokens)
-    rounded = 0 if run.width == FP32 else run.width * squares
-    return mask + capped + probabilities + rounded
 
 
 # --- Feed-forward ----------------------------------------------------------------------------------------------
@@ -310,14 +290,31 @@ def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
     """Return bytes held after one decoder layer minus bytes held before it.
 
     The layer's output is new, and its input is freed if no block holds it. Both are T D numbers, so the difference is
-    what its blocks hold. Residual sums hold nothing. Full recompute holds only the input.
+    what its blocks hold. Residual sums hold nothing. Full recompute holds only the input; by operation, see
+    `per_op_held`.
     """
+    run = run.of_layer(spec)
+    stream = run.width * run.tokens * spec.hidden_size
     if run.recompute == "full":
-        return run.width * run.tokens * spec.hidden_size
+        return stream
+    if run.recompute == "per_op":
+        return stream + per_op_held(spec, run)
     norms_around_a_block = 2 if spec.norm_placement == "around" else 1
     norm = norm_held(run.tokens, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
     blocks = attention_held(spec.attention, run) + feed_forward_held(spec.feed_forward, run)
     return blocks + 2 * norms_around_a_block * norm
+
+
+def per_op_held(spec: LayerSpec, run: ForwardPass, *, predicts: bool = False) -> int:
+    """Return bytes that recomputation by operation holds beside the layer's input.
+
+    - outputs: those of products and of the attention core, see `kept_outputs`;
+    - core: with fused kernels, the log-sum-exps and the random state; with eager ones, the scores before the softmax.
+    """
+    attention, batch = spec.attention, run.micro_batch
+    scores = run.width * run.tokens * attention.num_attention_heads * batch.length
+    core = scores if run.kernels == "eager" else fused_core_held(attention, batch)
+    return kept_outputs(spec, run.tokens, run.width, predicts=predicts) + core
 
 
 def embedding_held(spec: ModelSpec, run: ForwardPass) -> int:
@@ -374,13 +371,17 @@ def mtp_layer_held(spec: LayerSpec, run: ForwardPass) -> int:
     - joined: both normed states, 2 D numbers per token, the projection's input;
     - the decoder layer after the projection, and the norm after it.
 
-    Full recompute holds token ids, labels and the embedded tokens only.
+    Full recompute holds token ids, labels and the embedded tokens only; by operation, outputs of products besides.
     """
+    run = run.of_layer(spec)
     stream = run.width * run.tokens * spec.hidden_size
     token_ids = labels = INT64 * run.tokens
     if run.recompute == "full":
         embedded = stream
         return token_ids + labels + embedded
+    if run.recompute == "per_op":
+        embedded = stream
+        return token_ids + labels + embedded + per_op_held(spec, run, predicts=True)
     norm = norm_held(run.tokens, spec.hidden_size, run)
     norm_of_hidden = norm - (stream if run.norms_hold_input else 0)
     joined = 2 * stream

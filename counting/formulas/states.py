@@ -65,16 +65,23 @@ def mtp_moments(spec: ModelSpec, setup: Setup) -> int:
     return _moments(tensors_of_mtp(spec), setup)
 
 
-def input_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """Return bytes of token ids, labels, and the tables of each distinct rotary embedding, which layers share.
+def input_bytes(spec: ModelSpec, setup: Setup, *, depths: int = 0) -> int:
+    """Return bytes of token ids and labels of one micro-batch, and of the rotary tables.
+
+    `depths` are prediction depths that get token ids and labels of their own.
+    """
+    return 2 * TOKEN_ID_BYTES * setup.tokens * (1 + depths) + table_bytes(spec, setup)
+
+
+def table_bytes(spec: ModelSpec, setup: Setup) -> int:
+    """Return bytes of the tables of each distinct rotary embedding, which layers share.
 
     The tables are cos and sin of dim / 2 angles for each of S positions, in the format of the activations; all
     sequences share them.
     """
     rotary = {layer.attention.rotary for layer in _trained_kinds(spec, setup)}
     width = setup.precision_recipe.activation_bytes
-    tables = sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary)
-    return 2 * TOKEN_ID_BYTES * setup.tokens + tables
+    return sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary)
 
 
 def buffer_bytes(spec: ModelSpec, setup: Setup) -> int:

@@ -80,6 +80,13 @@ class LiveBytes(TorchDispatchMode):
         self.live += size
         weakref.finalize(storage, self._release, key, serial)
 
+    def _resized(self, serial: int, storage: torch.UntypedStorage) -> None:
+        """Note the new size of a storage."""
+        self.live += storage.nbytes() - self._bytes[serial]
+        self._bytes[serial] = storage.nbytes()
+        if self.live > self.peak:
+            self.watch()
+
     def _release(self, key: int, serial: int) -> None:
         self.live -= self._bytes.pop(serial)
         del self._serials[key]

@@ -70,9 +70,14 @@ def clip(gradients: Iterable[Tensor]) -> int:
     with LiveBytes(leaves) as tracker:
         before = tracker.live
         tracker.watch()
-        torch.nn.utils.clip_grad_norm_(leaves, 1.0, foreach=True)
+        scale(leaves)
     peak: int = tracker.peak - before
     return peak
+
+
+def scale(leaves: Iterable[Tensor]) -> None:
+    """Scale the gradients of `leaves` to a total norm of 1."""
+    torch.nn.utils.clip_grad_norm_(leaves, 1.0, foreach=True)
 
 
 def update_together(trained: Sequence[Trained], precision: Precision, optimizer: Optimizer) -> Update:
@@ -103,6 +108,43 @@ def update_together(trained: Sequence[Trained], precision: Precision, optimizer:
     counters = [state["step"] for state in of_master.values() if "step" in state]
     on_device = sum(step.nbytes for step in counters if step.device == trained[0].parameter.device)
     return Update(states, tracker.peak - before, on_device)
+
+
+class WholeUpdate:
+    """An optimiser over all parameters of a model, which makes steps as `update_together` does for a few.
+
+    Masters, and buffers for gradients of another format, are made at once; moments in the first step. Where each matrix
+    of a stack is updated apart, one is updated, and the others have their masters and moments. Call it inside
+    `measuring`.
+    """
+
+    def __init__(
+        self, weights: Sequence[Tensor], tensors: Sequence[TrainedTensor], precision: Precision, optimizer: Optimizer
+    ) -> None:
+        weights = [weight.detach() for weight in weights]
+        self.gradients = (
+            [torch.empty_like(weight, dtype=MASTERS) for weight in weights] if precision.gradients_apart else None
+        )
+        trained = [Trained(weight, weight, tensor) for weight, tensor in zip(weights, tensors, strict=True)]
+        self._updated = [_updated(each, precision, optimizer) for each in trained]
+        self._others = [each.master for each in self._updated for _ in range(1, each.times)]
+        self._of_others = [torch.empty_like(master) for master in self._others] if precision.master_bytes else []
+        every = range(len(self._updated))
+        together = [list(every)] if optimizer.all_at_once or not precision.master_bytes else [[i] for i in every]
+        self._groups = [(group, _optimizers([self._updated[i] for i in group], optimizer)) for group in together]
+        self._made_steps = False
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Update all parameters; `gradients` are those of each, unless there are buffers."""
+        if not self._made_steps:
+            self._of_others += [torch.empty_like(master) for master in self._others]
+            self._made_steps = True
+        gradients = self.gradients or gradients
+        for group, optimizers in self._groups:
+            _step([self._with_gradient(self._updated[i], gradients[i]) for i in group], optimizers)
+
+    def _with_gradient(self, updated: _Updated, gradient: Tensor) -> _Updated:
+        return updated._replace(gradient=gradient[0] if gradient.dim() > updated.weight.dim() else gradient)
 
 
 def _updated(trained: Trained, precision: Precision, optimizer: Optimizer) -> _Updated:

@@ -12,6 +12,8 @@ from counting.counts import StepFlops
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics
 from counting.recipes import ModelStates
 from counting.step.profile import Stretch
+from torch_models.layout import Layout
+from torch_models.stages import micro_batches_of_round
 
 # `input_backward` computes the gradients of a stage's input alone, and `weight_backward` those of its parameters: the
 # two halves of `backward` in schedules without bubbles (Qi et al. 2023, arXiv 2401.10241, §2).
@@ -36,8 +38,8 @@ class StagePass(msgspec.Struct, frozen=True, kw_only=True):
 
     Ascending passes: `before` is the embedding, `after` final norm, head, loss. The others: `before` is loss, head and
     final norm, `after` the embedding. A stage without them has stretches of 0 there, or what its call does outside its
-    layers. Ascending are `forward`, the passes of fully_shard alone, and `weight_backward` but in the first stage, where
-    it is a whole backward pass: its input needs no gradient, so `input_backward` does nothing there.
+    layers. Ascending are `forward`, the passes of fully_shard alone, and `weight_backward` but in the first stage,
+    where it is a whole backward pass: its input needs no gradient, so `input_backward` does nothing.
 
     At the end of a pass there is what the stage keeps for the passes that follow, and gradients. What it hands on, its
     output and the gradient of its input, is no part of the net bytes of the whole pass: it leaves them at the end of
@@ -65,9 +67,11 @@ class PipelineAction(msgspec.Struct, frozen=True, kw_only=True):
     """One pass that the rank runs. `messages` are bytes of tensors between stages that are alive when it begins.
 
     These are buffers to receive into, outputs that are kept for backward or until they are sent, gradients of inputs
-    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them. An input's
-    gradient from `input_backward` stays with the input until the step ends.
+    until they are sent, and losses. Each micro-batch more than those that run adds `further` to them; if all of a step
+    run, it is 0. An input's gradient from `input_backward` stays with the input until the step ends.
     """
+
+    scope: ClassVar[str] = "rank"
 
     kind: PassKind
     stage: int  # the number of the stage in the pipeline
@@ -110,3 +114,30 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING_RUNS = RankStretch(memory=Stretch(peak=0, net=0))
+
+ROUNDS_RUN = 3  # of a looped schedule: it has begun after the first two, so that the third is a steady one
+
+
+def micro_batches_to_run(layout: Layout, micro_batches: int) -> int:
+    """How many of the micro-batches of a step show its peak: the warm-up, and those of a steady round.
+
+    `layout` is resolved and has pp > 1. The schedule accepts that number, and orders them as it orders all of them.
+    """
+    match layout.schedule:
+        case "gpipe":  # all wait at once
+            return micro_batches
+        case "1f1b":  # p are under way, and an output stays until as many more are
+            return min(micro_batches, 2 * layout.pp)
+        case "interleaved" | "zb":
+            return min(micro_batches, ROUNDS_RUN * micro_batches_of_round(layout.pp, micro_batches))
+    return min(micro_batches, layout.stages + 2)
+
+
+def micro_batches_of_extension(layout: Layout, micro_batches: int) -> int:
+    """The micro-batches by which a step is longer whose order is compared, to find what each further one adds.
+
+    It is 0 if all micro-batches of the step run; else those of a steady round.
+    """
+    if micro_batches_to_run(layout, micro_batches) == micro_batches:
+        return 0
+    return micro_batches_of_round(layout.pp, micro_batches) if layout.schedule in ("interleaved", "zb") else 1

@@ -98,6 +98,14 @@ def worst_of_classes(classes: tuple[RankAnalysis, ...]) -> RankAnalysis:
     return max(classes, key=lambda each: each.memory.peak_bytes)
 
 
+def worst_by_place(classes: Sequence[RankAnalysis]) -> tuple[RankAnalysis, ...]:
+    """For each rank of the pipeline in order, the class with the largest peak there; without a pipeline, of all."""
+    by_place: dict[int, list[RankAnalysis]] = {}
+    for each in classes:
+        by_place.setdefault(each.stage, []).append(each)
+    return tuple(worst_of_classes(tuple(by_place[place])) for place in sorted(by_place))
+
+
 def totals_over_ranks(classes: tuple[RankAnalysis, ...], micro_batches: int) -> RankTotals:
     """The sums over the ranks of all classes."""
     return RankTotals(

@@ -52,6 +52,11 @@ def length_source(source: str | None) -> str:
     return "given" if source == "given" else f"from {source}"
 
 
+def recompute_in_words(recompute: str | int) -> str:
+    """What is recomputed: 4 -> one layer in 4."""
+    return f"one layer in {integer(recompute)}" if isinstance(recompute, int) else recompute
+
+
 # --- Readable: three digits and a unit ---------------------------------------------------------------------------
 
 

@@ -4,13 +4,18 @@ from typing import Literal
 
 import msgspec
 
-from torch_models.spec import Kernels, Recompute
+from torch_models.spec import Kernels, ModelRecompute
+
+FitBasis = Literal["allocated", "reserved"]
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
-    """A variant of the step that fits; computed by formula and simulation, not measured."""
+    """A variant of the step that fits; computed by formula and simulation, not measured.
 
-    recompute: Recompute
+    Where the step's reserved bytes are known, the variant is taken to need as much beyond its allocated peak.
+    """
+
+    recompute: ModelRecompute
     loss_chunk: int | None
     needed_bytes: int
 
@@ -18,9 +23,10 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one step, or one rank of it, fits one device: a GPU, or one die of a board with two.
 
-    `basis` names the bytes that are compared with the capacity. "allocated" is the peak of the bytes that the step
-    allocates, plus the bytes that a process uses before its first tensor (`context_bytes`), where they are known. Bytes
-    that the caching allocator reserves beyond that, and workspaces within kernels, are left out.
+    `basis` names the bytes that are compared with the capacity, beside those that a process uses before its first
+    tensor (`context_bytes`) and the buffers of its communicators, where they are known. "reserved" is the most that
+    the caching allocator reserves, an estimate; "allocated" is the peak of the bytes that the step allocates, without
+    workspaces within kernels.
     """
 
     gpu: str
@@ -28,10 +34,12 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool
     kernels: Kernels  # "eager" too where the step was measured with fused attention, and PyTorch has none for this GPU
     allocated_bytes: int
+    reserved_bytes: int | None = None  # None with the other basis
     context_bytes: int  # 0 where it is not known
+    communicator_bytes: int = 0  # of a rank; 0 where it is not known
     needed_bytes: int
     capacity_bytes: int
-    basis: Literal["allocated"]
+    basis: FitBasis
     remedies: tuple[Remedy, ...]  # cheapest first; empty if the step fits, or if no variant fits
 
     @property

@@ -13,7 +13,7 @@ from counting.recipes import ModelStates, states_measurable
 from counting.setup import Setup
 from counting.step.phase import Outside, Phase, Position, RunOfLayers, pass_micro_batch, worst_of
 from counting.step.profile import Passes, StepProfile, Stretch
-from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelSpec, Recompute
+from torch_models.spec import AttentionSpec, GroupedQueryAttentionSpec, Kernels, ModelRecompute, ModelSpec
 
 STEP_NOTES = (
     "On one device: nothing sharded. Gradients are freed after each step (set_to_none), unless they are zeroed in "
@@ -24,6 +24,15 @@ STEP_NOTES = (
     "parameters at once. Step counters are left out.",
     "Not counted: workspaces within kernels (flash attention's backward has one in fp32), the allocator's rounding and "
     "gaps; nor the CUDA context, which only the fit on a GPU adds.",
+)
+RESERVED_NOTE = (
+    "Reserved is an estimate: every allocation of two whole steps, each on its stream, with the known workspaces of "
+    "kernels, replayed in a model of torch's caching allocator. It is a range where it depends on addresses. Runs "
+    "at the edge of a GPU's memory, where the allocator frees and tries again, and reference cycles are not modelled."
+)
+NOT_RESERVED_NOTE = (
+    "What the allocator reserves is not estimated: whole steps are not run of a pipeline's rank, of another framework, "
+    "and with an update that torch does not run on the meta device."
 )
 CLIPPING_NOTE = (
     "Gradients are clipped by torch's clip_grad_norm_, which has a norm for each tensor and a copy of all norms; it "
@@ -54,10 +63,46 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     kernels: Kernels
-    recompute: Recompute
+    recompute: ModelRecompute
     loss_chunk: int | None
     peak_bytes: int
     recomputed_flops: int
+
+
+class PoolOfStream(msgspec.Struct, frozen=True, kw_only=True):
+    """Free bytes that the allocator keeps for one stream: no other stream gets them.
+
+    `idle_bytes` are whole segments or pages, `fragment_bytes` lie beside blocks in use.
+    """
+
+    stream: str
+    reserved_bytes: int
+    idle_bytes: int
+    fragment_bytes: int
+
+
+class ReservedParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the most reserved bytes are: blocks in use, and the free bytes of each stream's pool; an estimate.
+
+    They are those of the moment at which the last memory is reserved. `peak_allocated_bytes` is what torch counts as
+    allocated at most, at whatever moment: rounded blocks, workspaces of kernels among them.
+    """
+
+    expandable_segments: bool
+    replays: int  # which differ in the addresses of segments, and in nothing else
+    allocated_bytes: int
+    pools: tuple[PoolOfStream, ...]
+    peak_allocated_bytes: int
+
+    @property
+    def idle_bytes(self) -> int:
+        """Segments or pages without a block in use, of all streams."""
+        return sum(pool.idle_bytes for pool in self.pools)
+
+    @property
+    def fragment_bytes(self) -> int:
+        """Free blocks beside blocks in use, of all streams."""
+        return sum(pool.fragment_bytes for pool in self.pools)
 
 
 class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +117,8 @@ class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
     proof: str
     notes: tuple[str, ...]
     alternatives: tuple[Alternative, ...] = ()  # for each choice of kernels the cheapest first
-    reserved_bytes: tuple[int, int] | None = None  # what an allocator makes of the peak, low and high; not modelled yet
+    reserved_bytes: tuple[int, int] | None = None  # by the caching allocator, low and high; None: not worked out
+    reserved_parts: ReservedParts | None = None  # of the high one
 
     @property
     def beside_states_bytes(self) -> int:

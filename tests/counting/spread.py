@@ -40,7 +40,14 @@ def phase(name: str, activations: int, *, layer: int | None = None, logits: bool
 
 
 def rank_class(
-    activations: int, *, count: int, first_rank: int = 0, alternatives: tuple[Alternative, ...] = ()
+    activations: int,
+    *,
+    count: int,
+    first_rank: int = 0,
+    alternatives: tuple[Alternative, ...] = (),
+    stage: int = 0,
+    stages: tuple[int, ...] = (0,),
+    in_flight: int = 1,
 ) -> RankAnalysis:
     """Equal ranks whose worst moment is in the backward pass of layer 31, with these bytes of activations."""
     phases = tuple(
@@ -55,7 +62,10 @@ def rank_class(
     return RankAnalysis(
         count=count,
         first_rank=first_rank,
-        stage=0,
+        stage=stage,
+        stages=stages,
+        in_flight=in_flight,
+        context_rank=0,
         parameters=125_472_832,
         memory=StepMemory(
             states=EVERY_RANK,
@@ -71,9 +81,25 @@ def rank_class(
         forward_flops=130 * 10**12,
         model_flops=390 * 10**12,
         hardware_flops=400 * 10**12,
+        skipped_by_causality=0,
         forward_flops_by_component={"attention": 50 * 10**12, "mlp": 72 * 10**12, "lm_head": 8 * 10**12},
         collectives=COLLECTIVES,
         proof="measured = formula",
+    )
+
+
+def pipeline(layout: Layout, *activations: int, count: int = 1) -> tuple[RankAnalysis, ...]:
+    """A class of `count` equal ranks for each rank of the pipeline of a resolved layout."""
+    return tuple(
+        rank_class(
+            of_rank,
+            count=count,
+            first_rank=rank * count,
+            stage=rank,
+            stages=layout.stages_of_rank(rank),
+            in_flight=layout.pp - rank,
+        )
+        for rank, of_rank in enumerate(activations)
     )
 
 
@@ -83,6 +109,7 @@ def spread(analysis: Analysis, layout: Layout, *classes: RankAnalysis) -> Analys
     undivided = Undivided(
         parameters=whole,
         expert_parameters=0,
+        copied_parameters=0,
         replicated_parameters=266_240,
         forward_flops=analysis.forward_flops,
         replicated_forward_flops=0,

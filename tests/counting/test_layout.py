@@ -16,6 +16,7 @@ from tests.shrunken import DEEPSEEK_V3, LLAMA, MISTRAL
 from torch_models import ArgumentError, read_spec
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
+from torch_models.parallel.checks import PADDED_ROWS
 from torch_models.spec import LayerRun, MixtureOfExpertsSpec, ModelSpec
 
 LLAMA_3 = read_spec("llama_3_8b")  # 32 heads, 8 key and value heads, 14,336 in the MLP, 128,256 tokens
@@ -229,6 +230,15 @@ def test_sequence_parallelism_divides_the_sequence() -> None:
     assert resolved(Layout(tp=8, sequence_parallel=False), sequence_length=1002).tp == 8
 
 
+def test_sequence_parallelism_divides_the_part_of_a_rank_of_cp() -> None:
+    rule = refusal(Layout(tp=8, cp=4), sequence_length=1000)[2]
+    assert rule.startswith(
+        "must divide a rank's part of the sequence, of cp 4 (250), which sequence parallelism divides"
+    )
+    assert rule.endswith(": give 2; or set sequence_parallel to false")
+    assert resolved(Layout(tp=8, cp=5), sequence_length=1000 // 5 * 8).cp == 5
+
+
 def test_values_that_do_leave_whole_replicas() -> None:
     assert refusal(Layout(num_gpus=12, fsdp=3, tp=3))[2] == "must divide num_attention_heads (32): give 2 or 4"
     assert refusal(Layout(num_gpus=12, dp=1, fsdp=3, tp=3))[2] == "must divide num_attention_heads (32): give 2, 4 or 8"
@@ -244,6 +254,65 @@ def test_few_values_are_listed() -> None:
     assert refusal(Layout(tp=3), spec)[2].endswith("give 2, 4, 8, 16, 32 or 64")
 
 
+# --- Context parallelism and the model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cp", "length", "rule"),
+    [
+        (3, 8192, "must divide the sequence length (8192) in multiples of 2: give 2, 4, 8, 16, 32, 64, 128 or 256"),
+        (4, 60, "must divide the sequence length (60) in multiples of 2: give 2, 3, 5, 6, 10, 15 or 30"),
+        (
+            2,
+            1001,
+            "must divide the sequence length (1001) in multiples of 2: nothing but 1 does for all that it divides",
+        ),
+    ],
+)
+def test_each_rank_has_a_part_from_the_front_and_one_from_the_back(cp: int, length: int, rule: str) -> None:
+    assert refusal(Layout(cp=cp), sequence_length=length) == ("cp", cp, rule)
+
+
+def test_values_of_cp_leave_whole_replicas_too() -> None:
+    assert refusal(Layout(num_gpus=12, cp=3), sequence_length=8)[2].endswith("in multiples of 2: give 2 or 4")
+    assert refusal(Layout(num_gpus=6, cp=3), sequence_length=8)[2].endswith("in multiples of 2: give 2")
+
+
+@pytest.mark.parametrize(
+    ("config", "has"), [("gemma_2_9b", "a window"), ("gpt_oss_20b", "a window"), ("mistral_7b", "a window")]
+)
+def test_attention_that_the_ring_has_not(config: str, has: str) -> None:
+    rule = f"is torch's ring attention, and attention here has {has}, which it has not: leave it out"
+    assert refusal(Layout(cp=2), read_spec(config), sequence_length=64) == ("cp", 2, rule)
+
+
+def test_a_bound_and_sinks_are_not_in_the_ring() -> None:
+    run = LLAMA_3.layer_runs[0]
+    for field, value, has in (("logit_softcap", 50.0, "a cap on its scores"), ("sinks", True, "sinks")):
+        attention = msgspec.structs.replace(run.layer.attention, **{field: value})
+        layer = msgspec.structs.replace(run.layer, attention=attention)
+        spec = msgspec.structs.replace(LLAMA_3, layer_runs=(LayerRun(layer=layer, count=32),))
+        assert f"attention here has {has}, which it has not" in refusal(Layout(cp=2), spec)[2]
+
+
+def test_the_ring_has_fused_kernels() -> None:
+    rule = "is not run by torch's ring attention (cp 2): give fused"
+    assert refusal(Layout(cp=2), kernels="eager") == ("kernels", "eager", rule)
+    assert resolved(Layout(cp=2, fsdp=4)).ranks == 8
+
+
+def test_chunks_of_latent_attention_have_whole_rows_of_its_kernel() -> None:
+    assert PADDED_ROWS == 32
+    rule = "must divide the sequence length (96) in multiples of 64: nothing but 1 does for all that it divides"
+    assert refusal(Layout(cp=2), DEEPSEEK, sequence_length=96) == ("cp", 2, rule)
+    assert refusal(Layout(cp=3), DEEPSEEK, sequence_length=256)[2].endswith("in multiples of 64: give 2 or 4")
+    assert resolved(Layout(cp=2), DEEPSEEK, sequence_length=128).cp == 2
+
+
+def test_zero_is_of_the_ranks_of_cp_too() -> None:
+    assert resolved(Layout(cp=2, zero=2)).zero == 2
+
+
 # --- Expert parallelism and the model --------------------------------------------------------------------------------
 
 
@@ -256,10 +325,12 @@ def test_few_values_are_listed() -> None:
         (Layout(ep=8), "must be at most dp x fsdp (1), whose ranks it borrows: nothing but 1 does"),
         (Layout(dp=8, fsdp=6, ep=16), "must divide fsdp (6), whose ranks it borrows, or be a multiple of it: give 2"),
         (Layout(dp=3, fsdp=4, ep=8), "must divide dp x fsdp (12), whose ranks it borrows: give 2 or 4"),
+        (Layout(fsdp=6, cp=2, ep=8), "must divide fsdp x cp (12), whose ranks it borrows: give 2 or 4"),
+        (Layout(dp=3, fsdp=2, cp=2, ep=8), "must divide dp x fsdp x cp (12), whose ranks it borrows: give 2 or 4"),
     ],
 )
 def test_ep_borrows_ranks(layout: Layout, rule: str) -> None:
-    field, value, found = refusal(layout, DEEPSEEK, sequence_length=64)
+    field, value, found = refusal(layout, DEEPSEEK, sequence_length=128)
     assert (field, value) == ("ep", layout.ep)
     assert found.startswith(rule)
 
@@ -291,23 +362,30 @@ def test_no_rank_receives_more_than_all_rows() -> None:
 # --- What the page on layouts says -----------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
-FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \|$", PAGE, flags=re.MULTILINE)
+FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \| ([\w ]+) \| ([\w ]+) \|$", PAGE, flags=re.MULTILINE)
 
 
 def allowed(spec: ModelSpec, field: str, value: int) -> bool:
     try:
-        resolved(Layout(**{"fsdp": value if field == "ep" else 1, field: value}), spec, sequence_length=2**12)
+        resolved(Layout(fsdp=value, ep=value) if field == "ep" else Layout(tp=value), spec, sequence_length=2**12)
     except ArgumentError:
         return False
     return True
 
 
-@pytest.mark.parametrize(("family", "config", "tp", "ep"), FAMILY_ROWS)
-def test_the_largest_axes_of_each_family(family: str, config: str, tp: str, ep: str) -> None:
+@pytest.mark.parametrize(("family", "config", "tp", "ep", "cp", "pp"), FAMILY_ROWS)
+def test_the_axes_of_each_family(family: str, config: str, tp: str, ep: str, cp: str, pp: str) -> None:
     spec = read_spec(config)
     assert spec.model_type == family
     assert max(value for value in range(1, 513) if allowed(spec, "tp", value)) == int(tp)
     assert max(value for value in range(1, 513) if allowed(spec, "ep", value)) == int(ep)
+    for said, layout in ((cp, Layout(cp=2)), (pp, Layout(pp=2))):
+        setup = {"sequence_length": 2**12, "micro_batches": 2}
+        if said == "yes":
+            assert resolved(layout, spec, **setup).ranks == 2
+        else:
+            of_head = refusal(layout, spec, **setup)[2].replace("whose head", "its head")
+            assert said in of_head
 
 
 def test_every_family_is_on_the_page() -> None:

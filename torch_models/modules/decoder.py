@@ -6,6 +6,7 @@ language_model.py; the legend of dimension letters is in layers.py.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts
-from torch_models.modules.recompute import run
+from torch_models.modules.recompute import Recomputed, Shapes, run
 from torch_models.spec import (
     AttentionSpec,
     FeedForwardSpec,
@@ -22,8 +23,10 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     Kernels,
     LayerSpec,
+    MixtureOfExpertsSpec,
     ModelSpec,
     NormPlacement,
+    Recompute,
 )
 
 
@@ -52,12 +55,11 @@ NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | 
 }
 
 
-class _Block(nn.Module):
+class _Block(Recomputed):
     """The parts of a decoder layer, under their names in checkpoints."""
 
     self_attn: nn.Module
     mlp: nn.Module
-    recompute_layer = False  # see recompute.py
 
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
         super().__init__()
@@ -76,6 +78,17 @@ class _Block(nn.Module):
             if name is not None:
                 self.add_module(name, make())
 
+    def set_recompute(self, recompute: Recompute) -> None:
+        """Set what backward computes again, unless the spec of the layer says so."""
+        super().set_recompute(self.spec.recompute or recompute)
+
+    def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Run the layer."""
+        router = self.spec.feed_forward.router if isinstance(self.spec.feed_forward, MixtureOfExpertsSpec) else None
+        again: Shapes = () if router is None else ((router.hidden_size, router.num_experts),)
+        kept = again if self.keeps_products else None
+        return run(function, *args, recompute=self.recompute_layer, keeps_products=kept)
+
     def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[self.spec.norm_placement]
         x_BSD = x_BSD + self._norm(after_attention, self.self_attn(self._norm(before_attention, x_BSD), rotary))
@@ -93,7 +106,7 @@ class DecoderLayer(_Block):
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D); `rotary` are the tables of this layer's `spec.attention.rotary`."""
-        return run(self._transform, x_BSD, rotary, recompute=self.recompute_layer)
+        return self._run(self._transform, x_BSD, rotary)
 
 
 class MultiTokenProjection(Linear):
@@ -124,7 +137,7 @@ class MultiTokenPredictionLayer(_Block):
         `hidden_BSD` is the hidden state of the previous depth at each position; `next_embedding_BSD` is the embedding
         of the token that the previous depth should predict.
         """
-        return run(self._predict, hidden_BSD, next_embedding_BSD, rotary, recompute=self.recompute_layer)
+        return self._run(self._predict, hidden_BSD, next_embedding_BSD, rotary)
 
     def _predict(self, hidden_BSD: Tensor, next_embedding_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         joined = torch.cat((self.enorm(next_embedding_BSD), self.hnorm(hidden_BSD)), dim=-1)
@@ -138,6 +151,8 @@ class Decoder(nn.Module):
     `layers` has the layers of the main model and after them one for each of `mtp_layers`, numbered on as in Hugging
     Face's checkpoints.
     """
+
+    has_embedding = has_norm = True  # False in stages of a pipeline that lack them
 
     tables_dtype: torch.dtype | None = None  # of the rotary tables; None: that of the embedding
     # Where ranks divide the positions: how many ranks, and what leaves this rank's rows of a table of all positions.
@@ -164,22 +179,29 @@ class Decoder(nn.Module):
         *,
         depth: int = 0,
         hidden_BSD: Tensor | None = None,
+        residual_BSD: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states from which the head predicts at the prediction depth `depth`, (B, S) -> (B, S, D).
 
         Depth 0 is the main model. Depth k is the multi-token-prediction layer k: `hidden_BSD` is what depth k - 1
         returned, and `token_ids_BS` has the token that it predicts at each position. `tables` is the result of
         `rotary_tables`, computed here if it is None.
+
+        A stage of a pipeline that lacks the embedding gets the residual stream before its first layer, `residual_BSD`,
+        and one that lacks the final norm returns the one after its last layer.
         """
         if tables is None:
             tables = self.rotary_tables(token_ids_BS)
-        x_BSD = self.embed(token_ids_BS)
+        x_BSD = self.embed(token_ids_BS) if residual_BSD is None else residual_BSD
         if depth > 0:
             index = self.num_layers + depth - 1
+            x_BSD = self.embed(token_ids_BS)
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
         for index in range(self.num_layers):
             x_BSD = self.layers[index](x_BSD, tables[self.tables_of_layers[index]])
+        if not self.has_norm:
+            return x_BSD
         normed: Tensor = self.norm(x_BSD)
         return normed
 
@@ -195,11 +217,18 @@ class Decoder(nn.Module):
 
     def rotary_tables(self, token_ids_BS: Tensor) -> tuple[RotaryTables, ...]:
         """Return the tables of each of `rotary_specs`, for the length of the sequences and this rank's positions."""
-        length, device = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device
-        dtype = self.tables_dtype or self.embed_tokens.weight.dtype
+        length, device, dtype = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device, self.dtype
         tables = tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
         own = self.own_rows
         return tables if own is None else tuple((own(cos), own(sin)) for cos, sin in tables)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the residual stream, and of the rotary tables."""
+        if self.tables_dtype is not None:
+            return self.tables_dtype
+        weight: Tensor = self.embed_tokens.weight if self.has_embedding else next(self.parameters())
+        return weight.dtype
 
 
 class TokenEmbedding(OwnFirstValues, nn.Embedding):

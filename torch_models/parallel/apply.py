@@ -7,6 +7,7 @@ The model may be on the meta device, or on a real one with the same values on al
 part of every parameter, as a DTensor that knows the whole, and the model is called as before.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -21,8 +22,9 @@ from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.sharded import shard
 from torch_models.parallel.tensor import divide_tensors
-from torch_models.spec import Kernels, LayerSpec
+from torch_models.spec import Kernels, LayerSpec, MixtureOfExpertsSpec
 from torch_models.training.model import TrainingModel
+from torch_models.training.stage import StageModel
 
 
 def apply_layout(
@@ -70,13 +72,17 @@ def _check(
         check_context_parallel(layers, _kernels(model), layout.cp)
     if layout.tp > 1:
         check_tensor_parallel(layers, model.spec.vocab_size, layout.tp)
-    if layout.ep > 1:
+    if layout.ep > 1 and not (isinstance(model, StageModel) and not _has_experts(layers)):
         check_expert_parallel(model.spec.name, layers, layout)
-        reduced = reduce_dtype or param_dtype or model.lm_head.weight.dtype
+        reduced = reduce_dtype or param_dtype or model.model.dtype
         if layout.expert_fsdp == 1 and reduced not in (torch.float32, torch.bfloat16):
             # torch 2.13: foreach_reduce divides for one shard, and once more where it fears an overflow.
             rule = "must be torch.float32 or torch.bfloat16: torch would divide the gradients of experts twice"
             raise ArgumentError("reduce_dtype", str(reduced), rule)
+
+
+def _has_experts(layers: Sequence[LayerSpec]) -> bool:
+    return any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in layers)
 
 
 def _kernels(model: TrainingModel) -> Kernels:

@@ -24,13 +24,15 @@ def shard(model: TrainingModel, layout: Layout, meshes: Meshes, policy: MixedPre
             _shard_experts(layer.mlp.experts, layout, reshard, options | {"mesh": meshes.experts})
         fully_shard(layer, reshard_after_forward=reshard, **options)
     if layout.grouping == "torchtitan":
-        ends: list[nn.Module] = [model.model.norm, model.lm_head]
+        # A stage of a pipeline has some of them.
+        ends: list[nn.Module] = [end for end in (model.model.norm, model.lm_head) if end is not None]
         if model.spec.tie_word_embeddings:
             ends.insert(0, model.model.embed_tokens)
-        else:
+        elif model.model.has_embedding:
             fully_shard(model.model.embed_tokens, reshard_after_forward=reshard, **options)
-        # Backward begins with them, so they would be gathered again at once.
-        fully_shard(ends, reshard_after_forward=False, **options)
+        if ends:
+            # Backward begins with them, so they would be gathered again at once.
+            fully_shard(ends, reshard_after_forward=False, **options)
     fully_shard(model, reshard_after_forward=reshard, **options)
 
 

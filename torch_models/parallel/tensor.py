@@ -90,7 +90,8 @@ def _check_length(ranks: int, module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _apply(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
-    parallelize_module(module, mesh, plan, src_data_rank=None)
+    there = {name for name, _ in module.named_modules()}  # a stage of a pipeline lacks some
+    parallelize_module(module, mesh, {name: style for name, style in plan.items() if name in there}, src_data_rank=None)
 
 
 def _norm(stream: Placement) -> LocalParameters:

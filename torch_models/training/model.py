@@ -46,6 +46,7 @@ class TrainingModel(LanguageModel):
         normalizer: LossNormalizer | None = None,
         tables: Sequence[RotaryTables] | None = None,
         further: Sequence[tuple[Tensor, Tensor]] | None = None,
+        residual_BSD: Tensor | None = None,
     ) -> Tensor:
         """Return the mean cross-entropy over the scored positions, in nats, as a scalar in fp32.
 
@@ -60,15 +61,16 @@ class TrainingModel(LanguageModel):
         With `normalizer`, the sums are divided by the tokens of a whole step; see `loss_normalizer`. `tables` is the
         result of `model.rotary_tables`, for reuse over many steps. `further` are the token ids and labels of each
         multi-token-prediction layer, where ranks divide the positions (`parallel.context.batch_of_rank`); else they
-        are made here. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in int64, and for a
-        normalizer or `further` of fewer prediction depths.
+        are made here. `residual_BSD` is the residual stream before the first layer, in place of the embedded tokens, as
+        in the last stage of a pipeline. Raises `ArgumentError` for labels of another shape or dtype than (B, S) in
+        int64, and for a normalizer or `further` of fewer prediction depths.
         """
         check_shapes(token_ids_BS, labels_BS)
-        self._check_normalizer(normalizer)
-        self._check_further(further)
+        self.check_normalizer(normalizer)
+        self.check_further(further)
         if tables is None:
             tables = self.model.rotary_tables(token_ids_BS)
-        hidden_BSD = self.model(token_ids_BS, tables)
+        hidden_BSD = self.model(token_ids_BS, tables, residual_BSD=residual_BSD)
         loss = self._loss(hidden_BSD, labels_BS, normalizer, 0)
         for depth in range(1, 1 + self.num_mtp_layers):
             # No position is scored that attends to the last one.
@@ -79,7 +81,8 @@ class TrainingModel(LanguageModel):
             loss = loss + self.mtp_weight / self.num_mtp_layers * of_depth
         return loss
 
-    def _check_further(self, further: Sequence[tuple[Tensor, Tensor]] | None) -> None:
+    def check_further(self, further: Sequence[tuple[Tensor, Tensor]] | None) -> None:
+        """Raise `ArgumentError` for inputs of fewer prediction depths than this model has, or none where needed."""
         if further is None and self.num_mtp_layers and self.model.context_ranks > 1:
             rule = "is needed where ranks divide the positions: give that of batch_of_rank"
             raise ArgumentError("further", None, rule)
@@ -87,7 +90,8 @@ class TrainingModel(LanguageModel):
             rule = f"call batch_of_rank with mtp_layers={self.num_mtp_layers}, the number of this model"
             raise ArgumentError("further", f"for {len(further)} mtp_layers", rule)
 
-    def _check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+    def check_normalizer(self, normalizer: LossNormalizer | None) -> None:
+        """Raise `ArgumentError` for what is no normalizer of this model."""
         if normalizer is None:
             return
         if not isinstance(normalizer, LossNormalizer):

@@ -36,6 +36,8 @@ from torch_models.spec import (
     MultiHeadLatentAttentionSpec,
 )
 
+CORE_AGAIN = ("selective", "full")  # ways to recompute that run the core of attention again
+
 
 def local_model(spec: ModelSpec, tp: int, *, mtp: bool | None) -> ModelSpec:
     """Return the model that a rank of tp has: local layers and words, and layers of `mtp` if they are trained."""
@@ -105,7 +107,8 @@ def _further_rows(spec: ModelSpec, setup: Setup, division: Division) -> StepFlop
             rows = setup.tokens * mixture.router.top_k
             further = division.received_rows(rows) - rows
             products = Counts(routed_experts=forward_flops(mixture.expert, 1, 1).total * further)
-            found += _products(products, setup) * (count * setup.micro_batches)
+            again = layer.recompute_in(setup.recompute) in ("full", "per_op")
+            found += _products(products, again=again) * (count * setup.micro_batches)
     return found
 
 
@@ -124,7 +127,7 @@ def _other_positions(local: ModelSpec, setup: Setup, cp: int) -> StepFlops:
         found += StepFlops(
             forward=others,
             backward=Counts(attention=fused_core_backward(layer.attention, *run) * (cp - 1) // 2),
-            recomputed=others * (setup.recompute != "none"),
+            recomputed=others * (layer.recompute_in(setup.recompute) in CORE_AGAIN),
             skipped_by_causality=others,
         ) * (count * setup.micro_batches)
     return found
@@ -134,13 +137,16 @@ def _projection_step(spec: ModelSpec, setup: Setup) -> StepFlops:
     """FLOPs of the projections of multi-token prediction on all positions, of one step."""
     assert setup.sequence_length is not None and setup.micro_batches is not None, "a resolved setup"
     run = (setup.sequence_length, setup.micro_batch_size)
-    forward = sum((mtp_projection_flops(layer, *run) for layer in (spec.mtp_layers if setup.mtp else ())), Counts())
-    return _products(forward, setup) * setup.micro_batches
+    found = StepFlops()
+    for layer in spec.mtp_layers if setup.mtp else ():
+        again = layer.recompute_in(setup.recompute) == "full"
+        found += _products(mtp_projection_flops(layer, *run), again=again)
+    return found * setup.micro_batches
 
 
-def _products(forward: Counts, setup: Setup) -> StepFlops:
-    """A step with these products: two in backward for each, and the same again with full recompute."""
-    return StepFlops(forward=forward, backward=forward * 2, recomputed=forward * (setup.recompute == "full"))
+def _products(forward: Counts, *, again: bool) -> StepFlops:
+    """A step with these products: two in backward for each, and the same `again` if they are recomputed."""
+    return StepFlops(forward=forward, backward=forward * 2, recomputed=forward * again)
 
 
 def _divided(step: StepFlops, ranks: int) -> StepFlops:

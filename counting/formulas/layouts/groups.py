@@ -108,5 +108,17 @@ def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...],
     return {("embedding",): before, ("norm", "head"): after}
 
 
+def outside_shapes_of_stage(
+    stage: ModelSpec, grouping: Grouping, *, embeds: bool, is_last: bool
+) -> dict[tuple[str, ...], tuple[Shape, ...]]:
+    """Return the same of one stage of a pipeline, which may have an embedding, and is the last one or not."""
+    before = _shapes(tensors_before_layers(stage)) if embeds else ()
+    after = _shapes(tensors_after_layers(stage)) if is_last else ()
+    found = (
+        {("model",): (*before, *after)} if grouping == "layers" else {("embedding",): before, ("norm", "head"): after}
+    )
+    return {modules: shapes for modules, shapes in found.items() if shapes}
+
+
 def _shapes(of: Sequence[TrainedTensor]) -> tuple[Shape, ...]:
     return tuple(tensor.shape for tensor in of)

@@ -16,7 +16,7 @@ worst moment is in the backward pass of the loss:
     60,846,877,332  in all. The reduction's buffers are not there yet: the first group is reduced after this moment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from counting.formulas.layouts.flops import local_model
 from counting.formulas.layouts.formats import formats
 from counting.formulas.layouts.groups import group_of, layer_shapes, outside_shapes
 from counting.formulas.layouts.schedule import Rank, Unit
-from counting.formulas.layouts.sharding import data_sharding, expert_sharding
+from counting.formulas.layouts.sharding import Shape, data_sharding, expert_sharding
 from counting.formulas.layouts.traffic import StretchTraffic, compute_traffic
 from counting.formulas.memory import simulate
 from counting.ranks.profile import RankMicroBatch, RankStretch, Traffics
@@ -110,20 +110,19 @@ class LayerUnits(NamedTuple):
     experts: Unit | None
 
 
-class ShardedStep:
-    """The micro-batches of one step of the shallow model under fully_shard."""
+class Sharded:
+    """The groups of fully_shard in a model or a part of it, and what it does with them while a pass runs.
 
-    def __init__(self, setup: Setup, layout: Layout, compute: Compute) -> None:
-        assert setup.micro_batches is not None, "a resolved setup"
-        self.micro_batches = setup.micro_batches
+    `local` is the part of the model on a rank, and `outside` has the groups outside its layers, by the modules that
+    each of them spans.
+    """
+
+    def __init__(
+        self, setup: Setup, layout: Layout, local: ModelSpec, outside: Mapping[tuple[str, ...], tuple[Shape, ...]]
+    ) -> None:
         self.layout = layout
-        self.traffic = compute.traffic
-        self.kind_of_layer = compute.kind_of_layer
-        form, local, profile = formats(setup), compute.local, compute.profile
+        form = formats(setup)
         self.rank = Rank(form)
-        self.first = profile.first_micro_batch
-        self.later = profile.later_micro_batch
-        self.last = profile.last_micro_batch or profile.later_micro_batch
         reshards = layout.zero == 3
 
         def units(layer: LayerSpec, module: str) -> LayerUnits:
@@ -139,49 +138,17 @@ class ShardedStep:
         self.running = self.layers[0]  # the layer whose experts run next
         self.outside: dict[str, Unit] = {}  # by module
         groups: dict[tuple[str, ...], Unit] = {}
-        for modules, shapes in outside_shapes(local, layout.grouping).items():
+        for modules, shapes in outside.items():
             stays = modules == ("model",) or "head" in modules
             group = group_of(shapes, data_sharding(layout), form)
             groups[modules] = Unit(group, modules, reshards=reshards and not stays)
             self.outside |= dict.fromkeys(modules, groups[modules])
         # The order in which torch finds them below the root: embedding, layers, then norm and head.
-        of_embedding = [found for modules, found in groups.items() if modules[0] in ("model", "embedding")]
-        of_head = [found for modules, found in groups.items() if modules[0] == "norm"]
-        of_layers = [unit for found in (*self.layers, *self.mtp) for unit in found if unit is not None]
-        self.units = [*of_embedding, *of_layers, *of_head]
-
-    def run(self) -> list[RankMicroBatch]:
-        """Return the first, a middle and the last micro-batch, as far as they differ."""
-        number = min(self.micro_batches, LONGEST)
-        return [self._micro_batch(index, number) for index in range(number)]
-
-    def _micro_batch(self, index: int, number: int) -> RankMicroBatch:
-        passes = self.first if index == 0 else self.last if index == number - 1 else self.later
-        assert passes is not None and passes.moments is not None, "a simulated step of a rank"
-        rank, kinds = self.rank, len(passes.layers)
-        rank.synchronises = self.layout.zero != 1 or index == number - 1
-        embedding_forward, *of_layers = passes.moments[: kinds + 1]
-        loss, *backward_of_layers, embedding_backward = passes.moments[kinds + 1 :]
-        backward_of_layers.reverse()
-        rank.phase = "forward"
-        traffic = self.traffic
-        before = self._stretch(embedding_forward, traffic.embedding_forward)
-        forward = [
-            self._layer_forward(unit, of_layers[kind], traffic.forward[kind])
-            for unit, kind in zip(self.layers, self.kind_of_layer, strict=True)
-        ]
-        of_loss = self._stretch(loss, traffic.loss)
-        backward = [
-            self._layer_backward(unit, backward_of_layers[kind], traffic.backward[kind])
-            for unit, kind in zip(reversed(self.layers), reversed(self.kind_of_layer), strict=True)
-        ]
-        return RankMicroBatch(
-            embedding_forward=before,
-            forward=tuple(forward),
-            loss=of_loss,
-            backward=tuple(reversed(backward)),
-            embedding_backward=self._stretch(embedding_backward, traffic.embedding_backward),
-        )
+        self.before_layers = [found for modules, found in groups.items() if modules[0] in ("model", "embedding")]
+        self.after_layers = [unit for found in self.mtp for unit in found if unit is not None]
+        self.after_layers += [found for modules, found in groups.items() if modules[0] == "norm"]
+        of_layers = [unit for found in self.layers for unit in found if unit is not None]
+        self.units = [*self.before_layers, *of_layers, *self.after_layers]
 
     def _layer_forward(self, units: LayerUnits, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
         self.running = units
@@ -227,7 +194,7 @@ class ShardedStep:
                         rank.pre_backward(each)
             case "after_backward":
                 if module == "model":
-                    rank.finish_backward(self.units)
+                    self._finish_backward()
                 elif unit is not None and place in unit.after:
                     # A head that runs again for a further depth has no whole gradient before its first run is undone.
                     rank.post_backward(unit, has_gradients=not (module == "head" and depth > 0))
@@ -239,3 +206,55 @@ class ShardedStep:
         if module == "experts":
             return (self.mtp[depth - 1] if depth else self.running).experts
         return self.outside.get(module)
+
+    def _finish_backward(self) -> None:
+        """The end of a backward pass."""
+        self.rank.finish_backward(self.units)
+
+
+class ShardedStep(Sharded):
+    """The micro-batches of one step of the shallow model under fully_shard."""
+
+    def __init__(self, setup: Setup, layout: Layout, compute: Compute) -> None:
+        assert setup.micro_batches is not None, "a resolved setup"
+        super().__init__(setup, layout, compute.local, outside_shapes(compute.local, layout.grouping))
+        self.micro_batches = setup.micro_batches
+        self.traffic = compute.traffic
+        self.kind_of_layer = compute.kind_of_layer
+        profile = compute.profile
+        self.first = profile.first_micro_batch
+        self.later = profile.later_micro_batch
+        self.last = profile.last_micro_batch or profile.later_micro_batch
+
+    def run(self) -> list[RankMicroBatch]:
+        """Return the first, a middle and the last micro-batch, as far as they differ."""
+        number = min(self.micro_batches, LONGEST)
+        return [self._micro_batch(index, number) for index in range(number)]
+
+    def _micro_batch(self, index: int, number: int) -> RankMicroBatch:
+        passes = self.first if index == 0 else self.last if index == number - 1 else self.later
+        assert passes is not None and passes.moments is not None, "a simulated step of a rank"
+        rank, kinds = self.rank, len(passes.layers)
+        rank.synchronises = self.layout.zero != 1 or index == number - 1
+        embedding_forward, *of_layers = passes.moments[: kinds + 1]
+        loss, *backward_of_layers, embedding_backward = passes.moments[kinds + 1 :]
+        backward_of_layers.reverse()
+        rank.phase = "forward"
+        traffic = self.traffic
+        before = self._stretch(embedding_forward, traffic.embedding_forward)
+        forward = [
+            self._layer_forward(unit, of_layers[kind], traffic.forward[kind])
+            for unit, kind in zip(self.layers, self.kind_of_layer, strict=True)
+        ]
+        of_loss = self._stretch(loss, traffic.loss)
+        backward = [
+            self._layer_backward(unit, backward_of_layers[kind], traffic.backward[kind])
+            for unit, kind in zip(reversed(self.layers), reversed(self.kind_of_layer), strict=True)
+        ]
+        return RankMicroBatch(
+            embedding_forward=before,
+            forward=tuple(forward),
+            loss=of_loss,
+            backward=tuple(reversed(backward)),
+            embedding_backward=self._stretch(embedding_backward, traffic.embedding_backward),
+        )

@@ -4,10 +4,11 @@ from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import micro_batches
+from counting.formulas.layouts.search import worst_context_rank
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.local.held import local_layer_held
-from counting.formulas.local.shapes import local_setup
+from counting.formulas.local.shapes import depths_with_inputs, local_setup
 from counting.formulas.states import buffer_bytes, input_bytes
 from counting.ranks.profile import RankLayer, RankProfile, RankStretch
 from counting.ranks.shallow import shallow
@@ -17,13 +18,15 @@ from torch_models.layout import Layout
 from torch_models.spec import LayerSpec, ModelSpec
 
 
-def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int = 0) -> RankProfile:
+def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank: int | None = None) -> RankProfile:
     """Return what the ranks of `layout` hold, send and compute in one step of `spec`; both settings are resolved.
 
-    The numbers are those of the first rank at place `context_rank` of cp. Ranks at different places hold other bytes during
-    the passes, and have other slices of the states.
+    States are those of the first rank. The passes are those of the ranks at place `context_rank` of cp; None: of the
+    place with the largest peak, the lowest of several.
     """
     model = shallow(spec)
+    if context_rank is None:
+        context_rank = worst_context_rank(spec, setup, layout)
     counts, local = model.counts(), local_model(model.spec, layout.tp, mtp=setup.mtp)
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     first, *others = micro_batches(model.spec, setup, layout, context_rank)
@@ -46,7 +49,7 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank
         ),
         outside_parameters=updated_numbers(outside),
         outside_states=update.states(outside),
-        inputs=input_bytes(spec, local_setup(setup, layout.cp)),
+        inputs=input_bytes(spec, local_setup(setup, layout.cp), depths=depths_with_inputs(spec, setup, layout.cp)),
         buffers=buffer_bytes(spec, setup),
         first_micro_batch=first,
         middle_micro_batch=others[0] if len(others) == 2 else None,
@@ -54,6 +57,7 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=rank_flops(spec, setup, layout),
         shares=rank_shares(groups, layout, update),
+        context_rank=context_rank,
     )
 
 

@@ -60,6 +60,7 @@ class Rank:
         self.deferred = 0  # the flat buffer of the last forward all-gather, freed by the next
         self.reducing = 0  # the input of the last reduce-scatter, freed by the next
         self.synchronises = True
+        self.frees_after_backward = True  # False in a pipeline, where other passes need the parameters
         self.start()
 
     # --- Bytes -------------------------------------------------------------------------------------------------------
@@ -272,7 +273,8 @@ class Rank:
         if unit.accumulated and self.formats.converts_gradients and has_gradients:
             self.gradients -= unit.group.all_tensors  # added in place to those of the micro-batches before
         if not self.synchronises:
-            self.reshard(unit)
+            if self.frees_after_backward:
+                self.reshard(unit)
             if has_gradients:
                 self._accumulate(unit)
             return
@@ -349,6 +351,16 @@ class Rank:
             self.check()
             before = size
         return sum(gradients)
+
+    def finish_pass(self, units: Iterable[Unit]) -> None:
+        """The end of a backward pass of a pipeline, which is not the last: `_root_post_backward_final_callback`."""
+        for unit in units:
+            if unit.training != "after_backward":
+                self.post_backward(unit)
+            unit.training = "idle"
+            unit.backward = False
+            unit.after.clear()
+            unit.before.clear()
 
     def finish_backward(self, units: Iterable[Unit]) -> None:
         """The end of backward: `_root_post_backward_final_callback`.

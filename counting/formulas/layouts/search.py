@@ -13,7 +13,7 @@ from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import compute_of, micro_batches
 from counting.formulas.layouts.sharding import Shape, Sharding, data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update
-from counting.formulas.local.shapes import local_setup
+from counting.formulas.local.shapes import depths_with_inputs, local_setup
 from counting.formulas.states import buffer_bytes, input_bytes
 from counting.ranks.profile import RankMicroBatch, RankStretch, Traffic, Traffics
 from counting.ranks.shallow import Shallow, shallow
@@ -30,17 +30,57 @@ class RankCost(NamedTuple):
 
 
 def rank_cost(spec: ModelSpec, setup: Setup, layout: Layout) -> RankCost:
-    """Return the peak and the traffic of the first rank; both settings are resolved."""
-    assert setup.micro_batches is not None, "a resolved setup"
+    """Return the peak and the traffic of the first rank; both settings are resolved.
+
+    With cp the peak is that of the place in cp with the largest one; all places send and receive the same.
+    """
+    places = list(_places(spec, setup, layout, largest_context_ranks(layout)))
+    return RankCost(max(each.peak for each in places), _traffic(shallow(spec), setup, places[0].passes))
+
+
+def worst_context_rank(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
+    """Return the place in cp with the largest peak, the lowest of several; 0 without cp."""
+    if layout.cp == 1:
+        return 0
+    return max(_places(spec, setup, layout, distinct_context_ranks(layout)), key=lambda each: each.peak).context_rank
+
+
+class _Place(NamedTuple):
+    """A place in cp, with the passes of its ranks and their peak."""
+
+    context_rank: int
+    passes: list[RankMicroBatch]
+    peak: int
+
+
+def _places(spec: ModelSpec, setup: Setup, layout: Layout, context_ranks: tuple[int, ...]) -> Iterator[_Place]:
     model = shallow(spec)
-    passes = micro_batches(model.spec, setup, layout)
     held = _held(model, setup, layout)
-    position = held.bytes + _inputs(spec, local_setup(setup, layout.cp))
-    peak = position
-    for each in passes:
-        highest, position = _walk(model, each, position)
-        peak = max(peak, highest)
-    return RankCost(max(peak, position + held.update), _traffic(model, setup, passes))
+    start = held.bytes + _inputs(spec, setup, layout.cp)
+    for context_rank in context_ranks:
+        passes = micro_batches(model.spec, setup, layout, context_rank)
+        peak = position = start
+        for each in passes:
+            highest, position = _walk(model, each, position)
+            peak = max(peak, highest)
+        yield _Place(context_rank, passes, max(peak, position + held.update))
+
+
+def distinct_context_ranks(layout: Layout) -> tuple[int, ...]:
+    """Return the lowest place of cp of each kind: the first, those between, which are alike, and the last.
+
+    The first rank runs kernels for the second half of its queries alone, the last for the first half of keys alone, and
+    those between for both (formulas/memory/ring.py).
+    """
+    return tuple(sorted({0, min(1, layout.cp - 1), layout.cp - 1}))
+
+
+def largest_context_ranks(layout: Layout) -> tuple[int, ...]:
+    """Return the places of which one has the largest peak.
+
+    The ranks between first and last do what both of these do, and hold as much as either at each moment.
+    """
+    return distinct_context_ranks(layout) if layout.cp < 3 else (1,)
 
 
 def _walk(model: Shallow, passes: RankMicroBatch, position: int) -> tuple[int, int]:
@@ -138,5 +178,6 @@ def _held_by_group(shapes: tuple[Shape, ...], sharding: Sharding, update: Update
 
 
 @lru_cache(maxsize=64)
-def _inputs(spec: ModelSpec, setup: Setup) -> int:
-    return input_bytes(spec, setup) + buffer_bytes(spec, setup)
+def _inputs(spec: ModelSpec, setup: Setup, cp: int) -> int:
+    depths = depths_with_inputs(spec, setup, cp)
+    return input_bytes(spec, local_setup(setup, cp), depths=depths) + buffer_bytes(spec, setup)

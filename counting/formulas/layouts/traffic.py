@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from counting.formulas.held import FP32, INT64
+from counting.formulas.layouts.flops import CORE_AGAIN
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.replicated import norms_of_stream, used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
@@ -150,8 +151,14 @@ class _TensorParallel:
         return [*[*self._input(), *self._output()] * 2, *self._width_norms(layer)]
 
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
-        """Backward of both, after the forward pass once more with full recompute; then parameters that are whole."""
-        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        """Backward of both, after what is called again in backward; then parameters that are whole."""
+        again: list[Sending] = []
+        match layer.recompute_in(self.setup.recompute):
+            case "full":
+                again = self.layer_forward(layer)
+            case "per_op":  # the results of reduce-scatters are kept
+                outputs = [] if self.by_position else self._output()
+                again = [*[*self._input(), *outputs] * 2, *self._width_norms(layer)]
         blocks = [*self._output_gradient(), *self._input_gradient()] * 2
         return [*again, *blocks, *self._width_norms(layer), *self._gradients(self._whole(layer))]
 
@@ -239,10 +246,13 @@ class _ExpertParallel:
         return [Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]
 
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
-        """The gradients of the outputs and of the rows, after the forward pass once more with full recompute."""
+        """The gradients of the outputs and of the rows, after the forward pass once more with full recompute.
+
+        Recomputation by operation keeps what all-to-all brings.
+        """
         if not isinstance(layer.feed_forward, MixtureOfExpertsSpec):
             return []
-        again = self.layer_forward(layer) if self.setup.recompute == "full" else []
+        again = self.layer_forward(layer) if layer.recompute_in(self.setup.recompute) == "full" else []
         return [*again, *self._ways(layer)]
 
     def _ways(self, layer: LayerSpec) -> list[Sending]:
@@ -294,7 +304,7 @@ class _ContextParallel:
     def layer_backward(self, layer: LayerSpec) -> list[Sending]:
         """Keys and values again, and once more if the core of attention is recomputed; then their gradients."""
         size, gather = self._numbers(layer) * FP32, self.layer_forward(layer)
-        again = gather if self.setup.recompute != "none" else []
+        again = gather if layer.recompute_in(self.setup.recompute) in CORE_AGAIN else []
         return [*again, *gather, Sending("all_to_all", "cp", size, size, self.division.cp)]
 
     def _numbers(self, layer: LayerSpec) -> int:

@@ -26,6 +26,7 @@ from counting.formulas.held import (
     feed_forward_held,
     forward_pass,
     norm_held,
+    per_op_held,
     routed_experts_held,
 )
 from counting.formulas.local.shapes import Division, division_of, local_layer, local_setup
@@ -48,7 +49,7 @@ def local_layer_held(spec: LayerSpec, setup: Setup, layout: Layout, context_rank
     - blocks: attention with H / tp and G / tp heads, and the MLP with F / tp columns, over all T tokens;
     - norms: of the residual stream, over T / tp tokens with sequence parallelism.
 
-    Full recompute holds the layer's input alone.
+    Full recompute holds the layer's input alone; by operation, see `_per_op_held`.
 
     Llama-3-8B, tp 2, T = 2,048, 16 bits, fused: inputs of the two blocks 2 x 16,777,216; queries and attended 2 x
     8,388,608; keys and values 2 x 2,097,152; log-sum-exp 131,072 and state 24; gate, activated, up and hidden 4 x
@@ -58,14 +59,39 @@ def local_layer_held(spec: LayerSpec, setup: Setup, layout: Layout, context_rank
 
 
 def _layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> int:
-    rows = division.stream_tokens(run.micro_batch)
+    run, rows = run.of_layer(spec), division.stream_tokens(run.micro_batch)
+    stream = run.width * rows * spec.hidden_size
     if run.recompute == "full":
-        return run.width * rows * spec.hidden_size
+        return stream
+    if run.recompute == "per_op":
+        return stream + _per_op_held(spec, run, division)
     part = local_layer(spec, division.tp)
     norms_around_a_block = 2 if spec.norm_placement == "around" else 1
     norm = norm_held(rows, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
     blocks = _attention_held(part.attention, run, division) + _feed_forward_held(part.feed_forward, run, division)
     return blocks + 2 * norms_around_a_block * norm
+
+
+def _per_op_held(spec: LayerSpec, run: ForwardPass, division: Division, *, predicts: bool = False) -> int:
+    """Return bytes that recomputation by operation holds of a rank's part of a layer, beside its input.
+
+    - outputs: of the products and the core of a layer of this size, over all T tokens; the projection of multi-token
+      prediction has the tokens of the residual stream;
+    - sums: under sequence parallelism, the outputs of both blocks after the reduce-scatter, over T / tp tokens;
+    - exchanged: under expert parallelism, what the three all-to-alls bring: the numbers of rows in int64, the M rows,
+      and the outputs of the N rows.
+    """
+    part, rows = local_layer(spec, division.tp), division.stream_tokens(run.micro_batch)
+    outputs = per_op_held(part, run, predicts=predicts)
+    if predicts:
+        outputs -= run.width * (run.tokens - rows) * spec.hidden_size
+    sums = 2 * run.width * rows * spec.hidden_size if division.sequence_parallel else 0
+    exchanged, mixture = 0, spec.feed_forward
+    if isinstance(mixture, MixtureOfExpertsSpec) and division.ep > 1:
+        sent = run.tokens * mixture.router.top_k
+        came = division.received_rows(sent)
+        exchanged = INT64 * mixture.router.num_experts + run.width * (came + sent) * spec.hidden_size
+    return outputs + sums + exchanged
 
 
 def _attention_held(spec: AttentionSpec, run: ForwardPass, division: Division) -> int:
@@ -151,16 +177,18 @@ def _mtp_layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> in
 
     As on one device, but for norms, joined states and the projection over the tokens of the residual stream, and for:
 
+    - token_ids, labels: under context parallelism they are inputs of the step, because other ranks have some of them;
     - hidden: the hidden state before it. Under sequence parallelism the head before it holds a gathered copy, so it is
       held besides; else it is the input of that head and counted there.
     """
-    rows = division.stream_tokens(run.micro_batch)
+    run, rows = run.of_layer(spec), division.stream_tokens(run.micro_batch)
     stream = run.width * rows * spec.hidden_size
-    token_ids = labels = INT64 * run.tokens
+    token_ids = labels = INT64 * run.tokens if division.cp == 1 else 0
     hidden = stream if division.sequence_parallel else 0
-    if run.recompute == "full":
+    if run.recompute in ("full", "per_op"):
         embedded = stream
-        return token_ids + labels + embedded + hidden
+        outputs = _per_op_held(spec, run, division, predicts=True) if run.recompute == "per_op" else 0
+        return token_ids + labels + embedded + hidden + outputs
     norm = norm_held(rows, spec.hidden_size, run)
     norm_of_hidden = norm - (stream if run.norms_hold_input else 0)
     joined = 2 * stream

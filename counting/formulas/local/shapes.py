@@ -22,6 +22,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    ModelSpec,
 )
 
 
@@ -76,6 +77,11 @@ def local_setup(setup: Setup, cp: int) -> Setup:
     if chunk is not None and chunk >= setup.micro_batch_size * length:
         chunk = None
     return structs.replace(setup, sequence_length=length, loss_chunk=chunk)
+
+
+def depths_with_inputs(spec: ModelSpec, setup: Setup, cp: int) -> int:
+    """Prediction depths whose token ids and labels are inputs: with cp all, since other ranks have some of them."""
+    return len(spec.mtp_layers) if setup.mtp and cp > 1 else 0
 
 
 def local_layer(spec: LayerSpec, tp: int) -> LayerSpec:

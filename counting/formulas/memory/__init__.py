@@ -3,21 +3,23 @@
 No values are computed. Each tensor is represented by its size, from its allocation until no variable, operation or
 gradient refers to it any more; backward processes the operations in torch's order. Sizes come from spec and setup
 alone. The simulation is torch-free and never reads a module, so it can be compared with measured bytes after every
-operation. The rest of the project uses only `simulate`.
+operation. The rest of the project uses only `simulate` and `simulate_stage`.
 
 `tape` defines sizes, lifetimes and the order of backward; `operations` defines what each operation allocates and keeps;
-`blocks`, `attention`, `experts`, `layer` and `step` define which operations a model runs. On a rank of a layout they
-run on the rank's part; `parameters`, `collectives`, `vocabulary`, `exchange` and `ring` define what it does besides.
+`blocks`, `attention`, `experts`, `layer`, `step` and `stage` define which operations a model runs. On a rank of a
+layout they run on the rank's part; `parameters`, `collectives`, `vocabulary`, `exchange` and `ring` define what it does
+besides.
 """
 
 from counting.counts import LayerCounts, ModelCounts
 from counting.formulas.memory.layer import simulate_layer
+from counting.formulas.memory.stage import SimulatedPass, SimulatedStage, simulate_stage
 from counting.formulas.memory.step import simulate_step
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
-__all__ = ["simulate"]
+__all__ = ["SimulatedPass", "SimulatedStage", "simulate", "simulate_stage"]
 
 
 def simulate(
@@ -25,8 +27,8 @@ def simulate(
 ) -> ModelCounts:
     """Return the peak bytes of one layer of each kind in 16 bits and, with `step`, the profile of a training step.
 
-    With a `layout` the step is that of one rank, at place `context_rank` of cp: see `simulate_step`. The peaks of layers are
-    left empty then, as are all other counts. `setup` and `layout` are resolved.
+    With a `layout` the step is that of one rank, at place `context_rank` in cp: see `simulate_step`. Peaks of layers
+    are left empty then, as are all other counts. `setup` and `layout` are resolved.
     """
     if layout is not None:
         return ModelCounts(

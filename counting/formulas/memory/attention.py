@@ -3,6 +3,7 @@
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import divided_norm, norm, projection, sum_projection
 from counting.formulas.memory.operations import (
+    OTHER,
     Operand,
     add,
     batched_product,
@@ -211,7 +212,7 @@ def _fused_core(
     kernel = _fused_kernel(spec, keeps_rows=tape.grad_enabled)
     if division.cp > 1:
         return ring_attention(tape, kernel, _factors(spec, query, key, value), query, key, value, batch, division)
-    out, logsumexps, states = tape.born(*kernel.outputs(batch, query.size.width))
+    out, logsumexps, states = tape.born_of(OTHER, *kernel.outputs(batch, query.size.width))
     sizes = [query.size, key.size, value.size, *([sinks.size] if sinks else [])]
 
     def derive(gradients: Gradients) -> InputGradients:
@@ -235,9 +236,10 @@ def _fused_kernel(spec: AttentionSpec, *, keeps_rows: bool) -> FusedKernel:
 
 def _factors(spec: AttentionSpec, query: Array, key: Array, value: Array) -> Factors:
     """What ring attention has to know of its inputs; values from a latent are a part of a tensor with keys."""
-    grouped = isinstance(spec, GroupedQueryAttentionSpec)
-    key_heads = spec.num_key_value_heads if grouped else spec.num_attention_heads
-    return Factors(query.size, key.size, value.size, by_token=key_heads > 1, value_has_gaps=not grouped)
+    sizes = query.size, key.size, value.size
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        return Factors(*sizes, by_token=spec.num_key_value_heads > 1, value_has_gaps=False)
+    return Factors(*sizes, by_token=spec.num_attention_heads > 1, value_has_gaps=True)
 
 
 def _eager_core(

@@ -7,7 +7,7 @@ the reverse (Korthikanti et al. 2022, arXiv 2205.05198, fig. 5-6).
 """
 
 from counting.formulas.local.shapes import Division
-from counting.formulas.memory.operations import first
+from counting.formulas.memory.operations import OTHER, first
 from counting.formulas.memory.tape import Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch
 
@@ -21,7 +21,7 @@ def _gathered(tape: Tape, size: Size, ranks: int, sequences: int) -> Array:
 def _reduced(tape: Tape, x: Array, ranks: int) -> Array:
     """This rank's part of the sum of `x` over ranks."""
     by_rank = tape.like(x.size)
-    out = tape.new(x.numel // ranks, x.size.width)
+    (out,) = tape.born_of(OTHER, Size(x.numel // ranks, x.size.width))
     del by_rank
     return out
 

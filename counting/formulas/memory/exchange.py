@@ -7,7 +7,7 @@ et al. 2020, arXiv 2006.16668, §3.2). The gradient of an exchange is the exchan
 
 from collections.abc import Callable
 
-from counting.formulas.memory.operations import rows_of
+from counting.formulas.memory.operations import OTHER, rows_of
 from counting.formulas.memory.tape import INT, LONG, Array, Size, Tape
 
 # Rows, their experts and the ends of the experts' rows -> the outputs of the experts.
@@ -23,7 +23,8 @@ def exchange(
     """
     sent_rows, size = rows.numel, rows.size.width
     sent = _counts(tape, experts)
-    arrived = tape.new(experts, LONG)  # the number of rows from each rank for each of this rank's experts
+    # The number of rows from each rank for each of this rank's experts.
+    (arrived,) = tape.born_of(OTHER, Size(experts, LONG))
     came = _travel(tape, rows, received * width)
     own = tape.new(own_experts, LONG)
     expert_of_own = tape.new(experts, LONG)
@@ -55,7 +56,7 @@ def _counts(tape: Tape, experts: int) -> Array:
 def _travel(tape: Tape, rows: Array, received: int) -> Array:
     """Send rows and receive others."""
     sent = rows.size
-    out = tape.new(received, sent.width)
+    (out,) = tape.born_of(OTHER, Size(received, sent.width))
     tape.record([out], [rows], [], lambda gradients: [tape.like(sent)])
     return out
 

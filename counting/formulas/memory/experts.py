@@ -8,6 +8,7 @@ from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.blocks import gated_mlp
 from counting.formulas.memory.exchange import exchange
 from counting.formulas.memory.operations import (
+    OTHER,
     Operand,
     add,
     add_number,
@@ -101,20 +102,20 @@ def _choose(tape: Tape, spec: RouterSpec, scores: int, tokens: int) -> Array:
     best, indices = Size(tokens * spec.top_k, SINGLE), Size(tokens * spec.top_k, LONG)
     corrected = tape.new(scores, SINGLE) if spec.correction_bias else None
     if spec.n_group == 1:
-        chosen = tape.born(best, indices)[1]
+        chosen = tape.born_of(OTHER, best, indices)[1]
         del corrected
         return chosen
     groups, kept_groups = tokens * spec.n_group, tokens * spec.topk_group
     ranked = groups * spec.group_rank_experts
-    best_in_group = tape.born(Size(ranked, SINGLE), Size(ranked, LONG))[0]
+    best_in_group = tape.born_of(OTHER, Size(ranked, SINGLE), Size(ranked, LONG))[0]
     rank = tape.new(groups, SINGLE)
     del best_in_group
-    eligible = tape.born(Size(kept_groups, SINGLE), Size(kept_groups, LONG))[1]
+    eligible = tape.born_of(OTHER, Size(kept_groups, SINGLE), Size(kept_groups, LONG))[1]
     all_groups = tape.new(groups, BOOL)
     excluded = tape.new(groups, BOOL)
     del all_groups
     masked = tape.new(scores, SINGLE)
-    chosen = tape.born(best, indices)[1]
+    chosen = tape.born_of(OTHER, best, indices)[1]
     del corrected, rank, eligible, excluded, masked
     return chosen
 

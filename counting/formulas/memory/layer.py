@@ -7,6 +7,7 @@ Legend: B sequences, S tokens of each, T = B S, D hidden_size, F intermediate_si
 H query heads, G key/value heads, C channels of a query head.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from counting.counts import LayerMemory
@@ -16,10 +17,10 @@ from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import Around, mixture_of_experts
 from counting.formulas.memory.operations import add
-from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Operation, Tape
+from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Kernel, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
 from counting.setup import MicroBatch
-from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, Recompute
+from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MixtureOfExpertsSpec, Recompute
 
 
 def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad: bool) -> LayerMemory:
@@ -69,14 +70,41 @@ def layer(
     division: Division = UNDIVIDED,
     around: Around | None = None,
 ) -> Array:
-    """Run one layer; with full recompute only its input is kept for backward.
+    """Run one layer; with full recompute only its input is kept for backward, by operation the outputs of products too.
 
     `spec` is the part of the layer that this rank has, and `x` has the positions of the residual stream on it.
     """
     run = partial(
         transform, tape, spec, batch=batch, kernels=kernels, recompute=recompute, division=division, around=around
     )
-    return tape.checkpoint(run, x) if recompute == "full" else run(x)
+    return recomputed(tape, spec, run, x, recompute=recompute)
+
+
+def recomputed(tape: Tape, spec: LayerSpec, run: Callable[..., Array], *inputs: Array, recompute: Recompute) -> Array:
+    """Return `run(*inputs)`, the output of a layer of which `recompute` is computed again."""
+    if recompute == "full":
+        return tape.checkpoint(run, *inputs)
+    if recompute == "per_op":
+        return tape.checkpoint(run, *inputs, keeps=_EverySecondProduct(spec))
+    return run(*inputs)
+
+
+class _EverySecondProduct:
+    """Keeps all but every second product with a matrix; those with the router's shape are not kept and not counted."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        self.router: tuple[int, int] | None = None
+        if isinstance(spec.feed_forward, MixtureOfExpertsSpec):
+            self.router = spec.feed_forward.router.hidden_size, spec.feed_forward.router.num_experts
+        self.count = 0
+
+    def __call__(self, kernel: Kernel) -> bool:
+        if kernel.name != "mm":
+            return True
+        if kernel.matrix == self.router:
+            return False
+        self.count += 1
+        return self.count % 2 == 1
 
 
 def transform(

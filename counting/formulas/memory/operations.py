@@ -13,6 +13,7 @@ from counting.formulas.memory.tape import (
     Array,
     Gradients,
     InputGradients,
+    Kernel,
     Leaf,
     Size,
     Storage,
@@ -21,6 +22,7 @@ from counting.formulas.memory.tape import (
 )
 
 Operand = Array | Leaf
+OTHER = Kernel("other")
 
 
 def first(gradients: Gradients) -> Array:
@@ -53,7 +55,8 @@ def linear(
     if weight is None:
         weight = tape.parameter(x.numel // tokens * outputs, x.size.width)
     sizes = x.size, weight.size, None if bias is None else bias.size
-    out = tape.new(tokens * outputs, x.size.width)
+    kernel = Kernel("mm", (x.numel // tokens, outputs)) if bias is None else OTHER
+    (out,) = tape.born_of(kernel, Size(tokens * outputs, x.size.width))
 
     def derive(gradients: Gradients) -> InputGradients:
         of_x, of_weight, of_bias = sizes
@@ -88,7 +91,7 @@ def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, weight: Op
 def batched_product(tape: Tape, left: Array, right: Array, outputs: int) -> Array:
     """Multiply two activations; backward allocates the gradient of `right` first."""
     of_left, of_right = left.size, right.size
-    out = tape.new(outputs, left.size.width)
+    (out,) = tape.born_of(OTHER, Size(outputs, left.size.width))
 
     def derive(gradients: Gradients) -> InputGradients:
         right_gradient = tape.like(of_right)

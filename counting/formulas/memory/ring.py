@@ -14,6 +14,7 @@ that is the only reference to a tensor is a variable here, set again at the same
 from typing import NamedTuple
 
 from counting.formulas.local.shapes import Division
+from counting.formulas.memory.operations import OTHER
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
 from counting.setup import MicroBatch
 
@@ -102,8 +103,11 @@ def ring_attention(
     batch: MicroBatch,
     division: Division,
 ) -> Array:
-    """Run ring attention; it keeps what one call of the kernel keeps, with the merged output and log-sum-exp."""
-    out, logsumexp, state = _forward(tape, kernel, factors, batch, division)
+    """Run ring attention; it keeps what one call of the kernel keeps, with the merged output and log-sum-exp.
+
+    To a checkpoint it is one kernel: nothing is gathered again where its outputs are kept.
+    """
+    out, logsumexp, state = tape.outputs_of(OTHER, lambda: _forward(tape, kernel, factors, batch, division))
     rows, several = logsumexp.size, kernel.heads * batch.sequences > 1
 
     def derive(gradients: Gradients) -> InputGradients:
@@ -154,13 +158,13 @@ def _backward(tape: Tape, factors: Factors, rows: Size, division: Division, *, s
             joined = tape.new(factors.both, width)
             if step == 0:
                 of_ring = tape.new(factors.both * division.cp, width)
-        if step > 0:
-            used = ()
         if half and several:
             half_of_rows = tape.new(rows.numel // 2, rows.width)
+        if step > 0:
+            used = ()
         of_keys = 1 if half or step == 0 else 2
-        parts = (1 + half, of_keys, of_keys)
-        of_step = tape.born(*(_part(*each) for each in zip((query, key, value), parts, strict=True)))
+        parts = zip((query, key, value), (1 + half, of_keys, of_keys), strict=True)
+        of_step = tape.born(*(Size(size.numel // number, size.width) for size, number in parts))
         if received is not None:
             passed = received.again()
             key_gradient, value_gradient = passed.view(key.numel), passed.view(value.numel)
@@ -182,10 +186,6 @@ def _in_one_piece(tape: Tape, factors: Factors) -> tuple[Array, ...]:
     """Copies of keys and values, as far as they are not in one piece by head."""
     keys = (tape.like(factors.key),) if factors.by_token else ()
     return (*keys, tape.like(factors.value)) if factors.by_token or factors.value_has_gaps else keys
-
-
-def _part(size: Size, parts: int) -> Size:
-    return Size(size.numel // parts, size.width)
 
 
 def _joined(tape: Tape, factors: Factors, *, by_token: bool) -> Array:

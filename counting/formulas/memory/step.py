@@ -9,7 +9,7 @@ from functools import partial
 from counting.formulas.local.shapes import division_of, local_layer, local_setup
 from counting.formulas.memory.blocks import norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
-from counting.formulas.memory.layer import layer, rotary_tables, transform
+from counting.formulas.memory.layer import layer, recomputed, rotary_tables, transform
 from counting.formulas.memory.operations import Operand, add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.parameters import own_parameter, summed_parameter
@@ -35,16 +35,18 @@ from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelSpec
 def simulate_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, context_rank: int = 0) -> StepProfile:
     """Return the profile of a step, without the model states; `setup` and `layout` are resolved.
 
-    With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and has
-    the moments at which fully_shard may act.
+    With a `layout`, it is the step of one rank, at place `context_rank` of cp, without the buffers of fully_shard, and
+    has the moments at which fully_shard may act.
     """
-    return _Step(spec, setup if layout is None else local_setup(setup, layout.cp), layout, context_rank).profile()
+    return SimulatedStep(
+        spec, setup if layout is None else local_setup(setup, layout.cp), layout, context_rank
+    ).profile()
 
 
-class _Step:
+class SimulatedStep:
     """A step of a model with one layer of each kind, or of the part of it that a rank of a layout has."""
 
-    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None, context_rank: int) -> None:
+    def __init__(self, spec: ModelSpec, setup: Setup, layout: Layout | None, context_rank: int = 0) -> None:
         self.layout = layout
         self.hooked = layout is not None and layout.is_sharded
         self.cuts: list[tuple[Hook | None, Cut]] = []
@@ -63,7 +65,9 @@ class _Step:
         self.stream_tokens = self.division.stream_tokens(self.batch)
         self.tape = Tape(grad=True)
         self.width = self.precision.activation_bytes
-        self.token_ids, self.labels = self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+        self.token_ids, self.labels = self._ids_and_labels()
+        cp = self.division.cp
+        self.further = [self._ids_and_labels() for _ in self.mtp_layers] if cp > 1 else []
         rotary = {each.attention.rotary: each for each in (*(each for each, _ in self.groups), *self.mtp_layers)}
         self.tables = [rotary_tables(self.tape, each, self.batch.length, self.width) for each in rotary.values()]
         self.inputs = self.tape.live
@@ -204,7 +208,8 @@ class _Step:
     def _layer(self, spec: LayerSpec, x: Array) -> Array:
         setup = self.setup
         around = self._around_experts(0)
-        return layer(self.tape, spec, x, self.batch, setup.kernels, setup.recompute, self.division, around)
+        recompute = spec.recompute_in(setup.recompute)
+        return layer(self.tape, spec, x, self.batch, setup.kernels, recompute, self.division, around)
 
     def _around_experts(self, depth: int) -> "_AroundExperts | None":
         """The moments of experts that are a group of fully_shard of their own."""
@@ -245,9 +250,9 @@ class _Step:
         hidden = self._final_norm(stream)
         loss = self._mean_loss(hidden, labels, 0)
         for depth, layer_spec in enumerate(self.mtp_layers, start=1):
-            token_ids = self._one_further()
+            token_ids = self._one_further(depth, 0)
             hidden = self._mtp_layer(layer_spec, hidden, self._embed(token_ids, depth), depth)
-            labels = self._one_further()
+            labels = self._one_further(depth, 1)
             further = self._mean_loss(hidden, labels, depth)  # the variable holds it until the next depth's
             loss = add(tape, loss, scale(tape, further))
         del token_ids, labels
@@ -261,14 +266,20 @@ class _Step:
         self._leave("norm", out, 0)
         return out
 
-    def _one_further(self) -> Array:
+    def _ids_and_labels(self) -> tuple[Array, Array]:
+        return self.tape.new(self.tokens, LONG), self.tape.new(self.tokens, LONG)
+
+    def _one_further(self, depth: int, which: int) -> Array:
+        """Token ids or labels of a depth: inputs where ranks of cp divide the positions, else made of those before."""
+        if self.further:
+            return self.further[depth - 1][which].again()
         last = self.tape.new(self.batch.sequences, LONG)
         labels = self.tape.new(self.tokens, LONG)
         del last
         return labels
 
     def _mtp_layer(self, spec: LayerSpec, hidden: Array, embedded: Array, depth: int) -> Array:
-        setup, tape = self.setup, self.tape
+        setup, tape, recompute = self.setup, self.tape, spec.recompute_in(self.setup.recompute)
         hidden, embedded = self._enter("mtp", depth, hidden, embedded)
 
         def predict(hidden: Array, embedded: Array) -> Array:
@@ -280,14 +291,13 @@ class _Step:
                     self._project(joined),  # not assigned to a variable, as in the module
                     self.batch,
                     setup.kernels,
-                    setup.recompute,
+                    recompute,
                     self.division,
                     self._around_experts(depth),
                 )
             )
 
-        again = setup.recompute == "full"
-        out = tape.checkpoint(predict, hidden, embedded) if again else predict(hidden, embedded)
+        out = recomputed(tape, spec, predict, hidden, embedded, recompute=recompute)
         self._leave("mtp", out, depth)
         return out
 
@@ -366,7 +376,7 @@ class _AroundExperts:
     (`cast_forward_inputs` of its policy), and the call refers to the inputs themselves until it returns.
     """
 
-    def __init__(self, step: _Step, depth: int) -> None:
+    def __init__(self, step: SimulatedStep, depth: int) -> None:
         self.step = step
         self.depth = depth
         self.given: Sequence[Array] = ()

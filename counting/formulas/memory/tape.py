@@ -7,8 +7,9 @@ tensor are added. A tensor is alive as long as a variable of the code that runs 
 or a pending gradient refers to it. Torch-free.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 HALF = 2  # bytes of a 16-bit weight or activation
 SINGLE = 4  # bytes of an fp32 number
@@ -105,15 +106,30 @@ class Operation:
         self.before: tuple[Callable[[], None], ...] = ()  # called when its gradients are complete
 
 
+class Kernel(NamedTuple):
+    """A kernel whose outputs a checkpoint may keep; of a product with a matrix, its numbers of rows and columns."""
+
+    name: Literal["mm", "other"]
+    matrix: tuple[int, int] | None = None
+
+
+Keeps = Callable[[Kernel], bool]  # whether a checkpoint keeps the outputs of the next such kernel
+
+
 class Segment:
-    """Operations within a checkpoint: only the inputs are kept, until the segment runs again in backward."""
+    """Operations within a checkpoint: only the inputs are kept, until the segment runs again in backward.
 
-    __slots__ = ("function", "inputs", "operations")
+    Where it `keeps` the outputs of some kernels, these are kept too, and taken when the segment runs again.
+    """
 
-    def __init__(self, function: Callable[..., Array], inputs: Sequence[Array]) -> None:
+    __slots__ = ("function", "inputs", "keeps", "operations", "outputs")
+
+    def __init__(self, function: Callable[..., Array], inputs: Sequence[Array], keeps: Keeps | None) -> None:
         self.function: Callable[..., Array] | None = function
         self.inputs = inputs
+        self.keeps = keeps
         self.operations: list[Operation] = []  # operations that keep at least one array, in order
+        self.outputs: deque[tuple[Array, ...] | None] = deque()  # of each kernel in order; None: not kept
 
 
 class Leaf:
@@ -152,11 +168,12 @@ class Tape:
         self.recording = grad
         self.keeps_gradients = True
         self.fresh_parameters = False  # those that are made now
+        self.wanted: Sequence[bool] | None = None  # which gradients of inputs the operation is to derive; None: all
         self.alive: dict[int, int] = {}  # serial number of a storage -> bytes
         self.live = 0
         self.peak = 0
         self.at_peak: dict[int, int] = {}
-        self._again = False
+        self._again: Segment | None = None  # that runs again
         self._serial = 0
         self._operations: list[Operation] = []
         self._segment: Segment | None = None
@@ -186,6 +203,22 @@ class Tape:
         arrays = tuple(Array(size, Storage(self, size.bytes)) for size in sizes)
         if self.live > self.peak:
             self.watch()
+        return arrays
+
+    def born_of(self, kernel: Kernel, *sizes: Size) -> tuple[Array, ...]:
+        """Allocate and return the outputs of a kernel, or take those that a checkpoint has kept."""
+        return self.outputs_of(kernel, lambda: self.born(*sizes))
+
+    def outputs_of(self, kernel: Kernel, run: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...]:
+        """Run what counts as one kernel and return its outputs, or take those that a checkpoint has kept."""
+        if self._again is not None and self._again.keeps is not None:
+            kept = self._again.outputs.popleft()
+            return run() if kept is None else kept
+        arrays = run()
+        segment = self._segment
+        if segment is not None and segment.keeps is not None:
+            keeps = segment.keeps(kernel)
+            segment.outputs.append(tuple(Array(x.size, x.storage) for x in arrays) if keeps else None)
         return arrays
 
     def new(self, numel: int, width: int) -> Array:
@@ -220,7 +253,7 @@ class Tape:
             self._segment.operations.append(operation)
         for index, out in enumerate(outputs):
             out.edge = Edge(operation, index)
-        if not self._again:
+        if self._again is None:
             for x in inputs:
                 if isinstance(x, Leaf):
                     x.uses += 1
@@ -242,16 +275,16 @@ class Tape:
         self.record(outputs, inputs, [], derive)
         return outputs
 
-    def checkpoint(self, function: Callable[..., Array], *inputs: Array) -> Array:
+    def checkpoint(self, function: Callable[..., Array], *inputs: Array, keeps: Keeps | None = None) -> Array:
         """Return `function(*inputs)`; only the inputs are kept, and backward runs it again (Chen et al. 2016).
 
         Backward does so when it first needs an array that was not kept. The inputs are freed after the last operation
-        that needs such an array.
+        that needs such an array. With `keeps`, the outputs of those kernels are kept too.
         """
         if not self.recording:
             return function(*inputs)
         assert self._segment is None, "a checkpoint within a checkpoint"
-        self._segment = Segment(function, [x.again() for x in inputs])
+        self._segment = Segment(function, [x.again() for x in inputs], keeps)
         out = function(*inputs)
         self._segment = None
         return out
@@ -259,9 +292,9 @@ class Tape:
     def _run_again(self, segment: Segment) -> None:
         assert segment.function is not None
         below, self._operations = self._operations, []
-        self._again = True
+        self._again = segment
         segment.function(*segment.inputs)
-        self._again = False
+        self._again = None
         segment.function = None
         again, self._operations = [operation for operation in self._operations if operation.kept], below
         for operation, recomputed in zip(segment.operations, again, strict=True):
@@ -274,6 +307,10 @@ class Tape:
         return len(self._operations)
 
     # --- Backward ------------------------------------------------------------------------------------------------
+
+    def wants(self, index: int) -> bool:
+        """Whether the gradient of this input of the operation that runs is to be derived."""
+        return self.wanted is None or self.wanted[index]
 
     def deliver(self, edge: Edge | None, gradient: Array | TooLarge | None) -> None:
         """Add `gradient` to the gradient at `edge`: in place unless something else refers to that gradient's memory."""

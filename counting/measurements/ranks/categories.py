@@ -35,6 +35,7 @@ class CategoryMarks:
         self._model, self._tracker, self._let_go = model, tracker, let_go
         self._gradients: set[int] = set()
         self._gathered: set[int] = set()
+        self._whole: list[Tensor] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "CategoryMarks":
@@ -49,12 +50,21 @@ class CategoryMarks:
         gathered = gathered_parameters(self._model)
         self._gathered = {self._tracker.serial(parameter) for parameter in gathered}
         # Those that are not gathered get their gradients from autograd themselves.
-        for parameter in gathered or list(self._model.parameters()):
+        self._whole = gathered or list(self._model.parameters())
+        for parameter in self._whole:
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
 
     def after_micro_batch(self) -> None:
         """Note the gradients that are kept whole until a later micro-batch."""
         self._gradients |= {self._tracker.serial(gradient) for gradient in accumulated_gradients(self._model)}
+
+    def after_pass(self) -> None:
+        """Note all gradients that are there after a pass of a stage, with hooks or without."""
+        if self._hooks:
+            tensors = [*self._whole, *self._model.parameters()]
+            present = [tensor.grad for tensor in tensors if tensor.grad is not None]
+            self._gradients |= {self._tracker.serial(gradient) for gradient in present}
+        self.after_micro_batch()
 
     def found(self) -> Categories:
         """The categories, at the end of the step."""

@@ -39,7 +39,13 @@ def _result(args: tuple[Any, ...], out: Any) -> Any:
     return out
 
 
+def _nothing(args: tuple[Any, ...], out: Any) -> Any:
+    return ()
+
+
 _CALLS = {
+    "c10d::send": _Call("send", _first, _nothing),
+    "c10d::recv_": _Call("receive", _nothing, _first),
     "c10d::_allgather_base_": _Call("all_gather", _second, _first),
     "c10d::_reduce_scatter_base_": _Call("reduce_scatter", _second, _first),
     "c10d::allreduce_": _Call("all_reduce", _first, _first),
@@ -87,8 +93,11 @@ class CollectiveCounter:
 def _axes_that_call(name: str, operation: CollectiveOp, sent: Any) -> set[Axis]:
     """The axes whose ranks call a collective: `fully_shard` has those of c10d, all else the functional ones.
 
-    The ranks of ep and of cp exchange tensors: rows with their counts in int64, and flat gradients.
+    Stages of a pipeline send to and receive from single ranks. The ranks of ep and of cp exchange tensors: rows with
+    their counts in int64, and flat gradients.
     """
+    if operation in ("send", "receive"):
+        return {"pp"}
     if name.startswith("c10d::"):
         return {"dp", "fsdp", "expert_dp", "expert_fsdp"}
     if operation == "all_to_all":

@@ -106,10 +106,7 @@ class RankBytes(LiveBytes):
             out = plain(storage, size)
             serial = self._serials.get(id(storage))
             if serial is not None:
-                self.live += storage.nbytes() - self._bytes[serial]
-                self._bytes[serial] = storage.nbytes()
-                if self.live > self.peak:
-                    self.watch()
+                self._resized(serial, storage)
             return out
 
         with replaced(torch.UntypedStorage, "resize_", resize):

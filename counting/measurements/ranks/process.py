@@ -6,20 +6,25 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from counting.allocator.events import Event
 from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
+from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.rank import profile_of_rank
+from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
 from counting.setup import Setup
 from torch_models.errors import UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
+from torch_models.stages import stages_of
 
 # The other process finds modules where this one does, whatever the working directory is by now.
 _CODE = (
@@ -37,10 +42,35 @@ def measure_ranks(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
     """
     with ONE_AT_A_TIME:
         if dist.is_initialized():
-            return _measured_elsewhere(spec, setup, layout)
+            found = _in_another_process("measure_ranks", spec, setup, layout)
+            assert isinstance(found, RankProfile)
+            return found
         model = shallow(spec)
         ranks = [rank * layout.tp for rank in distinct_context_ranks(layout)]
         return of_worst(model, setup, [measure_model(model, setup, layout, rank) for rank in ranks])
+
+
+def measure_pipeline(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
+    """What the ranks of each place in the pipeline of `layout` hold, send and compute; otherwise as `measure_ranks`."""
+    # Importing it loads torch's compiler, which no other layout needs.
+    from counting.measurements.ranks.pipeline.profile import profiles_of_pipeline
+
+    with ONE_AT_A_TIME:
+        if dist.is_initialized():
+            profiles: tuple[PipelineProfile, ...] = _in_another_process("measure_pipeline", spec, setup, layout)
+            return profiles
+        with measuring():
+            return profiles_of_pipeline(stages_of(spec, layout), setup, layout)
+
+
+def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> list[Event]:
+    """The log of two steps of the whole model on `rank` of `layout`; where it is measured is as in `measure_ranks`."""
+    with ONE_AT_A_TIME:
+        if dist.is_initialized():
+            events: list[Event] = _in_another_process("log_of_rank", spec, setup, layout, rank)
+            return events
+        with fake_world(layout.ranks, rank), measuring():
+            return log_of_this_rank(spec, setup, layout, torch.device("meta"))
 
 
 def measure_model(model: Shallow, setup: Setup, layout: Layout, rank: int = 0) -> RankProfile:
@@ -50,16 +80,15 @@ def measure_model(model: Shallow, setup: Setup, layout: Layout, rank: int = 0) -
         return profile_of_rank(model, setup, layout, torch.device("meta"))
 
 
-def _measured_elsewhere(spec: ModelSpec, setup: Setup, layout: Layout) -> RankProfile:
-    """The result of `measure_ranks` in a new process. Raises what it raises there if that is a `UserError`."""
+def _in_another_process(function: str, *arguments: object) -> Any:
+    """The result of this function of this module in a new process. Raises what it raises there, if a `UserError`."""
     path = [str(_ROOT), *(os.path.abspath(entry) for entry in sys.path)]
-    request = pickle.dumps(path) + pickle.dumps((spec, setup, layout))
+    request = pickle.dumps(path) + pickle.dumps((function, arguments))
     done = subprocess.run([sys.executable, "-c", _CODE], input=request, capture_output=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"measuring in another process has failed:\n{done.stderr.decode(errors='replace')}")
     kind, message, content = pickle.loads(done.stdout)
     if kind is None:
-        assert isinstance(content, RankProfile)
         return content
     error = kind.__new__(kind, message)  # its constructor takes other arguments than the message
     error.__dict__.update(content)
@@ -70,9 +99,9 @@ def answer() -> None:
     """Read a request from standard input, measure, and write the result, or a `UserError`, to standard output."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed meanwhile is no part of the answer
-        spec, setup, layout = pickle.load(sys.stdin.buffer)
+        function, arguments = pickle.load(sys.stdin.buffer)
         try:
-            found: tuple[object, ...] = (None, None, measure_ranks(spec, setup, layout))
+            found: tuple[object, ...] = (None, None, globals()[function](*arguments))
         except UserError as error:
             found = (type(error), str(error), vars(error))
         with contextlib.suppress(BrokenPipeError):

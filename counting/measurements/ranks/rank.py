@@ -17,6 +17,7 @@ from torch_models.layout import Layout
 from torch_models.modules.recompute import set_recompute
 from torch_models.parallel.apply import apply_layout
 from torch_models.parallel.mesh import Meshes, build_meshes
+from torch_models.spec import ModelSpec
 from torch_models.training.model import TrainingModel
 
 
@@ -27,7 +28,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
     divided so.
     """
     meshes = build_meshes(layout, device.type)
-    modules = divided_model(model, setup, layout, meshes, device)
+    modules = divided_model(model.spec, setup, layout, meshes, device)
     run = run_rank(modules, setup, layout, axes_of(meshes), model.counts())
     counts = model.counts()
     layers = list(modules.model.layers)[: len(counts)]
@@ -44,7 +45,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
                 count=count,
                 parameters=sum(local(parameter).numel() for parameter in parameters),
                 states=updates.states(parameters),
-                held=_held(forward.memory),
+                held=held_bytes(forward.memory),
             )
             for spec, count, parameters, forward in zip(
                 model.spec.layers, counts, in_layers, first.forward, strict=True
@@ -67,24 +68,31 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
     )
 
 
-def _held(forward: Stretch) -> int:
+def held_bytes(forward: Stretch) -> int:
     """What a layer's forward pass keeps for backward, beside what `fully_shard` keeps."""
     return forward.net - forward.gathered - forward.communication
 
 
-def divided_model(model: Shallow, setup: Setup, layout: Layout, meshes: Meshes, device: torch.device) -> TrainingModel:
-    """The modules of `model`, this rank's parts of them."""
+def divided_model(spec: ModelSpec, setup: Setup, layout: Layout, meshes: Meshes, device: torch.device) -> TrainingModel:
+    """The modules of `spec`, this rank's parts of them."""
     stored = getattr(torch, stored_precision(setup, layout).activation_dtype)
-    computed = getattr(torch, setup.precision_recipe.activation_dtype)
     modules = build_model_with_loss(
-        model.spec,
+        spec,
         device=device,
         dtype=stored,
         kernels=setup.kernels,
         mtp=bool(setup.mtp),
         loss_chunk=setup.loss_chunk,
     )
+    apply_to(modules, setup, layout, meshes)
+    return modules
+
+
+def apply_to(modules: TrainingModel, setup: Setup, layout: Layout, meshes: Meshes) -> None:
+    """Divide `modules` as `layout` says, with the recomputation and the precision of `setup`."""
     set_recompute(modules, setup.recompute)
+    stored = getattr(torch, stored_precision(setup, layout).activation_dtype)
+    computed = getattr(torch, setup.precision_recipe.activation_dtype)
     mixed = stored != computed
     apply_layout(
         modules,
@@ -93,4 +101,3 @@ def divided_model(model: Shallow, setup: Setup, layout: Layout, meshes: Meshes, 
         param_dtype=computed if mixed else None,
         reduce_dtype=stored if mixed else None,
     )
-    return modules

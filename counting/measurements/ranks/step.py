@@ -43,7 +43,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, 3)
     device = local(next(model.parameters())).device
-    batch = _batch(model, setup, layout, device)
+    batch = batch_of_zeros(model, setup, layout, device)
     tables = model.model.rotary_tables(batch.token_ids)
     inputs = [batch.token_ids, batch.labels, *(tensor for pair in (*tables, *(batch.further or ())) for tensor in pair)]
     apart = not layout.is_sharded and setup.precision_recipe.gradients_apart
@@ -69,7 +69,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         cut()
         layers = list(model.model.layers)[: model.model.num_layers]
         with loss_context(layout), CategoryMarks(model, tracker, let_go=apart) as marks:
-            hooks = [_cut_before(module, cut) for module in (*layers, model.model.norm)]
+            hooks = [cut_before(module, cut) for module in (*layers, model.model.norm)]
             for index in range(number):
                 counters.append((FlopCounter(attribution), SkippedByCausality(attribution, layout.cp)))
                 set_gradient_synchronisation(model, layout, last=index == number - 1)
@@ -92,7 +92,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     )
 
 
-def _batch(model: TrainingModel, setup: Setup, layout: Layout, device: torch.device) -> RankBatch:
+def batch_of_zeros(model: TrainingModel, setup: Setup, layout: Layout, device: torch.device) -> RankBatch:
     """A micro-batch of this rank's positions; its values are 0."""
     sequences, length = setup.micro_batch
 
@@ -103,7 +103,7 @@ def _batch(model: TrainingModel, setup: Setup, layout: Layout, device: torch.dev
     return RankBatch(zeros(), zeros(), further)
 
 
-def _cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
+def cut_before(module: nn.Module, cut: Callable[[], None]) -> Any:
     """Cut before all that the module's forward pass does, and when backward has completed its input's gradient.
 
     `fully_shard` gathers a layer's parameters in hooks: here the one in forward follows the cut. In backward the

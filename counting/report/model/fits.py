@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CAPTION = (
-    "Needed: the peak of the bytes that the step allocates, plus the CUDA context if its size is known. Memory that "
-    "the caching allocator reserves beyond that, and workspaces within kernels, are not included. Capacity: the memory "
-    "of one device that the driver reports if that is known, else the vendor's figure, one GB taken as 2^30 bytes. A "
-    "board with two dies is two devices. Fits with: the cheapest change of recomputation or loss chunk with which the "
-    "step fits, by formula and simulation. Eager: by simulation too, where PyTorch has no fused attention with grouped "
-    "queries (in fp32, or below CUDA's compute capability 8.0)."
+    "Needed: the most bytes that the caching allocator reserves, an estimate or, where that is not worked out, the "
+    "peak of the bytes that the step allocates, without workspaces within kernels; and the CUDA context if its size is "
+    "known. Capacity: the memory of one device that the driver reports if that is known, else the vendor's figure, one "
+    "GB taken as 2^30 bytes. A board with two dies is two devices. Fits with: the cheapest change of recomputation or "
+    "loss chunk with which the step fits, by formula and simulation; what it needs beyond its allocated bytes is taken "
+    "to be the same. Eager: by simulation too, where PyTorch has no fused attention with grouped queries (in fp32, or "
+    "below CUDA's compute capability 8.0)."
 )
-OF_A_RANK = " The buffers of communicators are not included."
+OF_A_RANK = " Communicators: one for each axis over which the rank sends; 0 where their buffers are not known."
 
 
 def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
     """A row for each GPU, in bytes."""
-    headings = ["GPU", "fits", "allocated", "needed", "capacity", "left"]
+    reserved = any(fit.reserved_bytes is not None for fit in fits)
+    headings = ["GPU", "fits", "allocated", *(["reserved"] if reserved else []), "needed", "capacity", "left"]
     remedied = any(fit.remedies for fit in fits)
     headings += ["fits with", "needing then"] if remedied else []
     spread = any(fit.rank is not None for fit in fits)
@@ -33,10 +35,14 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
     table = rows_table(title, headings, names=2)
     for fit in fits:
         cheapest = fit.remedies[0] if fit.remedies else None
-        sizes = (fit.allocated_bytes, fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)
+        sizes = (fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)
+        of_step = [integer(fit.allocated_bytes)]
+        if reserved:
+            of_step.append("" if fit.reserved_bytes is None else integer(fit.reserved_bytes))
         remedy = (remedy_in_words(cheapest, setup), integer(cheapest.needed_bytes)) if cheapest else ("", "")
         answer = "yes" if fit.fits else "no"
-        row = [fit.gpu, answer if fit.kernels == setup.kernels else f"{answer} (eager)", *map(integer, sizes), *remedy]
+        row = [fit.gpu, answer if fit.kernels == setup.kernels else f"{answer} (eager)", *of_step]
+        row += [*map(integer, sizes), *remedy]
         table.add_row(*row[: len(headings)])
     table.caption, table.caption_justify = f"{CAPTION}{OF_A_RANK if spread else ''}", "left"
     return table

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from counting.analysis import Analysis
-from counting.ranks.result import RankAnalysis, totals_over_ranks
+from counting.ranks.result import RankAnalysis, totals_over_ranks, worst_by_place, worst_of_classes
 from counting.report.format import integer
 from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks
+from counting.report.model.stages import places_table, stages_table
 from counting.report.model.step_memory import step_memory_table
 from counting.report.tables import rows_table
 from counting.step.phase import Phase
@@ -24,6 +25,10 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
     if layout is None or not classes:
         return
     yield _classes_table(layout, classes)
+    if layout.pp > 1:
+        yield places_table(layout, classes)
+        yield stages_table(layout)
+    classes = _shown(classes)
     groups = _alike(classes, _without_optimizer_state)
     for each, _ in groups:
         which = ranks_in_words(each, layout) if len(groups) == len(classes) else f"rank {integer(each.first_rank)}"
@@ -32,13 +37,30 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
             recipe += ". The classes above differ by their moments alone, and by as much at each peak"
         yield step_memory_table(each.memory, analysis.setup, of=f"a rank ({which})", recipe=recipe)
     yield _flops_table(analysis, classes)
-    yield _collectives_table(classes)
-    yield _sums_table(analysis, layout, classes)
+    if layout.framework == "torch":
+        yield _collectives_table(classes)
+    if analysis.undivided is not None:
+        yield _sums_table(analysis, layout, analysis.rank_classes or ())
+
+
+def _shown(classes: tuple[RankAnalysis, ...]) -> tuple[RankAnalysis, ...]:
+    """All classes; of a pipeline's many, those of its first rank, of the worst and of its last rank."""
+    places = worst_by_place(classes)
+    if len(places) <= MOST_PLACES:
+        return classes
+    kept = {places[0].stage, worst_of_classes(classes).stage, places[-1].stage}
+    return tuple(each for each in classes if each.stage in kept)
 
 
 def _without_optimizer_state(ranks: RankAnalysis) -> tuple[Phase, ...]:
     return tuple(msgspec.structs.replace(phase, optimizer_state=0) for phase in ranks.memory.phases)
 
+
+SKIPPED = (
+    "Skipped by causality: of the model FLOPs, those of blocks of keys that ring attention calls no kernel for; "
+    "hardware FLOPs are without them."
+)
+MOST_PLACES = 4  # ranks of a pipeline with tables of their own
 
 _Of = TypeVar("_Of")
 
@@ -64,6 +86,8 @@ def _classes_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table"
     table.caption = (
         "Parameters: numbers that a rank updates. Bytes are of shards as stored, padded where the ranks do not divide "
         "them; gradients when backward is complete; moments with step counts."
+        if layout.framework == "torch"
+        else "Parameters: numbers that a rank updates. Weights and gradients are whole on each rank."
     )
     table.caption_justify = "left"
     return table
@@ -84,13 +108,22 @@ def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> "Tabl
     for label, field in (
         ("forward", "forward_flops"),
         ("model FLOPs, 3 × forward", "model_flops"),
+        ("skipped by causality", "skipped_by_causality"),
         ("hardware FLOPs", "hardware_flops"),
     ):
-        numbers = (*(getattr(each, field) for each, _ in alike), getattr(step, field))
-        table.add_row(label, *map(integer, numbers))
-    table.caption = "By component: forward. Each rank of dp and fsdp has micro-batches of its own."
+        numbers = (*(getattr(each, field) for each, _ in alike), getattr(step, field, 0))
+        if any(numbers) or field != "skipped_by_causality":
+            table.add_row(label, *map(integer, numbers))
+    divided = "; those of pp have layers of their own, those of cp positions" if _divides(analysis) else ""
+    skipped = " " + SKIPPED if any(each.skipped_by_causality for each, _ in alike) else ""
+    table.caption = f"By component: forward. Each rank of dp and fsdp has micro-batches of its own{divided}.{skipped}"
     table.caption_justify = "left"
     return table
+
+
+def _divides(analysis: Analysis) -> bool:
+    layout = analysis.layout
+    return layout is not None and layout.pp * layout.cp > 1
 
 
 def _collectives_table(classes: tuple[RankAnalysis, ...]) -> "Table":
@@ -106,12 +139,17 @@ def _collectives_table(classes: tuple[RankAnalysis, ...]) -> "Table":
             row += map(integer, (found.count, found.bytes_in, found.bytes_out))
             table.add_row(*([which.strip(" ()")] if several else []), *row)
         table.add_section()
-    table.caption = (
+    sentences = [
         "Bytes that a rank reads and writes, over all calls. What is recomputed belongs to backward. An all-reduce is "
         "in place; of an all-to-all, bytes in are the rows sent, bytes out those received."
         if any(each.collectives for each in classes)
         else "None: the rank is alone."
-    )
+    ]
+    if any(found.op == "receive" for each in classes for found in each.collectives):
+        sentences.append(
+            "torch has a buffer for each message before the first pass: together the bytes out of all receives."
+        )
+    table.caption = " ".join(sentences)
     table.caption_justify = "left"
     return table
 
@@ -124,17 +162,23 @@ def _sums_table(analysis: Analysis, layout: Layout, classes: tuple[RankAnalysis,
     rows = {
         "undivided model": (undivided.parameters, undivided.forward_flops),
         "of which on every rank of tp": (undivided.replicated_parameters, undivided.replicated_forward_flops),
+        "of which in two stages": (undivided.copied_parameters, 0),
         "so on all ranks": (expected.parameters, expected.forward_flops),
         "sum over the ranks": (found.parameters, found.forward_flops),
     }
     headings = ["", "parameters", "forward FLOPs of a micro-batch"]
     table = rows_table(f"Sums over all {integer(layout.ranks)} ranks", headings)
     for label, numbers in rows.items():
-        table.add_row(label, *map(integer, numbers))
+        if any(numbers) or not label.startswith("of which in"):
+            table.add_row(label, *map(integer, numbers))
     sentences = [
         "On all ranks: dp x (undivided + (tp - 1) x what every rank of tp has) parameters, and dp x fsdp times as many "
         "FLOPs as in the brackets."
     ]
+    if undivided.copied_parameters:
+        sentences.append(
+            "The last stage has an embedding of its own for multi-token prediction, once more than the sum."
+        )
     if layout.expert_replicas != layout.replicas:
         sentences.append(
             f"Copies of the {integer(undivided.expert_parameters)} parameters in routed experts: "

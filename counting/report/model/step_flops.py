@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 RECOMPUTED = {
     "none": "nothing is recomputed in the layers",
     "selective": "the attention core is computed again for backward",
+    "per_op": "all but attention and half of the products is computed again for backward",
     "full": "every layer is computed again for backward",
 }
 
@@ -49,7 +50,9 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
 
 def _title(setup: Setup) -> str:
     batches = "" if setup.micro_batches == 1 else f" in {setup.micro_batches:,} micro-batches"
-    return f"One training step over {setup.step_tokens:,} tokens{batches}, FLOPs: {RECOMPUTED[setup.recompute]}"
+    what = setup.recompute
+    again = f"one layer in {what} is computed again for backward" if isinstance(what, int) else RECOMPUTED[what]
+    return f"One training step over {setup.step_tokens:,} tokens{batches}, FLOPs: {again}"
 
 
 def _caption(step: TrainingStep, setup: Setup) -> str:

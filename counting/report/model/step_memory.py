@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from counting.report.format import integer, shifted
+from counting.report.format import integer, recompute_in_words, shifted
 from counting.setup import Setup
 from counting.step.memory import StepMemory
 from counting.step.phase import PARTS, Phase
@@ -29,9 +29,10 @@ def step_memory_table(
 
     (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
     batches = "1 micro-batch" if setup.micro_batches == 1 else f"{setup.micro_batches:,} micro-batches"
+    recompute = recompute_in_words(setup.recompute)
     title = (
         f"Memory of {of} in bytes: {setup.precision} precision, {setup.optimizer}, "
-        f"recompute {setup.recompute}, {batches} of {setup.tokens:,} tokens; the peak is in the {peak.name}"
+        f"recompute {recompute}, {batches} of {setup.tokens:,} tokens; the peak is in the {peak.name}"
         + "".join(f", {place}" for place in _places(peak, setup))
     )
     table = Table(title=title, title_justify="left", caption=_caption(memory, setup, recipe), caption_justify="left")
@@ -60,13 +61,18 @@ def _places(phase: Phase, setup: Setup) -> list[str]:
 
 def _caption(memory: StepMemory, setup: Setup, recipe: str | None) -> str:
     states, backward = memory.states, memory.layer_backward_peak_bytes
-    lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
+    measured = []
+    if backward:
+        lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
+        measured = [
+            f"Over the layers, the peak of backward lies between {lowest} and {highest} GB.",
+            f"The step was measured in {setup.measured_dtype}.",
+        ]
     sentences = [
         f"Model states: weights {integer(states.weights)}, gradients {integer(states.gradients)} when all exist, "
         f"master weights {integer(states.masters)}, moments {integer(states.moments)}; "
         f"{recipe or setup.precision_recipe.description}.",
-        f"Over the layers, the peak of backward lies between {lowest} and {highest} GB.",
-        f"The step was measured in {setup.measured_dtype}.",
+        *measured,
         *memory.notes,
     ]
     return " ".join(sentences)

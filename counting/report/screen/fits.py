@@ -4,20 +4,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
-from counting.report.format import gib, integer
+from counting.report.format import Bytes, gib, integer, recompute_in_words
 from counting.report.screen.lines import Lines, listed
 from counting.setup import Setup
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
     from counting.step.fit import Fit, Remedy
+    from counting.step.memory import StepMemory
 
 
 def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
     """Add whether the step fits one device of each of the first `most` GPUs."""
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
-    needs_note(lines, fits, "the allocator's reserve, workspaces in kernels")
+    if analysis.memory is not None:
+        reserved_fact(lines, "reserved", analysis.memory)
+    needs_note(lines, fits)
 
 
 def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
@@ -39,19 +42,50 @@ def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: in
         lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
 
 
-def needs_note(lines: Lines, fits: "Sequence[Fit]", left_out: str) -> None:
+def reserved_fact(lines: Lines, label: str, memory: "StepMemory") -> None:
+    """Add what the allocator reserves beside what is allocated, and what of it is free; nothing if not estimated."""
+    ends, parts = memory.reserved_bytes, memory.reserved_parts
+    if ends is None or parts is None:
+        return
+    size = Bytes(max(ends))
+    low, high = (size.number(end) for end in ends)
+    free = {"whole segments": parts.idle_bytes, "fragments": parts.fragment_bytes}
+    of_it = ", ".join(f"{name} {size.number(value)}" for name, value in free.items() if value)
+    lines.fact(
+        label,
+        f"{low if low == high else f'{low} to {high}'} {size.unit} by torch's allocator, an estimate; allocated "
+        f"{size.number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",
+    )
+
+
+def needs_note(lines: Lines, fits: "Sequence[Fit]") -> None:
     """Add what the needed bytes contain."""
-    text = "what is allocated at the worst moment"
-    if contexts := [fit.context_bytes for fit in fits if fit.context_bytes]:
-        sizes = dict.fromkeys(gib(size) for size in (min(contexts), max(contexts)))
-        where = "" if len(contexts) == len(fits) else " where it is known"
-        text += f", and the CUDA context{where}: {' to '.join(sizes)}"
-    lines.note("needs", f"{text}; left out: {left_out}")
+    bases = {fit.basis for fit in fits}
+    most = "what the allocator reserves at most"
+    text = most if bases == {"reserved"} else "what is allocated at the worst moment"
+    if len(bases) > 1:
+        text = f"{most}; {text} with eager kernels"
+    text += _beside("the CUDA context", [fit.context_bytes for fit in fits])
+    text += _beside("communicators", [fit.communicator_bytes for fit in fits])
+    ranks = any(fit.rank is not None for fit in fits)
+    left_out = ["communicators"] * (ranks and not any(fit.communicator_bytes for fit in fits))
+    if "allocated" in bases and len(bases) == 1:
+        left_out += ["the allocator's reserve", "workspaces in kernels"]
+    lines.note("needs", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
+
+
+def _beside(what: str, sizes: Sequence[int]) -> str:
+    """Another part of the needed bytes, with its size; empty where no GPU has it."""
+    known = [size for size in sizes if size]
+    if not known:
+        return ""
+    ends = dict.fromkeys(gib(size) for size in (min(known), max(known)))
+    return f", and {what}{'' if len(known) == len(sizes) else ' where it is known'}: {' to '.join(ends)}"
 
 
 def remedy_in_words(remedy: "Remedy", setup: Setup) -> str:
     """The settings of `remedy` that differ from `setup`."""
-    changes = [] if remedy.recompute == setup.recompute else [f"recompute {remedy.recompute}"]
+    changes = [] if remedy.recompute == setup.recompute else [f"recompute {recompute_in_words(remedy.recompute)}"]
     if remedy.loss_chunk != setup.loss_chunk and remedy.loss_chunk is not None:
         changes.append(f"loss chunk {integer(remedy.loss_chunk)}")
     return ", ".join(changes)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
-from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable
+from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable, recompute_in_words
 from counting.report.model.proof import proof_in_words
-from counting.report.screen.fits import fits_by_gpu, fits_in_words
+from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_fact
 from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
 
@@ -154,7 +154,8 @@ def _flops(analysis: Analysis) -> str:
     share = percent(core.as_run / analysis.forward_flops, 1)
     text = f"forward {forward} ({share} {attention}), training {training}{mtp}"
     if step is not None and recompute != "none":
-        text += f"; executed {readable(step.hardware_flops_per_token, FLOP_UNITS)} with recompute {recompute}"
+        executed = readable(step.hardware_flops_per_token, FLOP_UNITS)
+        text += f"; executed {executed} with recompute {recompute_in_words(recompute)}"
     return text
 
 
@@ -172,13 +173,16 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     chunk = "" if setup.loss_chunk is None else f", loss chunk {integer(setup.loss_chunk)}"
     batches = "" if setup.micro_batches == 1 else f", {integer(setup.micro_batches or 1)} micro-batches"
     clipped = ", clipped gradients" if setup.clip_gradients else ""
-    how = f"{setup.precision}, {setup.optimizer}, recompute {setup.recompute}{chunk}{batches}{clipped}"
+    recompute = f"recompute {recompute_in_words(setup.recompute)}"
+    how = f"{setup.precision}, {setup.optimizer}, {recompute}{chunk}{batches}{clipped}"
     lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
     optimizer_state = memory.phases[0].optimizer_state
     held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}
     lines.fact("  states", f"{size(states.total)}: {_in_numbers(size, held)}")
     most = {name: max(getattr(phase, field) for phase in memory.phases) for field, name in STEP_PARTS.items()}
     lines.fact("  beside, up to", _in_numbers(size, most))
+    if not analysis.fits:  # else it stands with the fits
+        reserved_fact(lines, "  reserved", memory)
 
 
 def _on_one_device(memory: StepMemory) -> str:

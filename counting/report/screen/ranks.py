@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
-from counting.report.format import Bytes, integer
-from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words
-from counting.report.screen.fits import fit_rows, fits_in_words, needs_note
+from counting.ranks.result import worst_by_place
+from counting.report.format import Bytes, integer, recompute_in_words
+from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words, stages_in_words
+from counting.report.screen.fits import fit_rows, fits_in_words, needs_note, reserved_fact
 from counting.report.screen.lines import Lines
 from counting.step.phase import PARTS, Phase
 from torch_models.layout import Layout
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from counting.ranks.result import RankAnalysis
     from counting.step.fit import Fit
 
+MOST_PEAKS = 16  # of the ranks of a pipeline
+
+ESTIMATE = (
+    "by formula, of what a rank holds by Megatron-LM's rules; nothing is measured, and what a pass makes and lets go "
+    "is not counted"
+)
 PART_NAMES = {  # where the name is not that of the field
     "optimizer_state": "optimiser",
     "gathered_parameters": "gathered",
@@ -39,11 +46,18 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     lines.fact("the worst rank", _worst(worst, layout, analysis))
     (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
     lines.fact("  at its peak", _parts(peak))
+    reserved_fact(lines, "  reserved", worst.memory)
+    if layout.pp > 1:
+        lines.fact("  it has", f"{stages_in_words(layout, worst.stages)}; {_in_flight(worst)}")
+        lines.fact("  peaks by rank", _peaks(analysis.rank_classes or ()))
     lines.fact("layout", axes_in_words(layout))
     lines.fact("run with", _setup(analysis, layout))
-    lines.note("collectives", _traffic(worst))
+    if layout.framework == "torch":
+        lines.note("collectives", _traffic(worst))
+    else:
+        lines.fact("an estimate", ESTIMATE)
     if fits:
-        needs_note(lines, fits, "communicators, the allocator's reserve, workspaces in kernels")
+        needs_note(lines, fits)
 
 
 def rank_in_short(analysis: "Analysis") -> str:
@@ -70,12 +84,27 @@ def _parts(peak: Phase) -> str:
     return ", ".join(f"{PART_NAMES.get(part, part)} {size.number(value)}" for part, value in sizes.items() if value)
 
 
+def _in_flight(ranks: "RankAnalysis") -> str:
+    return f"{integer(ranks.in_flight)} pass{'' if ranks.in_flight == 1 else 'es'} in flight"
+
+
+def _peaks(classes: "Sequence[RankAnalysis]") -> str:
+    """The peak of each rank of the pipeline; of many, those of the first ones and of the last one."""
+    peaks = [each.memory.peak_bytes for each in worst_by_place(classes)]
+    size = Bytes(max(peaks))
+    shown = [f"{place}: {size.number(peak)}" for place, peak in enumerate(peaks)]
+    if len(shown) > MOST_PEAKS:
+        shown = [*shown[: MOST_PEAKS - 1], f"… {shown[-1]}"]
+    return f"of pp, in {size.unit}: {', '.join(shown)}"
+
+
 def _setup(analysis: "Analysis", layout: Layout) -> str:
     """The settings of the step on which its memory depends most, defaults included."""
     setup = analysis.setup
-    batches = "" if setup.micro_batches == 1 else f"{integer(setup.micro_batches or 1)} micro-batches of "
+    number, several = integer(setup.micro_batches or 1), "" if setup.micro_batches == 1 else "es"
+    batches = f"{number} micro-batch{several} of " if several or layout.pp > 1 else ""
     sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(analysis.sequence_length)} tokens a rank"
-    parts = [setup.precision, setup.optimizer, sequences, f"recompute {setup.recompute}"]
+    parts = [setup.precision, setup.optimizer, sequences, f"recompute {recompute_in_words(setup.recompute)}"]
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")
     if setup.mtp:

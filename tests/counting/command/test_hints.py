@@ -99,6 +99,17 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: Layout(fsdp=0), "--layout fsdp=0: must be a whole number from 1 to 1048576"),
     (lambda: Layout(dp=-1), "--layout dp=-1: must be a whole number"),
     (lambda: Layout(zero=4), "--layout zero=4: must be one of 1, 2, 3"),  # type: ignore[arg-type]
+    (lambda: Layout(framework="deepspeed"), "--framework = 'deepspeed': must be one of torch, megatron"),  # type: ignore[arg-type]
+    (lambda: spread(cp=3), "--layout cp=3: must divide the sequence length (16) in multiples of 2: give 2, 4 or 8"),
+    (lambda: spread(schedule="gpipe"), "--layout schedule='gpipe': is of a pipeline, and pp is 1: leave it out"),
+    (lambda: spread(pp=3, stages_per_rank=2), "--layout stages_per_rank=2: must be 1 with schedule 1f1b: leave it"),
+    (lambda: spread(pp=4), "--layout pp=4: makes 4 stages, and small has 3 layers"),
+    (lambda: spread(pp=3, stage_layers=(1, 2)), "--stage_layers = '1,2': has the layers of 2 stages, and there must"),
+    (
+        lambda: spread(pp=3),
+        "--micro_batches = 1: torch's Schedule1F1B needs at least as many as stages (3): give 3 or more, or "
+        "--global_batch_tokens of 48 or more",
+    ),
     (lambda: Layout(grouping="all"), "--layout grouping='all': must be one of torchtitan, layers"),  # type: ignore[arg-type]
     (lambda: Layout(gpus_per_node=0), "--gpus_per_node = 0: must be a whole number"),
     (lambda: Layout(expert_imbalance=0.5), "--expert_imbalance = 0.5: must be at least 1, which is balanced routing"),

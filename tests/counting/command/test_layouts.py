@@ -17,6 +17,7 @@ from tests.shrunken import DEEPSEEK_V3
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 
+NO_AXIS = "{} is no axis: choose from dp, fsdp, tp, cp, pp, ep, zero, sp, schedule, stages_per_rank, grouping"
 SPREAD = "--model_config llama_3_8b --layout"
 RUN = "--tokens 1T --gpus H100"
 
@@ -34,6 +35,8 @@ def typed(flags: str) -> Layout | None:
         ("tp=8,sp=off", {"tp": 8, "sequence_parallel": False}),
         ("sp=on,tp=8", {"tp": 8, "sequence_parallel": True}),
         ("grouping=layers", {"grouping": "layers"}),
+        ("cp=2,pp=4,schedule=zbv", {"cp": 2, "pp": 4, "schedule": "zbv"}),
+        ("pp=4,schedule=interleaved,stages_per_rank=3", {"pp": 4, "schedule": "interleaved", "stages_per_rank": 3}),
         (" fsdp = 8 , tp=2 ", {"fsdp": 8, "tp": 2}),
     ],
 )
@@ -49,14 +52,12 @@ def test_axes_as_typed(text: str, fields: dict[str, Any]) -> None:
         ("fsdp=", "must be pairs of axis and number separated by commas, as fsdp=32,tp=8"),
         ("fsdp=8,", "must be pairs of axis and number separated by commas, as fsdp=32,tp=8"),
         ("64", "must be pairs of axis and number separated by commas, as fsdp=32,tp=8"),
-        ("=8", "=8 is no axis: choose from dp, fsdp, tp, ep, zero, sp, grouping"),
-        ("ddp=8", "ddp is no axis: choose from dp, fsdp, tp, ep, zero, sp, grouping"),
-        ("FSDP=8", "FSDP is no axis: choose from dp, fsdp, tp, ep, zero, sp, grouping"),
+        ("=8", NO_AXIS.format("=8")),
+        ("ddp=8", NO_AXIS.format("ddp")),
+        ("FSDP=8", NO_AXIS.format("FSDP")),
         ("fsdp=8,tp=2,fsdp=4", "give fsdp once"),
-        ("cp=2", "cp is not measured yet: leave it out"),
-        ("pp=4", "pp is not measured yet: leave it out"),
-        ("schedule=1f1b", "schedule is not measured yet: leave it out"),
-        ("schedule", "schedule is not measured yet: leave it out"),
+        ("schedule", "must be pairs of axis and number separated by commas, as fsdp=32,tp=8"),
+        ("stage_layers=3", NO_AXIS.format("stage_layers")),
     ],
 )
 def test_what_is_no_layout(text: str, rule: str) -> None:
@@ -71,6 +72,10 @@ def test_what_belongs_to_it() -> None:
     assert typed(flags) == Layout(num_gpus=1024, fsdp=8, ep=4, gpus_per_node=4, expert_imbalance=1.5)
     assert typed("--layout fsdp=8 --layout tp=2") == Layout(fsdp=8, tp=2)
     assert typed("--gpus-per-node 4 --layout dp=2") == Layout(dp=2, gpus_per_node=4)
+    flags = "--layout pp=2,schedule=zbv --stage_layers 7,8,8,9 --framework megatron"
+    expected = Layout(pp=2, schedule="zbv", stage_layers=(7, 8, 8, 9), framework="megatron")
+    assert typed(flags) == expected
+    assert (expected.zero, expected.stages_per_rank) == (1, 2)
     assert typed("") is None
 
 
@@ -92,7 +97,13 @@ def test_ranks_of_a_node_are_those_of_the_first_gpu(gpus: tuple[str, ...], flags
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [("--layout fsdp=4,tp=2", 8), ("--layout dp=3,fsdp=4", 12), ("--layout fsdp=4 --num_gpus 64", 64), ("", None)],
+    [
+        ("--layout fsdp=4,tp=2", 8),
+        ("--layout dp=3,fsdp=4", 12),
+        ("--layout cp=2,tp=2,pp=4", 16),
+        ("--layout fsdp=4 --num_gpus 64", 64),
+        ("", None),
+    ],
 )
 def test_a_run_is_on_all_ranks(flags: str, expected: int | None) -> None:
     options = read_flags(f"--model_config llama_3_8b {RUN} {flags}".split())
@@ -111,8 +122,7 @@ BAD_COMMANDS = {
     f"{SPREAD} fsdp=8 --claim": "--layout does not go with --claim: the claim is worked out from one device's step",
     f"{SPREAD} fsdp=8 --global_batch_tokens 1M": "--global_batch_tokens = 1000000: must be a multiple of one micro",
     f"{SPREAD} fsdp=8 {RUN} --model_config llama_7b --compare": "--layout does not go with --compare: models are",
-    f"{SPREAD} ddp=8": "--layout = 'ddp=8': ddp is no axis: choose from dp, fsdp, tp, ep, zero, sp, grouping",
-    f"{SPREAD} cp=2": "--layout = 'cp=2': cp is not measured yet: leave it out",
+    f"{SPREAD} ddp=8": f"--layout = 'ddp=8': {NO_AXIS.format('ddp')}",
     f"{SPREAD} fsdp=8,fsdp=8": "--layout = 'fsdp=8,fsdp=8': give fsdp once",
     f"{SPREAD} fsdp=8 --layout fsdp=4": "--layout = 'fsdp=8,fsdp=4': give fsdp once",
     f"{SPREAD} fsdp=": "--layout = 'fsdp=': must be pairs of axis and number separated by commas",
@@ -139,6 +149,33 @@ BAD_COMMANDS = {
     f"{SPREAD} fsdp=8 --expert_imbalance 2": "--expert_imbalance = 2.0: is that of ranks that divide the experts",
     f"{SPREAD} fsdp=8 --expert_imbalance much": "--expert_imbalance = 'much': must be at least 1",
     f"{SPREAD} fsdp=8 --expert_imbalance nan": "--expert_imbalance = nan: must be at least 1",
+    f"{SPREAD} cp=3": "--layout cp=3: must divide the sequence length (8192) in multiples of 2: give 2, 4, 8, 16, 32,",
+    f"{SPREAD} cp=2 --kernels eager": "--kernels = 'eager': is not run by torch's ring attention (cp 2): give fused",
+    "--model_config gpt_oss_20b --layout cp=2": "--layout cp=2: is torch's ring attention, and attention here has",
+    f"{SPREAD} pp=4": "--micro_batches = 1: torch's Schedule1F1B needs at least as many as stages (4): give 4 or more, "
+    "or --global_batch_tokens of 32768 or more\n",
+    f"{SPREAD} fsdp=8,pp=4 --global_batch_tokens 65536": "--micro_batches = 1: torch's Schedule1F1B needs at least as "
+    "many as stages (4): give 4 or more, or --global_batch_tokens of 262144 or more\n",
+    f"{SPREAD} pp=4,schedule=interleaved --micro_batches 11": "--micro_batches = 11: torch's ScheduleInterleaved1F1B "
+    "runs them in 2 equal rounds of pp (4) or more: give 10 or 12, or --global_batch_tokens of 81920 or 98304\n",
+    f"{SPREAD} pp=4,schedule=2f2b": "--layout schedule='2f2b': must be one of gpipe, 1f1b, interleaved, zb, zbv, dual",
+    f"{SPREAD} fsdp=8,schedule=1f1b": "--layout schedule='1f1b': is of a pipeline, and pp is 1: leave it out, or give",
+    f"{SPREAD} fsdp=8 --stage_layers 32": "--stage_layers = '32': is of a pipeline, and pp is 1: leave it out, or give",
+    f"{SPREAD} pp=4,schedule=zbv,stages_per_rank=1": "--layout stages_per_rank=1: must be 2 with schedule zbv: leave",
+    f"{SPREAD} pp=4,stages_per_rank=2": "--layout stages_per_rank=2: must be 1 with schedule 1f1b: leave it out, or",
+    f"{SPREAD} pp=40": "--layout pp=40: makes 40 stages, and llama_3_8b has 32 layers, of which each stage needs one: "
+    "give at most 32\n",
+    f"{SPREAD} pp=4 --stage_layers 8,8,8": "--stage_layers = '8,8,8': has the layers of 3 stages, and there must be pp "
+    "(4): leave it out for 8,8,8,8\n",
+    f"{SPREAD} pp=4 --stage_layers 9,8,8,8": "--stage_layers = '9,8,8,8': are 33 layers together, and llama_3_8b has "
+    "32: leave it out for 8,8,8,8\n",
+    f"{SPREAD} pp=4 --stage_layers 8,,8": "--stage_layers = '8,,8': must be the number of layers of each stage,",
+    f"{SPREAD} pp=4 --stage_layers 0,10,11,11": "--stage_layers = 0: must be a whole number of layers, at least 1, of",
+    f"{SPREAD} pp=4,zero=3 --micro_batches 4": "--layout zero=3: must be 1 with pp: torch's schedules reduce gradients",
+    "--model_config llama_3_2_1b --layout pp=4": "--layout pp=4: is refused for llama_3_2_1b, whose head is its embed",
+    f"{SPREAD} pp=4 --framework deepspeed": "argument --framework: invalid choice: 'deepspeed' (choose from",
+    "--model_config llama_3_8b --stage_layers 8": "--stage_layers needs --layout",
+    "--model_config llama_3_8b --framework torch": "--framework needs --layout",
     f"{SPREAD} fsdp=8 --precision fp8": "--precision = 'fp8': runs on no meta device",
     f"{SPREAD} fsdp=8 --optimizer muon": "--optimizer = 'muon': orthogonalises whole matrices",
     f"{SPREAD} fsdp=8 --clip_gradients on": "--clip_gradients = true: is not measured on ranks yet",
@@ -169,6 +206,12 @@ def test_a_plan_has_it_as_a_text_or_a_table(folder: Path) -> None:
         assert plan_as_arguments("my.toml", flags_parser()) == ["--layout=fsdp=32,tp=8,sp=off"]
 
 
+def test_a_plan_has_layers_of_stages_as_a_text_or_a_list(folder: Path) -> None:
+    for text in ('stage_layers = "7,8,8,9"', "stage_layers = [7, 8, 8, 9]"):
+        (folder / "my.toml").write_text(text)
+        assert plan_as_arguments("my.toml", flags_parser()) == ["--stage_layers=7,8,8,9"]
+
+
 def test_an_axis_of_a_plan_is_named_with_its_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "my.toml").write_text('model_config = "llama_3_8b"\nlayout = "tp=3"\n')
     assert main(["--plan", "my.toml"]) == 2
@@ -179,7 +222,7 @@ def test_an_axis_of_a_plan_is_named_with_its_file(folder: Path, capsys: pytest.C
 
 def test_every_axis_is_in_the_help() -> None:
     (action,) = (action for action in flags_parser()._actions if action.dest == "layout")
-    assert [axis for axis in FIELDS if f"{axis}=" not in f"{action.help} fsdp= dp= ep="] == []
+    assert [axis for axis in FIELDS if f"{axis}=" not in f"{action.help} fsdp= dp= ep= cp= pp="] == []
 
 
 def test_models_are_checked_before_the_first_is_measured(

@@ -10,10 +10,16 @@ from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results
-from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks, routing_in_words
+from counting.report.layout import (
+    axes_in_words,
+    ranks_in_words,
+    recipe_on_ranks,
+    routing_in_words,
+    stages_in_words,
+)
 from counting.setup import Setup
 from counting.step.memory import Alternative
-from tests.counting.spread import rank_class, spread
+from tests.counting.spread import pipeline, rank_class, spread
 from tests.screens import printed, words
 from torch_models.layout import Layout
 
@@ -43,10 +49,10 @@ def test_the_answer_is_first(llama: Analysis, capsys: pytest.CaptureFixture[str]
     lines = printed(
         capsys, Results(analyses=[on_gpus(spread(llama, FSDP, *classes), "H100", "L40S", "L4")])
     ).splitlines()
-    assert lines[4:20] == [
+    assert lines[4:21] == [
         "Does a training step of llama_3_8b fit, spread over 64 GPUs? In GiB:",
         "  GPU   needs   has   left                 fits  then needs",
-        "  H100   57.2  79.1   21.9                  yes",
+        "  H100   57.9  79.1   21.2                  yes",
         "  L40S   57.0  44.3  -12.7  with recompute full        28.4",
         "  L4     57.0  21.9  -35.1                   no",
         "  the worst rank  60.8 GB, rank 0 and 59 equal to it of 64, in the backward of",
@@ -58,8 +64,9 @@ def test_the_answer_is_first(llama: Analysis, capsys: pytest.CaptureFixture[str]
         "  collectives     all-gather over fsdp 30.0 GB in 65 calls; reduce-scatter over",
         "                  fsdp 32.0 GB in 34 calls",
         "  needs           what is allocated at the worst moment, and the CUDA context:",
-        "                  0.4 GiB to 0.6 GiB; left out: communicators, the allocator's",
-        "                  reserve, workspaces in kernels",
+        "                  0.4 GiB to 0.6 GiB, and communicators where it is known:",
+        "                  0.7 GiB; left out: the allocator's reserve, workspaces in",
+        "                  kernels",
     ]
 
 
@@ -113,6 +120,12 @@ def test_what_the_setup_leaves_to_a_default_is_said(deepseek: Analysis, capsys: 
             "fsdp 2,048 (ZeRO 3), ep 64, gathered as by torchtitan; 72 GPUs",
         ),
         ({}, "one rank; 8 GPUs a node"),
+        (
+            {"fsdp": 2, "cp": 4},
+            "fsdp 2 (ZeRO 3, 8 shards with cp), cp 4, gathered as by torchtitan; 8 GPUs a node",
+        ),
+        ({"pp": 4}, "pp 4 (1f1b); 8 GPUs a node"),
+        ({"pp": 4, "schedule": "zbv"}, "pp 4 (zbv, 2 stages a rank); 8 GPUs a node"),
     ],
 )
 def test_the_axes_in_words(axes: dict[str, Any], said: str) -> None:
@@ -125,6 +138,14 @@ def test_the_axes_in_words(axes: dict[str, Any], said: str) -> None:
 )
 def test_a_class_in_words(count: int, first: int, said: str) -> None:
     assert ranks_in_words(rank_class(0, count=count, first_rank=first), FSDP) == said
+
+
+def test_of_the_ranks_of_cp_one_stands_for_all() -> None:
+    layout = Layout(num_gpus=8, gpus_per_node=8, dp=1, fsdp=2, cp=4)
+    alike = msgspec.structs.replace(rank_class(0, count=8), context_rank=3)
+    assert ranks_in_words(alike, layout) == "all 8 alike, counted as rank 3 of cp, which needs most"
+    some = msgspec.structs.replace(alike, count=4)
+    assert ranks_in_words(some, layout) == "rank 0 and 3 equal to it of 8, counted as rank 3 of cp, which needs most"
 
 
 def test_a_rank_alone(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +174,72 @@ def test_a_dense_model_has_no_routing(llama: Analysis, deepseek: Analysis) -> No
     assert len(routing_in_words(deepseek, FSDP)) == 1
 
 
+# --- A pipeline ------------------------------------------------------------------------------------------------------
+
+ZBV = Layout(num_gpus=8, gpus_per_node=8, dp=2, pp=4, schedule="zbv", stage_layers=(4,) * 8)
+MANY = Layout(num_gpus=32, gpus_per_node=8, dp=1, pp=32, stage_layers=(1,) * 32)
+
+
+def test_the_worst_rank_of_a_pipeline_and_the_others(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    peaks = [each * 10**9 for each in (40, 54, 50, 45)]
+    lines = printed(capsys, Results(analyses=[spread(llama, ZBV, *pipeline(ZBV, *peaks, count=2))])).splitlines()
+    assert lines[4:13] == [
+        "A training step of llama_3_8b, spread over 8 GPUs",
+        "  the worst rank  60.8 GB, rank 2 and 1 equal to it of 8, in the backward of",
+        "                  layer 31",
+        "    at its peak   parameters 0.5, gradients 0.1, optimiser 1.0, activations",
+        "                  54.0, gathered 0.9, communication 0.3, transients 4.0",
+        "    it has        stages 1 (layers 4 to 7) and 6 (layers 24 to 27); 3 passes in",
+        "                  flight",
+        "    peaks by rank of pp, in GB: 0: 46.8, 1: 60.8, 2: 56.8, 3: 51.8",
+        "  layout          dp 2 (replicas), pp 4 (zbv, 2 stages a rank), gathered as by",
+    ]
+
+
+def test_one_micro_batch_of_a_pipeline_is_said(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    said = words(printed(capsys, Results(analyses=[spread(llama, ZBV, *pipeline(ZBV, 1, 2, 3, 4, count=2))])))
+    assert "run with mixed, adamw, 1 micro-batch of 1 x 8,192 tokens a rank, recompute none" in said
+
+
+def test_of_many_ranks_the_first_peaks_are_there_and_the_last(
+    llama: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = [(40 - each) * 10**9 for each in range(32)]
+    said = words(printed(capsys, Results(analyses=[spread(llama, MANY, *pipeline(MANY, *peaks))])))
+    assert "it has stage 0 (layer 0); 32 passes in flight" in said
+    assert "of pp, in GB: 0: 46.8, 1: 45.8," in said
+    assert "14: 32.8, … 31: 15.8 layout pp 32 (1f1b), gathered" not in said, "no fully_shard"
+    assert "14: 32.8, … 31: 15.8 layout pp 32 (1f1b); 8 GPUs a node" in said
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0,), "stage 0 (layers 0 to 2)"),
+        ((3,), "stage 3 (layer 7)"),
+        ((0, 3), "stages 0 (layers 0 to 2) and 3 (layer 7)"),
+        ((0, 1, 3), "stages 0, 1, 3, 6 layers together"),
+    ],
+)
+def test_stages_in_words(numbers: tuple[int, ...], said: str) -> None:
+    assert stages_in_words(Layout(pp=4, stage_layers=(3, 2, 2, 1)), numbers) == said
+
+
+# --- An estimate -----------------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_is_named_one(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(pp=4, tp=2, fsdp=2, schedule="interleaved", framework="megatron")
+    analysis = on_gpus(analyze("llama_3_8b", Setup(micro_batches=8), layout=layout), "H100")
+    lines = printed(capsys, Results(analyses=[analysis])).splitlines()
+    assert len(lines) <= 30
+    said = words("\n".join(lines))
+    assert "the worst rank 38.7 GB, rank 0 and 3 equal to it of 16, in the start of backward" in said
+    assert "fsdp 2 (Megatron-LM's distributed optimiser), tp 2 (with sequence parallelism), pp 4 (inter" in said
+    assert "an estimate by formula, of what a rank holds by Megatron-LM's rules; nothing is measured" in said
+    assert "collectives" not in said
+
+
 # --- One screen ------------------------------------------------------------------------------------------------------
 
 EVERY_GPU = tuple(gpu.name for gpu in load_gpus())
@@ -161,7 +248,9 @@ EVERY_GPU = tuple(gpu.name for gpu in load_gpus())
 @pytest.mark.parametrize("gpus", [(), ("H100",), ("H100", "B200"), EVERY_GPU])
 @pytest.mark.parametrize("name", ["llama", "deepseek", "both"])
 @pytest.mark.parametrize("tokens", [None, 10**12])
+@pytest.mark.parametrize("pp", [1, 16])
 def test_it_is_one_screen(
+    pp: int,
     gpus: tuple[str, ...],
     name: str,
     tokens: int | None,
@@ -169,11 +258,10 @@ def test_it_is_one_screen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = ["llama", "deepseek"] if name == "both" else [name]
-    layout = Layout(num_gpus=2048, gpus_per_node=8, dp=4, fsdp=512, ep=64)
-    analyses = [
-        on_gpus(spread(request.getfixturevalue(each), layout, rank_class(90 * 10**9, count=2048)), *gpus)
-        for each in names
-    ]
+    fsdp = 512 // pp
+    layout = Layout(num_gpus=2048, gpus_per_node=8, dp=4, fsdp=fsdp, pp=pp, ep=fsdp, stage_layers=(4,) * pp)
+    classes = pipeline(layout, *(90 * 10**9 + rank for rank in range(pp)), count=2048 // pp)
+    analyses = [on_gpus(spread(request.getfixturevalue(each), layout, *classes), *gpus) for each in names]
     priced = tuple(gpu for gpu in gpus if find_gpu(gpu).price_usd_per_hour is not None)
     runs = (
         [plan_run(analysis, RunPlan(tokens=tokens, gpus=priced)) for analysis in analyses] if tokens and priced else []

@@ -20,7 +20,7 @@ from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import Kernels, ModelSpec, Recompute
 
 KERNELS: list[Kernels] = ["fused", "eager"]
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 
 TWO_PREDICTIONS = spec_from_fields(DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}, "two")
 

@@ -17,7 +17,7 @@ from torch_models.spec import Kernels, LayerSpec, Recompute
 
 LENGTH = 24
 KERNELS: list[Kernels] = ["fused", "eager"]
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 KINDS = {
     f"{family}-{spec.kind}": spec
     for family, fields in FAMILIES.items()

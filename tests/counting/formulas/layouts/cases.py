@@ -55,7 +55,7 @@ def random_setup(pick: random.Random, spec: ModelSpec, lengths: list[int]) -> Se
             micro_batch_size=sequences,
             micro_batches=pick.choice([1, 1, 2, 3, 5]),
             kernels=pick.choice(["fused", "fused", "eager"]),
-            recompute=pick.choice(["none", "selective", "full"]),
+            recompute=pick.choice(["none", "selective", "per_op", "full"]),
             precision=pick.choice(["mixed", "mixed", "mixed-fp32-gradients", "bf16", "fp32"]),
             optimizer=pick.choice(["adamw", "adamw-foreach", "sgd", "sgd-momentum"]),
             loss_chunk=pick.choice([None, None, length * sequences // 3 + 1]),  # a few chunks, the last one shorter

@@ -40,6 +40,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "experts": (EXPERTS, {"fsdp": 8, "ep": 4, "expert_imbalance": 1.5}, WITH_MTP),
     "few experts": (EXPERTS, {"fsdp": 32, "ep": 4}, {"sequence_length": 4}),
     "norms": (spec_from_fields(GEMMA2, "norms"), {"tp": 2}, {}),
+    "positions": (EXPERTS, {"cp": 2, "fsdp": 2}, WITH_MTP | {"sequence_length": 128}),
+    "positions kept": (DENSE, {"cp": 3}, {"recompute": "selective", "sequence_length": 12}),
     "experts alone": (EXPERTS, {"dp": 2, "fsdp": 4, "ep": 4}, {"micro_batches": 2}),
 }
 
@@ -118,6 +120,14 @@ BROKEN = [
     ("experts", traffic, "self.division.received_rows(rows) * of_row", "rows * of_row"),
     ("tensor", flops, "found += projections * -1 + _divided(projections, division.tp)", "found += projections * 0"),
     ("experts", flops, "further = division.received_rows(rows) - rows", "further = 0"),
+    ("positions", traffic, "[*again, *gather, Sending(", "[*gather, Sending("),
+    ("positions kept", traffic, "Sending(\"all_to_all\", \"cp\", size, size, self.division.cp)", "*()"),
+    ("positions", traffic, "attention.qk_head_dim + attention.v_head_dim", "2 * attention.v_head_dim"),
+    ("positions", flops, "            skipped_by_causality=others,\n", "\n"),
+    ("positions kept", flops, "forward=others,", "forward=others * 2,"),
+    ("positions kept", flops, 'CORE_AGAIN = ("selective", "full")', 'CORE_AGAIN = ("full",)'),
+    ("positions", passes, "        cp=layout.cp,\n", "\n"),
+    ("positions", sharding, "Sharding(layout.shards,", "Sharding(layout.fsdp,"),
     ("tensor", profile, "_tensors(layer, layout, predicts=True)", "_tensors(layer, layout)"),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from msgspec import structs
 
 from counting.formulas.layouts import rank_cost, ranks_by_formula
 from counting.ranks.result import rank_classes
@@ -19,14 +20,15 @@ LAYOUTS_A_SECOND = 1500
 LOOPS_A_SECOND = 12_000_000
 
 
-def axes(spec: object) -> list[Layout]:
+def axes(spec: object, *, with_cp: bool = False) -> list[Layout]:
     """Layouts that divide either model."""
-    divided = [(tp, 1) for tp in (1, 2, 8)] + ([(1, ep) for ep in (8, 64)] if spec is DEEPSEEK else [])
+    divided = [(tp, 1, 1) for tp in (1, 2, 8)] + ([(1, 1, ep) for ep in (8, 64)] if spec is DEEPSEEK else [])
+    divided += [(tp, cp, 1) for tp in (1, 2) for cp in (2, 8)] if with_cp else []
     return [
-        layout_of(dp=dp, fsdp=fsdp, tp=tp, ep=ep, zero=zero, grouping=grouping)
+        layout_of(dp=dp, fsdp=fsdp, tp=tp, cp=cp, ep=ep, zero=zero, grouping=grouping)
         for dp in (1, 4)
         for fsdp in (64, 100 * 64, 2048)
-        for tp, ep in divided
+        for tp, cp, ep in divided
         for zero in (2, 3)
         for grouping in ("layers", "torchtitan")
     ]
@@ -38,6 +40,18 @@ def test_equal_to_the_profile(spec: object) -> None:
     pick = random.Random(0)
     for layout in axes(spec)[::5]:
         setup = random_setup(pick, spec, [64, 128])
+        profile = ranks_by_formula(spec, setup, layout)
+        cost = rank_cost(spec, setup, layout)
+        assert cost.peak_bytes == rank_classes(shallow(spec), setup, profile, "formula")[0].memory.peak_bytes
+        assert cost.traffic == traffic_of(spec, setup, profile)
+
+
+@pytest.mark.parametrize("spec", [LLAMA, DEEPSEEK], ids=["llama_3_8b", "deepseek_v3"])
+def test_equal_to_the_profile_of_the_worst_rank_of_cp(spec: object) -> None:
+    assert isinstance(spec, type(LLAMA))
+    pick = random.Random(0)
+    for layout in [layout_of(fsdp=fsdp, cp=cp, tp=tp) for fsdp in (1, 64) for cp in (2, 3, 8) for tp in (1, 2)]:
+        setup = structs.replace(random_setup(pick, spec, [64 * layout.cp]), kernels="fused")
         profile = ranks_by_formula(spec, setup, layout)
         cost = rank_cost(spec, setup, layout)
         assert cost.peak_bytes == rank_classes(shallow(spec), setup, profile, "formula")[0].memory.peak_bytes
@@ -57,7 +71,7 @@ def test_layouts_a_second(spec: object) -> None:
     of three attempts counts.
     """
     assert isinstance(spec, type(LLAMA))
-    layouts, setup = axes(spec), setup_of(spec, sequence_length=4096, recompute="full")
+    layouts, setup = axes(spec, with_cp=True), setup_of(spec, sequence_length=4096, recompute="full")
     for layout in layouts:
         rank_cost(spec, setup, layout)
 

@@ -121,7 +121,7 @@ def test_formula_is_the_simulation(seed: int) -> None:
         Setup(
             sequence_length=layout.tp * pick.choice([1, 2, 16, 64]),
             micro_batch_size=pick.choice([1, 2, 3]),
-            recompute=pick.choice(["none", "selective", "full"]),
+            recompute=pick.choice(["none", "selective", "per_op", "full"]),
             precision=pick.choice(["bf16", "fp32"]),
             kernels=pick.choice(["fused", "eager"]),
             loss_chunk=pick.choice([None, 100]),
@@ -133,6 +133,31 @@ def test_formula_is_the_simulation(seed: int) -> None:
     assert local_layer_held(spec.layers[0], setup, layout) == profile.layers[0].held
     assert local_embedding_held(spec, setup, layout) == profile.embedding_held
     assert local_loss_held(spec, setup, layout) == profile.loss_held
+
+
+@pytest.mark.parametrize("seed", seeds(20, 300))
+def test_formula_is_the_simulation_of_each_rank_of_cp(seed: int) -> None:
+    pick = random.Random(seed)
+    spec, layout = random_division(pick, seed)
+    if any(isinstance(layer.attention, GroupedQueryAttentionSpec) and layer.attention.sinks for layer in spec.layers):
+        pytest.skip("ring attention has no sinks")
+    layout = structs.replace(layout, num_gpus=None, cp=pick.choice([2, 3]))
+    setup = resolve(
+        Setup(
+            sequence_length=2 * layout.cp * layout.tp * pick.choice([1, 16]),
+            micro_batch_size=pick.choice([1, 2]),
+            recompute=pick.choice(["none", "selective", "per_op", "full"]),
+            precision=pick.choice(["bf16", "fp32"]),
+            loss_chunk=pick.choice([None, 100]),
+        ),
+        spec,
+    )
+    for rank in range(layout.cp):
+        profile = simulate(spec, setup, step=True, layout=layout, context_rank=rank).step_profile
+        assert profile is not None
+        assert local_layer_held(spec.layers[0], setup, layout, rank) == profile.layers[0].held
+        assert local_embedding_held(spec, setup, layout) == profile.embedding_held
+        assert local_loss_held(spec, setup, layout, rank) == profile.loss_held
 
 
 def test_on_one_rank_it_is_one_device() -> None:

@@ -20,6 +20,7 @@ from counting.setup import Setup
 from torch_models.builder import build_model_with_loss
 from torch_models.layout import Layout
 from torch_models.modules.recompute import set_recompute
+from torch_models.parallel.context import divide_positions
 from torch_models.parallel.experts import divide_experts
 from torch_models.parallel.mesh import build_meshes
 from torch_models.parallel.tensor import divide_tensors, loss_context
@@ -43,11 +44,13 @@ class RankCurve(RankBytes):
         return out
 
 
-def measured_curve(spec: ModelSpec, setup: Setup, layout: Layout) -> list[int]:
+def measured_curve(spec: ModelSpec, setup: Setup, layout: Layout, rank: int = 0) -> list[int]:
     """The curve of the modules on the meta device."""
     assert setup.micro_batches is not None
+    assert setup.sequence_length is not None
+    mtp_layers = len(spec.mtp_layers) if setup.mtp and layout.cp > 1 else 0
     dtype = getattr(torch, setup.precision_recipe.activation_dtype)
-    with fake_world(layout.ranks), measuring():
+    with fake_world(layout.ranks, rank), measuring():
         model = build_model_with_loss(
             spec, device="meta", dtype=dtype, kernels=setup.kernels, mtp=bool(setup.mtp), loss_chunk=setup.loss_chunk
         )
@@ -56,13 +59,18 @@ def measured_curve(spec: ModelSpec, setup: Setup, layout: Layout) -> list[int]:
             divide_tensors(model, layout, meshes.tp)
         if meshes.ep is not None:
             divide_experts(model, layout, meshes.ep)
+        if meshes.cp is not None:
+            divide_positions(model, meshes.cp)
         set_recompute(model, setup.recompute)
-        token_ids, labels = (torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2))
+        shape = setup.micro_batch_size, setup.sequence_length // layout.cp
+        ids = [torch.empty(shape, dtype=torch.long, device="meta") for _ in range(2 + 2 * mtp_layers)]
+        token_ids, labels, *others = ids
+        further = list(zip(others[::2], others[1::2], strict=True)) if layout.cp > 1 else None
         tables = model.model.rotary_tables(token_ids)
-        inputs = [token_ids, labels, *(table for pair in tables for table in pair)]
+        inputs = [*ids, *(table for pair in tables for table in pair)]
         with loss_context(layout), RankCurve(model, inputs) as curve:
             for _ in range(setup.micro_batches):
-                loss = model(token_ids, labels, tables=tables)
+                loss = model(token_ids, labels, tables=tables, further=further)
                 loss.backward()
         return curve.points
 
@@ -87,10 +95,12 @@ def _curves(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
         yield tapes
 
 
-def simulated_curve(spec: ModelSpec, setup: Setup, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def simulated_curve(
+    spec: ModelSpec, setup: Setup, layout: Layout, monkeypatch: pytest.MonkeyPatch, context_rank: int = 0
+) -> list[int]:
     """The curve of the simulation."""
     with _curves(monkeypatch) as tapes:
-        profile = simulate(spec, setup, step=True, layout=layout).step_profile
+        profile = simulate(spec, setup, step=True, layout=layout, context_rank=context_rank).step_profile
     assert profile is not None
     assert profile.inputs is not None
     (tape,) = tapes

@@ -17,6 +17,7 @@ from counting.formulas.memory import (
     experts,
     layer,
     parameters,
+    ring,
     simulate,
     step,
     vocabulary,
@@ -29,8 +30,8 @@ from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec, runs_of
 
-MODULES = (attention, blocks, collectives, exchange, experts, layer, parameters, step, vocabulary)
-OF_A_RANK = (collectives, exchange, parameters, vocabulary)
+MODULES = (attention, blocks, collectives, exchange, experts, layer, parameters, ring, step, vocabulary)
+OF_A_RANK = (collectives, exchange, parameters, ring, vocabulary)
 FUNCTIONS = [
     name
     for module in OF_A_RANK
@@ -40,7 +41,8 @@ FUNCTIONS = [
 
 TP, TP_WITHOUT_SP = Layout(num_gpus=2, dp=1, tp=2), Layout(num_gpus=2, dp=1, tp=2, sequence_parallel=False)
 EP = Layout(num_gpus=2, dp=1, fsdp=2, ep=2)
-CASES = [("gpt_oss", TP), ("olmo2", TP_WITHOUT_SP), ("deepseek_v3", EP)]
+CP = Layout(num_gpus=2, dp=1, cp=2)
+CASES = [("gpt_oss", TP), ("olmo2", TP_WITHOUT_SP), ("deepseek_v3", EP), ("llama", CP)]
 
 
 def divisible(family: str) -> ModelSpec:

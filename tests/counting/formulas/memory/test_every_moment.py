@@ -27,7 +27,7 @@ from torch_models.modules.recompute import set_recompute
 from torch_models.spec import Kernels, LayerSpec, Recompute
 
 KERNELS: list[Kernels] = ["fused", "eager"]
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 
 
 class Curve(LiveBytes):

@@ -1,4 +1,4 @@
-"""Simulated memory of a rank equals measured memory after every operation, under tensor and expert parallelism."""
+"""Simulated memory of a rank equals measured memory after every operation: tensor, context, expert parallelism."""
 
 import random
 
@@ -14,7 +14,7 @@ from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 from torch_models.spec import MixtureOfExpertsSpec, ModelSpec, Recompute, runs_of
 
-RECOMPUTES: list[Recompute] = ["none", "selective", "full"]
+RECOMPUTES: list[Recompute] = ["none", "selective", "per_op", "full"]
 
 
 def one_of_each_layer(spec: ModelSpec) -> ModelSpec:
@@ -54,3 +54,20 @@ def test_families_over_two_ranks(family: str, recompute: Recompute, monkeypatch:
         layouts.append(Layout(num_gpus=2, dp=1, fsdp=2, ep=2))
     for layout in layouts:
         assert simulated_curve(spec, setup, layout, monkeypatch) == measured_curve(spec, setup, layout)
+
+
+@pytest.mark.parametrize(
+    ("family", "ranks", "recompute"),
+    [("llama", 3, "none"), ("llama", 2, "per_op"), ("qwen3", 2, "selective"), ("deepseek_v3", 3, "full")],
+)
+def test_ring_attention(family: str, ranks: int, recompute: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every rank of cp; each of the two kinds of kernels merges other sums of exponents."""
+    spec = one_of_each_layer(spec_from_fields(FAMILIES[family], "shrunken"))
+    setup = resolve(
+        Setup(sequence_length=64 * ranks, micro_batch_size=2, precision="bf16", recompute=recompute, loss_chunk=50),
+        spec,
+    )
+    layout = Layout(num_gpus=ranks, dp=1, cp=ranks)
+    for rank in range(ranks):
+        simulated = simulated_curve(spec, setup, layout, monkeypatch, rank)
+        assert simulated == measured_curve(spec, setup, layout, rank)

@@ -87,7 +87,7 @@ def update_of_divided_tensors(model: Shallow, setup: Setup, layout: Layout) -> t
     """Bytes of the state, and the peak of temporary tensors, of AdamW on the parameters as a user trains them."""
     with without_caches_of_dtensor(), measuring():
         device = torch.device("cpu")
-        modules = divided_model(model, setup, layout, build_meshes(layout, "cpu"), device)
+        modules = divided_model(model.spec, setup, layout, build_meshes(layout, "cpu"), device)
         parameters = list(modules.parameters())
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)

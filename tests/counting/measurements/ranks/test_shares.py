@@ -10,7 +10,7 @@ from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.stand_ins import local
-from tests.counting.measurements.rank_runs import layout_of, resolved, run_layout, whole
+from tests.counting.measurements.rank_runs import layout_of, resolved, run_layout
 from tests.shrunken import FAMILIES
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.parallel.mesh import build_meshes
@@ -33,7 +33,7 @@ def test_shares_are_what_each_rank_has(family: str, axes: dict[str, Any]) -> Non
     found: dict[tuple[int, int], list[int]] = {}  # parameters, moments -> ranks
     for rank in range(layout.ranks):
         with fake_world(layout.ranks, rank), measuring():
-            modules = divided_model(whole(spec), setup, layout, build_meshes(layout, "meta"), device)
+            modules = divided_model(spec, setup, layout, build_meshes(layout, "meta"), device)
             parts = [local(parameter) for parameter in modules.parameters()]
             updates = RankUpdates(setup, layout, device)
             moments = sum(updates.moments(tuple(part.shape)) for part in parts)

@@ -1,0 +1,188 @@
+"""What the ranks of each place of a pipeline hold, send and compute in one step: the profiles that are measured too."""
+
+from collections.abc import Sequence
+
+from counting.counts import Counts, StepFlops
+from counting.formulas.flops import head_flops
+from counting.formulas.layouts.flops import local_model, rank_flops
+from counting.formulas.layouts.formats import stored
+from counting.formulas.layouts.groups import layer_shapes
+from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
+from counting.formulas.layouts.pipeline.messages import Messages
+from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_stage, passes_of_stage
+from counting.formulas.layouts.sharding import data_sharding, expert_sharding
+from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
+from counting.formulas.local.held import local_layer_held
+from counting.formulas.local.shapes import division_of, local_setup
+from counting.formulas.states import TOKEN_ID_BYTES, buffer_bytes, table_bytes
+from counting.ranks.pipeline import (
+    PipelineProfile,
+    StagePass,
+    StageProfile,
+    micro_batches_of_extension,
+    micro_batches_to_run,
+)
+from counting.ranks.pipeline_memory import pass_traffic
+from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, total_traffic
+from counting.ranks.shallow import shallow
+from counting.setup import Setup
+from counting.step.profile import Stretch
+from torch_models.layout import Layout
+from torch_models.spec import LayerSpec, ModelSpec
+from torch_models.stages import Stage, stages_of
+
+Groups = list[tuple[list[Tensor], int]]
+
+
+def pipeline_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
+    """Return the profile of each place of the pipeline of `layout`, with pp > 1; both settings are resolved."""
+    stages = stages_of(spec, layout)
+    return tuple(_profile(stages, setup, layout, rank) for rank in range(layout.pp))
+
+
+def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int) -> PipelineProfile:
+    assert setup.micro_batches is not None, "a resolved setup"
+    local = local_setup(setup, layout.cp)
+    run = micro_batches_to_run(layout, setup.micro_batches)
+    own = [stages[number] for number in layout.stages_of_rank(pipeline_rank)]
+    messages = Messages(layout, pipeline_rank, _message_bytes(stages[0].spec, local, layout))
+    update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
+    groups = [group for stage in own for group in _groups(stage, setup, layout)]
+    passes = {stage.number: passes_of_stage(stage, setup, layout) for stage in own}
+    more = micro_batches_of_extension(layout, setup.micro_batches)
+    actions = actions_of(messages, setup, run, more)
+    after, further_after = messages_after(messages, run, more)
+    used = {stage.number: {action.key for action in actions if action.stage == stage.number} for stage in own}
+    return PipelineProfile(
+        pipeline_rank=pipeline_rank,
+        stages=tuple(
+            _stage_profile(stage, setup, layout, update, passes[stage.number], used[stage.number]) for stage in own
+        ),
+        inputs=_inputs(own, local, run) + sum(table_bytes(stage.spec, local) for stage in own),
+        actions=actions,
+        micro_batches_run=run,
+        further_inputs=_inputs(own, local, 1) if more else 0,
+        messages_after=after,
+        further_after=further_after,
+        message_traffic=messages.traffic(run),
+        further_traffic=_further_traffic(own, layout, messages, passes) if more else {},
+        optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
+        flops=_flops(own, setup, layout),
+        shares=_shares(groups, layout, update, pipeline_rank),
+    )
+
+
+def _message_bytes(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
+    """Bytes of the residual stream of one micro-batch on a rank."""
+    tokens = division_of(layout).stream_tokens(setup.micro_batch)
+    return tokens * spec.hidden_size * setup.precision_recipe.activation_bytes
+
+
+def _inputs(own: Sequence[Stage], setup: Setup, micro_batches: int) -> int:
+    """Bytes of token ids in the first stage, and of labels in the last; it needs token ids too if it predicts on.
+
+    `setup` is that of the rank's positions.
+    """
+    is_last = any(stage.is_last for stage in own)
+    has_ids = any(stage.is_first for stage in own) or (is_last and bool(setup.mtp))
+    return TOKEN_ID_BYTES * setup.tokens * micro_batches * (has_ids + is_last)
+
+
+# --- States --------------------------------------------------------------------------------------------------------
+
+
+def _groups(stage: Stage, setup: Setup, layout: Layout) -> Groups:
+    """The tensors outside the layers of a stage, then those of each layer of the shallow stage with its number."""
+    model = shallow(stage.spec)
+    local = local_model(model.spec, layout.tp, mtp=setup.mtp)
+    data = data_sharding(layout)
+    outside = [Tensor(shape, data) for shapes in outside_of_stage(stage, setup, layout).values() for shape in shapes]
+    for layer in local.mtp_layers if setup.mtp else ():
+        outside += _tensors(layer, layout, predicts=True)
+    of_layers = [_tensors(layer, layout) for layer in local.layers]
+    return [(outside, 1), *zip(of_layers, model.counts(), strict=True)]
+
+
+def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> list[Tensor]:
+    shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=predicts)
+    data, of_experts = data_sharding(layout), expert_sharding(layout, experts)
+    return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks)]
+
+
+def _stage_profile(
+    stage: Stage, setup: Setup, layout: Layout, update: Update, passes: PassesByKey, used: set[str]
+) -> StageProfile:
+    (outside, _), *of_layers = _groups(stage, setup, layout)
+    model = shallow(stage.spec)
+    forward = next(one_pass for key, one_pass in passes.items() if key.startswith("forward"))
+    return StageProfile(
+        stage=stage.number,
+        layers=tuple(
+            RankLayer(
+                kind=layer.kind,
+                count=count,
+                parameters=updated_numbers(tensors),
+                states=update.states(tensors),
+                held=_held(index, stage, layer, setup, layout, forward),
+            )
+            for index, (layer, (tensors, count)) in enumerate(zip(model.spec.layers, of_layers, strict=True))
+        ),
+        outside_parameters=updated_numbers(outside),
+        outside_states=update.states(outside),
+        buffers=buffer_bytes(stage.spec, setup),
+        passes={key: one_pass for key, one_pass in passes.items() if key in used},
+    )
+
+
+def _held(index: int, stage: Stage, layer: LayerSpec, setup: Setup, layout: Layout, forward: StagePass) -> int:
+    """What a layer keeps for backward: the closed form.
+
+    The first layer of a later stage has its input in a buffer, which is not freed if the layer does not need it. That
+    is what the simulation says.
+    """
+    if index or stage.is_first:
+        return local_layer_held(layer, setup, layout)
+    memory = forward.layers[index].memory
+    return memory.net - memory.gathered - memory.communication
+
+
+def _shares(groups: Groups, layout: Layout, update: Update, pipeline_rank: int) -> tuple[RankShare, ...]:
+    first = pipeline_rank * layout.ranks_of_stage
+    return tuple(
+        RankShare(
+            count=share.count, first_rank=first + share.first_rank, parameters=share.parameters, moments=share.moments
+        )
+        for share in rank_shares(groups, layout, update)
+    )
+
+
+# --- FLOPs and traffic ---------------------------------------------------------------------------------------------
+
+
+def _flops(own: Sequence[Stage], setup: Setup, layout: Layout) -> StepFlops:
+    """The FLOPs of the layers of all stages of the rank, with those of the head where it is."""
+    found = StepFlops()
+    for stage in own:
+        found += rank_flops(stage.spec, setup, layout)
+        if not stage.is_last:
+            found += _head(stage.spec, setup, layout) * -1
+    return found
+
+
+def _head(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
+    assert setup.sequence_length is not None and setup.micro_batches is not None, "a resolved setup"
+    local = local_model(spec, layout.tp, mtp=setup.mtp)
+    head = head_flops(local, setup.sequence_length // layout.cp, setup.micro_batch_size)
+    again = head if setup.loss_chunk is not None else Counts()
+    return StepFlops(forward=head, backward=head * 2, recomputed=again) * setup.micro_batches
+
+
+def _further_traffic(
+    own: Sequence[Stage], layout: Layout, messages: Messages, passes: dict[int, PassesByKey]
+) -> Traffics:
+    """What one more micro-batch sends: its messages, and a later pass forward and backward of each stage."""
+    parts = [(messages.traffic(1), 1)]
+    for stage in own:
+        for key in ("forward parameters" if layout.is_sharded else "forward nothing", "backward gradients"):
+            parts += pass_traffic(shallow(stage.spec), passes[stage.number][key])
+    return total_traffic(parts)

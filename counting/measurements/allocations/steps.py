@@ -1,0 +1,170 @@
+"""Two steps of a whole model, run in an `AllocationLog`."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from counting.allocator.events import Event
+from counting.measurements.allocations.log import AllocationLog
+from counting.measurements.allocations.workspaces import Workspaces
+from counting.measurements.meta_device import measuring
+from counting.measurements.optimizer import WholeUpdate, scale
+from counting.measurements.parameters import trained_tensors
+from counting.recipes import Optimizer, Precision
+from counting.setup import Setup
+from torch_models.builder import build_model_with_loss
+from torch_models.modules.layers import RotaryTables
+from torch_models.modules.recompute import set_recompute
+from torch_models.spec import ModelSpec
+from torch_models.training.model import TrainingModel
+
+STEPS = 2  # the second finds the blocks of the first, and the optimiser's states among them
+MOST_MICRO_BATCHES_RUN = 2  # those after the first are alike
+
+# Token ids, labels, and those of each multi-token-prediction layer where ranks divide the positions.
+Batch = tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...] | None]
+
+
+def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
+    """The log of two steps of the whole model on one device; `setup` must be resolved, and its update measurable."""
+    device = torch.device("meta")
+    precision = setup.precision_recipe
+    with measuring():
+        model = build_model_with_loss(
+            spec,
+            device=device,
+            dtype=getattr(torch, precision.activation_dtype),
+            kernels=setup.kernels,
+            mtp=bool(setup.mtp),
+            loss_chunk=setup.loss_chunk,
+        )
+        set_recompute(model, setup.recompute)
+        log = AllocationLog(existing_tensors(model), device, Workspaces())
+        with log:
+            run_steps(model, setup, TrainedParts(model, precision), lambda: _batch(setup, device), log.mark)
+        return log.events
+
+
+def existing_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers in the order in which `to_empty` allocates them: those of inner modules first."""
+    found: list[Tensor] = []
+    for child in model.children():
+        found += existing_tensors(child)
+    found += model.parameters(recurse=False)
+    found += model.buffers(recurse=False)
+    return found
+
+
+class TrainedParts:
+    """The parameters that this device stores, with their gradients; `local` gives its part of a tensor.
+
+    `precision` is the recipe by which they are stored.
+    """
+
+    def __init__(
+        self, model: nn.Module, precision: Precision, local: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> None:
+        self.precision = precision
+        self._local = local
+        self._parameters = list(model.parameters())
+        self._tensors = trained_tensors(model)
+
+    def update(self, optimizer: Optimizer) -> WholeUpdate:
+        """An optimiser of all of them."""
+        parts = [self._local(parameter) for parameter in self._parameters]
+        shaped = [tensor._replace(shape=tuple(part.shape)) for part, tensor in zip(parts, self._tensors, strict=True)]
+        return WholeUpdate(parts, shaped, self.precision, optimizer)
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients, in the order of the parameters; none of a recipe that frees each one."""
+        return [self._local(p.grad) for p in self._parameters if p.grad is not None]
+
+    @contextlib.contextmanager
+    def freeing_gradients(self) -> Iterator[None]:
+        """Context in which each gradient is freed when it is complete, if the recipe adds it to a buffer."""
+        apart = self.precision.gradients_apart
+        hooks = [p.register_post_accumulate_grad_hook(_free_gradient) for p in self._parameters] if apart else []
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def free_gradients(self) -> None:
+        """Free all gradients, as torch's `zero_grad` does."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def run_steps(
+    model: TrainingModel,
+    setup: Setup,
+    trained: TrainedParts,
+    new_batch: Callable[[], Batch],
+    mark: Callable[[str], None],
+    before_micro_batch: Callable[[bool], None] = lambda last: None,
+    most_micro_batches: int = MOST_MICRO_BATCHES_RUN,
+) -> None:
+    """Run `STEPS` whole steps of `model`: all micro-batches, gradient clipping, the optimiser's step.
+
+    Of the micro-batches of a step at most `most_micro_batches` are run; `new_batch` makes each. `mark` is called with
+    the name of each moment, `before_micro_batch` with whether the micro-batch is the last of its step. Nothing here
+    asks for the device of `model`.
+    """
+    assert setup.micro_batches is not None, "a resolved setup"
+    number = min(setup.micro_batches, most_micro_batches)
+    tables: Sequence[RotaryTables] | None = None
+    with _without_collection(), trained.freeing_gradients():
+        update = trained.update(setup.optimizer_recipe)
+        for step in range(1, STEPS + 1):
+            mark(f"start of step {step}")
+            for index in range(number):
+                token_ids, labels, further = new_batch()
+                if tables is None:
+                    tables = model.model.rotary_tables(token_ids)
+                before_micro_batch(index == number - 1)
+                loss = model(token_ids, labels, tables=tables, further=further)
+                mark(f"forward {index + 1} of step {step}")
+                loss.backward()
+                mark(f"backward {index + 1} of step {step}")
+            gradients = update.gradients or trained.gradients()
+            if setup.clip_gradients:
+                scale(_with_gradients(gradients))
+            update.step(gradients)
+            del gradients, loss
+            if setup.zero_gradients == "none":
+                trained.free_gradients()
+            mark(f"update of step {step}")
+
+
+def _batch(setup: Setup, device: torch.device) -> Batch:
+    token_ids, labels = (torch.zeros(*setup.micro_batch, dtype=torch.long, device=device) for _ in range(2))
+    return token_ids, labels, None
+
+
+def _with_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
+    leaves = []
+    for gradient in gradients:
+        leaf = gradient.detach()
+        leaf.grad = gradient
+        leaves.append(leaf)
+    return leaves
+
+
+def _free_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Context without Python's garbage collection, which would free what is in a cycle at any moment."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

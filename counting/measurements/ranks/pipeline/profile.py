@@ -1,0 +1,262 @@
+"""What the ranks of a pipeline hold, send and compute, one of each place in it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from msgspec import structs
+from torch import Tensor
+
+from counting.counts import StepFlops
+from counting.measurements.parameters import buffer_bytes
+from counting.measurements.ranks.collectives import axes_of
+from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
+from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
+from counting.measurements.ranks.pipeline.plans import Key, Planner, alike
+from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
+from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
+from counting.measurements.ranks.rank import apply_to, held_bytes
+from counting.measurements.ranks.shares import rank_shares
+from counting.measurements.ranks.stand_ins import local, lowered_once
+from counting.ranks.pipeline import (
+    PipelineProfile,
+    StageProfile,
+    micro_batches_of_extension,
+    micro_batches_to_run,
+)
+from counting.ranks.pipeline_memory import pass_traffic
+from counting.ranks.profile import RankLayer, RankShare, RankStretch, total_traffic
+from counting.ranks.shallow import shallow
+from counting.setup import Setup
+from counting.step.profile import Stretch
+from torch_models.builder import build_stage_model
+from torch_models.layout import Layout
+from torch_models.parallel.mesh import Meshes, build_meshes
+from torch_models.parallel.pipeline import ONE_STAGE, messages_of, pipeline_stage
+from torch_models.stages import Stage
+from torch_models.training.stage import StageModel
+
+TOKEN_ID_BYTES = torch.long.itemsize
+OF_MODULES = "meta"
+_Groups = list[tuple[list[Tensor], int]]
+
+
+class _MeasuredStage(NamedTuple):
+    """A stage with modules that stand for its own, and its passes by key."""
+
+    stage: Stage
+    module: StageModel
+    passes: dict[str, PassRun]
+
+
+def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
+    """Measure one rank of each place in the pipeline, which has these `stages`; both settings must be resolved.
+
+    The process must not have a process group. Call it inside `measuring`. Raises `UserError` for what cannot be divided
+    so.
+    """
+    assert setup.micro_batches is not None, "a resolved setup"
+    run = micro_batches_to_run(layout, setup.micro_batches)
+    more = micro_batches_of_extension(layout, setup.micro_batches)
+    with lowered_once():
+        orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
+    with fake_world(layout.ranks):
+        measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
+        measured = measuring_stages.measure(stages, orders)
+        return tuple(
+            measuring_stages.profile(rank, order, run, [measured[number] for number in layout.stages_of_rank(rank)])
+            for rank, order in enumerate(orders)
+        )
+
+
+def _order(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, number: int) -> Order:
+    own = [stages[index] for index in layout.stages_of_rank(pipeline_rank)]
+    states_of = partial(_states, setup, layout)
+    return run_order(own, layout, pipeline_rank, _local_micro_batch(setup, layout), number, _computed(setup), states_of)
+
+
+def _states(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
+    return StageStates(
+        is_first=stage.is_first,
+        sharded=layout.is_sharded,
+        converts=_converts(setup, layout),
+        let_go=_lets_go(setup, layout),
+    )
+
+
+def _converts(setup: Setup, layout: Layout) -> bool:
+    """Whether fully_shard reduces gradients in another format than that of the gathered parameters."""
+    return layout.is_sharded and _computed(setup) != _stored(setup, layout)
+
+
+def _lets_go(setup: Setup, layout: Layout) -> bool:
+    return not layout.is_sharded and setup.precision_recipe.gradients_apart
+
+
+def _computed(setup: Setup) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, setup.precision_recipe.activation_dtype)
+    return dtype
+
+
+def _stored(setup: Setup, layout: Layout) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, stored_precision(setup, layout).activation_dtype)
+    return dtype
+
+
+def _local_micro_batch(setup: Setup, layout: Layout) -> tuple[int, int]:
+    """Sequences and this rank's positions of each."""
+    return setup.micro_batch.sequences, setup.micro_batch.length // layout.cp
+
+
+class _Stages:
+    """Measures stages, of equal ones one."""
+
+    def __init__(self, setup: Setup, layout: Layout, meshes: Meshes) -> None:
+        self._setup, self._layout, self._meshes = setup, layout, meshes
+        self._device = torch.device(OF_MODULES)
+        self._updates = RankUpdates(setup, layout, self._device)
+
+    def measure(self, stages: Sequence[Stage], orders: Sequence[ExtendedOrder]) -> list[_MeasuredStage]:
+        """Run the passes of all stages that occur in `orders`; returns the stages in order."""
+        needed: dict[Stage, set[Key]] = defaultdict(set)
+        for order in orders:
+            for action in order.actions:
+                needed[_alike(stages[action.stage])].add((action.kind, action.found))
+        of_distinct = {distinct: self._run(distinct, keys) for distinct, keys in needed.items()}
+        return [of_distinct[_alike(stage)]._replace(stage=stage) for stage in stages]
+
+    def _run(self, stage: Stage, needed: set[Key]) -> _MeasuredStage:
+        setup, layout, model = self._setup, self._layout, shallow(stage.spec)
+        module = build_stage_model(
+            stage._replace(spec=model.spec),
+            device=self._device,
+            dtype=_stored(setup, layout),
+            kernels=setup.kernels,
+            mtp=bool(setup.mtp),
+            loss_chunk=setup.loss_chunk,
+        )
+        apply_to(module, setup, layout, self._meshes)
+        micro_batch = _local_micro_batch(setup, layout)
+        module.tables = module.model.rotary_tables(torch.zeros(micro_batch, dtype=torch.long, device=self._device))
+        group = self._meshes.pp.get_group() if self._meshes.pp is not None else None
+        messages = messages_of(stage, layout, micro_batch, module.model.dtype)
+        of_torch = pipeline_stage(module, stage, layout, messages, self._device, group)
+        runs = StageRun(
+            module,
+            of_torch,
+            layout,
+            axes_of(self._meshes),
+            model.counts(),
+            micro_batch,
+            let_go=_lets_go(setup, layout),
+        )
+        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass.
+        converts = _converts(setup, layout) and not stage.is_first
+        planner = Planner(
+            _states(setup, layout, stage),
+            sharded=layout.is_sharded,
+            converts=converts,
+            gathers_first=layout.schedule in ONE_STAGE,
+        )
+        measured_as = {key: alike(key, sharded=layout.is_sharded, converts=converts) for key in needed}
+        ran: dict[Key, PassRun] = {}
+        for one in runs.run(planner.plan(set(measured_as.values()))):
+            ran.setdefault((one.step.kind, one.step.found), one)
+        return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
+
+    def profile(
+        self, pipeline_rank: int, order: ExtendedOrder, run: int, own: Sequence[_MeasuredStage]
+    ) -> PipelineProfile:
+        """The profile of one rank, which has the stages `own`."""
+        setup = self._setup
+        assert setup.micro_batches is not None, "a resolved setup"
+        of_number = {each.stage.number: each for each in own}
+        groups = [group for each in own for group in _parameters(each)]
+        flops = StepFlops()
+        for passes, times in ((order.passes, 1), (order.further_passes, setup.micro_batches - run)):
+            for (number, key), count in passes.items():
+                flops += of_number[number].passes[key].flops * (count * times)
+        further = [
+            (traffic, factor * count)
+            for (number, key), count in order.further_passes.items()
+            for traffic, factor in pass_traffic(
+                shallow(of_number[number].stage.spec), of_number[number].passes[key].measured
+            )
+        ]
+        return PipelineProfile(
+            pipeline_rank=pipeline_rank,
+            stages=tuple(self._stage_profile(each, order) for each in own),
+            inputs=self._inputs(own) * run + sum(_table_bytes(each.module) for each in own),
+            actions=order.actions,
+            micro_batches_run=run,
+            further_inputs=self._inputs(own) if run < setup.micro_batches else 0,
+            messages_after=order.messages_after,
+            further_after=order.further_after,
+            message_traffic=order.traffic,
+            further_traffic=total_traffic([(order.further_traffic, 1), *further]),
+            optimizer_step=RankStretch(memory=Stretch(peak=self._updates.peak(groups), net=0)),
+            flops=flops,
+            shares=self._shares(groups, pipeline_rank),
+        )
+
+    def _stage_profile(self, one: _MeasuredStage, order: ExtendedOrder) -> StageProfile:
+        number, model = one.stage.number, shallow(one.stage.spec)
+        (outside, _), *in_layers = _parameters(one)
+        forward = next(each.measured for each in one.passes.values() if each.step.kind == "forward")
+        used = {action.key for action in order.actions if action.stage == number}
+        layers = zip(model.spec.layers, in_layers, forward.layers, strict=True)
+        modules = list(one.module.model.layers)
+        return StageProfile(
+            stage=number,
+            layers=tuple(
+                RankLayer(
+                    kind=layer.kind,
+                    count=count,
+                    parameters=sum(local(parameter).numel() for parameter in parameters),
+                    states=self._updates.states(parameters),
+                    held=held_bytes(stretch.memory),
+                )
+                for layer, (parameters, count), stretch in layers
+            ),
+            outside_parameters=sum(local(parameter).numel() for parameter in outside),
+            outside_states=self._updates.states(outside),
+            buffers=sum(buffer_bytes(module) * count for module, count in zip(modules, model.counts(), strict=False))
+            + sum(map(buffer_bytes, one.module.model.mtp_layers)),
+            passes={key: each.measured for key, each in one.passes.items() if key in used},
+        )
+
+    def _inputs(self, own: Sequence[_MeasuredStage]) -> int:
+        """Bytes of the token ids and labels of one micro-batch that the stages of this rank read."""
+        last = [each.module for each in own if each.stage.is_last]
+        ids = any(each.stage.is_first for each in own) or any(module.num_mtp_layers for module in last)
+        sequences, length = _local_micro_batch(self._setup, self._layout)
+        return TOKEN_ID_BYTES * sequences * length * (ids + len(last))
+
+    def _shares(self, groups: _Groups, pipeline_rank: int) -> tuple[RankShare, ...]:
+        first = pipeline_rank * self._layout.ranks_of_stage
+        found = rank_shares(
+            [(each, times) for tensors, times in groups for each in tensors], self._layout, self._updates
+        )
+        return tuple(structs.replace(share, first_rank=first + share.first_rank) for share in found)
+
+
+def _alike(stage: Stage) -> Stage:
+    """One stage for all that are measured alike."""
+    return stage._replace(number=stage.number if stage.is_first or stage.is_last else 1, first_layer=0)
+
+
+def _parameters(one: _MeasuredStage) -> _Groups:
+    """The parameters outside the layers, then those of each layer with the number of layers that it stands for."""
+    counts = shallow(one.stage.spec).counts()
+    in_layers: list[list[Tensor]] = [list(layer.parameters()) for layer in list(one.module.model.layers)[: len(counts)]]
+    known = {id(parameter) for parameters in in_layers for parameter in parameters}
+    outside: list[Tensor] = [parameter for parameter in one.module.parameters() if id(parameter) not in known]
+    return [(outside, 1), *zip(in_layers, counts, strict=True)]
+
+
+def _table_bytes(module: StageModel) -> int:
+    assert module.tables is not None
+    return sum(table.nbytes for pair in module.tables for table in pair)
