@@ -247,6 +247,8 @@ def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:
     if layout is None or classes is None:
         assert analysis.memory is not None
         return msgspec.structs.replace(analysis, memory=with_reserved(analysis.memory, spec, setup))
+    if layout.framework != "torch":
+        return analysis  # no step that could be replayed
     worst = worst_of_classes(classes)
     memory = with_reserved(worst.memory, spec, setup, layout, rank_of_worst(classes, layout))
     of_worst = msgspec.structs.replace(worst, memory=memory)

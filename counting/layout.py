@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import msgspec
 
+from counting.megatron_rules import check_megatron, check_rounds
 from counting.pipeline_rules import check_micro_batches, check_stages, with_stages
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
@@ -48,12 +49,17 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
     layers = [layer for layer, _ in spec.layer_groups()] + list(spec.mtp_layers if setup.mtp else ())
     _check_axes(layout)
     check_stages(layout, spec)
+    if layout.framework == "megatron":
+        check_megatron(layout, layers, setup)
     _check_setup(setup)
     _check_context_parallel(layout, layers, setup)
     _check_tensor_parallel(layout, spec, layers, setup)
     resolved = with_stages(_with_replicas(layout), spec)
     _check_experts(resolved, [layer.feed_forward for layer in layers])
-    check_micro_batches(resolved, setup)
+    if layout.framework == "megatron":
+        check_rounds(resolved, setup)
+    else:
+        check_micro_batches(resolved, setup)
     return resolved
 
 
@@ -108,9 +114,7 @@ def _leaves_whole_replicas(layout: Layout, others: int) -> Callable[[int], bool]
 
 
 def _check_axes(layout: Layout) -> None:
-    if layout.framework != "torch":
-        _refuse("framework", layout.framework, "must be torch: nothing else is counted yet")
-    if layout.zero != 3 and layout.shards == layout.pp == 1:
+    if layout.zero != 3 and layout.shards == layout.pp == 1 and layout.framework == "torch":
         _refuse("zero", layout.zero, "says what fsdp divides, and fsdp is 1: leave it out, or give fsdp")
     if not layout.sequence_parallel and layout.tp == 1:
         _refuse("sequence_parallel", False, "is a part of tensor parallelism, and tp is 1: leave it out, or give tp")

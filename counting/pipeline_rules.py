@@ -62,6 +62,13 @@ def check_stages(layout: Layout, spec: ModelSpec) -> None:
                 _refuse(field, shown, "is of a pipeline, and pp is 1: leave it out, or give pp")
         return
     _check_stages_per_rank(layout)
+    if layout.framework == "torch":
+        _check_torch(layout, spec)
+    _check_layers(layout, spec)
+
+
+def _check_torch(layout: Layout, spec: ModelSpec) -> None:
+    """Raise `ArgumentError` for what torch's schedules do not do."""
     if layout.zero != 1:
         rule = (
             "must be 1 with pp: torch's schedules reduce gradients once a step, and free no parameters between passes; "
@@ -74,7 +81,6 @@ def check_stages(layout: Layout, spec: ModelSpec) -> None:
             "copy, and torch's schedules do not add their gradients up; leave it out"
         )
         _refuse("pp", layout.pp, rule)
-    _check_layers(layout, spec)
 
 
 def with_stages(layout: Layout, spec: ModelSpec) -> Layout:

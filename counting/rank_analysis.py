@@ -29,7 +29,7 @@ class SpreadStep(NamedTuple):
 
     layout: Layout  # resolved
     rank_classes: tuple[RankAnalysis, ...]
-    undivided: Undivided
+    undivided: Undivided | None  # None of an estimate, which no sum is compared with
     agreement: Agreement
 
 
@@ -40,8 +40,14 @@ def analyze_ranks(
 
     `counts` are those of the undivided model, and `agreement` has their checks, to which those of the ranks are added.
 
+    By Megatron-LM's rules there is an estimate by formula, and nothing is measured.
+
     Raises `DisagreementError` if measurement and formula differ, or if the ranks do not add up to the undivided model.
     """
+    if layout.framework == "megatron":
+        from counting.formulas.megatron import megatron_classes
+
+        return SpreadStep(layout, megatron_classes(spec, setup, layout), None, agreement)
     from counting.formulas.layouts import replicated_forward_flops, replicated_parameters
 
     classes, of_ranks = (_of_pipeline if layout.pp > 1 else _of_ranks)(spec, setup, layout)

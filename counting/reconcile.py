@@ -131,13 +131,19 @@ def _walk(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
 
 def _walk_table(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:
     """The merged table of all witnesses; what one of them lacks is 0 for it."""
-    keys = dict.fromkeys(key for table in values.values() for key in table)
     found = {}
-    for key in keys:
-        entry = type(next(table[key] for table in values.values() if key in table))
-        of_key = {name: table[key] if key in table else entry() for name, table in values.items()}
-        found[key] = _walk(of_key, place.at(key, next(iter(of_key.values()))), checks)
+    for key in dict.fromkeys(key for table in values.values() for key in table):
+        known = next(table[key] for table in values.values() if key in table)
+        whole = all(key in table for table in values.values())
+        assert whole or _can_be_nothing(type(known)), f"{place.scope}: only some witnesses have {key}"
+        of_key = {name: table[key] if key in table else type(known)() for name, table in values.items()}
+        found[key] = _walk(of_key, place.at(key, known), checks)
     return found
+
+
+def _can_be_nothing(kind: type[Any]) -> bool:
+    """Whether all fields of a struct have defaults, as those of traffic."""
+    return len(kind.__struct_defaults__) == len(kind.__struct_fields__)
 
 
 def _walk_struct(values: dict[str, Any], place: _Place, checks: list[Check]) -> Any:

@@ -28,9 +28,10 @@ def with_reserved(
 ) -> StepMemory:
     """`memory` with what is reserved on one device or, with `layout`, on this rank of it; settings are resolved.
 
-    Without it, and with a note, where torch does not run the update on the meta device.
+    Without it, and with a note, where torch does not run the update on the meta device, of a pipeline's rank, and where
+    what is held is by formula alone.
     """
-    if not states_measurable(setup.precision_recipe, setup.optimizer_recipe):
+    if not _can_be_logged(setup, layout):
         return structs.replace(memory, notes=(*memory.notes, NOT_RESERVED_NOTE))
     found = replay(allocation_log(spec, setup, layout, rank), expandable_segments=setup.expandable_segments)
     return structs.replace(
@@ -41,16 +42,24 @@ def with_reserved(
     )
 
 
+def _can_be_logged(setup: Setup, layout: Layout | None) -> bool:
+    runs = layout is None or (layout.pp == 1 and layout.framework == "torch")
+    return runs and states_measurable(setup.precision_recipe, setup.optimizer_recipe)
+
+
 def memory_trace(
     spec: ModelSpec, setup: Setup, layout: Layout | None = None, classes: tuple[RankAnalysis, ...] | None = None
 ) -> bytes:
     """Torch's memory snapshot of a step or, with `layout`, of that of the worst rank of `classes`, as a file.
 
-    Raises `ArgumentError` where torch does not run the update on the meta device.
+    Raises `ArgumentError` where there is no log; see `with_reserved`.
     """
     for field, recipe in (("precision", setup.precision_recipe), ("optimizer", setup.optimizer_recipe)):
         if not recipe.measurable:
             raise ArgumentError(field, recipe.name, "runs on no meta device, so its memory cannot be traced")
+    if layout is not None and not _can_be_logged(setup, layout):
+        field = "pp" if layout.pp > 1 else "framework"
+        raise ArgumentError(field, getattr(layout, field), "is not run in whole steps, so its memory cannot be traced")
     rank = 0 if layout is None or classes is None else rank_of_worst(classes, layout)
     events = allocation_log(spec, setup, layout, rank)
     return memory_snapshot(events, expandable_segments=setup.expandable_segments)

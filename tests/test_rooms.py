@@ -54,7 +54,7 @@ ROOMS = {
     "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
         "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
-    "counting.pipeline_rules counting.layout": (
+    "counting.megatron_rules counting.pipeline_rules counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
         " torch_models.stages"
     ),

@@ -56,7 +56,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     gpus_per_node: int | None = None  # None: `DEFAULT_GPUS_PER_NODE`, unless the catalogue says otherwise
     dp: int | None = None  # replicas; None: what is left of num_gpus
     fsdp: int = 1  # ranks over which fully_shard divides the states
-    zero: Zero | None = None  # None: 3, or 1 with pp
+    zero: Zero | None = None  # None: 3, or 1 with pp or megatron
     tp: int = 1  # ranks that divide every matrix of a layer, the heads and the vocabulary
     sequence_parallel: bool = True  # with tp: the residual stream and the norms are divided by position
     cp: int = 1  # ranks that divide the positions of each sequence
@@ -90,8 +90,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("expert_imbalance", imbalance, "must be at least 1, which is balanced routing")
 
     def _set_defaults(self) -> None:
-        """Set the fields that have another default with pp."""
-        defaults: dict[str, object] = {"zero": 3}
+        """Set the fields that have another default with pp or by Megatron-LM's rules."""
+        defaults: dict[str, object] = {"zero": 1 if self.framework == "megatron" else 3}
         if self.pp > 1:
             schedule = self.schedule or DEFAULT_SCHEDULE
             defaults = {"zero": 1, "schedule": schedule, "stages_per_rank": 2 if schedule in SEVERAL_STAGES else 1}

@@ -45,15 +45,15 @@ def _plain_allocators() -> list[Callable[[], CachingAllocator]]:
 
 class _Run(msgspec.Struct, frozen=True, kw_only=True):
     reserved_bytes: int
-    events_to_peak: int  # the last of them is the last one for which the driver is called
+    events_to_peak: int  # up to the moment with most allocated of those with most reserved
     peak_allocated: int
     moments: tuple[MarkedMoment, ...]
 
 
 def _run(allocator: CachingAllocator, events: Sequence[Event]) -> _Run:
-    """Replay all events, and say when the last memory is reserved."""
+    """Replay all events; once the last memory is reserved, find the moment at which most of it is allocated."""
     moments = []
-    events_to_peak = reserved = 0
+    events_to_peak = reserved = peak_since_reserved = 0
     peak_allocated = peak_since_mark = 0
     for index, event in enumerate(events, start=1):
         if type(event) is Allocate:  # the exact type: a log is long
@@ -61,7 +61,9 @@ def _run(allocator: CachingAllocator, events: Sequence[Event]) -> _Run:
             if allocator.allocated > peak_since_mark:
                 peak_since_mark = allocator.allocated
             if allocator.reserved > reserved:
-                reserved, events_to_peak = allocator.reserved, index
+                reserved, peak_since_reserved = allocator.reserved, 0
+            if allocator.allocated > peak_since_reserved:
+                peak_since_reserved, events_to_peak = allocator.allocated, index
         elif type(event) is Free:
             allocator.free(event.key)
         elif type(event) is Mark:

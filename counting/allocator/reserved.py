@@ -18,9 +18,10 @@ class PoolShare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReservedPeak(msgspec.Struct, frozen=True, kw_only=True):
-    """The first moment at which one replay has most bytes reserved, and what they are; the parts sum to the whole.
+    """What one replay has reserved at most, at the moment at which most of it is allocated; the parts sum to the whole.
 
-    Nothing is given back to the driver: it is the moment at which the last segment, or page, is added.
+    Nothing is given back to the driver, so that from the last segment, or page, to the end all moments have as much
+    reserved. Of those, the first with most bytes in blocks of storages is taken.
     """
 
     reserved_bytes: int

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
     from counting.published.claim import Claim
+    from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
     from counting.report import Results
     from counting.step.fit import Fit
@@ -105,7 +106,8 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         budget=budget,
         spent=_spent(analyses, budget) if budget and analyses else [],
         design=_designed(budget, options.design, progress) if budget and options.design is not None else None,
-        published=_published(progress) if options.published else None,
+        published=_published(progress) if options.published == PUBLISHED[0] else None,
+        published_memory=_published_memory(progress) if options.published == PUBLISHED[1] else None,
         claim=_claim(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
@@ -200,6 +202,16 @@ def _published(progress: Progress) -> "tuple[ExaminedRun, ...]":
     for number, run in enumerate(runs, start=1):
         progress.show(f"working out {run.name} ({number} of {len(runs)}) ...")
         examined.append(examine(run))
+    return tuple(examined)
+
+
+def _published_memory(progress: Progress) -> "tuple[ExaminedMemory, ...]":
+    from counting.published.memory import examine_memory, load_published_memory
+
+    rows, examined = load_published_memory(), []
+    for number, row in enumerate(rows, start=1):
+        progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
+        examined.append(examine_memory(row))
     return tuple(examined)
 
 

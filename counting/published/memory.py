@@ -31,14 +31,13 @@ class MemorySettings(Record, frozen=True, kw_only=True):
     config: str
     config_fields: dict[str, Any] = msgspec.field(default_factory=dict)
     setup: dict[str, Any]  # of `Setup`
-    layout: dict[str, Any]  # of `Layout`
+    layout: dict[str, Any] = msgspec.field(default_factory=dict)  # of `Layout`; empty on one device
 
     def analyze(self) -> Analysis:
         """Measure it. Raises `UserError` where this project refuses a setting."""
         fields = msgspec.json.decode((bundled_data() / f"{self.config}_config.json").read_bytes())
-        return analyze(
-            {**fields, **self.config_fields}, Setup(**self.setup), layout=Layout(**self.layout), reserved=True
-        )
+        layout = Layout(**self.layout) if self.layout else None
+        return analyze({**fields, **self.config_fields}, Setup(**self.setup), layout=layout, reserved=True)
 
 
 class StatedMemory(Record, frozen=True, kw_only=True):

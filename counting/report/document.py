@@ -23,7 +23,7 @@ def json_document(results: Results) -> str:
         "comparison": results.comparison,
         "budget": _budget(results),
         "fit": None,
-        "published": results.published,
+        "published": results.published_memory if results.published is None else results.published,
         "claim": results.claim,
     }
     return msgspec.json.encode(document).decode()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from counting.cost.design_for_budget import Design
     from counting.cost.run import TrainingRun
     from counting.published.claim import Claim
+    from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
     from counting.step.fit import Fit
 
@@ -26,7 +27,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     budget: "BudgetPlan | None" = None
     spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
     design: "Design | None" = None
-    published: "Sequence[ExaminedRun] | None" = None
+    published: "Sequence[ExaminedRun] | None" = None  # this or the next one: the figures of one kind
+    published_memory: "Sequence[ExaminedMemory] | None" = None
     claim: "Claim | None" = None
     warnings: Sequence[str] = ()  # one line each
     plan: dict[str, object] | None = None  # the given flags and their values, enough to repeat the command

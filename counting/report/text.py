@@ -54,6 +54,10 @@ def _print_details(results: Results, design_path: str | None) -> None:
         from counting.report.published import print_published
 
         print_published(results.published)
+    if results.published_memory is not None:
+        from counting.report.published import print_published_memory
+
+        print_published_memory(results.published_memory)
     if results.claim is not None:
         from counting.report.claim import print_claim
 

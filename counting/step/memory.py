@@ -30,7 +30,10 @@ RESERVED_NOTE = (
     "kernels, replayed in a model of torch's caching allocator. It is a range where it depends on addresses. Runs "
     "at the edge of a GPU's memory, where the allocator frees and tries again, and reference cycles are not modelled."
 )
-NOT_RESERVED_NOTE = "What the allocator reserves is not estimated: torch does not run this update on the meta device."
+NOT_RESERVED_NOTE = (
+    "What the allocator reserves is not estimated: whole steps are not run of a pipeline's rank, of another framework, "
+    "and with an update that torch does not run on the meta device."
+)
 CLIPPING_NOTE = (
     "Gradients are clipped by torch's clip_grad_norm_, which has a norm for each tensor and a copy of all norms; it "
     "scales the gradients in place."

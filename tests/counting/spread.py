@@ -65,6 +65,7 @@ def rank_class(
         stage=stage,
         stages=stages,
         in_flight=in_flight,
+        context_rank=0,
         parameters=125_472_832,
         memory=StepMemory(
             states=EVERY_RANK,
@@ -80,6 +81,7 @@ def rank_class(
         forward_flops=130 * 10**12,
         model_flops=390 * 10**12,
         hardware_flops=400 * 10**12,
+        skipped_by_causality=0,
         forward_flops_by_component={"attention": 50 * 10**12, "mlp": 72 * 10**12, "lm_head": 8 * 10**12},
         collectives=COLLECTIVES,
         proof="measured = formula",

@@ -362,7 +362,7 @@ def test_no_rank_receives_more_than_all_rows() -> None:
 # --- What the page on layouts says -----------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
-FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \|$", PAGE, flags=re.MULTILINE)
+FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \| ([\w ]+) \| ([\w ]+) \|$", PAGE, flags=re.MULTILINE)
 
 
 def allowed(spec: ModelSpec, field: str, value: int) -> bool:
@@ -373,12 +373,19 @@ def allowed(spec: ModelSpec, field: str, value: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("family", "config", "tp", "ep"), FAMILY_ROWS)
-def test_the_largest_axes_of_each_family(family: str, config: str, tp: str, ep: str) -> None:
+@pytest.mark.parametrize(("family", "config", "tp", "ep", "cp", "pp"), FAMILY_ROWS)
+def test_the_axes_of_each_family(family: str, config: str, tp: str, ep: str, cp: str, pp: str) -> None:
     spec = read_spec(config)
     assert spec.model_type == family
     assert max(value for value in range(1, 513) if allowed(spec, "tp", value)) == int(tp)
     assert max(value for value in range(1, 513) if allowed(spec, "ep", value)) == int(ep)
+    for said, layout in ((cp, Layout(cp=2)), (pp, Layout(pp=2))):
+        setup = {"sequence_length": 2**12, "micro_batches": 2}
+        if said == "yes":
+            assert resolved(layout, spec, **setup).ranks == 2
+        else:
+            of_head = refusal(layout, spec, **setup)[2].replace("whose head", "its head")
+            assert said in of_head
 
 
 def test_every_family_is_on_the_page() -> None:

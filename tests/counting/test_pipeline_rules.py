@@ -1,5 +1,7 @@
 """The rules of a pipeline: what is filled in, what is refused, and what torch's schedules themselves refuse."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -94,8 +96,8 @@ class Stage:
         self.is_first, self.is_last = index == 0, index == layout.stages - 1
 
 
-def torch_takes(layout: Layout, micro_batches: int) -> bool:
-    """Whether torch makes the schedule of rank 0."""
+def torch_schedule(layout: Layout, micro_batches: int) -> Any:
+    """Torch's schedule of rank 0."""
     from torch.distributed.pipelining import schedules
 
     assert layout.schedule is not None
@@ -103,11 +105,54 @@ def torch_takes(layout: Layout, micro_batches: int) -> bool:
     stages: Any = [Stage(index, layout) for index in layout.stages_of_rank(0)]
     if issubclass(torch_class, schedules.PipelineScheduleSingle):
         (stages,) = stages
+    return torch_class(stages, n_microbatches=micro_batches, loss_fn=lambda output, _: output)
+
+
+def torch_takes(layout: Layout, micro_batches: int) -> bool:
+    """Whether torch makes the schedule of rank 0."""
     try:
-        torch_class(stages, n_microbatches=micro_batches, loss_fn=lambda output, _: output)
+        torch_schedule(layout, micro_batches)
     except ValueError:
         return False
     return True
+
+
+# --- What the page on layouts says of schedules ----------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
+SCHEDULE_ROWS = re.findall(
+    r"^\| `(\w+)`(?: \(default\))? \| `(\w+)` \| ([\w ]+) \| (.+) \| (.+) \|$", PAGE, re.MULTILINE
+)
+
+
+def in_flight(schedule: Any, rank: int) -> int:
+    """The most forward passes of a rank that wait for all of their backward pass."""
+    from torch.distributed.pipelining.schedules import BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD
+
+    most = now = 0
+    for action in filter(None, schedule.pipeline_order[rank]):
+        for part in action.sub_actions or (action,):
+            now += (part.computation_type == FORWARD) - (part.computation_type in (FULL_BACKWARD, BACKWARD_WEIGHT))
+            most = max(most, now)
+    return most
+
+
+def test_every_schedule_is_on_the_page() -> None:
+    assert {row[0]: row[1] for row in SCHEDULE_ROWS} == {
+        name: rule.torch_class for name, rule in SCHEDULE_RULES.items()
+    }
+
+
+@pytest.mark.parametrize(("schedule", "of_a_rank", "passes"), [(row[0], row[2], row[4]) for row in SCHEDULE_ROWS])
+@pytest.mark.parametrize("pp", [2, 4, 8])
+def test_passes_in_flight_are_those_of_torch(schedule: Any, of_a_rank: str, passes: str, pp: int) -> None:
+    if schedule not in SEVERAL_STAGES:
+        assert of_a_rank == "1"
+        return  # torch writes no order down for them
+    for each in (2, 3) if of_a_rank == "2 or more" else (2,):
+        found = torch_schedule(Layout(pp=pp, schedule=schedule, stages_per_rank=each), 8 * pp)
+        for rank in range(pp):
+            assert in_flight(found, rank) == eval(passes, {"p": pp, "r": rank, "v": each})
 
 
 @pytest.mark.parametrize("schedule", SCHEDULE_RULES)

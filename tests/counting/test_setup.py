@@ -25,7 +25,14 @@ def test_tokens_that_cannot_be(field: str, value: Any) -> None:
     ("field", "value", "rule"),
     [
         ("kernels", "flash", "must be one of fused, eager"),
-        ("recompute", "some", "must be one of none, selective, full"),
+        ("recompute", "some", "must be one of none, selective, per_op, full, or a whole number N"),
+        (
+            "recompute",
+            1,
+            "must be one of none, selective, per_op, full, or a whole number N, at least 2, for every N-th",
+        ),
+        ("recompute", True, "must be one of none, selective, per_op, full, or a whole number N, at least 2"),
+        ("recompute", 2.0, "must be one of none, selective, per_op, full, or a whole number N, at least 2"),
         ("precision", "int4", "is not known: choose from mixed, "),
         ("precision", 16, "is not known: choose from mixed, "),
         ("optimizer", "adam", "is not known: choose from adamw, "),
@@ -52,6 +59,13 @@ def test_what_cannot_be(field: str, value: Any, rule: str) -> None:
         Setup(**{field: value})
     assert (caught.value.field, caught.value.value) == (field, value)
     assert caught.value.rule.startswith(rule)
+
+
+def test_an_interval_without_a_layer() -> None:
+    layers = LLAMA_SPEC.num_layers
+    assert resolve(Setup(sequence_length=8, recompute=layers), LLAMA_SPEC).recompute == layers
+    with pytest.raises(ArgumentError, match=f"recompute = {layers + 1}: leaves no layer to be recomputed: small has"):
+        resolve(Setup(sequence_length=8, recompute=layers + 1), LLAMA_SPEC)
 
 
 def test_recipes_by_name_whatever_the_case() -> None:

@@ -14,7 +14,7 @@ from tests.sweeps import seeds
 from tests.witnesses import agreed, derived, measured
 from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec, spec_from_fields
-from torch_models.spec import Kernels, Recompute
+from torch_models.spec import Kernels, ModelRecompute, Recompute
 
 CONFIGS = sorted(file.name for file in bundled_data().iterdir() if file.name.endswith("_config.json"))
 KERNELS: list[Kernels] = ["fused", "eager"]
@@ -32,10 +32,12 @@ def test_every_config(config: str, kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("loss_chunk", [None, 7])
-@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("recompute", [*RECOMPUTES, 2])
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_way_to_run_a_step(family: str, kernels: Kernels, recompute: Recompute, loss_chunk: int | None) -> None:
+def test_every_way_to_run_a_step(
+    family: str, kernels: Kernels, recompute: ModelRecompute, loss_chunk: int | None
+) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     counts = agreed(spec, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
     assert counts.step_profile

@@ -24,6 +24,9 @@ from torch_models.training.model import TrainingModel
 STEPS = 2  # the second finds the blocks of the first, and the optimiser's states among them
 MOST_MICRO_BATCHES_RUN = 2  # those after the first are alike
 
+# Token ids, labels, and those of each multi-token-prediction layer where ranks divide the positions.
+Batch = tuple[Tensor, Tensor, tuple[tuple[Tensor, Tensor], ...] | None]
+
 
 def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
     """The log of two steps of the whole model on one device; `setup` must be resolved, and its update measurable."""
@@ -41,7 +44,7 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
         set_recompute(model, setup.recompute)
         log = AllocationLog(existing_tensors(model), device, Workspaces())
         with log:
-            log_steps(log, model, setup, TrainedParts(model, precision))
+            run_steps(model, setup, TrainedParts(model, precision), lambda: _batch(setup, device), log.mark)
         return log.events
 
 
@@ -96,18 +99,20 @@ class TrainedParts:
             parameter.grad = None
 
 
-def log_steps(
-    log: AllocationLog,
+def run_steps(
     model: TrainingModel,
     setup: Setup,
     trained: TrainedParts,
+    new_batch: Callable[[], Batch],
+    mark: Callable[[str], None],
     before_micro_batch: Callable[[bool], None] = lambda last: None,
     most_micro_batches: int = MOST_MICRO_BATCHES_RUN,
 ) -> None:
-    """Run `STEPS` whole steps of `model` in `log`: all micro-batches, gradient clipping, the optimiser's step.
+    """Run `STEPS` whole steps of `model`: all micro-batches, gradient clipping, the optimiser's step.
 
-    Of a step's micro-batches at most `most_micro_batches` are run; token ids and labels are new in each.
-    `before_micro_batch` is called with whether the micro-batch is the last of its step.
+    Of the micro-batches of a step at most `most_micro_batches` are run; `new_batch` makes each. `mark` is called with
+    the name of each moment, `before_micro_batch` with whether the micro-batch is the last of its step. Nothing here
+    asks for the device of `model`.
     """
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, most_micro_batches)
@@ -115,28 +120,29 @@ def log_steps(
     with _without_collection(), trained.freeing_gradients():
         update = trained.update(setup.optimizer_recipe)
         for step in range(1, STEPS + 1):
-            log.mark(f"step {step}")
+            mark(f"start of step {step}")
             for index in range(number):
-                token_ids, labels = (_tokens(setup) for _ in range(2))
+                token_ids, labels, further = new_batch()
                 if tables is None:
                     tables = model.model.rotary_tables(token_ids)
                 before_micro_batch(index == number - 1)
-                loss = model(token_ids, labels, tables=tables)
-                log.mark(f"forward {index + 1} of step {step}")
+                loss = model(token_ids, labels, tables=tables, further=further)
+                mark(f"forward {index + 1} of step {step}")
                 loss.backward()
-                log.mark(f"backward {index + 1} of step {step}")
+                mark(f"backward {index + 1} of step {step}")
             gradients = update.gradients or trained.gradients()
             if setup.clip_gradients:
                 scale(_with_gradients(gradients))
             update.step(gradients)
-            del gradients
+            del gradients, loss
             if setup.zero_gradients == "none":
                 trained.free_gradients()
-            log.mark(f"optimiser of step {step}")
+            mark(f"update of step {step}")
 
 
-def _tokens(setup: Setup) -> Tensor:
-    return torch.empty(*setup.micro_batch, dtype=torch.long, device="meta")
+def _batch(setup: Setup, device: torch.device) -> Batch:
+    token_ids, labels = (torch.zeros(*setup.micro_batch, dtype=torch.long, device=device) for _ in range(2))
+    return token_ids, labels, None
 
 
 def _with_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -4,12 +4,13 @@ import torch
 
 from counting.allocator.events import Event
 from counting.measurements.allocations.log import AllocationLog
-from counting.measurements.allocations.steps import MOST_MICRO_BATCHES_RUN, TrainedParts, existing_tensors, log_steps
+from counting.measurements.allocations.steps import MOST_MICRO_BATCHES_RUN, TrainedParts, existing_tensors, run_steps
 from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.stand_ins import current_stream, local
+from counting.measurements.ranks.step import batch_of_zeros
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import build_meshes
@@ -37,11 +38,12 @@ def log_of_this_rank(spec: ModelSpec, setup: Setup, layout: Layout, device: torc
     existing = [local(tensor) for tensor in existing_tensors(model)]
     log = RankAllocationLog(existing, device, Workspaces())
     with loss_context(layout), log:
-        log_steps(
-            log,
+        run_steps(
             model,
             setup,
             trained,
+            lambda: batch_of_zeros(model, setup, layout, device),
+            log.mark,
             lambda last: set_gradient_synchronisation(model, layout, last=last),
             # Where gradients are reduced after the last micro-batch, one between is not like it.
             MOST_MICRO_BATCHES_RUN + (layout.zero == 1 and layout.is_sharded),

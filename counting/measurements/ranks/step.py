@@ -43,7 +43,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, 3)
     device = local(next(model.parameters())).device
-    batch = _batch(model, setup, layout, device)
+    batch = batch_of_zeros(model, setup, layout, device)
     tables = model.model.rotary_tables(batch.token_ids)
     inputs = [batch.token_ids, batch.labels, *(tensor for pair in (*tables, *(batch.further or ())) for tensor in pair)]
     apart = not layout.is_sharded and setup.precision_recipe.gradients_apart
@@ -92,7 +92,7 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
     )
 
 
-def _batch(model: TrainingModel, setup: Setup, layout: Layout, device: torch.device) -> RankBatch:
+def batch_of_zeros(model: TrainingModel, setup: Setup, layout: Layout, device: torch.device) -> RankBatch:
     """A micro-batch of this rank's positions; its values are 0."""
     sequences, length = setup.micro_batch
 

@@ -9,7 +9,7 @@ from counting.analysis import Analysis
 from counting.ranks.result import RankAnalysis, totals_over_ranks, worst_by_place, worst_of_classes
 from counting.report.format import integer
 from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks
-from counting.report.model.stages import stages_table
+from counting.report.model.stages import places_table, stages_table
 from counting.report.model.step_memory import step_memory_table
 from counting.report.tables import rows_table
 from counting.step.phase import Phase
@@ -26,7 +26,8 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
         return
     yield _classes_table(layout, classes)
     if layout.pp > 1:
-        yield stages_table(layout, classes)
+        yield places_table(layout, classes)
+        yield stages_table(layout)
     classes = _shown(classes)
     groups = _alike(classes, _without_optimizer_state)
     for each, _ in groups:
@@ -36,8 +37,10 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
             recipe += ". The classes above differ by their moments alone, and by as much at each peak"
         yield step_memory_table(each.memory, analysis.setup, of=f"a rank ({which})", recipe=recipe)
     yield _flops_table(analysis, classes)
-    yield _collectives_table(classes)
-    yield _sums_table(analysis, layout, analysis.rank_classes or ())
+    if layout.framework == "torch":
+        yield _collectives_table(classes)
+    if analysis.undivided is not None:
+        yield _sums_table(analysis, layout, analysis.rank_classes or ())
 
 
 def _shown(classes: tuple[RankAnalysis, ...]) -> tuple[RankAnalysis, ...]:
@@ -53,6 +56,10 @@ def _without_optimizer_state(ranks: RankAnalysis) -> tuple[Phase, ...]:
     return tuple(msgspec.structs.replace(phase, optimizer_state=0) for phase in ranks.memory.phases)
 
 
+SKIPPED = (
+    "Skipped by causality: of the model FLOPs, those of blocks of keys that ring attention calls no kernel for; "
+    "hardware FLOPs are without them."
+)
 MOST_PLACES = 4  # ranks of a pipeline with tables of their own
 
 _Of = TypeVar("_Of")
@@ -79,6 +86,8 @@ def _classes_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table"
     table.caption = (
         "Parameters: numbers that a rank updates. Bytes are of shards as stored, padded where the ranks do not divide "
         "them; gradients when backward is complete; moments with step counts."
+        if layout.framework == "torch"
+        else "Parameters: numbers that a rank updates. Weights and gradients are whole on each rank."
     )
     table.caption_justify = "left"
     return table
@@ -99,12 +108,15 @@ def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> "Tabl
     for label, field in (
         ("forward", "forward_flops"),
         ("model FLOPs, 3 × forward", "model_flops"),
+        ("skipped by causality", "skipped_by_causality"),
         ("hardware FLOPs", "hardware_flops"),
     ):
-        numbers = (*(getattr(each, field) for each, _ in alike), getattr(step, field))
-        table.add_row(label, *map(integer, numbers))
+        numbers = (*(getattr(each, field) for each, _ in alike), getattr(step, field, 0))
+        if any(numbers) or field != "skipped_by_causality":
+            table.add_row(label, *map(integer, numbers))
     divided = "; those of pp have layers of their own, those of cp positions" if _divides(analysis) else ""
-    table.caption = f"By component: forward. Each rank of dp and fsdp has micro-batches of its own{divided}."
+    skipped = " " + SKIPPED if any(each.skipped_by_causality for each, _ in alike) else ""
+    table.caption = f"By component: forward. Each rank of dp and fsdp has micro-batches of its own{divided}.{skipped}"
     table.caption_justify = "left"
     return table
 

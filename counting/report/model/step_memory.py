@@ -61,13 +61,18 @@ def _places(phase: Phase, setup: Setup) -> list[str]:
 
 def _caption(memory: StepMemory, setup: Setup, recipe: str | None) -> str:
     states, backward = memory.states, memory.layer_backward_peak_bytes
-    lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
+    measured = []
+    if backward:
+        lowest, highest = (shifted(peak, 9, places=1) for peak in (min(backward), max(backward)))
+        measured = [
+            f"Over the layers, the peak of backward lies between {lowest} and {highest} GB.",
+            f"The step was measured in {setup.measured_dtype}.",
+        ]
     sentences = [
         f"Model states: weights {integer(states.weights)}, gradients {integer(states.gradients)} when all exist, "
         f"master weights {integer(states.masters)}, moments {integer(states.moments)}; "
         f"{recipe or setup.precision_recipe.description}.",
-        f"Over the layers, the peak of backward lies between {lowest} and {highest} GB.",
-        f"The step was measured in {setup.measured_dtype}.",
+        *measured,
         *memory.notes,
     ]
     return " ".join(sentences)

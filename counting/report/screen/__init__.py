@@ -58,6 +58,10 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
         from counting.report.screen.published import published_screen
 
         published_screen(published, results.published)
+    if results.published_memory is not None:
+        from counting.report.screen.published import published_memory_screen
+
+        published_memory_screen(published, results.published_memory)
     if results.claim is not None:
         from counting.report.screen.claim import claim_screen
 

@@ -1,9 +1,11 @@
-"""Published runs on the first screen: the MFU that their hours imply, and the largest difference from our figures."""
+"""Published runs on the first screen: the MFU that their hours imply, and how far our figures are from theirs."""
 
 from collections.abc import Sequence
 
+from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
 from counting.report.conventions import CONVENTIONS
+from counting.report.published import MEMORY_HEADINGS, memory_cells
 from counting.report.screen.lines import Lines
 
 HEADINGS_OF_RUNS = ("run", "GPU", "6 N", "full", "causal", "own", "figures", "apart")
@@ -30,4 +32,19 @@ def _row_of_run(run: ExaminedRun) -> tuple[str, ...]:
         *(mfu.get(convention, "") for convention in CONVENTIONS),
         str(len(run.figures) or ""),
         "" if largest is None else f"{100 * largest:+.2f} %",
+    )
+
+
+def published_memory_screen(lines: Lines, rows: Sequence[ExaminedMemory]) -> None:
+    """Add a row for each figure that is compared."""
+    figures = [(row, figure) for row in rows for figure in row.figures]
+    lines.heading(
+        f"{len(figures)} published peaks of memory a GPU, and what is predicted for the same settings, in GiB"
+    )
+    body = [(row.name, row.gpu, figure.quantity, *memory_cells(figure)) for row, figure in figures]
+    lines.columns([("run", "GPU", "bytes", *MEMORY_HEADINGS), *body], names=3)
+    not_run = sum(not row.figures for row in rows)
+    lines.text(
+        "Reserved is an estimate, least and most over orders of addresses; nothing is fitted. "
+        + (f"Not run: {not_run} rows; the details say why." if not_run else "")
     )

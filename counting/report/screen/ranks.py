@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 MOST_PEAKS = 16  # of the ranks of a pipeline
 
+ESTIMATE = (
+    "by formula, of what a rank holds by Megatron-LM's rules; nothing is measured, and what a pass makes and lets go "
+    "is not counted"
+)
 PART_NAMES = {  # where the name is not that of the field
     "optimizer_state": "optimiser",
     "gathered_parameters": "gathered",
@@ -48,7 +52,10 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
         lines.fact("  peaks by rank", _peaks(analysis.rank_classes or ()))
     lines.fact("layout", axes_in_words(layout))
     lines.fact("run with", _setup(analysis, layout))
-    lines.note("collectives", _traffic(worst))
+    if layout.framework == "torch":
+        lines.note("collectives", _traffic(worst))
+    else:
+        lines.fact("an estimate", ESTIMATE)
     if fits:
         needs_note(lines, fits)
 

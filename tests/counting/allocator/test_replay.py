@@ -53,6 +53,15 @@ def test_the_parts_of_a_peak_by_hand() -> None:
     )
 
 
+def test_the_parts_are_those_of_the_fullest_moment() -> None:
+    """The last segment is a small one; later, with as much reserved, the large one is used again."""
+    events: list[Event] = [Allocate(1, 40 * MIB, "compute"), Free(1), Allocate(2, 512, "compute"), Free(2)]
+    idle = replay(events).low
+    assert (idle.reserved_bytes, idle.allocated_bytes, idle.idle_bytes) == (42 * MIB, 512, 40 * MIB)
+    used = replay([*events, Allocate(3, 39 * MIB, "compute"), Free(3), Allocate(4, 512, "compute")]).low
+    assert (used.reserved_bytes, used.allocated_bytes, used.idle_bytes) == (42 * MIB, 40 * MIB, 2 * MIB)
+
+
 def test_expandable_segments_waste_less() -> None:
     """A freed segment of 30 MiB cannot serve 41 MiB; an expandable one, of 40 MiB by then, grows by a page."""
     events: list[Event] = [Allocate(1, 30 * MIB, "compute"), Free(1), Allocate(2, 41 * MIB, "compute")]

@@ -117,6 +117,33 @@ def test_a_layer_of_llama_7b() -> None:
     assert layer_held(layer, eager) == 2048 * (2 * (76800 + 2 * 2 * 4096) + 4 * 2) + squares
 
 
+def test_a_layer_of_llama_3_8b_recomputed_by_operation() -> None:
+    """D = 4096, F = 14336, 32 heads of 128 and 8 key heads, T = 2 x 8192 tokens, 16 bits, fused.
+
+    Products in order: query, key, value, output, gate, up, down, of which the first, third, fifth and seventh are kept:
+    4096 + 1024 + 14336 + 4096 numbers a token; the attended values 4096; and the layer's input, 4096. Of 4 bytes: 32
+    log-sum-exps a token. 24 bytes of random state.
+    """
+    ((layer, count),) = read_spec("llama_3_8b").layer_groups()
+    run = ForwardPass(MicroBatch(2, 8192), width=2, kernels="fused", recompute="per_op")
+    assert count == 32
+    assert layer_held(layer, run) == 2 * 8192 * (2 * (23552 + 2 * 4096) + 4 * 32) + 24 == 1_042_284_568
+
+
+def test_a_layer_of_experts_recomputed_by_operation() -> None:
+    """DeepSeek-V3, T = 4096, 16 bits, fused: D = 7168, 128 heads, latents of 1536 and 576, 256 experts in 8 groups.
+
+    Products in order: query latent 1536, queries 128 x 192, latent 576, keys and values 128 x 256, output 7168, shared
+    gate 2048, up 2048, down 7168; the router's is not counted, nor kept, nor are the grouped products of experts.
+    topk returns 2 experts of each of 8 groups, then 4 groups, then 8 experts, each 4 + 8 bytes.
+    """
+    layer = read_spec("deepseek_v3").layers[-1]
+    run = ForwardPass(MicroBatch(1, 4096), width=2, kernels="fused", recompute="per_op")
+    products, attended, x = 1536 + 576 + 7168 + 2048, 128 * 128, 7168
+    choice = (2 * 8 + 4 + 8) * 12
+    assert layer_held(layer, run) == 4096 * (2 * (products + attended + x) + 4 * 128 + choice) + 16
+
+
 def test_sequences_share_the_mask_and_nothing_else() -> None:
     """Three sequences of 64 tokens: what one holds three times, but for the mask, one byte a pair, twice."""
     ((layer, _),) = read_spec("llama_7b").layer_groups()

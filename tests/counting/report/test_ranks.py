@@ -132,6 +132,19 @@ def test_what_is_said_of_one_rank_and_of_imbalance(small: Analysis, capsys: pyte
     assert "The busiest rank stands for all, so the sum has more FLOPs." in out
 
 
+@pytest.mark.usefixtures("wide")
+def test_what_causality_skips_is_a_row_of_the_flops(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(num_gpus=4, gpus_per_node=8, dp=1, cp=4)
+    ranks = msgspec.structs.replace(rank_class(10**9, count=4), skipped_by_causality=123_456, context_rank=2)
+    out = details(spread(small, layout, ranks), capsys)
+    (row,) = (line for line in out.splitlines() if "skipped by causality" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["skipped by causality", "123,456", "0"]
+    said = " ".join(out.split())
+    assert "Skipped by causality: of the model FLOPs" in said
+    assert "Memory of a rank (all 4 alike, counted as rank 2 of cp, which needs most)" in said
+    assert "kipped by causality" not in details(spread(small, LAYOUT, rank_class(1, count=64)), capsys)
+
+
 PIPELINE = Layout(num_gpus=16, gpus_per_node=8, dp=2, pp=8, stage_layers=(1, 1, 1, 1, 1, 1, 1, 2))
 
 
@@ -142,18 +155,31 @@ def test_a_pipeline_has_a_row_for_each_of_its_ranks(small: Analysis, capsys: pyt
     table = out.partition("The pipeline, bytes a rank: 8 ranks, 1f1b")[2].partition("└")[0]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
     assert [row[0] for row in rows] == [str(each) for each in range(8)]
-    assert rows[7][1:4] == ["stage 7 (layers 7 to 8)", "2", "1"]
     assert rows[2] == [
         "2",
-        "stage 2 (layer 2)",
+        "2",
         "2",
         "6",
         f"{classes[2].parameters:,}",
         f"{classes[2].memory.states.total:,}",
         f"{classes[2].memory.peak_bytes:,}",
-        "backward of a layer",
     ]
+    table = out.partition("The stages of the pipeline")[2].partition("└")[0]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    assert rows[0] == ["0", "embedding", "0", "1", "0", "0"]
+    assert rows[6] == ["6", "", "6", "1", "6", "6"]
+    assert rows[7] == ["7", "norm, head, loss", "7", "2", "7", "8"]
     assert "In flight: passes forward that wait for their backward pass" in out
+
+
+@pytest.mark.usefixtures("wide")
+def test_a_rank_of_a_pipeline_has_several_stages(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(num_gpus=2, gpus_per_node=8, dp=1, pp=2, schedule="zbv", stage_layers=(2, 1, 1, 1))
+    out = details(spread(small, layout, *pipeline(layout, 1, 2)), capsys)
+    assert "The pipeline, bytes a rank: 2 ranks, zbv, 2 stages a rank" in out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert [row[:4] for row in rows if row[0] in ("0, 3", "1, 2")] == [["0, 3", "0", "1", "2"], ["1, 2", "1", "1", "1"]]
+    assert ["3", "norm, head, loss", "0", "1", "4", "4"] in rows
 
 
 @pytest.mark.usefixtures("wide")
@@ -189,6 +215,22 @@ def test_an_embedding_that_two_stages_have_is_in_the_sums(small: Analysis, capsy
     (row,) = (line for line in out.splitlines() if "of which in two stages" in line)
     assert "6,144" in row
     assert f"{2 * (small.parameters.total + 6_144):,}" in out
+
+
+@pytest.mark.usefixtures("wide")
+def test_an_estimate_has_no_collectives_and_no_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(tp=2, fsdp=2, framework="megatron")
+    spec = spec_from_fields(LLAMA, "small")
+    out = details(analyze(spec, layout=layout), capsys)
+    said = " ".join(out.split())
+    assert "16-bit weights, gradients in fp32, fp32 master weights and moments in shards." in said
+    assert "By Megatron-LM's rules of what is held, by formula: an estimate." in said
+    assert "Weights and gradients are whole on each rank." in said
+    assert "FLOPs of a rank in one step" in said
+    for absent in ("Collectives of a rank", "Sums over all", "The pipeline, bytes"):
+        assert absent not in said
+    ranks = said.partition("Memory of a rank")[2]
+    assert "The step was measured in" not in ranks
 
 
 def test_no_layout_no_tables(small: Analysis) -> None:

@@ -11,6 +11,7 @@ from counting.step.fit import Fit
 from counting.step.memory import Alternative
 from tests.shrunken import FAMILIES, LLAMA
 from torch_models.fields.config import spec_from_fields
+from torch_models.spec import ModelRecompute
 
 LENGTH = 1100  # more than one chunk of 1,024
 
@@ -21,7 +22,7 @@ def alternatives_of(fields: dict[str, Any], setup: Setup) -> tuple[Alternative, 
     return memory.alternatives
 
 
-def ways(alternatives: tuple[Alternative, ...]) -> set[tuple[str, int | None]]:
+def ways(alternatives: tuple[Alternative, ...]) -> set[tuple[ModelRecompute, int | None]]:
     """Of the only kernels that there are."""
     found = {(other.kernels, other.recompute, other.loss_chunk) for other in alternatives}
     assert len(found) == len(alternatives)
@@ -61,7 +62,8 @@ def check_against_measured(fields: dict[str, Any], setup: Setup) -> None:
 def test_which_alternatives_there_are() -> None:
     """Every other way but the step's own; chunks only where there is more than one."""
     setup = Setup(sequence_length=LENGTH)
-    assert ways(alternatives_of(LLAMA, setup)) == {("none", 1024), ("full", None), ("full", 1024)}
+    again = {("per_op", None), ("per_op", 1024), ("full", None), ("full", 1024)}
+    assert ways(alternatives_of(LLAMA, setup)) == {("none", 1024), *again}
     eager = msgspec.structs.replace(setup, kernels="eager", recompute="selective")
     assert ways(alternatives_of(LLAMA, eager)) == {
         ("none", None),
@@ -70,21 +72,35 @@ def test_which_alternatives_there_are() -> None:
         ("full", None),
         ("full", 1024),
     }
-    assert ways(alternatives_of(LLAMA, Setup(sequence_length=1024))) == {("full", None)}
-    assert ways(alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=512))) == {("full", 512)}
-    assert ways(alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=1024))) == {("full", 1024)}
+    one_in_two = msgspec.structs.replace(setup, recompute=2)
+    assert ways(alternatives_of(LLAMA, one_in_two)) == {("none", None), ("none", 1024), *again}
+    once = {("per_op", None), ("full", None)}
+    assert ways(alternatives_of(LLAMA, Setup(sequence_length=1024))) == once
+    for chunk in (512, 1024):
+        found = alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=chunk))
+        assert ways(found) == {("per_op", chunk), ("full", chunk)}
     assert ways(alternatives_of(LLAMA, Setup(sequence_length=LENGTH, loss_chunk=1050))) == {
         ("none", 1024),
+        ("per_op", 1050),
+        ("per_op", 1024),
         ("full", 1050),
         ("full", 1024),
     }
-    assert ways(alternatives_of(LLAMA, Setup(sequence_length=64, recompute="full"))) == {("none", None)}
+    found = alternatives_of(LLAMA, Setup(sequence_length=64, recompute="full"))
+    assert ways(found) == {("none", None), ("per_op", None)}
 
 
 def test_no_more_chunks_than_may_be() -> None:
     long = 1024 * MOST_CHUNKS + 1
     alternatives = alternatives_of(LLAMA | {"num_hidden_layers": 1}, Setup(sequence_length=long))
-    assert ways(alternatives) == {("none", 1025), ("full", None), ("full", 1025)}
+    again = {("per_op", None), ("per_op", 1025), ("full", None), ("full", 1025)}
+    assert ways(alternatives) == {("none", 1025), *again}
+
+
+def test_alternatives_do_not_depend_on_which_layers_the_step_recomputes() -> None:
+    """A step with one recomputed layer in two has layers of two kinds; that of the alternatives has one."""
+    one_in_two, none = (alternatives_of(LLAMA, Setup(sequence_length=LENGTH, recompute=way)) for way in (2, "none"))
+    assert set(none) <= set(one_in_two)
 
 
 @pytest.mark.parametrize("kernels", ["fused", "eager"])

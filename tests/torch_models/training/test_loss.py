@@ -237,7 +237,7 @@ def test_what_is_no_list_of_labels_is_refused(labels: Any, mtp_layers: int, said
 
 
 def test_an_unknown_recompute_is_refused() -> None:
-    with pytest.raises(UserError, match="recompute = 'some': must be one of none, selective, full"):
+    with pytest.raises(UserError, match="recompute = 'some': must be one of none, selective, per_op, full, or"):
         set_recompute(made(LLAMA, device="meta"), "some")  # type: ignore[arg-type]
 
 

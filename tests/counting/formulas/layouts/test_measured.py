@@ -25,7 +25,16 @@ from tests.sweeps import seeds
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
-from torch_models.spec import GroupedQueryAttentionSpec, LayerRun, LayerSpec, MixtureOfExpertsSpec, ModelSpec, runs_of
+from torch_models.recomputed_layers import with_recompute
+from torch_models.spec import (
+    GroupedQueryAttentionSpec,
+    LayerRun,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelRecompute,
+    ModelSpec,
+    runs_of,
+)
 
 
 def equal(spec: ModelSpec, setup: Setup, layout: Layout) -> None:
@@ -102,11 +111,12 @@ def test_random_models_with_experts_divided(seed: int) -> None:
     equal(spec, random_setup(pick, spec, [8, 16, 64]), layout)
 
 
+@pytest.mark.parametrize("recompute", ["per_op", "full", 2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families(family: str) -> None:
+def test_families(family: str, recompute: ModelRecompute) -> None:
     """Every family, sharded unevenly over replicas, with two micro-batches and recomputation."""
-    spec = spec_from_fields(FAMILIES[family], "shrunken")
-    setup = setup_of(spec, sequence_length=24, micro_batches=2, recompute="full", mtp=None)
+    spec = with_recompute(spec_from_fields(FAMILIES[family], "shrunken"), recompute)
+    setup = setup_of(spec, sequence_length=24, micro_batches=2, recompute=recompute, mtp=None)
     equal(spec, setup, layout_of(dp=2, fsdp=3, grouping="torchtitan"))
 
 
@@ -122,11 +132,14 @@ WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in
     ("family", "product"),
     [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else FAMILIES)],
 )
-def test_families_over_several_axes(family: str, product: str) -> None:
+@pytest.mark.parametrize("recompute", ["none", "per_op", 2])
+def test_families_over_several_axes(family: str, product: str, recompute: ModelRecompute) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     runs = tuple(LayerRun(layer=widened(run.layer, 2), count=run.count) for run in spec.layer_runs)
     spec = structs.replace(spec, layer_runs=runs, mtp_layers=tuple(widened(layer, 2) for layer in spec.mtp_layers))
-    setup, layout = setup_of(spec, sequence_length=24, mtp=None), layout_of(**PRODUCTS[product], grouping="torchtitan")
+    spec = with_recompute(spec, recompute)
+    setup = setup_of(spec, sequence_length=24, mtp=None, recompute=recompute)
+    layout = layout_of(**PRODUCTS[product], grouping="torchtitan")
     measured, formula = measure_ranks(spec, setup, layout), ranks_by_formula(spec, setup, layout)
     reconcile(family, {"measured": measured, "formula": formula})
 
