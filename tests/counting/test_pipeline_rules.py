@@ -284,3 +284,12 @@ def test_what_is_no_number_of_layers(value: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
         Layout(pp=2, stage_layers=value)
     assert caught.value.field == "stage_layers"
+
+
+def test_further_tokens_of_positions_of_other_ranks() -> None:
+    """The last stage would need them."""
+    layout = Layout(cp=2, pp=2)
+    field, value, rule = refusal(layout, DEEPSEEK, sequence_length=4096, mtp=True)
+    assert (field, value) == ("mtp", True)
+    assert rule.startswith("is not measured with cp (2) and pp (2) together: ")
+    assert resolved(layout, DEEPSEEK, sequence_length=4096, mtp=False).cp == 2
