@@ -28,8 +28,8 @@ def with_reserved(
 ) -> StepMemory:
     """`memory` with what is reserved on one device or, with `layout`, on this rank of it; settings are resolved.
 
-    Without it, and with a note, where torch does not run the update on the meta device, of a pipeline's rank, and where
-    what is held is by formula alone.
+    Without it, and with a note, where torch does not run the update on the meta device, and where what is held is by
+    formula alone.
     """
     if not _can_be_logged(setup, layout):
         return structs.replace(memory, notes=(*memory.notes, NOT_RESERVED_NOTE))
@@ -43,7 +43,7 @@ def with_reserved(
 
 
 def _can_be_logged(setup: Setup, layout: Layout | None) -> bool:
-    runs = layout is None or (layout.pp == 1 and layout.framework == "torch")
+    runs = layout is None or layout.framework == "torch"
     return runs and states_measurable(setup.precision_recipe, setup.optimizer_recipe)
 
 
@@ -58,8 +58,7 @@ def memory_trace(
         if not recipe.measurable:
             raise ArgumentError(field, recipe.name, "runs on no meta device, so its memory cannot be traced")
     if layout is not None and not _can_be_logged(setup, layout):
-        field = "pp" if layout.pp > 1 else "framework"
-        raise ArgumentError(field, getattr(layout, field), "is not run in whole steps, so its memory cannot be traced")
+        raise ArgumentError("framework", layout.framework, "is by formula, and not run, so its memory cannot be traced")
     rank = 0 if layout is None or classes is None else rank_of_worst(classes, layout)
     events = allocation_log(spec, setup, layout, rank)
     return memory_snapshot(events, expandable_segments=setup.expandable_segments)

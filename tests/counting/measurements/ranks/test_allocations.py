@@ -74,7 +74,7 @@ def test_every_layout_peaks_so(family: str, axes: dict[str, Any], run: dict[str,
 LLAMA = spec_from_fields(FAMILIES["llama"], "llama")
 
 
-@pytest.mark.parametrize(("axes", "streams"), STREAMS, ids=str)
+@pytest.mark.parametrize(("axes", "streams"), STREAMS, ids=lambda given: " ".join(sorted(given)))
 def test_streams(axes: dict[str, Any], streams: set[str]) -> None:
     events = log_of_rank(LLAMA, resolved(LLAMA, sequence_length=40), layout_of(**axes), 0)
     assert {event.stream for event in allocations(events)} == streams
