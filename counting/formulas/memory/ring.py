@@ -124,11 +124,14 @@ def _forward(
     width, half_batch = factors.query.width, batch._replace(length=batch.length // 2)
     merger = _Merger(tape)
     of_ring, used = None, _in_one_piece(tape, factors)  # variables of the step before are freed when they are set again
+    sent = None  # what this rank gives to the all-gather, which refers to it until the next step waits for the result
     for step in range(division.cp):
+        if step > 0:
+            sent = None
         if step < division.cp - 1:
             joined = tape.new(factors.both, width)
             if step == 0:
-                of_ring = tape.new(factors.both * division.cp, width)
+                of_ring, sent = tape.new(factors.both * division.cp, width), joined
             del joined
         if step > 0:
             used = ()  # keys and values are views of those of all ranks
@@ -137,7 +140,7 @@ def _forward(
         merger.step(out, logsumexp, half=half)
     assert merger.out is not None and merger.logsumexp is not None
     merged = _converted(tape, merger.out, width)
-    del of_ring, used
+    del of_ring, used, sent
     return merged, merger.logsumexp.view(), state
 
 
