@@ -24,6 +24,7 @@ class Stage(NamedTuple):
     first_layer: int  # the place of its first layer in the model
     is_first: bool
     is_last: bool
+    predicts_further: bool = False  # whether the model has multi-token prediction, which is in the last stage
 
 
 def even_stages(layers: int, stages: int) -> tuple[int, ...]:
@@ -44,7 +45,7 @@ def stages_of(spec: ModelSpec, layout: Layout) -> tuple[Stage, ...]:
             layer_runs=runs_of(layers[first : first + count]),
             mtp_layers=spec.mtp_layers if is_last else (),
         )
-        found.append(Stage(index, of_stage, first, index == 0, is_last))
+        found.append(Stage(index, of_stage, first, index == 0, is_last, bool(spec.mtp_layers)))
         first += count
     return tuple(found)
 

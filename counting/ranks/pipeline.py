@@ -21,8 +21,10 @@ from torch_models.stages import micro_batches_of_round
 # micro-batch; it frees the gathered parameters. In schedules with several stages a rank, `unshard` begins to gather the
 # parameters of a stage, `wait` copies them from the buffers, right before the pass that first needs them, and `reshard`
 # frees them; with one stage a rank the first forward pass gathers them.
+# After all passes, `exchange` is the sum of the gradients of an embedding that the first and the last stage share, for
+# multi-token prediction, where they are on two ranks.
 PassKind = Literal[
-    "forward", "backward", "input_backward", "weight_backward", "reduction", "unshard", "wait", "reshard"
+    "forward", "backward", "input_backward", "weight_backward", "reduction", "unshard", "wait", "reshard", "exchange"
 ]
 
 # What a stage has when a pass begins. `nothing`: no gradients, and under fully_shard no gathered parameters.

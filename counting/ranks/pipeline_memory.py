@@ -11,7 +11,7 @@ from counting.ranks.pipeline import (
     StagePass,
     StageProfile,
 )
-from counting.ranks.profile import RankShare, Traffics, total_traffic
+from counting.ranks.profile import RankShare, RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import Shallow, shallow
 from counting.recipes import ModelStates
 from counting.setup import Setup
@@ -70,6 +70,8 @@ def pipeline_memory(
             moments[phase.name].append(phase)
             if phase.layer is not None and phase.name == BACKWARD:
                 layer_peaks[phase.layer] = max(layer_peaks[phase.layer], phase.peak_bytes)
+        if action.kind == "weight_backward":
+            position.activations -= freed_with_the_last_layer(stage, one_pass)
     position.micro_batch = None
     position.communication += profile.messages_after + further * profile.further_after - messages
     moments[UPDATE].append(position.pass_through(profile.optimizer_step.memory, UPDATE))
@@ -100,6 +102,29 @@ def actions_with_passes(profile: PipelineProfile) -> Iterator[tuple[PipelineActi
         yield action, stage, stage.passes[action.key]
 
 
+def freed_with_the_last_layer(stage: StageProfile, weights: StagePass) -> int:
+    """Bytes that layers beyond those of the shallow stage keep until the second half of backward ends.
+
+    Some of what a layer keeps is freed with the operations of the layers that follow it, when the last of them is
+    freed (see `counting.formulas.memory.stages`). In the profile the last layer frees it for the others, each once. It
+    is what forward and both halves of backward leave of a layer, without gradients.
+    """
+    forward, inputs = (
+        next(each for key, each in stage.passes.items() if key.split()[0] == kind)
+        for kind in ("forward", "input_backward")
+    )
+    found = 0
+    for layer, *passes in zip(stage.layers, forward.layers, inputs.layers, weights.layers, strict=True):
+        if layer.count > 1:
+            found += sum(map(_of_activations, passes)) * (layer.count - 1)
+    return found
+
+
+def _of_activations(stretch: RankStretch) -> int:
+    memory = stretch.memory
+    return memory.net - memory.gradients - memory.gathered - memory.communication
+
+
 def _phases(
     position: Position, stage: Stage, action: PipelineAction, one_pass: StagePass, *, mtp: bool
 ) -> Iterator[Phase]:
@@ -121,7 +146,7 @@ def _names(kind: PassKind, stage: Stage) -> tuple[str, str, str]:
     """The phases of what stands before the layers, of the layers, and of what stands after them."""
     if kind == "forward":
         return FORWARD, FORWARD, FORWARD
-    if kind == "reduction":
+    if kind in ("reduction", "exchange"):
         return REDUCTION, REDUCTION, REDUCTION
     if kind not in PASSES_OF_BATCHES:
         return GATHERING, GATHERING, GATHERING

@@ -26,6 +26,7 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
     ScheduleZBVZeroBubble,
 )
+from torch.distributed.tensor import DTensor
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout, Schedule
@@ -55,10 +56,10 @@ def pipeline_rank_of(meshes: Meshes) -> int:
 class Pipeline:
     """The stages of this rank with their schedule, ready to train."""
 
-    def __init__(self, modules: Sequence[StageModel], layout: Layout, schedule: Any) -> None:
+    def __init__(self, modules: Sequence[StageModel], layout: Layout, schedule: Any, group: dist.ProcessGroup) -> None:
         self.modules = tuple(modules)
         self.schedule = schedule
-        self._layout = layout
+        self._layout, self._group = layout, group
 
     def step(
         self,
@@ -90,10 +91,22 @@ class Pipeline:
         self.schedule.scale_grads = normalizer is None
         with loss_context(self._layout):
             self.schedule.step(*args, return_outputs=False, **kwargs)
+        self._add_embedding_gradients()
         if not losses:
             return None
         total = torch.stack([loss.detach() for loss in losses]).sum()
         return total if normalizer is not None else total / len(losses)
+
+    def _add_embedding_gradients(self) -> None:
+        """Let both copies of an embedding that the first and the last stage share have the sum of their gradients."""
+        copies = [module for module in self.modules if module.shares_embedding]
+        gradients = [gradient for copy in copies if (gradient := embedding_gradient(copy)) is not None]
+        if len(gradients) == 2:
+            first, last = gradients
+            first += last
+            last.copy_(first)
+        elif gradients:
+            add_gradient_of(self._layout.pp - 1 if copies[0].stage.is_first else 0, gradients[0], self._group)
 
 
 def build_pipeline(
@@ -120,7 +133,25 @@ def build_pipeline(
         )
         for module in modules
     ]
-    return Pipeline(modules, layout, build_schedule(stages, layout, micro_batches))
+    return Pipeline(modules, layout, build_schedule(stages, layout, micro_batches), meshes.pp.get_group())
+
+
+def embedding_gradient(module: StageModel) -> Tensor | None:
+    """This rank's part of the gradient of a stage's embedding; None if there is none."""
+    gradient = module.model.embed_tokens.weight.grad
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def add_gradient_of(peer: int, gradient: Tensor, group: dist.ProcessGroup) -> None:
+    """Send `gradient` to a rank of `group`, which sends its own, and add what is received."""
+    received = torch.empty_like(gradient)
+    exchange = [
+        dist.P2POp(dist.isend, gradient, group=group, group_peer=peer),
+        dist.P2POp(dist.irecv, received, group=group, group_peer=peer),
+    ]
+    for work in dist.batch_isend_irecv(exchange):
+        work.wait()
+    gradient += received
 
 
 def messages_of(

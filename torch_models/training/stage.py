@@ -39,6 +39,8 @@ class StageModel(TrainingModel):
     ) -> None:
         super().__init__(stage.spec, kernels, mtp=mtp and stage.is_last, loss_chunk=loss_chunk, mtp_weight=mtp_weight)
         self.stage = stage
+        # The first stage and multi-token prediction in the last one have the same embedding, of which each is a copy.
+        self.shares_embedding = mtp and stage.predicts_further and (stage.is_first or stage.is_last)
         self.model.layers = NumberedLayers(self.model.layers, stage.first_layer)
         # Of all micro-batches: torch's schedules would cut what they are given into micro-batches.
         self.tables: Sequence[RotaryTables] | None = None

@@ -123,6 +123,7 @@ class Sharded:
         self.layout = layout
         form = formats(setup)
         self.rank = Rank(form)
+        self.makes_gradients = True  # whether the backward pass computes the gradients of parameters
         reshards = layout.zero == 3
 
         def units(layer: LayerSpec, module: str) -> LayerUnits:
@@ -161,7 +162,7 @@ class Sharded:
         self.running = units
         self.rank.pre_backward(units.layer)
         self._pass(moments)
-        self.rank.post_backward(units.layer)
+        self.rank.post_backward(units.layer, has_gradients=self.makes_gradients)
         return self.rank.end(traffic)
 
     def _stretch(self, moments: Sequence[Moment], traffic: Traffics) -> RankStretch:
@@ -197,7 +198,9 @@ class Sharded:
                     self._finish_backward()
                 elif unit is not None and place in unit.after:
                     # A head that runs again for a further depth has no whole gradient before its first run is undone.
-                    rank.post_backward(unit, has_gradients=not (module == "head" and depth > 0))
+                    rank.post_backward(
+                        unit, has_gradients=self.makes_gradients and not (module == "head" and depth > 0)
+                    )
 
     def _unit(self, module: str, depth: int) -> Unit | None:
         """The unit that acts on a module; None if there is none."""

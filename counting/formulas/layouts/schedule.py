@@ -19,14 +19,14 @@ class Unit:
 
     `training` is torch's `TrainingState` of the group; `pending` says that its all-gather was issued and its parameters
     not yet copied out of the flat buffer; `indices` are its places in the order of forward passes; `accumulated` says
-    that it has whole gradients of earlier micro-batches, in the format of the reduction; `reduced` that it has its part
-    of a gradient of an earlier micro-batch; `kept` are the bytes of the last all-reduce's buffer; `backward` that its
-    backward pass has begun.
+    that it has whole gradients of earlier micro-batches, in the format of the reduction; `computed` that it has others
+    as they were computed, to be added to those; `reduced` that it has its part of a gradient of an earlier micro-batch;
+    `kept` are the bytes of the last all-reduce's buffer; `backward` that its backward pass has begun.
     """
 
     __slots__ = (
-        "accumulated", "after", "backward", "before", "gathered", "group", "indices", "kept", "left", "modules",
-        "pending", "reduced", "reshards", "training",
+        "accumulated", "after", "backward", "before", "computed", "gathered", "group", "indices", "kept", "left",
+        "modules", "pending", "reduced", "reshards", "training",
     )  # fmt: skip
 
     def __init__(self, group: Group, modules: tuple[str, ...], *, reshards: bool) -> None:
@@ -42,6 +42,7 @@ class Unit:
         self.after: set[object] = set()
         self.before: set[object] = set()
         self.accumulated = False
+        self.computed = False
         self.reduced = False
         self.kept = 0
 
@@ -270,6 +271,8 @@ class Rank:
         Without gradients of this micro-batch, those that were accumulated before are reduced, if there are any.
         """
         unit.training = "after_backward"
+        has_gradients = has_gradients or unit.computed
+        unit.computed = False
         if unit.accumulated and self.formats.converts_gradients and has_gradients:
             self.gradients -= unit.group.all_tensors  # added in place to those of the micro-batches before
         if not self.synchronises:
@@ -352,11 +355,11 @@ class Rank:
             before = size
         return sum(gradients)
 
-    def finish_pass(self, units: Iterable[Unit]) -> None:
+    def finish_pass(self, units: Iterable[Unit], *, has_gradients: bool) -> None:
         """The end of a backward pass of a pipeline, which is not the last: `_root_post_backward_final_callback`."""
         for unit in units:
             if unit.training != "after_backward":
-                self.post_backward(unit)
+                self.post_backward(unit, has_gradients=has_gradients)
             unit.training = "idle"
             unit.backward = False
             unit.after.clear()

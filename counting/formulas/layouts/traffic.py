@@ -103,6 +103,21 @@ def compute_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTra
     )
 
 
+def gradient_traffic(spec: ModelSpec, setup: Setup, layout: Layout) -> StretchTraffic:
+    """Return the part of `compute_traffic` that sums the gradients of parameters which each rank of tp has whole."""
+    kinds = [layer for layer, _ in spec.layer_groups()]
+    if layout.tp == 1:
+        return StretchTraffic({}, [{} for _ in kinds], {}, [{} for _ in kinds], {})
+    part = _TensorParallel(spec, local_setup(setup, layout.cp), division_of(layout))
+    return StretchTraffic(
+        {},
+        [{} for _ in kinds],
+        counted("backward", part.loss_gradients()),
+        [counted("backward", part.layer_gradients(layer)) for layer in kinds],
+        {},
+    )
+
+
 class _TensorParallel:
     """The collectives over tp of the parts of one micro-batch."""
 
@@ -162,6 +177,10 @@ class _TensorParallel:
         blocks = [*self._output_gradient(), *self._input_gradient()] * 2
         return [*again, *blocks, *self._width_norms(layer), *self._gradients(self._whole(layer))]
 
+    def layer_gradients(self, layer: LayerSpec) -> Iterator[Sending]:
+        """The gradients of the parameters that each rank has whole."""
+        return self._gradients(self._whole(layer))
+
     def _width_norms(self, layer: LayerSpec) -> list[Sending]:
         """Norms over the width of all heads: one sum a token in fp32, of queries and of keys, in either pass."""
         attention = layer.attention
@@ -200,6 +219,17 @@ class _TensorParallel:
             found += self._gradients([(width,)])
         for layer in self.mtp_layers:
             found += [*self.layer_backward(layer), *self.embedding_backward()]
+            if self.by_position:
+                found += self._gradients(mtp_shapes(width))
+        return found
+
+    def loss_gradients(self) -> list[Sending]:
+        """Those of the final norm, and of multi-token prediction."""
+        width, found = self.spec.hidden_size, list[Sending]()
+        if self.by_position:
+            found += self._gradients([(width,)])
+        for layer in self.mtp_layers:
+            found += self.layer_gradients(layer)
             if self.by_position:
                 found += self._gradients(mtp_shapes(width))
         return found

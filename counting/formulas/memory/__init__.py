@@ -3,23 +3,36 @@
 No values are computed. Each tensor is represented by its size, from its allocation until no variable, operation or
 gradient refers to it any more; backward processes the operations in torch's order. Sizes come from spec and setup
 alone. The simulation is torch-free and never reads a module, so it can be compared with measured bytes after every
-operation. The rest of the project uses only `simulate` and `simulate_stage`.
+operation. The rest of the project uses only `simulate`, `simulate_stage` and `simulate_halves`.
 
 `tape` defines sizes, lifetimes and the order of backward; `operations` defines what each operation allocates and keeps;
-`blocks`, `attention`, `experts`, `layer`, `step` and `stage` define which operations a model runs. On a rank of a
+`blocks`, `attention`, `experts`, `layer`, `step` and `stages` define which operations a model runs. On a rank of a
 layout they run on the rank's part; `parameters`, `collectives`, `vocabulary`, `exchange` and `ring` define what it does
 besides.
 """
 
 from counting.counts import LayerCounts, ModelCounts
 from counting.formulas.memory.layer import simulate_layer
-from counting.formulas.memory.stage import SimulatedPass, SimulatedStage, simulate_stage
+from counting.formulas.memory.stages import (
+    SimulatedHalves,
+    SimulatedPass,
+    SimulatedStage,
+    simulate_halves,
+    simulate_stage,
+)
 from counting.formulas.memory.step import simulate_step
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
-__all__ = ["SimulatedPass", "SimulatedStage", "simulate", "simulate_stage"]
+__all__ = [
+    "SimulatedHalves",
+    "SimulatedPass",
+    "SimulatedStage",
+    "simulate",
+    "simulate_halves",
+    "simulate_stage",
+]
 
 
 def simulate(

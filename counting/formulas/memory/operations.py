@@ -60,15 +60,20 @@ def linear(
 
     def derive(gradients: Gradients) -> InputGradients:
         of_x, of_weight, of_bias = sizes
-        bias_gradient = None
+        x_first = flat or of_bias is None
+        wants_x, wants_weight = (tape.wants(0), tape.wants(1)) if x_first else (tape.wants(2), tape.wants(0))
+        weight_gradient = tape.like(of_weight).view() if wants_weight and of_bias is None else None
+        x_gradient = tape.like(of_x) if wants_x else None
+        if x_gradient is not None and not flat:
+            x_gradient = x_gradient.view()
         if of_bias is None:
-            weight_gradient, x_gradient = tape.like(of_weight), tape.like(of_x)
-        else:
-            x_gradient, weight_gradient = tape.like(of_x), tape.like(of_weight)
-            bias_gradient = TooLarge(first(gradients).again(), of_bias)
-        if flat or of_bias is None:
-            return [x_gradient if flat else x_gradient.view(), weight_gradient.view(), bias_gradient]
-        return [weight_gradient.view(), bias_gradient, x_gradient.view()]
+            return [x_gradient, weight_gradient, None]
+        if wants_weight:
+            weight_gradient = tape.like(of_weight).view()
+        bias_gradient = TooLarge(first(gradients).again(), of_bias)
+        if flat:
+            return [x_gradient, weight_gradient, bias_gradient]
+        return [weight_gradient, bias_gradient, x_gradient]
 
     inputs = [x, weight, bias] if flat or bias is None else [weight, bias, x]
     tape.record([out], inputs, [x, *([weight] if isinstance(weight, Array) else [])], derive)
@@ -81,8 +86,8 @@ def grouped_linear(tape: Tape, rows: Array, count: int, outputs: int, weight: Op
     out = tape.new(count * outputs, rows.size.width)
 
     def derive(gradients: Gradients) -> InputGradients:
-        weight_gradient = tape.like(of_weight)
-        return [tape.like(of_rows), weight_gradient]
+        weight_gradient = tape.like(of_weight) if tape.wants(1) else None
+        return [tape.like(of_rows) if tape.wants(0) else None, weight_gradient]
 
     tape.record([out], [rows, weight], [rows, ends], derive)
     return out

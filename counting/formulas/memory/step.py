@@ -63,7 +63,7 @@ class SimulatedStep:
         self.mtp_layers = [local_layer(each, tp) for each in (spec.mtp_layers if setup.mtp else ())]
         self.vocabulary = spec.vocab_size // tp
         self.stream_tokens = self.division.stream_tokens(self.batch)
-        self.tape = Tape(grad=True)
+        self.tape = self.new_tape()
         self.width = self.precision.activation_bytes
         self.token_ids, self.labels = self._ids_and_labels()
         cp = self.division.cp
@@ -75,6 +75,10 @@ class SimulatedStep:
         self.gradients_stay = layout is not None and layout.zero == 1 and not self.precision.master_bytes
         if self.micro_batches == 2 and self._reduces_head_twice():
             self.micro_batches = 3
+
+    def new_tape(self) -> Tape:
+        """The tape on which the step runs."""
+        return Tape(grad=True)
 
     def profile(self) -> StepProfile:
         """Run forward and backward; return the bytes of each stretch."""

@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPCommContext, FSDPParamGroup
-from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.distributed.tensor import DTensor, Shard, _redistribute
 from torch.distributed.tensor._collective_utils import MeshTopoInfo
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
@@ -36,7 +35,13 @@ WAITS, WRAPS = _functional.wait_tensor.default, _functional._wrap_tensor_autogra
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
     """Context in which a fake process group and `fully_shard` accept meta tensors. Undoes everything on exit."""
-    with _streams_of_meta(), _parameters_on_meta(), _parts_one_by_one(), _without_debug_of_dtensor():
+    with (
+        _streams_of_meta(),
+        _parameters_on_meta(),
+        _parts_one_by_one(),
+        _messages_on_meta(),
+        _without_debug_of_dtensor(),
+    ):
         yield
 
 
@@ -282,106 +287,8 @@ def propagates_shapes() -> bool:
 
 
 @contextlib.contextmanager
-def pipeline_stand_ins() -> Iterator[None]:
-    """Context in which torch's pipeline schedules run in a group without other processes. Undoes everything on exit.
-
-    Stages vote with messages on whether the shapes of their inputs are known: here they are. Batches of messages ask
-    which devices the fake backend supports. A real send keeps its tensor until its work is let go; a fake one keeps
-    nothing, so here the works keep it.
-    """
-    # Importing it loads torch's compiler, which no other layout needs.
-    from torch.distributed.pipelining import PipelineStage, schedules
-
+def _messages_on_meta() -> Iterator[None]:
+    """Batches of messages ask which devices the backend of a group supports."""
     devices = dist.Backend.backend_capability["fake"]
-    plain = schedules._batch_p2p
-
-    def batch_p2p(operations: list[Any], desc: str | None = None) -> list[Any]:
-        works = plain(operations, desc)
-        return [_Held(works, [operation.tensor for operation in operations])] if works else []
-
-    def vote(stage: PipelineStage, *_: object, **__: object) -> Tensor:
-        return torch.ones(1, dtype=torch.int32)
-
-    with (
-        replaced(dist.Backend, "backend_capability", dist.Backend.backend_capability | {"fake": [*devices, "meta"]}),
-        replaced(schedules, "_batch_p2p", batch_p2p),
-        replaced(PipelineStage, "_warmup_forward_vote", vote),
-        replaced(PipelineStage, "_warmup_backward_result", vote),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def lowered_once() -> Iterator[None]:
-    """Context in which torch orders the messages of a schedule once: each rank of pp has those of all ranks."""
-    from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
-
-    plain = _PipelineScheduleRuntime._prepare_schedule_with_comms
-    known: dict[Any, Any] = {}
-
-    def prepare(schedule: Any, actions: Any, *args: Any) -> None:
-        key = type(schedule), schedule._n_microbatches, schedule.pp_group_size, schedule._num_stages
-        if key in known:
-            schedule._validate_and_set_stage_mapping(actions)
-            schedule.pipeline_order_with_comms = known[key]
-        else:
-            plain(schedule, actions, *args)
-            known[key] = schedule.pipeline_order_with_comms
-
-    with replaced(_PipelineScheduleRuntime, "_prepare_schedule_with_comms", prepare):
-        yield
-
-
-class _Held(NamedTuple):
-    """Works of one batch of messages, with the tensors that they read or write."""
-
-    works: list[Any]
-    tensors: list[Tensor]
-
-    def wait(self) -> None:
-        """Wait for all of them."""
-        for work in self.works:
-            work.wait()
-
-
-def prepare_stage(stage: Any, micro_batches: int) -> None:
-    """Let a stage of torch be ready for passes, as a schedule does: with buffers for messages, of shapes it knows."""
-    from torch.distributed.pipelining._utils import InferenceMode
-
-    stage.has_backward = True
-    stage._inference_mode = InferenceMode.STATIC
-    stage._prepare_forward_infra(micro_batches, (), has_backward=True)
-    stage._prepare_backward_infra(micro_batches)
-
-
-def parameter_of(node: Any) -> Tensor:
-    """The parameter to whose gradient an autograd node adds."""
-    variable: Tensor = node.variable
-    return variable
-
-
-@contextlib.contextmanager
-def before_groups(begin: Callable[[Sequence[nn.Module]], None], end: Callable[[], None]) -> Iterator[None]:
-    """Context that calls `begin` with its modules before `fully_shard` gathers, copies or reduces each group.
-
-    `end` is called before it waits for all reductions.
-    """
-
-    def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(group: FSDPParamGroup, *args: Any, **kwargs: Any) -> Any:
-            begin(group.modules)
-            return method(group, *args, **kwargs)
-
-        return call
-
-    plain = FSDPState._root_post_backward_final_callback
-
-    def final(state: FSDPState) -> None:
-        end()
-        plain(state)
-
-    with contextlib.ExitStack() as stack:
-        for name in ("unshard", "wait_for_unshard", "post_backward"):
-            stack.enter_context(replaced(FSDPParamGroup, name, wrapped(getattr(FSDPParamGroup, name))))
-        stack.enter_context(replaced(FSDPState, "_root_post_backward_final_callback", final))
+    with replaced(dist.Backend, "backend_capability", dist.Backend.backend_capability | {"fake": [*devices, "meta"]}):
         yield

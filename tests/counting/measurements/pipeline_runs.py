@@ -12,8 +12,8 @@ from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import apply_to
-from counting.measurements.ranks.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import PassKind, PipelineProfile
 from counting.ranks.pipeline_memory import actions_with_passes
 from counting.ranks.profile import RankStretch, Traffics
@@ -39,9 +39,9 @@ class WholeRun(NamedTuple):
     traffic: Traffics
 
 
-def run_whole(spec: ModelSpec, setup: Setup, layout: Layout, pipeline_rank: int, steps: int = 1) -> WholeRun:
+def run_whole(spec: ModelSpec, setup: Setup, layout: Layout, rank: int, steps: int = 1) -> WholeRun:
     """The last of `steps` steps on the meta device, as one rank of a group without other processes."""
-    with pipeline_stand_ins(), fake_world(layout.ranks, pipeline_rank * layout.ranks_of_stage), measuring():
+    with pipeline_stand_ins(), fake_world(layout.ranks, rank), measuring():
         return run_step(spec, setup, layout, torch.device("meta"), steps)
 
 

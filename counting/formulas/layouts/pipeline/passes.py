@@ -7,24 +7,26 @@ group after group, once, after the last backward pass of the stage (torch 2.13, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import NamedTuple, Self
 
 from counting.formulas.layouts.flops import local_model
 from counting.formulas.layouts.groups import outside_shapes_of_stage
 from counting.formulas.layouts.passes import LayerUnits, Sharded
 from counting.formulas.layouts.schedule import Unit
 from counting.formulas.layouts.sharding import Shape
-from counting.formulas.layouts.traffic import compute_traffic
+from counting.formulas.layouts.traffic import compute_traffic, gradient_traffic
 from counting.formulas.local.shapes import local_setup
-from counting.formulas.memory import SimulatedPass, simulate_stage
-from counting.ranks.pipeline import StagePass
-from counting.ranks.profile import RankStretch, Traffics
+from counting.formulas.memory import SimulatedHalves, SimulatedPass, SimulatedStage, simulate_halves, simulate_stage
+from counting.ranks.pipeline import NOTHING_RUNS, StagePass
+from counting.ranks.profile import RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 from torch_models.stages import Stage
+
+HALVED = ("zb", "zbv", "dualpipev")  # schedules with backward passes in halves
 
 PassesByKey = dict[str, StagePass]
 
@@ -34,6 +36,8 @@ class StageTraffic(NamedTuple):
 
     forward: tuple[Traffics, ...]
     backward: tuple[Traffics, ...]
+    inputs: tuple[Traffics, ...]
+    weights: tuple[Traffics, ...]
 
 
 def embeds(stage: Stage, setup: Setup) -> bool:
@@ -70,27 +74,71 @@ def passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: in
         grouping=layout.grouping,
         expert_imbalance=layout.expert_imbalance,
     )
-    return _passes_of_stage(shallow_stage(stage), setup, alike, context_rank)
+    halves = layout.schedule in HALVED
+    return _passes_of_stage(shallow_stage(stage), setup, alike, context_rank, halves=halves)
 
 
 @lru_cache(maxsize=256)
-def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int) -> PassesByKey:
-    compute = simulate_stage(stage, local_setup(setup, layout.cp), layout, context_rank)
+def _passes_of_stage(stage: Stage, setup: Setup, layout: Layout, context_rank: int, *, halves: bool) -> PassesByKey:
+    local = local_setup(setup, layout.cp)
+    whole = simulate_stage(stage, local, layout, context_rank)
+    in_halves = simulate_halves(stage, local, layout, context_rank) if halves and not stage.is_first else None
     traffic = _traffic(stage.spec, setup, layout, stage)
     if layout.is_sharded:
-        return _ShardedStage(stage, setup, layout, traffic).run(compute.forward, compute.backward)
+        found = _sharded_passes(partial(_ShardedStage, stage, setup, layout, traffic), whole, in_halves)
+    else:
+        found = _plain_passes(whole, in_halves, traffic)
+    return found | _halves_of_first(found) if halves and stage.is_first else found
 
+
+def _plain_passes(whole: SimulatedStage, halves: SimulatedHalves | None, traffic: "StageTraffic") -> PassesByKey:
     def stretches(one_pass: SimulatedPass, traffics: tuple[Traffics, ...]) -> list[RankStretch]:
         return [
             RankStretch(memory=memory, traffic=traffic)
             for memory, traffic in zip(one_pass.stretches, traffics, strict=True)
         ]
 
-    found = {}
-    found["forward nothing"] = _ascending(stretches(compute.forward[0], traffic.forward))
-    for what, backward in zip(("nothing", "gradients"), compute.backward, strict=True):
+    found = {"forward nothing": _ascending(stretches(whole.forward[0], traffic.forward))}
+    for what, backward in zip(("nothing", "gradients"), whole.backward, strict=True):
         found[f"backward {what}"] = _descending(stretches(backward, traffic.backward))
+    if halves is not None:
+        for what, weights in (("nothing", halves.weights), ("gradients", halves.added)):
+            found[f"input_backward {what}"] = _descending(stretches(halves.inputs, traffic.inputs))
+            found[f"weight_backward {what}"] = _ascending(stretches(weights, traffic.weights))
     return found
+
+
+def _sharded_passes(
+    make: "Callable[[], _ShardedStage]", whole: SimulatedStage, halves: SimulatedHalves | None
+) -> PassesByKey:
+    """Each pass of a stage that is new but for what the pass finds."""
+    found: PassesByKey = make().gathering(whole.forward[0])
+    for what in ("parameters", "gradients", "pending", "both"):
+        backward = whole.backward[what != "parameters"] if what in ("parameters", "gradients") else whole.added
+        stage = make().after_forward(whole.forward[0], what)
+        found.setdefault("forward parameters", stage.forward(whole.forward[1]))
+        found[f"backward {what}"] = make().after_forward(whole.forward[0], what).backward(backward)
+        found[f"reduction {what}"] = make().after_forward(whole.forward[0], what).reduction()
+        if halves is not None:
+            weights = halves.weights if make().makes_new_gradients(what) else halves.added
+            stage = make().after_forward(whole.forward[0], what)
+            found[f"input_backward {what}"] = stage.input_half(halves.inputs)
+            found[f"weight_backward {what}"] = make().after_forward(whole.forward[0], what).weight_half(weights)
+    return found
+
+
+def _halves_of_first(found: PassesByKey) -> PassesByKey:
+    """Those of the first stage, whose input has no gradient: nothing, and a whole backward pass."""
+    halves: PassesByKey = {}
+    for key, one_pass in found.items():
+        kind, what = key.split()
+        if kind == "backward":
+            nothing = (NOTHING_RUNS,) * len(one_pass.layers)
+            halves[f"input_backward {what}"] = StagePass(
+                before=NOTHING_RUNS, layers=nothing, after=NOTHING_RUNS, ascending=False
+            )
+            halves[f"weight_backward {what}"] = one_pass
+    return halves
 
 
 def _ascending(stretches: Sequence[RankStretch]) -> StagePass:
@@ -104,25 +152,35 @@ def _descending(stretches: Sequence[RankStretch]) -> StagePass:
 
 
 def _traffic(spec: ModelSpec, setup: Setup, layout: Layout, stage: Stage) -> StageTraffic:
-    found = compute_traffic(spec, setup, layout)
+    found, gradients = compute_traffic(spec, setup, layout), gradient_traffic(spec, setup, layout)
     kinds = [layer for layer, _ in spec.layer_groups()]
     places = [kinds.index(layer) for layer in spec.layers]
 
     def of(traffics: Traffics, phase: str, there: bool) -> Traffics:
         return {key: traffic for key, traffic in traffics.items() if there and key.startswith(phase)}
 
+    of_loss = of(found.loss, "backward", stage.is_last)
+    of_loss_gradients = of(gradients.loss, "backward", stage.is_last)
+    embedding = of(found.embedding_backward, "backward", stage.is_first)
     return StageTraffic(
-        (
+        forward=(
             of(found.embedding_forward, "forward", stage.is_first),
             *(found.forward[place] for place in places),
             of(found.loss, "forward", stage.is_last),
         ),
-        (
-            of(found.loss, "backward", stage.is_last),
-            *(found.backward[place] for place in reversed(places)),
-            of(found.embedding_backward, "backward", stage.is_first),
+        backward=(of_loss, *(found.backward[place] for place in reversed(places)), embedding),
+        inputs=(
+            _without(of_loss, of_loss_gradients),
+            *(_without(found.backward[place], gradients.backward[place]) for place in reversed(places)),
+            embedding,
         ),
+        weights=({}, *(gradients.backward[place] for place in places), of_loss_gradients),
     )
+
+
+def _without(traffics: Traffics, others: Traffics) -> Traffics:
+    found = total_traffic([(traffics, 1), (others, -1)])
+    return {key: traffic for key, traffic in found.items() if traffic.calls}
 
 
 class _ShardedStage(Sharded):
@@ -135,26 +193,33 @@ class _ShardedStage(Sharded):
         self.gathers_at_once = (layout.stages_per_rank or 1) > 1
         self.rank.synchronises = self.rank.frees_after_backward = False
 
-    def run(self, forward: Sequence[SimulatedPass], backward: Sequence[SimulatedPass]) -> PassesByKey:
-        """Return all passes."""
-        found: PassesByKey = {}
+    def gathering(self, forward: SimulatedPass) -> PassesByKey:
+        """The passes of a stage that has nothing: those that gather its parameters, and the first one forward."""
+        if not self.gathers_at_once:
+            return {"forward nothing": self.forward(forward)}
+        return {
+            "unshard nothing": self._each(self._unshard),
+            "wait nothing": self._each(self._wait),
+            "reshard parameters": self._each(self.rank.reshard),
+        }
+
+    def after_forward(self, forward: SimulatedPass, found: str) -> Self:
+        """This stage after a forward pass, with gradients as `found` says."""
         if self.gathers_at_once:
-            found["unshard nothing"] = self._each(self._unshard)
-            found["wait nothing"] = self._each(self._wait)
-            found["reshard parameters"] = self._each(self.rank.reshard)
             self._each(self._unshard)
             self._each(self._wait)
-            found["forward parameters"] = self._forward(forward[0])
-        else:
-            found["forward nothing"] = self._forward(forward[0])
-        found["backward parameters"] = self._backward(backward[0])
-        later = self._forward(forward[1])
-        found.setdefault("forward parameters", later)
-        found["backward gradients"] = self._backward(backward[1])
-        found["reduction gradients"] = self._reduction()
-        return found
+        self.forward(forward)
+        for unit in self.units:
+            unit.accumulated = found in ("gradients", "both")
+            unit.computed = found in ("pending", "both")
+        return self
 
-    def _forward(self, compute: SimulatedPass) -> StagePass:
+    def makes_new_gradients(self, found: str) -> bool:
+        """Whether the gradients that W computes are not added to others."""
+        return found == "parameters" or (found == "gradients" and self.rank.formats.converts_gradients)
+
+    def forward(self, compute: SimulatedPass) -> StagePass:
+        """A forward pass."""
         self.rank.phase = "forward"
         before, *of_layers, after = zip(compute.moments, self.traffic.forward, strict=True)
         return _ascending(
@@ -165,16 +230,35 @@ class _ShardedStage(Sharded):
             ]
         )
 
-    def _backward(self, compute: SimulatedPass) -> StagePass:
+    def backward(self, compute: SimulatedPass) -> StagePass:
+        """A whole backward pass."""
+        return self._back(compute, self.traffic.backward)
+
+    def input_half(self, compute: SimulatedPass) -> StagePass:
+        """The first half of a backward pass; the hooks after it add gradients that an earlier second half has left."""
+        self.makes_gradients = False
+        return self._back(compute, self.traffic.inputs)
+
+    def _back(self, compute: SimulatedPass, traffic: Sequence[Traffics]) -> StagePass:
         self.rank.phase = "backward"
-        before, *of_layers, after = zip(compute.moments, self.traffic.backward, strict=True)
+        before, *of_layers, after = zip(compute.moments, traffic, strict=True)
         back = zip(reversed(self.layers), of_layers, strict=True)
         return _descending(
             [self._stretch(*before), *(self._layer_backward(unit, *each) for unit, each in back), self._stretch(*after)]
         )
 
+    def weight_half(self, compute: SimulatedPass) -> StagePass:
+        """The second half of a backward pass, in which no hook runs."""
+        self.rank.phase = "backward"
+        stretches = []
+        for moments, traffic in zip(compute.moments, self.traffic.weights, strict=True):
+            for moment in moments:
+                self.rank.run(moment)
+            stretches.append(self.rank.end(traffic))
+        return _ascending(stretches)
+
     def _finish_backward(self) -> None:
-        self.rank.finish_pass(self.units)
+        self.rank.finish_pass(self.units, has_gradients=self.makes_gradients)
 
     # --- Passes of fully_shard alone ---------------------------------------------------------------------------------
 
@@ -199,7 +283,8 @@ class _ShardedStage(Sharded):
     def _wait(self, unit: Unit) -> None:
         self.rank.wait_for_unshard(unit, forward=False)
 
-    def _reduction(self) -> StagePass:
+    def reduction(self) -> StagePass:
+        """The reduction of all gradients."""
         rank = self.rank
         rank.phase = "backward"
         rank.synchronises = True

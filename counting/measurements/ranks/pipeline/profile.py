@@ -16,12 +16,13 @@ from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
-from counting.measurements.ranks.pipeline.plans import Key, Planner, alike
+from counting.measurements.ranks.pipeline.plans import Key, Planner, Step, alike
 from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
 from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
+from counting.measurements.ranks.pipeline.stand_ins import lowered_once
 from counting.measurements.ranks.rank import apply_to, held_bytes
 from counting.measurements.ranks.shares import rank_shares
-from counting.measurements.ranks.stand_ins import local, lowered_once
+from counting.measurements.ranks.stand_ins import local
 from counting.ranks.pipeline import (
     PipelineProfile,
     StageProfile,
@@ -85,7 +86,15 @@ def _profiles(
 def _order(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, number: int) -> Order:
     own = [stages[index] for index in layout.stages_of_rank(pipeline_rank)]
     states_of = partial(_states, setup, layout)
-    return run_order(own, layout, pipeline_rank, _local_micro_batch(setup, layout), number, _computed(setup), states_of)
+    micro_batch = _local_micro_batch(setup, layout)
+    shares = partial(_shares_embedding, setup, layout)
+    return run_order(own, layout, pipeline_rank, micro_batch, number, _computed(setup), states_of, shares)
+
+
+def _shares_embedding(setup: Setup, layout: Layout, stage: Stage) -> bool:
+    """Whether the stage adds the gradient of its embedding to that of another stage."""
+    ends = stage.is_first or stage.is_last
+    return bool(setup.mtp) and stage.predicts_further and ends and not _lets_go(setup, layout)
 
 
 def _states(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
@@ -163,17 +172,20 @@ class _Stages:
             micro_batch,
             let_go=_lets_go(setup, layout),
         )
-        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass.
-        converts = _converts(setup, layout) and not stage.is_first
+        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass. With multi-token
+        # prediction it runs through the embedding, so that fully_shard acts between the gradients of a layer.
+        converts = _converts(setup, layout) and not stage.is_first and not module.num_mtp_layers
         planner = Planner(
             _states(setup, layout, stage),
             sharded=layout.is_sharded,
-            converts=converts,
+            makes_gradients=converts,
             gathers_first=layout.schedule in ONE_STAGE,
         )
         measured_as = {key: alike(key, sharded=layout.is_sharded, converts=converts) for key in needed}
+        at_the_end = {key for key in needed if key[0] == "exchange"}
+        steps = planner.plan(set(measured_as.values()) - at_the_end)
         ran: dict[Key, PassRun] = {}
-        for one in runs.run(planner.plan(set(measured_as.values()))):
+        for one in runs.run([*steps, *(Step(kind, None, found) for kind, found in at_the_end)]):
             ran.setdefault((one.step.kind, one.step.found), one)
         return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
 

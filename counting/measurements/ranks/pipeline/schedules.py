@@ -14,7 +14,7 @@ from torch.distributed.pipelining import PipelineStage
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.ranks.fake_world import fake_world
-from counting.measurements.ranks.stand_ins import pipeline_stand_ins
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.ranks.pipeline import Found, PassKind
 from counting.ranks.profile import Traffic, Traffics
 from torch_models.layout import Layout
@@ -95,6 +95,7 @@ def run_order(
     number: int,
     dtype: torch.dtype,
     states_of: StatesOf,
+    shares_embedding: Callable[[Stage], bool],
 ) -> Order:
     """Run torch's schedule for `number` micro-batches as one rank of pp, which has the stages `own`.
 
@@ -118,8 +119,12 @@ def run_order(
         target = {"target": batch} if any(stage.is_last for stage in own) else {}
         with _Live([batch]) as live:
             recorder.messages = lambda: live.live - batch.nbytes
-            # The list of losses keeps them until the step has ended.
-            schedule.step(*args, return_outputs=False, **target, **({"losses": []} if target else {}))
+            losses: list[Tensor] = []  # it keeps them until the step has ended
+            schedule.step(*args, return_outputs=False, **target, **({"losses": losses} if target else {}))
+            copies = [stage.number for stage in own if shares_embedding(stage)]
+            if len(copies) == 1:  # else both are on this rank
+                recorder.note("exchange", copies[0], None)
+            losses.clear()
             after = recorder.messages()
     return Order(recorder.passes, after, recorder.traffic)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
@@ -14,12 +15,14 @@ from counting.measurements.ranks.categories import Categories, CategoryMarks, Ra
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.pipeline.plans import Step
+from counting.measurements.ranks.pipeline.stand_ins import before_groups, parameter_of, prepare_stage
 from counting.measurements.ranks.skipped import SkippedByCausality
-from counting.measurements.ranks.stand_ins import before_groups, local, parameter_of, prepare_stage
+from counting.measurements.ranks.stand_ins import local
 from counting.measurements.ranks.step import cut_before
 from counting.ranks.pipeline import PassKind, StagePass
 from counting.step.profile import Alive, Cut
 from torch_models.layout import Layout
+from torch_models.parallel.pipeline import add_gradient_of, embedding_gradient
 from torch_models.parallel.tensor import loss_context
 from torch_models.training.stage import StageModel
 
@@ -138,7 +141,7 @@ class StageRun:
         self._collectives.phase = "forward" if kind in ("forward", "unshard", "wait") else "backward"
         self._counter = FlopCounter(self._attribution)
         self._skipped = SkippedByCausality(self._attribution, self._layout.cp)
-        if self._layout.is_sharded and step.found == "nothing":
+        if self._layout.is_sharded and step.found == "nothing" and kind in ("unshard", "forward"):
             self._free_gradients()  # the shards of those of the step before
         self._moments, self._section = [], 0 if self._ascending else self._last_section
         start = self._cut()
@@ -223,6 +226,12 @@ class StageRun:
             return []
         with before_groups(self._before_group, lambda: self._end_section(self._last_section)):
             self._stage.perform_reduce_grad(1)
+        return []
+
+    def _exchange(self, _: None) -> list[Tensor]:
+        gradient, group = embedding_gradient(self._module), self._stage.group
+        assert gradient is not None and group is not None
+        add_gradient_of(dist.get_world_size(group) - 1, gradient, group)
         return []
 
     def _unshard(self, _: None) -> list[Tensor]:
