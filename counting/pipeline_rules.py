@@ -95,6 +95,7 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     if layout.pp == 1:
         return
     assert setup.micro_batches is not None and layout.schedule is not None
+    _check_halves(layout, setup)
     of_schedule = SCHEDULE_RULES[layout.schedule]
     if of_schedule.takes(setup.micro_batches, layout):
         return
@@ -109,6 +110,28 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
         f"{_or(of_step)}{more}"
     )
     _refuse("micro_batches", setup.micro_batches, rule)
+
+
+HALVES = ("zb", "zbv", "dualpipev")  # schedules that run backward in two halves
+ENDS_WITH_HALVES = ("zb", "zbv")  # in the last stage too
+
+
+def _check_halves(layout: Layout, setup: Setup) -> None:
+    """Raise `ArgumentError` for what torch does not do when it computes the gradients of parameters apart."""
+    if layout.schedule in HALVES and setup.recompute == "per_op":
+        rule = (
+            f"is refused with schedule {layout.schedule}, which runs backward in two halves: torch's selective "
+            "checkpointing takes one; give full, selective or none"
+        )
+        _refuse("recompute", "per_op", rule)
+    mixed = layout.is_sharded and setup.precision_recipe.master_bytes > 0
+    if layout.schedule in ENDS_WITH_HALVES and setup.mtp and mixed:
+        rule = (
+            f"is refused with schedule {layout.schedule} and fsdp in mixed precision: half of a backward pass makes "
+            "fully_shard convert some gradients of a prediction layer, and it reduces those of one format alone; "
+            "leave multi-token prediction out, or give schedule dualpipev or interleaved"
+        )
+        _refuse("mtp", True, rule)
 
 
 def _check_stages_per_rank(layout: Layout) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from counting.counts import Counts
 
 WHOLE = "total"  # the component of a number that is not divided into components
-IDENTITY = ("kind", "count", "found")  # these fields identify layers or passes; they are not compared as counts
+IDENTITY = ("kind", "count", "found", "ascending")  # what identifies layers and passes; not compared as counts
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

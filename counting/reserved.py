@@ -14,6 +14,7 @@ from counting.allocator.events import Event
 from counting.allocator.replay import replay
 from counting.allocator.reserved import PoolShare, Reserved
 from counting.allocator.snapshot import memory_snapshot
+from counting.ranks.pipeline import micro_batches_to_run
 from counting.ranks.result import RankAnalysis, worst_of_classes
 from counting.recipes import states_measurable
 from counting.setup import Setup
@@ -22,14 +23,16 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
+MOST_LAYER_PASSES = 128  # of a layer and a micro-batch, which take about 10 s with the second step's
+
 
 def with_reserved(
     memory: StepMemory, spec: ModelSpec, setup: Setup, layout: Layout | None = None, rank: int = 0
 ) -> StepMemory:
     """`memory` with what is reserved on one device or, with `layout`, on this rank of it; settings are resolved.
 
-    Without it, and with a note, where torch does not run the update on the meta device, of a pipeline's rank, and where
-    what is held is by formula alone.
+    Without it, and with a note, where torch does not run the update on the meta device, and where what is held is by
+    formula alone.
     """
     if not _can_be_logged(setup, layout):
         return structs.replace(memory, notes=(*memory.notes, NOT_RESERVED_NOTE))
@@ -43,8 +46,17 @@ def with_reserved(
 
 
 def _can_be_logged(setup: Setup, layout: Layout | None) -> bool:
-    runs = layout is None or (layout.pp == 1 and layout.framework == "torch")
+    runs = layout is None or layout.framework == "torch"
     return runs and states_measurable(setup.precision_recipe, setup.optimizer_recipe)
+
+
+def takes_long(spec: ModelSpec, setup: Setup, layout: Layout | None) -> bool:
+    """Whether a step of the log has more than `MOST_LAYER_PASSES`; `setup` and `layout` are resolved."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    layers, micro_batches = spec.num_layers, min(setup.micro_batches, 3)
+    if layout is not None and layout.pp > 1:
+        layers, micro_batches = -(-layers // layout.pp), micro_batches_to_run(layout, setup.micro_batches)
+    return layers * micro_batches > MOST_LAYER_PASSES
 
 
 def memory_trace(
@@ -58,8 +70,7 @@ def memory_trace(
         if not recipe.measurable:
             raise ArgumentError(field, recipe.name, "runs on no meta device, so its memory cannot be traced")
     if layout is not None and not _can_be_logged(setup, layout):
-        field = "pp" if layout.pp > 1 else "framework"
-        raise ArgumentError(field, getattr(layout, field), "is not run in whole steps, so its memory cannot be traced")
+        raise ArgumentError("framework", layout.framework, "is by formula, and not run, so its memory cannot be traced")
     rank = 0 if layout is None or classes is None else rank_of_worst(classes, layout)
     events = allocation_log(spec, setup, layout, rank)
     return memory_snapshot(events, expandable_segments=setup.expandable_segments)

@@ -20,7 +20,7 @@ ROUND_LARGE_BYTES = 2 * MIB  # kRoundLarge
 
 def block_bytes(requested: int) -> int:
     """The bytes of the block for a storage of `requested` bytes: the next multiple of 512 (`round_size`)."""
-    return max(MIN_BLOCK_BYTES, -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES)
+    return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
 
 
 class Block:

@@ -55,7 +55,11 @@ MEGATRON_NOTES = (
 
 def megatron_classes(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[RankAnalysis, ...]:
     """Return the classes of ranks of a resolved layout: one for each rank of the pipeline."""
-    return tuple(_class(spec, setup, layout, rank) for rank in range(layout.pp))
+    stages = stages_of(spec, layout)
+    return tuple(
+        _class([stages[number] for number in layout.stages_of_rank(rank)], setup, layout, rank)
+        for rank in range(layout.pp)
+    )
 
 
 def megatron_layer_held(spec: LayerSpec, setup: Setup, layout: Layout) -> int:
@@ -101,9 +105,8 @@ def megatron_states(numbers: int, shards: int) -> ModelStates:
     return ModelStates(weights=BF16 * numbers, gradients=FP32 * numbers, masters=FP32 * share, moments=2 * FP32 * share)
 
 
-def _class(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> RankAnalysis:
+def _class(stages: list[Stage], setup: Setup, layout: Layout, rank: int) -> RankAnalysis:
     assert setup.micro_batches is not None, "a resolved setup"
-    stages = [stage for stage in stages_of(spec, layout) if stage.number in layout.stages_of_rank(rank)]
     flight = passes_in_flight(layout, rank, setup.micro_batches)
     numbers = sum(_parameters(stage, layout) for stage in stages)
     flops = sum((_flops(stage, setup, layout) for stage in stages), StepFlops())

@@ -31,8 +31,8 @@ RESERVED_NOTE = (
     "at the edge of a GPU's memory, where the allocator frees and tries again, and reference cycles are not modelled."
 )
 NOT_RESERVED_NOTE = (
-    "What the allocator reserves is not estimated: whole steps are not run of a pipeline's rank, of another framework, "
-    "and with an update that torch does not run on the meta device."
+    "What the allocator reserves is not estimated: of another framework no step is run, nor is one with an update that "
+    "torch does not run on the meta device."
 )
 CLIPPING_NOTE = (
     "Gradients are clipped by torch's clip_grad_norm_, which has a norm for each tensor and a copy of all norms; it "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from counting.allocator.events import Event
+from counting.measurements.allocations.compiled import compile_layers, import_compiler
 from counting.measurements.allocations.log import AllocationLog
 from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.meta_device import measuring
@@ -32,6 +33,8 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
     """The log of two steps of the whole model on one device; `setup` must be resolved, and its update measurable."""
     device = torch.device("meta")
     precision = setup.precision_recipe
+    if setup.execution == "compiled":
+        import_compiler()
     with measuring():
         model = build_model_with_loss(
             spec,
@@ -42,10 +45,13 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
             loss_chunk=setup.loss_chunk,
         )
         set_recompute(model, setup.recompute)
+        if setup.execution == "compiled":
+            compile_layers(model.model, setup, getattr(torch, precision.activation_dtype))
         log = AllocationLog(existing_tensors(model), device, Workspaces())
         with log:
-            run_steps(model, setup, TrainedParts(model, precision), lambda: _batch(setup, device), log.mark)
-        return log.events
+            passes = MicroBatches(model, setup, lambda: _batch(setup, device), log.mark)
+            run_steps(setup, TrainedParts([model], precision), passes, log.mark)
+        return list(log.events)  # later releases go on in the log
 
 
 def existing_tensors(model: nn.Module) -> list[Tensor]:
@@ -59,18 +65,21 @@ def existing_tensors(model: nn.Module) -> list[Tensor]:
 
 
 class TrainedParts:
-    """The parameters that this device stores, with their gradients; `local` gives its part of a tensor.
+    """The parameters of `modules` that this device stores, with their gradients; `local` gives its part of a tensor.
 
     `precision` is the recipe by which they are stored.
     """
 
     def __init__(
-        self, model: nn.Module, precision: Precision, local: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self,
+        modules: Sequence[nn.Module],
+        precision: Precision,
+        local: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
         self.precision = precision
         self._local = local
-        self._parameters = list(model.parameters())
-        self._tensors = trained_tensors(model)
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._tensors = [tensor for module in modules for tensor in trained_tensors(module)]
 
     def update(self, optimizer: Optimizer) -> WholeUpdate:
         """An optimiser of all of them."""
@@ -99,45 +108,62 @@ class TrainedParts:
             parameter.grad = None
 
 
-def run_steps(
-    model: TrainingModel,
-    setup: Setup,
-    trained: TrainedParts,
-    new_batch: Callable[[], Batch],
-    mark: Callable[[str], None],
-    before_micro_batch: Callable[[bool], None] = lambda last: None,
-    most_micro_batches: int = MOST_MICRO_BATCHES_RUN,
-) -> None:
-    """Run `STEPS` whole steps of `model`: all micro-batches, gradient clipping, the optimiser's step.
+def run_steps(setup: Setup, trained: TrainedParts, passes: Callable[[str], None], mark: Callable[[str], None]) -> None:
+    """Run `STEPS` whole steps: the `passes` of all micro-batches, gradient clipping, the optimiser's step.
 
-    Of the micro-batches of a step at most `most_micro_batches` are run; `new_batch` makes each. `mark` is called with
-    the name of each moment, `before_micro_batch` with whether the micro-batch is the last of its step. Nothing here
-    asks for the device of `model`.
+    `mark` is called with the name of each moment, `passes` with how the names of its own end. Nothing here asks for the
+    device of what is trained.
     """
-    assert setup.micro_batches is not None, "a resolved setup"
-    number = min(setup.micro_batches, most_micro_batches)
-    tables: Sequence[RotaryTables] | None = None
     with _without_collection(), trained.freeing_gradients():
         update = trained.update(setup.optimizer_recipe)
         for step in range(1, STEPS + 1):
             mark(f"start of step {step}")
-            for index in range(number):
-                token_ids, labels, further = new_batch()
-                if tables is None:
-                    tables = model.model.rotary_tables(token_ids)
-                before_micro_batch(index == number - 1)
-                loss = model(token_ids, labels, tables=tables, further=further)
-                mark(f"forward {index + 1} of step {step}")
-                loss.backward()
-                mark(f"backward {index + 1} of step {step}")
+            passes(f" of step {step}")
             gradients = update.gradients or trained.gradients()
             if setup.clip_gradients:
                 scale(_with_gradients(gradients))
             update.step(gradients)
-            del gradients, loss
+            del gradients
             if setup.zero_gradients == "none":
                 trained.free_gradients()
             mark(f"update of step {step}")
+
+
+class MicroBatches:
+    """Forward and backward passes of `model` over the micro-batches of a step, at most `most` of them.
+
+    `new_batch` makes each batch; a batch is freed when the next one is there. `before` is called with whether the
+    micro-batch is the last of its step.
+    """
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        setup: Setup,
+        new_batch: Callable[[], Batch],
+        mark: Callable[[str], None],
+        *,
+        most: int = MOST_MICRO_BATCHES_RUN,
+        before: Callable[[bool], None] = lambda last: None,
+    ) -> None:
+        assert setup.micro_batches is not None, "a resolved setup"
+        self._model, self._new_batch, self._mark, self._before = model, new_batch, mark, before
+        self._number = min(setup.micro_batches, most)
+        self._tables: Sequence[RotaryTables] | None = None
+        self._batch: Batch | None = None
+
+    def __call__(self, of_step: str) -> None:
+        """Run the passes of a step; gradients then stand on the parameters."""
+        for index in range(self._number):
+            self._batch = self._new_batch()
+            token_ids, labels, further = self._batch
+            if self._tables is None:
+                self._tables = self._model.model.rotary_tables(token_ids)
+            self._before(index == self._number - 1)
+            loss = self._model(token_ids, labels, tables=self._tables, further=further)
+            self._mark(f"forward {index + 1}{of_step}")
+            loss.backward()
+            self._mark(f"backward {index + 1}{of_step}")
 
 
 def _batch(setup: Setup, device: torch.device) -> Batch:

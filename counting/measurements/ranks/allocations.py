@@ -3,8 +3,15 @@
 import torch
 
 from counting.allocator.events import Event
+from counting.measurements.allocations.compiled import compile_layers
 from counting.measurements.allocations.log import AllocationLog
-from counting.measurements.allocations.steps import MOST_MICRO_BATCHES_RUN, TrainedParts, existing_tensors, run_steps
+from counting.measurements.allocations.steps import (
+    MOST_MICRO_BATCHES_RUN,
+    MicroBatches,
+    TrainedParts,
+    existing_tensors,
+    run_steps,
+)
 from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
@@ -34,18 +41,19 @@ def log_of_this_rank(spec: ModelSpec, setup: Setup, layout: Layout, device: torc
     divided so.
     """
     model = divided_model(spec, setup, layout, build_meshes(layout, device.type), device)
-    trained = TrainedParts(model, stored_precision(setup, layout), local)
-    existing = [local(tensor) for tensor in existing_tensors(model)]
-    log = RankAllocationLog(existing, device, Workspaces())
+    if setup.execution == "compiled":
+        compile_layers(model.model, setup, getattr(torch, setup.precision_recipe.activation_dtype))
+    trained = TrainedParts([model], stored_precision(setup, layout), local)
+    log = RankAllocationLog([local(tensor) for tensor in existing_tensors(model)], device, Workspaces())
     with loss_context(layout), log:
-        run_steps(
+        passes = MicroBatches(
             model,
             setup,
-            trained,
             lambda: batch_of_zeros(model, setup, layout, device),
             log.mark,
-            lambda last: set_gradient_synchronisation(model, layout, last=last),
             # Where gradients are reduced after the last micro-batch, one between is not like it.
-            MOST_MICRO_BATCHES_RUN + (layout.zero == 1 and layout.is_sharded),
+            most=MOST_MICRO_BATCHES_RUN + (layout.zero == 1 and layout.is_sharded),
+            before=lambda last: set_gradient_synchronisation(model, layout, last=last),
         )
-    return log.events
+        run_steps(setup, trained, passes, log.mark)
+    return list(log.events)  # later releases go on in the log

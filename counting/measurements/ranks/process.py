@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 
 from counting.allocator.events import Event
+from counting.measurements.allocations.compiled import import_compiler
 from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import profile_of_rank
 from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
@@ -69,6 +71,13 @@ def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> lis
         if dist.is_initialized():
             events: list[Event] = _in_another_process("log_of_rank", spec, setup, layout, rank)
             return events
+        if layout.pp > 1:
+            from counting.measurements.ranks.pipeline.allocations import log_of_this_pipeline_rank
+
+            with pipeline_stand_ins(), fake_world(layout.ranks, rank), measuring():
+                return log_of_this_pipeline_rank(spec, setup, layout, torch.device("meta"))
+        if setup.execution == "compiled":
+            import_compiler()
         with fake_world(layout.ranks, rank), measuring():
             return log_of_this_rank(spec, setup, layout, torch.device("meta"))
 

@@ -24,6 +24,8 @@ def test_the_parts_of_a_peak_by_hand() -> None:
         Allocate(4, 59 * MIB + 1, "compute"),  # a whole segment of 60 MiB
         Free(4),
         Mark("end"),
+        Allocate(5, 512, "compute"),
+        Mark("after"),
     ]
     found = replay(events)
     peak = ReservedPeak(
@@ -49,6 +51,9 @@ def test_the_parts_of_a_peak_by_hand() -> None:
         ),
         MarkedMoment(
             name="end", allocated_bytes=5 * MIB + 512, reserved_bytes=122 * MIB, peak_allocated_bytes=65 * MIB + 512
+        ),
+        MarkedMoment(
+            name="after", allocated_bytes=5 * MIB + 1024, reserved_bytes=122 * MIB, peak_allocated_bytes=5 * MIB + 1024
         ),
     )
 
@@ -85,7 +90,7 @@ def test_addresses_decide_what_is_reserved() -> None:
         Allocate(6, 60 * MIB, "compute"),  # fits segment 1 if it was the second
     ]
     found = replay(events)
-    assert found.reserved_bytes == (122 * MIB, 182 * MIB)
+    assert (found.reserved_bytes, found.replays) == ((122 * MIB, 182 * MIB), 6)
     assert (found.low.fragment_bytes, found.high.fragment_bytes) == (0, 60 * MIB)
 
 

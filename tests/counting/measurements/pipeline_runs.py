@@ -39,9 +39,9 @@ class WholeRun(NamedTuple):
     traffic: Traffics
 
 
-def run_whole(spec: ModelSpec, setup: Setup, layout: Layout, pipeline_rank: int, steps: int = 1) -> WholeRun:
+def run_whole(spec: ModelSpec, setup: Setup, layout: Layout, rank: int, steps: int = 1) -> WholeRun:
     """The last of `steps` steps on the meta device, as one rank of a group without other processes."""
-    with pipeline_stand_ins(), fake_world(layout.ranks, pipeline_rank * layout.ranks_of_stage), measuring():
+    with pipeline_stand_ins(), fake_world(layout.ranks, rank), measuring():
         return run_step(spec, setup, layout, torch.device("meta"), steps)
 
 

@@ -11,7 +11,7 @@ Key = tuple[PassKind, Found]  # the kind of a pass, and what it finds
 MOST_WAITING = 4  # micro-batches between two of their passes
 
 
-class Step(NamedTuple):
+class PlannedPass(NamedTuple):
     """A pass that is run; or, with `made`, the gradients that a `weight_backward` leaves are made without it."""
 
     kind: PassKind
@@ -48,14 +48,15 @@ class Planner:
     """Finds the shortest next way to a pass that is needed.
 
     `states` is a stage at its beginning. With `gathers_first`, the first forward pass gathers parameters; else they are
-    gathered by passes of their own. With `converts`, a `weight_backward` leaves gradients that fully_shard converts.
+    gathered by passes of their own. With `makes_gradients`, those that a `weight_backward` leaves for fully_shard to
+    convert are made, where the pass itself is not needed: it takes longer.
     """
 
-    def __init__(self, states: StageStates, *, sharded: bool, converts: bool, gathers_first: bool) -> None:
-        self._states, self._sharded, self._converts = states, sharded, converts
+    def __init__(self, states: StageStates, *, sharded: bool, makes_gradients: bool, gathers_first: bool) -> None:
+        self._states, self._sharded, self._makes_gradients = states, sharded, makes_gradients
         self._own_passes = sharded and not gathers_first
 
-    def plan(self, needed: set[Key]) -> list[Step]:
+    def plan(self, needed: set[Key]) -> list[PlannedPass]:
         """Steps that contain all of `needed`; the last one completes the gradients of a step."""
         place, left, steps = _Place((False, False, False)), set(needed), list[_Taken]()
         while left:
@@ -77,8 +78,8 @@ class Planner:
                 is_wanted = taken.key in wanted and not taken.made
                 if is_wanted:
                     return [*way, taken], after
-                # The gradients that it leaves are made, which takes less time than the pass.
-                if after not in seen and not (taken.key[0] == "weight_backward" and self._converts and not taken.made):
+                is_replaced = self._makes_gradients and taken.key[0] == "weight_backward" and not taken.made
+                if after not in seen and not is_replaced:
                     seen.add(after)
                     queue.append((after, [*way, taken]))
         raise AssertionError(f"no way to {sorted(wanted)}")
@@ -110,7 +111,7 @@ class Planner:
                 yield "input_backward", False
         if gathered and place.halfway:
             yield "weight_backward", False
-        if place.state[0] and self._converts:
+        if place.state[0] and self._makes_gradients:
             yield "weight_backward", True
         if any(place.state[1:]) and (gathered or not self._sharded):
             yield "reduction", False  # or the end of a step, where nothing is reduced
@@ -121,7 +122,7 @@ class _Taken(NamedTuple):
     made: bool
 
 
-def _numbered(steps: list[_Taken]) -> Iterator[Step]:
+def _numbered(steps: list[_Taken]) -> Iterator[PlannedPass]:
     """The steps with micro-batches: each kind of pass takes them in turn."""
     begun, waiting, halfway = 0, deque[int](), deque[int]()
     for (kind, found), made in steps:
@@ -138,4 +139,4 @@ def _numbered(steps: list[_Taken]) -> Iterator[Step]:
             halfway.append(number)
         elif kind == "weight_backward":
             number = halfway.popleft()
-        yield Step(kind, number, found, made)
+        yield PlannedPass(kind, number, found, made)

@@ -17,14 +17,25 @@ from counting.measurements.ranks.stand_ins import replaced, without_caches_of_dt
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow
 from counting.setup import Setup
+from tests.counting.measurements.pipeline_runs import WholeRun, run_step
 from torch_models.layout import Layout
 from torch_models.modules.moe import Router
+from torch_models.spec import ModelSpec
 
 
 def profile_of_real_rank(model: Shallow, setup: Setup, layout: Layout) -> RankProfile:
     """What the calling rank of the group holds and sends. It runs in a world of `tests.worlds`."""
     with balanced_routing(), without_caches_of_dtensor(), measuring(), _Settled():
         return profile_of_rank(model, setup, layout, torch.device("cpu"))
+
+
+def run_of_real_rank(spec: ModelSpec, setup: Setup, layout: Layout) -> WholeRun:
+    """A step of the calling rank, which has stages of a pipeline. It runs in a world of `tests.worlds`.
+
+    It is the second step: before the first one, stages vote on whether they know the shapes of their inputs.
+    """
+    with balanced_routing(), without_caches_of_dtensor(), measuring(), _Settled():
+        return run_step(spec, setup, layout, torch.device("cpu"), steps=2)
 
 
 @contextlib.contextmanager
@@ -49,11 +60,13 @@ class _Settled(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        if function.namespace == "c10d":
+        # A message is complete when the other rank has received it, for which this one may have to run on.
+        is_message = function in (torch.ops.c10d.send.default, torch.ops.c10d.recv_.default)
+        if function.namespace == "c10d" and not is_message:
             for leaf in tree_leaves(out):
                 if isinstance(leaf, torch.ScriptObject):
                     dist.Work.unbox(leaf).wait()
-        if function.namespace in ("c10d", "_c10d_functional"):
+        if function.namespace in ("c10d", "_c10d_functional") and not is_message:
             time.sleep(0.005)
         return out
 

@@ -7,7 +7,12 @@ import pytest
 from counting.allocator.events import Allocate, Free
 from counting.measurements.ranks import log_of_rank
 from counting.measurements.ranks.optimizer import stored_precision
-from tests.counting.allocation_logs import allocations, peak_of_step, requested_at_marks, without_workspaces
+from tests.counting.measurements.allocation_logs import (
+    allocations,
+    peak_of_step,
+    requested_at_marks,
+    without_workspaces,
+)
 from tests.counting.measurements.rank_runs import layout_of, resolved, run_layout
 from tests.shrunken import FAMILIES
 from torch_models.builder import build_model_with_loss
@@ -74,7 +79,7 @@ def test_every_layout_peaks_so(family: str, axes: dict[str, Any], run: dict[str,
 LLAMA = spec_from_fields(FAMILIES["llama"], "llama")
 
 
-@pytest.mark.parametrize(("axes", "streams"), STREAMS, ids=str)
+@pytest.mark.parametrize(("axes", "streams"), STREAMS, ids=lambda given: " ".join(sorted(given)))
 def test_streams(axes: dict[str, Any], streams: set[str]) -> None:
     events = log_of_rank(LLAMA, resolved(LLAMA, sequence_length=40), layout_of(**axes), 0)
     assert {event.stream for event in allocations(events)} == streams
