@@ -303,3 +303,12 @@ def test_halves_of_prediction_layers_are_not_reduced_in_mixed_precision(schedule
     assert resolved(layout, DEEPSEEK, sequence_length=64, mtp=False).pp == 2
     assert resolved(layout, DEEPSEEK, sequence_length=64, precision="bf16").pp == 2
     assert resolved(Layout(pp=2, fsdp=2, schedule="dualpipev"), DEEPSEEK, sequence_length=64).pp == 2
+
+
+def test_further_tokens_of_positions_of_other_ranks() -> None:
+    """The last stage would need them."""
+    layout = Layout(cp=2, pp=2)
+    field, value, rule = refusal(layout, DEEPSEEK, sequence_length=4096, mtp=True)
+    assert (field, value) == ("mtp", True)
+    assert rule.startswith("is not measured with cp (2) and pp (2) together: ")
+    assert resolved(layout, DEEPSEEK, sequence_length=4096, mtp=False).cp == 2

@@ -10,6 +10,7 @@ from counting.formulas.layouts.groups import layer_shapes
 from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
 from counting.formulas.layouts.pipeline.messages import Messages
 from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_stage, passes_of_stage
+from counting.formulas.layouts.search import distinct_context_ranks
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.layouts.traffic import Sending, counted
@@ -24,7 +25,7 @@ from counting.ranks.pipeline import (
     micro_batches_of_extension,
     micro_batches_to_run,
 )
-from counting.ranks.pipeline_memory import pass_traffic
+from counting.ranks.pipeline_memory import pass_traffic, pipeline_memory
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
@@ -37,12 +38,24 @@ Groups = list[tuple[list[Tensor], int]]
 
 
 def pipeline_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
-    """Return the profile of each place of the pipeline of `layout`, with pp > 1; both settings are resolved."""
+    """Return the profile of each place of the pipeline of `layout`, with pp > 1; both settings are resolved.
+
+    With cp it is that of the place in cp with the largest peak, the lowest of several.
+    """
     stages = stages_of(spec, layout)
-    return tuple(_profile(stages, setup, layout, rank) for rank in range(layout.pp))
+
+    def of_place(pipeline_rank: int) -> PipelineProfile:
+        found = [_profile(stages, setup, layout, pipeline_rank, place) for place in distinct_context_ranks(layout)]
+        if len(found) == 1:
+            return found[0]
+        return max(found, key=lambda each: pipeline_memory(stages, setup, each, each.shares[0], "").peak_bytes)
+
+    return tuple(map(of_place, range(layout.pp)))
 
 
-def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int) -> PipelineProfile:
+def _profile(
+    stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, context_rank: int
+) -> PipelineProfile:
     assert setup.micro_batches is not None, "a resolved setup"
     local = local_setup(setup, layout.cp)
     run = micro_batches_to_run(layout, setup.micro_batches)
@@ -51,7 +64,8 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     groups = [group for stage in own for group in _groups(stage, setup, layout)]
     passes = {
-        stage.number: passes_of_stage(stage, setup, layout) | _exchange(stage, setup, layout, update) for stage in own
+        stage.number: passes_of_stage(stage, setup, layout, context_rank) | _exchange(stage, setup, layout, update)
+        for stage in own
     }
     more = micro_batches_of_extension(layout, setup.micro_batches)
     actions = actions_of(messages, setup, run, more)
@@ -60,7 +74,8 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     return PipelineProfile(
         pipeline_rank=pipeline_rank,
         stages=tuple(
-            _stage_profile(stage, setup, layout, update, passes[stage.number], used[stage.number]) for stage in own
+            _stage_profile(stage, setup, layout, update, passes[stage.number], used[stage.number], context_rank)
+            for stage in own
         ),
         inputs=_inputs(own, local, run) + sum(table_bytes(stage.spec, local) for stage in own),
         actions=actions,
@@ -73,6 +88,7 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout),
         shares=_shares(groups, layout, update, pipeline_rank),
+        context_rank=context_rank,
     )
 
 
@@ -124,7 +140,13 @@ def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> lis
 
 
 def _stage_profile(
-    stage: Stage, setup: Setup, layout: Layout, update: Update, passes: PassesByKey, used: set[str]
+    stage: Stage,
+    setup: Setup,
+    layout: Layout,
+    update: Update,
+    passes: PassesByKey,
+    used: set[str],
+    context_rank: int,
 ) -> StageProfile:
     (outside, _), *of_layers = _groups(stage, setup, layout)
     model = shallow(stage.spec)
@@ -137,7 +159,7 @@ def _stage_profile(
                 count=count,
                 parameters=updated_numbers(tensors),
                 states=update.states(tensors),
-                held=_held(index, stage, layer, setup, layout, forward),
+                held=_held(index, stage, layer, setup, layout, forward, context_rank),
             )
             for index, (layer, (tensors, count)) in enumerate(zip(model.spec.layers, of_layers, strict=True))
         ),
@@ -148,14 +170,22 @@ def _stage_profile(
     )
 
 
-def _held(index: int, stage: Stage, layer: LayerSpec, setup: Setup, layout: Layout, forward: StagePass) -> int:
+def _held(
+    index: int,
+    stage: Stage,
+    layer: LayerSpec,
+    setup: Setup,
+    layout: Layout,
+    forward: StagePass,
+    context_rank: int,
+) -> int:
     """What a layer keeps for backward: the closed form.
 
     The first layer of a later stage has its input in a buffer, which is not freed if the layer does not need it. That
     is what the simulation says.
     """
     if index or stage.is_first:
-        return local_layer_held(layer, setup, layout)
+        return local_layer_held(layer, setup, layout, context_rank)
     memory = forward.layers[index].memory
     return memory.net - memory.gathered - memory.communication
 

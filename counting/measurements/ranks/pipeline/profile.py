@@ -12,6 +12,7 @@ from torch import Tensor
 from counting.counts import StepFlops
 from counting.measurements.parameters import buffer_bytes
 from counting.measurements.ranks.collectives import axes_of
+from counting.measurements.ranks.context import distinct_context_ranks, of_worst_in_pipeline
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
@@ -64,13 +65,22 @@ def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) 
     more = micro_batches_of_extension(layout, setup.micro_batches)
     with lowered_once():
         orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
-    with fake_world(layout.ranks):
+    profiles = [_profiles(stages, setup, layout, orders, run, rank) for rank in distinct_context_ranks(layout)]
+    return tuple(of_worst_in_pipeline(tuple(stages), setup, of_place) for of_place in zip(*profiles, strict=True))
+
+
+def _profiles(
+    stages: Sequence[Stage], setup: Setup, layout: Layout, orders: Sequence[ExtendedOrder], run: int, context_rank: int
+) -> list[PipelineProfile]:
+    """Measure one rank of each place in the pipeline, the first of those at this place in cp."""
+    with fake_world(layout.ranks, context_rank * layout.tp):
         measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
         measured = measuring_stages.measure(stages, orders)
-        return tuple(
+        found = [
             measuring_stages.profile(rank, order, run, [measured[number] for number in layout.stages_of_rank(rank)])
             for rank, order in enumerate(orders)
-        )
+        ]
+    return [structs.replace(profile, context_rank=context_rank) for profile in found]
 
 
 def _order(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, number: int) -> Order:
