@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
-from counting.report.format import Bytes, gib, integer, recompute_in_words
+from counting.report.format import gib, integer, recompute_in_words
 from counting.report.screen.lines import Lines, listed
 from counting.setup import Setup
 
@@ -47,14 +47,13 @@ def reserved_fact(lines: Lines, label: str, memory: "StepMemory") -> None:
     ends, parts = memory.reserved_bytes, memory.reserved_parts
     if ends is None or parts is None:
         return
-    size = Bytes(max(ends))
-    low, high = (size.number(end) for end in ends)
+    low, high = map(_number, ends)
     free = {"whole segments": parts.idle_bytes, "fragments": parts.fragment_bytes}
-    of_it = ", ".join(f"{name} {size.number(value)}" for name, value in free.items() if value)
+    of_it = ", ".join(f"{name} {_number(value)}" for name, value in free.items() if value)
     lines.fact(
         label,
-        f"{low if low == high else f'{low} to {high}'} {size.unit} by torch's allocator, an estimate; allocated "
-        f"{size.number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",
+        f"{'' if low == high else f'{low} to '}{high} GiB by torch's allocator, an estimate; allocated "
+        f"{_number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",
     )
 
 
