@@ -186,7 +186,7 @@ def flags_parser() -> argparse.ArgumentParser:
         "--reserved",
         choices=("on", "off"),
         help="also what torch's caching allocator reserves, an estimate; default on with --layout, and with --gpus "
-        "without a run",
+        "without a run, where it takes less than about 10 s",
     )
     step.add_argument(
         "--expandable_segments", action="store_true", help="as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"

@@ -16,7 +16,7 @@ from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
-from counting.measurements.ranks.pipeline.plans import Key, Planner, Step, alike
+from counting.measurements.ranks.pipeline.plans import Key, PlannedPass, Planner, alike
 from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
 from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
 from counting.measurements.ranks.pipeline.stand_ins import lowered_once
@@ -185,7 +185,7 @@ class _Stages:
         at_the_end = {key for key in needed if key[0] == "exchange"}
         steps = planner.plan(set(measured_as.values()) - at_the_end)
         ran: dict[Key, PassRun] = {}
-        for one in runs.run([*steps, *(Step(kind, None, found) for kind, found in at_the_end)]):
+        for one in runs.run([*steps, *(PlannedPass(kind, None, found) for kind, found in at_the_end)]):
             ran.setdefault((one.step.kind, one.step.found), one)
         return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
 

@@ -14,7 +14,7 @@ from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.ranks.categories import Categories, CategoryMarks, RankCut, rank_stretches
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
-from counting.measurements.ranks.pipeline.plans import Step
+from counting.measurements.ranks.pipeline.plans import PlannedPass
 from counting.measurements.ranks.pipeline.stand_ins import before_groups, parameter_of, prepare_stage
 from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local
@@ -32,7 +32,7 @@ OF_BATCHES: tuple[PassKind, ...] = ("forward", "backward", "input_backward", "we
 class PassRun(NamedTuple):
     """A pass that was run."""
 
-    step: Step
+    step: PlannedPass
     measured: StagePass
     flops: StepFlops
 
@@ -43,7 +43,7 @@ class _Marked(NamedTuple):
     Section 0 stands before the layers in the model, then each layer is one, and the last stands after them.
     """
 
-    step: Step
+    step: PlannedPass
     start: RankCut
     moments: list[RankCut]
     messages: set[int]  # storages that are alive between stages when it begins
@@ -85,7 +85,7 @@ class StageRun:
         self._moments: list[RankCut] = []
         self._section = 0
 
-    def run(self, steps: Sequence[Step]) -> list[PassRun]:
+    def run(self, steps: Sequence[PlannedPass]) -> list[PassRun]:
         """Run these passes in order."""
         module, stage = self._module, self._stage
         prepare_stage(stage, sum(step.kind == "forward" for step in steps))
@@ -134,7 +134,7 @@ class StageRun:
 
     # --- one pass -----------------------------------------------------------------------------------------------
 
-    def _run(self, step: Step) -> _Marked:
+    def _run(self, step: PlannedPass) -> _Marked:
         kind, stage = step.kind, self._module.stage
         whole_backward = kind == "weight_backward" and stage.is_first
         self._ascending = kind not in ("backward", "input_backward") and not whole_backward
