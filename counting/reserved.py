@@ -14,6 +14,7 @@ from counting.allocator.events import Event
 from counting.allocator.replay import replay
 from counting.allocator.reserved import PoolShare, Reserved
 from counting.allocator.snapshot import memory_snapshot
+from counting.ranks.pipeline import micro_batches_to_run
 from counting.ranks.result import RankAnalysis, worst_of_classes
 from counting.recipes import states_measurable
 from counting.setup import Setup
@@ -28,6 +29,8 @@ from counting.step.memory import (
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
+
+MOST_LAYER_PASSES = 128  # of a layer and a micro-batch, which take about 10 s with the second step's
 
 
 def with_reserved(
@@ -52,6 +55,15 @@ def with_reserved(
 def _can_be_logged(setup: Setup, layout: Layout | None) -> bool:
     runs = layout is None or layout.framework == "torch"
     return runs and states_measurable(setup.precision_recipe, setup.optimizer_recipe)
+
+
+def takes_long(spec: ModelSpec, setup: Setup, layout: Layout | None) -> bool:
+    """Whether a step of the log has more than `MOST_LAYER_PASSES`; `setup` and `layout` are resolved."""
+    assert setup.micro_batches is not None, "a resolved setup"
+    layers, micro_batches = spec.num_layers, min(setup.micro_batches, 3)
+    if layout is not None and layout.pp > 1:
+        layers, micro_batches = -(-layers // layout.pp), micro_batches_to_run(layout, setup.micro_batches)
+    return layers * micro_batches > MOST_LAYER_PASSES
 
 
 def memory_trace(

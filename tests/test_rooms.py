@@ -128,9 +128,10 @@ LIBRARIES = {
 }
 EVERYWHERE = sys.stdlib_module_names | {"msgspec"}
 
-# The package of which these are imported, and nothing else, by all that stand outside it: two functions, and the type
-# of what the second returns.
-SEALED, ITS_NAMES = "counting.formulas.memory", {"simulate", "simulate_stage", "SimulatedPass"}
+# The package of which these are imported, and nothing else, by all that stand outside it: functions, and the types of
+# what they return.
+SEALED = "counting.formulas.memory"
+ITS_NAMES = {"simulate", "simulate_stage", "simulate_halves", "SimulatedPass", "SimulatedStage", "SimulatedHalves"}
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z]\w*")
 

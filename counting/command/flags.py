@@ -187,7 +187,7 @@ def flags_parser() -> argparse.ArgumentParser:
         "--reserved",
         choices=("on", "off"),
         help="also what torch's caching allocator reserves, an estimate; default on with --layout, and with --gpus "
-        "without a run",
+        "without a run, where it takes less than about 10 s",
     )
     step.add_argument(
         "--execution",

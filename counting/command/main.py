@@ -123,13 +123,13 @@ def _analyses(
     for config, model in zip(options.model_config, models, strict=True):
         _check_step_flags(config, model, options)
         if layout is not None and isinstance(model, ModelSpec):  # before the first model is measured
-            _check_layout(layout, model, setup)
+            _resolved(layout, model, setup)
     source = None
     if options.compare and setup.sequence_length is None:
         setup, source = common_length(models, setup)
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
-        analysis = analyze(model, setup, layout=layout, reserved=asks_for_reserved(options))
+        analysis = analyze(model, setup, layout=layout, reserved=_asks_for_reserved(options, model, setup, layout))
         if options.trace_memory is not None and isinstance(model, ModelSpec):
             write_whole(options.trace_memory, _trace(model, analysis), overwrite=options.force)
         if source is not None:
@@ -158,10 +158,25 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
 
 
-def _check_layout(layout: Layout, model: ModelSpec, setup: Setup) -> None:
+def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:
     from counting.layout import data_ranks_of, resolve_layout
 
-    resolve_layout(layout, model, resolve(setup, model, data_ranks=data_ranks_of(layout)))
+    setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
+    return setup, resolve_layout(layout, model, setup)
+
+
+def _asks_for_reserved(
+    options: argparse.Namespace, model: ModelSpec | ForeignConfig, setup: Setup, layout: Layout | None
+) -> bool:
+    """Whether what the allocator reserves is estimated: on request, else where that is the default and quick."""
+    if not asks_for_reserved(options) or options.reserved is not None or not isinstance(model, ModelSpec):
+        return asks_for_reserved(options)
+    if options.expandable_segments or options.trace_memory is not None:
+        return True
+    from counting.reserved import takes_long
+
+    of_step = (resolve(setup, model), None) if layout is None else _resolved(layout, model, setup)
+    return not takes_long(model, *of_step)
 
 
 def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":

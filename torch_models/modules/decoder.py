@@ -192,7 +192,6 @@ class Decoder(nn.Module):
         x_BSD = self.embed(token_ids_BS) if residual_BSD is None else residual_BSD
         if depth > 0:
             index = self.num_layers + depth - 1
-            x_BSD = self.embed(token_ids_BS)
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
         for index in range(self.num_layers):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
-from counting.report.format import Bytes, gib, integer, recompute_in_words
+from counting.report.format import gib, integer, recompute_in_words
 from counting.report.screen.lines import Lines, listed
 from counting.setup import Setup
 
@@ -19,7 +19,7 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
     if analysis.memory is not None:
-        reserved_fact(lines, "reserved", analysis.memory)
+        reserved_note(lines, "reserved", analysis.memory)
     needs_note(lines, fits)
 
 
@@ -42,19 +42,18 @@ def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: in
         lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
 
 
-def reserved_fact(lines: Lines, label: str, memory: "StepMemory") -> None:
-    """Add what the allocator reserves beside what is allocated, and what of it is free; nothing if not estimated."""
+def reserved_note(lines: Lines, label: str, memory: "StepMemory") -> None:
+    """Add as a note what the allocator reserves, what is allocated, and what is free; nothing if not estimated."""
     ends, parts = memory.reserved_bytes, memory.reserved_parts
     if ends is None or parts is None:
         return
-    size = Bytes(max(ends))
-    low, high = (size.number(end) for end in ends)
+    low, high = map(_number, ends)
     free = {"whole segments": parts.idle_bytes, "fragments": parts.fragment_bytes}
-    of_it = ", ".join(f"{name} {size.number(value)}" for name, value in free.items() if value)
-    lines.fact(
+    of_it = ", ".join(f"{name} {_number(value)}" for name, value in free.items() if value)
+    lines.note(
         label,
-        f"{low if low == high else f'{low} to {high}'} {size.unit} by torch's allocator, an estimate; allocated "
-        f"{size.number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",
+        f"{'' if low == high else f'{low} to '}{high} GiB by torch's allocator, an estimate; allocated "
+        f"{_number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",
     )
 
 

@@ -18,12 +18,13 @@ from counting.formulas.layouts.sharding import Shape
 from counting.formulas.layouts.traffic import compute_traffic, gradient_traffic
 from counting.formulas.local.shapes import local_setup
 from counting.formulas.memory import SimulatedHalves, SimulatedPass, SimulatedStage, simulate_halves, simulate_stage
+from counting.formulas.tensors import gradients_apart
 from counting.ranks.pipeline import NOTHING_RUNS, StagePass
 from counting.ranks.profile import RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from torch_models.layout import Layout
-from torch_models.spec import ModelSpec
+from torch_models.spec import LayerSpec, ModelSpec
 from torch_models.stages import Stage
 
 HALVED = ("zb", "zbv", "dualpipev")  # schedules with backward passes in halves
@@ -174,8 +175,23 @@ def _traffic(spec: ModelSpec, setup: Setup, layout: Layout, stage: Stage) -> Sta
             *(_without(found.backward[place], gradients.backward[place]) for place in reversed(places)),
             embedding,
         ),
-        weights=({}, *(gradients.backward[place] for place in places), of_loss_gradients),
+        weights=(
+            {},
+            *(
+                total_traffic([(gradients.backward[place], 1), *_again(layer, setup, found.forward[place])])
+                for place, layer in zip(places, spec.layers, strict=True)
+            ),
+            of_loss_gradients,
+        ),
     )
+
+
+def _again(layer: LayerSpec, setup: Setup, forward: Traffics) -> list[tuple[Traffics, int]]:
+    """What the second half of backward sends because a checkpoint runs once for each parameter's gradient."""
+    if layer.recompute_in(setup.recompute) != "full":
+        return []
+    of_backward = {key.replace("forward", "backward", 1): traffic for key, traffic in forward.items()}
+    return [(of_backward, gradients_apart(layer))]
 
 
 def _without(traffics: Traffics, others: Traffics) -> Traffics:

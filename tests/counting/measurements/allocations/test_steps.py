@@ -7,7 +7,12 @@ import pytest
 from counting.allocator.events import Allocate, Free
 from counting.measurements.allocations import log_of_step
 from counting.setup import resolve
-from tests.counting.allocation_logs import allocations, peak_of_step, requested_at_marks, without_workspaces
+from tests.counting.measurements.allocation_logs import (
+    allocations,
+    peak_of_step,
+    requested_at_marks,
+    without_workspaces,
+)
 from tests.counting.measurements.rank_runs import resolved
 from tests.shrunken import FAMILIES
 from tests.witnesses import measured, memory_of

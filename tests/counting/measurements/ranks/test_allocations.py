@@ -7,7 +7,12 @@ import pytest
 from counting.allocator.events import Allocate, Free
 from counting.measurements.ranks import log_of_rank
 from counting.measurements.ranks.optimizer import stored_precision
-from tests.counting.allocation_logs import allocations, peak_of_step, requested_at_marks, without_workspaces
+from tests.counting.measurements.allocation_logs import (
+    allocations,
+    peak_of_step,
+    requested_at_marks,
+    without_workspaces,
+)
 from tests.counting.measurements.rank_runs import layout_of, resolved, run_layout
 from tests.shrunken import FAMILIES
 from torch_models.builder import build_model_with_loss

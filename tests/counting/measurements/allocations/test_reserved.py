@@ -8,7 +8,7 @@ from counting.ranks.result import worst_of_classes
 from counting.reserved import allocation_log
 from counting.setup import resolve
 from counting.step.memory import StepMemory
-from tests.counting.allocation_logs import peak_of_step, without_workspaces
+from tests.counting.measurements.allocation_logs import peak_of_step, without_workspaces
 from tests.shrunken import FAMILIES
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import read_spec, spec_from_fields
