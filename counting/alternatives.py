@@ -72,15 +72,17 @@ def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: Rank
         memory = pipeline_memory(stages_of(spec, layout), other, profile, share_of(profile), "by formula")
         return memory.peak_bytes, profile.flops.recomputed.total
 
-    return _alternatives(spec, setup, cost_in_pipeline if layout.pp > 1 else cost)
+    return _alternatives(spec, setup, cost_in_pipeline if layout.pp > 1 else cost, cp=layout.cp)
 
 
-def _alternatives(spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[int, int]]) -> tuple[Alternative, ...]:
+def _alternatives(
+    spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[int, int]], *, cp: int = 1
+) -> tuple[Alternative, ...]:
     """The variants of each choice of kernels, cheapest first; `cost` returns peak bytes and recomputed FLOPs."""
     found = []
-    for kernels in _kernels(spec, setup):
+    for kernels in _kernels(spec, setup, cp):
         others = []
-        for other in _others(setup, kernels):
+        for other in _others(setup, kernels, setup.tokens // cp):
             peak_bytes, recomputed_flops = cost(other)
             others.append(
                 Alternative(
@@ -95,20 +97,20 @@ def _alternatives(spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[i
     return tuple(found)
 
 
-def _kernels(spec: ModelSpec, setup: Setup) -> list[Kernels]:
+def _kernels(spec: ModelSpec, setup: Setup, cp: int) -> list[Kernels]:
     """The kernels of the setup, and eager ones where query heads share key and value heads.
 
-    Some GPUs have no fused kernel for such heads.
+    Some GPUs have no fused kernel for such heads. Ring attention, with cp, has no eager ones.
     """
     shared = any(layer.shares_key_value_heads for layer, _ in spec.layer_groups())
-    eager: list[Kernels] = ["eager"] if setup.kernels == "fused" and shared else []
+    eager: list[Kernels] = ["eager"] if setup.kernels == "fused" and shared and cp == 1 else []
     return [setup.kernels, *eager]
 
 
-def _others(setup: Setup, kernels: Kernels) -> Iterator[Setup]:
-    """The setups with these kernels that save memory, without `setup` itself."""
+def _others(setup: Setup, kernels: Kernels, tokens: int) -> Iterator[Setup]:
+    """The setups with these kernels that save memory, without `setup` itself; a rank has `tokens` of a micro-batch."""
     smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
-    chunks = [setup.loss_chunk, *([smaller] if (setup.loss_chunk or setup.tokens) > smaller else [])]
+    chunks = [setup.loss_chunk, *([smaller] if min(setup.loss_chunk or tokens, tokens) > smaller else [])]
     for recompute in _recomputes(kernels):
         for chunk in chunks:
             other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=chunk)

@@ -196,6 +196,12 @@ def _check_context_parallel(layout: Layout, layers: Iterable[LayerSpec], setup: 
         return
     if setup.kernels != "fused":
         _refuse("kernels", setup.kernels, f"is not run by torch's ring attention (cp {layout.cp}): give fused")
+    if setup.mtp and layout.pp > 1:
+        rule = (
+            f"is not measured with cp ({layout.cp}) and pp ({layout.pp}) together: other ranks have the tokens that "
+            "the last stage would predict further from. Set mtp to false"
+        )
+        _refuse("mtp", True, rule)
     layers = tuple(layers)
     for layer in layers:
         if reason := without_ring_attention(layer):

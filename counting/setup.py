@@ -24,14 +24,11 @@ from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelRecompute, chec
 
 MOST_CHUNKS = 256  # of the loss; more chunks save no memory worth reporting
 
-# Fields for which only one value is measured so far.
-FIXED: dict[str, object] = {
-    "execution": "eager",
-}
 MOST_MICRO_BATCHES = 10**9
 MOST_BATCH_TOKENS = 10**12
 
 ZeroGradients = Literal["none", "in_place"]
+Execution = Literal["eager", "compiled"]
 
 
 class MicroBatch(NamedTuple):
@@ -60,17 +57,15 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: str = DEFAULT_OPTIMIZER.name  # a name in `recipes.OPTIMIZERS`
     mtp: bool | None = None  # train multi-token prediction too; None: if the config has it
     loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None: all
-    execution: Literal["eager"] = "eager"  # op by op
+    execution: Execution = "eager"  # op by op; or each layer compiled: an estimate, of what is reserved alone
     clip_gradients: bool = False  # scale the gradients to a maximal total norm before the optimiser's step
     zero_gradients: ZeroGradients = "none"  # freed after a step (torch's set_to_none), or kept and filled with zeros
     expandable_segments: bool = False  # PYTORCH_CUDA_ALLOC_CONF's setting of the caching allocator
     measured_dtype: str | None = None  # dtype of the measurement on the meta device; set by `analyze`
 
     def __post_init__(self) -> None:
-        for field, only in FIXED.items():
-            value = getattr(self, field)
-            if type(value) is not type(only) or value != only:
-                raise ArgumentError(field, value, f"must be {only}: nothing else is measured yet")
+        if self.execution not in get_args(Execution):
+            raise ArgumentError("execution", self.execution, f"must be one of {', '.join(get_args(Execution))}")
         check_kernels(self.kernels)
         check_recompute(self.recompute)
         if self.mtp is not None and not isinstance(self.mtp, bool):

@@ -70,8 +70,8 @@ ROOMS = {
     "counting.measurements": (
         "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
         " counting.workspaces torch_models.errors torch_models.layout torch_models.spec torch_models.stages"
-        " torch_models.modules torch_models.builder torch_models.checkpoints torch_models.parallel"
-        " torch_models.training"
+        " torch_models.recomputed_layers torch_models.modules torch_models.builder torch_models.checkpoints"
+        " torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
@@ -128,9 +128,10 @@ LIBRARIES = {
 }
 EVERYWHERE = sys.stdlib_module_names | {"msgspec"}
 
-# The package of which these are imported, and nothing else, by all that stand outside it: two functions, and the type
-# of what the second returns.
-SEALED, ITS_NAMES = "counting.formulas.memory", {"simulate", "simulate_stage", "SimulatedPass"}
+# The package of which these are imported, and nothing else, by all that stand outside it: functions, and the types of
+# what they return.
+SEALED = "counting.formulas.memory"
+ITS_NAMES = {"simulate", "simulate_stage", "simulate_halves", "SimulatedPass", "SimulatedStage", "SimulatedHalves"}
 
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z]\w*")
 

@@ -40,6 +40,11 @@ class LiveBytes(TorchDispatchMode):
         for tensor in existing:
             self._follow(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch's compiler, if it is loaded, is switched off anew for each op: nothing is compiled here."""
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

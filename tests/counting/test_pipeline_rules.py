@@ -284,3 +284,31 @@ def test_what_is_no_number_of_layers(value: Any) -> None:
     with pytest.raises(ArgumentError) as caught:
         Layout(pp=2, stage_layers=value)
     assert caught.value.field == "stage_layers"
+
+
+@pytest.mark.parametrize("schedule", ["zb", "zbv", "dualpipev"])
+def test_selective_checkpointing_takes_no_halves(schedule: Any) -> None:
+    field, value, rule = refusal(Layout(pp=2, schedule=schedule), recompute="per_op")
+    assert (field, value) == ("recompute", "per_op")
+    assert f"is refused with schedule {schedule}, which runs backward in two halves" in rule
+    assert resolved(Layout(pp=2, schedule="interleaved"), recompute="per_op").pp == 2
+
+
+@pytest.mark.parametrize("schedule", ["zb", "zbv"])
+def test_halves_of_prediction_layers_are_not_reduced_in_mixed_precision(schedule: Any) -> None:
+    layout = Layout(pp=2, fsdp=2, schedule=schedule)
+    field, value, rule = refusal(layout, DEEPSEEK, sequence_length=64)
+    assert (field, value) == ("mtp", True)
+    assert f"is refused with schedule {schedule} and fsdp in mixed precision" in rule
+    assert resolved(layout, DEEPSEEK, sequence_length=64, mtp=False).pp == 2
+    assert resolved(layout, DEEPSEEK, sequence_length=64, precision="bf16").pp == 2
+    assert resolved(Layout(pp=2, fsdp=2, schedule="dualpipev"), DEEPSEEK, sequence_length=64).pp == 2
+
+
+def test_further_tokens_of_positions_of_other_ranks() -> None:
+    """The last stage would need them."""
+    layout = Layout(cp=2, pp=2)
+    field, value, rule = refusal(layout, DEEPSEEK, sequence_length=4096, mtp=True)
+    assert (field, value) == ("mtp", True)
+    assert rule.startswith("is not measured with cp (2) and pp (2) together: ")
+    assert resolved(layout, DEEPSEEK, sequence_length=4096, mtp=False).cp == 2

@@ -35,8 +35,9 @@ def peak(analysis: Analysis) -> int:
         ("llama", Layout(fsdp=3)),
         ("gpt_oss", Layout(fsdp=2, tp=2)),
         ("deepseek_v3", Layout(fsdp=4, ep=2, zero=2)),
+        ("llama", Layout(cp=2)),
     ],
-    ids=["fsdp", "fsdp-tp", "fsdp-ep"],
+    ids=["fsdp", "fsdp-tp", "fsdp-ep", "cp"],
 )
 def test_an_alternative_is_what_ranks_run_so_measure(family: str, layout: Layout) -> None:
     spec, setup = divisible(family), Setup(sequence_length=LENGTH)

@@ -15,7 +15,7 @@ from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts
-from torch_models.modules.recompute import Recomputed, Shapes, run
+from torch_models.modules.recompute import Recomputed, router_shapes, run
 from torch_models.spec import (
     AttentionSpec,
     FeedForwardSpec,
@@ -23,7 +23,6 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     Kernels,
     LayerSpec,
-    MixtureOfExpertsSpec,
     ModelSpec,
     NormPlacement,
     Recompute,
@@ -84,9 +83,7 @@ class _Block(Recomputed):
 
     def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Run the layer."""
-        router = self.spec.feed_forward.router if isinstance(self.spec.feed_forward, MixtureOfExpertsSpec) else None
-        again: Shapes = () if router is None else ((router.hidden_size, router.num_experts),)
-        kept = again if self.keeps_products else None
+        kept = router_shapes(self.spec) if self.keeps_products else None
         return run(function, *args, recompute=self.recompute_layer, keeps_products=kept)
 
     def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
@@ -195,7 +192,6 @@ class Decoder(nn.Module):
         x_BSD = self.embed(token_ids_BS) if residual_BSD is None else residual_BSD
         if depth > 0:
             index = self.num_layers + depth - 1
-            x_BSD = self.embed(token_ids_BS)
             out: Tensor = self.layers[index](hidden_BSD, x_BSD, tables[self.tables_of_layers[index]])
             return out
         for index in range(self.num_layers):

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from torch_models.recomputed_layers import check_recompute, recompute_of_layer
-from torch_models.spec import ModelRecompute, Recompute
+from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelRecompute, Recompute
 
 R = TypeVar("R")
 Shapes = tuple[tuple[int, int], ...]  # of weights, (in, out)
@@ -93,6 +93,19 @@ def run(
     # No function draws random numbers, so their state need not be restored.
     out = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, early_stop=False, **kwargs)
     return cast(R, out)
+
+
+def per_op_contexts(spec: LayerSpec) -> Any:
+    """The contexts in which ``per_op`` runs a layer the first time and again."""
+    return _contexts(router_shapes(spec))
+
+
+def router_shapes(spec: LayerSpec) -> Shapes:
+    """The shape of the router's weight, if the layer has one."""
+    mixture = spec.feed_forward
+    if not isinstance(mixture, MixtureOfExpertsSpec):
+        return ()
+    return ((mixture.router.hidden_size, mixture.router.num_experts),)
 
 
 def _contexts(again: Iterable[tuple[int, int]]) -> Any:

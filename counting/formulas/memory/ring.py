@@ -123,13 +123,16 @@ def _forward(
     """The merged output, its log-sum-exp, and the random state of the last step."""
     width, half_batch = factors.query.width, batch._replace(length=batch.length // 2)
     merger = _Merger(tape)
-    of_ring, used = None, _in_one_piece(tape, factors)  # variables of the step before are freed when they are set again
+    used = _in_one_piece(tape, factors)  # variables of the step before are freed when they are set again
+    of_ring = sent = None
     for step in range(division.cp):
-        if step < division.cp - 1:
-            joined = tape.new(factors.both, width)
-            if step == 0:
-                of_ring = tape.new(factors.both * division.cp, width)
-            del joined
+        if step == 0:
+            sent = tape.new(factors.both, width)  # until all of them have come
+            of_ring = tape.new(factors.both * division.cp, width)
+        else:
+            sent = None
+            if step < division.cp - 1:
+                tape.new(factors.both, width)  # joined, and not sent
         if step > 0:
             used = ()  # keys and values are views of those of all ranks
         half = step > division.context_rank
@@ -137,7 +140,7 @@ def _forward(
         merger.step(out, logsumexp, half=half)
     assert merger.out is not None and merger.logsumexp is not None
     merged = _converted(tape, merger.out, width)
-    del of_ring, used
+    del of_ring, used, sent
     return merged, merger.logsumexp.view(), state
 
 

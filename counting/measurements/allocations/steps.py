@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from counting.allocator.events import Event
+from counting.measurements.allocations.compiled import compile_layers, import_compiler
 from counting.measurements.allocations.log import AllocationLog
 from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.meta_device import measuring
@@ -32,6 +33,8 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
     """The log of two steps of the whole model on one device; `setup` must be resolved, and its update measurable."""
     device = torch.device("meta")
     precision = setup.precision_recipe
+    if setup.execution == "compiled":
+        import_compiler()
     with measuring():
         model = build_model_with_loss(
             spec,
@@ -42,6 +45,8 @@ def log_of_step(spec: ModelSpec, setup: Setup) -> list[Event]:
             loss_chunk=setup.loss_chunk,
         )
         set_recompute(model, setup.recompute)
+        if setup.execution == "compiled":
+            compile_layers(model.model, setup, getattr(torch, precision.activation_dtype))
         log = AllocationLog(existing_tensors(model), device, Workspaces())
         with log:
             passes = MicroBatches(model, setup, lambda: _batch(setup, device), log.mark)

@@ -3,6 +3,7 @@
 import torch
 
 from counting.allocator.events import Event
+from counting.measurements.allocations.compiled import compile_layers
 from counting.measurements.allocations.log import AllocationLog
 from counting.measurements.allocations.steps import (
     MOST_MICRO_BATCHES_RUN,
@@ -40,6 +41,8 @@ def log_of_this_rank(spec: ModelSpec, setup: Setup, layout: Layout, device: torc
     divided so.
     """
     model = divided_model(spec, setup, layout, build_meshes(layout, device.type), device)
+    if setup.execution == "compiled":
+        compile_layers(model.model, setup, getattr(torch, setup.precision_recipe.activation_dtype))
     trained = TrainedParts([model], stored_precision(setup, layout), local)
     log = RankAllocationLog([local(tensor) for tensor in existing_tensors(model)], device, Workspaces())
     with loss_context(layout), log:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from counting.ranks.memory import rank_memory
-from counting.ranks.profile import RankProfile
+from counting.ranks.pipeline import PipelineProfile, StageProfile
+from counting.ranks.pipeline_memory import pipeline_memory
+from counting.ranks.profile import RankLayer, RankProfile
 from counting.ranks.shallow import Shallow
 from counting.setup import Setup
 from torch_models.layout import Layout
+from torch_models.stages import Stage
 
 
 def distinct_context_ranks(layout: Layout) -> tuple[int, ...]:
@@ -27,12 +30,33 @@ def of_worst(model: Shallow, setup: Setup, profiles: Sequence[RankProfile]) -> R
     """
     first = profiles[0]
     worst = max(profiles, key=lambda each: rank_memory(model, setup, each, each.shares[0], "").peak_bytes)
-    layers = zip(first.layers, worst.layers, strict=True)
     return structs.replace(
         first,
-        layers=tuple(structs.replace(stored, held=ran.held) for stored, ran in layers),
+        layers=_with_held(first.layers, worst.layers),
         first_micro_batch=worst.first_micro_batch,
         middle_micro_batch=worst.middle_micro_batch,
         last_micro_batch=worst.last_micro_batch,
         context_rank=worst.context_rank,
     )
+
+
+def of_worst_in_pipeline(
+    stages: tuple[Stage, ...], setup: Setup, profiles: Sequence[PipelineProfile]
+) -> PipelineProfile:
+    """The same for ranks of one place in a pipeline, which has these `stages`."""
+    first = profiles[0]
+    worst = max(profiles, key=lambda each: pipeline_memory(stages, setup, each, each.shares[0], "").peak_bytes)
+
+    def with_passes(stored: StageProfile, ran: StageProfile) -> StageProfile:
+        return structs.replace(stored, layers=_with_held(stored.layers, ran.layers), passes=ran.passes)
+
+    return structs.replace(
+        first,
+        stages=tuple(with_passes(*both) for both in zip(first.stages, worst.stages, strict=True)),
+        context_rank=worst.context_rank,
+    )
+
+
+def _with_held(stored: Sequence[RankLayer], ran: Sequence[RankLayer]) -> tuple[RankLayer, ...]:
+    """`stored`, with what the layers of `ran` keep for backward."""
+    return tuple(structs.replace(layer, held=other.held) for layer, other in zip(stored, ran, strict=True))

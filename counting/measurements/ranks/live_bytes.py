@@ -6,11 +6,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from counting.measurements.live_bytes import LiveBytes, Observe
 from counting.measurements.ranks.stand_ins import (
-    RETURN_THEIR_ARGUMENT,
+    WAITS,
     WRAPPERS,
+    WRAPS,
     around_communication,
     local,
     propagates_shapes,
@@ -18,6 +20,8 @@ from counting.measurements.ranks.stand_ins import (
 )
 
 _aten = torch.ops.aten
+
+FUNCTIONAL = "_c10d_functional"  # the namespace of collectives that return before they are complete
 
 # Called before each op on DTensors with the op, its arguments and its keyword arguments.
 ObserveWrapped = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
@@ -35,6 +39,8 @@ class RankBytes(LiveBytes):
         self, existing: Iterable[Tensor], observe: Observe, observe_wrapped: ObserveWrapped | None = None
     ) -> None:
         self._observe_wrapped = observe_wrapped
+        # Storage of a result that is not waited for yet -> what is sent, to which a real collective refers until then.
+        self._sent: dict[int, Any] = {}
         self.made_by_fully_shard: set[int] = set()
         self._communicating = 0
         super().__init__(existing, observe)
@@ -59,12 +65,18 @@ class RankBytes(LiveBytes):
             return NotImplemented
         if propagates_shapes():
             return function(*args, **(kwargs or {}))
-        if function in RETURN_THEIR_ARGUMENT and args[0].is_meta:
+        if function is WAITS and args[0].is_meta:
+            self._sent.pop(id(args[0].untyped_storage()), None)
             return args[0]
+        if function is WRAPS and args[0].is_meta:
+            return AsyncCollectiveTensor(args[0])
         if function is _aten.split.Tensor and not self._is_followed(args[0]):
             # Gloo's reduce-scatter copies its input without an op, and splits the copy.
             return function(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(function, types, args, kwargs)
+        out = super().__torch_dispatch__(function, types, args, kwargs)
+        if function.namespace == FUNCTIONAL and isinstance(out, Tensor) and out.is_meta:
+            self._sent[id(out.untyped_storage())] = args[0]
+        return out
 
     def serial(self, tensor: Tensor) -> int:
         """The serial number of the live storage that `tensor`, or its local tensor, views."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from counting.allocator.events import Event
+from counting.measurements.allocations.compiled import import_compiler
 from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
@@ -75,6 +76,8 @@ def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> lis
 
             with pipeline_stand_ins(), fake_world(layout.ranks, rank), measuring():
                 return log_of_this_pipeline_rank(spec, setup, layout, torch.device("meta"))
+        if setup.execution == "compiled":
+            import_compiler()
         with fake_world(layout.ranks, rank), measuring():
             return log_of_this_rank(spec, setup, layout, torch.device("meta"))
 

@@ -28,8 +28,8 @@ from counting.measurements.allocations.log import MAIN_STREAM
 WRAPPERS = (DTensor, AsyncCollectiveTensor)
 
 _functional = torch.ops._c10d_functional
-# These ops return their argument, but their meta kernels return a new tensor.
-RETURN_THEIR_ARGUMENT = (_functional.wait_tensor.default, _functional._wrap_tensor_autograd.default)
+# These ops return their argument, and a wrapper of it; but their meta kernels return a new tensor.
+WAITS, WRAPS = _functional.wait_tensor.default, _functional._wrap_tensor_autograd.default
 
 
 @contextlib.contextmanager

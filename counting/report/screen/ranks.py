@@ -53,7 +53,8 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     lines.fact("layout", axes_in_words(layout))
     lines.fact("run with", _setup(analysis, layout))
     if layout.framework == "torch":
-        lines.note("collectives", _traffic(worst))
+        of_which = "of this rank: " if layout.pp > 1 else ""
+        lines.note("collectives", f"{of_which}{_traffic(worst)}")
     else:
         lines.fact("an estimate", ESTIMATE)
     if fits:
@@ -103,7 +104,9 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
     setup = analysis.setup
     number, several = integer(setup.micro_batches or 1), "" if setup.micro_batches == 1 else "es"
     batches = f"{number} micro-batch{several} of " if several or layout.pp > 1 else ""
-    sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(analysis.sequence_length)} tokens a rank"
+    length = analysis.sequence_length
+    of_each = "a rank" if layout.cp == 1 else f"for each group of cp, {integer(length // layout.cp)} of each a rank"
+    sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(length)} tokens {of_each}"
     parts = [setup.precision, setup.optimizer, sequences, f"recompute {recompute_in_words(setup.recompute)}"]
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")

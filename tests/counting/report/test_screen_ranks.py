@@ -140,6 +140,12 @@ def test_a_class_in_words(count: int, first: int, said: str) -> None:
     assert ranks_in_words(rank_class(0, count=count, first_rank=first), FSDP) == said
 
 
+def test_a_rank_of_cp_has_a_part_of_each_sequence(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = Layout(num_gpus=8, gpus_per_node=8, dp=1, fsdp=2, cp=4)
+    said = words(printed(capsys, Results(analyses=[spread(llama, layout, rank_class(1, count=8))])))
+    assert "adamw, 1 x 8,192 tokens for each group of cp, 2,048 of each a rank, recompute none" in said
+
+
 def test_of_the_ranks_of_cp_one_stands_for_all() -> None:
     layout = Layout(num_gpus=8, gpus_per_node=8, dp=1, fsdp=2, cp=4)
     alike = msgspec.structs.replace(rank_class(0, count=8), context_rank=3)

@@ -32,6 +32,8 @@ IN_BF16 = {
     "compiled": cuda(dtype=BF16, backend="inductor"),
     "recompute_full": cuda(dtype=BF16, recompute="full"),
     "recompute_selective": cuda(dtype=BF16, recompute="selective"),
+    "recompute_per_op": cuda(dtype=BF16, recompute="per_op"),
+    "compiled-recompute_per_op": cuda(dtype=BF16, backend="inductor", recompute="per_op"),
     "loss_chunk": cuda(dtype=BF16, loss_chunk=7),
     "ddp": cuda(dtype=BF16, wrapper="ddp"),
     "fsdp": cuda(dtype=BF16, wrapper="fsdp"),

@@ -24,11 +24,14 @@ COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 EXACT = {
     "recompute_full": (Way(recompute="full"), REPRESENTATIVE),
     "recompute_selective": (Way(recompute="selective"), REPRESENTATIVE),
+    "recompute_per_op": (Way(recompute="per_op"), REPRESENTATIVE),
+    "recompute_every_second_layer": (Way(recompute=2), ["smollm"]),
     "initialized": (Way(initialized=True), REPRESENTATIVE),
     "compiled": (Way(backend="aot_eager"), ["llama", "deepseek_v3"]),
     "compiled-eager_kernels": (Way(backend="aot_eager", kernels="eager"), ()),
     "compiled-recompute_full": (Way(backend="aot_eager", recompute="full"), ["gpt_oss"]),
     "compiled-recompute_selective": (Way(backend="aot_eager", recompute="selective"), ["gemma2"]),
+    "compiled-recompute_per_op": (Way(backend="aot_eager", recompute="per_op"), ["deepseek_v3"]),
     "compiled-loss_chunk": (Way(backend="aot_eager", loss_chunk=7), ["smollm"]),
     "compiled-bf16": (Way(backend="aot_eager", dtype=torch.bfloat16), ["mixtral"]),
 }

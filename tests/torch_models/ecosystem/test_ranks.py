@@ -15,6 +15,7 @@ EXACT = {
     "fsdp": (Way(wrapper="fsdp"), REPRESENTATIVE),
     "fsdp-eager_kernels": (Way(wrapper="fsdp", kernels="eager"), ["gpt_oss"]),
     "fsdp-recompute_full": (Way(wrapper="fsdp", recompute="full"), ["deepseek_v3"]),
+    "fsdp-recompute_per_op": (Way(wrapper="fsdp", recompute="per_op"), ["mixtral"]),
     "fsdp-recompute_selective": (Way(wrapper="fsdp", recompute="selective"), ["gemma2"]),
     "fsdp-mixed_precision": (Way(wrapper="fsdp", mixed_precision=True), ["smollm", "deepseek_v3"]),
     "fsdp-loss_chunk": (Way(wrapper="fsdp", loss_chunk=7), ["smollm"]),
@@ -22,6 +23,7 @@ EXACT = {
     "fsdp-initialized": (Way(wrapper="fsdp", initialized=True), ["smollm", "gpt_oss", "deepseek_v3"]),
     "fsdp-compiled": (Way(wrapper="fsdp", backend="aot_eager"), ["mixtral"]),
     "fsdp-compiled-recompute_full": (Way(wrapper="fsdp", backend="aot_eager", recompute="full"), ()),
+    "fsdp-compiled-recompute_per_op": (Way(wrapper="fsdp", backend="aot_eager", recompute="per_op"), ()),
     "fsdp-compiled-mixed_precision": (Way(wrapper="fsdp", backend="aot_eager", mixed_precision=True), ()),
 }
 ACCUMULATED = {

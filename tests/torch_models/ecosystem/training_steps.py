@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.shrunken import FAMILIES
 from torch_models import build_training_model, initialize, loss_normalizer, set_recompute
-from torch_models.spec import Kernels, Recompute
+from torch_models.spec import Kernels, ModelRecompute
 from torch_models.training.batch import IGNORED
 from torch_models.training.model import TrainingModel
 
@@ -40,7 +40,7 @@ class Way:
     dtype: torch.dtype = torch.float32
     backend: str | None = None  # of torch.compile, with fullgraph
     autocast: bool = False  # to bf16
-    recompute: Recompute = "none"
+    recompute: ModelRecompute = "none"
     loss_chunk: int | None = None
     wrapper: Literal["ddp", "fsdp", "hsdp"] | None = None
     decoder_apart: bool = False  # fully_shard has a group of the whole decoder, beside those of its layers

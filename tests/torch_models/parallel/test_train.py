@@ -25,6 +25,7 @@ MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "dee
 
 FULL = replace(IN_FP64, recompute="full")
 SELECTIVE = replace(IN_FP64, recompute="selective")
+PER_OP = replace(IN_FP64, recompute="per_op")
 # Rows of ep are in fp32: where one rank of fsdp has a stack of experts, torch divides gradients in fp64 twice.
 CHUNKED = replace(IN_FP64, loss_chunk=7)
 EAGER = replace(IN_FP64, kernels="eager")
@@ -43,12 +44,14 @@ ON_TWO: Table = {
     "tp-without_sp": ({"tp": 2, "sequence_parallel": False}, IN_FP64, ["gpt_oss", "deepseek_v3"], FAMILIES),
     "tp-full": ({"tp": 2}, FULL, [], FAMILIES),
     "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], FAMILIES),
+    "tp-per_op": ({"tp": 2}, PER_OP, ["glm4_moe"], FAMILIES),
     "tp-chunked": ({"tp": 2}, CHUNKED, ["deepseek_v3"], FAMILIES),
     "tp-eager": ({"tp": 2}, EAGER, [], FAMILIES),
     "tp-accumulated": ({"tp": 2}, ACCUMULATED, [], FAMILIES),
     "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss"], WITH_EXPERTS),
     "ep-replicas": ({"dp": 2, "ep": 2}, IN_FP32, ["qwen3_moe"], WITH_EXPERTS),
     "ep-full": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["deepseek_v3"], WITH_EXPERTS),
+    "ep-per_op": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="per_op"), ["gpt_oss"], WITH_EXPERTS),
     "ep-zero1": ({"fsdp": 2, "ep": 2, "zero": 1}, replace(IN_FP32, micro_batches=2), ["mixtral"], WITH_EXPERTS),
 }
 ON_FOUR: Table = {

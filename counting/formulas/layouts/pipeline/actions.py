@@ -21,7 +21,7 @@ def actions_of(messages: Messages, setup: Setup, micro_batches: int, more: int) 
     passes = passes_in_order(layout, rank, micro_batches)
     alive = messages.alive(passes)
     further = _further(messages, passes, alive, micro_batches, more)
-    return tuple(
+    found = [
         PipelineAction(
             kind=kind,
             stage=stage,
@@ -31,7 +31,27 @@ def actions_of(messages: Messages, setup: Setup, micro_batches: int, more: int) 
             further=further[place],
         )
         for kind, stage, found, number, place in _with_fully_shard(layout, setup, passes)
-    )
+    ]
+    copies = copies_of_embedding(layout, rank) if setup.mtp else ()
+    if len(copies) == 1:  # else both are on this rank
+        losses = messages.losses()
+        after, further_after = messages_after(messages, micro_batches, more)
+        found.append(
+            PipelineAction(
+                kind="exchange",
+                stage=copies[0],
+                found="nothing",
+                micro_batch=None,
+                messages=after + losses * micro_batches,
+                further=further_after + (losses if more else 0),
+            )
+        )
+    return tuple(found)
+
+
+def copies_of_embedding(layout: Layout, pipeline_rank: int) -> tuple[int, ...]:
+    """Return the stages of a rank that have an embedding where the last one predicts further tokens."""
+    return tuple(stage for stage in layout.stages_of_rank(pipeline_rank) if stage in (0, layout.stages - 1))
 
 
 # Kind, stage, what it finds; the place among the passes if it is one, and the place of the next pass.

@@ -56,6 +56,10 @@ class Messages(NamedTuple):
         """Return the bytes of the buffers to receive into, of one micro-batch."""
         return self.size * sum(map(self.receives, self._stages))
 
+    def losses(self) -> int:
+        """Return the bytes of the loss of one micro-batch, on the rank of the last stage."""
+        return FP32 * (self.layout.stages - 1 in self._stages)
+
     def after(self, passes: Sequence[Pass]) -> int:
         """Return the bytes that are alive after the step: the buffers.
 

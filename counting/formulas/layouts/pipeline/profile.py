@@ -10,19 +10,22 @@ from counting.formulas.layouts.groups import layer_shapes
 from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
 from counting.formulas.layouts.pipeline.messages import Messages
 from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_stage, passes_of_stage
+from counting.formulas.layouts.search import distinct_context_ranks
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
+from counting.formulas.layouts.traffic import Sending, counted
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.local.shapes import division_of, local_setup
 from counting.formulas.states import TOKEN_ID_BYTES, buffer_bytes, table_bytes
 from counting.ranks.pipeline import (
+    NOTHING_RUNS,
     PipelineProfile,
     StagePass,
     StageProfile,
     micro_batches_of_extension,
     micro_batches_to_run,
 )
-from counting.ranks.pipeline_memory import pass_traffic
+from counting.ranks.pipeline_memory import pass_traffic, pipeline_memory
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
@@ -35,12 +38,24 @@ Groups = list[tuple[list[Tensor], int]]
 
 
 def pipeline_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[PipelineProfile, ...]:
-    """Return the profile of each place of the pipeline of `layout`, with pp > 1; both settings are resolved."""
+    """Return the profile of each place of the pipeline of `layout`, with pp > 1; both settings are resolved.
+
+    With cp it is that of the place in cp with the largest peak, the lowest of several.
+    """
     stages = stages_of(spec, layout)
-    return tuple(_profile(stages, setup, layout, rank) for rank in range(layout.pp))
+
+    def of_place(pipeline_rank: int) -> PipelineProfile:
+        found = [_profile(stages, setup, layout, pipeline_rank, place) for place in distinct_context_ranks(layout)]
+        if len(found) == 1:
+            return found[0]
+        return max(found, key=lambda each: pipeline_memory(stages, setup, each, each.shares[0], "").peak_bytes)
+
+    return tuple(map(of_place, range(layout.pp)))
 
 
-def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int) -> PipelineProfile:
+def _profile(
+    stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, context_rank: int
+) -> PipelineProfile:
     assert setup.micro_batches is not None, "a resolved setup"
     local = local_setup(setup, layout.cp)
     run = micro_batches_to_run(layout, setup.micro_batches)
@@ -48,7 +63,10 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     messages = Messages(layout, pipeline_rank, _message_bytes(stages[0].spec, local, layout))
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
     groups = [group for stage in own for group in _groups(stage, setup, layout)]
-    passes = {stage.number: passes_of_stage(stage, setup, layout) for stage in own}
+    passes = {
+        stage.number: passes_of_stage(stage, setup, layout, context_rank) | _exchange(stage, setup, layout, update)
+        for stage in own
+    }
     more = micro_batches_of_extension(layout, setup.micro_batches)
     actions = actions_of(messages, setup, run, more)
     after, further_after = messages_after(messages, run, more)
@@ -56,7 +74,8 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
     return PipelineProfile(
         pipeline_rank=pipeline_rank,
         stages=tuple(
-            _stage_profile(stage, setup, layout, update, passes[stage.number], used[stage.number]) for stage in own
+            _stage_profile(stage, setup, layout, update, passes[stage.number], used[stage.number], context_rank)
+            for stage in own
         ),
         inputs=_inputs(own, local, run) + sum(table_bytes(stage.spec, local) for stage in own),
         actions=actions,
@@ -69,7 +88,18 @@ def _profile(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_ran
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout),
         shares=_shares(groups, layout, update, pipeline_rank),
+        context_rank=context_rank,
     )
+
+
+def _exchange(stage: Stage, setup: Setup, layout: Layout, update: Update) -> PassesByKey:
+    """The sum of the gradients of both embeddings: each rank sends its own and adds what it receives."""
+    local = local_model(stage.spec, layout.tp, mtp=setup.mtp)
+    size = data_sharding(layout).updated((local.vocab_size, local.hidden_size)) * update.formats.gradient
+    traffic = counted("backward", [Sending("send", "pp", size, 0), Sending("receive", "pp", 0, size)])
+    nothing = (NOTHING_RUNS,) * shallow(stage.spec).spec.num_layers
+    before = RankStretch(memory=Stretch(peak=size, net=0), traffic=traffic)
+    return {"exchange nothing": StagePass(before=before, layers=nothing, after=NOTHING_RUNS, ascending=True)}
 
 
 def _message_bytes(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
@@ -110,7 +140,13 @@ def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> lis
 
 
 def _stage_profile(
-    stage: Stage, setup: Setup, layout: Layout, update: Update, passes: PassesByKey, used: set[str]
+    stage: Stage,
+    setup: Setup,
+    layout: Layout,
+    update: Update,
+    passes: PassesByKey,
+    used: set[str],
+    context_rank: int,
 ) -> StageProfile:
     (outside, _), *of_layers = _groups(stage, setup, layout)
     model = shallow(stage.spec)
@@ -123,7 +159,7 @@ def _stage_profile(
                 count=count,
                 parameters=updated_numbers(tensors),
                 states=update.states(tensors),
-                held=_held(index, stage, layer, setup, layout, forward),
+                held=_held(index, stage, layer, setup, layout, forward, context_rank),
             )
             for index, (layer, (tensors, count)) in enumerate(zip(model.spec.layers, of_layers, strict=True))
         ),
@@ -134,14 +170,22 @@ def _stage_profile(
     )
 
 
-def _held(index: int, stage: Stage, layer: LayerSpec, setup: Setup, layout: Layout, forward: StagePass) -> int:
+def _held(
+    index: int,
+    stage: Stage,
+    layer: LayerSpec,
+    setup: Setup,
+    layout: Layout,
+    forward: StagePass,
+    context_rank: int,
+) -> int:
     """What a layer keeps for backward: the closed form.
 
     The first layer of a later stage has its input in a buffer, which is not freed if the layer does not need it. That
     is what the simulation says.
     """
     if index or stage.is_first:
-        return local_layer_held(layer, setup, layout)
+        return local_layer_held(layer, setup, layout, context_rank)
     memory = forward.layers[index].memory
     return memory.net - memory.gathered - memory.communication
 

@@ -112,7 +112,8 @@ class HalvedTape(Tape):
             return
         self._run_in_this_pass.add(id(segment))
         for each, recomputed in zip(segment.operations, self._run_once_more(segment), strict=True):
-            self._restored.setdefault(id(each), []).append(recomputed.kept)
+            if each.derive is not None:  # it has not run yet
+                self._restored.setdefault(id(each), []).append(recomputed.kept)
 
     def _run_once_more(self, segment: Segment) -> list[Operation]:
         assert segment.function is not None
@@ -141,6 +142,9 @@ class HalvedTape(Tape):
                     before.append(noted)
                 self._undo_to_weights(operation, operation.gradients if noted is None else noted, needed, leaves)
             del added
+        for operation in self._halved:
+            if operation.segment is not None:
+                operation.segment.operations = []  # they refer to each other
         self._in_second_half = False
         self._added, self._halved, self.leaves = [], [], []
         self._noted, self._restored = {}, {}

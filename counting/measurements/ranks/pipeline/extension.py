@@ -8,7 +8,7 @@ from counting.measurements.ranks.pipeline.schedules import Order, Ran
 from counting.ranks.pipeline import PipelineAction
 from counting.ranks.profile import Traffic, Traffics
 
-Passes = Counter[tuple[int, str]]  # how often: the number of a stage, and the key of a pass
+PassCounts = Counter[tuple[int, str]]  # how often: the number of a stage, and the key of a pass
 
 
 class ExtendedOrder(NamedTuple):
@@ -19,8 +19,8 @@ class ExtendedOrder(NamedTuple):
     further_after: int
     traffic: Traffics  # of messages
     further_traffic: Traffics
-    passes: Passes
-    further_passes: Passes
+    passes: PassCounts
+    further_passes: PassCounts
 
 
 def extended_order(order_of: Callable[[int], Order], run: int, more: int) -> ExtendedOrder:
@@ -79,12 +79,12 @@ def _action(one: Ran, further: int) -> PipelineAction:
     )
 
 
-def _further_passes(short: Order, long: Order, further: Callable[[int, int], int]) -> Passes:
+def _further_passes(short: Order, long: Order, further: Callable[[int, int], int]) -> PassCounts:
     """The passes of one more micro-batch, as those at the end of the step: what a later one finds changes no FLOPs."""
     few, many = (Counter((each.stage, each.kind) for each in order.passes) for order in (short, long))
     key_of = {(each.stage, each.kind): (each.stage, f"{each.kind} {each.found}") for each in short.passes}
     return Counter({key_of[key]: further(few[key], number) for key, number in many.items() if number != few[key]})
 
 
-def _passes(order: Order) -> Passes:
+def _passes(order: Order) -> PassCounts:
     return Counter((each.stage, f"{each.kind} {each.found}") for each in order.passes)

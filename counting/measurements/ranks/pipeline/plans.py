@@ -11,7 +11,7 @@ Key = tuple[PassKind, Found]  # the kind of a pass, and what it finds
 MOST_WAITING = 4  # micro-batches between two of their passes
 
 
-class Step(NamedTuple):
+class PlannedPass(NamedTuple):
     """A pass that is run; or, with `made`, the gradients that a `weight_backward` leaves are made without it."""
 
     kind: PassKind
@@ -56,7 +56,7 @@ class Planner:
         self._states, self._sharded, self._makes_gradients = states, sharded, makes_gradients
         self._own_passes = sharded and not gathers_first
 
-    def plan(self, needed: set[Key]) -> list[Step]:
+    def plan(self, needed: set[Key]) -> list[PlannedPass]:
         """Steps that contain all of `needed`; the last one completes the gradients of a step."""
         place, left, steps = _Place((False, False, False)), set(needed), list[_Taken]()
         while left:
@@ -122,7 +122,7 @@ class _Taken(NamedTuple):
     made: bool
 
 
-def _numbered(steps: list[_Taken]) -> Iterator[Step]:
+def _numbered(steps: list[_Taken]) -> Iterator[PlannedPass]:
     """The steps with micro-batches: each kind of pass takes them in turn."""
     begun, waiting, halfway = 0, deque[int](), deque[int]()
     for (kind, found), made in steps:
@@ -139,4 +139,4 @@ def _numbered(steps: list[_Taken]) -> Iterator[Step]:
             halfway.append(number)
         elif kind == "weight_backward":
             number = halfway.popleft()
-        yield Step(kind, number, found, made)
+        yield PlannedPass(kind, number, found, made)

@@ -12,10 +12,11 @@ from torch import Tensor
 from counting.counts import StepFlops
 from counting.measurements.parameters import buffer_bytes
 from counting.measurements.ranks.collectives import axes_of
+from counting.measurements.ranks.context import distinct_context_ranks, of_worst_in_pipeline
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
-from counting.measurements.ranks.pipeline.plans import Key, Planner, Step, alike
+from counting.measurements.ranks.pipeline.plans import Key, PlannedPass, Planner, alike
 from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
 from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
 from counting.measurements.ranks.pipeline.stand_ins import lowered_once
@@ -64,13 +65,22 @@ def profiles_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) 
     more = micro_batches_of_extension(layout, setup.micro_batches)
     with lowered_once():
         orders = [extended_order(partial(_order, stages, setup, layout, rank), run, more) for rank in range(layout.pp)]
-    with fake_world(layout.ranks):
+    profiles = [_profiles(stages, setup, layout, orders, run, rank) for rank in distinct_context_ranks(layout)]
+    return tuple(of_worst_in_pipeline(tuple(stages), setup, of_place) for of_place in zip(*profiles, strict=True))
+
+
+def _profiles(
+    stages: Sequence[Stage], setup: Setup, layout: Layout, orders: Sequence[ExtendedOrder], run: int, context_rank: int
+) -> list[PipelineProfile]:
+    """Measure one rank of each place in the pipeline, the first of those at this place in cp."""
+    with fake_world(layout.ranks, context_rank * layout.tp):
         measuring_stages = _Stages(setup, layout, build_meshes(layout, OF_MODULES))
         measured = measuring_stages.measure(stages, orders)
-        return tuple(
+        found = [
             measuring_stages.profile(rank, order, run, [measured[number] for number in layout.stages_of_rank(rank)])
             for rank, order in enumerate(orders)
-        )
+        ]
+    return [structs.replace(profile, context_rank=context_rank) for profile in found]
 
 
 def _order(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, number: int) -> Order:
@@ -175,7 +185,7 @@ class _Stages:
         at_the_end = {key for key in needed if key[0] == "exchange"}
         steps = planner.plan(set(measured_as.values()) - at_the_end)
         ran: dict[Key, PassRun] = {}
-        for one in runs.run([*steps, *(Step(kind, None, found) for kind, found in at_the_end)]):
+        for one in runs.run([*steps, *(PlannedPass(kind, None, found) for kind, found in at_the_end)]):
             ran.setdefault((one.step.kind, one.step.found), one)
         return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
 

@@ -14,8 +14,9 @@ from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.ranks.categories import Categories, CategoryMarks, RankCut, rank_stretches
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
-from counting.measurements.ranks.pipeline.plans import Step
+from counting.measurements.ranks.pipeline.plans import PlannedPass
 from counting.measurements.ranks.pipeline.stand_ins import before_groups, parameter_of, prepare_stage
+from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local
 from counting.measurements.ranks.step import cut_before
 from counting.ranks.pipeline import PassKind, StagePass
@@ -31,7 +32,7 @@ OF_BATCHES: tuple[PassKind, ...] = ("forward", "backward", "input_backward", "we
 class PassRun(NamedTuple):
     """A pass that was run."""
 
-    step: Step
+    step: PlannedPass
     measured: StagePass
     flops: StepFlops
 
@@ -42,12 +43,13 @@ class _Marked(NamedTuple):
     Section 0 stands before the layers in the model, then each layer is one, and the last stands after them.
     """
 
-    step: Step
+    step: PlannedPass
     start: RankCut
     moments: list[RankCut]
     messages: set[int]  # storages that are alive between stages when it begins
     newborn: set[int]  # those that it hands on
     counter: FlopCounter
+    skipped: SkippedByCausality
     ascending: bool
 
 
@@ -83,7 +85,7 @@ class StageRun:
         self._moments: list[RankCut] = []
         self._section = 0
 
-    def run(self, steps: Sequence[Step]) -> list[PassRun]:
+    def run(self, steps: Sequence[PlannedPass]) -> list[PassRun]:
         """Run these passes in order."""
         module, stage = self._module, self._stage
         prepare_stage(stage, sum(step.kind == "forward" for step in steps))
@@ -97,7 +99,8 @@ class StageRun:
         tables = [table for pair in module.tables for table in pair]
         existing = [*module.parameters(), *module.buffers(), self._token_ids, self._labels, *tables, *buffers]
         found: list[_Marked] = []
-        with Attribution() as self._attribution, RankBytes(existing, self._observe) as self._tracker:
+        observers = self._observe, self._observe_wrapped
+        with Attribution() as self._attribution, RankBytes(existing, *observers) as self._tracker:
             self._messages = {self._tracker.serial(buffer) for buffer in buffers}
             marks = CategoryMarks(module, self._tracker, let_go=self._let_go)
             with loss_context(self._layout), marks as self._marks:
@@ -113,7 +116,7 @@ class StageRun:
                 for hook in hooks:
                     hook.remove()
                 categories = self._marks.found()
-        return [PassRun(one.step, self._pass(one, categories), self._flops(one.counter)) for one in found]
+        return [PassRun(one.step, self._pass(one, categories), self._flops(one.counter, one.skipped)) for one in found]
 
     def _sections(self) -> dict[nn.Module, int]:
         """The section of each module: 0 for what precedes the first layer, and for the stage itself."""
@@ -131,12 +134,13 @@ class StageRun:
 
     # --- one pass -----------------------------------------------------------------------------------------------
 
-    def _run(self, step: Step) -> _Marked:
+    def _run(self, step: PlannedPass) -> _Marked:
         kind, stage = step.kind, self._module.stage
         whole_backward = kind == "weight_backward" and stage.is_first
         self._ascending = kind not in ("backward", "input_backward") and not whole_backward
         self._collectives.phase = "forward" if kind in ("forward", "unshard", "wait") else "backward"
         self._counter = FlopCounter(self._attribution)
+        self._skipped = SkippedByCausality(self._attribution, self._layout.cp)
         if self._layout.is_sharded and step.found == "nothing" and kind in ("unshard", "forward"):
             self._free_gradients()  # the shards of those of the step before
         self._moments, self._section = [], 0 if self._ascending else self._last_section
@@ -149,7 +153,8 @@ class StageRun:
         self._moments.append(self._cut())
         del handed_on
         self._marks.after_pass()
-        marked = _Marked(step, start, self._moments, self._messages.copy(), newborn, self._counter, self._ascending)
+        counters = self._counter, self._skipped
+        marked = _Marked(step, start, self._moments, self._messages.copy(), newborn, *counters, self._ascending)
         self._messages |= newborn
         return marked
 
@@ -257,7 +262,11 @@ class StageRun:
 
     def _observe(self, *op: Any) -> None:
         self._counter(*op)
+        self._skipped(*op)
         self._collectives(*op)
+
+    def _observe_wrapped(self, *op: Any) -> None:
+        self._skipped.of_all_positions(*op)
 
     def _cut(self) -> RankCut:
         cut = RankCut(Cut(self._tracker.at_peak, self._tracker.alive()), self._collectives.take())
@@ -303,7 +312,7 @@ class StageRun:
             ascending=one.ascending,
         )
 
-    def _flops(self, counter: FlopCounter) -> StepFlops:
+    def _flops(self, counter: FlopCounter, skipped: SkippedByCausality) -> StepFlops:
         owners = owners_in(self._module)
         for layer, count in zip(self._layers, self._counts, strict=True):
             owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
@@ -311,6 +320,7 @@ class StageRun:
             forward=counter.of_pass("forward", owners),
             backward=counter.of_pass("backward", owners),
             recomputed=counter.of_pass("recomputed", owners),
+            skipped_by_causality=skipped.counts(owners),
         )
 
 

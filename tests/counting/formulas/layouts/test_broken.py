@@ -115,7 +115,7 @@ BROKEN = [
     ("tensor", traffic, "[*[*self._input(), *self._output()] * 2,", "[*self._input(), *self._output(),"),
     ("norms", replicated, "4 if layer.norm_placement", "2 if layer.norm_placement"),
     ("tensor", traffic, "again = self._loss_sums() if", "again = [] if True or"),
-    ("tensor", traffic, "            found += self._gradients([(width,)])\n", "            found += []\n"),
+    ("tensor", traffic, "))]\n        if self.by_position:\n", "))]\n        if False:\n"),
     ("experts", traffic, '[Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]', "[*self._ways(layer)]"),
     ("experts", traffic, "self.division.received_rows(rows) * of_row", "rows * of_row"),
     ("tensor", flops, "found += projections * -1 + _divided(projections, division.tp)", "found += projections * 0"),

@@ -54,6 +54,7 @@ SETUPS: list[dict[str, Any]] = [
     {"micro_batches": 3},
     {"recompute": "full", "loss_chunk": 8, "optimizer": "sgd-momentum"},
     {"recompute": "selective", "precision": "bf16", "micro_batch_size": 2},
+    {"recompute": "per_op", "micro_batches": 2},
 ]
 
 

@@ -14,7 +14,7 @@ from tests.shrunken import LLAMA
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "layouts.md").read_text(encoding="utf-8")
 SMALL = spec_from_fields(LLAMA | {"num_hidden_layers": 6}, "small")
 
 
