@@ -314,14 +314,6 @@ def test_further_tokens_of_positions_of_other_ranks() -> None:
     assert resolved(layout, DEEPSEEK, sequence_length=4096, mtp=False).cp == 2
 
 
-@pytest.mark.parametrize("schedule", ["zb", "zbv", "dualpipev"])
-def test_selective_checkpointing_takes_no_halves(schedule: Any) -> None:
-    """Torch raises "Trying to backward an extra time" where the second half runs."""
-    field, value, rule = refusal(Layout(pp=4, schedule=schedule), recompute="per_op")
-    assert (field, value) == ("recompute", "per_op")
-    assert "halves" in rule
-
-
 def test_prediction_layers_in_halves_under_fully_shard() -> None:
     """Torch's foreach_reduce "expects uniform gradient dtype"; whole backward passes end the step of dualpipev."""
     field, value, rule = refusal(Layout(pp=2, fsdp=2, schedule="zbv"), DEEPSEEK)
