@@ -28,15 +28,17 @@ CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config
 DEEPER_CONFIG = "deepseek_v3_config.json"  # of 61 layers, and analysed with ten times as many
 
 # Steps that are spread over ranks, and the same over more ranks and with more layers.
-LLAMA_ON_64 = "llama_3_8b_config.json --seq_len 8192 --layout fsdp=64"
-LLAMA_ON_65536 = "llama_3_8b_config.json --seq_len 8192 --layout dp=64,fsdp=1024"
-SPREAD = "--seq_len 4096 --recompute full --layout fsdp=2048,ep=64"
+LLAMA_RESERVED = "llama_3_8b_config.json --seq_len 8192 --layout fsdp=64"
+LLAMA_ON_64 = f"{LLAMA_RESERVED} --reserved off"
+LLAMA_ON_65536 = "llama_3_8b_config.json --seq_len 8192 --layout dp=64,fsdp=1024 --reserved off"
+SPREAD = "--seq_len 4096 --recompute full --layout fsdp=2048,ep=64 --reserved off"
 DEEPSEEK_ON_2048 = f"{DEEPER_CONFIG} {SPREAD}"
 
 BUDGET_LIMIT = 0.15
 CONFIG_LIMIT = 1.6
 DEEPER_LIMIT = 1.03
 LLAMA_SPREAD_LIMIT = 3.5
+LLAMA_RESERVED_LIMIT = 10.0
 DEEPSEEK_SPREAD_LIMIT = 8.0
 MORE_RANKS_LIMIT = 1.05
 MEMORY_LIMIT = 1.3
@@ -122,6 +124,7 @@ def all_checks(deeper: str) -> list[Check]:
         *(Check("time", analysis, BASELINE, seconds, CONFIG_LIMIT) for analysis in analyses),
         Check("time", deeper, f"--model_config {DEEPER_CONFIG}", seconds, DEEPER_LIMIT),
         Check("time", llama, BASELINE, seconds, LLAMA_SPREAD_LIMIT),
+        Check("time", f"--model_config {LLAMA_RESERVED}", BASELINE, seconds, LLAMA_RESERVED_LIMIT),
         Check("time", wider, llama, seconds, MORE_RANKS_LIMIT),
         Check("time", deepseek, BASELINE, seconds, DEEPSEEK_SPREAD_LIMIT),
         Check("time", f"{deeper} {SPREAD}", deepseek, seconds, MORE_RANKS_LIMIT),
@@ -148,7 +151,7 @@ def main() -> int:
             deeper: [*COMMAND, "--model_config", str(deeper_config)],
             **{
                 f"--model_config {each}": [*COMMAND, "--model_config", *each.split()]
-                for each in (LLAMA_ON_64, LLAMA_ON_65536, DEEPSEEK_ON_2048)
+                for each in (LLAMA_ON_64, LLAMA_RESERVED, LLAMA_ON_65536, DEEPSEEK_ON_2048)
             },
             f"{deeper} {SPREAD}": [*COMMAND, "--model_config", str(deeper_config), *SPREAD.split()],
         }

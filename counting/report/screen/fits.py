@@ -19,7 +19,7 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
     if analysis.memory is not None:
-        reserved_fact(lines, "reserved", analysis.memory)
+        reserved_note(lines, "reserved", analysis.memory)
     needs_note(lines, fits)
 
 
@@ -32,7 +32,7 @@ def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: in
             (
                 fit.gpu,
                 *(_number(size) for size in (fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)),
-                _answer(fit, analysis.setup),
+                _answer(fit, analysis.setup).replace("loss chunk", "chunk"),  # the row must fit its line
                 _number(cheapest.needed_bytes) if cheapest else "",
             )
         )
@@ -42,15 +42,15 @@ def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: in
         lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
 
 
-def reserved_fact(lines: Lines, label: str, memory: "StepMemory") -> None:
-    """Add what the allocator reserves beside what is allocated, and what of it is free; nothing if not estimated."""
+def reserved_note(lines: Lines, label: str, memory: "StepMemory") -> None:
+    """Add as a note what the allocator reserves, what is allocated, and what is free; nothing if not estimated."""
     ends, parts = memory.reserved_bytes, memory.reserved_parts
     if ends is None or parts is None:
         return
     low, high = map(_number, ends)
     free = {"whole segments": parts.idle_bytes, "fragments": parts.fragment_bytes}
     of_it = ", ".join(f"{name} {_number(value)}" for name, value in free.items() if value)
-    lines.fact(
+    lines.note(
         label,
         f"{'' if low == high else f'{low} to '}{high} GiB by torch's allocator, an estimate; allocated "
         f"{_number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",

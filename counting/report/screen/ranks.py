@@ -7,7 +7,7 @@ from counting.cost.fits import worst_rank
 from counting.ranks.result import worst_by_place
 from counting.report.format import Bytes, integer, recompute_in_words
 from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words, stages_in_words
-from counting.report.screen.fits import fit_rows, fits_in_words, needs_note, reserved_fact
+from counting.report.screen.fits import fit_rows, fits_in_words, needs_note, reserved_note
 from counting.report.screen.lines import Lines
 from counting.step.phase import PARTS, Phase
 from torch_models.layout import Layout
@@ -46,7 +46,7 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     lines.fact("the worst rank", _worst(worst, layout, analysis))
     (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
     lines.fact("  at its peak", _parts(peak))
-    reserved_fact(lines, "  reserved", worst.memory)
+    reserved_note(lines, "  reserved", worst.memory)
     if layout.pp > 1:
         lines.fact("  it has", f"{stages_in_words(layout, worst.stages)}; {_in_flight(worst)}")
         lines.fact("  peaks by rank", _peaks(analysis.rank_classes or ()))

@@ -81,6 +81,7 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
         "execution": "eager",
         "clip_gradients": False,
         "zero_gradients": "none",
+        "expandable_segments": False,
         "measured_dtype": "bfloat16",
     }
     assert document["analyses"][0]["setup"] == deepseek["setup"] | {"mtp": False}

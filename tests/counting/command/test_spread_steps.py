@@ -1,6 +1,7 @@
 """A step that is spread over ranks, from the flags to the report; the numbers have their own tests."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_the_flags_say_what_the_library_does(capsys: pytest.CaptureFixture[str])
     flags = "--model_config own.json --layout fsdp=3,zero=2,grouping=layers --num_gpus 6 --micro_batches 2 --gpus L4"
     (found,) = document_of(flags, capsys)["analyses"]
     layout = Layout(num_gpus=6, gpus_per_node=8, dp=2, fsdp=3, zero=2, grouping="layers")
-    analysis = analyze("own.json", Setup(micro_batches=2), layout=layout)
+    analysis = analyze("own.json", Setup(micro_batches=2), layout=layout, reserved=True)
     assert found["layout"] == json.loads(msgspec.json.encode(layout))
     assert found["rank_classes"] == json.loads(msgspec.json.encode(analysis.rank_classes))
     assert found["fits"] == json.loads(msgspec.json.encode(fits_on(analysis, [find_gpu("L4")])))
@@ -78,3 +79,86 @@ def test_details_and_proof(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         assert f"{number:,}" in out
     assert "ranks measured = ranks by formula" in out
     assert "sum over ranks = undivided model" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "reserved"),
+    [
+        ("", False),
+        ("--gpus L4", True),
+        ("--layout fsdp=2", True),
+        ("--gpus L4 --reserved off", False),
+        ("--layout fsdp=2 --reserved off", False),
+        ("--reserved on", True),
+        ("--expandable_segments", True),
+        ("--gpus H100 --tokens 1B", False),
+        ("--gpus H100 --training_budget 5M", False),
+        ("--gpus L4 --micro_batches 3 --seq_len 8", True),
+    ],
+)
+def test_where_reserved_is_estimated(flags: str, reserved: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = document_of(f"--model_config own.json {flags}", capsys)["analyses"]
+    memories = [each["memory"] for each in found["rank_classes"] or [found]]
+    assert any(memory["reserved_bytes"] is not None for memory in memories) is reserved
+    for fit in found["fits"] or ():
+        assert fit["basis"] == ("reserved" if reserved else "allocated")
+        step = fit["reserved_bytes"] if reserved else fit["allocated_bytes"]
+        assert fit["needed_bytes"] == step + fit["context_bytes"] + fit["communicator_bytes"]
+    assert found["setup"]["expandable_segments"] is ("--expandable_segments" in flags)
+
+
+def test_by_default_not_where_it_takes_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "deep.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 129}))
+    (found,) = document_of("--model_config deep.json --gpus L4 --seq_len 8", capsys)["analyses"]
+    assert found["memory"]["reserved_bytes"] is None
+
+
+def test_a_rank_needs_its_communicators_too(capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = document_of("--model_config own.json --layout fsdp=2,tp=2 --gpus H100 --reserved off", capsys)[
+        "analyses"
+    ]
+    of_one = find_gpu("H100").communicator_bytes
+    assert of_one
+    assert found["fits"][0]["communicator_bytes"] == 2 * of_one
+
+
+def test_a_memory_trace(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_config", "own.json", "--layout", "fsdp=2", "--trace_memory", "trace.pickle"]
+    assert main(flags) == 0
+    snapshot = pickle.loads((folder / "trace.pickle").read_bytes())
+    streams = {entry["stream"] for entry in snapshot["device_traces"][0]}
+    assert len(streams) == 3
+    capsys.readouterr()
+    assert main(flags) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*flags, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ("--gpus L4 --reserved off --expandable_segments", "--expandable_segments is of what the allocator reserves"),
+        ("--reserved off --trace_memory t.pickle", "--trace_memory is of what the allocator reserves"),
+        ("--trace_memory missing/t.pickle", "there is no folder missing"),
+        ("--trace_memory t.pickle --precision fp8", "--precision = 'fp8': runs on no meta device"),
+        ("--trace_memory t.pickle --optimizer adamw-8bit", "--optimizer = 'adamw-8bit': runs on no meta device"),
+        ("other.json --trace_memory t.pickle", "--trace_memory writes one file"),
+    ],
+)
+def test_errors_of_reserved_are_one_line(
+    flags: str, error: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(f"--model_config own.json {flags}".split()) == 2
+    captured = capsys.readouterr()
+    assert error in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (folder / "t.pickle").exists()
+
+
+def test_the_screen_says_what_is_reserved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_config", "own.json", "--gpus", "L4"]) == 0
+    out = capsys.readouterr().out
+    assert "GiB by torch's allocator, an estimate; allocated" in " ".join(out.split())
+    assert "what the allocator reserves at most" in out
+    assert main(["--model_config", "own.json", "--gpus", "L4", "--reserved", "off"]) == 0
+    assert "left out: the allocator's reserve, workspaces in kernels" in " ".join(capsys.readouterr().out.split())
