@@ -124,6 +124,12 @@ def _check_halves(layout: Layout, setup: Setup) -> None:
             "checkpointing takes one; give full, selective or none"
         )
         _refuse("recompute", "per_op", rule)
+    if layout.schedule in HALVES and setup.mtp and not layout.is_sharded:
+        rule = (
+            f"is refused with schedule {layout.schedule} on one rank for each stage: torch computes the gradients of "
+            "embedding and prediction layer together there; leave multi-token prediction out, or give fsdp"
+        )
+        _refuse("mtp", True, rule)
     mixed = layout.is_sharded and setup.precision_recipe.master_bytes > 0
     if layout.schedule in ENDS_WITH_HALVES and setup.mtp and mixed:
         rule = (

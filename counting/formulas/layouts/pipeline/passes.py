@@ -27,6 +27,7 @@ from torch_models.layout import Layout
 from torch_models.spec import LayerSpec, ModelSpec
 from torch_models.stages import Stage
 
+OF_PREDICTION = 4  # parameters that a prediction layer has beside those of a layer: three norms and a projection
 HALVED = ("zb", "zbv", "dualpipev")  # schedules with backward passes in halves
 
 PassesByKey = dict[str, StagePass]
@@ -181,7 +182,7 @@ def _traffic(spec: ModelSpec, setup: Setup, layout: Layout, stage: Stage) -> Sta
                 total_traffic([(gradients.backward[place], 1), *_again(layer, setup, found.forward[place])])
                 for place, layer in zip(places, spec.layers, strict=True)
             ),
-            of_loss_gradients,
+            total_traffic([(of_loss_gradients, 1), *_predictions_again(stage, setup, layout, found.loss)]),
         ),
     )
 
@@ -192,6 +193,15 @@ def _again(layer: LayerSpec, setup: Setup, forward: Traffics) -> list[tuple[Traf
         return []
     of_backward = {key.replace("forward", "backward", 1): traffic for key, traffic in forward.items()}
     return [(of_backward, gradients_apart(layer))]
+
+
+def _predictions_again(stage: Stage, setup: Setup, layout: Layout, of_loss: Traffics) -> list[tuple[Traffics, int]]:
+    """The same of the prediction layers, which exchange rows of experts alone."""
+    layers = stage.spec.mtp_layers if setup.mtp else ()
+    if not layers or layout.tp > 1 or layers[0].recompute_in(setup.recompute) != "full":
+        return []
+    forward = {key: traffic for key, traffic in of_loss.items() if key.startswith("forward")}
+    return [(traffic, times + OF_PREDICTION) for traffic, times in _again(layers[0], setup, forward)]
 
 
 def _without(traffics: Traffics, others: Traffics) -> Traffics:
