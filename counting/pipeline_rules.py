@@ -96,12 +96,6 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
         return
     assert setup.micro_batches is not None and layout.schedule is not None
     _check_halves(layout, setup)
-    if layout.cp > 1 and setup.mtp:
-        rule = (
-            "is refused with cp and pp: each depth needs tokens of positions that other ranks of cp have, and a stage "
-            "has none of them; leave multi-token prediction out"
-        )
-        _refuse("mtp", True, rule)
     of_schedule = SCHEDULE_RULES[layout.schedule]
     if of_schedule.takes(setup.micro_batches, layout):
         return

@@ -312,17 +312,3 @@ def test_further_tokens_of_positions_of_other_ranks() -> None:
     assert (field, value) == ("mtp", True)
     assert rule.startswith("is not measured with cp (2) and pp (2) together: ")
     assert resolved(layout, DEEPSEEK, sequence_length=4096, mtp=False).cp == 2
-
-
-def test_prediction_layers_in_halves_under_fully_shard() -> None:
-    """Torch's foreach_reduce "expects uniform gradient dtype"; whole backward passes end the step of dualpipev."""
-    field, value, rule = refusal(Layout(pp=2, fsdp=2, schedule="zbv"), DEEPSEEK)
-    assert (field, value) == ("mtp", True)
-    assert "dualpipev" in rule
-    assert resolved(Layout(pp=2, fsdp=2, schedule="dualpipev"), DEEPSEEK).pp == 2
-    assert resolved(Layout(pp=2, fsdp=2, schedule="zbv"), DEEPSEEK, mtp=False).pp == 2
-
-
-def test_prediction_layers_with_context_and_stages() -> None:
-    field, value, _ = refusal(Layout(pp=2, cp=2), DEEPSEEK)
-    assert (field, value) == ("mtp", True)
