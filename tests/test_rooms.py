@@ -69,10 +69,9 @@ ROOMS = {
     ),
     "counting.measurements": (
         "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
-        " counting.workspaces torch_models.errors torch_models.layout torch_models.recomputed_layers torch_models.spec"
-        " torch_models.stages"
-        " torch_models.modules torch_models.builder torch_models.checkpoints torch_models.parallel"
-        " torch_models.training"
+        " counting.workspaces torch_models.errors torch_models.layout torch_models.spec torch_models.stages"
+        " torch_models.recomputed_layers torch_models.modules torch_models.builder torch_models.checkpoints"
+        " torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
