@@ -117,6 +117,7 @@ def _others(setup: Setup, kernels: Kernels, tokens: int) -> Iterator[Setup]:
     """The setups with these kernels that save memory, without `setup` itself; a rank has `tokens` of a micro-batch."""
     smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
     chunks = [setup.loss_chunk, *([smaller] if min(setup.loss_chunk or tokens, tokens) > smaller else [])]
+    setup = msgspec.structs.replace(setup, execution="eager")  # the peaks are of a step that is run op by op
     for recompute in _recomputes(kernels):
         for chunk in chunks:
             other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=chunk)
