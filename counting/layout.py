@@ -14,7 +14,7 @@ from typing import NoReturn
 import msgspec
 
 from counting.megatron_rules import check_megatron, check_rounds
-from counting.pipeline_rules import check_micro_batches, check_stages, with_stages
+from counting.pipeline_rules import check_halves, check_micro_batches, check_stages, with_stages
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
@@ -60,6 +60,7 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
     if layout.framework == "megatron":
         check_rounds(resolved, setup)
     else:
+        check_halves(resolved, setup, spec)
         check_micro_batches(resolved, setup)
     return resolved
 

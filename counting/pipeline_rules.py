@@ -12,7 +12,7 @@ import msgspec
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import HALVED, SEVERAL_STAGES, V_SHAPED, Layout
-from torch_models.spec import ModelSpec
+from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, ModelSpec
 from torch_models.stages import even_stages
 
 MOST_STAGES_SHOWN = 16  # of a list of the layers of all stages
@@ -95,7 +95,12 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     if layout.pp == 1:
         return
     assert setup.micro_batches is not None and layout.schedule is not None
-    _check_halves(layout, setup)
+    if layout.schedule == "gpipe" and setup.micro_batches > MOST_IN_GPIPE:
+        rule = (
+            f"must be at most {MOST_IN_GPIPE} with schedule gpipe, where all of them wait for backward at once: give fewer, "
+            "or schedule 1f1b"
+        )
+        _refuse("micro_batches", setup.micro_batches, rule)
     of_schedule = SCHEDULE_RULES[layout.schedule]
     if of_schedule.takes(setup.micro_batches, layout):
         return
@@ -112,11 +117,28 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     _refuse("micro_batches", setup.micro_batches, rule)
 
 
+MOST_IN_GPIPE = 256
 ENDS_WITH_HALVES = ("zb", "zbv")  # in the last stage too
 
 
-def _check_halves(layout: Layout, setup: Setup) -> None:
-    """Raise `ArgumentError` for what torch does not do when it computes the gradients of parameters apart."""
+def check_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
+    """Raise `ArgumentError` for what torch does not do when it computes the gradients of parameters apart.
+
+    And for what has no formula there: the collectives of tp that the second half calls again.
+    """
+    if layout.schedule in HALVED and layout.tp > 1:
+        again = {
+            "loss_chunk": (setup.loss_chunk, setup.loss_chunk is not None),
+            "mtp": (True, bool(setup.mtp) and setup.recompute != "none"),
+            "tp": (layout.tp, any(_has_width_norm(layer) for layer, _ in spec.layer_groups())),
+        }
+        for field, (value, refused) in again.items():
+            if refused:
+                rule = (
+                    f"is refused with tp ({layout.tp}) and schedule {layout.schedule}, which runs backward in two halves: "
+                    "what tp sends in the second half has no formula; leave it out, or give schedule interleaved"
+                )
+                _refuse(field, value, rule)
     if layout.schedule in HALVED and setup.recompute == "per_op":
         rule = (
             f"is refused with schedule {layout.schedule}, which runs backward in two halves: torch's selective "
@@ -188,3 +210,9 @@ def _or(numbers: list[int]) -> str:
 
 def _refuse(field: str, value: object, rule: str) -> NoReturn:
     raise ArgumentError(field, value, rule)
+
+
+def _has_width_norm(layer: LayerSpec) -> bool:
+    """Whether queries and keys have a norm over the width of all heads, whose sums ranks of tp add up."""
+    attention = layer.attention
+    return isinstance(attention, GroupedQueryAttentionSpec) and attention.query_key_norm == "width"
