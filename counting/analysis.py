@@ -169,6 +169,8 @@ def analyze(
         raise ArgumentError("reserved", reserved, "is of a training step: give step too, or leave it out")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
+    if setup.execution == "compiled" and not reserved:
+        raise ArgumentError("execution", setup.execution, "changes what is reserved alone: ask for that, or give eager")
     if isinstance(config, ModelSpec | ForeignConfig):
         read_already = "the config is read already: give it where it is read"
         if ignore_fields:
@@ -273,6 +275,7 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
         raise ArgumentError("kernels", setup.kernels, rule)
     for field, plain in (
         ("recompute", "none"),
+        ("execution", "eager"),
         ("loss_chunk", None),
         ("clip_gradients", False),
         ("zero_gradients", "none"),

@@ -52,6 +52,7 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
     if layout.framework == "megatron":
         check_megatron(layout, layers, setup)
     _check_setup(setup)
+    _check_compiled(layout, setup)
     _check_context_parallel(layout, layers, setup)
     _check_tensor_parallel(layout, spec, layers, setup)
     resolved = with_stages(_with_replicas(layout), spec)
@@ -141,6 +142,15 @@ def _check_setup(setup: Setup) -> None:
         _refuse("clip_gradients", True, "is not measured on ranks yet, which send each other their norms: leave it out")
     if setup.zero_gradients != "none":
         _refuse("zero_gradients", setup.zero_gradients, "is not measured on ranks yet: leave it out")
+
+
+def _check_compiled(layout: Layout, setup: Setup) -> None:
+    """Raises `ArgumentError` for compiled layers of which a rank has a part: the graph would have collectives."""
+    if setup.execution == "compiled" and layout.framework != "torch":
+        _refuse("execution", setup.execution, f"is torch's, and no step of {layout.framework} is run: give eager")
+    for axis in ("tp", "cp", "ep", "pp"):
+        if setup.execution == "compiled" and getattr(layout, axis) > 1:
+            _refuse("execution", setup.execution, f"is modelled of whole layers, and {axis} divides them: give eager")
 
 
 # --- The model -------------------------------------------------------------------------------------------------------

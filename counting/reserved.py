@@ -18,7 +18,14 @@ from counting.ranks.pipeline import micro_batches_to_run
 from counting.ranks.result import RankAnalysis, worst_of_classes
 from counting.recipes import states_measurable
 from counting.setup import Setup
-from counting.step.memory import NOT_RESERVED_NOTE, RESERVED_NOTE, PoolOfStream, ReservedParts, StepMemory
+from counting.step.memory import (
+    COMPILED_NOTE,
+    NOT_RESERVED_NOTE,
+    RESERVED_NOTE,
+    PoolOfStream,
+    ReservedParts,
+    StepMemory,
+)
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -41,7 +48,7 @@ def with_reserved(
         memory,
         reserved_bytes=found.reserved_bytes,
         reserved_parts=_parts(found),
-        notes=(*memory.notes, RESERVED_NOTE),
+        notes=(*memory.notes, RESERVED_NOTE, *([COMPILED_NOTE] if setup.execution == "compiled" else [])),
     )
 
 

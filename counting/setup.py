@@ -66,6 +66,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.execution not in get_args(Execution):
             raise ArgumentError("execution", self.execution, f"must be one of {', '.join(get_args(Execution))}")
+        if self.execution == "compiled" and self.recompute == "selective":
+            rule = "is of kernels that run op by op: with compiled layers give none, per_op, full or a number"
+            raise ArgumentError("recompute", self.recompute, rule)
         check_kernels(self.kernels)
         check_recompute(self.recompute)
         if self.mtp is not None and not isinstance(self.mtp, bool):

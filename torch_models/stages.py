@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from torch_models.errors import ArgumentError
-from torch_models.layout import SEVERAL_STAGES, V_SHAPED, Layout
+from torch_models.layout import Layout
 from torch_models.spec import ModelSpec, runs_of
 
 
@@ -56,35 +55,3 @@ def micro_batches_of_round(pp: int, micro_batches: int) -> int:
     A round has `pp` of them, or a few more where they do not come out even.
     """
     return micro_batches // max(micro_batches // pp, 1)
-
-
-def check_micro_batches(layout: Layout, micro_batches: int) -> None:
-    """Raise `ArgumentError` if the schedule of a resolved `layout` with pp > 1 refuses this number of micro-batches.
-
-    The rules are those of torch 2.13, `torch/distributed/pipelining/schedules.py`.
-    """
-    pp, stages, schedule = layout.pp, layout.stages, layout.schedule
-    if schedule in ("1f1b", "dualpipev") and micro_batches < stages:
-        rule = f"must be at least the number of stages ({stages}) with schedule {schedule}"
-        raise ArgumentError("micro_batches", micro_batches, rule)
-    rounds = max(micro_batches // pp, 1)
-    if schedule in ("interleaved", "zb") and micro_batches % rounds:
-        rule = (
-            f"must be a multiple of the number of rounds with schedule {schedule}, "
-            f"which is micro_batches // pp ({rounds}): give {micro_batches - micro_batches % rounds}"
-        )
-        raise ArgumentError("micro_batches", micro_batches, rule)
-
-
-def check_stages_per_rank(layout: Layout) -> None:
-    """Raise `ArgumentError` if the schedule of a `layout` with pp > 1 needs another number of stages on each rank.
-
-    The rules are those of torch 2.13, `torch/distributed/pipelining/schedules.py`.
-    """
-    schedule, each = layout.schedule, layout.stages_per_rank or 1
-    if schedule in V_SHAPED and each != 2:
-        raise ArgumentError("stages_per_rank", each, f"must be 2 with schedule {schedule}")
-    if schedule in SEVERAL_STAGES and each < 2:
-        raise ArgumentError("stages_per_rank", each, f"must be at least 2 with schedule {schedule}")
-    if schedule not in SEVERAL_STAGES and each != 1:
-        raise ArgumentError("stages_per_rank", each, f"must be 1 with schedule {schedule}")

@@ -50,6 +50,7 @@ def setup_of(options: argparse.Namespace) -> Setup:
             clip_gradients=_on_or_off(options.clip_gradients),
             precision=options.precision,
             optimizer=options.optimizer,
+            execution=options.execution,
             expandable_segments=options.expandable_segments or None,
         )
     )
@@ -63,6 +64,8 @@ def asks_for_reserved(options: argparse.Namespace) -> bool:
     if options.reserved is not None:
         return bool(options.reserved == "on")
     if options.layout is not None or options.expandable_segments or options.trace_memory is not None:
+        return True
+    if options.execution == "compiled":
         return True
     named = options.gpus is not None or options.gpu_file is not None
     return named and options.tokens is None and options.training_budget is None

@@ -20,6 +20,7 @@ NEEDS = {
     "global_batch_tokens": ("model_config",),
     "zero_gradients": ("model_config",),
     "reserved": ("model_config",),
+    "execution": ("model_config",),
     "expandable_segments": ("model_config",),
     "trace_memory": ("model_config",),
     "proof": ("model_config",),
@@ -90,7 +91,7 @@ def check_flags(options: argparse.Namespace) -> None:
             if flag in given:
                 raise UserError(f"--layout does not go with --{flag}: {reason}")
     if options.reserved == "off":
-        for flag in ("expandable_segments", "trace_memory"):
+        for flag in ("execution", "expandable_segments", "trace_memory"):
             if flag in given:
                 raise UserError(f"--{flag} is of what the allocator reserves: leave out --reserved off")
     if "trace_memory" in given and len(options.model_config) > 1:

@@ -12,7 +12,7 @@ from counting.cost.budget import DEFAULT_GPUS, DEFAULT_MFU
 from counting.cost.run import MFU_RANGE
 from counting.cost.scaling_laws import DEFAULT_LAW
 from counting.recipes import DEFAULT_OPTIMIZER, DEFAULT_PRECISION
-from counting.setup import ZeroGradients
+from counting.setup import Execution, ZeroGradients
 from torch_models.errors import UserError, show_name
 from torch_models.layout import DEFAULT_SCHEDULE, Framework, Grouping, Schedule
 from torch_models.spec import Kernels, Recompute
@@ -34,6 +34,7 @@ FLAGS = {
     "optimizer": "--optimizer",
     "clip_gradients": "--clip_gradients",
     "expandable_segments": "--expandable_segments",
+    "execution": "--execution",
     "gpus": "--gpus",
     "prices_usd_per_hour": "--gpu_prices",
     "mfu": "--mfu",
@@ -186,6 +187,11 @@ def flags_parser() -> argparse.ArgumentParser:
         choices=("on", "off"),
         help="also what torch's caching allocator reserves, an estimate; default on with --layout, and with --gpus "
         "without a run, where it takes less than about 10 s",
+    )
+    step.add_argument(
+        "--execution",
+        choices=get_args(Execution),
+        help="how layers run: op by op (eager, default), or each compiled, an estimate of what is reserved alone",
     )
     step.add_argument(
         "--expandable_segments", action="store_true", help="as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"

@@ -149,7 +149,7 @@ def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: ar
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
     flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients", "layout"]
-    flags += ["reserved", "expandable_segments", "trace_memory"]
+    flags += ["reserved", "execution", "expandable_segments", "trace_memory"]
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) not in (None, False)]

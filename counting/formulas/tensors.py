@@ -134,3 +134,24 @@ def tensors_after_layers(spec: ModelSpec) -> Tensors:
     return (
         [norm] if spec.tie_word_embeddings else [norm, TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
     )
+
+
+def gradients_apart(layer: LayerSpec) -> int:
+    """Return how many gradients of a layer's parameters are computed one after the other, where each is apart.
+
+    That of a bias is computed with that of its matrix, or, for experts, needs nothing that is kept.
+    """
+    return len(tensors(layer)) - _biases(layer)
+
+
+def _biases(layer: LayerSpec) -> int:
+    attention, feed_forward = layer.attention, layer.feed_forward
+    if isinstance(attention, GroupedQueryAttentionSpec):
+        found = 3 * attention.qkv_bias + attention.output_bias
+    else:
+        found = attention.bias * (2 + (attention.q_lora_rank is not None))
+    if isinstance(feed_forward, GatedMLPSpec):
+        return found + 3 * feed_forward.bias
+    shared = feed_forward.shared_experts
+    found += feed_forward.router.bias + 2 * isinstance(feed_forward.expert, ClampedMLPSpec)
+    return found + (3 * shared.bias if shared is not None else 0)

@@ -62,7 +62,7 @@ class StageProfile(msgspec.Struct, frozen=True, kw_only=True):
     outside_parameters: int
     outside_states: ModelStates
     buffers: int  # bytes of router correction biases, of the whole stage
-    passes: dict[str, StagePass]  # by the key of an action
+    passes: dict[str, StagePass] | None  # by the key of an action; None where no formula has them
 
 
 class PipelineAction(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +112,7 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     optimizer_step: RankStretch
     flops: StepFlops  # of all stages of the rank and all micro-batches of the step
     shares: tuple[RankShare, ...]
+    peak_bound_bytes: int | None = None  # an upper bound of the peak, where no formula has the passes
     context_rank: int = 0  # the rank of cp with the largest peak, which these numbers are of
 
 

@@ -99,6 +99,7 @@ def actions_with_passes(profile: PipelineProfile) -> Iterator[tuple[PipelineActi
     of_number = {stage.stage: stage for stage in profile.stages}
     for action in profile.actions:
         stage = of_number[action.stage]
+        assert stage.passes is not None, "passes that were measured"
         yield action, stage, stage.passes[action.key]
 
 
@@ -109,6 +110,7 @@ def freed_with_the_last_layer(stage: StageProfile, weights: StagePass) -> int:
     freed (see `counting.formulas.memory.stages`). In the profile the last layer frees it for the others, each once. It
     is what forward and both halves of backward leave of a layer, without gradients.
     """
+    assert stage.passes is not None, "passes that were measured"
     forward, inputs = (
         next(each for key, each in stage.passes.items() if key.split()[0] == kind)
         for kind in ("forward", "input_backward")

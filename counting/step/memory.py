@@ -30,6 +30,11 @@ RESERVED_NOTE = (
     "kernels, replayed in a model of torch's caching allocator. It is a range where it depends on addresses. Runs "
     "at the edge of a GPU's memory, where the allocator frees and tries again, and reference cycles are not modelled."
 )
+COMPILED_NOTE = (
+    "Compiled layers: what is reserved, and the peak beside it, are of layers that torch's partitioner cuts into "
+    "forward and backward, with a rule of which results the generated code stores. All other numbers are of a step "
+    "that is run op by op."
+)
 NOT_RESERVED_NOTE = (
     "What the allocator reserves is not estimated: of another framework no step is run, nor is one with an update that "
     "torch does not run on the meta device."

@@ -6,13 +6,14 @@ the simulation between; `traffic`, `flops` and `replicated` say what ranks of te
 """
 
 from counting.formulas.layouts.flops import replicated_forward_flops
-from counting.formulas.layouts.pipeline import pipeline_by_formula
+from counting.formulas.layouts.pipeline import has_exact_passes, pipeline_by_formula
 from counting.formulas.layouts.profile import ranks_by_formula
 from counting.formulas.layouts.replicated import replicated_parameters
 from counting.formulas.layouts.search import RankCost, rank_cost
 
 __all__ = [
     "RankCost",
+    "has_exact_passes",
     "pipeline_by_formula",
     "rank_cost",
     "ranks_by_formula",

@@ -10,6 +10,7 @@ Embedding, final norm, head, loss and multi-token prediction run op by op, as in
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def compile_layers(decoder: Decoder, setup: Setup, dtype: torch.dtype) -> None:
         key = unmarked(layer.spec), recompute
         if key not in graphs:
             rotary = tables[decoder.tables_of_layers[index]]
-            graphs[key] = _traced(*key, setup, rotary, dtype)
+            graphs[key] = traced_layer(*key, setup, rotary, dtype)
         layer.forward = _forward_of(layer, graphs[key])  # type: ignore[method-assign,assignment]
 
 
@@ -82,7 +83,9 @@ class _Compiled(torch.autograd.Function):
         return None, *ctx.graphs.backward.run([*saved, gradient])
 
 
-def _traced(spec: LayerSpec, recompute: Recompute, setup: Setup, rotary: RotaryTables, dtype: torch.dtype) -> _Graphs:
+def traced_layer(
+    spec: LayerSpec, recompute: Recompute, setup: Setup, rotary: RotaryTables, dtype: torch.dtype
+) -> _Graphs:
     """Trace a layer like this and its backward pass, and cut them apart."""
     from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._functorch.aot_autograd import aot_function
@@ -101,7 +104,7 @@ def _traced(spec: LayerSpec, recompute: Recompute, setup: Setup, rotary: RotaryT
 
     def keep(gm: torch.fx.GraphModule, example_inputs: object) -> Any:
         found.append(gm)
-        return make_boxed_func(gm.forward)
+        return make_boxed_func(partial(_outputs_of, gm))
 
     traced = aot_function(
         run, keep, keep, partition_fn=min_cut_rematerialization_partition, decompositions=select_decomp_table()
@@ -115,9 +118,19 @@ def _traced(spec: LayerSpec, recompute: Recompute, setup: Setup, rotary: RotaryT
         return getattr(op, "overloadpacket", op) in fusible
 
     forward, backward = (FusedGraph(module, is_fused) for module in found)
-    saved = [node.name for node in forward.outputs[1:] if node is not None]
-    assert [node.name for node in backward.inputs[:-1]] == saved, "backward is given what forward keeps"
+    pairs = zip(forward.outputs[1:], backward.inputs[:-1], strict=True)
+    given = [(node and node.name, placeholder.name) for node, placeholder in pairs]
+    assert all(kept == name or name.startswith("rng_state") for kept, name in given), "what forward keeps, in its order"
     return _Graphs(forward, backward)
+
+
+def _outputs_of(graph: torch.fx.GraphModule, *inputs: object) -> list[Tensor | None]:
+    """Outputs of the graph without values; it is not run."""
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    values = (None if node is None else node.meta.get("val") for node in output.args[0])
+    return [
+        x if x is None else torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in values
+    ]
 
 
 @contextlib.contextmanager

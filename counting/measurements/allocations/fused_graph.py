@@ -10,7 +10,7 @@ also weighs the number of reads and of operations.
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
@@ -18,6 +18,7 @@ from torch import Tensor, fx
 _aten: Any = torch.ops.aten
 _VIEWS = ("_unsafe_view", "alias", "detach", "expand", "permute", "reshape", "select", "slice", "split", "squeeze")
 VIEWS = frozenset((*_VIEWS, "split_with_sizes", "t", "transpose", "unsqueeze", "view", "as_strided", "unbind"))
+RANDOM_STATE = 16  # bytes of CUDA's, on the host
 FURTHER_FUSED = frozenset((_aten.cat, _aten.embedding, _aten.index_select, _aten.constant_pad_nd, _aten.cumsum))
 
 
@@ -166,6 +167,12 @@ def _takes_place(like: Tensor, x: Tensor) -> bool:
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    arguments, options = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    assert callable(node.target)
-    return node.target(*arguments, **options)
+    found: Any = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    (arguments, options), op = found, cast(Callable[..., Any], node.target)
+    name = getattr(op, "__name__", "")
+    if name == "run_and_save_rng_state":  # of an op that could draw random numbers, and is to run again in backward
+        op, *arguments = arguments
+        return torch.empty(RANDOM_STATE, dtype=torch.uint8, device="cpu"), op(*arguments, **options)
+    if name == "run_with_rng_state":
+        _, op, *arguments = arguments
+    return op(*arguments, **options)

@@ -32,7 +32,7 @@ def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: in
             (
                 fit.gpu,
                 *(_number(size) for size in (fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)),
-                _answer(fit, analysis.setup),
+                _answer(fit, analysis.setup).replace("loss chunk", "chunk"),  # the row must fit its line
                 _number(cheapest.needed_bytes) if cheapest else "",
             )
         )

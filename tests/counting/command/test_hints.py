@@ -97,6 +97,8 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         "model_type = 'llava': is made of several models (text_config, vision_config), and only text decoders are "
         "measured; for its text part alone give --text_only",
     ),
+    (lambda: Setup(expandable_segments="yes"), "--expandable_segments = 'yes': must be true or false"),  # type: ignore[arg-type]
+    (lambda: analyze(LLAMA, step=False, reserved=True), "--reserved = true: is of a training step: give step too"),
     (lambda: Layout(fsdp=0), "--layout fsdp=0: must be a whole number from 1 to 1048576"),
     (lambda: Layout(dp=-1), "--layout dp=-1: must be a whole number"),
     (lambda: Layout(zero=4), "--layout zero=4: must be one of 1, 2, 3"),  # type: ignore[arg-type]
@@ -120,6 +122,9 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         lambda: spread(tp=8, length=12),
         "--layout tp=8: must divide the sequence length (12), which sequence parallelism divides: give 2 or 4; or say",
     ),
+    (lambda: Setup(execution="traced"), "--execution = 'traced': must be one of eager, compiled"),  # type: ignore[arg-type]
+    (lambda: Setup(expandable_segments=1), "--expandable_segments = 1: must be "),  # type: ignore[arg-type]
+    (lambda: analyze(LLAMA, SHORT, step=False, reserved=True), "--reserved = true: is of a training step"),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
 

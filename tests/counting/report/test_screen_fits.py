@@ -53,10 +53,10 @@ def test_on_the_gpus_that_were_asked_about(llama: Analysis, capsys: pytest.Captu
     lines = printed(capsys, Results(analyses=[asked])).splitlines()
     start = lines.index("Does a training step of llama_7b fit on one device? In GiB:")
     assert lines[start + 2 : start + 6] == [
-        "  Large   100.0  140.0   40.0                                    yes",
-        "  Middle  100.0   80.0  -20.0                    with recompute full        70.0",
-        "  Small   100.0   64.0  -36.0  with recompute full, loss chunk 1,024        60.0",
-        "  Tiny    100.0    1.0  -99.0                                     no",
+        "  Large   100.0  140.0   40.0                               yes",
+        "  Middle  100.0   80.0  -20.0               with recompute full        70.0",
+        "  Small   100.0   64.0  -36.0  with recompute full, chunk 1,024        60.0",
+        "  Tiny    100.0    1.0  -99.0                                no",
     ]
     out = words("\n".join(lines))
     assert (

@@ -33,8 +33,7 @@ Fields = dict[str, Any]  # of a layout
 
 def assert_trains_as_undivided(world: World, family: str, length: int, fields: Fields, way: Way) -> None:
     """Every rank has the losses, gradients and weights of the undivided model on sequences of this length."""
-    layout = Layout(**{"dp": 1} | fields)
-    expected = _take_steps(first_model(family, way), Layout(dp=1), Meshes(), way, length, range(layout.data_ranks))
+    expected = train_undivided(family, length, fields, way)
     for found in world.run(train_divided, family, length, fields, way):
         assert_close(found, expected, TOLERANCE)
 
@@ -42,21 +41,33 @@ def assert_trains_as_undivided(world: World, family: str, length: int, fields: F
 def train_divided(family: str, length: int, fields: Fields, way: Way) -> Trained:
     """Train on this rank. Ranks of one group of cp, and of tp, have the same sequences."""
     layout = Layout(**{"dp": 1} | fields)
-    model, meshes = first_model(family, way), build_meshes(layout, "cpu")
+    if way.device != "cpu":
+        return _train_divided(family, length, layout, way)
     with kernels_on_the_cpu(), replaced(apply, "check_device_of_ring", lambda mesh: None):
-        apply.apply_layout(model, layout, meshes)
-        data = dist.get_rank() // (layout.tp * layout.cp)
-        return _take_steps(model, layout, meshes, way, length, [data])
+        return _train_divided(family, length, layout, way)
 
 
-def whole_batch(step: int, rank: int, index: int, length: int) -> tuple[Tensor, Tensor]:
+def _train_divided(family: str, length: int, layout: Layout, way: Way) -> Trained:
+    model, meshes = first_model(family, way), build_meshes(layout, way.device)
+    apply.apply_layout(model, layout, meshes)
+    data = dist.get_rank() // (layout.tp * layout.cp)
+    return _take_steps(model, layout, meshes, way, length, [data])
+
+
+def train_undivided(family: str, length: int, fields: Fields, way: Way) -> Trained:
+    """Train the plain module on the sequences of all ranks."""
+    layout = Layout(**{"dp": 1} | fields)
+    return _take_steps(first_model(family, way), Layout(dp=1), Meshes(), way, length, range(layout.data_ranks))
+
+
+def whole_batch(step: int, rank: int, index: int, length: int, device: str) -> tuple[Tensor, Tensor]:
     """Token ids and labels of two sequences, (2, S) each; some have no label."""
     generator = torch.Generator().manual_seed(100 * step + 10 * rank + index)
     tokens = torch.randint(VOCABULARY, (2, length + 1), generator=generator)
     labels = tokens[:, 1:].clone()
     labels[0, : 3 + 4 * rank + step] = IGNORED
     labels[1, -1 - rank :] = IGNORED
-    return tokens[:, :-1].contiguous(), labels
+    return tokens[:, :-1].contiguous().to(device), labels.to(device)
 
 
 def _take_steps(
@@ -67,9 +78,11 @@ def _take_steps(
     gradients: dict[str, Tensor] = {}
     mtp_layers = model.num_mtp_layers
     for step in range(STEPS):
-        batches = [whole_batch(step, rank, index, length) for rank in ranks for index in range(way.micro_batches)]
+        batches = [
+            whole_batch(step, rank, index, length, way.device) for rank in ranks for index in range(way.micro_batches)
+        ]
         normalizer = loss_normalizer([labels for _, labels in batches], mtp_layers=mtp_layers, context_ranks=layout.cp)
-        total = torch.zeros(())
+        total = torch.zeros((), device=way.device)
         for index, (token_ids, labels) in enumerate(batches):
             set_gradient_synchronisation(model, layout, last=index == len(batches) - 1)
             own = batch_of_rank(token_ids, labels, meshes.cp, mtp_layers=mtp_layers)
@@ -80,9 +93,9 @@ def _take_steps(
         if dist.is_initialized():
             dist.all_reduce(total)
             total /= dist.get_world_size()
-        losses.append(total)
+        losses.append(total.cpu())
         if step == 0:
-            gradients = {name: undivided(weight.grad) for name, weight in model.named_parameters()}
+            gradients = {name: undivided(weight.grad).cpu() for name, weight in model.named_parameters()}
         optimizer.step()
         optimizer.zero_grad()
-    return Trained(losses, gradients, {name: undivided(tensor) for name, tensor in model.state_dict().items()})
+    return Trained(losses, gradients, {name: undivided(tensor).cpu() for name, tensor in model.state_dict().items()})

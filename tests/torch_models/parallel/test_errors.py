@@ -27,6 +27,8 @@ def model_of(family: str, **fields: Any) -> Any:
         ("qwen2", {"tp": 4}, "tp = 4: must divide num_key_value_heads (2)"),
         ("gpt_oss", {"fsdp": 2, "ep": 4}, "ep = 4: must divide the number of experts (6)"),
         ("llama", {"fsdp": 2, "ep": 2}, "ep = 2: must be 1: config has no experts"),
+        ("mistral", {"cp": 2}, "cp = 2: must be 1: attention has a window, which torch's ring attention does not"),
+        ("gemma2", {"cp": 2}, "cp = 2: must be 1: attention has a window, which torch's ring attention does not"),
     ],
 )
 def test_what_does_not_divide(family: str, fields: Fields, message: str) -> None:

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.experimental import _attention as ring
 from torch.distributed.tensor.parallel import ParallelStyle
 
 PRIVATE = [
@@ -13,6 +14,10 @@ PRIVATE = [
     (tensor.placement_types, "_StridedShard", "StridedShard"),
     (tensor, "_StridedShard", "StridedShard"),
     (dist, "_functional_collectives", "functional_collectives"),
+    (ring, "_enable_context_parallel_dispatcher", "enable_context_parallel_dispatcher"),
+    (ring, "_disable_context_parallel_dispatcher", "disable_context_parallel_dispatcher"),
+    (ring, "_cp_options", "cp_options"),
+    (ring, "_RotateMethod", "RotateMethod"),
 ]
 
 

@@ -244,6 +244,12 @@ def test_an_unknown_recompute_is_refused() -> None:
 def test_a_normalizer_that_does_not_fit_is_refused() -> None:
     token_ids, labels = batch()
     model = made(DEEPSEEK_V3, device="meta")
+    with pytest.raises(UserError, match=r"context_ranks = 0: must be a number of ranks, at least 1"):
+        loss_normalizer([labels], context_ranks=0)
+    with pytest.raises(UserError, match=r"context_ranks = 2: must divide the number of ranks in the group \(1\)"):
+        loss_normalizer([labels], context_ranks=2)
+    with pytest.raises(UserError, match=r"further = 'for 0 mtp_layers': call batch_of_rank with mtp_layers=1"):
+        model(token_ids, labels, further=())
     with pytest.raises(UserError, match=r"normalizer = 'for 0 mtp_layers': call loss_normalizer with mtp_layers=1"):
         model(token_ids, labels, normalizer=loss_normalizer([labels]))
     tokens: Any = 40

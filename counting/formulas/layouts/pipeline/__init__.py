@@ -4,6 +4,6 @@
 together; `passes` puts fully_shard's schedule around the simulated passes of a stage; `profile` has the result.
 """
 
-from counting.formulas.layouts.pipeline.profile import pipeline_by_formula
+from counting.formulas.layouts.pipeline.profile import has_exact_passes, pipeline_by_formula
 
-__all__ = ["pipeline_by_formula"]
+__all__ = ["has_exact_passes", "pipeline_by_formula"]

@@ -18,15 +18,16 @@ from counting.formulas.layouts.sharding import Shape
 from counting.formulas.layouts.traffic import compute_traffic, gradient_traffic
 from counting.formulas.local.shapes import local_setup
 from counting.formulas.memory import SimulatedHalves, SimulatedPass, SimulatedStage, simulate_halves, simulate_stage
+from counting.formulas.tensors import gradients_apart
 from counting.ranks.pipeline import NOTHING_RUNS, StagePass
 from counting.ranks.profile import RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
-from torch_models.layout import Layout
-from torch_models.spec import ModelSpec
+from torch_models.layout import HALVED, Layout
+from torch_models.spec import LayerSpec, ModelSpec
 from torch_models.stages import Stage
 
-HALVED = ("zb", "zbv", "dualpipev")  # schedules with backward passes in halves
+OF_PREDICTION = 4  # parameters that a prediction layer has beside those of a layer: three norms and a projection
 
 PassesByKey = dict[str, StagePass]
 
@@ -174,8 +175,32 @@ def _traffic(spec: ModelSpec, setup: Setup, layout: Layout, stage: Stage) -> Sta
             *(_without(found.backward[place], gradients.backward[place]) for place in reversed(places)),
             embedding,
         ),
-        weights=({}, *(gradients.backward[place] for place in places), of_loss_gradients),
+        weights=(
+            {},
+            *(
+                total_traffic([(gradients.backward[place], 1), *_again(layer, setup, found.forward[place])])
+                for place, layer in zip(places, spec.layers, strict=True)
+            ),
+            total_traffic([(of_loss_gradients, 1), *_predictions_again(stage, setup, layout, found.loss)]),
+        ),
     )
+
+
+def _again(layer: LayerSpec, setup: Setup, forward: Traffics) -> list[tuple[Traffics, int]]:
+    """What the second half of backward sends because a checkpoint runs once for each parameter's gradient."""
+    if layer.recompute_in(setup.recompute) != "full":
+        return []
+    of_backward = {key.replace("forward", "backward", 1): traffic for key, traffic in forward.items()}
+    return [(of_backward, gradients_apart(layer))]
+
+
+def _predictions_again(stage: Stage, setup: Setup, layout: Layout, of_loss: Traffics) -> list[tuple[Traffics, int]]:
+    """The same of the prediction layers, which exchange rows of experts alone."""
+    layers = stage.spec.mtp_layers if setup.mtp else ()
+    if not layers or layout.tp > 1 or layers[0].recompute_in(setup.recompute) != "full":
+        return []
+    forward = {key: traffic for key, traffic in of_loss.items() if key.startswith("forward")}
+    return [(traffic, times + OF_PREDICTION) for traffic, times in _again(layers[0], setup, forward)]
 
 
 def _without(traffics: Traffics, others: Traffics) -> Traffics:

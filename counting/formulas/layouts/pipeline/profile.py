@@ -2,23 +2,32 @@
 
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from counting.counts import Counts, StepFlops
-from counting.formulas.flops import head_flops
+from counting.formulas.flops import fused_core_backward, head_flops
 from counting.formulas.layouts.flops import local_model, rank_flops
-from counting.formulas.layouts.formats import stored
+from counting.formulas.layouts.formats import formats, stored
 from counting.formulas.layouts.groups import layer_shapes
 from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
 from counting.formulas.layouts.pipeline.messages import Messages
-from counting.formulas.layouts.pipeline.passes import PassesByKey, outside_of_stage, passes_of_stage
+from counting.formulas.layouts.pipeline.passes import (
+    OF_PREDICTION,
+    PassesByKey,
+    outside_of_stage,
+    passes_of_stage,
+)
 from counting.formulas.layouts.search import distinct_context_ranks
-from counting.formulas.layouts.sharding import data_sharding, expert_sharding
+from counting.formulas.layouts.sharding import data_sharding, expert_sharding, numbers
 from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
 from counting.formulas.layouts.traffic import Sending, counted
 from counting.formulas.local.held import local_layer_held
-from counting.formulas.local.shapes import division_of, local_setup
+from counting.formulas.local.shapes import division_of, local_layer, local_setup
 from counting.formulas.states import TOKEN_ID_BYTES, buffer_bytes, table_bytes
+from counting.formulas.tensors import gradients_apart
 from counting.ranks.pipeline import (
     NOTHING_RUNS,
+    PipelineAction,
     PipelineProfile,
     StagePass,
     StageProfile,
@@ -30,8 +39,14 @@ from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, 
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
-from torch_models.layout import Layout
-from torch_models.spec import LayerSpec, ModelSpec
+from torch_models.layout import HALVED, Layout
+from torch_models.spec import (
+    GroupedQueryAttentionSpec,
+    LayerRun,
+    LayerSpec,
+    MixtureOfExpertsSpec,
+    ModelSpec,
+)
 from torch_models.stages import Stage, stages_of
 
 Groups = list[tuple[list[Tensor], int]]
@@ -44,13 +59,60 @@ def pipeline_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[
     """
     stages = stages_of(spec, layout)
 
+    def peak(profile: PipelineProfile) -> int:
+        return max(pipeline_memory(stages, setup, profile, share, "").peak_bytes for share in profile.shares)
+
     def of_place(pipeline_rank: int) -> PipelineProfile:
         found = [_profile(stages, setup, layout, pipeline_rank, place) for place in distinct_context_ranks(layout)]
-        if len(found) == 1:
-            return found[0]
-        return max(found, key=lambda each: pipeline_memory(stages, setup, each, each.shares[0], "").peak_bytes)
+        worst = found[0] if len(found) == 1 else max(found, key=peak)
+        if has_exact_passes(spec, setup, layout):
+            return worst
+        without = tuple(structs.replace(stage, passes=None) for stage in worst.stages)
+        bound = peak(worst) + sum(_of_predictions(stages[each.stage], setup, layout) for each in worst.stages)
+        return structs.replace(worst, stages=without, peak_bound_bytes=bound)
 
     return tuple(map(of_place, range(layout.pp)))
+
+
+def has_exact_passes(spec: ModelSpec, setup: Setup, layout: Layout) -> bool:
+    """Whether the passes by formula are those that are measured; else the profile has a bound of the peak alone.
+
+    They are but for the second half of backward in three cases, where the order in which the gradients of parameters
+    are computed decides what is alive: norms after a block, whose gradients are those of the residual stream; experts
+    in a checkpoint, which runs again for each parameter; and multi-token prediction, which uses embedding and head
+    again, and whose hooks of fully_shard run in that half too.
+    """
+    if layout.pp == 1 or layout.schedule not in HALVED:
+        return True
+    if setup.mtp:
+        return False
+    for layer, _ in spec.layer_groups():
+        experts = isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+        if layer.norm_placement != "before" or (experts and layer.recompute_in(setup.recompute) == "full"):
+            return False
+    return True
+
+
+def _of_predictions(stage: Stage, setup: Setup, layout: Layout) -> int:
+    """Bytes that prediction layers have beside the simulated ones when their gradients are computed apart, at most.
+
+    Their gradients as they are computed; with full recomputation also in the format of the reduction, since the hooks
+    of fully_shard run meanwhile, and what the checkpoint restores once more.
+    """
+    if not (stage.is_last and setup.mtp):
+        return 0
+    local, recipe = local_model(stage.spec, layout.tp, mtp=setup.mtp), setup.precision_recipe
+    computed, reduced = recipe.activation_bytes, formats(setup).reduced
+    found = 0
+    for layer, whole in zip(local.mtp_layers, stage.spec.mtp_layers, strict=True):
+        shapes, stacks, _ = layer_shapes(layer, layout.ep, predicts=True)
+        of_layer = sum(map(numbers, (*shapes, *stacks)))
+        found += of_layer * computed
+        if layer.recompute_in(setup.recompute) == "full":
+            once = structs.replace(setup, recompute="none")
+            unmarked = structs.replace(whole, recompute=None)
+            found += of_layer * reduced + local_layer_held(unmarked, once, layout)
+    return found
 
 
 def _profile(
@@ -86,7 +148,7 @@ def _profile(
         message_traffic=messages.traffic(run),
         further_traffic=_further_traffic(own, layout, messages, passes) if more else {},
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
-        flops=_flops(own, setup, layout),
+        flops=_flops(own, setup, layout, actions),
         shares=_shares(groups, layout, update, pipeline_rank),
         context_rank=context_rank,
     )
@@ -203,13 +265,47 @@ def _shares(groups: Groups, layout: Layout, update: Update, pipeline_rank: int) 
 # --- FLOPs and traffic ---------------------------------------------------------------------------------------------
 
 
-def _flops(own: Sequence[Stage], setup: Setup, layout: Layout) -> StepFlops:
+def _flops(own: Sequence[Stage], setup: Setup, layout: Layout, actions: Sequence[PipelineAction]) -> StepFlops:
     """The FLOPs of the layers of all stages of the rank, with those of the head where it is."""
     found = StepFlops()
     for stage in own:
         found += rank_flops(stage.spec, setup, layout)
         if not stage.is_last:
             found += _head(stage.spec, setup, layout) * -1
+        if layout.schedule in HALVED and not stage.is_first:
+            found += _recomputed_in_halves(stage, setup, layout, actions)
+    return found
+
+
+def _recomputed_in_halves(stage: Stage, setup: Setup, layout: Layout, actions: Sequence[PipelineAction]) -> StepFlops:
+    """What the second halves of backward compute again.
+
+    A checkpoint runs once for each parameter's gradient, and attention with sinks once for theirs.
+    """
+    assert setup.micro_batches is not None, "a resolved setup"
+    halves = sum(each.kind == "weight_backward" and each.stage == stage.number for each in actions)
+    if layout.schedule != "dualpipev":  # it has as many halves in any step
+        halves = setup.micro_batches
+    found, head = StepFlops(), _head(stage.spec, setup, layout)
+    for layer, count in stage.spec.layer_groups():
+        attention = local_layer(layer, layout.tp).attention
+        if isinstance(attention, GroupedQueryAttentionSpec) and attention.sinks and setup.kernels == "fused":
+            # The gradient of the sinks is one of the results of the whole kernel.
+            assert setup.sequence_length is not None, "a resolved setup"
+            again = fused_core_backward(attention, setup.sequence_length, setup.micro_batch_size)
+            found += StepFlops(backward=Counts(attention=again)) * (count * halves)
+        if layer.recompute_in(setup.recompute) == "full":
+            alone = structs.replace(stage.spec, layer_runs=(LayerRun(layer=layer, count=1),), mtp_layers=())
+            of_all = (rank_flops(alone, setup, layout) + head * -1).recomputed
+            once = Counts(**{name: number // setup.micro_batches for name, number in structs.asdict(of_all).items()})
+            found += StepFlops(recomputed=once) * (count * halves * gradients_apart(layer))
+    for layer in stage.spec.mtp_layers if setup.mtp else ():
+        if layer.recompute_in(setup.recompute) == "full":
+            alone = structs.replace(stage.spec, mtp_layers=(layer,))
+            without = structs.replace(stage.spec, mtp_layers=())
+            of_all = (rank_flops(alone, setup, layout) + rank_flops(without, setup, layout) * -1 + head * -1).recomputed
+            once = Counts(**{name: number // setup.micro_batches for name, number in structs.asdict(of_all).items()})
+            found += StepFlops(recomputed=once) * (halves * (gradients_apart(layer) + OF_PREDICTION))
     return found
 
 

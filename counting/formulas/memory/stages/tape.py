@@ -113,7 +113,8 @@ class HalvedTape(Tape):
         self._run_in_this_pass.add(id(segment))
         for each, recomputed in zip(segment.operations, self._run_once_more(segment), strict=True):
             if each.derive is not None:  # it has not run yet
-                self._restored.setdefault(id(each), []).append(recomputed.kept)
+                detached = [Array(x.size, x.storage) for x in recomputed.kept]
+                self._restored.setdefault(id(each), []).append(detached)
 
     def _run_once_more(self, segment: Segment) -> list[Operation]:
         assert segment.function is not None

@@ -248,6 +248,7 @@ class StageRun:
 
     def _reshard(self, _: None) -> list[Tensor]:
         for module in self._sharded_modules():
+            self._before_group([module])
             module.reshard()
         return []
 

@@ -1,7 +1,7 @@
 """All that is replaced in torch's pipelines, or taken from their private interfaces, so that they run on meta tensors.
 
-Each was tried with torch 2.13.0, and `tests/counting/measurements/ranks/test_pipeline_stand_ins.py` has a test for each
-that fails when it is no longer needed.
+Each was tried with torch 2.13.0, and `test_pipeline_stand_ins.py` has a test for each that fails when it is no longer
+needed.
 """
 
 import contextlib

@@ -21,6 +21,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llama", {"cp": 2, "pp": 2, "fsdp": 2, "schedule": "interleaved"}, {"recompute": "per_op", "micro_batches": 4}),
     ("mixtral", {"cp": 2, "pp": 2, "fsdp": 2, "ep": 2}, {"micro_batches": 3}),
     ("qwen3", {"cp": 3, "pp": 2, "dp": 2}, {"recompute": "full"}),
+    ("llama", {"cp": 2, "pp": 2, "schedule": "zbv"}, {"micro_batches": 4}),
 ]
 
 

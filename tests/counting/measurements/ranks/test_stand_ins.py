@@ -1,10 +1,13 @@
 """Each stand-in is needed: the tests here fail when torch does without one, which then can go."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -88,6 +91,37 @@ def test_waiting_returns_the_argument() -> None:
             x = torch.empty(4, device=device)
             waited = torch.ops._c10d_functional.wait_tensor(x)
             assert (waited.untyped_storage()._cdata == x.untyped_storage()._cdata) is same
+
+
+def test_what_is_sent_is_held_until_its_result_is_waited_for() -> None:
+    """A real collective refers to it until then; the fake one lets go of it at once, and is waited for all the same."""
+    with fake_world(2):
+        mesh = init_device_mesh("meta", (2,))
+        with RankBytes([], lambda *op: None) as tracker:
+            gathered = collectives.all_gather_single(torch.empty(4, device="meta"), 0, mesh)
+            assert isinstance(gathered, collectives.AsyncCollectiveTensor)
+            assert tracker.live == 4 * 4 + 8 * 4
+            waited = gathered.wait()
+            assert tracker.live == waited.untyped_storage().nbytes() == 8 * 4
+
+
+def test_rules_of_ring_attention_import_the_compiler() -> None:
+    """A module of theirs does, which nothing needs that runs here."""
+    code = """
+import sys
+import torch.distributed.tensor
+from torch_models.parallel.context import ring_attention
+from counting.measurements.ranks.stand_ins import stand_ins
+import contextlib
+with stand_ins() if sys.argv[1] == "with" else contextlib.nullcontext(), ring_attention():
+    print("torch.distributed._tools" in sys.modules, "torch.distributed.tensor.debug" in sys.modules)
+print("torch.distributed.tensor.debug" in sys.modules)
+"""
+    said = [
+        subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout.split()
+        for how in ("with", "without")
+    ]
+    assert said == [["False", "True", "False"], ["True", "True", "True"]]
 
 
 def test_caches_of_dtensor(monkeypatch: pytest.MonkeyPatch) -> None:
