@@ -34,7 +34,6 @@ FLAGS = {
     "optimizer": "--optimizer",
     "clip_gradients": "--clip_gradients",
     "expandable_segments": "--expandable_segments",
-    "reserved": "--reserved",
     "execution": "--execution",
     "gpus": "--gpus",
     "prices_usd_per_hour": "--gpu_prices",

@@ -151,18 +151,20 @@ class MicroBatches:
         self._number = min(setup.micro_batches, most)
         self._tables: Sequence[RotaryTables] | None = None
         self._batch: Batch | None = None
+        self._loss: Tensor | None = None  # stays until the next step
 
     def __call__(self, of_step: str) -> None:
         """Run the passes of a step; gradients then stand on the parameters."""
+        self._loss = None
         for index in range(self._number):
             self._batch = self._new_batch()
             token_ids, labels, further = self._batch
             if self._tables is None:
                 self._tables = self._model.model.rotary_tables(token_ids)
             self._before(index == self._number - 1)
-            loss = self._model(token_ids, labels, tables=self._tables, further=further)
+            self._loss = self._model(token_ids, labels, tables=self._tables, further=further)
             self._mark(f"forward {index + 1}{of_step}")
-            loss.backward()
+            self._loss.backward()
             self._mark(f"backward {index + 1}{of_step}")
 
 

@@ -87,13 +87,13 @@ def _on_stream(stream: _Stream) -> Iterator[None]:
 
 def _make_streams(context: FSDPCommContext, device: torch.device) -> None:
     """What `fully_shard` does before the first forward pass; then each of its streams gets its name."""
-    _MAKE_STREAMS(context, device)
+    _plain_lazy_init(context, device)
     for name, value in vars(context).items():
         if isinstance(value, _Stream):
             value.name = name.removesuffix("_stream")
 
 
-_MAKE_STREAMS = FSDPCommContext.lazy_init
+_plain_lazy_init = FSDPCommContext.lazy_init
 
 
 @contextlib.contextmanager

@@ -135,7 +135,8 @@ def fits_by_gpu(fits: "Sequence[Fit]", setup: Setup, *, most: int) -> str:
 def _answer(fit: "Fit", setup: Setup) -> str:
     if fit.fits:
         return "yes"
-    return f"with {remedy_in_words(fit.remedies[0], setup)}" if fit.remedies else "no"
+    words = remedy_in_words(fit.remedies[0], setup) if fit.remedies else "no"
+    return words if not fit.remedies or ", " in words else f"with {words}"  # two changes fill the column
 
 
 def _number(size: int) -> str:

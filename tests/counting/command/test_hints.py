@@ -45,6 +45,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: Setup(micro_batch_size=0), "--micro_batch_size = 0: must be a whole number of sequences from 1 to"),
     (lambda: Setup(micro_batches=0), "--micro_batches = 0: must be a whole number of micro-batches from 1 to"),
     (lambda: Setup(zero_gradients="all"), "--zero_gradients = 'all': must be one of none, in_place"),  # type: ignore[arg-type]
+    (lambda: Setup(expandable_segments=1), "--expandable_segments = 1: must be true or false"),  # type: ignore[arg-type]
     (lambda: Setup(kernels="flash"), "--kernels = 'flash': must be one of fused, eager"),  # type: ignore[arg-type]
     (lambda: Setup(recompute="most"), "--recompute = 'most': must be one of "),  # type: ignore[arg-type]
     (lambda: Setup(loss_chunk=-1), "--loss_chunk = -1: must be a whole number of tokens"),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import _chunk_with_empty
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPCommContext, FSDPParamGroup
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from counting.measurements.meta_device import measuring
@@ -38,6 +38,25 @@ def test_streams_of_meta(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.delattr(torch, "meta")
         with pytest.raises((AttributeError, RuntimeError, AssertionError)):
             step_of_replicated_shards()
+
+
+def test_streams_of_fully_shard_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch gives them none: without the stand-in, all that they make would be of one stream."""
+    seen: set[str] = set()
+
+    def forward_and_backward() -> None:
+        with RankBytes([], lambda *_: seen.add(stand_ins.current_stream())):
+            step_of_replicated_shards()
+
+    with fake_world(4):
+        forward_and_backward()
+    assert {"main", "all_gather_copy_in", "all_gather", "reduce_scatter", "all_reduce"} <= seen
+    seen.clear()
+    with fake_world(4), monkeypatch.context() as patch:
+        patch.setattr(FSDPCommContext, "lazy_init", stand_ins._plain_lazy_init)
+        forward_and_backward()
+    assert seen == {"main"}
+    assert stand_ins.current_stream() == "main"
 
 
 def test_event_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
