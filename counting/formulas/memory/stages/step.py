@@ -117,8 +117,12 @@ class _StageStep(SimulatedStep):
         cut()
         starts.append(tape.position)
         for index in range(len(self.layers)):
+            # What follows the last layer begins when that has run, while its call still refers to its input.
+            ends = index == len(self.layers) - 1 and not self.stage.is_last
+            given = stream[-1].again() if ends else None
             stream.append(self._run_layer(index, stream.pop()))
             cut()
+            del given
             starts.append(tape.position)
         out = self._loss(stream) if self.stage.is_last else stream.pop()
         self._at("model", "after_forward")
