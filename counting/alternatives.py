@@ -15,7 +15,7 @@ from counting.ranks.shallow import shallow
 from counting.setup import MOST_CHUNKS, Setup
 from counting.step.memory import Alternative, step_memory, with_states
 from counting.step.profile import StepProfile
-from torch_models.layout import Layout
+from torch_models.layout import HALVED, Layout
 from torch_models.recomputed_layers import unmarked, without_recompute
 from torch_models.spec import Kernels, ModelSpec, Recompute
 from torch_models.stages import stages_of
@@ -54,7 +54,7 @@ def _of_equal_layers(profile: StepProfile, spec: ModelSpec) -> tuple[StepProfile
 
 
 def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: RankAnalysis) -> tuple[Alternative, ...]:
-    """The same for the ranks of the class `worst`, under the same layout."""
+    """The same for the ranks of the class `worst`, under the same layout; where no formula has the peak, its bound."""
     from counting.formulas.layouts import pipeline_by_formula, ranks_by_formula
 
     def share_of(profile: RankProfile | PipelineProfile) -> RankShare:
@@ -69,20 +69,26 @@ def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: Rank
 
     def cost_in_pipeline(other: Setup) -> tuple[int, int]:
         profile = pipeline_by_formula(spec, other, layout)[worst.stage]
+        if profile.peak_bound_bytes is not None:
+            return profile.peak_bound_bytes, profile.flops.recomputed.total
         memory = pipeline_memory(stages_of(spec, layout), other, profile, share_of(profile), "by formula")
         return memory.peak_bytes, profile.flops.recomputed.total
 
-    return _alternatives(spec, setup, cost_in_pipeline if layout.pp > 1 else cost, cp=layout.cp)
+    return _alternatives(spec, setup, cost_in_pipeline if layout.pp > 1 else cost, layout)
 
 
 def _alternatives(
-    spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[int, int]], *, cp: int = 1
+    spec: ModelSpec, setup: Setup, cost: Callable[[Setup], tuple[int, int]], layout: Layout | None = None
 ) -> tuple[Alternative, ...]:
     """The variants of each choice of kernels, cheapest first; `cost` returns peak bytes and recomputed FLOPs."""
     found = []
+    cp = 1 if layout is None else layout.cp
+    halved = layout is not None and layout.schedule in HALVED
     for kernels in _kernels(spec, setup, cp):
         others = []
         for other in _others(setup, kernels, setup.tokens // cp):
+            if halved and other.recompute == "per_op":  # torch's selective checkpointing takes one backward pass
+                continue
             peak_bytes, recomputed_flops = cost(other)
             others.append(
                 Alternative(
@@ -111,6 +117,7 @@ def _others(setup: Setup, kernels: Kernels, tokens: int) -> Iterator[Setup]:
     """The setups with these kernels that save memory, without `setup` itself; a rank has `tokens` of a micro-batch."""
     smaller = max(ALTERNATIVE_CHUNK, ceil(setup.tokens / MOST_CHUNKS))
     chunks = [setup.loss_chunk, *([smaller] if min(setup.loss_chunk or tokens, tokens) > smaller else [])]
+    setup = msgspec.structs.replace(setup, execution="eager")  # the peaks are of a step that is run op by op
     for recompute in _recomputes(kernels):
         for chunk in chunks:
             other = msgspec.structs.replace(setup, kernels=kernels, recompute=recompute, loss_chunk=chunk)

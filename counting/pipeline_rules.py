@@ -11,7 +11,7 @@ import msgspec
 
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
-from torch_models.layout import SEVERAL_STAGES, V_SHAPED, Layout
+from torch_models.layout import HALVED, SEVERAL_STAGES, V_SHAPED, Layout
 from torch_models.spec import ModelSpec
 from torch_models.stages import even_stages
 
@@ -112,19 +112,18 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     _refuse("micro_batches", setup.micro_batches, rule)
 
 
-HALVES = ("zb", "zbv", "dualpipev")  # schedules that run backward in two halves
 ENDS_WITH_HALVES = ("zb", "zbv")  # in the last stage too
 
 
 def _check_halves(layout: Layout, setup: Setup) -> None:
     """Raise `ArgumentError` for what torch does not do when it computes the gradients of parameters apart."""
-    if layout.schedule in HALVES and setup.recompute == "per_op":
+    if layout.schedule in HALVED and setup.recompute == "per_op":
         rule = (
             f"is refused with schedule {layout.schedule}, which runs backward in two halves: torch's selective "
             "checkpointing takes one; give full, selective or none"
         )
         _refuse("recompute", "per_op", rule)
-    if layout.schedule in HALVES and setup.mtp and not layout.is_sharded:
+    if layout.schedule in HALVED and setup.mtp and not layout.is_sharded:
         rule = (
             f"is refused with schedule {layout.schedule} on one rank for each stage: torch computes the gradients of "
             "embedding and prediction layer together there; leave multi-token prediction out, or give fsdp"

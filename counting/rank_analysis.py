@@ -15,13 +15,14 @@ from counting.ranks.result import (
     worst_of_classes,
 )
 from counting.ranks.shallow import shallow
-from counting.reconcile import Agreement, all_checks, reconcile
+from counting.reconcile import Agreement, Check, DisagreementError, all_checks, reconcile
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 from torch_models.stages import stages_of
 
 PROOF = "measured = formula"
+BOUNDED = "measured, no formula"  # of the peak, which has a bound by formula; all else has formulas
 
 
 class SpreadStep(NamedTuple):
@@ -90,7 +91,15 @@ def _of_pipeline(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[tuple[R
             measure_pipeline(spec, setup, layout), pipeline_by_formula(spec, setup, layout), strict=True
         )
     ]
-    classes = pipeline_classes(stages_of(spec, layout), setup, [profile for profile, _ in found], PROOF)
+    profiles = [profile for profile, _ in found]
+    bounded = any(profile.peak_bound_bytes is not None for profile in profiles)
+    classes = pipeline_classes(stages_of(spec, layout), setup, profiles, BOUNDED if bounded else PROOF)
+    for each in classes:
+        bound = profiles[each.stage].peak_bound_bytes
+        if bound is not None and each.memory.peak_bytes > bound:
+            values = {"ranks measured": each.memory.peak_bytes, "bound by formula": bound}
+            check = Check(quantity="rank_bytes", scope=f"rank {each.first_rank}", component="peak", values=values)
+            raise DisagreementError(spec.name, [check])
     return classes, [checks for _, checks in found]
 
 

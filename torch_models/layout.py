@@ -24,6 +24,7 @@ Schedule = Literal["gpipe", "1f1b", "interleaved", "zb", "zbv", "dualpipev"]
 DEFAULT_SCHEDULE: Schedule = "1f1b"
 MOST_STAGES_PER_RANK = 64
 SEVERAL_STAGES = ("interleaved", "zb", "zbv", "dualpipev")  # schedules with two stages or more on each rank
+HALVED = ("zb", "zbv", "dualpipev")  # schedules that run backward in two halves: of inputs, and of parameters
 V_SHAPED = ("zbv", "dualpipev")  # of the two stages of a rank, the second is as far from the end as the first from 0
 
 

@@ -44,7 +44,7 @@ def test_tokens_that_cannot_be(field: str, value: Any) -> None:
         ("micro_batches", 0, "must be a whole number of micro-batches from 1 to 1000000000"),
         ("micro_batches", 1.0, "must be a whole number of micro-batches from 1 to 1000000000"),
         ("global_batch_tokens", 0, "must be a whole number of tokens from 1 to 1000000000000"),
-        ("execution", "compiled", "must be eager: nothing else is measured yet"),
+        ("execution", "traced", "must be one of eager, compiled"),
         ("clip_gradients", 1, "must be true or false"),
         ("clip_gradients", "on", "must be true or false"),
         ("clip_gradients", None, "must be true or false"),
@@ -59,6 +59,11 @@ def test_what_cannot_be(field: str, value: Any, rule: str) -> None:
         Setup(**{field: value})
     assert (caught.value.field, caught.value.value) == (field, value)
     assert caught.value.rule.startswith(rule)
+
+
+def test_compiled_layers_do_not_recompute_the_core_alone() -> None:
+    with pytest.raises(ArgumentError, match="recompute = 'selective': is of kernels that run op by op: with compiled"):
+        Setup(execution="compiled", recompute="selective")
 
 
 def test_an_interval_without_a_layer() -> None:

@@ -121,6 +121,9 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         lambda: spread(tp=8, length=12),
         "--layout tp=8: must divide the sequence length (12), which sequence parallelism divides: give 2 or 4; or say",
     ),
+    (lambda: Setup(execution="traced"), "--execution = 'traced': must be one of eager, compiled"),  # type: ignore[arg-type]
+    (lambda: Setup(expandable_segments=1), "--expandable_segments = 1: must be "),  # type: ignore[arg-type]
+    (lambda: analyze(LLAMA, SHORT, step=False, reserved=True), "--reserved = true: is of a training step"),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
 

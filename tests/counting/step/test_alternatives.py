@@ -97,6 +97,14 @@ def test_no_more_chunks_than_may_be() -> None:
     assert ways(alternatives) == {("none", 1025), *again}
 
 
+def test_compiled_layers_have_the_alternatives_of_a_step_op_by_op() -> None:
+    memory = analyze(
+        spec_from_fields(LLAMA, "shrunken"), Setup(sequence_length=LENGTH, execution="compiled"), reserved=True
+    ).memory
+    assert memory is not None
+    assert memory.alternatives == alternatives_of(LLAMA, Setup(sequence_length=LENGTH))
+
+
 def test_alternatives_do_not_depend_on_which_layers_the_step_recomputes() -> None:
     """A step with one recomputed layer in two has layers of two kinds; that of the alternatives has one."""
     one_in_two, none = (alternatives_of(LLAMA, Setup(sequence_length=LENGTH, recompute=way)) for way in (2, "none"))

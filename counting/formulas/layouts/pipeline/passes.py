@@ -23,12 +23,11 @@ from counting.ranks.pipeline import NOTHING_RUNS, StagePass
 from counting.ranks.profile import RankStretch, Traffics, total_traffic
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
-from torch_models.layout import Layout
+from torch_models.layout import HALVED, Layout
 from torch_models.spec import LayerSpec, ModelSpec
 from torch_models.stages import Stage
 
 OF_PREDICTION = 4  # parameters that a prediction layer has beside those of a layer: three norms and a projection
-HALVED = ("zb", "zbv", "dualpipev")  # schedules with backward passes in halves
 
 PassesByKey = dict[str, StagePass]
 

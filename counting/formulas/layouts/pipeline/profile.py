@@ -12,7 +12,6 @@ from counting.formulas.layouts.groups import layer_shapes
 from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
 from counting.formulas.layouts.pipeline.messages import Messages
 from counting.formulas.layouts.pipeline.passes import (
-    HALVED,
     OF_PREDICTION,
     PassesByKey,
     outside_of_stage,
@@ -40,7 +39,7 @@ from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics, 
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
-from torch_models.layout import Layout
+from torch_models.layout import HALVED, Layout
 from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerRun,

@@ -72,7 +72,7 @@ def bytes_alive(events: list[Event], until: str) -> int:
 
 @pytest.mark.parametrize(("recompute", "less"), [("per_op", 4 * 256 * 64 * 2), ("full", 0)])
 def test_what_a_step_keeps_less_than_op_by_op(recompute: Recompute, less: int) -> None:
-    """By operation, the outputs of the last product of four layers, of 256 tokens and 64 channels; after it, nothing."""
+    """By operation, the outputs of the last product of four layers, 256 tokens of 64 channels; after it nothing."""
     spec = spec_from_fields(FAMILIES["llama"] | {"num_hidden_layers": 4}, "shrunken")
     logs = [
         log_of_step(spec, resolve(Setup(sequence_length=256, execution=execution, recompute=recompute), spec))
