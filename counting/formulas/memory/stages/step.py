@@ -212,10 +212,10 @@ class _HalvedStep(_StageStep):
         for index, layer in enumerate(self.layers):
             of_layer = [place for place, ((section, _), _) in enumerate(leaves) if section == index + 1]
             for number, tensor in enumerate(tensors(layer)):
-                place = next((each for each in of_layer if leaves[each][1].size.numel == tensor.numel), None)
-                if place is not None:
-                    of_layer.remove(place)
-                    leaves[place] = ((index + 1, number), leaves[place][1])
+                size = tensor.numel // (self.division.ep if tensor.stacked else 1)
+                place = next(each for each in of_layer if leaves[each][1].size.numel == size)
+                of_layer.remove(place)
+                leaves[place] = ((index + 1, number), leaves[place][1])
 
     def _weights(self) -> None:
         """Run the second half."""
