@@ -139,7 +139,7 @@ def tensors_after_layers(spec: ModelSpec) -> Tensors:
 def gradients_apart(layer: LayerSpec) -> int:
     """Return how many gradients of a layer's parameters are computed one after the other, where each is apart.
 
-    That of a bias is computed with that of its matrix, or, for experts, needs nothing that is kept.
+    That of a bias is computed with that of its matrix; the biases of experts are added by an operation of their own.
     """
     return len(tensors(layer)) - _biases(layer)
 
@@ -153,5 +153,5 @@ def _biases(layer: LayerSpec) -> int:
     if isinstance(feed_forward, GatedMLPSpec):
         return found + 3 * feed_forward.bias
     shared = feed_forward.shared_experts
-    found += feed_forward.router.bias + 2 * isinstance(feed_forward.expert, ClampedMLPSpec)
+    found += feed_forward.router.bias
     return found + (3 * shared.bias if shared is not None else 0)

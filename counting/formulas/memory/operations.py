@@ -118,8 +118,9 @@ def multiply(tape: Tape, x: Array, factor: Operand, *, vector: bool = False) -> 
     out = tape.like(whole)
 
     def derive(gradients: Gradients) -> InputGradients:
-        x_gradient, factor_gradient = tape.like(whole), tape.like(whole)
-        if vector or of_factor.numel < whole.numel:
+        x_gradient = tape.like(whole) if tape.wants(0) else None
+        factor_gradient = tape.like(whole) if tape.wants(1) else None
+        if factor_gradient is not None and (vector or of_factor.numel < whole.numel):
             return [x_gradient, TooLarge(factor_gradient, of_factor)]
         return [x_gradient, factor_gradient]
 

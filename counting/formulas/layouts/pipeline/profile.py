@@ -243,10 +243,11 @@ def _held(
 ) -> int:
     """What a layer keeps for backward: the closed form.
 
-    The first layer of a later stage has its input in a buffer, which is not freed if the layer does not need it. That
-    is what the simulation says.
+    The first layer of a later stage has its input in a buffer, which is not freed if the layer does not need it; nor is
+    the input of the last layer of an earlier stage before that has ended. That is what the simulation says.
     """
-    if index or stage.is_first:
+    ends = index == len(forward.layers) - 1 and not stage.is_last
+    if not ends and (index or stage.is_first):
         return local_layer_held(layer, setup, layout, context_rank)
     memory = forward.layers[index].memory
     return memory.net - memory.gathered - memory.communication
@@ -299,6 +300,11 @@ def _recomputed_in_halves(stage: Stage, setup: Setup, layout: Layout, actions: S
             of_all = (rank_flops(alone, setup, layout) + head * -1).recomputed
             once = Counts(**{name: number // setup.micro_batches for name, number in structs.asdict(of_all).items()})
             found += StepFlops(recomputed=once) * (count * halves * gradients_apart(layer))
+    if stage.is_last and setup.loss_chunk is not None:
+        of_logits = {name: number // setup.micro_batches for name, number in structs.asdict(head.forward).items()}
+        found += StepFlops(recomputed=Counts(**of_logits)) * (
+            halves * (1 + len(stage.spec.mtp_layers if setup.mtp else ()))
+        )
     for layer in stage.spec.mtp_layers if setup.mtp else ():
         if layer.recompute_in(setup.recompute) == "full":
             alone = structs.replace(stage.spec, mtp_layers=(layer,))

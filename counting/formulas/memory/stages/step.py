@@ -11,6 +11,7 @@ from counting.formulas.local.shapes import local_layer
 from counting.formulas.memory.stages.tape import HalvedTape
 from counting.formulas.memory.step import SimulatedStep
 from counting.formulas.memory.tape import SINGLE, Array, Edge, Operation
+from counting.formulas.tensors import tensors
 from counting.setup import Setup
 from counting.step.profile import Cut, Hook, Moment, Stretch, moments_of, stretches_between, whole_stretches
 from torch_models.layout import Layout
@@ -117,8 +118,12 @@ class _StageStep(SimulatedStep):
         cut()
         starts.append(tape.position)
         for index in range(len(self.layers)):
+            # What follows the last layer begins when that has run, while its call still refers to its input.
+            ends = index == len(self.layers) - 1 and not self.stage.is_last
+            given = stream[-1].again() if ends else None
             stream.append(self._run_layer(index, stream.pop()))
             cut()
+            del given
             starts.append(tape.position)
         out = self._loss(stream) if self.stage.is_last else stream.pop()
         self._at("model", "after_forward")
@@ -201,8 +206,20 @@ class _HalvedStep(_StageStep):
         out.edge = None
         self.tape.end_inputs()
 
+    def _in_order_of_modules(self) -> None:
+        """Number the parameters of each layer in the order of the modules that have them, which compute in another."""
+        leaves = self.tape.leaves
+        for index, layer in enumerate(self.layers):
+            of_layer = [place for place, ((section, _), _) in enumerate(leaves) if section == index + 1]
+            for number, tensor in enumerate(tensors(layer)):
+                size = tensor.numel // (self.division.ep if tensor.stacked else 1)
+                place = next(each for each in of_layer if leaves[each][1].size.numel == size)
+                of_layer.remove(place)
+                leaves[place] = ((index + 1, number), leaves[place][1])
+
     def _weights(self) -> None:
         """Run the second half."""
+        self._in_order_of_modules()
         tape, cut = self.tape, self._cut
         tape.watch()
         cut()
