@@ -17,7 +17,7 @@ from counting.measurements.ranks.stand_ins import replaced, without_caches_of_dt
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow
 from counting.setup import Setup
-from tests.counting.measurements.pipeline_runs import WholeRun, run_step
+from tests.counting.measurements.ranks.pipeline.pipeline_runs import WholeRun, run_step
 from torch_models.layout import Layout
 from torch_models.modules.moe import Router
 from torch_models.spec import ModelSpec

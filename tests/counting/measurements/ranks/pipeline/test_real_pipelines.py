@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from counting.measurements.ranks import measure_pipeline
-from tests.counting.measurements.pipeline_runs import composed_moments, run_whole
 from tests.counting.measurements.rank_runs import layout_of, resolved
+from tests.counting.measurements.ranks.pipeline.pipeline_runs import composed_moments, run_whole
 from tests.counting.measurements.ranks.real_ranks import balanced_routing, run_of_real_rank
 from tests.shrunken import FAMILIES
 from tests.worlds import World

@@ -10,8 +10,8 @@ import pytest
 from counting.measurements.ranks import measure_pipeline
 from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import Traffics
-from tests.counting.measurements.pipeline_runs import composed_moments, run_whole
 from tests.counting.measurements.rank_runs import layout_of, resolved, shortened
+from tests.counting.measurements.ranks.pipeline.pipeline_runs import composed_moments, run_whole
 from tests.shrunken import FAMILIES
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.recomputed_layers import with_recompute
