@@ -97,8 +97,8 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     assert setup.micro_batches is not None and layout.schedule is not None
     if layout.schedule == "gpipe" and setup.micro_batches > MOST_IN_GPIPE:
         rule = (
-            f"must be at most {MOST_IN_GPIPE} with schedule gpipe, where all of them wait for backward at once: give fewer, "
-            "or schedule 1f1b"
+            f"must be at most {MOST_IN_GPIPE} with schedule gpipe, where all of them wait for backward at once: give "
+            "fewer, or schedule 1f1b"
         )
         _refuse("micro_batches", setup.micro_batches, rule)
     of_schedule = SCHEDULE_RULES[layout.schedule]
@@ -135,8 +135,8 @@ def check_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
         for field, (value, refused) in again.items():
             if refused:
                 rule = (
-                    f"is refused with tp ({layout.tp}) and schedule {layout.schedule}, which runs backward in two halves: "
-                    "what tp sends in the second half has no formula; leave it out, or give schedule interleaved"
+                    f"is refused with tp ({layout.tp}) and schedule {layout.schedule}, which runs backward in two "
+                    "halves: what tp sends in the second one has no formula; leave it out, or give schedule interleaved"
                 )
                 _refuse(field, value, rule)
     if layout.schedule in HALVED and setup.recompute == "per_op":

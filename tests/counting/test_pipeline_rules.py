@@ -312,3 +312,24 @@ def test_further_tokens_of_positions_of_other_ranks() -> None:
     assert (field, value) == ("mtp", True)
     assert rule.startswith("is not measured with cp (2) and pp (2) together: ")
     assert resolved(layout, DEEPSEEK, sequence_length=4096, mtp=False).cp == 2
+
+
+@pytest.mark.parametrize("schedule", ["zb", "zbv", "dualpipev"])
+def test_what_tp_sends_in_the_second_half_has_a_formula(schedule: Any) -> None:
+    layout, norms = Layout(pp=2, tp=2, schedule=schedule), read_spec("olmo2_7b")
+    assert refusal(layout, loss_chunk=1024)[:2] == ("loss_chunk", 1024)
+    assert refusal(layout, norms)[:2] == ("tp", 2)
+    assert resolved(layout).tp == resolved(Layout(pp=2, tp=2, schedule="interleaved"), norms).tp == 2
+
+
+def test_predictions_of_halves_over_tp_are_not_recomputed() -> None:
+    layout = Layout(pp=2, tp=2, fsdp=2, schedule="dualpipev")
+    assert refusal(layout, DEEPSEEK, recompute="full", sequence_length=64)[:2] == ("mtp", True)
+    assert resolved(layout, DEEPSEEK, sequence_length=64).tp == 2
+
+
+def test_gpipe_has_a_limit_of_micro_batches() -> None:
+    field, value, rule = refusal(Layout(pp=2, schedule="gpipe"), micro_batches=257)
+    assert (field, value) == ("micro_batches", 257)
+    assert "must be at most 256 with schedule gpipe" in rule
+    assert resolved(Layout(pp=2, schedule="gpipe"), micro_batches=256).pp == 2
