@@ -89,7 +89,7 @@ class PoolOfStream(msgspec.Struct, frozen=True, kw_only=True):
 class ReservedParts(msgspec.Struct, frozen=True, kw_only=True):
     """What the most reserved bytes are: blocks in use, and the free bytes of each stream's pool; an estimate.
 
-    They are those of the moment at which the last memory is reserved. `peak_allocated_bytes` is what torch counts as
+    They are those of the fullest moment among those with most reserved. `peak_allocated_bytes` is what torch counts as
     allocated at most, at whatever moment: rounded blocks, workspaces of kernels among them.
     """
 

@@ -15,6 +15,7 @@ from counting.report.model.fits import fits_table
 from counting.report.model.flops import flop_table
 from counting.report.model.layer_memory import layer_memory_table
 from counting.report.model.parameters import parameter_table
+from counting.report.model.reserved import reserved_tables
 from counting.report.model.step_flops import step_flops_table
 from counting.report.model.step_memory import step_memory_table
 
@@ -28,6 +29,7 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
         *([layer_memory_table(analysis)] if analysis.main_layer.peak_memory_parts else []),
         *([step_flops_table(analysis.training, analysis.setup)] if analysis.training else []),
         *([step_memory_table(analysis.memory, analysis.setup)] if analysis.memory else []),
+        *(reserved_tables(analysis.memory) if analysis.memory else []),
         *_rank_tables(analysis),
         *([fits_table(fits, analysis.setup)] if fits else []),
     )

@@ -9,6 +9,7 @@ from counting.analysis import Analysis
 from counting.ranks.result import RankAnalysis, totals_over_ranks, worst_by_place, worst_of_classes
 from counting.report.format import integer
 from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks
+from counting.report.model.reserved import reserved_tables
 from counting.report.model.stages import places_table, stages_table
 from counting.report.model.step_memory import step_memory_table
 from counting.report.tables import rows_table
@@ -36,6 +37,7 @@ def rank_tables(analysis: Analysis) -> "Iterator[Table]":
         if len(groups) < len(classes):
             recipe += ". The classes above differ by their moments alone, and by as much at each peak"
         yield step_memory_table(each.memory, analysis.setup, of=f"a rank ({which})", recipe=recipe)
+        yield from reserved_tables(each.memory, of=f"a rank ({which})")
     yield _flops_table(analysis, classes)
     if layout.framework == "torch":
         yield _collectives_table(classes)
