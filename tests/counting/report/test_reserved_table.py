@@ -21,7 +21,8 @@ def test_rows_sum_to_what_is_reserved(expandable: bool) -> None:
     analysis = analyze(LLAMA, setup, layout=Layout(num_gpus=4, fsdp=4), reserved=True)
     assert analysis.rank_classes is not None
     memory = analysis.rank_classes[0].memory
-    assert memory.reserved_bytes is not None and memory.reserved_parts is not None
+    assert memory.reserved_bytes is not None
+    assert memory.reserved_parts is not None
     (table,) = reserved_tables(memory)
     *streams, total = numbers(table)
     assert [sum(column) for column in zip(*streams, strict=True)] == total
