@@ -24,8 +24,8 @@ def reserved_tables(memory: StepMemory, *, of: str = "the training step") -> "li
         title_justify="left",
         caption=(
             f"Of the most that is reserved, {integer(parts.allocated_bytes)} are allocated then. Whole segments are "
-            f"free; fragments lie beside blocks in use. At most {integer(parts.peak_allocated_bytes)} are allocated at once, "
-            "rounding and workspaces included."
+            f"free; fragments lie beside blocks in use. At most {integer(parts.peak_allocated_bytes)} are allocated at "
+            "once, rounding and workspaces included."
         ),
         caption_justify="left",
     )
