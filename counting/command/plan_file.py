@@ -6,7 +6,7 @@ gpus = ["H800"]
 gpu_prices = { H800 = 2.0 }
 
 A file whose name ends in .json has the same keys in an object, or is a document of --json, which repeats
-its plan; of that, `json` itself is left to the command line.
+its plan; of that, files that were written are left to the command line.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from torch_models.errors import ConfigError, UserError, show_name
 MAX_PLAN_BYTES = 1_000_000
 LISTS = ("gpus", "ignore_fields", "stage_layers")  # flags with commas between their values; in a plan also an array
 NOT_IN_A_PLAN = ("plan", "help", "version")
+FILES_WRITTEN = ("json", "trace_memory")  # by the run whose result is a plan; another run has files of its own
 TABLES = ("gpu_prices", "layout")  # flags with name=value pairs; in a plan also a table
 
 
@@ -106,7 +107,7 @@ def _from_json(text: str, shown: str) -> dict[str, Any]:
         raise UserError(f"{shown}: not valid JSON: {_without_python(str(error))}") from None
     if isinstance(plan, dict) and ("schema_version" in plan or isinstance(plan.get("plan"), dict)):
         document = plan.get("plan")
-        plan = document and {flag: value for flag, value in document.items() if flag != "json"}
+        plan = document and {flag: value for flag, value in document.items() if flag not in FILES_WRITTEN}
     if not isinstance(plan, dict):
         raise UserError(f"{shown}: must be an object of flags, or a document of --json with its plan")
     return plan

@@ -44,15 +44,20 @@ def _fit(memory: StepMemory, worst: RankAnalysis | None, setup: Setup, gpu: Gpu)
     if memory.reserved_bytes is not None:
         reserved = max(memory.reserved_bytes)
     if not gpu.fuses_grouped_queries(setup.precision_recipe.activation_dtype):
-        for other in memory.alternatives:  # with other kernels only where query heads share key and value heads
-            same = (other.recompute, other.loss_chunk) == (setup.recompute, setup.loss_chunk)
-            if same and other.kernels != setup.kernels:
-                kernels, allocated, reserved = other.kernels, other.peak_bytes, None
+        # With other kernels only where query heads share key and value heads.
+        others = [each for each in memory.alternatives if each.kernels != setup.kernels]
+        eager = {each.recompute: each for each in others if each.loss_chunk == setup.loss_chunk}
+        # Not every kind of recomputation is among them; a step without any needs more.
+        other = eager.get(setup.recompute, eager.get("none"))
+        if other is not None:
+            kernels, allocated, reserved = other.kernels, other.peak_bytes, None
     context = gpu.context_bytes or 0
     communicators = 0 if worst is None else communicator_bytes(worst, gpu)
     beyond = context + communicators + (0 if reserved is None else reserved - allocated)  # of what is allocated
     needed = allocated + beyond
-    fits = needed <= gpu.device_capacity_bytes
+    # Ring attention has no other kernels than fused ones.
+    runs = worst is None or not _has_ring(worst) or gpu.fuses_grouped_queries(setup.precision_recipe.activation_dtype)
+    fits = runs and needed <= gpu.device_capacity_bytes
     return Fit(
         gpu=gpu.name,
         rank=None if worst is None else worst.first_rank,
@@ -65,8 +70,13 @@ def _fit(memory: StepMemory, worst: RankAnalysis | None, setup: Setup, gpu: Gpu)
         needed_bytes=needed,
         capacity_bytes=gpu.device_capacity_bytes,
         basis="allocated" if reserved is None else "reserved",
-        remedies=() if fits else tuple(_remedies(memory, kernels, beyond, gpu.device_capacity_bytes)),
+        remedies=() if fits or not runs else tuple(_remedies(memory, kernels, beyond, gpu.device_capacity_bytes)),
     )
+
+
+def _has_ring(rank: RankAnalysis) -> bool:
+    """Whether attention runs over ranks that divide the positions."""
+    return any(each.axis == "cp" for each in rank.collectives)
 
 
 def communicator_bytes(rank: RankAnalysis, gpu: Gpu) -> int:

@@ -19,13 +19,24 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from torch_models.recomputed_layers import check_recompute, recompute_of_layer
 from torch_models.spec import LayerSpec, MixtureOfExpertsSpec, ModelRecompute, Recompute
 
 R = TypeVar("R")
 Shapes = tuple[tuple[int, int], ...]  # of weights, (in, out)
+
+# Marks for the profiler. `fully_shard` sets them around what it does to the experts of a layer, and does less when the
+# layer runs again; torch's selective checkpointing would find the two runs different.
+SAC_IGNORED_OPS.update(
+    (torch.ops.profiler._record_function_enter_new.default, torch.ops.profiler._record_function_exit._RecordFunction)
+)
 
 PRODUCT = "aten::mm"
 KEPT = frozenset(

@@ -30,10 +30,11 @@ class RankCost(NamedTuple):
 
 
 def rank_cost(spec: ModelSpec, setup: Setup, layout: Layout) -> RankCost:
-    """Return the peak and the traffic of the first rank; both settings are resolved.
+    """Return the peak and the traffic of the first rank; both settings are resolved. Pipelines are not searched.
 
     With cp the peak is that of the place in cp with the largest one; all places send and receive the same.
     """
+    assert layout.pp == 1, "pipeline_by_formula has the ranks of a pipeline"
     places = list(_places(spec, setup, layout, largest_context_ranks(layout)))
     return RankCost(max(each.peak for each in places), _traffic(shallow(spec), setup, places[0].passes))
 

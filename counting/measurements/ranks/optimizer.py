@@ -66,7 +66,7 @@ class RankUpdates:
         """The peak bytes of temporary tensors in the update of all parameters, of which there are `times` of each."""
         shapes = [([tuple(local(p).shape) for p in parameters], times) for parameters, times in groups]
         if self._optimizer.all_at_once:
-            return sum(self._together(of_group).peak * times for of_group, times in shapes)
+            return sum(self._together(of_group).peak * times for of_group, times in shapes if of_group)
         return max(self._of_one(shape).peak for of_group, _ in shapes for shape in of_group)
 
     def _of_one(self, shape: PartShape) -> Update:

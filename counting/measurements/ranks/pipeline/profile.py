@@ -1,7 +1,7 @@
 """What the ranks of a pipeline hold, send and compute, one of each place in it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -140,14 +140,14 @@ class _Stages:
 
     def measure(self, stages: Sequence[Stage], orders: Sequence[ExtendedOrder]) -> list[_MeasuredStage]:
         """Run the passes of all stages that occur in `orders`; returns the stages in order."""
-        needed: dict[Stage, set[Key]] = defaultdict(set)
+        needed: dict[Stage, dict[Key, None]] = defaultdict(dict)  # in order, each once
         for order in orders:
             for action in order.actions:
-                needed[_alike(stages[action.stage])].add((action.kind, action.found))
+                needed[_alike(stages[action.stage])][action.kind, action.found] = None
         of_distinct = {distinct: self._run(distinct, keys) for distinct, keys in needed.items()}
         return [of_distinct[_alike(stage)]._replace(stage=stage) for stage in stages]
 
-    def _run(self, stage: Stage, needed: set[Key]) -> _MeasuredStage:
+    def _run(self, stage: Stage, needed: Iterable[Key]) -> _MeasuredStage:
         setup, layout, model = self._setup, self._layout, shallow(stage.spec)
         module = build_stage_model(
             stage._replace(spec=model.spec),
