@@ -1,6 +1,7 @@
 """On which GPUs a training step fits, and what makes it fit."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -57,6 +58,21 @@ def test_grouped_queries_on_a_gpu_without_flash_attention() -> None:
     assert (t4.kernels, t4.allocated_bytes) == ("eager", eager.memory.peak_bytes)
     assert eager.memory.peak_bytes > 2 * fused.memory.peak_bytes
     assert fits_on(eager, [find_gpu("T4")]) == (t4,)
+
+
+@pytest.mark.parametrize("recompute", ["per_op", 3])
+def test_other_recomputation_without_flash_attention_needs_what_a_step_without_any_does(recompute: Any) -> None:
+    none, other = (analyze("smollm2_135m", Setup(sequence_length=2048, recompute=each)) for each in ("none", recompute))
+    (needs,), (t4,) = (fits_on(each, [find_gpu("T4")]) for each in (none, other))
+    assert (t4.kernels, t4.allocated_bytes) == ("eager", needs.allocated_bytes)
+
+
+def test_ring_attention_runs_on_no_gpu_without_flash_attention() -> None:
+    analysis = analyze("smollm2_135m", Setup(sequence_length=256), layout=Layout(cp=2))
+    t4, l4 = fits_on(analysis, [find_gpu("T4"), find_gpu("L4")])
+    assert (t4.fits, l4.fits) == (False, True)
+    assert t4.remedies == ()
+    assert t4.needed_bytes < t4.capacity_bytes
 
 
 def test_grouped_queries_in_fp32_are_fused_on_no_nvidia_gpu() -> None:

@@ -43,3 +43,12 @@ def test_ring_attention(axes: str, recompute: ModelRecompute) -> None:
         measured = measure_model(shallow(spec), setup, layout, rank=place * layout.tp)
         assert measured.context_rank == place
         reconcile(family, {"measured": measured, "formula": ranks_by_formula(spec, setup, layout, place)})
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
+def test_experts_apart_within_a_layer_that_runs_again(family: str) -> None:
+    """fully_shard marks what it does to experts for the profiler, and less of it when the layer runs again."""
+    spec = with_recompute(spec_from_fields(FAMILIES[family], "shrunken"), "per_op")
+    setup, layout = setup_of(spec, sequence_length=64, recompute="per_op"), layout_of(fsdp=2, ep=2)
+    measured = measure_model(shallow(spec), setup, layout)
+    reconcile(family, {"measured": measured, "formula": ranks_by_formula(spec, setup, layout)})
