@@ -12,7 +12,7 @@ import msgspec
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import HALVED, SEVERAL_STAGES, V_SHAPED, Layout
-from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, ModelSpec
+from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
 from torch_models.stages import even_stages
 
 MOST_STAGES_SHOWN = 16  # of a list of the layers of all stages
@@ -118,14 +118,18 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
 
 
 MOST_IN_GPIPE = 256
+IN_FP32 = 4  # bytes of a number
 ENDS_WITH_HALVES = ("zb", "zbv")  # in the last stage too
 
 
 def check_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
     """Raise `ArgumentError` for what torch does not do when it computes the gradients of parameters apart.
 
-    And for what has no formula there: the collectives of tp that the second half calls again.
+    And for what has no formula there: the collectives of tp that the second half calls again, experts computed in
+    fp32, and attention with sinks in a checkpoint.
     """
+    if layout.schedule in HALVED:
+        _check_parts_of_halves(layout, setup, spec)
     if layout.schedule in HALVED and layout.tp > 1:
         again = {
             "loss_chunk": (setup.loss_chunk, setup.loss_chunk is not None),
@@ -159,6 +163,26 @@ def check_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
             "leave multi-token prediction out, or give schedule dualpipev or interleaved"
         )
         _refuse("mtp", True, rule)
+
+
+def _check_parts_of_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
+    """Raise `ArgumentError` for what no formula says of the halves of backward, whatever divides the model."""
+    layers = [layer for layer, _ in spec.layer_groups()] + list(spec.mtp_layers if setup.mtp else ())
+    in_halves = f"schedule {layout.schedule}, which runs backward in two halves"
+    has_experts = any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in layers)
+    if has_experts and setup.precision_recipe.activation_bytes == IN_FP32:
+        rule = (
+            f"is refused for experts with {in_halves}: what the second one computes of them in fp32 has no formula; "
+            "leave it out, or give schedule interleaved"
+        )
+        _refuse("precision", setup.precision, rule)
+    sinks_again = any(_has_sinks(layer) and layer.recompute_in(setup.recompute) == "selective" for layer in layers)
+    if sinks_again and setup.kernels == "fused":
+        rule = (
+            f"is refused for attention with sinks and {in_halves}: what the second one recomputes in fused kernels has "
+            "no formula; leave it out, or give kernels eager, or schedule interleaved"
+        )
+        _refuse("recompute", setup.recompute, rule)
 
 
 def _check_stages_per_rank(layout: Layout) -> None:
@@ -216,3 +240,8 @@ def _has_width_norm(layer: LayerSpec) -> bool:
     """Whether queries and keys have a norm over the width of all heads, whose sums ranks of tp add up."""
     attention = layer.attention
     return isinstance(attention, GroupedQueryAttentionSpec) and attention.query_key_norm == "width"
+
+
+def _has_sinks(layer: LayerSpec) -> bool:
+    attention = layer.attention
+    return isinstance(attention, GroupedQueryAttentionSpec) and attention.sinks

@@ -328,6 +328,27 @@ def test_predictions_of_halves_over_tp_are_not_recomputed() -> None:
     assert resolved(layout, DEEPSEEK, sequence_length=64).tp == 2
 
 
+@pytest.mark.parametrize("schedule", ["zb", "zbv", "dualpipev"])
+def test_experts_of_halves_are_in_16_bits(schedule: Any) -> None:
+    layout, experts = Layout(pp=2, schedule=schedule), read_spec("mixtral_8x7b")
+    field, value, rule = refusal(layout, experts, precision="fp32")
+    assert (field, value) == ("precision", "fp32")
+    assert rule.startswith(f"is refused for experts with schedule {schedule}")
+    assert resolved(layout, precision="fp32").pp == resolved(layout, experts).pp == 2
+    assert resolved(Layout(pp=2, schedule="interleaved"), experts, precision="fp32").pp == 2
+
+
+@pytest.mark.parametrize("schedule", ["zb", "zbv", "dualpipev"])
+def test_attention_with_sinks_is_not_recomputed_in_halves(schedule: Any) -> None:
+    layout, sinks = Layout(pp=2, schedule=schedule), read_spec("gpt_oss_20b")
+    field, value, rule = refusal(layout, sinks, recompute="selective")
+    assert (field, value) == ("recompute", "selective")
+    assert rule.startswith(f"is refused for attention with sinks and schedule {schedule}")
+    assert resolved(layout, recompute="selective").pp == resolved(layout, sinks).pp == 2
+    assert resolved(layout, sinks, recompute="selective", kernels="eager").pp == 2
+    assert resolved(Layout(pp=2, schedule="interleaved"), sinks, recompute="selective").pp == 2
+
+
 def test_gpipe_has_a_limit_of_micro_batches() -> None:
     field, value, rule = refusal(Layout(pp=2, schedule="gpipe"), micro_batches=257)
     assert (field, value) == ("micro_batches", 257)

@@ -1,5 +1,6 @@
 """What the ranks of each place of a pipeline hold, send and compute in one step: the profiles that are measured too."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from msgspec import structs
@@ -131,6 +132,7 @@ def _profile(
     }
     more = micro_batches_of_extension(layout, setup.micro_batches)
     actions = actions_of(messages, setup, run, more)
+    longer = actions_of(messages, setup, run + more, 0) if more else actions
     after, further_after = messages_after(messages, run, more)
     used = {stage.number: {action.key for action in actions if action.stage == stage.number} for stage in own}
     return PipelineProfile(
@@ -146,7 +148,7 @@ def _profile(
         messages_after=after,
         further_after=further_after,
         message_traffic=messages.traffic(run),
-        further_traffic=_further_traffic(own, layout, messages, passes) if more else {},
+        further_traffic=_further_traffic(own, messages, (actions, longer), more, passes) if more else {},
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout, actions),
         shares=_shares(groups, layout, update, pipeline_rank),
@@ -324,11 +326,24 @@ def _head(spec: ModelSpec, setup: Setup, layout: Layout) -> StepFlops:
 
 
 def _further_traffic(
-    own: Sequence[Stage], layout: Layout, messages: Messages, passes: dict[int, PassesByKey]
+    own: Sequence[Stage],
+    messages: Messages,
+    actions: tuple[Sequence[PipelineAction], Sequence[PipelineAction]],
+    more: int,
+    passes: dict[int, PassesByKey],
 ) -> Traffics:
-    """What one more micro-batch sends: its messages, and a later pass forward and backward of each stage."""
+    """What one more micro-batch sends: its messages, and its part of the passes that a round of `more` adds.
+
+    `actions` are those of a step, and of one with a round more. A pass is as the last of its stage and kind.
+    """
+    few, many = (Counter((each.stage, each.kind) for each in of_step) for of_step in actions)
+    last = {(each.stage, each.kind): each.key for each in actions[0]}
+    models = {stage.number: shallow(stage.spec) for stage in own}
     parts = [(messages.traffic(1), 1)]
-    for stage in own:
-        for key in ("forward parameters" if layout.is_sharded else "forward nothing", "backward gradients"):
-            parts += pass_traffic(shallow(stage.spec), passes[stage.number][key])
+    for place, number in many.items():
+        times, rest = divmod(number - few[place], more)
+        assert not rest, "a round adds equally much for each of its micro-batches"
+        if times:
+            of_pass = pass_traffic(models[place[0]], passes[place[0]][last[place]])
+            parts += [(traffic, factor * times) for traffic, factor in of_pass]
     return total_traffic(parts)
