@@ -24,7 +24,7 @@ from counting.counts import (
     model_flops,
 )
 from counting.notes import FOREIGN_NOTES, NOTES
-from counting.ranks.result import RankAnalysis, Undivided, worst_of_classes
+from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
 from counting.setup import Setup, resolve
 from counting.step.fit import Fit
@@ -242,21 +242,14 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
 
 def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:
-    """`analysis` with what is reserved: on one device or, of a step that is spread over ranks, on the worst of them."""
-    from counting.reserved import rank_of_worst, with_reserved
+    """`analysis` with what is reserved: on one device or, of a step that is spread, on its worst ranks."""
+    from counting.reserved import ranks_with_reserved, with_reserved
 
     setup, layout, classes = analysis.setup, analysis.layout, analysis.rank_classes
     if layout is None or classes is None:
         assert analysis.memory is not None
         return msgspec.structs.replace(analysis, memory=with_reserved(analysis.memory, spec, setup))
-    if layout.framework != "torch":
-        return analysis  # no step that could be replayed
-    worst = worst_of_classes(classes)
-    memory = with_reserved(worst.memory, spec, setup, layout, rank_of_worst(classes, layout))
-    of_worst = msgspec.structs.replace(worst, memory=memory)
-    return msgspec.structs.replace(
-        analysis, rank_classes=tuple(of_worst if each is worst else each for each in classes)
-    )
+    return msgspec.structs.replace(analysis, rank_classes=ranks_with_reserved(classes, spec, setup, layout))
 
 
 def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:

@@ -14,23 +14,27 @@ from counting.allocator.events import Event
 from counting.allocator.replay import replay
 from counting.allocator.reserved import PoolShare, Reserved
 from counting.allocator.snapshot import memory_snapshot
+from counting.alternatives import rank_alternatives
 from counting.ranks.pipeline import micro_batches_to_run
-from counting.ranks.result import RankAnalysis, worst_of_classes
+from counting.ranks.result import RankAnalysis, worst_by_place, worst_of_classes
 from counting.recipes import states_measurable
 from counting.setup import Setup
 from counting.step.memory import (
     COMPILED_NOTE,
     NOT_RESERVED_NOTE,
     RESERVED_NOTE,
+    TAKES_LONG_NOTE,
+    WORST_REPLAYED_NOTE,
     PoolOfStream,
     ReservedParts,
     StepMemory,
 )
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.spec import ModelSpec
+from torch_models.spec import MixtureOfExpertsSpec, ModelSpec
 
-MOST_LAYER_PASSES = 128  # of a layer and a micro-batch, which take about 10 s with the second step's
+MOST_LAYER_PASSES = 128  # of a dense layer and a micro-batch, which take about 10 s with the second step's
+PASSES_OF_EXPERTS = 3  # dense layers whose log takes as long as that of a mixture-of-experts layer, at most
 
 
 def with_reserved(
@@ -52,18 +56,75 @@ def with_reserved(
     )
 
 
+def ranks_with_reserved(
+    classes: tuple[RankAnalysis, ...], spec: ModelSpec, setup: Setup, layout: Layout
+) -> tuple[RankAnalysis, ...]:
+    """`classes` with what is reserved on the ranks that may need most: those with the largest peak at each place.
+
+    In a pipeline whose ranks all together take long only that with the largest peak, with a note. The class that then
+    is the worst has the variants that need less memory.
+    """
+    if layout.framework != "torch":
+        return classes  # no step that could be replayed
+    before = worst_of_classes(classes)
+    alone = layout.pp > 1 and takes_long(spec, setup, layout, places=layout.pp)
+    replayed = (before,) if alone else worst_by_place(classes)
+
+    def found(each: RankAnalysis) -> RankAnalysis:
+        if not any(each is other for other in replayed):
+            return each
+        rank = each.first_rank + each.context_rank * layout.tp
+        memory = with_reserved(each.memory, spec, setup, layout, rank)
+        if alone and memory.reserved_bytes is not None:
+            memory = structs.replace(memory, notes=(*memory.notes, WORST_REPLAYED_NOTE))
+        return structs.replace(each, memory=memory)
+
+    after = tuple(map(found, classes))
+    worst = worst_of_classes(after)
+    if worst.first_rank == before.first_rank:
+        return after
+    variants = {worst.first_rank: rank_alternatives(spec, setup, layout, worst)}
+    return tuple(
+        structs.replace(each, memory=structs.replace(each.memory, alternatives=variants.get(each.first_rank, ())))
+        for each in after
+    )
+
+
 def _can_be_logged(setup: Setup, layout: Layout | None) -> bool:
     runs = layout is None or layout.framework == "torch"
     return runs and states_measurable(setup.precision_recipe, setup.optimizer_recipe)
 
 
-def takes_long(spec: ModelSpec, setup: Setup, layout: Layout | None) -> bool:
-    """Whether a step of the log has more than `MOST_LAYER_PASSES`; `setup` and `layout` are resolved."""
+def takes_long(spec: ModelSpec, setup: Setup, layout: Layout | None, *, places: int = 1) -> bool:
+    """Whether a step of the log has more than `MOST_LAYER_PASSES`; arguments are those of `passes_of_log`."""
+    return passes_of_log(spec, setup, layout, places=places) > MOST_LAYER_PASSES
+
+
+def passes_of_log(spec: ModelSpec, setup: Setup, layout: Layout | None, *, places: int = 1) -> int:
+    """Passes of a dense layer that take as long as a step of the log; `setup` and `layout` are resolved.
+
+    Of a pipeline, the logs of the ranks at so many `places`; a rank is taken to have an even share.
+    """
     assert setup.micro_batches is not None, "a resolved setup"
-    layers, micro_batches = spec.num_layers, min(setup.micro_batches, 3)
+    layers = (*spec.layers, *(spec.mtp_layers if setup.mtp else ()))
+    experts = sum(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in layers)
+    weight, micro_batches = len(layers) + (PASSES_OF_EXPERTS - 1) * experts, min(setup.micro_batches, 3)
     if layout is not None and layout.pp > 1:
-        layers, micro_batches = -(-layers // layout.pp), micro_batches_to_run(layout, setup.micro_batches)
-    return layers * micro_batches > MOST_LAYER_PASSES
+        weight, micro_batches = -(-weight * places // layout.pp), micro_batches_to_run(layout, setup.micro_batches)
+    return weight * micro_batches
+
+
+def with_note_of_left_out(
+    memory: StepMemory | None, classes: tuple[RankAnalysis, ...] | None
+) -> tuple[StepMemory | None, tuple[RankAnalysis, ...] | None]:
+    """Both with a note that what is reserved is left out because it takes long; with `classes`, only those."""
+
+    def noted(each: StepMemory) -> StepMemory:
+        return structs.replace(each, notes=(*each.notes, TAKES_LONG_NOTE))
+
+    if classes:
+        return memory, tuple(structs.replace(each, memory=noted(each.memory)) for each in classes)
+    return None if memory is None else noted(memory), classes
 
 
 def memory_trace(

@@ -5,23 +5,20 @@ It comes out of the caching allocator, so that it is part of what is reserved. L
 """
 
 FP32_BYTES = 4
-CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024  # ":4096:2:16:8": two buffers of 4 MiB and eight of 16 KiB
-CUBLAS_BYTES_SINCE_HOPPER = 8 * 4096 * 1024  # 32 MiB, which NVIDIA recommends
-HOPPER_CAPABILITY = 9.0
+CUBLAS_BYTES = 8 * 4096 * 1024  # 32 MiB, which NVIDIA recommends since Hopper
 FLASH_ROWS = 128  # flash attention counts positions in blocks of as many rows
 
 
-def cublas_workspace_bytes(compute_capability: float | None = None) -> int:
+def cublas_workspace_bytes() -> int:
     """The workspace that torch gives each cuBLAS handle in each stream, when it is first used; it stays.
 
-    Each thread has a handle: the forward pass and autograd's thread have one each. `CUBLAS_WORKSPACE_CONFIG` is taken
-    as not set; a GPU without `compute_capability` as one since Hopper (9.0). ROCm takes 32 MiB too, but 128 on MI300.
+    Each thread has a handle: the forward pass and autograd's thread have one each. 32 MiB a handle are assumed on every
+    GPU, which is right since Hopper (compute capability 9.0) if `CUBLAS_WORKSPACE_CONFIG` is not set. Older ones, such
+    as V100, T4 and A100, have 8.125 MiB (two buffers of 4 MiB and eight of 16 KiB); ROCm has 32 MiB, on MI300 128.
 
     Source: torch, aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize and setWorkspaceForHandle.
     """
-    if compute_capability is not None and compute_capability < HOPPER_CAPABILITY:
-        return CUBLAS_BYTES
-    return CUBLAS_BYTES_SINCE_HOPPER
+    return CUBLAS_BYTES
 
 
 def flash_backward_workspaces(

@@ -129,7 +129,10 @@ def _analyses(
         setup, source = common_length(models, setup)
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
-        analysis = analyze(model, setup, layout=layout, reserved=_asks_for_reserved(options, model, setup, layout))
+        reserved = _asks_for_reserved(options, model, setup, layout)
+        analysis = analyze(model, setup, layout=layout, reserved=reserved)
+        if not reserved and asks_for_reserved(options):
+            analysis = _without_reserved(analysis)
         if options.trace_memory is not None and isinstance(model, ModelSpec):
             write_whole(options.trace_memory, _trace(model, analysis), overwrite=options.force)
         if source is not None:
@@ -171,12 +174,20 @@ def _asks_for_reserved(
     """Whether what the allocator reserves is estimated: on request, else where that is the default and quick."""
     if not asks_for_reserved(options) or options.reserved is not None or not isinstance(model, ModelSpec):
         return asks_for_reserved(options)
-    if options.expandable_segments or options.trace_memory is not None:
+    if options.expandable_segments or options.trace_memory is not None or setup.execution == "compiled":
         return True
     from counting.reserved import takes_long
 
     of_step = (resolve(setup, model), None) if layout is None else _resolved(layout, model, setup)
     return not takes_long(model, *of_step)
+
+
+def _without_reserved(analysis: Analysis) -> Analysis:
+    """`analysis` with a note that what is reserved would take long."""
+    from counting.reserved import with_note_of_left_out
+
+    memory, classes = with_note_of_left_out(analysis.memory, analysis.rank_classes)
+    return msgspec.structs.replace(analysis, memory=memory, rank_classes=classes)
 
 
 def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":

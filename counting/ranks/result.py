@@ -94,8 +94,8 @@ class Undivided(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worst_of_classes(classes: tuple[RankAnalysis, ...]) -> RankAnalysis:
-    """The class with the largest peak; the first of several."""
-    return max(classes, key=lambda each: each.memory.peak_bytes)
+    """The class that reserves most, or has the largest peak where that is not estimated; the first of several."""
+    return max(classes, key=lambda each: (max(each.memory.reserved_bytes or (0,)), each.memory.peak_bytes))
 
 
 def worst_by_place(classes: Sequence[RankAnalysis]) -> tuple[RankAnalysis, ...]:

@@ -30,6 +30,11 @@ RESERVED_NOTE = (
     "kernels, replayed in a model of torch's caching allocator. It is a range where it depends on addresses. Runs "
     "at the edge of a GPU's memory, where the allocator frees and tries again, and reference cycles are not modelled."
 )
+WORST_REPLAYED_NOTE = (
+    "Of this pipeline only the rank with the largest allocated peak is replayed, because all take long: a rank at "
+    "another place may reserve more."
+)
+TAKES_LONG_NOTE = "What the allocator reserves is left out: its estimate takes long here, and was not asked for."
 COMPILED_NOTE = (
     "Compiled layers: what is reserved, and the peak beside it, are of layers that torch's partitioner cuts into "
     "forward and backward, with a rule of which results the generated code stores. All other numbers are of a step "

@@ -7,6 +7,7 @@ from counting.cost.fits import worst_rank
 from counting.report.format import gib, integer, recompute_in_words
 from counting.report.screen.lines import Lines, listed
 from counting.setup import Setup
+from counting.step.memory import TAKES_LONG_NOTE, WORST_REPLAYED_NOTE
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -19,8 +20,8 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
     if analysis.memory is not None:
-        reserved_note(lines, "reserved", analysis.memory)
-    needs_note(lines, fits)
+        reserved_fact(lines, "reserved", analysis.memory)
+    needs_fact(lines, fits, analysis.memory)
 
 
 def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
@@ -42,42 +43,47 @@ def fit_rows(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: in
         lines.fact("eager", f"{', '.join(unfused)}: PyTorch has no fused attention with grouped queries there")
 
 
-def reserved_note(lines: Lines, label: str, memory: "StepMemory") -> None:
-    """Add as a note what the allocator reserves, what is allocated, and what is free; nothing if not estimated."""
+def reserved_fact(lines: Lines, label: str, memory: "StepMemory") -> None:
+    """Add what the allocator reserves and, with notes, what is allocated then, and what is free."""
     ends, parts = memory.reserved_bytes, memory.reserved_parts
     if ends is None or parts is None:
         return
     low, high = map(_number, ends)
-    free = {"whole segments": parts.idle_bytes, "fragments": parts.fragment_bytes}
-    of_it = ", ".join(f"{name} {_number(value)}" for name, value in free.items() if value)
-    lines.note(
-        label,
-        f"{'' if low == high else f'{low} to '}{high} GiB by torch's allocator, an estimate; allocated "
-        f"{_number(memory.peak_bytes)}{f'; free then: {of_it}' if of_it else ''}",
-    )
+    text = f"{'' if low == high else f'{low} to '}{high} GiB by torch's allocator, an estimate"
+    if lines.notes:
+        free = {"whole segments": parts.idle_bytes, "fragments": parts.fragment_bytes}
+        of_it = ", ".join(f"{name} {_number(value)}" for name, value in free.items() if value)
+        text += f"; allocated {_number(parts.allocated_bytes)}{f'; free then: {of_it}' if of_it else ''}"
+    alone = WORST_REPLAYED_NOTE in memory.notes
+    lines.fact(label, f"{text}; of this rank alone: others may reserve more" if alone else text)
 
 
-def needs_note(lines: Lines, fits: "Sequence[Fit]") -> None:
-    """Add what the needed bytes contain."""
+def needs_fact(lines: Lines, fits: "Sequence[Fit]", memory: "StepMemory | None") -> None:
+    """Add what the needed bytes contain, in short without notes; `memory` is that of the step or of its worst rank."""
     bases = {fit.basis for fit in fits}
     most = "what the allocator reserves at most"
     text = most if bases == {"reserved"} else "what is allocated at the worst moment"
     if len(bases) > 1:
         text = f"{most}; {text} with eager kernels"
-    text += _beside("the CUDA context", [fit.context_bytes for fit in fits])
-    text += _beside("communicators", [fit.communicator_bytes for fit in fits])
+    text += _beside("the CUDA context", [fit.context_bytes for fit in fits], sizes_too=lines.notes)
+    text += _beside("communicators", [fit.communicator_bytes for fit in fits], sizes_too=lines.notes)
     ranks = any(fit.rank is not None for fit in fits)
+    long = memory is not None and TAKES_LONG_NOTE in memory.notes
     left_out = ["communicators"] * (ranks and not any(fit.communicator_bytes for fit in fits))
     if "allocated" in bases and len(bases) == 1:
-        left_out += ["the allocator's reserve", "workspaces in kernels"]
-    lines.note("needs", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
+        left_out += ["workspaces in kernels"] * lines.notes
+        left_out.append(f"the allocator's reserve{', which takes long here' if long else ''}")
+    add = lines.fact if long or "reserved" in bases else lines.note  # a reserve that is off needs no word
+    add("needs", f"{text}; left out: {', '.join(left_out)}" if left_out else text)
 
 
-def _beside(what: str, sizes: Sequence[int]) -> str:
-    """Another part of the needed bytes, with its size; empty where no GPU has it."""
+def _beside(what: str, sizes: Sequence[int], *, sizes_too: bool) -> str:
+    """Another part of the needed bytes, and its size; empty where no GPU has it."""
     known = [size for size in sizes if size]
     if not known:
         return ""
+    if not sizes_too:
+        return f", {what}"
     ends = dict.fromkeys(gib(size) for size in (min(known), max(known)))
     return f", and {what}{'' if len(known) == len(sizes) else ' where it is known'}: {' to '.join(ends)}"
 

@@ -7,7 +7,7 @@ from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
 from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable, recompute_in_words
 from counting.report.model.proof import proof_in_words
-from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_note
+from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_fact
 from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
 
@@ -182,7 +182,7 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     most = {name: max(getattr(phase, field) for phase in memory.phases) for field, name in STEP_PARTS.items()}
     lines.fact("  beside, up to", _in_numbers(size, most))
     if not analysis.fits:  # else it stands with the fits
-        reserved_note(lines, "  reserved", memory)
+        reserved_fact(lines, "  reserved", memory)
 
 
 def _on_one_device(memory: StepMemory) -> str:

@@ -7,8 +7,9 @@ from counting.cost.fits import worst_rank
 from counting.ranks.result import worst_by_place
 from counting.report.format import Bytes, integer, recompute_in_words
 from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words, stages_in_words
-from counting.report.screen.fits import fit_rows, fits_in_words, needs_note, reserved_note
+from counting.report.screen.fits import fit_rows, fits_in_words, needs_fact, reserved_fact
 from counting.report.screen.lines import Lines
+from counting.step.memory import TAKES_LONG_NOTE
 from counting.step.phase import PARTS, Phase
 from torch_models.layout import Layout
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from counting.ranks.result import RankAnalysis
     from counting.step.fit import Fit
 
-MOST_PEAKS = 16  # of the ranks of a pipeline
+MOST_PEAKS, FEW_PEAKS = 16, 4  # of the ranks of a pipeline, with notes and without
 
 ESTIMATE = (
     "by formula, of what a rank holds by Megatron-LM's rules; nothing is measured, and what a pass makes and lets go "
@@ -46,10 +47,12 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     lines.fact("the worst rank", _worst(worst, layout, analysis))
     (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
     lines.fact("  at its peak", _parts(peak))
-    reserved_note(lines, "  reserved", worst.memory)
+    reserved_fact(lines, "  reserved", worst.memory)
+    if not fits and TAKES_LONG_NOTE in worst.memory.notes:  # else it stands with what the step needs
+        lines.fact("  reserved", "left out: the estimate takes long here")
     if layout.pp > 1:
         lines.fact("  it has", f"{stages_in_words(layout, worst.stages)}; {_in_flight(worst)}")
-        lines.fact("  peaks by rank", _peaks(analysis.rank_classes or ()))
+        lines.fact("  peaks by rank", _peaks(analysis.rank_classes or (), MOST_PEAKS if lines.notes else FEW_PEAKS))
     lines.fact("layout", axes_in_words(layout))
     lines.fact("run with", _setup(analysis, layout))
     if layout.framework == "torch":
@@ -58,7 +61,7 @@ def ranks_screen(lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit
     else:
         lines.fact("an estimate", ESTIMATE)
     if fits:
-        needs_note(lines, fits)
+        needs_fact(lines, fits, worst.memory)
 
 
 def rank_in_short(analysis: "Analysis") -> str:
@@ -89,13 +92,13 @@ def _in_flight(ranks: "RankAnalysis") -> str:
     return f"{integer(ranks.in_flight)} pass{'' if ranks.in_flight == 1 else 'es'} in flight"
 
 
-def _peaks(classes: "Sequence[RankAnalysis]") -> str:
-    """The peak of each rank of the pipeline; of many, those of the first ones and of the last one."""
+def _peaks(classes: "Sequence[RankAnalysis]", most: int) -> str:
+    """The peak of each rank of the pipeline; of more than `most`, those of the first ones and of the last."""
     peaks = [each.memory.peak_bytes for each in worst_by_place(classes)]
     size = Bytes(max(peaks))
     shown = [f"{place}: {size.number(peak)}" for place, peak in enumerate(peaks)]
-    if len(shown) > MOST_PEAKS:
-        shown = [*shown[: MOST_PEAKS - 1], f"… {shown[-1]}"]
+    if len(shown) > most:
+        shown = [*shown[: most - 1], f"… {shown[-1]}"]
     return f"of pp, in {size.unit}: {', '.join(shown)}"
 
 

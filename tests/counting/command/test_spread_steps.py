@@ -12,6 +12,7 @@ from counting.analysis import analyze
 from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu
 from counting.setup import Setup
+from counting.step.memory import TAKES_LONG_NOTE
 from model_training_cost_analysis import main
 from tests.shrunken import LLAMA, MISTRAL
 from torch_models.layout import Layout
@@ -111,6 +112,19 @@ def test_by_default_not_where_it_takes_long(folder: Path, capsys: pytest.Capture
     (folder / "deep.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 129}))
     (found,) = document_of("--model_config deep.json --gpus L4 --seq_len 8", capsys)["analyses"]
     assert found["memory"]["reserved_bytes"] is None
+    assert found["memory"]["notes"][-1] == TAKES_LONG_NOTE
+    for flags, shown in (
+        ("--gpus L4", "allocator's reserve, which takes long here"),
+        ("--layout fsdp=2", "left out: the"),
+    ):
+        assert main(["--model_config", "deep.json", "--seq_len", "8", *flags.split()]) == 0
+        assert shown in " ".join(capsys.readouterr().out.split())
+
+
+def test_compiled_layers_ask_for_it_where_it_takes_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "deep.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 129}))
+    (found,) = document_of("--model_config deep.json --execution compiled --seq_len 8", capsys)["analyses"]
+    assert found["memory"]["reserved_bytes"] is not None
 
 
 def test_a_rank_needs_its_communicators_too(capsys: pytest.CaptureFixture[str]) -> None:

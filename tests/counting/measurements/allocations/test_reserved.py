@@ -5,9 +5,9 @@ import pytest
 from counting import Layout, Setup, analyze
 from counting.analysis import Analysis
 from counting.ranks.result import worst_of_classes
-from counting.reserved import allocation_log
+from counting.reserved import MOST_LAYER_PASSES, allocation_log, passes_of_log
 from counting.setup import resolve
-from counting.step.memory import StepMemory
+from counting.step.memory import WORST_REPLAYED_NOTE, StepMemory
 from tests.counting.measurements.allocation_logs import peak_of_step, without_workspaces
 from tests.shrunken import FAMILIES
 from torch_models.errors import ArgumentError
@@ -61,6 +61,26 @@ def test_the_worst_rank_has_it_alone() -> None:
         "all_gather_copy_in",
         "reduce_scatter",
     }
+
+
+@pytest.mark.parametrize("most", [MOST_LAYER_PASSES, 1])
+def test_each_place_of_a_pipeline_has_it_unless_that_takes_long(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counting.reserved.MOST_LAYER_PASSES", most)
+    layout, setup = Layout(pp=2), Setup(sequence_length=64, micro_batches=2)
+    classes = analyze(LLAMA, setup, layout=layout, reserved=True).rank_classes
+    assert classes is not None
+    found = [each for each in classes if each.memory.reserved_bytes is not None]
+    worst = worst_of_classes(classes)
+    assert len(found) == (1 if most == 1 else 2)
+    assert max(max(each.memory.reserved_bytes or ()) for each in found) == max(worst.memory.reserved_bytes or ())
+    assert (WORST_REPLAYED_NOTE in worst.memory.notes) is (most == 1)
+    assert [bool(each.memory.alternatives) for each in classes] == [each is worst for each in classes]
+
+
+def test_a_layer_with_experts_counts_as_three() -> None:
+    dense, sparse = (spec_from_fields(FAMILIES[name], name) for name in ("llama", "mixtral"))
+    passes = {spec.name: passes_of_log(spec, resolve(SETUP, spec), None) for spec in (dense, sparse)}
+    assert passes == {"llama": dense.num_layers, "mixtral": 3 * sparse.num_layers}
 
 
 def test_it_needs_a_step() -> None:
