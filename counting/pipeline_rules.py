@@ -155,6 +155,18 @@ def check_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
             "embedding and prediction layer together there; leave multi-token prediction out, or give fsdp"
         )
         _refuse("mtp", True, rule)
+    if layout.schedule in HALVED and setup.mtp and len(spec.mtp_layers) > 1:
+        rule = (
+            f"is refused with schedule {layout.schedule} for {len(spec.mtp_layers)} prediction layers: backward in two "
+            "halves would run through the graph of one of them twice; leave multi-token prediction out"
+        )
+        _refuse("mtp", True, rule)
+    if setup.mtp and not layout.is_sharded and setup.precision_recipe.gradients_apart:
+        rule = (
+            f"is refused with precision {setup.precision} and pp without fsdp: the exchange of the embedding's "
+            "gradients is not measured in that format; leave multi-token prediction out, or give precision mixed"
+        )
+        _refuse("mtp", True, rule)
     mixed = layout.is_sharded and setup.precision_recipe.master_bytes > 0
     if layout.schedule in ENDS_WITH_HALVES and setup.mtp and mixed:
         rule = (

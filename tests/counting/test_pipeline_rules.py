@@ -354,3 +354,18 @@ def test_gpipe_has_a_limit_of_micro_batches() -> None:
     assert (field, value) == ("micro_batches", 257)
     assert "must be at most 256 with schedule gpipe" in rule
     assert resolved(Layout(pp=2, schedule="gpipe"), micro_batches=256).pp == 2
+
+
+def test_several_prediction_layers_take_no_halves() -> None:
+    two = msgspec.structs.replace(DEEPSEEK, mtp_layers=DEEPSEEK.mtp_layers * 2)
+    layout = Layout(pp=2, fsdp=2, schedule="dualpipev")
+    field, value, rule = refusal(layout, two, sequence_length=64)
+    assert (field, value) == ("mtp", True)
+    assert "for 2 prediction layers" in rule
+    assert resolved(msgspec.structs.replace(layout, schedule="interleaved"), two, sequence_length=64).pp == 2
+
+
+def test_gradients_of_another_format_are_not_exchanged() -> None:
+    run: dict[str, Any] = {"sequence_length": 64, "precision": "mixed-fp32-gradients"}
+    assert refusal(Layout(pp=2), DEEPSEEK, **run)[:2] == ("mtp", True)
+    assert resolved(Layout(pp=2, fsdp=2), DEEPSEEK, **run).pp == resolved(Layout(pp=2), DEEPSEEK, mtp=False, **run).pp

@@ -98,7 +98,16 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     proof = "; ".join(f"{', '.join(numbers)} {by}" for by, numbers in proofs.items())
     if measured := [analysis.name for analysis in analyses if analysis.proof == "measured, no formula"]:
         proof = f"Measured, no formula{f': {listed(measured)}' if len(analyses) > 1 else ''}. {proof}"
+    if bounded := [part for analysis in analyses if (part := _bounded(analysis, named=len(analyses) > 1))]:
+        proof += f"; peaks of {listed(bounded)} measured, no formula: below a bound"
     lines.fact("proof", proof)
+
+
+def _bounded(analysis: Analysis, *, named: bool) -> str:
+    """How many classes of ranks have a peak without a formula, which has a bound; empty if none has."""
+    number = sum(each.proof == "measured, no formula" for each in analysis.rank_classes or ())
+    classes = f"{integer(number)} class{'' if number == 1 else 'es'} of ranks"
+    return f"{classes}{f' ({analysis.name})' if named else ''}" if number else ""
 
 
 def _layers(analysis: Analysis) -> str:

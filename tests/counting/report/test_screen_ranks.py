@@ -301,3 +301,24 @@ def test_of_many_gpus_the_models_say_what_they_fit(
     said = words(printed(capsys, Results(analyses=both)))
     assert "spread over 64 GPUs" not in said
     assert said.count("the worst of 64 ranks 60.8 GB; fits A100 yes, H100 yes, H100-PCIe yes and 14 more") == 2
+
+
+def test_peaks_that_no_formula_has_are_said(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers of the model are proven by formulas, but not the peaks of these ranks."""
+    layout = Layout(num_gpus=4, gpus_per_node=8, dp=1, pp=4, schedule="zb", stages_per_rank=2, stage_layers=(4,) * 8)
+    exact = pipeline(layout, *[10**9] * 4)
+    bounded = [msgspec.structs.replace(each, proof="measured, no formula") for each in exact]
+    said = words(printed(capsys, Results(analyses=[spread(llama, layout, *exact)])))
+    assert "no formula" not in said
+    out = printed(capsys, Results(analyses=[spread(llama, layout, *bounded)]))
+    peaks = "peaks of 4 classes of ranks measured, no formula: below a bound"
+    assert f"measured = formula or simulation; {peaks}" in words(out)
+    assert len(out.splitlines()) <= 30
+    said = words(printed(capsys, Results(analyses=[spread(llama, layout, *bounded), llama])))
+    assert "peaks of 4 classes of ranks (llama_3_8b) measured, no formula: below a bound" in said
+
+
+def test_one_class_whose_peak_no_formula_has(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    only = msgspec.structs.replace(rank_class(10**9, count=64), proof="measured, no formula")
+    said = words(printed(capsys, Results(analyses=[spread(llama, FSDP, only)])))
+    assert "peaks of 1 class of ranks measured, no formula: below a bound" in said
