@@ -95,9 +95,16 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     if layout.pp == 1:
         return
     assert setup.micro_batches is not None and layout.schedule is not None
-    if layout.schedule == "gpipe" and setup.micro_batches > MOST_IN_GPIPE:
+    several = layout.is_sharded and layout.schedule in ("interleaved", "zb") and layout.stages_per_rank != 2
+    if several and setup.micro_batches > MOST_THAT_ALL_RUN:
         rule = (
-            f"must be at most {MOST_IN_GPIPE} with schedule gpipe, where all of them wait for backward at once: give "
+            f"must be at most {MOST_THAT_ALL_RUN} with fsdp and {layout.stages_per_rank} stages on each rank, where all "
+            "of them are run: give fewer, or stages_per_rank 2"
+        )
+        _refuse("micro_batches", setup.micro_batches, rule)
+    if layout.schedule == "gpipe" and setup.micro_batches > MOST_THAT_ALL_RUN:
+        rule = (
+            f"must be at most {MOST_THAT_ALL_RUN} with schedule gpipe, where all of them wait for backward at once: give "
             "fewer, or schedule 1f1b"
         )
         _refuse("micro_batches", setup.micro_batches, rule)
@@ -117,7 +124,7 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     _refuse("micro_batches", setup.micro_batches, rule)
 
 
-MOST_IN_GPIPE = 256
+MOST_THAT_ALL_RUN = 256  # micro-batches
 IN_FP32 = 4  # bytes of a number
 ENDS_WITH_HALVES = ("zb", "zbv")  # in the last stage too
 
@@ -161,7 +168,7 @@ def check_halves(layout: Layout, setup: Setup, spec: ModelSpec) -> None:
             "halves would run through the graph of one of them twice; leave multi-token prediction out"
         )
         _refuse("mtp", True, rule)
-    if setup.mtp and not layout.is_sharded and setup.precision_recipe.gradients_apart:
+    if layout.pp > 1 and setup.mtp and not layout.is_sharded and setup.precision_recipe.gradients_apart:
         rule = (
             f"is refused with precision {setup.precision} and pp without fsdp: the exchange of the embedding's "
             "gradients is not measured in that format; leave multi-token prediction out, or give precision mixed"

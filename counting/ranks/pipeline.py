@@ -131,6 +131,8 @@ def micro_batches_to_run(layout: Layout, micro_batches: int) -> int:
             return micro_batches
         case "1f1b":  # p are under way, and an output stays until as many more are
             return min(micro_batches, 2 * layout.pp)
+        case "interleaved" | "zb" if layout.is_sharded and layout.stages_per_rank != 2:
+            return micro_batches  # what fully_shard does of a round does not come in equal parts for each of them
         case "interleaved" | "zb":
             return min(micro_batches, ROUNDS_RUN * micro_batches_of_round(layout.pp, micro_batches))
     return min(micro_batches, layout.stages + 2)
