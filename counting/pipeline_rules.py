@@ -98,14 +98,14 @@ def check_micro_batches(layout: Layout, setup: Setup) -> None:
     several = layout.is_sharded and layout.schedule in ("interleaved", "zb") and layout.stages_per_rank != 2
     if several and setup.micro_batches > MOST_THAT_ALL_RUN:
         rule = (
-            f"must be at most {MOST_THAT_ALL_RUN} with fsdp and {layout.stages_per_rank} stages on each rank, where all "
-            "of them are run: give fewer, or stages_per_rank 2"
+            f"must be at most {MOST_THAT_ALL_RUN} with fsdp and {layout.stages_per_rank} stages on each rank, where "
+            "all of them are run: give fewer, or stages_per_rank 2"
         )
         _refuse("micro_batches", setup.micro_batches, rule)
     if layout.schedule == "gpipe" and setup.micro_batches > MOST_THAT_ALL_RUN:
         rule = (
-            f"must be at most {MOST_THAT_ALL_RUN} with schedule gpipe, where all of them wait for backward at once: give "
-            "fewer, or schedule 1f1b"
+            f"must be at most {MOST_THAT_ALL_RUN} with schedule gpipe, where all of them wait for backward at once: "
+            "give fewer, or schedule 1f1b"
         )
         _refuse("micro_batches", setup.micro_batches, rule)
     of_schedule = SCHEDULE_RULES[layout.schedule]
