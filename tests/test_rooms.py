@@ -81,7 +81,7 @@ ROOMS = {
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.reserved counting.alternatives counting.rank_analysis counting.analysis": (
+    "counting.alternatives counting.reserved counting.rank_analysis counting.analysis": (
         "counting.allocator counting.counts counting.formulas counting.layout counting.measurements counting.notes"
         " counting.ranks counting.recipes counting.reconcile counting.setup counting.step counting.via_transformers"
         " torch_models.errors torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec"

@@ -60,6 +60,7 @@ FLAGS = {
     "framework": "--framework",
     "grouping": "--layout grouping",
     "gpus_per_node": "--gpus_per_node",
+    "reserved": "--reserved",
     "expert_imbalance": "--expert_imbalance",
 }
 SEE_HELP = "; --help lists the flags"

@@ -248,7 +248,9 @@ def test_a_forgotten_tensor_of_an_optimiser_is_found(spec_type: type) -> None:
 @pytest.mark.parametrize("name", ["layer_step_flops", "mtp_layer_step_flops"])
 def test_a_broken_step_formula_is_found(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(flops, name)
-    monkeypatch.setattr(flops, name, lambda *given: right(*given) + StepFlops(**{part: Counts(attention=1)}))
+    monkeypatch.setattr(
+        flops, name, lambda *given, **how: right(*given, **how) + StepFlops(**{part: Counts(attention=1)})
+    )
     match = rf"two: training_flops, step, {part}, attention: dispatch [\d,]+ differs"
     with pytest.raises(DisagreementError, match=match):
         agreed(TWO_PREDICTIONS, recompute="selective")

@@ -17,7 +17,6 @@ from counting.measurements.meta_device import ONE_AT_A_TIME, measuring
 from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
-from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 from counting.measurements.ranks.rank import profile_of_rank
 from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
@@ -73,6 +72,7 @@ def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> lis
             return events
         if layout.pp > 1:
             from counting.measurements.ranks.pipeline.allocations import log_of_this_pipeline_rank
+            from counting.measurements.ranks.pipeline.stand_ins import pipeline_stand_ins
 
             with pipeline_stand_ins(), fake_world(layout.ranks, rank), measuring():
                 return log_of_this_pipeline_rank(spec, setup, layout, torch.device("meta"))
