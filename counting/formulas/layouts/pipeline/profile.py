@@ -47,6 +47,7 @@ from torch_models.spec import (
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
+    MultiHeadLatentAttentionSpec,
 )
 from torch_models.stages import Stage, stages_of
 
@@ -78,10 +79,10 @@ def pipeline_by_formula(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[
 def has_exact_passes(spec: ModelSpec, setup: Setup, layout: Layout) -> bool:
     """Whether the passes by formula are those that are measured; else the profile has a bound of the peak alone.
 
-    They are but for the second half of backward in three cases, where the order in which the gradients of parameters
+    They are but for the second half of backward in four cases, where the order in which the gradients of parameters
     are computed decides what is alive: norms after a block, whose gradients are those of the residual stream; experts
-    in a checkpoint, which runs again for each parameter; and multi-token prediction, which uses embedding and head
-    again, and whose hooks of fully_shard run in that half too.
+    in a checkpoint, which runs again for each parameter; experts with latent attention, of few tokens; and multi-token
+    prediction, which uses embedding and head again, and whose hooks of fully_shard run in that half too.
     """
     if layout.pp == 1 or layout.schedule not in HALVED:
         return True
@@ -89,7 +90,9 @@ def has_exact_passes(spec: ModelSpec, setup: Setup, layout: Layout) -> bool:
         return False
     for layer, _ in spec.layer_groups():
         experts = isinstance(layer.feed_forward, MixtureOfExpertsSpec)
-        if layer.norm_placement != "before" or (experts and layer.recompute_in(setup.recompute) == "full"):
+        latents = isinstance(layer.attention, MultiHeadLatentAttentionSpec)
+        again = layer.recompute_in(setup.recompute) == "full"
+        if layer.norm_placement != "before" or (experts and (again or latents)):
             return False
     return True
 
