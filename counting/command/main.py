@@ -172,6 +172,9 @@ def _asks_for_reserved(
     options: argparse.Namespace, model: ModelSpec | ForeignConfig, setup: Setup, layout: Layout | None
 ) -> bool:
     """Whether what the allocator reserves is estimated: on request, else where that is the default and quick."""
+    asked = options.reserved is not None and asks_for_reserved(options)
+    if asked and layout is not None and layout.framework == "megatron":
+        raise ArgumentError("reserved", True, "is not estimated with framework megatron, by formula: leave it out")
     if not asks_for_reserved(options) or options.reserved is not None or not isinstance(model, ModelSpec):
         return asks_for_reserved(options)
     if options.expandable_segments or options.trace_memory is not None or setup.execution == "compiled":

@@ -92,7 +92,8 @@ def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> 
         if analysis.rank_classes:
             from counting.report.screen.ranks import ranks_screen
 
-            ranks_screen(block, analysis, on_catalogue, detail.gpus)
+            reserved = detail.notes or len(results.analyses) == 1
+            ranks_screen(block, analysis, on_catalogue, detail.gpus, reserved=reserved)
         elif analysis.fits and not with_runs:
             from counting.report.screen.fits import fits_screen
 
