@@ -33,6 +33,10 @@ LLAMA_ON_64 = f"{LLAMA_RESERVED} --reserved off"
 LLAMA_ON_65536 = "llama_3_8b_config.json --seq_len 8192 --layout dp=64,fsdp=1024 --reserved off"
 SPREAD = "--seq_len 4096 --recompute full --layout fsdp=2048,ep=64 --reserved off"
 DEEPSEEK_ON_2048 = f"{DEEPER_CONFIG} {SPREAD}"
+DEEPSEEK_PIPELINE = (
+    f"{DEEPER_CONFIG} --seq_len 4096 --recompute full --layout pp=16,fsdp=128,ep=64,schedule=dualpipev "
+    "--global_batch_tokens 62914560 --reserved off"
+)
 
 BUDGET_LIMIT = 0.15
 CONFIG_LIMIT = 1.6
@@ -40,6 +44,7 @@ DEEPER_LIMIT = 1.03
 LLAMA_SPREAD_LIMIT = 3.5
 LLAMA_RESERVED_LIMIT = 10.0
 DEEPSEEK_SPREAD_LIMIT = 8.0
+DEEPSEEK_PIPELINE_LIMIT = 10.0
 MORE_RANKS_LIMIT = 1.05
 MEMORY_LIMIT = 1.3
 
@@ -128,6 +133,7 @@ def all_checks(deeper: str) -> list[Check]:
         Check("time", wider, llama, seconds, MORE_RANKS_LIMIT),
         Check("time", deepseek, BASELINE, seconds, DEEPSEEK_SPREAD_LIMIT),
         Check("time", f"{deeper} {SPREAD}", deepseek, seconds, MORE_RANKS_LIMIT),
+        Check("time", f"--model_config {DEEPSEEK_PIPELINE}", BASELINE, seconds, DEEPSEEK_PIPELINE_LIMIT),
         *(Check("memory", name, BASELINE, peak_memory, MEMORY_LIMIT) for name in [BUDGET, *analyses, deeper]),
     ]
 
@@ -151,7 +157,7 @@ def main() -> int:
             deeper: [*COMMAND, "--model_config", str(deeper_config)],
             **{
                 f"--model_config {each}": [*COMMAND, "--model_config", *each.split()]
-                for each in (LLAMA_ON_64, LLAMA_RESERVED, LLAMA_ON_65536, DEEPSEEK_ON_2048)
+                for each in (LLAMA_ON_64, LLAMA_RESERVED, LLAMA_ON_65536, DEEPSEEK_ON_2048, DEEPSEEK_PIPELINE)
             },
             f"{deeper} {SPREAD}": [*COMMAND, "--model_config", str(deeper_config), *SPREAD.split()],
         }
