@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
+from msgspec import structs
 
 from counting.ranks.memory import rank_memory
 from counting.ranks.pipeline import PipelineProfile
@@ -17,6 +18,7 @@ from counting.ranks.profile import (
     RankMicroBatch,
     RankPhase,
     RankProfile,
+    RankShare,
     Traffic,
     Traffics,
     collective_of,
@@ -119,23 +121,7 @@ def rank_classes(model: Shallow, setup: Setup, profile: RankProfile, proof: str)
     assert setup.micro_batches is not None, "a resolved setup"
     collectives = tuple(_collectives(step_traffic(model, profile, setup.micro_batches)))
     return tuple(
-        RankAnalysis(
-            count=share.count,
-            first_rank=share.first_rank,
-            stage=0,
-            stages=(0,),
-            in_flight=1,
-            context_rank=profile.context_rank,
-            parameters=share.parameters,
-            memory=rank_memory(model, setup, profile, share, proof),
-            forward_flops=profile.flops.full_forward.total,
-            model_flops=profile.flops.model,
-            hardware_flops=profile.flops.hardware,
-            skipped_by_causality=profile.flops.skipped,
-            forward_flops_by_component=profile.flops.full_forward.by_component(),
-            collectives=collectives,
-            proof=proof,
-        )
+        _class_of(share, profile, rank_memory(model, setup, profile, share, proof), collectives, proof)
         for share in profile.shares
     )
 
@@ -151,26 +137,43 @@ def pipeline_classes(
     for profile in profiles:
         collectives = tuple(_collectives(pipeline_traffic(stages, setup, profile)))
         for share in profile.shares:
+            memory = pipeline_memory(stages, setup, profile, share, proof)
             found.append(
-                RankAnalysis(
-                    count=share.count,
-                    first_rank=share.first_rank,
+                structs.replace(
+                    _class_of(share, profile, memory, collectives, proof),
                     stage=profile.pipeline_rank,
                     stages=tuple(stage.stage for stage in profile.stages),
                     in_flight=most_in_flight(profile),
-                    context_rank=profile.context_rank,
-                    parameters=share.parameters,
-                    memory=pipeline_memory(stages, setup, profile, share, proof),
-                    forward_flops=profile.flops.full_forward.total,
-                    model_flops=profile.flops.model,
-                    hardware_flops=profile.flops.hardware,
-                    skipped_by_causality=profile.flops.skipped,
-                    forward_flops_by_component=profile.flops.full_forward.by_component(),
-                    collectives=collectives,
-                    proof=proof,
                 )
             )
     return tuple(sorted(found, key=lambda each: each.first_rank))
+
+
+def _class_of(
+    share: RankShare,
+    profile: RankProfile | PipelineProfile,
+    memory: StepMemory,
+    collectives: tuple[RankCollective, ...],
+    proof: str,
+) -> RankAnalysis:
+    """The ranks of `share`, as those of the only stage."""
+    return RankAnalysis(
+        count=share.count,
+        first_rank=share.first_rank,
+        stage=0,
+        stages=(0,),
+        in_flight=1,
+        context_rank=profile.context_rank,
+        parameters=share.parameters,
+        memory=memory,
+        forward_flops=profile.flops.full_forward.total,
+        model_flops=profile.flops.model,
+        hardware_flops=profile.flops.hardware,
+        skipped_by_causality=profile.flops.skipped,
+        forward_flops_by_component=profile.flops.full_forward.by_component(),
+        collectives=collectives,
+        proof=proof,
+    )
 
 
 def most_in_flight(profile: PipelineProfile) -> int:
