@@ -219,6 +219,9 @@ def _check_context_parallel(layout: Layout, layers: Iterable[LayerSpec], setup: 
             rule = f"is torch's ring attention, and attention here has {reason}, which it has not: leave it out"
             _refuse("cp", layout.cp, rule)
     length = Size("the sequence length", setup.micro_batch.length, unit=context_length_unit(layers, 1))
+    if length.value % length.unit:
+        rule = f"must divide {length}: give a sequence length that is a multiple of {layout.cp * length.unit}"
+        _refuse("cp", layout.cp, rule)
     others = layout.fsdp * layout.tp * layout.pp
     _check_divides("cp", layout.cp, [length], _leaves_whole_replicas(layout, others))
 

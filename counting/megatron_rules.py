@@ -29,6 +29,8 @@ def check_megatron(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) ->
             _refuse(field, value, f"has no formula by Megatron-LM's rules: give {' or '.join(known)}")
     if layout.zero != 1:
         _refuse("zero", layout.zero, "must be 1 by Megatron-LM's rules, whose optimiser alone is divided: leave it out")
+    if layout.grouping != "torchtitan":
+        _refuse("grouping", layout.grouping, "is of torch's fully_shard, which Megatron-LM does not use: leave it out")
     if layout.pp > 1 and layout.schedule not in MEGATRON_SCHEDULES:
         rule = f"is not one of Megatron-LM's schedules: give {' or '.join(MEGATRON_SCHEDULES)}"
         _refuse("schedule", layout.schedule, rule)

@@ -267,5 +267,5 @@ def flags_parser() -> argparse.ArgumentParser:
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training, as 5M or 200k")
     budget.add_argument("--scaling_law", metavar="LAW", help=f"default {DEFAULT_LAW.name}")
     budget.add_argument("--design", metavar="FILE", help="design a model for the budget and write its config to FILE")
-    budget.add_argument("--force", action="store_true", help="let --design replace FILE")
+    budget.add_argument("--force", action="store_true", help="let --design and --trace_memory replace FILE")
     return parser

@@ -265,7 +265,7 @@ def test_few_values_are_listed() -> None:
         (
             2,
             1001,
-            "must divide the sequence length (1001) in multiples of 2: nothing but 1 does for all that it divides",
+            "must divide the sequence length (1001) in multiples of 2: give a sequence length that is a multiple of 4",
         ),
     ],
 )
@@ -303,7 +303,7 @@ def test_the_ring_has_fused_kernels() -> None:
 
 def test_chunks_of_latent_attention_have_whole_rows_of_its_kernel() -> None:
     assert PADDED_ROWS == 32
-    rule = "must divide the sequence length (96) in multiples of 64: nothing but 1 does for all that it divides"
+    rule = "must divide the sequence length (96) in multiples of 64: give a sequence length that is a multiple of 128"
     assert refusal(Layout(cp=2), DEEPSEEK, sequence_length=96) == ("cp", 2, rule)
     assert refusal(Layout(cp=3), DEEPSEEK, sequence_length=256)[2].endswith("in multiples of 64: give 2 or 4")
     assert resolved(Layout(cp=2), DEEPSEEK, sequence_length=128).cp == 2

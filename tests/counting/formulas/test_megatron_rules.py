@@ -69,6 +69,11 @@ def test_it_has_two_schedules(schedule: str) -> None:
     assert refusal(layout={"pp": 2, "schedule": schedule}) == ("schedule", schedule, rule)
 
 
+def test_it_gathers_no_groups() -> None:
+    rule = "is of torch's fully_shard, which Megatron-LM does not use: leave it out"
+    assert refusal(layout={"fsdp": 2, "grouping": "layers"}) == ("grouping", "layers", rule)
+
+
 def test_rounds_of_its_interleaved_schedule() -> None:
     rule = "Megatron-LM's interleaved schedule needs a multiple of pp (4): give 8 or 12"
     layout = {"pp": 4, "schedule": "interleaved"}
