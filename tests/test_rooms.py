@@ -62,13 +62,19 @@ ROOMS = {
         "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
         " torch_models.stages"
     ),
+    # What a step does, and how long that takes on a cluster.
+    "counting.work": "counting.ranks",
+    "counting.cost.rates counting.cost.hardware counting.cost.cluster counting.cost.step_time": (
+        "counting.ranks counting.setup counting.step counting.work torch_models.errors torch_models.fields"
+        " torch_models.layout"
+    ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": (
         "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.layout"
         " torch_models.spec torch_models.stages"
     ),
     "counting.measurements": (
-        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step"
+        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step counting.work"
         " counting.workspaces torch_models.errors torch_models.layout torch_models.spec torch_models.stages"
         " torch_models.recomputed_layers torch_models.modules torch_models.builder torch_models.checkpoints"
         " torch_models.parallel torch_models.training"
@@ -81,11 +87,11 @@ ROOMS = {
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts",
-    "counting.alternatives counting.reserved counting.rank_analysis counting.analysis": (
-        "counting.allocator counting.counts counting.formulas counting.layout counting.measurements counting.notes"
-        " counting.ranks counting.recipes counting.reconcile counting.setup counting.step counting.via_transformers"
-        " torch_models.errors torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec"
-        " torch_models.stages"
+    "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
+        "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
+        " counting.layout counting.measurements counting.notes counting.ranks counting.recipes counting.reconcile"
+        " counting.setup counting.step counting.via_transformers counting.work torch_models.errors torch_models.fields"
+        " torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from counting.cost.rates import GpuRates
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.fields.bundled import bundled_data
 
@@ -77,6 +78,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     memory_bandwidth_tb_per_s: TerabytesPerSecond
     power_watts: Watts | None
     price_usd_per_hour: DollarsPerHour | None
+    architecture: str | None = None  # as Hopper: GPUs of one are a family, of which one may lend its rates to another
+    rates: GpuRates | None = None  # None: those of the nearest GPU of its architecture are taken, scaled by the peaks
     sources: GpuSources
 
     def __post_init__(self) -> None:

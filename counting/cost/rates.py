@@ -1,0 +1,77 @@
+"""What an accelerator achieves, as data of the catalogue: rates of products, attention, bytes, and of links.
+
+Each group names its source. `best` is the most that was measured, which the bound of a step uses; `sustained` is what a
+training step sees, which the estimate uses. Rates are in 10^12 FLOPs a second, one multiply-add being 2 FLOPs; those of
+attention count what a causal kernel computes.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Rate = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class ProductRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Large matrix products of one format, at the board's own power limit.
+
+    The exponents are those of a power limit relative to the board's: rate x (limit / board's)^exponent; None: unknown.
+    """
+
+    best_tflop_per_s: Rate
+    sustained_tflop_per_s: Rate
+    best_power_exponent: Share | None = None
+    sustained_power_exponent: Share | None = None
+    source: str
+
+
+class GroupedRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Products of experts, as a share of the dense 16-bit peak, from `tokens_per_expert` on."""
+
+    tokens_per_expert: int
+    share_of_peak: Share
+    source: str
+
+
+class AttentionRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A fused causal attention kernel at one length and head size."""
+
+    kernel: str  # "FlashAttention-2", "cuDNN", "FlashAttention-3"
+    head_size: int
+    sequence_length: int
+    forward_tflop_per_s: Rate
+    backward_tflop_per_s: Rate
+    source: str
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A link of one GPU, one direction. `achieved_gb_per_s` is what collectives reach of it; None: not measured."""
+
+    gb_per_s: Rate
+    achieved_gb_per_s: Rate | None = None
+    latency_seconds: Seconds | None = None
+    source: str = ""
+
+
+class GpuRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All rates of one accelerator; those that are unknown are None or empty, and say what takes their place."""
+
+    bf16: ProductRates
+    fp8: ProductRates | None = None
+    grouped: tuple[GroupedRate, ...] = ()
+    attention: tuple[AttentionRate, ...] = ()
+    memory_bandwidth_share: Share  # of the printed bandwidth that copies reach
+    memory_bandwidth_source: str
+    launch_seconds: Seconds  # between two kernels of a stream that is never empty
+    launch_source: str
+    beside_collectives_share: Share | None = None  # of their speed that products keep while a collective runs beside
+    beside_collectives_source: str | None = None
+    spread: Share | None = None  # standard deviation of the speed of equal GPUs, relative; the slowest sets the pace
+    spread_source: str | None = None
+    node_link: Link | None = None  # within a node
+    network_link: Link | None = None  # across nodes, a GPU's share
+
+
+RateKind = Literal["best", "sustained"]

@@ -1,0 +1,51 @@
+"""How long one training step takes on a cluster: the result. Torch-free."""
+
+from typing import Literal
+
+import msgspec
+
+# `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
+TimeBasis = Literal["estimate", "calibrated"]
+
+
+class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time goes, in seconds, on the rank of the pipeline with the most work; the parts sum to the step.
+
+    Products slow down beside collectives: that time is in the part of what is slowed.
+    """
+
+    products: float  # matrix products, those of experts too
+    attention: float  # fused attention kernels
+    memory_bound: float  # ops by bytes: elementwise, norms, gathers; and the launches that nothing hides
+    communication: dict[str, float]  # exposed, by axis
+    bubble: float  # waiting for other stages
+    optimizer: float  # clipping and update
+
+    @property
+    def total(self) -> float:
+        """The seconds of the step."""
+        parts = (self.products, self.attention, self.memory_bound, self.bubble, self.optimizer)
+        return sum(parts) + sum(self.communication.values())
+
+
+class StepTime(msgspec.Struct, frozen=True, kw_only=True):
+    """One step on one kind of GPU. `seconds` is the estimate or the calibrated prediction, as `basis` says.
+
+    `bound_seconds` is what no run beats: best products, no launch, all communication hidden. `low_seconds` to
+    `high_seconds` is the band: of an estimate the errors against published runs, of a calibrated prediction the spread
+    of the user's own rows; never below the bound.
+    """
+
+    gpu: str
+    basis: TimeBasis
+    seconds: float
+    bound_seconds: float
+    low_seconds: float
+    high_seconds: float
+    tokens_per_second_per_gpu: float
+    mfu: float  # model FLOPs by the own count / the dense 16-bit peak
+    hfu: float  # the FLOPs as executed / the same peak
+    bound_mfu: float  # of a step as long as the bound: no run's is larger
+    breakdown: TimeBreakdown
+    rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none
+    assumptions: tuple[str, ...]
