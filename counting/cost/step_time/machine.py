@@ -35,7 +35,7 @@ class LinkSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """One device of a cluster, in FLOP/s, bytes/s and seconds, after power limit, family and the slowest of the GPUs."""
+    """One device of a cluster in FLOP/s, bytes/s and seconds, with power limit and the slowest of the GPUs in them."""
 
     style: Style
     gpu: str
