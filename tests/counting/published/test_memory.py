@@ -18,7 +18,7 @@ from counting.published.memory import (
     load_published_memory,
 )
 from counting.published.rows import RunSettings
-from counting.report.published import memory_cells, print_published_memory
+from counting.report.published.memory import memory_cells, print_published_memory
 from counting.report.screen.lines import Lines
 from counting.report.screen.published import published_memory_screen
 from counting.setup import Setup
@@ -132,7 +132,7 @@ def test_as_a_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert main(["--published", "memory", "--details"]) == 0
     assert "Stated peaks of memory, and ours, GiB" in capsys.readouterr().out
     assert main(["--published", "weather"]) == 2
-    assert "choose from bills, memory" in capsys.readouterr().err
+    assert "choose from bills, memory, throughput" in capsys.readouterr().err
 
 
 def test_cells_of_a_range() -> None:
