@@ -199,15 +199,15 @@ class _Pipeline:
             self._ready.append(self._waiting.pop(event))
 
 
-def segments_of(rank: RankTime, order: Sequence[OrderedPass], timetable: Timetable) -> list[tuple[OrderedPass, Segment]]:
+def segments_of(
+    rank: RankTime, order: Sequence[OrderedPass], timetable: Timetable
+) -> list[tuple[OrderedPass, Segment]]:
     """The segments of all passes of a rank, in seconds from the begin of the step."""
     found = []
     for one, start, end in zip(order, rank.starts, rank.ends, strict=True):
         time = timetable[one.stage, one.key].time
         stretched = (end - start) / time.seconds if time.seconds else 1.0
         for segment in time.segments:
-            moved = segment._replace(
-                start=start + segment.start * stretched, end=start + segment.end * stretched
-            )
+            moved = segment._replace(start=start + segment.start * stretched, end=start + segment.end * stretched)
             found.append((one, moved))
     return found

@@ -264,9 +264,7 @@ class _Streams:
             dict(self._exposed),
             tuple(tuple(job.axis for job in queue.jobs) for queue in queues),
             tuple(job.left for queue in queues for job in queue.jobs),
-            tuple(
-                max(each.get(name, 0) - self.queues[name].done, 0) for each in tickets for name in LINK_NAMES
-            ),
+            tuple(max(each.get(name, 0) - self.queues[name].done, 0) for each in tickets for name in LINK_NAMES),
         )
 
     def extend(self, since: _State, times: int) -> None:

@@ -1,7 +1,6 @@
 """The seconds of each stretch of a step's work on one machine, and what of it may run beside something else."""
 
 from collections.abc import Iterable, Sequence
-from typing import get_args
 
 from counting.cost.step_time.collectives import group_of, link_of, seconds_of_collective, seconds_of_message
 from counting.cost.step_time.machine import Machine
@@ -57,8 +56,7 @@ class StretchTimer:
             if axis == "pp":
                 if exchanges and operation == "send":
                     group = group_of(self._spread(key), axis, self.machine.gpus_per_node)
-                    seconds = self.message(traffic.bytes_in)
-                    found["in_place"].append(OnLink(axis, link_of(group, self.machine), seconds))
+                    found["in_place"].append(OnLink(axis, link_of(group), self.message(traffic.bytes_in)))
                 continue
             on_link = self._on_link(key, traffic)
             if axis not in OF_FULLY_SHARD or phase == "optimizer":
@@ -91,25 +89,11 @@ class StretchTimer:
         _, operation, axis = collective_of(key)
         group = group_of(self._spread(key), axis, self.machine.gpus_per_node)
         seconds = seconds_of_collective(operation, traffic, group, self.machine)
-        return OnLink(axis, link_of(group, self.machine), seconds)
+        return OnLink(axis, link_of(group), seconds)
 
     def _spread(self, what: str) -> Layout:
         assert self._layout is not None, f"{what}: of one device"
         return self._layout
-
-
-def axes_of_work(work: StepWork) -> tuple[Axis, ...]:
-    """The axes over which a step sends anything."""
-    found: set[str] = set()
-    for rank in work.ranks:
-        stretches: list[StretchWork] = [rank.optimizer]
-        for stage in rank.stages:
-            if any(stage.message_bytes):
-                found.add("pp")
-            for each in stage.passes.values():
-                stretches += [each.before, *each.layers, each.after]
-        found |= {collective_of(key).axis for stretch in stretches for key in stretch.traffic}
-    return tuple(axis for axis in get_args(Axis) if axis in found)
 
 
 def has_experts(work: StepWork) -> bool:

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from counting.cost.step_time.pipeline import RankTime, Stages, TimedPass, lay_out_ranks
-from counting.cost.step_time.streams import OnLink, PassTime, TimedStretch, lay_out_pass
+from counting.cost.step_time.streams import PassTime, TimedStretch, lay_out_pass
 from counting.cost.step_time.stretches import StretchTimer, seconds_on_links
 from counting.ranks.profile import Axis
 from counting.step.time import TimeBreakdown
 from counting.work import OrderedPass, PassWork, StageWork, StepWork
 
-NOT_IN_THE_BOUND: tuple[Axis, ...] = ("ep",)  # kernels exist that send a token once to a node, whatever its experts are
+ROUNDING = 1e-9  # relative: what is left of a step that has no bubble
 AND = " + "  # between the keys of two passes that are one chain
 
 
@@ -73,8 +73,8 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
     """The seconds that no run of this step beats; `timer` is that of the bound.
 
     All collectives are hidden: the longest of three. The passes in their order by their ops alone, from the first pass
-    of the first stage to the end of its rank's update; the ops of the rank with most of them; and the collectives of
-    the busiest link, without what `NOT_IN_THE_BOUND` names.
+    of the first stage to the end of its rank's update; the ops of the rank with most of them; and the collectives on
+    the busiest link.
     """
     timetable: dict[tuple[int, str], TimedPass] = {}
     links: dict[tuple[int, str], dict[str, float]] = {}
@@ -86,16 +86,16 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
                 stretches = _stretches(stages[one.stage], one, timer)
                 seconds = sum(stretch.compute * count for stretch, count in stretches)
                 timetable[one.stage, one.key] = TimedPass(PassTime(seconds=seconds, products=seconds))
-                links[one.stage, one.key] = _bounding_links(stretches)
+                links[one.stage, one.key] = seconds_on_links(stretches)
     stages_without_messages = _stages(work, timer)._replace(message_seconds={})
     passes = lay_out_ranks(orders, timetable, stages_without_messages, 1.0)
     updates = [timer.stretch(rank.optimizer) for rank in work.ranks]
     number, further = _further(work, orders[0])
     added = [_middle(order, timetable, number).seconds if further else 0.0 for order in orders]
     longest = [passes[0].end + updates[0].compute + max(added) * further]
-    for order, one, update, more in zip(orders, passes, updates, added, strict=True):
-        longest.append(one.busy + update.compute + more * further)
-        on_link: dict[str, float] = defaultdict(float, _bounding_links([(update, 1)]))
+    for order, of_rank, update, more in zip(orders, passes, updates, added, strict=True):
+        longest.append(of_rank.busy + update.compute + more * further)
+        on_link: dict[str, float] = defaultdict(float, seconds_on_links([(update, 1)]))
         for (stage, key), times in _counts(order, number, further).items():
             for link, seconds in links[stage, key].items():
                 on_link[link] += seconds * times
@@ -141,13 +141,6 @@ def _timed_pass(
 
 def _without_collectives(stretch: TimedStretch) -> TimedStretch:
     return TimedStretch(products=stretch.products, attention=stretch.attention, memory=stretch.memory)
-
-
-def _bounding_links(stretches: Sequence[tuple[TimedStretch, int]]) -> dict[str, float]:
-    def kept(collectives: tuple[OnLink, ...]) -> tuple[OnLink, ...]:
-        return tuple(each for each in collectives if each.axis not in NOT_IN_THE_BOUND)
-
-    return seconds_on_links([(TimedStretch(in_place=kept(stretch.collectives)), count) for stretch, count in stretches])
 
 
 def _stages(work: StepWork, timer: StretchTimer) -> Stages:
@@ -197,7 +190,7 @@ def _counts(order: Sequence[OrderedPass], number: int, further: int) -> Counter[
 
 def _breakdown(passes: RankTime, update: PassTime, added: PassTime, further: int, end: float) -> TimeBreakdown:
     """Where the time of a rank goes in a step that ends at `end`. Without a pipeline there is no bubble."""
-    communication: dict[str, float] = dict(passes.communication)
+    communication = {str(axis): seconds for axis, seconds in passes.communication.items()}
     for of_axes, times in ((added.communication, further), (update.communication, 1)):
         for axis, seconds in of_axes:
             communication[axis] = communication.get(axis, 0.0) + seconds * times
@@ -217,9 +210,6 @@ def _breakdown(passes: RankTime, update: PassTime, added: PassTime, further: int
         bubble=bubble if bubble > ROUNDING * end else 0.0,
         optimizer=optimizer,
     )
-
-
-ROUNDING = 1e-9  # what is left of a step that has no bubble
 
 
 class _Titles:
@@ -248,5 +238,3 @@ class _Titles:
         if one.ascending:
             return [[low], *runs, [high]]
         return [[high], *(run[::-1] for run in reversed(runs)), [low]]
-
-
