@@ -89,7 +89,7 @@ class GpuRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     memory_bandwidth_source: str
     launch_seconds: Seconds  # between two kernels of a stream that is never empty
     launch_source: str
-    multiprocessors: Multiprocessors | None = None  # among which the tiles of a product are divided
+    multiprocessors: Multiprocessors | None = None  # of the board, that compute tiles of a product at the same time
     multiprocessors_source: str | None = None
     beside_collectives_share: Share | None = None  # of their speed that products keep while a collective runs beside
     beside_collectives_source: str | None = None
