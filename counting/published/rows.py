@@ -24,14 +24,18 @@ class RunSettings(Record, frozen=True, kw_only=True):
     setup: dict[str, Any]  # of `Setup`
     layout: dict[str, Any] = msgspec.field(default_factory=dict)  # of `Layout`; empty on one device
 
+    def fields(self) -> dict[str, Any]:
+        """The fields of the config, with those that are replaced."""
+        fields = msgspec.json.decode((bundled_data() / f"{self.config}_config.json").read_bytes())
+        return {**fields, **self.config_fields}
+
     def analyze(self, **options: Any) -> Analysis:
         """Measure it; `options` are those of `counting.analyze`. Raises `UserError` where a setting is refused."""
-        fields = msgspec.json.decode((bundled_data() / f"{self.config}_config.json").read_bytes())
         of_layout: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in self.layout.items()
         }
         layout = Layout(**of_layout) if of_layout else None
-        return analyze({**fields, **self.config_fields}, Setup(**self.setup), layout=layout, **options)
+        return analyze(self.fields(), Setup(**self.setup), layout=layout, **options)
 
 
 class RepeatedRow(Record, frozen=True, kw_only=True):
