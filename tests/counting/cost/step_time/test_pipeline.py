@@ -150,8 +150,8 @@ def test_a_longer_last_stage_by_hand() -> None:
 def test_messages_delay_whom_they_reach_too_late() -> None:
     """One micro-batch, 2 stages of 1 s and 2 s, messages of 1/4 s and 1/2 s.
 
-    Rank 0: 0-1 forward. Rank 1 waits 1 s for that and 1/4 s for the message: 1.25-2.25 forward, 2.25-4.25 backward. Rank
-    0 waits until 4.75, of which 1/2 s for the message, and ends at 6.75.
+    Rank 0: 0-1 forward. Rank 1 waits 1 s for that and 1/4 s for the message: 1.25-2.25 forward, 2.25-4.25 backward.
+    Rank 0 waits until 4.75, of which 1/2 s for the message, and ends at 6.75.
     """
     first, last = run(gpipe(2, 1), 2, timed(forward=1, backward=2), messages=(0.25, 0.5))
     assert (last.starts, last.bubble, last.communication) == ((1.25, 2.25), 1, {"pp": 0.25})
