@@ -87,11 +87,15 @@ class OrderedPass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankWork(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ranks of one place in the pipeline do in one step: all passes of all micro-batches, and the update."""
+    """What the ranks of one place in the pipeline do in one step: their passes in order, and the update.
+
+    A long step's `order` has fewer micro-batches than the step. Each further one does what the one in the middle of the
+    order does, whose number is half of those in the order, rounded down.
+    """
 
     pipeline_rank: int
     stages: tuple[StageWork, ...]
-    order: tuple[OrderedPass, ...]  # of the whole step
+    order: tuple[OrderedPass, ...]
     optimizer: StretchWork  # clipping and update of all parameters of the rank
 
 
