@@ -16,7 +16,13 @@ def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) ->
 
     Measured once, however many clusters it is laid out on.
     """
-    raise NotImplementedError
+    if layout is None:
+        from counting.measurements.work.device import work_of_device
+
+        return work_of_device(spec, setup)
+    from counting.measurements.ranks import measure_work
+
+    return measure_work(spec, setup, layout)
 
 
 def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster: Cluster) -> bytes:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from counting.measurements.live_bytes import LiveBytes
@@ -55,6 +56,14 @@ class Recorder:
             self._touches([Access(each) for each in tensors if each is not None]) for tensors in (reads, writes)
         )
         self._ops.append(RawOp("memory", name, read, written))
+
+    def added_to_buffer(self, gradient: Tensor, dtype: torch.dtype) -> None:
+        """Record that a gradient is added to a buffer in `dtype`, which no tensor here stands for."""
+        (of_gradient,) = self._touches([Access(gradient)])
+        self._unknown -= 1
+        size = of_gradient.bytes // gradient.element_size() * dtype.itemsize
+        buffer = Touch(self._unknown, (), size, size)
+        self._ops.append(RawOp("memory", "add_", (of_gradient, buffer), (buffer,)))
 
     def cut(self, alive: Alive | None = None) -> None:
         """End a stretch. `alive` are the storages of the tracker that are alive now; None: it is asked for them."""
