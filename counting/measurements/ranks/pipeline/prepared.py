@@ -29,7 +29,6 @@ ParameterGroups = list[tuple[list[Tensor], int]]
 class PreparedStage(NamedTuple):
     """A stage built of the layers of its shallow model, and the plan of its passes."""
 
-    stage: Stage
     module: StageModel
     runs: StageRun
     planner: Planner
@@ -40,14 +39,11 @@ class PreparedStage(NamedTuple):
         """The pass that is measured for this one."""
         return alike(key, sharded=self.sharded, converts=self.converts)
 
-    def run(self, needed: Collection[Key]) -> dict[Key, PassRun]:
-        """Run all of `needed`, and the passes that lead to them; of each the first run."""
-        at_the_end = {key for key in needed if key[0] == "exchange"}
-        steps = self.planner.plan(set(needed) - at_the_end)
-        ran: dict[Key, PassRun] = {}
-        for one in self.runs.run([*steps, *(PlannedPass(kind, None, found) for kind, found in at_the_end)]):
-            ran.setdefault((one.step.kind, one.step.found), one)
-        return ran
+    def run(self, needed: Collection[Key]) -> list[PassRun]:
+        """Run all of `needed`, and the passes that lead to them, in the order of the plan."""
+        at_the_end = sorted(key for key in needed if key[0] == "exchange")
+        steps = self.planner.plan(set(needed) - set(at_the_end))
+        return self.runs.run([*steps, *(PlannedPass(kind, None, found) for kind, found in at_the_end)])
 
 
 def prepared_stage(
@@ -90,7 +86,7 @@ def prepared_stage(
         makes_gradients=converts,
         gathers_first=layout.schedule in ONE_STAGE,
     )
-    return PreparedStage(stage, module, runs, planner, layout.is_sharded, converts)
+    return PreparedStage(module, runs, planner, layout.is_sharded, converts)
 
 
 def stage_parameters(stage: Stage, module: StageModel) -> ParameterGroups:

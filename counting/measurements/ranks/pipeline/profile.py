@@ -116,7 +116,9 @@ class _Stages:
     def _run(self, stage: Stage, needed: Iterable[Key]) -> _MeasuredStage:
         prepared = prepared_stage(stage, self._setup, self._layout, self._meshes)
         measured_as = {key: prepared.alike(key) for key in needed}
-        ran = prepared.run(set(measured_as.values()))
+        ran: dict[Key, PassRun] = {}
+        for one in prepared.run(set(measured_as.values())):
+            ran.setdefault((one.step.kind, one.step.found), one)
         return _MeasuredStage(
             stage, prepared.module, {" ".join(key): ran[measured] for key, measured in measured_as.items()}
         )
