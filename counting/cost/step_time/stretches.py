@@ -47,7 +47,7 @@ class StretchTimer:
         bound = self.machine.style == "bound"
         ops: Iterable[Op] = work.fused_ops if bound and work.fused_ops is not None else work.ops
         if in_layer and self._products_in_fp8:
-            ops = with_fp8_products(ops)
+            ops = with_fp8_products(ops, is_bound=bound)
         seconds = seconds_of_ops(ops, self.machine)
         found: dict[str, list[OnLink]] = {"in_place": [], "gathers": [], "prefetches": [], "reductions": []}
         all_reduces = []
