@@ -60,10 +60,12 @@ def _utilisation(
 def grouped_rate(op: Op, machine: Machine) -> float:
     """FLOP/s of the products of experts, of shape (experts, rows of all, summed, columns).
 
-    The measured rates are of 16 bits, by tokens an expert; the rate of other formats is that of their large products
-    in proportion. Without measured ones a product of experts is a batch of products.
+    By tokens an expert, where that was measured. Of formats in which it was not, it is that of 16 bits, as much faster
+    or slower as large products are. Without measured ones a product of experts is a batch of products.
     """
     rate = _rate_of(op, machine)
+    if machine.grouped_fp8 and format_of(op.dtype) == "fp8":
+        return interpolated_rate(machine.grouped_fp8, tokens_per_expert(op))
     if machine.grouped:
         slope = rate / machine.products["16-bit"]
         return min(interpolated_rate(machine.grouped, tokens_per_expert(op)) * slope, rate)
@@ -103,12 +105,13 @@ def interpolated_rate(grouped: tuple[GroupedSpeed, ...], tokens: float) -> float
     return grouped[-1].flop_per_s
 
 
-def with_fp8_products(ops: Iterable[Op]) -> tuple[Op, ...]:
+def with_fp8_products(ops: Iterable[Op], *, is_bound: bool = False) -> tuple[Op, ...]:
     """`ops` whose linear products run in FP8, each behind the kernels that quantise its two operands.
 
     Those are the products of linear layers and of experts in 16 bits, without a batch and with dimensions of multiples
     of 16. A kernel that quantises reads 16 bits of each number and writes 8, and the product then reads 8: an
-    assumption, without the scales and their reductions.
+    assumption, without the scales and their reductions. Of a bound nothing quantises: what writes the operands may
+    write them in FP8.
     """
     found: list[Op] = []
     for op in ops:
@@ -116,16 +119,18 @@ def with_fp8_products(ops: Iterable[Op]) -> tuple[Op, ...]:
             found.append(op)
             continue
         numbers = op.bytes_read // _bytes_of(op.dtype)
-        found.append(
-            Op(
-                kind="memory",
-                name="quantise",
-                calls=2 * op.calls,
-                bytes_read=op.bytes_read // 2,
-                bytes_written=numbers * FP8_BYTES // 2,
-                dtype=op.dtype,
+        if not is_bound:
+            quantised = numbers * FP8_BYTES // 2  # of one of the two operands, on average
+            found.append(
+                Op(
+                    kind="memory",
+                    name="quantise",
+                    calls=2 * op.calls,
+                    bytes_read=op.bytes_read // 2,
+                    bytes_written=quantised,
+                    dtype=op.dtype,
+                )
             )
-        )
         found.append(structs.replace(op, dtype="float8_e4m3fn", bytes_read=numbers * FP8_BYTES))
     return tuple(found)
 
