@@ -12,7 +12,6 @@ from counting.work import Op, PassWork, StageWork, StepWork, StretchWork
 from torch_models.layout import Layout
 
 OF_FULLY_SHARD: tuple[Axis, ...] = ("fsdp", "expert_fsdp", "dp", "expert_dp")
-EMPTY = TimedStretch()
 
 
 class StretchTimer:
@@ -47,7 +46,7 @@ class StretchTimer:
         bound = self.machine.style == "bound"
         ops: Iterable[Op] = work.fused_ops if bound and work.fused_ops is not None else work.ops
         if in_layer and self._products_in_fp8:
-            ops = with_fp8_products(ops)
+            ops = with_fp8_products(ops, is_bound=bound)
         seconds = seconds_of_ops(ops, self.machine)
         found: dict[str, list[OnLink]] = {"in_place": [], "gathers": [], "prefetches": [], "reductions": []}
         all_reduces = []
