@@ -39,7 +39,8 @@ class _Signature(NamedTuple):
 
 # What these do is no kernel: they allocate, or ask the host.
 _ALLOCATIONS = ("empty", "new_empty", "_empty", "resize", "set_", "_efficientzerotensor")
-_COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "prim", "profiler")
+_COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor")
+_QUESTIONS = ("prim", "profiler")
 # In place, without reading what was there.
 _OVERWRITES = frozenset(
     (
@@ -62,15 +63,22 @@ _OVERWRITING_SCATTERS = frozenset({"index_copy_", "index_fill_", "index_put_", "
 def accesses(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Accesses | None:
     """What `out = function(*args, **kwargs)` reads and writes on the device; None if it does nothing there.
 
-    Views, allocations, questions and what ranks send each other do nothing: no result is new, and nothing is changed.
+    Views, allocations and questions do nothing: no result is new, and nothing is changed.
     """
     signature = _signature(function)
-    if function.is_view or function.namespace in _COMMUNICATION or signature.name.startswith(_ALLOCATIONS):
+    if function.is_view or function.namespace in _QUESTIONS or signature.name.startswith(_ALLOCATIONS):
         return None
     arguments = arguments_of(function, args, kwargs)
+    if function.namespace == "c10d":  # its schemas do not say what is written
+        return Accesses(*[_all_of(arguments, lambda name: True)] * 2)
     rule = _RULES.get(signature.name)
     found = rule(signature, arguments, out) if rule is not None else _by_schema(signature, arguments, out)
     return found if any(access.tensor.numel() for access in found.writes) else None
+
+
+def communicates(function: Any) -> bool:
+    """Whether an op sends something to other ranks, or waits for it."""
+    return function.namespace in _COMMUNICATION
 
 
 def name_of(function: Any) -> str:
