@@ -72,6 +72,8 @@ def accesses(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
     if function.namespace == "c10d":  # its schemas do not say what is written
         return Accesses(*[_all_of(arguments, lambda name: True)] * 2)
     rule = _RULES.get(signature.name)
+    if rule is None and (signature.name.endswith("_like") or signature.name.startswith("new_")):
+        rule = _made_like
     found = rule(signature, arguments, out) if rule is not None else _by_schema(signature, arguments, out)
     return found if any(access.tensor.numel() for access in found.writes) else None
 
@@ -152,6 +154,11 @@ def _scatter(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
     touched = Access(target, min(numbers, target.numel()), index)
     overwrites = signature.name in _OVERWRITING_SCATTERS and not arguments.get("accumulate")
     return Accesses(given if overwrites else [touched, *given], [touched])
+
+
+def _made_like(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
+    """Of the argument it takes shape and dtype alone."""
+    return Accesses([], list(_new(arguments, out)))
 
 
 def _loss_forward(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
