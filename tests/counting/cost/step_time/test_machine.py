@@ -8,7 +8,7 @@ import pytest
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
 from counting.cost.rates import Link, ProductRates
-from counting.cost.step_time.machine import machine_of
+from counting.cost.step_time.machine import LinkSpeed, machine_of
 from counting.cost.step_time.power import expected_maximum, power_factor, slowest_factor
 from tests.counting.cost.step_time.clusters import RATES, made_cluster
 from torch_models.errors import ArgumentError
@@ -93,6 +93,8 @@ def test_the_clusters_own_links_and_node_go_before_the_catalogues() -> None:
     # Nothing measured: as printed, with NCCL's 14 us a step.
     assert (machine.network_link.bytes_per_s, machine.network_link.latency_seconds) == (25e9, 14e-6)
     assert machine.gpus_per_node == 4
+    unsaid = machine_of(made_cluster({"node_link": Link(gb_per_s=100)}), "estimate").node_link
+    assert unsaid == LinkSpeed(bytes_per_s=100e9, latency_seconds=3.4e-6)
     assert machine_of(made_cluster(), "estimate").gpus_per_node == 8
 
 
