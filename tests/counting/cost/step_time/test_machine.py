@@ -139,6 +139,24 @@ def test_a_power_limit_of_unknown_effect_is_refused_by_the_estimate_alone() -> N
     assert machine_of(at_the_limit, "estimate").products["16-bit"] == 700e12
 
 
+def test_where_the_curves_of_a_power_limit_cross_the_bound_has_the_faster() -> None:
+    # At half of the power: best 800 / 2 = 400, sustained 700 x (1 / 2)^0.1 = 653.1.
+    crossing = ProductRates(
+        best_tflop_per_s=800,
+        sustained_tflop_per_s=700,
+        best_power_exponent=1,
+        sustained_power_exponent=0.1,
+        source="made up",
+    )
+    cluster = made_cluster({"power_watts": 350}, bf16=crossing)
+    assert machine_of(cluster, "bound").products["16-bit"] == pytest.approx(700e12 * 0.5**0.1)
+
+
+def test_products_of_experts_are_by_ascending_tokens() -> None:
+    machine = machine_of(made_cluster(grouped=RATES.grouped[::-1]), "estimate")
+    assert [row.tokens_per_expert for row in machine.grouped] == [256, 4096]
+
+
 def test_no_rate_of_an_estimate_exceeds_the_bounds() -> None:
     draw = random.Random(0)
     for _ in range(200):
