@@ -10,7 +10,7 @@ from counting.setup import Execution
 from counting.work import OrderedPass, PassWork, RankWork, StageWork, StepWork, StretchWork
 
 # The micro-batches of a step's order: the first, one between that stands for all others, and the last.
-MOST_MICRO_BATCHES = 3
+MICRO_BATCHES_SHOWN = 3
 BOTH: tuple[PassKind, PassKind] = ("forward", "backward")
 
 

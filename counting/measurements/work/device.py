@@ -7,7 +7,7 @@ from counting.measurements.probe import Probe, build_probe
 from counting.measurements.step import run_passes
 from counting.measurements.update import states_by_recipe, trained_groups
 from counting.measurements.work.assembly import (
-    MOST_MICRO_BATCHES,
+    MICRO_BATCHES_SHOWN,
     layers_of_micro_batch,
     passes_of_micro_batch,
     step_work,
@@ -38,7 +38,7 @@ def work_of_device(spec: ModelSpec, setup: Setup) -> StepWork:
         found = [passes_of_micro_batch(works[:of_one]), passes_of_micro_batch(works[-of_one:])]
         first, later = ("first", found[0]), ("later", found[-1])
         optimizer = StretchWork(ops=_update(probe, setup))
-    shown = min(setup.micro_batches, MOST_MICRO_BATCHES)
+    shown = min(setup.micro_batches, MICRO_BATCHES_SHOWN)
     places = {layer: index for index, (layer, _) in enumerate(probe.groups)}
     runs = [(places[run.layer], run.count) for run in spec.layer_runs]
     return step_work(runs, [first, *[later] * (shown - 1)], setup.micro_batches, optimizer)
