@@ -194,6 +194,9 @@ def test_grouped_products_are_flops_over_time() -> None:
     for tokens, seconds in ((1024, (1.45 + 2.94, 1.47 + 2.94)), (2048, (2.71 + 5.49, 2.77 + 5.53))):
         flops = 3 * 2 * 32 * tokens * 6144 * 2048 * 1000
         assert shares[tokens] == pytest.approx(2 * flops / sum(seconds) / 989e12, abs=1e-3)
+    # H100, 8,192 tokens of 16 experts, forward, two shapes: pull 2490 of pytorch's ao.
+    flops = 2 * 8192 * 5120 * 8192
+    assert shares[512] == pytest.approx((flops / 1.31e-3 + flops / 1.26e-3) / 2 / 989e12, abs=1e-3)
 
 
 # --- A GPU without rates --------------------------------------------------------------------------------------------

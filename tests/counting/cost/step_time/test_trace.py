@@ -44,7 +44,7 @@ def test_events_are_complete_and_rows_have_names() -> None:
 
 
 def test_a_sharded_step_shows_its_timeline() -> None:
-    """The table in test_streams.py: layer 0 runs from 5 to 9 s, and its gather from 2 to 5. Then the update, to 45 s."""
+    """The table in test_streams.py: layer 0 runs from 5 to 9 s, and its gather from 2 to 5. Then the update."""
     events = complete(trace_of(sharded_step(), Layout(num_gpus=2, dp=1, fsdp=2)))
     shown = {event["name"]: (event["ts"] / 1e6, event["dur"] / 1e6) for event in events if event["tid"] == 0}
     late = {"abs": 12 * CALL}
