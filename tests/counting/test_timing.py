@@ -1,22 +1,43 @@
-"""How long measured steps of small models take: what holds whatever the rates are."""
+"""The work of a step is measured once; and how long measured steps take: what holds whatever the rates are."""
 
 import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
 from counting.layout import resolve_step
+from counting.measurements.ranks.fake_world import fake_world
 from counting.setup import Setup
-from counting.timing import step_times, trace_of_step
+from counting.timing import step_times, trace_of_step, work_of_step
+from tests.counting.measurements.rank_runs import layout_of, resolved
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import read_spec
+from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 
+SPEC = spec_from_fields(LLAMA, "llama")
+SETUP = resolved(SPEC, sequence_length=24)
 H100 = Cluster(gpu=find_gpu("H100"))
 DEEP = LLAMA | {"num_hidden_layers": 8}
 WITH_PREDICTION = DEEPSEEK_V3 | {"num_hidden_layers": 6, "num_nextn_predict_layers": 1}
+
+
+def test_work_is_measured_once() -> None:
+    again = structs.replace(SPEC), structs.replace(SETUP)
+    assert work_of_step(SPEC, SETUP) is work_of_step(*again)
+    assert work_of_step(SPEC, SETUP, layout_of(fsdp=2)) is work_of_step(*again, layout_of(fsdp=2))
+
+
+def test_work_is_measured_in_another_process() -> None:
+    """If this one has a process group."""
+    layout = layout_of(fsdp=2, zero=1)
+    here = work_of_step(SPEC, SETUP, layout)
+    work_of_step.cache_clear()
+    with fake_world(3):
+        assert work_of_step(SPEC, SETUP, layout) == here
 
 
 @pytest.mark.parametrize(
