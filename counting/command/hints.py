@@ -28,6 +28,17 @@ HINTS = (
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tp", r"set sequence_parallel to false$", "say sp=off"),
+    Hint(
+        "network_link",
+        r": give gb_per_s, of one GPU in one direction$",
+        r': give it in a --cluster file, as {"gpu": "H100", "network_link": {"gb_per_s": 50}}, of one GPU',
+    ),
+    Hint(
+        "node_link",
+        r": give gb_per_s, of one GPU in one direction$",
+        r': give it in a --cluster file, as {"gpu": "H100", "node_link": {"gb_per_s": 450}}, of one GPU',
+    ),
+    Hint("execution", r"ask for one of them, or give eager$", "give --reserved on or --gpus too, or eager"),
     Hint("prices_usd_per_hour", r"^no price is known for (.+):.*", r"\g<0>, as --gpu_prices \1=2.50", alone=True),
 )
 

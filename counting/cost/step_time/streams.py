@@ -18,6 +18,7 @@ another collective runs. Within a stretch, ops and collectives in place are take
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Literal, NamedTuple
 
 from counting.ranks.profile import Axis
@@ -60,6 +61,9 @@ class TimedStretch(NamedTuple):
         return self.in_place + self.gathers + self.prefetches + self.reductions + self.all_reduces
 
 
+EMPTY = TimedStretch()  # not a stretch at all: the collectives of the next one need not wait for it
+
+
 class Segment(NamedTuple):
     """What a row of a trace shows, in seconds from the begin of the pass; `row` is `compute` or an axis."""
 
@@ -96,8 +100,9 @@ def lay_out_pass(
     leaves the streams as the one before did, so that the cost does not depend on the number of layers.
     """
     streams = _Streams(beside_share, record=names is not None)
-    runs = [(stretch, count) for stretch, count in stretches if count > 0]
-    titles = [] if names is None else [name for name, (_, count) in zip(names, stretches, strict=True) if count > 0]
+    there = [count > 0 and stretch != EMPTY for stretch, count in stretches]
+    runs = list(compress(stretches, there))
+    titles = [] if names is None else list(compress(names, there))
     needed = streams.call(runs[0][0].gathers) if runs else {}
     reducing: _Tickets = {}
     for index, (stretch, count) in enumerate(runs):

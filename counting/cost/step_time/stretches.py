@@ -12,7 +12,6 @@ from counting.work import Op, PassWork, StageWork, StepWork, StretchWork
 from torch_models.layout import Layout
 
 OF_FULLY_SHARD: tuple[Axis, ...] = ("fsdp", "expert_fsdp", "dp", "expert_dp")
-EMPTY = TimedStretch()
 
 
 class StretchTimer:

@@ -14,7 +14,7 @@ from counting.cost.step_time.collectives import check_links
 from counting.cost.step_time.machine import machine_of
 from counting.cost.step_time.pipeline import segments_of
 from counting.cost.step_time.stretches import StretchTimer
-from counting.cost.step_time.whole_step import RankStep, WholeStep, lay_out_step
+from counting.cost.step_time.whole_step import AND, RankStep, WholeStep, lay_out_step
 from counting.ranks.profile import Axis
 from counting.setup import Setup
 from counting.work import OrderedPass, StepWork
@@ -100,7 +100,8 @@ def _passes(rank: RankStep, most: int) -> Iterator[_Shown]:
 
 
 def _title(one: OrderedPass) -> str:
-    return f"{one.kind.replace('_', ' ')} of stage {one.stage}"
+    kinds = [key.split()[0].replace("_", " ") for key in one.key.split(AND)]
+    return f"{' and '.join(kinds)} of stage {one.stage}"
 
 
 def _update(rank: RankStep) -> Iterator[_Shown]:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from counting.cost.cluster import Cluster
-from counting.cost.hardware import find_gpu
+from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from counting.cost.rates import Link, ProductRates
 from counting.cost.step_time.machine import LinkSpeed, machine_of
 from counting.cost.step_time.power import expected_maximum, power_factor, slowest_factor
@@ -186,3 +186,16 @@ def test_a_kernel_of_attention_without_rates_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"FlashAttention-9.*on made: choose from FlashAttention-2, cuDNN"):
         machine_of(made_cluster(), "bound", attention_kernel="FlashAttention-9")
     assert machine_of(made_cluster(), "bound", attention_kernel="cuDNN").attention_kernel == "cuDNN"
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in load_gpus() if gpu.rates is not None], ids=lambda gpu: gpu.name)
+def test_no_rate_of_the_catalogue_exceeds_its_bound(gpu: Gpu) -> None:
+    bound, estimate = (machine_of(Cluster(gpu=gpu), style, ranks=64) for style in ("bound", "estimate"))
+    assert bound.products["16-bit"] <= gpu.peak_flop_per_s / gpu.devices
+    assert set(bound.products) == set(estimate.products)
+    assert all(0 < rate <= bound.products[name] for name, rate in estimate.products.items())
+    assert all(0 < row.flop_per_s <= bound.products["16-bit"] for row in estimate.grouped)
+    assert all(0 < row.flop_per_s <= bound.products["fp8"] for row in estimate.grouped_fp8)
+    assert all(0 < max(row.forward, row.backward) <= bound.products["16-bit"] for row in estimate.attention)
+    assert 0 < estimate.bytes_per_s <= bound.bytes_per_s
+    assert 0 < estimate.beside_collectives_share <= bound.beside_collectives_share == 1

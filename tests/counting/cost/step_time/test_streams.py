@@ -46,6 +46,14 @@ def test_a_micro_batch_of_two_layers_under_fully_shard() -> None:
     assert time == PassTime(43, products=4 + 4 + 5 + 8 + 8, memory=1 + 1, communication=(("fsdp", 2 + 2 + 1 + 7),))
 
 
+def test_an_empty_stretch_is_none() -> None:
+    """The head's gather is called when the last layer begins, though a forward pass has nothing after its layers."""
+    with_empty = [MICRO_BATCH[0], MICRO_BATCH[1], (TimedStretch(), 1), *MICRO_BATCH[2:]]
+    assert lay_out_pass(with_empty, 1.0) == lay_out_pass(MICRO_BATCH, 1.0)
+    names = [["embedding"], ["0", "1"], ["nothing"], ["loss"], ["1 back", "0 back"], ["embedding back"]]
+    assert "nothing" not in {segment.name for segment in lay_out_pass(with_empty, 1.0, names).segments}
+
+
 def test_segments_are_those_of_the_table() -> None:
     names = [["embedding"], ["0", "1"], ["loss"], ["1 back", "0 back"], ["embedding back"]]
     time = lay_out_pass(MICRO_BATCH, 1.0, names)
