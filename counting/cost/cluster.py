@@ -4,8 +4,8 @@
 
 is such a cluster as a file of JSON. `gpu` is a name in the catalogue, or the fields of an entry as there; the rest may
 be left out. `node_link` and `network_link` have the fields of `Link`, `calibration` those of `Calibration`, and `rates`
-those of `GpuRates` that were measured on it, which replace the catalogue's. `attention_kernel` and `products_in_fp8`
-are of the software that runs on it.
+those of `GpuRates` that were measured on it, which replace the catalogue's. `attention_kernel`, `products_in_fp8` and
+`overlap_expert_exchange` are of the software that runs on it.
 """
 
 import os
@@ -46,6 +46,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
     attention_kernel: str | None = None  # a name in the rates, as "cuDNN"; None: as the measured op names it
     products_in_fp8: bool | None = None  # of linear layers; None: as the precision of the setup has it
+    overlap_expert_exchange: bool = False  # tokens travel to experts beside the ops of another micro-batch
 
     def __post_init__(self) -> None:
         if not isinstance(self.gpu, Gpu):
@@ -57,6 +58,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("attention_kernel", self.attention_kernel, "must be the name of a kernel, as cuDNN")
         if not isinstance(self.products_in_fp8, bool | None):
             raise ArgumentError("products_in_fp8", self.products_in_fp8, "must be true, false or none")
+        if not isinstance(self.overlap_expert_exchange, bool):
+            raise ArgumentError("overlap_expert_exchange", self.overlap_expert_exchange, "must be true or false")
         if limit is None:
             return
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
@@ -87,6 +90,7 @@ class _ClusterFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     rates: dict[str, Any] | None = None
     attention_kernel: str | None = None
     products_in_fp8: bool | None = None
+    overlap_expert_exchange: bool = False
 
 
 _Part = TypeVar("_Part", Link, Calibration, GpuRates)
@@ -129,6 +133,7 @@ def _cluster(content: dict[str, Any]) -> Cluster:
         calibration=_part("calibration", fields.calibration, Calibration),
         attention_kernel=fields.attention_kernel,
         products_in_fp8=fields.products_in_fp8,
+        overlap_expert_exchange=fields.overlap_expert_exchange,
     )
 
 
