@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from counting.analysis import analyze
-from counting.cost.cluster import Cluster, read_cluster
+from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
 from counting.setup import Setup
 from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
@@ -194,7 +194,7 @@ def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--cluster cluster.json --tokens 1B", "--cluster with --tokens needs --layout, which says how each step is"),
         ("other.json --cluster cluster.json --tokens 1B --compare", "--cluster does not go with --compare"),
         ("--cluster missing.json", "missing.json: no such file"),
-        ("--cluster own.json", "own.json: model_type = 'llama': this field is not understood"),
+        ("--cluster own.json", "own.json: architectures = ['LlamaForCausalLM']: this field is not understood"),
         ("--gpus H100 --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board of H100: 700"),
         ("--cluster cluster.json --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board"),
         ("--gpus TPU-v5e --power_watts 100", "which is not known of TPU-v5e: leave it out"),
@@ -215,12 +215,30 @@ def test_errors_are_one_line(flags: str, error: str, folder: Path, capsys: pytes
     assert not (folder / "t.json").exists()
 
 
-def test_links_that_a_group_needs_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_config", "own.json", "--layout", "fsdp=16", "--cluster", "alone.json"]) == 2
+def test_links_that_a_group_needs_are_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Links are of a board, so that those of a relative are not taken over."""
+    flags = ["--model_config", "own.json", "--layout", "fsdp=16"]
+    assert main([*flags, "--cluster", "alone.json"]) == 2
+    error = (
+        'give it in a --cluster file, as {"gpu": "H20", "node_link": {"gb_per_s": 450}}, of one GPU in one direction'
+    )
+    assert capsys.readouterr().err.endswith(f"the speed of the links of H20 there is unknown: {error}\n")
+    (folder / "alone.json").write_text(json.dumps({"gpu": "H20", "node_link": LINK}))
+    assert main([*flags, "--cluster", "alone.json"]) == 2
     assert '"network_link": {"gb_per_s": 50}' in capsys.readouterr().err
-    assert read_cluster("alone.json").gpu.rates is None
-    assert main(["--model_config", "own.json", "--layout", "fsdp=16", "--gpus", "H20"]) == 0
-    assert "no time H20: the layout has groups across nodes" in " ".join(capsys.readouterr().out.split())
+    (folder / "alone.json").write_text(json.dumps({"gpu": "H20", "node_link": LINK, "network_link": LINK}))
+    assert main([*flags, "--cluster", "alone.json"]) == 0
+    assert main([*flags, "--gpus", "H20"]) == 0
+    assert "no time H20: the layout has groups within a node" in " ".join(capsys.readouterr().out.split())
+
+
+def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    (time,) = times_of("--gpus H20", capsys)
+    assert (time["gpu"], time["rates_of"]) != ("H20", "H20")
+    assert main(["--model_config", "own.json", "--gpus", "H20"]) == 0
+    assert f"rates none are known of it: H20 has those of {time['rates_of']}" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])
@@ -247,4 +265,4 @@ def test_it_is_one_screen(flags: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     models = 1 + flags.startswith("other")
     assert len(lines) <= 30 + 10 * (models - 1)
     assert max(map(len, lines)) <= 80
-    assert sum(" a step, " in line and line.endswith("s") for line in lines) >= 1
+    assert sum(" a step, " in line or line.startswith("  a step: H100 ") for line in lines) >= models
