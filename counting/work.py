@@ -43,9 +43,14 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StretchWork(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs between two moments: ops on the device, and the collectives that are called there."""
+    """What runs between two moments: ops on the device, and the collectives that are called there.
+
+    `fused_ops` are the ops as compiled layers run them, whatever the setup says: of equal FLOPs, and with no more
+    bytes. The bound of a step takes them. None: they are `ops`.
+    """
 
     ops: tuple[Op, ...] = ()
+    fused_ops: tuple[Op, ...] | None = None
     traffic: Traffics = {}
 
 
@@ -87,11 +92,15 @@ class OrderedPass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RankWork(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ranks of one place in the pipeline do in one step: all passes of all micro-batches, and the update."""
+    """What the ranks of one place in the pipeline do in one step: their passes in order, and the update.
+
+    A long step's `order` has fewer micro-batches than the step. Each further one does what the one in the middle of the
+    order does, whose number is half of those in the order, rounded down.
+    """
 
     pipeline_rank: int
     stages: tuple[StageWork, ...]
-    order: tuple[OrderedPass, ...]  # of the whole step
+    order: tuple[OrderedPass, ...]
     optimizer: StretchWork  # clipping and update of all parameters of the rank
 
 

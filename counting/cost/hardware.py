@@ -151,7 +151,10 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
     of range, and if a name occurs twice in the file or also in the catalogue.
     """
     shown = show_name(os.fspath(path))
-    entries = _entries(path, shown)
+    entries = read_json_file(path, shown, "a file of GPUs")
+    if not isinstance(entries, list) or not entries:
+        rule = "must be a JSON list of entries as in configs/gpus.json"
+        raise UserError(f"{shown}: {rule}, but is {show_value(entries)}")
     gpus: list[Gpu] = []
     known = {gpu.name.lower(): "in the catalogue" for gpu in load_gpus()}
     for number, fields in enumerate(entries, 1):
@@ -160,7 +163,7 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
         if not isinstance(fields, dict):
             raise UserError(f"{where}: must be a JSON object of a GPU's fields, but is {show_value(fields)}")
         try:
-            gpu = _entry(fields)
+            gpu = gpu_entry(fields)
         except ConfigError as error:
             raise error.in_file(where) from None
         if taken := known.get(gpu.name.lower()):
@@ -170,27 +173,23 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def _entries(path: str | os.PathLike[str], shown: str) -> list[Any]:
-    """The entries of the JSON list in the file; at least one."""
+def read_json_file(path: str | os.PathLike[str], shown: str, what: str) -> Any:
+    """The value in a file of JSON; `shown` is its name in errors, and `what` says what file it is."""
     try:
         if not Path(path).is_file():
             raise UserError(f"{shown}: {'must be a file of JSON' if Path(path).exists() else 'no such file'}")
         with Path(path).open("rb") as file:
             content = file.read(MAX_GPU_FILE_BYTES + 1)
         if len(content) > MAX_GPU_FILE_BYTES:
-            raise UserError(f"{shown}: a file of GPUs has at most {MAX_GPU_FILE_BYTES} bytes")
-        entries = msgspec.json.decode(content)
+            raise UserError(f"{shown}: {what} has at most {MAX_GPU_FILE_BYTES} bytes")
+        return msgspec.json.decode(content)
     except OSError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{shown}: not valid JSON: {error}") from None
-    if not isinstance(entries, list) or not entries:
-        rule = "must be a JSON list of entries as in configs/gpus.json"
-        raise UserError(f"{shown}: {rule}, but is {show_value(entries)}")
-    return entries
 
 
-def _entry(fields: dict[str, Any]) -> Gpu:
+def gpu_entry(fields: dict[str, Any]) -> Gpu:
     """One entry as a `Gpu`; raises ConfigError with field, value and rule."""
     from torch_models.fields.conversion import convert  # slow, and a budget does not need it
 

@@ -60,12 +60,15 @@ class GpuRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     bf16: ProductRates
     fp8: ProductRates | None = None
+    fp32: ProductRates | None = None  # on the vector units, without TF32
     grouped: tuple[GroupedRate, ...] = ()
     attention: tuple[AttentionRate, ...] = ()
     memory_bandwidth_share: Share  # of the printed bandwidth that copies reach
     memory_bandwidth_source: str
     launch_seconds: Seconds  # between two kernels of a stream that is never empty
     launch_source: str
+    multiprocessors: int | None = None  # of the board, that compute tiles of a product at the same time
+    multiprocessors_source: str | None = None
     beside_collectives_share: Share | None = None  # of their speed that products keep while a collective runs beside
     beside_collectives_source: str | None = None
     spread: Share | None = None  # standard deviation of the speed of equal GPUs, relative; the slowest sets the pace

@@ -68,6 +68,10 @@ class LiveBytes(TorchDispatchMode):
         """The serial number of the live storage that `tensor` views."""
         return self._serials[id(tensor.untyped_storage())]
 
+    def with_memory(self, tensor: Tensor) -> Tensor:
+        """The tensor that has the memory of `tensor`: here itself."""
+        return tensor
+
     def alive(self) -> dict[int, int]:
         """The bytes of all live storages, by serial number."""
         return dict(self._bytes)

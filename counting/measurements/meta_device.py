@@ -150,6 +150,25 @@ class ScalarsAsOne(TorchDispatchMode):
 
 # --- What CUDA's kernels allocate ------------------------------------------------------------------------------
 
+# Called with the name of a kernel of which only the allocations run here, and with what it reads and writes.
+ObserveKernel = Callable[[str, tuple[Tensor | None, ...], tuple[Tensor | None, ...]], None]
+_kernel_observers: list[ObserveKernel] = []
+
+
+@contextlib.contextmanager
+def observing_kernels(observe: ObserveKernel) -> Iterator[None]:
+    """Context in which `observe` is called for each kernel that is no op on meta tensors: those of fused norms."""
+    _kernel_observers.append(observe)
+    try:
+        yield
+    finally:
+        _kernel_observers.remove(observe)
+
+
+def _ran(name: str, reads: tuple[Tensor | None, ...], writes: tuple[Tensor | None, ...]) -> None:
+    for observe in _kernel_observers:
+        observe(name, reads, writes)
+
 
 def _attention(
     query: Tensor,
@@ -206,12 +225,17 @@ class _FusedRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
         inverse_rms = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
         ctx.save_for_backward(x, weight, inverse_rms)
-        return torch.empty_like(x.contiguous())  # the kernel reads rows without gaps
+        out = torch.empty_like(x.contiguous())  # the kernel reads rows without gaps
+        _ran("_fused_rms_norm", (x, weight), (out, inverse_rms))
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x.contiguous()), None if weight is None else torch.empty_like(weight), None
+        x, weight, inverse_rms = ctx.saved_tensors
+        of_x = torch.empty_like(x.contiguous())
+        of_weight = None if weight is None else torch.empty_like(weight)
+        _ran("_fused_rms_norm_backward", (gradient, x, weight, inverse_rms), (of_x, of_weight))
+        return of_x, of_weight, None
 
 
 def _grouped_mm(

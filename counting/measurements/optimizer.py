@@ -4,6 +4,7 @@ With master weights the gradients of the parameters that are updated together ar
 optimiser makes its step, and the new weights are written back.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import ScalarsAsOne
+from counting.measurements.work.recorder import Recorder
 from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor
 
 MASTERS = torch.float32
@@ -80,10 +82,13 @@ def scale(leaves: Iterable[Tensor]) -> None:
     torch.nn.utils.clip_grad_norm_(leaves, 1.0, foreach=True)
 
 
-def update_together(trained: Sequence[Trained], precision: Precision, optimizer: Optimizer) -> Update:
+def update_together(
+    trained: Sequence[Trained], precision: Precision, optimizer: Optimizer, recorder: Recorder | None = None
+) -> Update:
     """Two steps of an optimiser over these parameters: the first creates its moments, the second is measured.
 
-    The moments of an optimiser that torch lacks are 0. Call it inside `measuring`.
+    The moments of an optimiser that torch lacks are 0. A `recorder` has the second step as a stretch afterwards. Call
+    it inside `measuring`.
     """
     updated = [_updated(each, precision, optimizer) for each in trained]
     made = _optimizers(updated, optimizer)
@@ -101,10 +106,15 @@ def update_together(trained: Sequence[Trained], precision: Precision, optimizer:
         states += of_one * each.times
     existing = [x for each in updated for x in (each.weight, each.gradient, each.master)]
     existing += [x for state in of_master.values() for x in state.values()]
-    with LiveBytes(existing) as tracker:
+    with (
+        LiveBytes(existing, recorder) as tracker,
+        contextlib.nullcontext() if recorder is None else recorder.of(tracker),
+    ):
         before = tracker.live
         tracker.watch()
         _step(updated, made)
+        if recorder is not None:
+            recorder.cut()
     counters = [state["step"] for state in of_master.values() if "step" in state]
     on_device = sum(step.nbytes for step in counters if step.device == trained[0].parameter.device)
     return Update(states, tracker.peak - before, on_device)
@@ -149,11 +159,20 @@ class WholeUpdate:
 
 def _updated(trained: Trained, precision: Precision, optimizer: Optimizer) -> _Updated:
     """What the optimiser updates. Muon updates each expert's matrix apart; one of them stands for all."""
-    weight, gradient, times, tensor = trained.parameter.detach(), trained.gradient, 1, trained.tensor
-    if optimizer.name == "muon" and tensor.stacked and tensor.role == "matrix":
-        weight, gradient, times = weight[0], gradient[0], tensor.shape[0]
+    weight, gradient, tensor = trained.parameter.detach(), trained.gradient, trained.tensor
+    if _is_apart(tensor, optimizer):
+        weight, gradient = weight[0], gradient[0]
     master = weight.to(MASTERS) if precision.master_bytes else weight
-    return _Updated(weight, gradient, master, tensor.role, times)
+    return _Updated(weight, gradient, master, tensor.role, matrices_apart(tensor, optimizer))
+
+
+def matrices_apart(tensor: TrainedTensor, optimizer: Optimizer) -> int:
+    """How many updates of its own a tensor has: one, or one for each of the experts' matrices."""
+    return tensor.shape[0] if _is_apart(tensor, optimizer) else 1
+
+
+def _is_apart(tensor: TrainedTensor, optimizer: Optimizer) -> bool:
+    return optimizer.name == "muon" and tensor.stacked and tensor.role == "matrix"
 
 
 def _step(updated: Sequence[_Updated], optimizers: Sequence[torch.optim.Optimizer]) -> None:

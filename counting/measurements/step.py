@@ -4,8 +4,9 @@ One layer of each kind is run, on the first micro-batch and on a later one; `cou
 the whole model and to all micro-batches.
 """
 
+import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.parameters import buffer_bytes
 from counting.measurements.probe import Probe
 from counting.measurements.update import with_update
+from counting.measurements.work.recorder import Recorder
 from counting.setup import Setup
 from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
 from torch_models.modules.recompute import set_recompute
@@ -29,7 +31,7 @@ class Step(NamedTuple):
     by_recipe: StepProfile | None
 
 
-class _Run(NamedTuple):
+class PassesRun(NamedTuple):
     """The passes of the first micro-batch and, if there are more, of a later one; the FLOPs are of all."""
 
     passes: Sequence[Passes]
@@ -43,11 +45,7 @@ def run_step(probe: Probe, setup: Setup) -> Step:
 
     Call it inside `measuring`.
     """
-    model = probe.model
-    assert (model.num_mtp_layers > 0) == bool(setup.mtp and probe.spec.mtp_layers), "a probe of this setup"
-    set_recompute(model, setup.recompute)
-    model.lm_head.loss_chunk = setup.loss_chunk
-    run = _run(probe, setup)
+    run = run_passes(probe, setup)
     first, *later = run.passes
     buffers = [buffer_bytes(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
     memory = StepProfile(
@@ -59,15 +57,22 @@ def run_step(probe: Probe, setup: Setup) -> Step:
         first_micro_batch=first,
         later_micro_batch=later[0] if later else None,
         inputs=run.inputs,
-        buffers=sum(buffers) + sum(map(buffer_bytes, model.model.mtp_layers)),
+        buffers=sum(buffers) + sum(map(buffer_bytes, probe.model.model.mtp_layers)),
     )
     return Step(run.flops, *with_update(memory, probe, setup))
 
 
-def _run(probe: Probe, setup: Setup) -> _Run:
-    """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer."""
+def run_passes(probe: Probe, setup: Setup, recorder: Recorder | None = None) -> PassesRun:
+    """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer.
+
+    Gradients stay on the parameters. A `recorder` has the stretches of both afterwards, in the order of execution. Call
+    it inside `measuring`.
+    """
     assert setup.micro_batches is not None, "a resolved setup"
     model, cuts = probe.model, list[Cut]()
+    assert (model.num_mtp_layers > 0) == bool(setup.mtp and probe.spec.mtp_layers), "a probe of this setup"
+    set_recompute(model, setup.recompute)
+    model.lm_head.loss_chunk = setup.loss_chunk
     parameters = list(model.parameters())
     token_ids, labels = (torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
@@ -79,10 +84,23 @@ def _run(probe: Probe, setup: Setup) -> _Run:
     existing = [*parameters, *model.buffers(), *inputs, *gradients]
 
     counters: list[FlopCounter] = []  # of each micro-batch
-    with Attribution() as attribution, LiveBytes(existing, lambda *op: counters[-1](*op)) as tracker:
+
+    def observe(*op: Any) -> None:
+        counters[-1](*op)
+        if recorder is not None:
+            recorder(*op)
+
+    with (
+        Attribution() as attribution,
+        LiveBytes(existing, observe) as tracker,
+        contextlib.nullcontext() if recorder is None else recorder.of(tracker),
+    ):
 
         def cut() -> None:
-            cuts.append(Cut(tracker.at_peak, tracker.alive()))
+            alive = tracker.alive()
+            if recorder is not None and cuts:
+                recorder.cut(alive)
+            cuts.append(Cut(tracker.at_peak, alive))
             tracker.watch()
 
         def cut_before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -118,7 +136,7 @@ def _run(probe: Probe, setup: Setup) -> _Run:
     stretches = stretches_between(cuts, {tracker.serial(p.grad) for p in parameters if p.grad is not None})
     number = len(stretches) // len(counters)
     kinds = [(spec.kind, count) for spec, count in probe.groups]
-    return _Run(
+    return PassesRun(
         [passes_of(stretches[start : start + number], kinds) for start in range(0, len(stretches), number)],
         loss_held,
         sum(tensor.untyped_storage().nbytes() for tensor in inputs),

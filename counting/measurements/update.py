@@ -27,21 +27,21 @@ def with_update(profile: StepProfile, probe: Probe, setup: Setup) -> tuple[StepP
     shapes. Call it inside `measuring`.
     """
     precision, optimizer = setup.precision_recipe, setup.optimizer_recipe
-    groups = _trained(probe, precision)
+    groups = trained_groups(probe, precision)
     counts = [count for _, count in probe.groups]
     if setup.clip_gradients:
         profile = structs.replace(profile, gradient_clipping=_clipping(groups, counts))
     if not precision.measurable:
-        return profile, _states_by_recipe(probe, precision, optimizer)
+        return profile, states_by_recipe(probe, precision, optimizer)
     updates = _Updates(precision, optimizer)
     profile = structs.replace(profile, optimizer_step=updates.peak(groups, counts, probe.spec))
     if not states_measurable(precision, optimizer):
-        return profile, _states_by_recipe(probe, precision, optimizer)
+        return profile, states_by_recipe(probe, precision, optimizer)
     of_layers = [updates.states(layer) for layer in groups.layers]
     return _with_states(profile, of_layers, updates.states(groups.outside)), None
 
 
-class _Groups(NamedTuple):
+class TrainedGroups(NamedTuple):
     """The trained parameters in the order in which an optimiser updates them."""
 
     embedding: list[Trained]
@@ -54,7 +54,8 @@ class _Groups(NamedTuple):
         return [*self.embedding, *self.rest]
 
 
-def _trained(probe: Probe, precision: Precision) -> _Groups:
+def trained_groups(probe: Probe, precision: Precision) -> TrainedGroups:
+    """The parameters of the probe with their gradients, after a backward pass."""
     trained = with_gradients(list(probe.model.parameters()), trained_tensors(probe.model), precision)
     sizes = [len(list(layer.parameters())) for layer in probe.layers]
     embedding, rest = trained[:1], trained[1:]
@@ -63,10 +64,10 @@ def _trained(probe: Probe, precision: Precision) -> _Groups:
     for size in sizes:
         layers.append(rest[:size])
         rest = rest[size:]
-    return _Groups(embedding, layers, rest)
+    return TrainedGroups(embedding, layers, rest)
 
 
-def _clipping(groups: _Groups, counts: Sequence[int]) -> int:
+def _clipping(groups: TrainedGroups, counts: Sequence[int]) -> int:
     """The peak of clipping the gradients of the whole model, which grows by the same with each more of a layer."""
     peak = clip(each.gradient for each in groups.outside)
     for layer, count in zip(groups.layers, counts, strict=True):
@@ -87,7 +88,7 @@ class _Updates:
         """The model states of these parameters."""
         return sum((self._of_one(each).states for each in group), NOTHING)
 
-    def peak(self, groups: _Groups, counts: Sequence[int], spec: ModelSpec) -> int:
+    def peak(self, groups: TrainedGroups, counts: Sequence[int], spec: ModelSpec) -> int:
         """The peak bytes of temporary tensors in the optimiser's step over the whole model.
 
         An optimiser that computes with all parameters at once needs the sum over them, others the largest. One that
@@ -110,7 +111,7 @@ class _Updates:
         return update_together(trained, self.precision, self.optimizer).peak
 
 
-def _neighbours(groups: _Groups, spec: ModelSpec) -> list[list[Trained]]:
+def _neighbours(groups: TrainedGroups, spec: ModelSpec) -> list[list[Trained]]:
     """Rows of parameters in which each two layers that follow each other in the model do so, as do the other parts."""
     of_kind = dict(zip((layer for layer, _ in spec.layer_groups()), groups.layers, strict=True))
     kinds = [run.layer for run in spec.layer_runs for _ in range(min(run.count, 2))]
@@ -140,7 +141,7 @@ def _with_states(profile: StepProfile, of_layers: Sequence[ModelStates], outside
     )
 
 
-def _states_by_recipe(probe: Probe, precision: Precision, optimizer: Optimizer) -> StepProfile:
+def states_by_recipe(probe: Probe, precision: Precision, optimizer: Optimizer) -> StepProfile:
     """States in formats that torch does not run on the meta device: measured parameters times the recipe's bytes."""
 
     def states(module: nn.Module) -> ModelStates:

@@ -5,6 +5,6 @@ in a pipeline. `fake_world` makes the process group, `stand_ins`
 has all that torch's interfaces lack for it; `live_bytes`, `collectives` and `categories` follow what the step does.
 """
 
-from counting.measurements.ranks.process import log_of_rank, measure_pipeline, measure_ranks
+from counting.measurements.ranks.process import log_of_rank, measure_pipeline, measure_ranks, measure_work
 
-__all__ = ["log_of_rank", "measure_pipeline", "measure_ranks"]
+__all__ = ["log_of_rank", "measure_pipeline", "measure_ranks", "measure_work"]

@@ -82,6 +82,10 @@ class RankBytes(LiveBytes):
         """The serial number of the live storage that `tensor`, or its local tensor, views."""
         return super().serial(local(tensor))
 
+    def with_memory(self, tensor: Tensor) -> Tensor:
+        """The local tensor, of a DTensor too."""
+        return local(tensor)
+
     def _is_followed(self, tensor: Tensor) -> bool:
         return id(tensor.untyped_storage()) in self._serials
 

@@ -69,6 +69,10 @@ class RankUpdates:
             return sum(self._together(of_group).peak * times for of_group, times in shapes if of_group)
         return max(self._of_one(shape).peak for of_group, _ in shapes for shape in of_group)
 
+    def trained(self, parameters: Sequence[Tensor]) -> list[Trained]:
+        """Tensors like this rank's parts of these parameters, with gradients, as the optimiser finds them."""
+        return [self._trained(tuple(local(parameter).shape)) for parameter in parameters]
+
     def _of_one(self, shape: PartShape) -> Update:
         if shape not in self._known:
             self._known[shape] = self._together([shape])

@@ -22,6 +22,7 @@ from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
 from counting.setup import Setup
+from counting.work import StepWork
 from torch_models.errors import UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -62,6 +63,27 @@ def measure_pipeline(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[Pip
             return profiles
         with measuring():
             return profiles_of_pipeline(stages_of(spec, layout), setup, layout)
+
+
+def measure_work(spec: ModelSpec, setup: Setup, layout: Layout) -> StepWork:
+    """What the ranks of `layout` do in one step of `spec`, op by op; where it is measured is as in `measure_ranks`.
+
+    Of the ranks of cp, which compute and send the same, the first is measured.
+    """
+    with ONE_AT_A_TIME:
+        if dist.is_initialized():
+            work = _in_another_process("measure_work", spec, setup, layout)
+            assert isinstance(work, StepWork)
+            return work
+        if layout.pp > 1:
+            from counting.measurements.ranks.pipeline.work import work_of_pipeline
+
+            with measuring():
+                return work_of_pipeline(stages_of(spec, layout), setup, layout)
+        from counting.measurements.work.rank import work_of_rank
+
+        with fake_world(layout.ranks, 0), measuring():
+            return work_of_rank(shallow(spec), setup, layout, torch.device("meta"))
 
 
 def log_of_rank(spec: ModelSpec, setup: Setup, layout: Layout, rank: int) -> list[Event]:

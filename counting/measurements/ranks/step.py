@@ -3,6 +3,7 @@
 The functions here do not ask what the process group and the tensors are: fake and without values, or real.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local, register_first_hook
+from counting.measurements.work.recorder import Recorder
 from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
 from counting.step.profile import Cut
@@ -34,11 +36,18 @@ class RankRun(NamedTuple):
     flops: StepFlops  # of all micro-batches
 
 
-def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, counts: Sequence[int]) -> RankRun:
+def run_rank(
+    model: TrainingModel,
+    setup: Setup,
+    layout: Layout,
+    axes: Axes,
+    counts: Sequence[int],
+    recorder: Recorder | None = None,
+) -> RankRun:
     """Run the micro-batches of a step on this rank; gradients stay on the parameters.
 
-    `axes` is the result of `collectives.axes_of`. `counts` says for how many layers each layer of `model` stands. Call
-    it inside `measuring`.
+    `axes` is the result of `collectives.axes_of`. `counts` says for how many layers each layer of `model` stands. A
+    `recorder` has the stretches of all micro-batches afterwards, in the order of execution. Call it inside `measuring`.
     """
     assert setup.micro_batches is not None, "a resolved setup"
     number = min(setup.micro_batches, 3)
@@ -54,16 +63,25 @@ def run_rank(model: TrainingModel, setup: Setup, layout: Layout, axes: Axes, cou
         for counter in counters[-1]:
             counter(*op)
         collectives(*op)
+        if recorder is not None:
+            recorder(*op)
 
     def observe_wrapped(*op: Any) -> None:
         counters[-1][1].of_all_positions(*op)
 
     cuts: list[RankCut] = []
     existing = [*model.parameters(), *model.buffers(), *inputs]
-    with Attribution() as attribution, RankBytes(existing, observe, observe_wrapped) as tracker:
+    with (
+        Attribution() as attribution,
+        RankBytes(existing, observe, observe_wrapped) as tracker,
+        contextlib.nullcontext() if recorder is None else recorder.of(tracker),
+    ):
 
         def cut() -> None:
-            cuts.append(RankCut(Cut(tracker.at_peak, tracker.alive()), collectives.take()))
+            alive = tracker.alive()
+            if recorder is not None and cuts:
+                recorder.cut(alive)
+            cuts.append(RankCut(Cut(tracker.at_peak, alive), collectives.take()))
             tracker.watch()
 
         cut()

@@ -1,0 +1,68 @@
+"""The work of a rank of a layout without a pipeline: the measured step of the shallow model, with a recorder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from counting.measurements.ranks.collectives import axes_of
+from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
+from counting.measurements.ranks.rank import divided_model
+from counting.measurements.ranks.step import run_rank
+from counting.measurements.work.assembly import passes_of_micro_batch, step_work
+from counting.measurements.work.recorder import Recorder
+from counting.measurements.work.update import record_sums, update_ops, zeroing_ops
+from counting.ranks.shallow import Shallow
+from counting.setup import Setup
+from counting.work import StepWork, StretchWork
+from torch_models.layout import Layout
+from torch_models.parallel.mesh import build_meshes
+
+PLACES = {1: ("first",), 2: ("first", "last"), 3: ("first", "middle", "last")}
+
+
+def work_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.device) -> StepWork:
+    """What the rank that this process is does in a step of `model`, whose layers stand for those of the whole one.
+
+    The process group has the ranks of `layout`. Call it inside `measuring`. Raises `UserError` for what cannot be
+    divided so.
+    """
+    assert setup.micro_batches is not None, "a resolved setup"
+    meshes = build_meshes(layout, device.type)
+    modules = divided_model(model.spec, setup, layout, meshes, device)
+    recorder, counts = Recorder(), model.counts()
+    hooks = record_sums(modules, recorder) if adds_to_buffers(setup, layout) else []
+    run = run_rank(modules, setup, layout, axes_of(meshes), counts, recorder)
+    for hook in hooks:
+        hook.remove()
+    stretches = iter(recorder.take())
+    passes = []
+    for micro_batch in run.micro_batches:
+        traffics = [stretch.traffic for stretch, _ in micro_batch.phases()]
+        passes.append(passes_of_micro_batch([next(stretches) for _ in traffics], traffics, setup.execution))
+    layers = [list(layer.parameters()) for layer in list(modules.model.layers)[: len(counts)]]
+    known = {id(parameter) for parameters in layers for parameter in parameters}
+    outside = [parameter for parameter in modules.parameters() if id(parameter) not in known]
+    groups = [(outside, 1), *zip(layers, counts, strict=True)]
+    places = PLACES[len(passes)]
+    return step_work(
+        model.runs,
+        list(zip(places, passes, strict=True)),
+        setup.micro_batches,
+        update_of_rank(groups, setup, layout, device),
+    )
+
+
+def adds_to_buffers(setup: Setup, layout: Layout) -> bool:
+    """Whether each gradient is added to a buffer in another format; fully_shard reduces in that format instead."""
+    return setup.precision_recipe.gradients_apart and not layout.is_sharded
+
+
+def update_of_rank(
+    groups: Sequence[tuple[Sequence[Tensor], int]], setup: Setup, layout: Layout, device: torch.device
+) -> StretchWork:
+    """The update of all parameters of a rank, `times` of each of the groups. Call it inside `measuring`."""
+    updates = RankUpdates(setup, layout, device)
+    trained = [(updates.trained(parameters), times) for parameters, times in groups]
+    ops = update_ops(trained, stored_precision(setup, layout), setup.optimizer_recipe)
+    return StretchWork(ops=(*ops, *(zeroing_ops(trained) if adds_to_buffers(setup, layout) else ())))
