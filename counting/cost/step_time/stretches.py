@@ -1,0 +1,117 @@
+"""The seconds of each stretch of a step's work on one machine, and what of it may run beside something else."""
+
+from collections.abc import Iterable, Sequence
+
+from counting.cost.step_time.collectives import group_of, link_of, seconds_of_collective, seconds_of_message
+from counting.cost.step_time.machine import Machine
+from counting.cost.step_time.ops import seconds_of_ops
+from counting.cost.step_time.products import with_fp8_products
+from counting.cost.step_time.streams import OnLink, TimedStretch
+from counting.ranks.profile import Axis, Traffic, collective_of
+from counting.work import Op, PassWork, StageWork, StepWork, StretchWork
+from torch_models.layout import Layout
+
+OF_FULLY_SHARD: tuple[Axis, ...] = ("fsdp", "expert_fsdp", "dp", "expert_dp")
+EMPTY = TimedStretch()
+
+
+class StretchTimer:
+    """Times stretches on one machine; `products_in_fp8` is of those in layers."""
+
+    def __init__(self, layout: Layout | None, machine: Machine, *, products_in_fp8: bool = False) -> None:
+        self.machine = machine
+        self._layout, self._products_in_fp8 = layout, products_in_fp8
+        self._known: dict[tuple[int, bool], tuple[StretchWork, TimedStretch]] = {}  # equal stages share their work
+
+    def message(self, message_bytes: int) -> float:
+        """Seconds that a message of so many bytes takes from one stage to the next."""
+        if not message_bytes:
+            return 0.0
+        return seconds_of_message(message_bytes, self._spread("messages"), self.machine)
+
+    def stretch(self, work: StretchWork, *, in_layer: bool = False, exchanges: bool = False) -> TimedStretch:
+        """The times of one stretch; `exchanges` is of a stretch that exchanges gradients with another stage.
+
+        What any other sends to other stages is left out: messages are beside the passes.
+
+        Where the machine is that of the bound, its ops are the fused ones. Raises ArgumentError for a link of unknown
+        speed that a collective needs.
+        """
+        known = self._known.get((id(work), in_layer))
+        if known is None:
+            known = work, self._timed(work, in_layer, exchanges)
+            self._known[id(work), in_layer] = known
+        return known[1]
+
+    def _timed(self, work: StretchWork, in_layer: bool, exchanges: bool) -> TimedStretch:
+        bound = self.machine.style == "bound"
+        ops: Iterable[Op] = work.fused_ops if bound and work.fused_ops is not None else work.ops
+        if in_layer and self._products_in_fp8:
+            ops = with_fp8_products(ops)
+        seconds = seconds_of_ops(ops, self.machine)
+        found: dict[str, list[OnLink]] = {"in_place": [], "gathers": [], "prefetches": [], "reductions": []}
+        all_reduces = []
+        for key, traffic in work.traffic.items():
+            phase, operation, axis = collective_of(key)
+            if axis == "pp":
+                if exchanges and operation == "send":
+                    group = group_of(self._spread(key), axis, self.machine.gpus_per_node)
+                    found["in_place"].append(OnLink(axis, link_of(group), self.message(traffic.bytes_in)))
+                continue
+            on_link = self._on_link(key, traffic)
+            if axis not in OF_FULLY_SHARD or phase == "optimizer":
+                found["in_place"].append(on_link)
+            elif operation == "all_gather":
+                found["gathers" if phase == "forward" else "prefetches"].append(on_link)
+            elif operation == "reduce_scatter":
+                found["reductions"].append(on_link)
+            else:
+                all_reduces.append(on_link)
+        return TimedStretch(
+            products=seconds.products,
+            attention=seconds.attention,
+            memory=seconds.memory + seconds.launches,
+            **{name: tuple(each) for name, each in found.items()},
+            all_reduces=tuple(all_reduces),
+        )
+
+    def passes(self, stage: StageWork, work: PassWork, *, exchanges: bool = False) -> list[tuple[TimedStretch, int]]:
+        """The stretches of a pass through a stage in the order of execution, each with how often it runs in a row."""
+        of_layers = [self.stretch(each, in_layer=True, exchanges=exchanges) for each in work.layers]
+        runs = [(of_layers[index], count) for index, count in stage.runs]
+        return [
+            (self.stretch(work.before, exchanges=exchanges), 1),
+            *(runs if work.ascending else reversed(runs)),
+            (self.stretch(work.after, exchanges=exchanges), 1),
+        ]
+
+    def _on_link(self, key: str, traffic: Traffic) -> OnLink:
+        _, operation, axis = collective_of(key)
+        group = group_of(self._spread(key), axis, self.machine.gpus_per_node)
+        seconds = seconds_of_collective(operation, traffic, group, self.machine)
+        return OnLink(axis, link_of(group), seconds)
+
+    def _spread(self, what: str) -> Layout:
+        assert self._layout is not None, f"{what}: of one device"
+        return self._layout
+
+
+def has_experts(work: StepWork) -> bool:
+    """Whether the step has products of experts: a mixture."""
+    return any(
+        op.kind == "grouped_product"
+        for rank in work.ranks
+        for stage in rank.stages
+        for each in stage.passes.values()
+        for stretch in (each.before, *each.layers, each.after)
+        for op in stretch.ops
+    )
+
+
+def seconds_on_links(stretches: Sequence[tuple[TimedStretch, int]]) -> dict[str, float]:
+    """For how many seconds the collectives of a pass occupy each link."""
+    found: dict[str, float] = {}
+    for stretch, count in stretches:
+        for each in stretch.collectives:
+            found[each.link] = found.get(each.link, 0.0) + each.seconds * count
+    return found
