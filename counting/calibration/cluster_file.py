@@ -7,11 +7,14 @@ from typing import Any
 
 import msgspec
 
-from counting.calibration.found import FoundLink, FoundMachine
+from counting.calibration.found import FoundLink, FoundMachine, FoundProducts
 from counting.cost.cluster import Calibration
 from counting.cost.hardware import Gpu, GpuSources, load_gpus
 from counting.cost.rates import AttentionRate, GpuRates, GroupedRate, Link, ProductRates
 
+# What measured rates replace: a scale that was fitted to estimates by other rates, and a limit that slows other rates
+# down, as these were measured under whatever limit is set.
+OF_OTHER_RATES = ("calibration", "power_watts")
 NEAR = 0.1  # two sizes of memory are those of one board, if they differ by less, relatively
 _PARTS_OF_A_NAME = re.compile(r"[-\s]+")
 
@@ -24,13 +27,14 @@ def with_scale(known: Mapping[str, Any], calibration: Calibration) -> dict[str, 
 def with_machine(known: Mapping[str, Any], found: FoundMachine, gpu: Gpu | None) -> dict[str, Any]:
     """The file `known` with the rates that were measured; `gpu` is that of the file, None if it names none.
 
-    Then it is the catalogue's, by the name that the driver gives and the size of memory, or else an entry of its own. A
-    scale that is known was fitted to estimates by other rates, and is left out.
+    Then it is the catalogue's, by the name that the driver gives and the size of memory, or else an entry of its own.
+    `OF_OTHER_RATES` is left out.
     """
     entry = gpu or gpu_of(found) or own_entry(found)
     named: Any = entry.name if entry in load_gpus() else _given(entry)
     document = {**known, "gpu": known.get("gpu", named)}
-    document.pop("calibration", None)
+    for field in OF_OTHER_RATES:
+        document.pop(field, None)
     if found.gpus_per_node is not None:
         document["gpus_per_node"] = found.gpus_per_node
     for link in found.links:
@@ -89,17 +93,17 @@ def own_entry(found: FoundMachine) -> Gpu:
 
 
 def measured_rates(found: FoundMachine, gpu: Gpu) -> GpuRates:
-    """The rates of the machine, as the catalogue has them of others; shares are of the peaks of `gpu`."""
-    peak, bandwidth = gpu.peak_dense_tflop_per_s / gpu.devices, 1e3 * gpu.memory_bandwidth_tb_per_s / gpu.devices
+    """The rates of the machine, as the catalogue has them of others: of a board with several devices, of all of them.
+
+    Shares are of the peaks of `gpu`.
+    """
+    devices = gpu.devices
+    peak, bandwidth = gpu.peak_dense_tflop_per_s / devices, 1e3 * gpu.memory_bandwidth_tb_per_s / devices
     by_op = ", ".join(f"{name} {rate:.4g}" for name, rate in found.bytes.by_op.items())
-    rows = " x ".join(map(str, found.products.sustained_shape))
     beside, spread = found.beside_collectives_share, found.spread
     return GpuRates(
-        bf16=ProductRates(
-            best_tflop_per_s=found.products.best_tflop_per_s,
-            sustained_tflop_per_s=found.products.sustained_tflop_per_s,
-            source=f"measured in {found.dtype}: best of all sizes; sustained, a step's products up to {rows} in a row",
-        ),
+        bf16=_product_rates(found.products, found.dtype, devices),
+        fp32=_product_rates(found.fp32_products, "float32", devices),
         grouped=tuple(
             GroupedRate(
                 tokens_per_expert=row.tokens_per_expert,
@@ -113,8 +117,8 @@ def measured_rates(found: FoundMachine, gpu: Gpu) -> GpuRates:
                 kernel=row.kernel,
                 head_size=row.head_size,
                 sequence_length=row.sequence_length,
-                forward_tflop_per_s=row.forward_tflop_per_s,
-                backward_tflop_per_s=row.backward_tflop_per_s,
+                forward_tflop_per_s=devices * row.forward_tflop_per_s,
+                backward_tflop_per_s=devices * row.backward_tflop_per_s,
                 source="measured, causal, 16 heads",
             )
             for row in found.attention
@@ -123,10 +127,21 @@ def measured_rates(found: FoundMachine, gpu: Gpu) -> GpuRates:
         memory_bandwidth_source=f"measured beyond the caches, GB/s: {by_op}; as many bytes of each",
         launch_seconds=found.launch_seconds,
         launch_source="measured: ops on one number in a row",
+        multiprocessors=None if found.multiprocessors is None else devices * found.multiprocessors,
+        multiprocessors_source=None if found.multiprocessors is None else "as the driver reports them",
         beside_collectives_share=beside,
         beside_collectives_source=None if beside is None else "measured: products beside all-gathers",
         spread=spread or None,
         spread_source="measured: sustained products of all ranks" if spread else None,
+    )
+
+
+def _product_rates(found: FoundProducts, dtype: str, devices: int) -> ProductRates:
+    largest = " x ".join(map(str, found.sustained_shape))
+    return ProductRates(
+        best_tflop_per_s=devices * found.best_tflop_per_s,
+        sustained_tflop_per_s=devices * found.sustained_tflop_per_s,
+        source=f"measured in {dtype}: the best of all sizes; sustained, a step's products up to {largest} in a row",
     )
 
 

@@ -67,6 +67,7 @@ class FoundMachine(msgspec.Struct, frozen=True, kw_only=True):
     attention: tuple[FoundAttention, ...]
     bytes: FoundBytes
     launch_seconds: float
+    multiprocessors: int | None = None  # of a CUDA device
     beside_collectives_share: float | None = None  # of their speed that products keep beside an all-gather
     spread: float | None = None  # standard deviation of the ranks' speed of products, relative to the mean
     links: tuple[FoundLink, ...] = ()

@@ -7,7 +7,7 @@ import msgspec
 
 from counting.report.document import SCHEMA_VERSION
 from counting.report.format import integer, percent, readable, three_digits
-from counting.report.screen.lines import Lines
+from counting.report.screen.lines import Lines, listed
 from counting.report.tables import output_width
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
     document: Mapping[str, Any]
     steps: "CalibratedCluster | None" = None
     machine: "FoundMachine | None" = None
-    dropped_scale: bool = False  # of the file that was started from, as it was fitted to other rates
+    left_out: tuple[str, ...] = ()  # fields of the file that was started from, as they belong to other rates
 
 
 def calibration_document(calibrated: Calibrated) -> str:
@@ -48,8 +48,8 @@ def print_calibration(calibrated: Calibrated) -> None:
     if calibrated.machine is not None:
         _machine(lines, calibrated.machine)
     lines.fact("written", f"{calibrated.output}, for --cluster")
-    if calibrated.dropped_scale:
-        lines.fact("left out", "the scale of the file before, fitted to estimates by other rates: fit it again")
+    if calibrated.left_out:
+        lines.fact("left out", f"{listed(calibrated.left_out)} of the file before, which belong to other rates")
     print("\n".join(lines.lines))
 
 

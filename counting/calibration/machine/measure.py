@@ -65,6 +65,7 @@ def measure_machine(ranks: Ranks, seconds: float, show: Callable[[str], None]) -
         attention=attention,
         bytes=by_bytes,
         launch_seconds=launch,
+        multiprocessors=torch.cuda.get_device_properties(device).multi_processor_count if kind == "cuda" else None,
         beside_collectives_share=beside,
         spread=spread,
         links=measure_links(ranks, device, dtype),

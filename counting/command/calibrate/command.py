@@ -123,7 +123,7 @@ def _of_file(error: UserError, path: str) -> UserError:
 def _measured(options: argparse.Namespace, progress: Progress) -> "Calibrated | None":
     """The rates of this machine; None on other ranks than the first."""
     minutes = DEFAULT_MINUTES if options.minutes is None else _minutes(options.minutes)
-    from counting.calibration.cluster_file import with_machine
+    from counting.calibration.cluster_file import OF_OTHER_RATES, with_machine
     from counting.calibration.machine import device_here, joined_ranks, measure_machine
     from counting.report.calibration import Calibrated
 
@@ -139,8 +139,8 @@ def _measured(options: argparse.Namespace, progress: Progress) -> "Calibrated | 
             return None
     cluster, known = start
     document = with_machine(known, found, cluster.gpu if cluster else None)
-    dropped = "calibration" in known
-    return Calibrated(output=options.output, document=document, machine=found, dropped_scale=dropped)
+    left_out = tuple(field for field in OF_OTHER_RATES if field in known)
+    return Calibrated(output=options.output, document=document, machine=found, left_out=left_out)
 
 
 def _silent(text: str) -> None:
