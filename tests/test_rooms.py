@@ -64,7 +64,8 @@ ROOMS = {
     ),
     # What a step does, and how long that takes on a cluster.
     "counting.work": "counting.ranks",
-    "counting.cost.rates counting.cost.hardware counting.cost.cluster counting.cost.step_time": (
+    "counting.cost.rates counting.cost.hardware counting.cost.rates_of_gpu counting.cost.cluster"
+    " counting.cost.step_time": (
         "counting.ranks counting.setup counting.step counting.work torch_models.errors torch_models.fields"
         " torch_models.layout"
     ),

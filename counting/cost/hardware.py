@@ -92,6 +92,18 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if self.capacity_bytes > MOST_OF_THE_BOARD * self.memory_gb * 2**30:
             rule = f"is more than memory_gb ({self.memory_gb:g}) on {self.devices} device{'s' * (self.devices > 1)}"
             raise ConfigError("driver_memory_bytes", self.driver_memory_bytes, rule)
+        if self.rates is not None:
+            self._check_rates(self.rates)
+
+    def _check_rates(self, rates: GpuRates) -> None:
+        """Raises ConfigError if products are said to be faster than the peak."""
+        peaks = (("bf16", rates.bf16, self.peak_dense_tflop_per_s), ("fp8", rates.fp8, self.peak_dense_fp8_tflop_per_s))
+        for name, products, peak in peaks:
+            if products is not None and peak is None:
+                raise ConfigError(f"rates.{name}", "given", f"needs peak_dense_{name}_tflop_per_s, which is not given")
+            if products is not None and peak is not None and products.best_tflop_per_s > peak:
+                rule = f"must be at most the dense peak ({peak:g})"
+                raise ConfigError(f"rates.{name}.best_tflop_per_s", products.best_tflop_per_s, rule)
 
     def fuses_grouped_queries(self, dtype: str) -> bool:
         """Whether PyTorch has a fused attention kernel for it, in `dtype`, whose query heads share key and value heads.
