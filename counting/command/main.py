@@ -221,10 +221,12 @@ def _to_time(
     for cluster in clusters:
         try:
             check_cluster(cluster, of_step)
-        except ArgumentError as error:
+        except UserError as error:
             if asked:
                 raise
-            reasons.append(f"{NO_TIME}{cluster.gpu.name}: {error.rule}.")
+            name = cluster.gpu.name
+            reason = error.rule if isinstance(error, ArgumentError) else str(error).removeprefix(f"{name}: ")
+            reasons.append(f"{NO_TIME}{name}: {reason}.")
         else:
             timed.append(cluster)
     return tuple(timed), tuple(reasons)

@@ -281,7 +281,7 @@ def _refuse_above_bound(mfus: Sequence[float], time: StepTime) -> None:
         if mfu > time.bound_mfu:
             rule = (
                 f"no run of this layout on {time.gpu} is above {floor(10**4 * time.bound_mfu) / 10**4:g}, the "
-                f"utilisation of the bound, {time.bound_seconds:.4g} seconds a step"
+                f"utilisation of the bound, {time.bound_seconds:.4g} s a step: give at most that"
             )
             raise ArgumentError("mfu", mfu, rule)
 

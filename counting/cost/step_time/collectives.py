@@ -4,7 +4,9 @@ An estimate is that of rings, as NCCL runs them: each of n ranks passes on (n - 
 bound is what no algorithm beats: what a GPU, or all GPUs of a node together, must receive at the printed speeds.
 """
 
-from math import ceil, gcd, log2
+from collections import Counter
+from functools import lru_cache
+from math import ceil, lcm, log2
 from typing import Literal
 
 import msgspec
@@ -42,13 +44,25 @@ def group_of(layout: Layout, axis: Axis, gpus_per_node: int) -> Group:
     """The group of `axis` in a resolved layout, by the order of ranks that `Layout` states.
 
     Its n ranks are a stride s apart, and a group begins at each multiple of n x s; nodes begin at multiples of
-    `gpus_per_node`. So the greatest common divisor of n x s and the node's size says how many ranks are in the node
-    with the fewest. fully_shard's group takes in cp; the experts' axes have no tp.
+    `gpus_per_node`. fully_shard's group takes in cp; the experts' axes have no tp. Of groups that nodes cut in unequal
+    parts, the smallest part counts: it has the fewest links to the network.
     """
     ranks, stride = _ranks_and_stride(layout, axis)
-    if layout.ranks <= gpus_per_node:
-        return Group(ranks=ranks, in_node=ranks)
-    return Group(ranks=ranks, in_node=min(ranks, max(gcd(ranks * stride, gpus_per_node) // stride, 1)))
+    return Group(ranks=ranks, in_node=_fewest_in_node(ranks, stride, layout.ranks, gpus_per_node))
+
+
+@lru_cache(maxsize=256)
+def _fewest_in_node(ranks: int, stride: int, all_ranks: int, gpus_per_node: int) -> int:
+    """Ranks of a group of `ranks` in the node that has the fewest of one, of all groups of `all_ranks`."""
+    block = ranks * stride
+    if all_ranks <= gpus_per_node or gpus_per_node % block == 0:
+        return ranks
+    if stride >= gpus_per_node:
+        return 1
+    if block % gpus_per_node == 0 and gpus_per_node % stride == 0:
+        return gpus_per_node // stride
+    period = min(all_ranks, lcm(block, gpus_per_node))
+    return min(Counter((rank // block, rank % stride, rank // gpus_per_node) for rank in range(period)).values())
 
 
 def _ranks_and_stride(layout: Layout, axis: Axis) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from torch_models.errors import UserError
 
 # Below, tiles and waves are counted; the rate of larger products is measured, with what they lose in it.
 LARGE_PRODUCT_FLOPS = 1e11
-# The part of the result that one multiprocessor computes at a time: the two tiles of cuBLAS that are most efficient, and
-# the square one (NVIDIA, Matrix Multiplication Background User's Guide, "Typical Tile Dimensions In cuBLAS").
+# The part of the result that one multiprocessor computes at a time: the two most efficient tiles of cuBLAS, and the
+# square one (NVIDIA, Matrix Multiplication Background User's Guide, "Typical Tile Dimensions In cuBLAS").
 TILES = ((256, 128), (128, 256), (128, 128))
 FEWEST_SUMMED = 256  # of a part, where the sum is split to occupy more multiprocessors: as deep as a tile is wide
 FP8_BYTES = 1
@@ -84,9 +84,12 @@ def tokens_per_expert(op: Op) -> float:
 
 
 def _sums_over_tokens(op: Op) -> bool:
-    """Whether the op computes the gradient of the weights: it alone writes a matrix for each expert."""
+    """Whether the op computes the gradient of the weights: it alone writes a matrix for each expert.
+
+    What is written has 16 bits a number at least: products of FP8 do not write FP8.
+    """
     experts, rows, _summed, columns = op.shape
-    return experts > 1 and op.bytes_written > rows * columns * _bytes_of(op.dtype)
+    return experts > 1 and op.bytes_written > rows * columns * max(_bytes_of(op.dtype), 2)
 
 
 def interpolated_rate(grouped: tuple[GroupedSpeed, ...], tokens: float) -> float:

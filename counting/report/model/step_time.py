@@ -62,7 +62,7 @@ def time_notes(times: Sequence[StepTime]) -> list[str]:
             gpus.setdefault(assumption, []).append(time.gpu)
     all_of_them = len(times)
     return [
-        f"Time of a step{'' if len(names) == all_of_them else ' on ' + ', '.join(names)}: {assumption}."
+        f"Time of a step{'' if len(names) == all_of_them else ' on ' + ', '.join(names)}: {assumption}"
         for assumption, names in gpus.items()
     ]
 

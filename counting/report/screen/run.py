@@ -29,11 +29,14 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
     num_gpus = first.gpus[0].num_gpus
     gpus = "" if num_gpus is None else f" with {integer(num_gpus)} GPUs"
     what = "each model" if several else first.model
-    lines.heading(f"Training {what} on {readable(first.tokens)} tokens{gpus}{_at_utilisation(first)}")
+    # Of one model on one kind of GPU, what is predicted stands in the heading.
+    predicted = any(map(_is_predicted, [gpu for run in runs for gpu in run.gpus]))
+    in_table = predicted and (several or len(first.gpus) > 1)
+    utilisation = " at the MFU predicted for each" if in_table else _at_utilisation(first)
+    lines.heading(f"Training {what} on {readable(first.tokens)} tokens{gpus}{utilisation}")
     rows: list[tuple[str, ...]] = [("model", *HEADINGS)]
     for run in runs:
-        predicted = any(map(_is_predicted, run.gpus))
-        cells = [_cells(gpu, predicted=predicted) for gpu in run.gpus[:most]]
+        cells = [_cells(gpu, with_mfu=in_table) for gpu in run.gpus[:most]]
         rows += [(run.model if index == 0 else "", *of_gpu) for index, of_gpu in enumerate(cells)]
     lines.columns(rows if several else [row[1:] for row in rows], names=2 if several else 1)
     lines.rows_left(sum(max(0, len(run.gpus) - most) for run in runs))
@@ -63,8 +66,8 @@ def _at_utilisation(run: TrainingRun) -> str:
     if run.published_gpu_hours is not None:
         return f" in {run.published_gpu_hours:,.0f} GPU-hours"
     outcomes = run.gpus[0].outcomes
-    if any(map(_is_predicted, run.gpus)):
-        return " at the MFU predicted for its layout"
+    if _is_predicted(run.gpus[0]):
+        return f" at {_utilisation(run.gpus[0])} MFU, predicted"
     shares = dict.fromkeys(short_percent(outcome.mfu) for outcome in (outcomes[0], outcomes[-1]))
     return f" at {' to '.join(shares)} MFU{', assumed' if outcomes[0].mfu_source == 'assumed' else ''}"
 
@@ -114,17 +117,17 @@ def _utilisation(gpu: GpuRun) -> str:
     return predicted if ends[0] == ends[1] else f"{predicted} ({NONE.join(ends)})"
 
 
-def _cells(gpu: GpuRun, *, predicted: bool) -> tuple[str, ...]:
+def _cells(gpu: GpuRun, *, with_mfu: bool) -> tuple[str, ...]:
     """One row; ranges go from the outcome with the fewest hours to that with the most.
 
-    What is predicted is that alone. The MFU is in the row if that of a GPU of the run is `predicted`.
+    What is predicted is that alone.
     """
     least, most = sorted((gpu.outcomes[0], gpu.outcomes[-1]), key=lambda outcome: outcome.gpu_hours)
     if _is_predicted(gpu):
         least = most = gpu.outcomes[len(gpu.outcomes) // 2]
     return (
         gpu.gpu,
-        _utilisation(gpu) if predicted else "",
+        _utilisation(gpu) if with_mfu else "",
         f"{gpu.price_usd_per_hour:,.2f}",
         readable_range(least.gpu_hours, most.gpu_hours),
         readable_range(least.days, most.days) if least.days is not None and most.days is not None else "",
