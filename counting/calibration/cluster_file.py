@@ -11,6 +11,7 @@ from counting.calibration.found import FoundLink, FoundMachine, FoundProducts
 from counting.cost.cluster import Calibration
 from counting.cost.hardware import Gpu, GpuSources, load_gpus
 from counting.cost.rates import AttentionRate, GpuRates, GroupedRate, Link, ProductRates
+from counting.cost.step_time.machine import COLLECTIVE_CALL_SECONDS
 
 # What measured rates replace: a scale that was fitted to estimates by other rates, and a limit that slows other rates
 # down, as these were measured under whatever limit is set.
@@ -37,10 +38,7 @@ def with_machine(known: Mapping[str, Any], found: FoundMachine, gpu: Gpu | None)
         document.pop(field, None)
     if found.gpus_per_node is not None:
         document["gpus_per_node"] = found.gpus_per_node
-    for link in found.links:
-        field = "node_link" if link.within_a_node else "network_link"
-        printed = getattr(entry.rates, field, None)
-        document[field] = _given(_link(link, found, printed.gb_per_s if printed else 0.0))
+    document |= {field: _given(link) for field, link in measured_links(found, entry).items()}
     return {**document, "rates": _given(measured_rates(found, entry))}
 
 
@@ -145,16 +143,36 @@ def _product_rates(found: FoundProducts, dtype: str, devices: int) -> ProductRat
     )
 
 
-def _link(found: FoundLink, machine: FoundMachine, printed: float) -> Link:
-    """The link; the bound's speed is the vendor's where that is faster than what was measured."""
-    by_op = ", ".join(f"{name} {rate:.4g}" for name, rate in found.by_op.items())
-    library = "NCCL" if machine.device == "cuda" else "gloo"
-    return Link(
-        gb_per_s=max(found.best_gb_per_s, printed),
-        achieved_gb_per_s=found.achieved_gb_per_s,
-        latency_seconds=found.latency_seconds,
-        source=f"measured with {library} on {found.ranks} ranks, GB/s that leave a rank: {by_op}",
-    )
+def measured_links(found: FoundMachine, gpu: Gpu) -> dict[str, Link]:
+    """The links of one GPU, by field of the cluster, from collectives by the formulas of `step_time.collectives`.
+
+    Across nodes, the rings of a node leave it by the links of all its ranks: of the bytes that pass a rank, each link
+    to the network carries one in so many as the node has ranks. Of the n - 1 steps of a ring, one a node but one
+    cross the network. A link of the bound is as fast as the vendor says where that is faster than measured.
+    """
+    links: dict[str, Link] = {}
+    library = "NCCL" if found.device == "cuda" else "gloo"
+    for link in found.links:
+        field, share = ("node_link", 1) if link.nodes == 1 else ("network_link", link.in_node)
+        printed = getattr(gpu.rates, field, None)
+        by_op = ", ".join(f"{name} {rate:.4g}" for name, rate in link.by_op.items())
+        links[field] = Link(
+            gb_per_s=max(link.best_gb_per_s / share, printed.gb_per_s if printed else 0.0),
+            achieved_gb_per_s=link.achieved_gb_per_s / share,
+            latency_seconds=_latency(link, links.get("node_link")),
+            source=f"measured with {library} on {link.ranks} ranks, GB/s that leave a rank: {by_op}",
+        )
+    return links
+
+
+def _latency(link: FoundLink, node_link: Link | None) -> float:
+    """Seconds of a step: what the shortest call takes beyond the call itself, and beyond steps within a node."""
+    across = link.nodes - 1
+    steps = link.shortest_seconds - COLLECTIVE_CALL_SECONDS
+    if not across:
+        return max(0.0, steps / (link.ranks - 1))
+    within = (node_link.latency_seconds or 0.0) if node_link else 0.0
+    return max(0.0, (steps - (link.ranks - 1 - across) * within) / across)
 
 
 def _given(struct: msgspec.Struct) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 DeviceKind = Literal["cpu", "cuda"]
-CollectiveOp = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
+FoundCollective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
 
 
 class FoundProducts(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,14 +43,19 @@ class FoundBytes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FoundLink(msgspec.Struct, frozen=True, kw_only=True):
-    """Collectives in one group of ranks, by the formulas of rings: bytes that leave a rank, a second."""
+    """Collectives in one group of ranks, by the formulas of rings: bytes that leave each rank, in 10^9 a second."""
 
     ranks: int
-    within_a_node: bool
+    in_node: int  # of these ranks, in each node
     best_gb_per_s: float  # the fastest collective of any size
     achieved_gb_per_s: float  # all-gather and reduce-scatter of the largest size, together
-    latency_seconds: float  # of one step of a ring, from the smallest size
-    by_op: dict[CollectiveOp, float]  # at the largest size
+    shortest_seconds: float  # of an all-gather or reduce-scatter of the smallest size
+    by_op: dict[FoundCollective, float]  # at the largest size
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the ranks are spread over."""
+        return self.ranks // self.in_node
 
 
 class FoundMachine(msgspec.Struct, frozen=True, kw_only=True):

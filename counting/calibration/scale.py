@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from counting.cost.cluster import Calibration
+from counting.cost.cluster import FEWEST_CALIBRATED, Calibration
 from torch_models.errors import UserError
-
-FEWEST_ROWS = 3  # two rows leave one out to fit to: no spread is known then
 
 
 class ScaledRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,10 +25,10 @@ class ScaledRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_number(rows: int) -> None:
-    """Raises UserError for fewer than `FEWEST_ROWS` rows."""
-    if rows < FEWEST_ROWS:
+    """Raises UserError for fewer than `FEWEST_CALIBRATED` rows."""
+    if rows < FEWEST_CALIBRATED:
         steps = "1 measured step is" if rows == 1 else f"{rows} measured steps are"
-        raise UserError(f"{steps} too few: a scale and its error need at least {FEWEST_ROWS}")
+        raise UserError(f"{steps} too few: a scale and its error need at least {FEWEST_CALIBRATED}")
 
 
 def fit_scale(measured: Sequence[float], estimated: Sequence[float]) -> tuple[Calibration, tuple[ScaledRow, ...]]:
@@ -38,7 +36,7 @@ def fit_scale(measured: Sequence[float], estimated: Sequence[float]) -> tuple[Ca
 
     With l = log(measured / estimated) of each of n rows, scale = exp(mean l), and that without a row is
     exp((n mean l - l) / (n - 1)). `low` and `high` are the smallest and the largest measured / predicted: one row at
-    least lies on each side of the mean, so low <= 1 <= high. Raises UserError for fewer than `FEWEST_ROWS` rows.
+    least lies on each side of the mean, so low <= 1 <= high. Raises UserError for fewer than `FEWEST_CALIBRATED` rows.
     """
     rows = len(measured)
     check_number(rows)

@@ -103,7 +103,7 @@ def _machine(lines: Lines, machine: "FoundMachine") -> None:
     )
     lines.fact("launch", f"{three_digits(1e6 * machine.launch_seconds)} µs")
     for link in machine.links:
-        lines.fact("in a node" if link.within_a_node else "across nodes", _link(link))
+        lines.fact("in a node" if link.nodes == 1 else "across nodes", _link(link))
     if machine.beside_collectives_share is not None:
         lines.fact(
             "beside", f"collectives, products keep {percent(machine.beside_collectives_share, 0)} of their speed"
@@ -116,20 +116,24 @@ def _attention(lines: Lines, rows: Sequence["FoundAttention"]) -> None:
     """A line for each kernel and head size; lengths at both ends."""
     for kernel, head_size in dict.fromkeys((row.kernel, row.head_size) for row in rows):
         of = [row for row in rows if (row.kernel, row.head_size) == (kernel, head_size)]
-        first, last = of[0], of[-1]
-        ends = [
-            f"{way} {_flops(getattr(first, f'{way}_tflop_per_s'))} to {_flops(getattr(last, f'{way}_tflop_per_s'))}"
-            for way in ("forward", "backward")
-        ]
-        lengths = f"{integer(first.sequence_length)} to {integer(last.sequence_length)} tokens"
-        lines.fact("attention", f"{kernel}, heads of {head_size}, {lengths}: {', '.join(ends)}")
+        rates = {
+            "forward": [_flops(row.forward_tflop_per_s) for row in (of[0], of[-1])],
+            "backward": [_flops(row.backward_tflop_per_s) for row in (of[0], of[-1])],
+        }
+        ends = [integer(row.sequence_length) for row in (of[0], of[-1])]
+        both = ", ".join(f"{way} {_from_to(*found)}" for way, found in rates.items())
+        lines.fact("attention", f"{kernel}, heads of {head_size}, {_from_to(*ends)} tokens: {both}")
+
+
+def _from_to(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
 
 
 def _link(link: "FoundLink") -> str:
     by_op = ", ".join(f"{op.replace('_', '-')} {three_digits(rate)}" for op, rate in link.by_op.items())
     return (
-        f"{three_digits(link.achieved_gb_per_s)} GB/s a rank, {three_digits(1e6 * link.latency_seconds)} µs a step of "
-        f"the ring, {link.ranks} ranks; {by_op}"
+        f"{three_digits(link.achieved_gb_per_s)} GB/s of each of {link.ranks} ranks, the shortest call "
+        f"{three_digits(1e6 * link.shortest_seconds)} µs; {by_op}"
     )
 
 

@@ -12,64 +12,60 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from counting.calibration.found import CollectiveOp, FoundLink
+from counting.calibration.found import FoundCollective, FoundLink
 from counting.calibration.machine.clock import seconds_of
 from counting.calibration.machine.products import Product
 from counting.calibration.machine.ranks import Ranks
 
 SMALLEST_NUMBERS = 16  # of one rank's part
 LARGEST_BYTES = {"cuda": 2**28, "cpu": 2**24}  # of the whole tensor
-ROUNDS: dict[CollectiveOp, int] = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "all_to_all": 1}
+ROUNDS: dict[FoundCollective, int] = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "all_to_all": 1}
 TIMINGS = 5
 PRODUCTS_BESIDE = 8
 
 
 def measure_links(ranks: Ranks, device: torch.device, dtype: torch.dtype) -> tuple[FoundLink, ...]:
-    """The link within a node, if it has several ranks, and that across nodes, if there are several.
+    """Collectives within a node, if it has several ranks, and of all ranks across nodes, if there are several.
 
-    Across nodes all ranks are one group. Every rank must call it; the slowest rank's seconds count.
+    Every rank must call it; the slowest rank's seconds count.
     """
     links = []
     if ranks.in_node > 1:
         groups = [
             dist.new_group(list(range(first, first + ranks.in_node))) for first in range(0, ranks.world, ranks.in_node)
         ]
-        links.append(_measure(groups[ranks.rank // ranks.in_node], ranks.in_node, device, dtype, within=True))
+        links.append(_measure(groups[ranks.rank // ranks.in_node], ranks.in_node, ranks.in_node, device, dtype))
     if ranks.nodes > 1:
-        links.append(_measure(dist.group.WORLD, ranks.world, device, dtype, within=False))
+        links.append(_measure(dist.group.WORLD, ranks.world, ranks.in_node, device, dtype))
     return tuple(links)
 
 
-def _measure(group: Any, ranks: int, device: torch.device, dtype: torch.dtype, *, within: bool) -> FoundLink:
-    """One link, from all collectives in `group`, of sizes that grow by 8."""
-    by_op: dict[CollectiveOp, float] = {}
-    best, latency = 0.0, math.inf
-    seconds: dict[CollectiveOp, float] = {}
+def _measure(group: Any, ranks: int, in_node: int, device: torch.device, dtype: torch.dtype) -> FoundLink:
+    """All collectives in `group`, of sizes that grow by 8."""
+    by_op: dict[FoundCollective, float] = {}
+    best, shortest = 0.0, math.inf
     for op, rounds in ROUNDS.items():
-        numbers = SMALLEST_NUMBERS
-        while True:
-            seconds[op] = _slowest(_call(op, group, ranks, numbers, device, dtype), device)
-            steps, sent = rounds * (ranks - 1), rounds * (ranks - 1) * numbers * dtype.itemsize
-            best = max(best, sent / seconds[op])
-            if numbers == SMALLEST_NUMBERS:
-                latency = min(latency, seconds[op] / steps)
-            if 8 * numbers * ranks * dtype.itemsize > LARGEST_BYTES[device.type]:
-                break
+        numbers, speed = SMALLEST_NUMBERS, 0.0
+        while numbers * ranks * dtype.itemsize <= LARGEST_BYTES[device.type]:
+            seconds = _slowest(_call(op, group, ranks, numbers, device, dtype), device)
+            speed = rounds * (ranks - 1) * numbers * dtype.itemsize / seconds
+            best = max(best, speed)
+            if numbers == SMALLEST_NUMBERS and op in ("all_gather", "reduce_scatter"):
+                shortest = min(shortest, seconds)
             numbers *= 8
-        by_op[op] = sent / seconds[op] / 1e9
-    two = (by_op["all_gather"], by_op["reduce_scatter"])
+        by_op[op] = speed / 1e9
     return FoundLink(
         ranks=ranks,
-        within_a_node=within,
+        in_node=in_node,
         best_gb_per_s=best / 1e9,
-        achieved_gb_per_s=2 / (1 / two[0] + 1 / two[1]),
-        latency_seconds=latency,
+        achieved_gb_per_s=2 / (1 / by_op["all_gather"] + 1 / by_op["reduce_scatter"]),
+        shortest_seconds=shortest,
         by_op=by_op,
     )
 
 
 def _call(
-    op: CollectiveOp, group: Any, ranks: int, numbers: int, device: torch.device, dtype: torch.dtype
+    op: FoundCollective, group: Any, ranks: int, numbers: int, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], object]:
     """A call of `op`, in which each rank's part has `numbers` numbers."""
     whole = torch.ones(ranks * numbers, device=device, dtype=dtype)
@@ -77,7 +73,7 @@ def _call(
     other = torch.empty_like(whole)
     gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
     scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    calls: dict[CollectiveOp, Callable[[], object]] = {
+    calls: dict[FoundCollective, Callable[[], object]] = {
         "all_gather": lambda: gather(whole, part, group=group),
         "reduce_scatter": lambda: scatter(part, whole, group=group),
         "all_reduce": lambda: dist.all_reduce(whole, op=dist.ReduceOp.MAX, group=group),
