@@ -239,8 +239,8 @@ def _parsed(row: Mapping[str, str], column: str, where: str, parse: Callable[[st
 
 def _in_row(error: ArgumentError, row: Mapping[str, str], where: str) -> UserError:
     """The error with file, row and column; of an axis of the layout, with the axis too."""
-    column = COLUMN_OF.get(error.field, error.field)
-    if column == "layout" and error.field != "layout":
-        return ConfigError("layout", row["layout"], f"{error.field} = {show_value(error.value)}: {error.rule}", where)
-    field = column.removeprefix("layout ")
-    return ConfigError(field, error.value, error.rule, where)
+    axis = error.field.removeprefix("layout ")
+    column = "layout" if axis != error.field else COLUMN_OF.get(error.field, error.field)
+    if column == "layout" and axis != "layout":
+        return ConfigError(column, row[column], f"{axis} = {show_value(error.value)}: {error.rule}", where)
+    return ConfigError(column, error.value, error.rule, where)
