@@ -53,7 +53,16 @@ def step_times(
     work = work_of_step(spec, measured, layout)
     per_token = model_flops_per_token(forward_flops, setup.tokens)
     return tuple(
-        step_time(work, measured, layout, cluster, model_flops_per_token=per_token, hardware_flops=hardware_flops)
+        step_time(
+            work,
+            measured,
+            layout,
+            cluster,
+            model_flops_per_token=per_token,
+            hardware_flops=hardware_flops,
+            products_in_fp8=cluster.products_in_fp8,
+            attention_kernel=cluster.attention_kernel,
+        )
         for cluster in clusters
     )
 
@@ -66,7 +75,12 @@ def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster:
 
     measured = _as_measured(setup)
     return chrome_trace(
-        work_of_step(with_recompute(spec, setup.recompute), measured, layout), measured, layout, cluster
+        work_of_step(with_recompute(spec, setup.recompute), measured, layout),
+        measured,
+        layout,
+        cluster,
+        products_in_fp8=cluster.products_in_fp8,
+        attention_kernel=cluster.attention_kernel,
     )
 
 

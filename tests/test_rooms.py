@@ -110,8 +110,8 @@ ROOMS = {
         " torch_models.spec"
     ),
     "counting": (
-        "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup torch_models.errors"
-        " torch_models.layout"
+        "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup counting.step"
+        " torch_models.errors torch_models.layout"
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
@@ -119,9 +119,9 @@ ROOMS = {
         " counting.published counting.recipes counting.reconcile counting.setup torch_models.layout"
     ),
     "counting.command": (
-        "counting.analysis counting.calibration counting.reserved counting.cost counting.layout counting.published"
-        " counting.recipes counting.reconcile counting.report counting.setup counting.step torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+        "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"
+        " counting.published counting.recipes counting.reconcile counting.report counting.setup counting.step"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }

@@ -4,7 +4,8 @@
 
 is such a cluster as a file of JSON. `gpu` is a name in the catalogue, or the fields of an entry as there; the rest may
 be left out. `node_link` and `network_link` have the fields of `Link`, `calibration` those of `Calibration`, and `rates`
-those of `GpuRates` that were measured on it, which replace the catalogue's.
+those of `GpuRates` that were measured on it, which replace the catalogue's. `attention_kernel` and `products_in_fp8`
+are of the software that runs on it.
 """
 
 import os
@@ -43,6 +44,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     network_link: Link | None = None
     power_watts: float | None = None  # the limit that is set, at most the board's
     calibration: Calibration | None = None
+    attention_kernel: str | None = None  # a name in the rates, as "cuDNN"; None: as the measured op names it
+    products_in_fp8: bool | None = None  # of linear layers; None: as the precision of the setup has it
 
     def __post_init__(self) -> None:
         if not isinstance(self.gpu, Gpu):
@@ -50,6 +53,10 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         node, limit, board = self.gpus_per_node, self.power_watts, self.gpu.power_watts
         if node is not None and (isinstance(node, bool) or not isinstance(node, int) or not 1 <= node <= MOST_GPUS):
             raise ArgumentError("gpus_per_node", node, f"must be a whole number from 1 to {MOST_GPUS}")
+        if not isinstance(self.attention_kernel, str | None):
+            raise ArgumentError("attention_kernel", self.attention_kernel, "must be the name of a kernel, as cuDNN")
+        if not isinstance(self.products_in_fp8, bool | None):
+            raise ArgumentError("products_in_fp8", self.products_in_fp8, "must be true, false or none")
         if limit is None:
             return
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
@@ -78,6 +85,8 @@ class _ClusterFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     power_watts: Watts | None = None
     calibration: dict[str, Any] | None = None
     rates: dict[str, Any] | None = None
+    attention_kernel: str | None = None
+    products_in_fp8: bool | None = None
 
 
 _Part = TypeVar("_Part", Link, Calibration, GpuRates)
@@ -118,6 +127,8 @@ def _cluster(content: dict[str, Any]) -> Cluster:
         network_link=_part("network_link", fields.network_link, Link),
         power_watts=fields.power_watts,
         calibration=_part("calibration", fields.calibration, Calibration),
+        attention_kernel=fields.attention_kernel,
+        products_in_fp8=fields.products_in_fp8,
     )
 
 

@@ -12,7 +12,7 @@ from counting.counts import StepFlops
 from counting.ranks.profile import RankLayer, RankShare, RankStretch, Traffics
 from counting.recipes import ModelStates
 from counting.step.profile import Stretch
-from torch_models.layout import Layout
+from torch_models.layout import HALVED, Layout
 from torch_models.stages import micro_batches_of_round
 
 # `input_backward` computes the gradients of a stage's input alone, and `weight_backward` those of its parameters: the
@@ -146,3 +146,22 @@ def micro_batches_of_extension(layout: Layout, micro_batches: int) -> int:
     if micro_batches_to_run(layout, micro_batches) == micro_batches:
         return 0
     return micro_batches_of_round(layout.pp, micro_batches) if layout.schedule in ("interleaved", "zb") else 1
+
+
+MOST_ORDERED = 20_000  # passes of all ranks of pp, about, that are laid out in time
+
+
+def micro_batches_to_order(layout: Layout, micro_batches: int) -> int:
+    """How many of the micro-batches of a step have their passes in the order that is laid out in time.
+
+    All, unless they have more than `MOST_ORDERED` passes; then as many whole rounds as have not. A further one adds to
+    the step what one in the middle does. `layout` is resolved and has pp > 1. The schedule accepts that number.
+    """
+    halves = 3 if layout.schedule in HALVED else 2
+    most = MOST_ORDERED // (halves * layout.stages)
+    if micro_batches <= most:
+        return micro_batches
+    looped = layout.schedule in ("interleaved", "zb")
+    of_round = micro_batches_of_round(layout.pp, micro_batches) if looped else 1
+    rounds = max(most // of_round, 1 if looped else 2 * layout.stages)
+    return min(micro_batches, rounds * of_round)

@@ -3,13 +3,12 @@
 from itertools import pairwise
 from math import log2
 
-from counting.cost.step_time.machine import AttentionSpeed, Machine
+from counting.cost.step_time.machine import DEFAULT_ATTENTION_KERNEL, AttentionSpeed, Machine
 from counting.cost.step_time.products import format_of
 from counting.work import Op
 
-# What torch calls its kernels -> the kernel of the table; ops of other names are FlashAttention-2's, torch's default.
-KERNELS = {"flash": "FlashAttention-2", "cudnn": "cuDNN"}
-DEFAULT_KERNEL = "FlashAttention-2"
+# What is in torch's name of an op -> the kernel of the table; those of other ops take torch's default.
+KERNELS_BY_NAME = {"cudnn": "cuDNN"}
 
 
 def attention_rate(op: Op, machine: Machine) -> float:
@@ -37,7 +36,7 @@ def nearest_head_size(measured: list[int], size: float) -> int:
 
 
 def _of_kernel(machine: Machine, name: str) -> list[AttentionSpeed]:
-    named = next((kernel for part, kernel in KERNELS.items() if part in name), DEFAULT_KERNEL)
+    named = next((kernel for part, kernel in KERNELS_BY_NAME.items() if part in name), DEFAULT_ATTENTION_KERNEL)
     for kernel in (machine.attention_kernel, named, machine.attention[0].kernel):
         rows = [row for row in machine.attention if row.kernel == kernel]
         if rows:

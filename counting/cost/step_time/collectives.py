@@ -21,7 +21,7 @@ LinkField = Literal["node_link", "network_link"]
 TREE_SHARE = 0.92  # of the ring's bandwidth that NCCL's trees reach (github.com/NVIDIA/nccl, src/graph/tuning.cc)
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True):
+class RankGroup(msgspec.Struct, frozen=True, kw_only=True):
     """The ranks of one group of an axis: `ranks` of them, of which `in_node` share a node, in the node with fewest."""
 
     ranks: int
@@ -40,7 +40,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return within + across
 
 
-def group_of(layout: Layout, axis: Axis, gpus_per_node: int) -> Group:
+def group_of_axis(layout: Layout, axis: Axis, gpus_per_node: int) -> RankGroup:
     """The group of `axis` in a resolved layout, by the order of ranks that `Layout` states.
 
     Its n ranks are a stride s apart, and a group begins at each multiple of n x s; nodes begin at multiples of
@@ -48,7 +48,7 @@ def group_of(layout: Layout, axis: Axis, gpus_per_node: int) -> Group:
     parts, the smallest part counts: it has the fewest links to the network.
     """
     ranks, stride = _ranks_and_stride(layout, axis)
-    return Group(ranks=ranks, in_node=_fewest_in_node(ranks, stride, layout.ranks, gpus_per_node))
+    return RankGroup(ranks=ranks, in_node=_fewest_in_node(ranks, stride, layout.ranks, gpus_per_node))
 
 
 @lru_cache(maxsize=256)
@@ -85,16 +85,16 @@ AXES: tuple[Axis, ...] = ("dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep", 
 def check_links(layout: Layout, machine: Machine) -> None:
     """Raise `ArgumentError` for `node_link` or `network_link` if a group of `layout` needs one of unknown speed."""
     for axis in AXES:
-        for field in group_of(layout, axis, machine.gpus_per_node).links:
+        for field in group_of_axis(layout, axis, machine.gpus_per_node).links:
             _link(machine, field)
 
 
-def link_of(group: Group) -> LinkField:
+def link_of(group: RankGroup) -> LinkField:
     """The slowest kind of link that the group crosses, for a row of a trace."""
     return "network_link" if group.ranks > group.in_node else "node_link"
 
 
-def seconds_of_collective(operation: CollectiveOp, traffic: Traffic, group: Group, machine: Machine) -> float:
+def seconds_of_collective(operation: CollectiveOp, traffic: Traffic, group: RankGroup, machine: Machine) -> float:
     """Seconds of all calls of `traffic`, one after another, with nothing else on the links; of one rank 0.
 
     What is received point to point takes no seconds of its own: they are its sender's, and a link carries both
@@ -125,10 +125,10 @@ def seconds_of_message(sent_bytes: int, layout: Layout, machine: Machine) -> flo
     If some neighbours are in different nodes, all are taken to be: the slowest hop sets the pace of the pipeline.
     """
     traffic = Traffic(calls=1, bytes_in=sent_bytes) if sent_bytes else Traffic()
-    return seconds_of_collective("send", traffic, group_of(layout, "pp", machine.gpus_per_node), machine)
+    return seconds_of_collective("send", traffic, group_of_axis(layout, "pp", machine.gpus_per_node), machine)
 
 
-def _ring_bandwidth(group: Group, machine: Machine) -> float:
+def _ring_bandwidth(group: RankGroup, machine: Machine) -> float:
     """Bytes a second that pass each rank, over all rings: a node's rings leave it by the links of all its ranks.
 
     As nccl-tests counts "bus bandwidth" (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md).
@@ -137,7 +137,7 @@ def _ring_bandwidth(group: Group, machine: Machine) -> float:
     return min(_link(machine, field).bytes_per_s * speeds[field] for field in group.links)
 
 
-def _ring_seconds(size: int, rounds: int, calls: int, group: Group, machine: Machine) -> float:
+def _ring_seconds(size: int, rounds: int, calls: int, group: RankGroup, machine: Machine) -> float:
     """`rounds` x ((n - 1) / n x bytes / bandwidth + n - 1 steps); an all-reduce goes round twice.
 
     Of the steps of a round, one a node but one cross the network (NCCL, src/graph/tuning.cc, `nInterSteps`).
@@ -150,7 +150,7 @@ def _ring_seconds(size: int, rounds: int, calls: int, group: Group, machine: Mac
     return rounds * (moving + calls * steps) + calls * machine.collective_call_seconds
 
 
-def _tree_seconds(size: int, calls: int, group: Group, machine: Machine) -> float:
+def _tree_seconds(size: int, calls: int, group: RankGroup, machine: Machine) -> float:
     """An all-reduce up and down a tree of nodes, with a chain in each: fewer steps across many nodes than a ring.
 
     2 x (in_node - 1) steps within a node and 2 x log2(nodes) across (NCCL, src/graph/tuning.cc); all bytes pass twice.
@@ -161,14 +161,14 @@ def _tree_seconds(size: int, calls: int, group: Group, machine: Machine) -> floa
     return 2 * (moving + calls * steps) + calls * machine.collective_call_seconds
 
 
-def _exchange_seconds(size: int, group: Group, machine: Machine) -> float:
+def _exchange_seconds(size: int, group: RankGroup, machine: Machine) -> float:
     """An all-to-all of even parts: those of ranks of other nodes by the network, beside those of the own node."""
     ranks, in_node = group.ranks, group.in_node
     parts = {"node_link": in_node - 1, "network_link": ranks - in_node}
     return max(parts[field] / ranks * size / _link(machine, field).bytes_per_s for field in group.links)
 
 
-def _least_seconds(operation: CollectiveOp, traffic: Traffic, group: Group, machine: Machine) -> float:
+def _least_seconds(operation: CollectiveOp, traffic: Traffic, group: RankGroup, machine: Machine) -> float:
     """What no algorithm beats, without latency.
 
     - A rank receives at least (n - 1) / n of what it gathers, and so much is sent to scatter; the sum of all others is
@@ -190,7 +190,7 @@ def _least_seconds(operation: CollectiveOp, traffic: Traffic, group: Group, mach
     return least
 
 
-def _latency(field: LinkField, group: Group, machine: Machine) -> float:
+def _latency(field: LinkField, group: RankGroup, machine: Machine) -> float:
     return _link(machine, field).latency_seconds if field in group.links else 0.0
 
 

@@ -6,14 +6,16 @@ import msgspec
 
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import Gpu
-from counting.cost.rates import GpuRates, Link, ProductRates
+from counting.cost.rates import GpuRates, GroupedRate, Link, ProductRates
+from counting.cost.rates_of_gpu import rates_of_gpu
 from counting.cost.step_time.power import power_factor, slowest_factor
-from torch_models.errors import ArgumentError, UserError
-from torch_models.layout import DEFAULT_GPUS_PER_NODE
+from torch_models.errors import ArgumentError
 
 # `bound`: what no run beats; `estimate`: what a training step sees.
 Style = Literal["bound", "estimate"]
 NumberFormat = Literal["16-bit", "fp8", "fp32"]
+
+DEFAULT_ATTENTION_KERNEL = "FlashAttention-2"  # torch's own fused attention
 
 # Products of float32 run on the vector units, unless TF32 is asked for: 19.5 of 312 TFLOP/s of an A100 (NVIDIA A100
 # Tensor Core GPU Architecture, table 3). For GPUs whose entry does not say.
@@ -37,7 +39,7 @@ class AttentionSpeed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupedSpeed(msgspec.Struct, frozen=True, kw_only=True):
-    """FLOPs a second of grouped products in 16 bits, with so many tokens an expert."""
+    """FLOPs a second of the products of experts, with so many tokens an expert."""
 
     tokens_per_expert: int
     flop_per_s: float
@@ -60,7 +62,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     rates_of: str  # the GPU whose rates these are
     products: dict[NumberFormat, float]  # FLOP/s of large products; without "fp8" the GPU has none
-    grouped: tuple[GroupedSpeed, ...]  # by ascending tokens
+    grouped: tuple[GroupedSpeed, ...]  # in 16 bits, by ascending tokens
+    grouped_fp8: tuple[GroupedSpeed, ...]
     attention: tuple[AttentionSpeed, ...]
     attention_kernel: str | None  # None: the one that the op names
     bytes_per_s: float
@@ -78,11 +81,14 @@ def machine_of(cluster: Cluster, style: Style, *, ranks: int = 1, attention_kern
     """The rates of a GPU of `cluster`; `ranks` of them run, the slowest of which sets the pace of an estimate.
 
     A board of several devices has its rates divided among them: a rank runs on one. No rate of an estimate exceeds the
-    bound's. Raises `UserError` if neither the GPU nor one of its architecture has rates, and for `power_watts` if
-    nobody knows what a lower limit does to an estimate.
+    bound's. `attention_kernel` is one in the GPU's table; None: the one that each op names.
+
+    Raises `ArgumentError` if neither the GPU nor one of its architecture has rates, if the kernel is not in the table,
+    and of an estimate for `power_watts` if it is unknown what a lower limit does.
     """
     gpu = cluster.gpu
-    rates, rates_of = _rates(gpu)
+    rates, rates_of = rates_of_gpu(gpu)
+    _check_kernel(attention_kernel, rates, gpu)
     best = _best_products(gpu, rates, cluster.power_watts)
     node_link, network_link = links_of(cluster, rates)
     is_bound = style == "bound"
@@ -92,13 +98,14 @@ def machine_of(cluster: Cluster, style: Style, *, ranks: int = 1, attention_kern
         rates_of=rates_of,
         products=best,
         grouped=(),
+        grouped_fp8=(),
         attention=(),
         attention_kernel=attention_kernel,
         bytes_per_s=gpu.memory_bandwidth_tb_per_s * 1e12 / gpu.devices,
         launch_seconds=0.0,
         multiprocessors=None,
         beside_collectives_share=1.0,
-        gpus_per_node=cluster.gpus_per_node or gpu.devices_per_node or DEFAULT_GPUS_PER_NODE,
+        gpus_per_node=cluster.node_size,
         node_link=_link_speed(node_link, NODE_STEP_SECONDS, is_bound=is_bound),
         network_link=_link_speed(network_link, NETWORK_STEP_SECONDS, is_bound=is_bound),
         collective_call_seconds=0.0,
@@ -112,10 +119,10 @@ def links_of(cluster: Cluster, rates: GpuRates) -> tuple[Link | None, Link | Non
     return cluster.node_link or rates.node_link, cluster.network_link or rates.network_link
 
 
-def _rates(gpu: Gpu) -> tuple[GpuRates, str]:
-    if gpu.rates is None:
-        raise UserError(f"{gpu.name}: no rates of it or of a GPU of its architecture are known: give its entry `rates`")
-    return gpu.rates, gpu.name
+def _check_kernel(kernel: str | None, rates: GpuRates, gpu: Gpu) -> None:
+    known = list(dict.fromkeys(row.kernel for row in rates.attention))
+    if kernel is not None and known and kernel not in known:
+        raise ArgumentError("attention_kernel", kernel, f"has no rates on {gpu.name}: choose from {', '.join(known)}")
 
 
 def _best_products(gpu: Gpu, rates: GpuRates, limit: float | None) -> dict[NumberFormat, float]:
@@ -157,19 +164,22 @@ def _sustained(best: Machine, cluster: Cluster, rates: GpuRates, ranks: int) -> 
     if rates.fp8 is not None:
         products["fp8"] = rate(rates.fp8, "fp8")
     most = best.products["16-bit"]
-    peak = gpu.peak_flop_per_s * share
     if not rates.grouped:
         assumptions.append("products of experts run as fast as others of their size")
     if not rates.attention:
         assumptions.append("attention runs as fast as products")
+    elif best.attention_kernel is None and all(row.kernel != DEFAULT_ATTENTION_KERNEL for row in rates.attention):
+        assumptions.append(f"attention runs as fast as that of {rates.attention[0].kernel}")
     if rates.beside_collectives_share is None:
         assumptions.append("collectives beside products do not slow them down")
     return msgspec.structs.replace(
         best,
         products=products,
-        grouped=tuple(
-            GroupedSpeed(tokens_per_expert=row.tokens_per_expert, flop_per_s=min(row.share_of_peak * peak, most))
-            for row in sorted(rates.grouped, key=lambda row: row.tokens_per_expert)
+        grouped=_grouped(rates.grouped, gpu.peak_dense_tflop_per_s * share, most),
+        grouped_fp8=_grouped(
+            rates.grouped_fp8,
+            (gpu.peak_dense_fp8_tflop_per_s or 0) * (share if rates.fp8 is None else kept(rates.fp8)),
+            best.products.get("fp8", most),
         ),
         attention=tuple(
             AttentionSpeed(
@@ -187,6 +197,15 @@ def _sustained(best: Machine, cluster: Cluster, rates: GpuRates, ranks: int) -> 
         beside_collectives_share=rates.beside_collectives_share or 1.0,
         collective_call_seconds=COLLECTIVE_CALL_SECONDS,
         assumptions=tuple(assumptions),
+    )
+
+
+def _grouped(rows: tuple[GroupedRate, ...], peak_tflop_per_s: float, most: float) -> tuple[GroupedSpeed, ...]:
+    return tuple(
+        GroupedSpeed(
+            tokens_per_expert=row.tokens_per_expert, flop_per_s=min(row.share_of_peak * peak_tflop_per_s * 1e12, most)
+        )
+        for row in sorted(rows, key=lambda row: row.tokens_per_expert)
     )
 
 

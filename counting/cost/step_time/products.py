@@ -60,10 +60,12 @@ def _utilisation(
 def grouped_rate(op: Op, machine: Machine) -> float:
     """FLOP/s of the products of experts, of shape (experts, rows of all, summed, columns).
 
-    The measured rates are of 16 bits, by tokens an expert; the rate of other formats is that of their large products
-    in proportion. Without measured ones a product of experts is a batch of products.
+    By tokens an expert, where that was measured. Of formats in which it was not, it is that of 16 bits, as much faster
+    or slower as large products are. Without measured ones a product of experts is a batch of products.
     """
     rate = _rate_of(op, machine)
+    if machine.grouped_fp8 and format_of(op.dtype) == "fp8":
+        return interpolated_rate(machine.grouped_fp8, tokens_per_expert(op))
     if machine.grouped:
         slope = rate / machine.products["16-bit"]
         return min(interpolated_rate(machine.grouped, tokens_per_expert(op)) * slope, rate)

@@ -25,6 +25,7 @@ from counting.ranks.profile import Axis
 LinkName = Literal["node_link", "network_link"]
 LINK_NAMES: tuple[LinkName, ...] = ("node_link", "network_link")
 _Tickets = dict[LinkName, int]  # how many collectives must have ended on a link
+NOTHING: _Tickets = {}
 SAME = 1e-9  # relative: two layers after which the streams are this near to each other are a steady state
 
 
@@ -117,7 +118,7 @@ def lay_out_pass(
             streams.compute(stretch, titles[index][repeat] if titles else "")
             streams.wait(reducing)
             reducing = streams.call(stretch.reductions)
-            streams.call(stretch.all_reduces)
+            streams.call(stretch.all_reduces, after=reducing)
             repeat += 1
     streams.wait({link: queue.called for link, queue in streams.queues.items()})
     return streams.result()
@@ -126,8 +127,8 @@ def lay_out_pass(
 class _Job:
     """A collective beside the compute stream."""
 
-    def __init__(self, axis: Axis, seconds: float) -> None:
-        self.axis, self.left = axis, seconds
+    def __init__(self, axis: Axis, seconds: float, after: _Tickets) -> None:
+        self.axis, self.left, self.after = axis, seconds, after
         self.start: float | None = None
 
 
@@ -171,13 +172,13 @@ class _Streams:
         self._exposed: dict[Axis, float] = {}
         self.queues: dict[LinkName, _Queue] = {name: _Queue() for name in LINK_NAMES}
 
-    def call(self, collectives: Iterable[OnLink]) -> _Tickets:
-        """Call collectives beside the compute stream; returns what to wait for."""
+    def call(self, collectives: Iterable[OnLink], after: _Tickets = NOTHING) -> _Tickets:
+        """Call collectives beside the compute stream, which begin `after` others; returns what to wait for."""
         tickets: _Tickets = {}
         for each in collectives:
             if each.seconds > 0:
                 queue = self.queues[each.link]
-                queue.jobs.append(_Job(each.axis, each.seconds))
+                queue.jobs.append(_Job(each.axis, each.seconds, after))
                 queue.called += 1
                 tickets[each.link] = queue.called
         return tickets
@@ -187,9 +188,10 @@ class _Streams:
         for link, ticket in tickets.items():
             queue = self.queues[link]
             while queue.done < ticket:
-                running = {name: other.jobs[0].left for name, other in self.queues.items() if other.jobs}
+                running = {name: self.queues[name].jobs[0].left for name in self._running()}
                 first = min(running, key=running.__getitem__)
-                self._expose(queue.jobs[0].axis, running[first])
+                waited = link if link in running else first
+                self._expose(self.queues[waited].jobs[0].axis, running[first])
                 self._advance(running[first], dict.fromkeys(running, 1.0), first)
 
     def compute(self, stretch: TimedStretch, title: str) -> None:
@@ -206,7 +208,7 @@ class _Streams:
         self._memory += stretch.memory
         left = 1.0  # share of the stretch
         while left > 0 and alone > 0:
-            running = [name for name in LINK_NAMES if self.queues[name].jobs]
+            running = self._running()
             if not running:
                 self.now += left * alone
                 break
@@ -223,6 +225,14 @@ class _Streams:
             left = 0.0 if ended is None else left - done
         if self._record:
             self._show(stretch, title, begin)
+
+    def _running(self) -> list[LinkName]:
+        """The links on which a collective runs now."""
+        return [
+            name
+            for name, queue in self.queues.items()
+            if queue.jobs and all(self.queues[link].done >= ticket for link, ticket in queue.jobs[0].after.items())
+        ]
 
     def _expose(self, axis: Axis, seconds: float) -> None:
         if seconds > 0:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from counting.cost.step_time.collectives import group_of, link_of, seconds_of_collective, seconds_of_message
+from counting.cost.step_time.collectives import group_of_axis, link_of, seconds_of_collective, seconds_of_message
 from counting.cost.step_time.machine import Machine
 from counting.cost.step_time.ops import seconds_of_ops
 from counting.cost.step_time.products import with_fp8_products
@@ -55,7 +55,7 @@ class StretchTimer:
             phase, operation, axis = collective_of(key)
             if axis == "pp":
                 if exchanges and operation == "send":
-                    group = group_of(self._spread(key), axis, self.machine.gpus_per_node)
+                    group = group_of_axis(self._spread(key), axis, self.machine.gpus_per_node)
                     found["in_place"].append(OnLink(axis, link_of(group), self.message(traffic.bytes_in)))
                 continue
             on_link = self._on_link(key, traffic)
@@ -87,7 +87,7 @@ class StretchTimer:
 
     def _on_link(self, key: str, traffic: Traffic) -> OnLink:
         _, operation, axis = collective_of(key)
-        group = group_of(self._spread(key), axis, self.machine.gpus_per_node)
+        group = group_of_axis(self._spread(key), axis, self.machine.gpus_per_node)
         seconds = seconds_of_collective(operation, traffic, group, self.machine)
         return OnLink(axis, link_of(group), seconds)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from counting.measurements.work.fused import summarise_fused
+from counting.measurements.work.fused import fused_ops
 from counting.measurements.work.records import RawStretch, summarise
 from counting.ranks.pipeline import PassKind
 from counting.ranks.profile import Traffics
@@ -14,13 +14,22 @@ MOST_MICRO_BATCHES = 3
 BOTH: tuple[PassKind, PassKind] = ("forward", "backward")
 
 
-def stretch_work(stretch: RawStretch, traffic: Traffics, execution: Execution, *, in_layer: bool) -> StretchWork:
-    """The work of a stretch. Layers alone are compiled; embedding, head and loss run op by op, as in torchtitan."""
-    ops = summarise(stretch)
-    if not in_layer:
-        return StretchWork(ops=ops, traffic=traffic)
-    fused = summarise_fused(stretch)
-    return StretchWork(ops=fused if execution == "compiled" else ops, fused_ops=fused, traffic=traffic)
+def stretch_works(
+    stretches: Sequence[RawStretch], traffics: Sequence[Traffics], layers: Sequence[int | None], execution: Execution
+) -> list[StretchWork]:
+    """The work of stretches that follow each other; `layers` are the numbers of the layers that they are of.
+
+    Layers alone are compiled. Embedding, head and loss, whose number is None, run op by op, as in torchtitan.
+    """
+    found: list[StretchWork] = []
+    of_compiled = fused_ops(stretches, layers)
+    for stretch, traffic, layer, fused in zip(stretches, traffics, layers, of_compiled, strict=True):
+        if layer is None:
+            found.append(StretchWork(ops=summarise(stretch), traffic=traffic))
+        else:
+            ops = fused if execution == "compiled" else summarise(stretch)
+            found.append(StretchWork(ops=ops, fused_ops=fused, traffic=traffic))
+    return found
 
 
 def passes_of_micro_batch(
@@ -32,11 +41,8 @@ def passes_of_micro_batch(
     and the embedding again.
     """
     layers = (len(stretches) - 3) // 2
-    outside = {0, layers + 1, len(stretches) - 1}
-    embedding, *rest = (
-        stretch_work(stretch, traffic, execution, in_layer=index not in outside)
-        for index, (stretch, traffic) in enumerate(zip(stretches, traffics, strict=True))
-    )
+    numbers = [None, *range(layers), None, *reversed(range(layers)), None]
+    embedding, *rest = stretch_works(stretches, traffics, numbers, execution)
     forward, loss, backward, end = rest[:layers], rest[layers], rest[layers + 1 : -1], rest[-1]
     return (
         PassWork(before=embedding, layers=tuple(forward)),

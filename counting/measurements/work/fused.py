@@ -1,9 +1,11 @@
 """The ops of a stretch as compiled layers run them."""
 
+from collections.abc import Sequence
+
 from counting.measurements.work.records import RawStretch, summarise
 from counting.work import Op
 
 
-def summarise_fused(stretch: RawStretch) -> tuple[Op, ...]:
-    """Placeholder of the owner of compiled execution: every op by itself."""
-    return summarise(stretch)
+def fused_ops(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> list[tuple[Op, ...]]:
+    """Placeholder: every op by itself."""
+    return [() if layer is None else summarise(stretch) for stretch, layer in zip(stretches, layers, strict=True)]

@@ -10,14 +10,14 @@ from counting.step.time import StepTime
 if TYPE_CHECKING:
     from rich.table import Table
 
-PARTS = {
+TIME_PARTS = {
     "products": "products",
     "attention": "attention",
     "memory_bound": "ops by their bytes, launches",
     "bubble": "waiting for other stages",
     "optimizer": "optimiser",
 }
-CAPTION = (
+TIME_CAPTION = (
     "Seconds of one step, on the rank of the pipeline with the most work; parts sum to the step. Exposed: while "
     "nothing is computed. No run is faster than the bound. Low to high: {band}. MFU: model FLOPs by the own count, of "
     "the dense 16-bit peak; HFU: FLOPs as executed."
@@ -28,7 +28,7 @@ def time_table(times: Sequence[StepTime]) -> "Table":
     """A column for each GPU."""
     table = rows_table("How long a training step takes, seconds", ["", *(time.gpu for time in times)])
     axes = dict.fromkeys(axis for time in times for axis in time.breakdown.communication)
-    rows = {label: [getattr(time.breakdown, field) for time in times] for field, label in PARTS.items()}
+    rows = {label: [getattr(time.breakdown, field) for time in times] for field, label in TIME_PARTS.items()}
     for axis in axes:
         rows[f"exposed, {axis}"] = [time.breakdown.communication.get(axis, 0.0) for time in times]
     for label, seconds in rows.items():
@@ -50,7 +50,7 @@ def time_table(times: Sequence[StepTime]) -> "Table":
     table.add_row("basis", *(time.basis for time in times))
     calibrated = any(time.basis == "calibrated" for time in times)
     band = "the spread of the measured steps" if calibrated else "the errors against published runs"
-    table.caption, table.caption_justify = CAPTION.format(band=band), "left"
+    table.caption, table.caption_justify = TIME_CAPTION.format(band=band), "left"
     return table
 
 

@@ -1,5 +1,6 @@
 """How long a training step takes on each GPU, on the first screen."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.report.format import NONE, percent, readable, readable_seconds
@@ -32,6 +33,13 @@ def time_in_words(time: StepTime) -> str:
         f"{time.gpu}: {readable_seconds(time.seconds)} a step, {speed} tokens/s a GPU, "
         f"MFU {mfu_in_words(time)}; not below {readable_seconds(time.bound_seconds)}"
     )
+
+
+def times_in_short(times: Sequence[StepTime], *, most: int) -> str:
+    """Seconds and MFU on each of the first `most` GPUs."""
+    shown = [f"{time.gpu} {readable_seconds(time.seconds)}, MFU {mfu_in_words(time)}" for time in times[:most]]
+    left = len(times) - most
+    return f"a step: {'; '.join(shown)}{f' and {left} more' if left > 0 else ''}"
 
 
 def mfu_in_words(time: StepTime) -> str:

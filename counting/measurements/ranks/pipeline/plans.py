@@ -1,7 +1,7 @@
 """In which order the passes of a stage are run, so that each one that is measured finds what it should."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from counting.measurements.ranks.pipeline.schedules import StageStates
@@ -33,6 +33,25 @@ def alike(key: Key, *, sharded: bool, converts: bool) -> Key:
     if kind == "weight_backward" and converts and found in ("gradients", "both"):
         return kind, "pending" if found == "both" else nothing
     return key
+
+
+def plan_of_kinds(states: StageStates, kinds: Collection[PassKind]) -> list[PlannedPass]:
+    """A short plan with each of `kinds`; of passes that add gradients the first one, and one that finds gradients.
+
+    `states` is a stage at its beginning.
+    """
+    halves: tuple[PassKind, ...] = ("forward", "input_backward", "weight_backward")
+    whole: tuple[PassKind, ...] = ("forward", "backward")
+    batches = [whole, whole, *([halves] if "weight_backward" in kinds else [])] if "backward" in kinds else [halves] * 2
+    order: list[tuple[PassKind, int | None]] = [("unshard", None), ("wait", None)]
+    order += [(kind, index) for index, passes in enumerate(batches) for kind in passes]
+    order += [("reshard", None), ("reduction", None), ("exchange", None)]
+    steps: list[PlannedPass] = []
+    for kind, micro_batch in order:
+        if kind in kinds:
+            steps.append(PlannedPass(kind, micro_batch, states.found(kind)))
+            states.run(kind)
+    return steps
 
 
 class _Place(NamedTuple):

@@ -7,20 +7,29 @@ from typing import NamedTuple
 
 import torch
 from msgspec import structs
-from torch import Tensor
 
 from counting.counts import StepFlops
 from counting.measurements.parameters import buffer_bytes
-from counting.measurements.ranks.collectives import axes_of
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst_in_pipeline
 from counting.measurements.ranks.fake_world import fake_world
-from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
+from counting.measurements.ranks.optimizer import RankUpdates
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
-from counting.measurements.ranks.pipeline.plans import Key, PlannedPass, Planner, alike
-from counting.measurements.ranks.pipeline.schedules import Order, StageStates, run_order
-from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
+from counting.measurements.ranks.pipeline.plans import Key
+from counting.measurements.ranks.pipeline.prepared import (
+    OF_MODULES,
+    ParameterGroups,
+    computed_dtype,
+    local_micro_batch,
+    prepared_stage,
+    representative,
+    shares_embedding,
+    stage_parameters,
+    states_of_stage,
+)
+from counting.measurements.ranks.pipeline.schedules import Order, run_order
+from counting.measurements.ranks.pipeline.stages import PassRun
 from counting.measurements.ranks.pipeline.stand_ins import lowered_once
-from counting.measurements.ranks.rank import apply_to, held_bytes
+from counting.measurements.ranks.rank import held_bytes
 from counting.measurements.ranks.shares import rank_shares
 from counting.measurements.ranks.stand_ins import local
 from counting.ranks.pipeline import (
@@ -34,16 +43,12 @@ from counting.ranks.profile import RankLayer, RankShare, RankStretch, total_traf
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
-from torch_models.builder import build_stage_model
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import Meshes, build_meshes
-from torch_models.parallel.pipeline import ONE_STAGE, messages_of, pipeline_stage
 from torch_models.stages import Stage
 from torch_models.training.stage import StageModel
 
 TOKEN_ID_BYTES = torch.long.itemsize
-OF_MODULES = "meta"
-_Groups = list[tuple[list[Tensor], int]]
 
 
 class _MeasuredStage(NamedTuple):
@@ -85,49 +90,10 @@ def _profiles(
 
 def _order(stages: Sequence[Stage], setup: Setup, layout: Layout, pipeline_rank: int, number: int) -> Order:
     own = [stages[index] for index in layout.stages_of_rank(pipeline_rank)]
-    states_of = partial(_states, setup, layout)
-    micro_batch = _local_micro_batch(setup, layout)
-    shares = partial(_shares_embedding, setup, layout)
-    return run_order(own, layout, pipeline_rank, micro_batch, number, _computed(setup), states_of, shares)
-
-
-def _shares_embedding(setup: Setup, layout: Layout, stage: Stage) -> bool:
-    """Whether the stage adds the gradient of its embedding to that of another stage."""
-    ends = stage.is_first or stage.is_last
-    return bool(setup.mtp) and stage.predicts_further and ends and not _lets_go(setup, layout)
-
-
-def _states(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
-    return StageStates(
-        is_first=stage.is_first,
-        sharded=layout.is_sharded,
-        converts=_converts(setup, layout),
-        let_go=_lets_go(setup, layout),
-    )
-
-
-def _converts(setup: Setup, layout: Layout) -> bool:
-    """Whether fully_shard reduces gradients in another format than that of the gathered parameters."""
-    return layout.is_sharded and _computed(setup) != _stored(setup, layout)
-
-
-def _lets_go(setup: Setup, layout: Layout) -> bool:
-    return not layout.is_sharded and setup.precision_recipe.gradients_apart
-
-
-def _computed(setup: Setup) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, setup.precision_recipe.activation_dtype)
-    return dtype
-
-
-def _stored(setup: Setup, layout: Layout) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, stored_precision(setup, layout).activation_dtype)
-    return dtype
-
-
-def _local_micro_batch(setup: Setup, layout: Layout) -> tuple[int, int]:
-    """Sequences and this rank's positions of each."""
-    return setup.micro_batch.sequences, setup.micro_batch.length // layout.cp
+    states_of = partial(states_of_stage, setup, layout)
+    micro_batch = local_micro_batch(setup, layout)
+    shares = partial(shares_embedding, setup, layout)
+    return run_order(own, layout, pipeline_rank, micro_batch, number, computed_dtype(setup), states_of, shares)
 
 
 class _Stages:
@@ -143,51 +109,19 @@ class _Stages:
         needed: dict[Stage, dict[Key, None]] = defaultdict(dict)  # in order, each once
         for order in orders:
             for action in order.actions:
-                needed[_alike(stages[action.stage])][action.kind, action.found] = None
+                needed[representative(stages[action.stage])][action.kind, action.found] = None
         of_distinct = {distinct: self._run(distinct, keys) for distinct, keys in needed.items()}
-        return [of_distinct[_alike(stage)]._replace(stage=stage) for stage in stages]
+        return [of_distinct[representative(stage)]._replace(stage=stage) for stage in stages]
 
     def _run(self, stage: Stage, needed: Iterable[Key]) -> _MeasuredStage:
-        setup, layout, model = self._setup, self._layout, shallow(stage.spec)
-        module = build_stage_model(
-            stage._replace(spec=model.spec),
-            device=self._device,
-            dtype=_stored(setup, layout),
-            kernels=setup.kernels,
-            mtp=bool(setup.mtp),
-            loss_chunk=setup.loss_chunk,
-        )
-        apply_to(module, setup, layout, self._meshes)
-        micro_batch = _local_micro_batch(setup, layout)
-        module.tables = module.model.rotary_tables(torch.zeros(micro_batch, dtype=torch.long, device=self._device))
-        group = self._meshes.pp.get_group() if self._meshes.pp is not None else None
-        messages = messages_of(stage, layout, micro_batch, module.model.dtype)
-        of_torch = pipeline_stage(module, stage, layout, messages, self._device, group)
-        runs = StageRun(
-            module,
-            of_torch,
-            layout,
-            axes_of(self._meshes),
-            model.counts(),
-            micro_batch,
-            let_go=_lets_go(setup, layout),
-        )
-        # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass. With multi-token
-        # prediction it runs through the embedding, so that fully_shard acts between the gradients of a layer.
-        converts = _converts(setup, layout) and not stage.is_first and not module.num_mtp_layers
-        planner = Planner(
-            _states(setup, layout, stage),
-            sharded=layout.is_sharded,
-            makes_gradients=converts,
-            gathers_first=layout.schedule in ONE_STAGE,
-        )
-        measured_as = {key: alike(key, sharded=layout.is_sharded, converts=converts) for key in needed}
-        at_the_end = {key for key in needed if key[0] == "exchange"}
-        steps = planner.plan(set(measured_as.values()) - at_the_end)
+        prepared = prepared_stage(stage, self._setup, self._layout, self._meshes)
+        measured_as = {key: prepared.alike(key) for key in needed}
         ran: dict[Key, PassRun] = {}
-        for one in runs.run([*steps, *(PlannedPass(kind, None, found) for kind, found in at_the_end)]):
+        for one in prepared.run(set(measured_as.values())):
             ran.setdefault((one.step.kind, one.step.found), one)
-        return _MeasuredStage(stage, module, {" ".join(key): ran[measured] for key, measured in measured_as.items()})
+        return _MeasuredStage(
+            stage, prepared.module, {" ".join(key): ran[measured] for key, measured in measured_as.items()}
+        )
 
     def profile(
         self, pipeline_rank: int, order: ExtendedOrder, run: int, own: Sequence[_MeasuredStage]
@@ -196,7 +130,7 @@ class _Stages:
         setup = self._setup
         assert setup.micro_batches is not None, "a resolved setup"
         of_number = {each.stage.number: each for each in own}
-        groups = [group for each in own for group in _parameters(each)]
+        groups = [group for each in own for group in stage_parameters(each.stage, each.module)]
         flops = StepFlops()
         for passes, times in ((order.passes, 1), (order.further_passes, setup.micro_batches - run)):
             for (number, key), count in passes.items():
@@ -226,7 +160,7 @@ class _Stages:
 
     def _stage_profile(self, one: _MeasuredStage, order: ExtendedOrder) -> StageProfile:
         number, model = one.stage.number, shallow(one.stage.spec)
-        (outside, _), *in_layers = _parameters(one)
+        (outside, _), *in_layers = stage_parameters(one.stage, one.module)
         forward = next(each.measured for each in one.passes.values() if each.step.kind == "forward")
         used = {action.key for action in order.actions if action.stage == number}
         layers = zip(model.spec.layers, in_layers, forward.layers, strict=True)
@@ -254,29 +188,15 @@ class _Stages:
         """Bytes of the token ids and labels of one micro-batch that the stages of this rank read."""
         last = [each.module for each in own if each.stage.is_last]
         ids = any(each.stage.is_first for each in own) or any(module.num_mtp_layers for module in last)
-        sequences, length = _local_micro_batch(self._setup, self._layout)
+        sequences, length = local_micro_batch(self._setup, self._layout)
         return TOKEN_ID_BYTES * sequences * length * (ids + len(last))
 
-    def _shares(self, groups: _Groups, pipeline_rank: int) -> tuple[RankShare, ...]:
+    def _shares(self, groups: ParameterGroups, pipeline_rank: int) -> tuple[RankShare, ...]:
         first = pipeline_rank * self._layout.ranks_of_stage
         found = rank_shares(
             [(each, times) for tensors, times in groups for each in tensors], self._layout, self._updates
         )
         return tuple(structs.replace(share, first_rank=first + share.first_rank) for share in found)
-
-
-def _alike(stage: Stage) -> Stage:
-    """One stage for all that are measured alike."""
-    return stage._replace(number=stage.number if stage.is_first or stage.is_last else 1, first_layer=0)
-
-
-def _parameters(one: _MeasuredStage) -> _Groups:
-    """The parameters outside the layers, then those of each layer with the number of layers that it stands for."""
-    counts = shallow(one.stage.spec).counts()
-    in_layers: list[list[Tensor]] = [list(layer.parameters()) for layer in list(one.module.model.layers)[: len(counts)]]
-    known = {id(parameter) for parameters in in_layers for parameter in parameters}
-    outside: list[Tensor] = [parameter for parameter in one.module.parameters() if id(parameter) not in known]
-    return [(outside, 1), *zip(in_layers, counts, strict=True)]
 
 
 def _table_bytes(module: StageModel) -> int:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.ranks.fake_world import fake_world
@@ -102,14 +101,14 @@ def run_order(
     `micro_batch` is (B, S), and `dtype` that of the residual stream. The process must not have a process group.
     """
     device = torch.device("meta")
-    recorder = _Recorder()
+    recorder = PassRecorder()
     with pipeline_stand_ins(), fake_world(layout.pp, pipeline_rank):
         stages = []
         for stage in own:
             given, returned = messages_of(stage, layout, micro_batch, dtype)
-            module = _EmptyStage(stage, returned, recorder)
+            module = EmptyStage(stage, returned, recorder)
             if layout.is_sharded:
-                module.__class__ = _ShardedEmptyStage
+                module.__class__ = ShardedEmptyStage
             of_torch = pipeline_stage(module, stage, layout, (given, returned), device, None)
             recorder.follow(of_torch, states_of(stage))
             stages.append(of_torch)
@@ -121,9 +120,7 @@ def run_order(
             recorder.messages = lambda: live.live - batch.nbytes
             losses: list[Tensor] = []  # it keeps them until the step has ended
             schedule.step(*args, return_outputs=False, **target, **({"losses": losses} if target else {}))
-            copies = [stage.number for stage in own if shares_embedding(stage)]
-            if len(copies) == 1:  # else both are on this rank
-                recorder.note("exchange", copies[0], None)
+            recorder.note_exchange([stage for stage in own if shares_embedding(stage)])
             losses.clear()
             after = recorder.messages()
     return Order(recorder.passes, after, recorder.traffic)
@@ -136,7 +133,7 @@ class _Live(LiveBytes):
         """Do nothing."""
 
 
-class _Recorder:
+class PassRecorder:
     """Notes what torch's schedule does with the stages of this rank."""
 
     def __init__(self) -> None:
@@ -145,8 +142,8 @@ class _Recorder:
         self.messages: Callable[[], int] = int
         self._states: dict[int, StageStates] = {}
 
-    def follow(self, stage: PipelineStage, states: StageStates) -> None:
-        """Note each pass of `stage` from now on, and each message that it sends or receives."""
+    def follow(self, stage: Any, states: StageStates) -> None:
+        """Note each pass of a stage of torch from now on, and each message that it sends or receives."""
         self._states[stage.stage_index] = states
         forward, weights = stage.forward_one_chunk, stage.backward_weight_one_chunk
         backward: Callable[..., Any] = stage.backward_one_chunk
@@ -174,7 +171,7 @@ class _Recorder:
             for direction, operation in (("send", "send"), ("recv", "receive")):
                 self._count(stage, f"get_{name}_{direction}_ops", f"{phase} {operation} pp")
 
-    def _count(self, stage: PipelineStage, name: str, key: str) -> None:
+    def _count(self, stage: Any, name: str, key: str) -> None:
         """Count what torch's schedule sends or receives with the result of a method; it uses each result once."""
         plain = getattr(stage, name)
 
@@ -197,11 +194,16 @@ class _Recorder:
         self.passes.append(Ran(kind, stage, states.found(kind), micro_batch, self.messages()))
         states.run(kind)
 
+    def note_exchange(self, copies: Sequence[Stage]) -> None:
+        """Note the exchange that follows all passes, if a stage of another rank has a copy of the embedding too."""
+        if len(copies) == 1:
+            self.note("exchange", copies[0].number, None)
 
-class _EmptyStage(nn.Module):
+
+class EmptyStage(nn.Module):
     """Stands for the module of a stage: it returns a tensor like that of the stage, and keeps nothing."""
 
-    def __init__(self, stage: Stage, output: Tensor, recorder: _Recorder) -> None:
+    def __init__(self, stage: Stage, output: Tensor, recorder: PassRecorder) -> None:
         super().__init__()
         # The output of the first stage, whose input needs no gradient, needs one because of a parameter.
         self.weight = nn.Parameter(torch.empty(0, device="meta")) if stage.is_first else None
@@ -232,7 +234,7 @@ class _Empty(torch.autograd.Function):
         )
 
 
-class _ShardedEmptyStage(FSDPModule, _EmptyStage):
+class ShardedEmptyStage(FSDPModule, EmptyStage):
     """An empty stage that torch's schedules take for one under fully_shard."""
 
     def unshard(self, async_op: bool = False) -> Any:
@@ -255,7 +257,7 @@ class _ShardedEmptyStage(FSDPModule, _EmptyStage):
 
 
 class _Handle(NamedTuple):
-    module: _ShardedEmptyStage
+    module: ShardedEmptyStage
 
     def wait(self) -> None:
         """Note it."""

@@ -1,5 +1,6 @@
 """The passes of one stage of a pipeline, run on its modules by torch's own stage, and cut into stretches."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from counting.measurements.ranks.pipeline.stand_ins import before_groups, parame
 from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local
 from counting.measurements.ranks.step import cut_before
+from counting.measurements.work.recorder import Recorder
 from counting.ranks.pipeline import PassKind, StagePass
 from counting.step.profile import Alive, Cut
 from torch_models.layout import Layout
@@ -57,7 +59,8 @@ class StageRun:
     """Runs passes of a stage, one after the other.
 
     `of_torch` is torch's stage of `module`. `counts` says for how many layers each layer of the module stands. With
-    `let_go`, each gradient is freed when it is complete. Enter it inside `measuring`.
+    `let_go`, each gradient is freed when it is complete. A `recorder` has the stretches of all passes afterwards, in
+    the order of execution, each pass with one before it, which is empty. Enter it inside `measuring`.
     """
 
     def __init__(
@@ -70,9 +73,10 @@ class StageRun:
         micro_batch: tuple[int, int],
         *,
         let_go: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         self._module, self._stage, self._layout, self._counts, self._let_go = module, of_torch, layout, counts, let_go
-        self._collectives = CollectiveCounter(axes)
+        self._collectives, self._recorder = CollectiveCounter(axes), recorder
         self._layers = list(module.model.layers)[: module.model.num_layers]
         device = local(next(module.parameters())).device
         self._token_ids, self._labels = (torch.zeros(micro_batch, dtype=torch.long, device=device) for _ in range(2))
@@ -100,7 +104,11 @@ class StageRun:
         existing = [*module.parameters(), *module.buffers(), self._token_ids, self._labels, *tables, *buffers]
         found: list[_Marked] = []
         observers = self._observe, self._observe_wrapped
-        with Attribution() as self._attribution, RankBytes(existing, *observers) as self._tracker:
+        with (
+            Attribution() as self._attribution,
+            RankBytes(existing, *observers) as self._tracker,
+            contextlib.nullcontext() if self._recorder is None else self._recorder.of(self._tracker),
+        ):
             self._messages = {self._tracker.serial(buffer) for buffer in buffers}
             marks = CategoryMarks(module, self._tracker, let_go=self._let_go)
             with loss_context(self._layout), marks as self._marks:
@@ -265,12 +273,17 @@ class StageRun:
         self._counter(*op)
         self._skipped(*op)
         self._collectives(*op)
+        if self._recorder is not None:
+            self._recorder(*op)
 
     def _observe_wrapped(self, *op: Any) -> None:
         self._skipped.of_all_positions(*op)
 
     def _cut(self) -> RankCut:
-        cut = RankCut(Cut(self._tracker.at_peak, self._tracker.alive()), self._collectives.take())
+        alive = self._tracker.alive()
+        if self._recorder is not None:
+            self._recorder.cut(alive)
+        cut = RankCut(Cut(self._tracker.at_peak, alive), self._collectives.take())
         self._tracker.watch()
         return cut
 

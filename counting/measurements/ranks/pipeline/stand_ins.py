@@ -5,6 +5,7 @@ needed.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +24,7 @@ def pipeline_stand_ins() -> Iterator[None]:
     """Context in which torch's pipeline schedules run in a group without other processes. Undoes everything on exit.
 
     Stages vote with messages on whether the shapes of their inputs are known: here they are. A real send keeps its
-    tensor until its work is let go; a fake one keeps nothing, so here the works keep it. Names for a profiler take most
-    of the time of a schedule whose stages are empty: here they are left out.
+    tensor until its work is let go; a fake one keeps nothing, so here the works keep it.
     """
     plain = schedules._batch_p2p
 
@@ -37,7 +37,7 @@ def pipeline_stand_ins() -> Iterator[None]:
 
     with (
         replaced(schedules, "_batch_p2p", batch_p2p),
-        replaced(schedules, "record_function", contextlib.nullcontext),
+        unnamed_actions(),
         replaced(PipelineStage, "_warmup_forward_vote", vote),
         replaced(PipelineStage, "_warmup_backward_result", vote),
     ):
@@ -61,6 +61,28 @@ def lowered_once() -> Iterator[None]:
             known[key] = schedule.pipeline_order_with_comms
 
     with replaced(runtime, "_prepare_schedule_with_comms", prepare):
+        yield
+
+
+def schedule_for(schedule: Any, stages: Sequence[Any]) -> Any:
+    """A new schedule of torch as it is on the rank that has these `stages`; each rank finds the order of all ranks.
+
+    It takes the stages for prepared: it makes no buffers for messages, and asks for no shapes.
+    """
+    found = copy.copy(schedule)
+    if isinstance(found, schedules.PipelineScheduleMulti):
+        found._stages, found.rank = list(stages), stages[0].group_rank
+        found._stages_forward_initialized = found._stages_backward_initialized = True
+    else:
+        (found._stage,) = stages
+        found._stage_forward_initialized = found._stage_backward_initialized = True
+    return found
+
+
+@contextlib.contextmanager
+def unnamed_actions() -> Iterator[None]:
+    """Context in which torch's schedules name nothing for a profiler, which takes most of their time."""
+    with replaced(schedules, "record_function", contextlib.nullcontext):
         yield
 
 

@@ -1,4 +1,4 @@
-"""The seconds of collectives, each with its arithmetic. The hand-made machine is in tests/clusters.py.
+"""The seconds of collectives, each with its arithmetic. The hand-made machine is in clusters.py.
 
 Its links: NVLink 400 GB/s printed, 300 achieved, 2 us a step; network 50 and 40 GB/s a GPU, 10 us a step; 8.4 us a
 call; nodes of 8.
@@ -13,25 +13,25 @@ import pytest
 
 from counting.cost.step_time.collectives import (
     AXES,
-    Group,
+    RankGroup,
     check_links,
-    group_of,
+    group_of_axis,
     link_of,
     seconds_of_collective,
     seconds_of_message,
 )
 from counting.cost.step_time.machine import LinkSpeed, machine_of
 from counting.ranks.profile import Axis, CollectiveOp, Traffic
-from tests.clusters import groups_of, made_cluster
+from tests.counting.cost.step_time.clusters import groups_of, made_cluster
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 
 ESTIMATE = machine_of(made_cluster(), "estimate")
 BOUND = machine_of(made_cluster(), "bound")
 
-NODE = Group(ranks=8, in_node=8)
-TWO_NODES = Group(ranks=16, in_node=8)
-ONE_A_NODE = Group(ranks=4, in_node=1)  # of every node the same one, as fsdp beside tp = 8
+NODE = RankGroup(ranks=8, in_node=8)
+TWO_NODES = RankGroup(ranks=16, in_node=8)
+ONE_A_NODE = RankGroup(ranks=4, in_node=1)  # of every node the same one, as fsdp beside tp = 8
 
 GATHER = Traffic(calls=2, bytes_in=100_000_000, bytes_out=800_000_000)  # 2 calls, each of shards of 50 MB of 8 ranks
 SCATTER = Traffic(calls=2, bytes_in=800_000_000, bytes_out=100_000_000)
@@ -72,7 +72,7 @@ def test_the_groups_of_all_axes_by_counting_ranks(layout: Layout, gpus_per_node:
         if layout.tp > 1 and axis in ("ep", "expert_fsdp", "expert_dp"):
             continue  # the two do not go together
         groups = groups_of(layout, axis)
-        found = group_of(layout, axis, gpus_per_node)
+        found = group_of_axis(layout, axis, gpus_per_node)
         assert {found.ranks} == {len(ranks) for ranks in groups}, axis
         assert found.in_node == fewest_in_node(groups, gpus_per_node), axis
 
@@ -120,7 +120,7 @@ def test_an_all_reduce_goes_round_twice() -> None:
 
 
 def test_an_all_reduce_across_many_nodes_takes_the_tree_where_steps_count() -> None:
-    many = Group(ranks=512, in_node=8)
+    many = RankGroup(ranks=512, in_node=8)
     small = Traffic(calls=1, bytes_in=1_000_000, bytes_out=1_000_000)
     # Ring: 2 x (511/512 x 1 MB / 300 GB/s + 448 x 2 us + 63 x 10 us) = 3058.7 us. Tree of 64 nodes:
     # 2 x (1 MB / (0.92 x 300 GB/s) + 7 x 2 us + 6 x 10 us) = 2 x (3.62319 + 74) = 155.24638 us. And 8.4 us.
@@ -154,12 +154,12 @@ def test_messages_between_stages() -> None:
     assert seconds_of_message(0, across, ESTIMATE) == 0
     # Received while it is sent.
     received = Traffic(calls=3, bytes_out=40_000_000)
-    assert seconds_of_collective("receive", received, group_of(across, "pp", 8), ESTIMATE) == 0
+    assert seconds_of_collective("receive", received, group_of_axis(across, "pp", 8), ESTIMATE) == 0
 
 
 def test_one_rank_and_no_calls_take_no_time() -> None:
     for operation in get_args(CollectiveOp):
-        assert seconds_of_collective(operation, REDUCE, Group(ranks=1, in_node=1), ESTIMATE) == 0
+        assert seconds_of_collective(operation, REDUCE, RankGroup(ranks=1, in_node=1), ESTIMATE) == 0
         assert seconds_of_collective(operation, Traffic(), NODE, ESTIMATE) == 0
 
 
@@ -175,7 +175,7 @@ def test_the_bound_of_a_collective_is_never_above_its_estimate(operation: Collec
     draw = random.Random(4)
     for _ in range(300):
         in_node = draw.choice([1, 2, 3, 8])
-        group = Group(ranks=in_node * draw.choice([1, 2, 5, 64]), in_node=in_node)
+        group = RankGroup(ranks=in_node * draw.choice([1, 2, 5, 64]), in_node=in_node)
         size = draw.randrange(1, 10**9)
         traffic = Traffic(calls=draw.randint(1, 9), bytes_in=size, bytes_out=draw.choice([size, size // 2]))
         speeds = [(draw.uniform(1, 900) * 1e9, draw.uniform(0.1, 1)) for _ in range(2)]

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from counting.measurements.ranks.fake_world import fake_world
 from counting.ranks.profile import Axis
-from tests.clusters import groups_of
+from tests.counting.cost.step_time.clusters import groups_of
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import Meshes, build_meshes
 

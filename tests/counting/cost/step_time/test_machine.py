@@ -5,11 +5,13 @@ import random
 import msgspec
 import pytest
 
+from counting.cost.cluster import Cluster
+from counting.cost.hardware import find_gpu
 from counting.cost.rates import Link, ProductRates
 from counting.cost.step_time.machine import machine_of
 from counting.cost.step_time.power import expected_maximum, power_factor, slowest_factor
-from tests.clusters import RATES, made_cluster
-from torch_models.errors import ArgumentError, UserError
+from tests.counting.cost.step_time.clusters import RATES, made_cluster
+from torch_models.errors import ArgumentError
 
 
 def test_a_power_limit_lowers_products_by_a_power_of_its_share() -> None:
@@ -102,15 +104,27 @@ def test_what_is_unknown_is_said() -> None:
         "attention runs as fast as products",
         "collectives beside products do not slow them down",
     )
+    without_default = tuple(row for row in RATES.attention if row.kernel == "cuDNN")
+    cluster = made_cluster(attention=without_default)
+    assert machine_of(cluster, "estimate").assumptions == ("attention runs as fast as that of cuDNN",)
+    assert machine_of(cluster, "estimate", attention_kernel="cuDNN").assumptions == ()
 
 
 def test_a_gpu_without_rates_is_refused() -> None:
     cluster = made_cluster()
-    bare = msgspec.structs.replace(
-        cluster, gpu=msgspec.structs.replace(cluster.gpu, rates=None, architecture="no other has it")
-    )
-    with pytest.raises(UserError, match="made: no rates of it"):
+    bare = msgspec.structs.replace(cluster, gpu=msgspec.structs.replace(cluster.gpu, rates=None))
+    with pytest.raises(ArgumentError, match="gpus = 'made': has no rates"):
         machine_of(bare, "bound")
+
+
+def test_a_gpu_without_rates_takes_those_of_its_architecture() -> None:
+    h100 = find_gpu("H100")
+    other = msgspec.structs.replace(h100, name="half", rates=None, peak_dense_tflop_per_s=989 / 2)
+    machine = machine_of(Cluster(gpu=other), "bound")
+    assert h100.rates is not None
+    assert machine.rates_of != "half"
+    assert machine.products["16-bit"] == pytest.approx(h100.rates.bf16.best_tflop_per_s / 2 * 1e12)
+    assert machine.node_link is None
 
 
 def test_a_power_limit_of_unknown_effect_is_refused_by_the_estimate_alone() -> None:
@@ -134,7 +148,7 @@ def test_no_rate_of_an_estimate_exceeds_the_bounds() -> None:
             sustained_power_exponent=draw.uniform(0.1, 1),
             source="drawn",
         )
-        link = Link(gb_per_s=draw.uniform(1, 900), achieved_gb_per_s=draw.uniform(1, 900))
+        link = Link(gb_per_s=draw.uniform(1, 900), achieved_gb_per_s=draw.uniform(0.1, 1))
         cluster = made_cluster({"power_watts": draw.uniform(1, 700)}, bf16=products, fp8=None, node_link=link)
         bound, estimate = (
             machine_of(cluster, style, ranks=draw.choice([1, 8, 4096])) for style in ("bound", "estimate")
@@ -148,7 +162,7 @@ def test_no_rate_of_an_estimate_exceeds_the_bounds() -> None:
         assert estimate.bytes_per_s <= bound.bytes_per_s
 
 
-def test_the_kernel_of_attention_and_the_style_are_kept() -> None:
-    machine = machine_of(made_cluster(), "estimate", attention_kernel="cuDNN")
-    assert (machine.style, machine.attention_kernel, machine.rates_of) == ("estimate", "cuDNN", "made")
-    assert RATES.attention[-1].kernel == "cuDNN"
+def test_a_kernel_of_attention_without_rates_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"FlashAttention-9.*on made: choose from FlashAttention-2, cuDNN"):
+        machine_of(made_cluster(), "bound", attention_kernel="FlashAttention-9")
+    assert machine_of(made_cluster(), "bound", attention_kernel="cuDNN").attention_kernel == "cuDNN"

@@ -59,11 +59,19 @@ RATES = GpuRates(
 
 
 def made_cluster(cluster: dict[str, Any] | None = None, **rates: Any) -> Cluster:
-    """An accelerator of 1000 TFLOP/s, 2 TB/s and 700 W with `RATES`, of which `rates` replace some."""
+    """An accelerator of 1000 TFLOP/s, 2000 in FP8, 2 TB/s and 700 W with `RATES`, of which `rates` replace some.
+
+    No other of the catalogue is of its architecture.
+    """
+    for name in ("beside_collectives", "spread"):
+        if name in rates or f"{name}_share" in rates:
+            rates[f"{name}_source"] = None
     gpu = msgspec.structs.replace(
         find_gpu("H100"),
         name="made",
+        architecture="none",
         peak_dense_tflop_per_s=1000,
+        peak_dense_fp8_tflop_per_s=2000,
         memory_bandwidth_tb_per_s=2,
         power_watts=700,
         devices_per_node=8,
