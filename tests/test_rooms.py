@@ -103,19 +103,25 @@ ROOMS = {
         "counting.analysis counting.cost counting.formulas.kv_cache counting.setup counting.step torch_models.errors"
         " torch_models.fields torch_models.layout torch_models.spec"
     ),
+    # A user's own measurements: of steps, beside what the analysis says of them; and of the machine, which needs torch.
+    "counting.calibration.machine": "counting.calibration.found torch_models.errors",
+    "counting.calibration": (
+        "counting.analysis counting.cost counting.setup counting.step torch_models.errors torch_models.layout"
+        " torch_models.spec"
+    ),
     "counting": (
         "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup counting.step"
         " torch_models.errors torch_models.layout"
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
-        "counting.analysis counting.cost counting.counts counting.ranks counting.step counting.published"
-        " counting.recipes counting.reconcile counting.setup torch_models.layout"
+        "counting.analysis counting.calibration counting.cost counting.counts counting.ranks counting.step"
+        " counting.published counting.recipes counting.reconcile counting.setup torch_models.layout"
     ),
     "counting.command": (
-        "counting.analysis counting.reserved counting.timing counting.cost counting.layout counting.published"
-        " counting.recipes counting.reconcile counting.report counting.setup counting.step torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+        "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"
+        " counting.published counting.recipes counting.reconcile counting.report counting.setup counting.step"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }
@@ -125,7 +131,7 @@ LIBRARIES = {
     "torch": (
         "torch_models.first_values torch_models.modules torch_models.builder torch_models.training"
         " torch_models.checkpoints torch_models.parallel"
-        " counting.measurements counting.via_transformers"
+        " counting.calibration.machine counting.measurements counting.via_transformers"
     ),
     "fvcore": "counting.measurements",
     "safetensors": "torch_models.checkpoints",

@@ -18,7 +18,7 @@ from torch_models.layout import DEFAULT_SCHEDULE, Framework, Grouping, Schedule
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
-PUBLISHED = ("bills", "memory")  # the kinds for --published; the first is the default
+PUBLISHED = ("bills", "memory", "throughput")  # the kinds for --published; the first is the default
 # An argument of the library -> the flag that sets it.
 FLAGS = {
     "sequence_length": "--seq_len",
@@ -75,7 +75,8 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = flags_parser()
     if arguments and not arguments[0].startswith("-"):
-        raise UserError(f"{show_name(arguments[0])}: is not a command; begin with a flag, as --model_config llama_7b")
+        rule = "is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b"
+        raise UserError(f"{show_name(arguments[0])}: {rule}")
     options = _parse(parser, arguments)
     if options.plan is None:
         options.from_plan = frozenset()
@@ -134,7 +135,8 @@ def flags_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="What training a model costs; each number is measured and compared with a\n"
         "formula. One command for each job:\n\n"
-        f"{job_examples()}\n\nA flag may have hyphens for its underscores.",
+        f"{job_examples()}\n\nA flag may have hyphens for its underscores.\n"
+        "calibrate --help says how measured steps, or this machine, become the file of --cluster.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")

@@ -47,9 +47,11 @@ if TYPE_CHECKING:
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
+    from counting.published.throughput import Throughput
     from counting.report import Results
     from counting.step.fit import Fit
 
+CALIBRATE = "calibrate"  # the sub-command
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
 EXIT_INTERRUPTED = 130
@@ -58,8 +60,12 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, 2 for an error of the user, 3 if two witnesses differ."""
     options = argparse.Namespace(plan=None, from_plan=())
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = read_flags(sys.argv[1:] if arguments is None else arguments)
+        if arguments and arguments[0] == CALIBRATE:
+            _calibrate(arguments[1:])
+            return 0
+        options = read_flags(arguments)
         _run(options)
     except UserError as error:
         print(error_line(error, options.plan, options.from_plan), file=sys.stderr)
@@ -118,6 +124,7 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         design=_designed(budget, options.design, progress) if budget and options.design is not None else None,
         published=_published(progress) if options.published == PUBLISHED[0] else None,
         published_memory=_published_memory(progress) if options.published == PUBLISHED[1] else None,
+        published_throughput=_published_throughput(progress) if options.published == PUBLISHED[2] else None,
         claim=_claim(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
@@ -181,6 +188,12 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
 
 
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
+
+
+def _calibrate(arguments: Sequence[str]) -> None:
+    from counting.command.calibrate.command import calibrate_command
+
+    calibrate_command(arguments)
 
 
 def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:
@@ -314,6 +327,16 @@ def _published_memory(progress: Progress) -> "tuple[ExaminedMemory, ...]":
         progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
         examined.append(examine_memory(row))
     return tuple(examined)
+
+
+def _published_throughput(progress: Progress) -> "Throughput":
+    from counting.published.throughput import examine_throughput, load_published_throughput, summed_up
+
+    rows, examined = load_published_throughput().rows, []
+    for number, row in enumerate(rows, start=1):
+        progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
+        examined.append(examine_throughput(row))
+    return summed_up(examined)
 
 
 def _claim(progress: Progress) -> "Claim":
