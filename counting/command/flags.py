@@ -75,7 +75,8 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = flags_parser()
     if arguments and not arguments[0].startswith("-"):
-        raise UserError(f"{show_name(arguments[0])}: is not a command; begin with a flag, as --model_config llama_7b")
+        rule = "is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b"
+        raise UserError(f"{show_name(arguments[0])}: {rule}")
     options = _parse(parser, arguments)
     if options.plan is None:
         options.from_plan = frozenset()
@@ -134,7 +135,8 @@ def flags_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="What training a model costs; each number is measured and compared with a\n"
         "formula. One command for each job:\n\n"
-        f"{job_examples()}\n\nA flag may have hyphens for its underscores.",
+        f"{job_examples()}\n\nA flag may have hyphens for its underscores.\n"
+        "calibrate --help says how measured steps, or this machine, become the file of --cluster.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")
@@ -230,9 +232,7 @@ def flags_parser() -> argparse.ArgumentParser:
         help="rows of the busiest rank's experts to the mean; default 1, balanced",
     )
 
-    machines = parser.add_argument_group(
-        "machines: on which GPUs a step fits, how long it takes, and what a run or a budget costs"
-    )
+    machines = parser.add_argument_group("machines: where a step fits, how long it takes, what a run or a budget costs")
     machines.add_argument("--gpus", metavar="GPUS", help=f"as H100,B200; default for a budget {','.join(DEFAULT_GPUS)}")
     machines.add_argument(
         "--gpu_file", metavar="FILE", help="GPUs of your own, a JSON file of entries as in configs/gpus.json"

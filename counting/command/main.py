@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from counting.report import Results
     from counting.step.fit import Fit
 
+CALIBRATE = "calibrate"  # the sub-command
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
 EXIT_INTERRUPTED = 130
@@ -59,8 +60,12 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, 2 for an error of the user, 3 if two witnesses differ."""
     options = argparse.Namespace(plan=None, from_plan=())
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = read_flags(sys.argv[1:] if arguments is None else arguments)
+        if arguments and arguments[0] == CALIBRATE:
+            _calibrate(arguments[1:])
+            return 0
+        options = read_flags(arguments)
         _run(options)
     except UserError as error:
         print(error_line(error, options.plan, options.from_plan), file=sys.stderr)
@@ -183,6 +188,12 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
 
 
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
+
+
+def _calibrate(arguments: Sequence[str]) -> None:
+    from counting.command.calibrate.command import calibrate_command
+
+    calibrate_command(arguments)
 
 
 def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:
