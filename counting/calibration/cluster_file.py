@@ -16,7 +16,7 @@ from counting.cost.step_time.machine import COLLECTIVE_CALL_SECONDS
 # What measured rates replace: a scale that was fitted to estimates by other rates, and a limit that slows other rates
 # down, as these were measured under whatever limit is set.
 OF_OTHER_RATES = ("calibration", "power_watts")
-NEAR = 0.1  # two sizes of memory are those of one board, if they differ by less, relatively
+_NEAR = 0.1  # two sizes of memory are those of one board, if they differ by less, relatively
 _PARTS_OF_A_NAME = re.compile(r"[-\s]+")
 
 
@@ -58,7 +58,7 @@ def gpu_of(found: FoundMachine) -> Gpu | None:
         for gpu in load_gpus()
         if found.device == "cuda"
         and words.issuperset(_PARTS_OF_A_NAME.split(gpu.name.lower()))
-        and abs(found.memory_bytes / gpu.device_capacity_bytes - 1) < NEAR
+        and abs(found.memory_bytes / gpu.device_capacity_bytes - 1) < _NEAR
     ]
     return max(alike, key=lambda gpu: len(gpu.name), default=None)
 

@@ -13,7 +13,7 @@ from torch_models.errors import UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
-MOST_NAMED = 3  # impossible rows that an error names with their numbers
+_MOST_NAMED = 3  # impossible rows that an error names with their numbers
 
 
 class MeasuredStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,5 +105,5 @@ def _refuse_impossible(steps: Sequence[MeasuredStep], times: Sequence[StepTime])
         if step.seconds < time.bound_seconds
     ]
     if named:
-        more = f"; and {len(named) - MOST_NAMED} more such rows" if len(named) > MOST_NAMED else ""
-        raise UserError(f"{'; '.join(named[:MOST_NAMED])}{more}; correct or leave out what cannot have been measured")
+        more = f"; and {len(named) - _MOST_NAMED} more such rows" if len(named) > _MOST_NAMED else ""
+        raise UserError(f"{'; '.join(named[:_MOST_NAMED])}{more}; correct or leave out what cannot have been measured")

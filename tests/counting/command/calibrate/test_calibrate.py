@@ -61,7 +61,7 @@ def test_measured_steps_become_a_scale_in_a_clusters_file(
     assert screen.startswith("A step on H100 takes 1.197 × its estimate, by 3 measured steps\n")
     assert max(map(len, screen.splitlines())) <= 80
     assert len(screen.splitlines()) <= 30
-    assert screen.rstrip().endswith("written         cluster.json, for --cluster")
+    assert screen.rstrip().endswith("written         cluster.json")
     errors = [line.split()[-1] for line in screen.splitlines() if " tiny " in line]
     assert errors == ["+13.5%", "-0.3%", "-11.6%"], "sqrt(1.2 x 1.3) / 1.1 - 1, sqrt(1.1 x 1.3) / 1.2 - 1, ..."
     cluster = read_cluster("cluster.json")
