@@ -53,16 +53,7 @@ def step_times(
     work = work_of_step(spec, measured, layout)
     per_token = model_flops_per_token(forward_flops, setup.tokens)
     return tuple(
-        step_time(
-            work,
-            measured,
-            layout,
-            cluster,
-            model_flops_per_token=per_token,
-            hardware_flops=hardware_flops,
-            products_in_fp8=cluster.products_in_fp8,
-            attention_kernel=cluster.attention_kernel,
-        )
+        step_time(work, measured, layout, cluster, model_flops_per_token=per_token, hardware_flops=hardware_flops)
         for cluster in clusters
     )
 
@@ -79,8 +70,6 @@ def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster:
         measured,
         layout,
         cluster,
-        products_in_fp8=cluster.products_in_fp8,
-        attention_kernel=cluster.attention_kernel,
     )
 
 

@@ -4,8 +4,8 @@
 
 is such a cluster as a file of JSON. `gpu` is a name in the catalogue, or the fields of an entry as there; the rest may
 be left out. `node_link` and `network_link` have the fields of `Link`, `calibration` those of `Calibration`, and `rates`
-those of `GpuRates` that were measured on it, which replace the catalogue's. `attention_kernel` and `products_in_fp8`
-are of the software that runs on it.
+those of `GpuRates` that were measured on it, which replace the catalogue's. `attention_kernel`, `products_in_fp8` and
+`overlap_expert_exchange` are of the software that runs on it.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from counting.cost.hardware import Gpu, Watts, find_gpu, gpu_entry, load_gpus, read_json_file
-from counting.cost.rates import GpuRates, Link
+from counting.cost.rates import GpuRates, Link, check_rates
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS
 
@@ -46,6 +46,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
     attention_kernel: str | None = None  # a name in the rates, as "cuDNN"; None: as the measured op names it
     products_in_fp8: bool | None = None  # of linear layers; None: as the precision of the setup has it
+    overlap_expert_exchange: bool = False  # tokens travel to experts beside the ops of another micro-batch
 
     def __post_init__(self) -> None:
         if not isinstance(self.gpu, Gpu):
@@ -57,6 +58,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("attention_kernel", self.attention_kernel, "must be the name of a kernel, as cuDNN")
         if not isinstance(self.products_in_fp8, bool | None):
             raise ArgumentError("products_in_fp8", self.products_in_fp8, "must be true, false or none")
+        if not isinstance(self.overlap_expert_exchange, bool):
+            raise ArgumentError("overlap_expert_exchange", self.overlap_expert_exchange, "must be true or false")
         if limit is None:
             return
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
@@ -87,9 +90,10 @@ class _ClusterFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     rates: dict[str, Any] | None = None
     attention_kernel: str | None = None
     products_in_fp8: bool | None = None
+    overlap_expert_exchange: bool = False
 
 
-_Part = TypeVar("_Part", Link, Calibration, GpuRates)
+_Part = TypeVar("_Part", Link, Calibration)
 
 
 def read_cluster(path: str | os.PathLike[str]) -> Cluster:
@@ -119,7 +123,8 @@ def _cluster(content: dict[str, Any]) -> Cluster:
     gpu = _gpu(fields.gpu)
     if fields.rates is not None:
         known = {} if gpu.rates is None else msgspec.to_builtins(gpu.rates)
-        gpu = msgspec.structs.replace(gpu, rates=_part("rates", {**known, **fields.rates}, GpuRates))
+        check_rates(merged := {**known, **fields.rates})
+        gpu = msgspec.structs.replace(gpu, rates=convert(merged, GpuRates))
     return Cluster(
         gpu=gpu,
         gpus_per_node=fields.gpus_per_node,
@@ -129,6 +134,7 @@ def _cluster(content: dict[str, Any]) -> Cluster:
         calibration=_part("calibration", fields.calibration, Calibration),
         attention_kernel=fields.attention_kernel,
         products_in_fp8=fields.products_in_fp8,
+        overlap_expert_exchange=fields.overlap_expert_exchange,
     )
 
 
@@ -139,8 +145,11 @@ def _gpu(given: str | dict[str, Any]) -> Gpu:
         gpu = gpu_entry(given)
     except ConfigError as error:
         raise _within("gpu", error) from None
-    if gpu.name.lower() in {known.name.lower() for known in load_gpus()}:
-        raise ConfigError("gpu.name", gpu.name, "is also in the catalogue: give that name alone, or another one")
+    known = {one.name.lower(): one for one in load_gpus()}.get(gpu.name.lower())
+    without_rates = [msgspec.structs.replace(one, rates=None) for one in (gpu, known or gpu)]
+    if without_rates[0] != without_rates[1]:
+        rule = "is another one in the catalogue: give that name alone, or another name"
+        raise ConfigError("gpu.name", gpu.name, rule)
     return gpu
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from counting.cost.rates import GpuRates
+from counting.cost.rates import GpuRates, check_rates
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.fields.bundled import bundled_data
 
@@ -211,6 +211,9 @@ def gpu_entry(fields: dict[str, Any]) -> Gpu:
             convert(sources, GpuSources)
         except ConfigError as error:
             raise ConfigError(f"sources.{error.field}", error.value, error.rule) from None
+    rates = fields.get("rates")
+    if isinstance(rates, dict):
+        check_rates(rates)
     gpu = convert(fields, Gpu)
     if gpu.name != gpu.name.strip() or not gpu.name or not gpu.name.isprintable() or {",", "="} & set(gpu.name):
         raise ConfigError("name", gpu.name, "must be a name on one line, without commas, equals signs or outer spaces")

@@ -5,7 +5,7 @@ training step sees, which the estimate uses. Rates are in 10^12 FLOPs a second, 
 attention count what a causal kernel computes.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -106,3 +106,37 @@ class GpuRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 RateKind = Literal["best", "sustained"]
+
+
+# Field of `GpuRates` -> type of what is in it.
+PARTS_OF_RATES: dict[str, type[msgspec.Struct]] = {
+    "bf16": ProductRates,
+    "fp8": ProductRates,
+    "fp32": ProductRates,
+    "grouped": GroupedRate,
+    "grouped_fp8": GroupedRate,
+    "attention": AttentionRate,
+    "node_link": Link,
+    "network_link": Link,
+}
+
+
+def check_rates(fields: dict[str, Any], path: str = "rates") -> None:
+    """Raises ConfigError with the whole path of a field, value and rule if `fields` of a JSON object are no rates."""
+    from torch_models.fields.conversion import convert  # slow, and the catalogue does not need it
+
+    for name, kind in PARTS_OF_RATES.items():
+        inner = fields.get(name)
+        rows = inner if isinstance(inner, list) else [inner]
+        for number, row in enumerate(rows):
+            where = f"{path}.{name}" + (f"[{number}]" if isinstance(inner, list) else "")
+            if isinstance(row, dict):
+                _check(row, kind, where, convert)
+    _check(fields, GpuRates, path, convert)
+
+
+def _check(fields: dict[str, Any], kind: type[msgspec.Struct], path: str, convert: Any) -> None:
+    try:
+        convert(fields, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error.field}", error.value, error.rule) from None

@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from counting.cost.hardware import Gpu, load_gpus
-from counting.cost.rates import AttentionRate, GpuRates, ProductRates
+from counting.cost.rates import AttentionRate, GpuRates, GroupedRate, ProductRates
 from torch_models.errors import ArgumentError
 
 
@@ -15,12 +15,12 @@ def rates_of_gpu(gpu: Gpu) -> tuple[GpuRates, str]:
     A GPU without rates takes those of the nearest of its architecture in the catalogue, by the ratios of peak and
     memory bandwidth: products and attention scaled by the ratio of the peaks of their format; shares, launch and
     exponents as they are. Links are of a board, not of an architecture, so they are not taken over. A GPU with rates
-    but without attention or products of experts takes these from the nearest, attention scaled by sustained products.
+    but without attention or products of experts takes these from the nearest, scaled as sustained products are.
 
     Raises ArgumentError for `gpus` if no GPU of its architecture has rates.
     """
-    relative = _nearest(gpu)
     if gpu.rates is None:
+        relative = _nearest(gpu, with_attention=False)
         if relative is None or relative.rates is None:
             none = "its architecture is not given"
             if gpu.architecture is not None:
@@ -29,13 +29,14 @@ def rates_of_gpu(gpu: Gpu) -> tuple[GpuRates, str]:
                 "gpus", gpu.name, f"has no rates in the catalogue, and {none}: give an entry with rates"
             )
         return _scaled(relative.rates, gpu, relative), relative.name
+    relative = _nearest(gpu, with_attention=True)
     if relative is None or relative.rates is None:
         return gpu.rates, gpu.name
-    return _completed(gpu.rates, relative.rates), gpu.name
+    return _completed(gpu, gpu.rates, relative, relative.rates), gpu.name
 
 
-def _nearest(gpu: Gpu) -> Gpu | None:
-    """The GPU of the same architecture with all kinds of rates whose peak and memory bandwidth are the nearest."""
+def _nearest(gpu: Gpu, *, with_attention: bool) -> Gpu | None:
+    """The GPU of the same architecture with rates, if asked those of attention, of the nearest peak and bandwidth."""
 
     def distance(other: Gpu) -> float:
         peaks = math.log(other.peak_dense_tflop_per_s / gpu.peak_dense_tflop_per_s)
@@ -45,7 +46,7 @@ def _nearest(gpu: Gpu) -> Gpu | None:
         other
         for other in load_gpus()
         if gpu.architecture is not None and other.architecture == gpu.architecture and other.name != gpu.name
-        if other.rates is not None and other.rates.attention
+        if other.rates is not None and (other.rates.attention or not with_attention)
     ]
     return min(family, key=distance, default=None)
 
@@ -69,17 +70,22 @@ def _scaled(rates: GpuRates, gpu: Gpu, relative: Gpu) -> GpuRates:
     )
 
 
-def _completed(rates: GpuRates, relatives: GpuRates) -> GpuRates:
-    """`rates`, with attention and products of experts of `relatives` where they have none."""
+def _completed(gpu: Gpu, rates: GpuRates, relative: Gpu, relatives: GpuRates) -> GpuRates:
+    """`rates` of `gpu`, with attention and products of experts of `relative` where they have none."""
     if rates.attention and rates.grouped:
         return rates
     ratio = rates.bf16.sustained_tflop_per_s / relatives.bf16.sustained_tflop_per_s
+    shares = ratio * relative.peak_dense_tflop_per_s / gpu.peak_dense_tflop_per_s
     return msgspec.structs.replace(
         rates,
         attention=rates.attention or _attention_times(relatives.attention, ratio),
-        grouped=rates.grouped or relatives.grouped,
-        grouped_fp8=rates.grouped_fp8 or (relatives.grouped_fp8 if rates.fp8 is not None else ()),
+        grouped=rates.grouped or _shares_times(relatives.grouped, shares),
+        grouped_fp8=rates.grouped_fp8 if rates.grouped or rates.fp8 is None else relatives.grouped_fp8,
     )
+
+
+def _shares_times(rows: tuple[GroupedRate, ...], ratio: float) -> tuple[GroupedRate, ...]:
+    return tuple(msgspec.structs.replace(row, share_of_peak=min(row.share_of_peak * ratio, 1.0)) for row in rows)
 
 
 def _times(products: ProductRates, ratio: float) -> ProductRates:

@@ -163,5 +163,5 @@ def micro_batches_to_order(layout: Layout, micro_batches: int) -> int:
         return micro_batches
     looped = layout.schedule in ("interleaved", "zb")
     of_round = micro_batches_of_round(layout.pp, micro_batches) if looped else 1
-    rounds = max(most // of_round, 1 if looped else 2 * layout.stages)
+    rounds = max(most // of_round, ROUNDS_RUN if looped else 2 * layout.stages)
     return min(micro_batches, rounds * of_round)

@@ -211,7 +211,7 @@ def _grouped(rows: tuple[GroupedRate, ...], peak_tflop_per_s: float, most: float
 
 def _check_power(cluster: Cluster, exponent: float | None) -> None:
     limit, board = cluster.power_watts, cluster.gpu.power_watts
-    if limit is None or (limit == board and exponent is None):
+    if limit is None or limit == board:
         return
     if board is None or exponent is None:
         name = cluster.gpu.name

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from counting.cost.step_time.streams import PassTime, Segment
+from counting.cost.step_time.streams import PassTime, TraceSegment
 from counting.ranks.profile import Axis
 from counting.work import OrderedPass
 
@@ -201,7 +201,7 @@ class _Pipeline:
 
 def segments_of(
     rank: RankTime, order: Sequence[OrderedPass], timetable: Timetable
-) -> list[tuple[OrderedPass, Segment]]:
+) -> list[tuple[OrderedPass, TraceSegment]]:
     """The segments of all passes of a rank, in seconds from the begin of the step."""
     found = []
     for one, start, end in zip(order, rank.starts, rank.ends, strict=True):

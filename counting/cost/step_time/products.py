@@ -105,12 +105,13 @@ def interpolated_rate(grouped: tuple[GroupedSpeed, ...], tokens: float) -> float
     return grouped[-1].flop_per_s
 
 
-def with_fp8_products(ops: Iterable[Op]) -> tuple[Op, ...]:
+def with_fp8_products(ops: Iterable[Op], *, is_bound: bool = False) -> tuple[Op, ...]:
     """`ops` whose linear products run in FP8, each behind the kernels that quantise its two operands.
 
     Those are the products of linear layers and of experts in 16 bits, without a batch and with dimensions of multiples
     of 16. A kernel that quantises reads 16 bits of each number and writes 8, and the product then reads 8: an
-    assumption, without the scales and their reductions.
+    assumption, without the scales and their reductions. Of a bound nothing quantises: what writes the operands may
+    write them in FP8.
     """
     found: list[Op] = []
     for op in ops:
@@ -118,16 +119,18 @@ def with_fp8_products(ops: Iterable[Op]) -> tuple[Op, ...]:
             found.append(op)
             continue
         numbers = op.bytes_read // _bytes_of(op.dtype)
-        found.append(
-            Op(
-                kind="memory",
-                name="quantise",
-                calls=2 * op.calls,
-                bytes_read=op.bytes_read // 2,
-                bytes_written=numbers * FP8_BYTES // 2,
-                dtype=op.dtype,
+        if not is_bound:
+            quantised = numbers * FP8_BYTES // 2  # of one of the two operands, on average
+            found.append(
+                Op(
+                    kind="memory",
+                    name="quantise",
+                    calls=2 * op.calls,
+                    bytes_read=op.bytes_read // 2,
+                    bytes_written=quantised,
+                    dtype=op.dtype,
+                )
             )
-        )
         found.append(structs.replace(op, dtype="float8_e4m3fn", bytes_read=numbers * FP8_BYTES))
     return tuple(found)
 

@@ -6,8 +6,6 @@ from msgspec import structs
 
 from counting.cost.cluster import Cluster
 from counting.cost.step_time.band import ModelClass, errors_of
-from counting.cost.step_time.collectives import check_links
-from counting.cost.step_time.machine import Machine, machine_of
 from counting.cost.step_time.stretches import StretchTimer, has_experts
 from counting.cost.step_time.whole_step import bound_of_step, lay_out_step
 from counting.setup import Setup
@@ -30,26 +28,17 @@ def step_time(
     *,
     model_flops_per_token: Fraction,
     hardware_flops: int,
-    products_in_fp8: bool | None = None,
-    attention_kernel: str | None = None,
 ) -> StepTime:
     """The time of one step of `work`; `setup` and `layout` are resolved, and None is one device.
 
     `model_flops_per_token` are by the own convention, `hardware_flops` those of all ranks in a step as executed.
-    `products_in_fp8` is of linear layers; None: as the precision of `setup` has it. `attention_kernel` is the name of
-    one in the catalogue's rates; None: the one that the work names.
 
     Raises `UserError` if no rates of the GPU or its architecture are known, and `ArgumentError` for `node_link` or
     `network_link` if the layout needs one of unknown speed.
     """
-    in_fp8 = setup.precision_recipe.multiplies_in_fp8 if products_in_fp8 is None else products_in_fp8
-    ranks = 1 if layout is None else layout.ranks
-    best = machine_of(cluster, "bound", ranks=ranks, attention_kernel=attention_kernel)
-    machine = machine_of(cluster, "estimate", ranks=ranks, attention_kernel=attention_kernel)
-    if layout is not None:
-        check_links(layout, machine)
-    bound = bound_of_step(work, StretchTimer(layout, best, products_in_fp8=in_fp8))
-    estimated = lay_out_step(work, StretchTimer(layout, machine, products_in_fp8=in_fp8)).busiest.breakdown
+    timer = StretchTimer(setup, layout, cluster, "estimate")
+    bound = bound_of_step(work, StretchTimer(setup, layout, cluster, "bound"))
+    estimated = lay_out_step(work, timer).busiest.breakdown
     # The bound is below it by its rules; the two may differ by rounding where all rates are the same.
     bound = min(bound, estimated.total)
     calibration = cluster.calibration
@@ -64,6 +53,7 @@ def step_time(
         seconds = breakdown.total
         low, high = seconds * calibration.low, seconds * calibration.high
     tokens = setup.step_tokens * (1 if layout is None else layout.data_ranks)
+    ranks = 1 if layout is None else layout.ranks
     tokens_per_gpu = tokens / ranks
     peak = cluster.gpu.peak_flop_per_s / cluster.gpu.devices
     model_flops = float(model_flops_per_token) * tokens_per_gpu
@@ -79,8 +69,8 @@ def step_time(
         hfu=hardware_flops / ranks / seconds / peak,
         bound_mfu=model_flops / bound / peak,
         breakdown=breakdown,
-        rates_of=machine.rates_of,
-        assumptions=_assumptions(work, setup, layout, cluster, machine, in_fp8=in_fp8, mixture=mixture),
+        rates_of=timer.machine.rates_of,
+        assumptions=_assumptions(work, setup, layout, cluster, timer, mixture=mixture),
     )
 
 
@@ -101,14 +91,13 @@ def _assumptions(
     setup: Setup,
     layout: Layout | None,
     cluster: Cluster,
-    machine: Machine,
+    timer: StretchTimer,
     *,
-    in_fp8: bool,
     mixture: bool,
 ) -> tuple[str, ...]:
     """What the figures rest on, in sentences."""
     found = []
-    gpu, calibration = cluster.gpu, cluster.calibration
+    gpu, calibration, machine = cluster.gpu, cluster.calibration, timer.machine
     if machine.rates_of != gpu.name:
         found.append(f"Rates of {machine.rates_of}, scaled by the peaks: {gpu.name} has none in the catalogue.")
     if calibration is None:
@@ -125,17 +114,18 @@ def _assumptions(
         found.append(f"Products are those of a power limit of {cluster.power_watts:g} W.")
     if setup.execution == "compiled":
         found.append("Each layer is compiled: ops between products and attention are fused.")
-    if in_fp8:
+    if timer.products_in_fp8:
         found.append("Linear layers multiply in FP8; for each operand, quantising reads 2 bytes a number and writes 1.")
-    found += [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in machine.assumptions]
+    said = [sentence for sentence in machine.assumptions if mixture or "experts" not in sentence]
+    found += [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in said]
     if layout is not None:
-        found += _assumptions_of_layout(layout, work)
+        found += _assumptions_of_layout(layout, cluster, work)
     if mixture and (layout is None or layout.expert_imbalance == 1):
         found.append("All experts have the same number of tokens.")
     return (*found, *NOT_MODELLED)
 
 
-def _assumptions_of_layout(layout: Layout, work: StepWork) -> list[str]:
+def _assumptions_of_layout(layout: Layout, cluster: Cluster, work: StepWork) -> list[str]:
     found = []
     if layout.shards > 1:
         found.append(
@@ -145,7 +135,8 @@ def _assumptions_of_layout(layout: Layout, work: StepWork) -> list[str]:
     if layout.tp > 1 or layout.cp > 1:
         found.append("Collectives of tp and cp are not overlapped with products.")
     if layout.ep > 1:
-        found.append("Each token is sent to each of its experts, and nothing is computed meanwhile.")
+        meanwhile = "ops of another micro-batch run" if cluster.overlap_expert_exchange else "nothing is computed"
+        found.append(f"Each token is sent to each of its experts, and {meanwhile} meanwhile.")
     if layout.expert_imbalance > 1:
         found.append(f"The busiest rank's experts have {layout.expert_imbalance:g} times the mean of tokens.")
     if layout.pp > 1:

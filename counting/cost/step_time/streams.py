@@ -12,12 +12,15 @@ Where experts are sharded in a group of their own, its gathers are taken to be c
 torchtitan does it. What zero = 1 and 2 leave out is not in the traffic of a stretch, so no rule is needed here.
 
 A link runs one collective of fully_shard at a time, in the order of the calls. Collectives of tp, ep and cp run in
-place, on the compute stream: those beside it wait meanwhile, if they use the same link. Products are slower while
-another collective runs. Within a stretch, ops and collectives in place are taken to be evenly mixed.
+place, on the compute stream: those beside it wait meanwhile, if they use the same link. Where the exchange of experts
+is overlapped, it runs beside the ops of its own stretch, in place of those of another micro-batch of equal work.
+Products are slower while another collective runs. Within a stretch, ops and collectives in place are taken to be evenly
+mixed.
 """
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Literal, NamedTuple
 
 from counting.ranks.profile import Axis
@@ -25,7 +28,7 @@ from counting.ranks.profile import Axis
 LinkName = Literal["node_link", "network_link"]
 LINK_NAMES: tuple[LinkName, ...] = ("node_link", "network_link")
 _Tickets = dict[LinkName, int]  # how many collectives must have ended on a link
-NOTHING: _Tickets = {}
+NO_TICKETS: _Tickets = {}
 SAME = 1e-9  # relative: two layers after which the streams are this near to each other are a steady state
 
 
@@ -44,6 +47,7 @@ class TimedStretch(NamedTuple):
     attention: float = 0.0
     memory: float = 0.0
     in_place: tuple[OnLink, ...] = ()  # of tp, ep, cp
+    beside: tuple[OnLink, ...] = ()  # that run beside its ops, as they belong to another micro-batch
     gathers: tuple[OnLink, ...] = ()  # of parameters that this stretch needs
     prefetches: tuple[OnLink, ...] = ()  # of those that the next stretch needs, called when this one begins
     reductions: tuple[OnLink, ...] = ()  # reduce-scatters of its gradients
@@ -57,10 +61,13 @@ class TimedStretch(NamedTuple):
     @property
     def collectives(self) -> tuple[OnLink, ...]:
         """All of them."""
-        return self.in_place + self.gathers + self.prefetches + self.reductions + self.all_reduces
+        return self.in_place + self.beside + self.gathers + self.prefetches + self.reductions + self.all_reduces
 
 
-class Segment(NamedTuple):
+EMPTY = TimedStretch()  # not a stretch at all: the collectives of the next one need not wait for it
+
+
+class TraceSegment(NamedTuple):
     """What a row of a trace shows, in seconds from the begin of the pass; `row` is `compute` or an axis."""
 
     row: str
@@ -81,7 +88,7 @@ class PassTime(NamedTuple):
     attention: float = 0.0
     memory: float = 0.0
     communication: tuple[tuple[Axis, float], ...] = ()
-    segments: tuple[Segment, ...] = ()  # if they are asked for
+    segments: tuple[TraceSegment, ...] = ()  # if they are asked for
 
 
 def lay_out_pass(
@@ -96,8 +103,9 @@ def lay_out_pass(
     leaves the streams as the one before did, so that the cost does not depend on the number of layers.
     """
     streams = _Streams(beside_share, record=names is not None)
-    runs = [(stretch, count) for stretch, count in stretches if count > 0]
-    titles = [] if names is None else [name for name, (_, count) in zip(names, stretches, strict=True) if count > 0]
+    there = [count > 0 and stretch != EMPTY for stretch, count in stretches]
+    runs = list(compress(stretches, there))
+    titles = [] if names is None else list(compress(names, there))
     needed = streams.call(runs[0][0].gathers) if runs else {}
     reducing: _Tickets = {}
     for index, (stretch, count) in enumerate(runs):
@@ -113,9 +121,11 @@ def lay_out_pass(
                 continue
             before = state
             streams.wait(needed)
+            beside = streams.call(stretch.beside)
             following = stretch.gathers if repeat < count - 1 else after
             needed = streams.call((*stretch.prefetches, *following))
             streams.compute(stretch, titles[index][repeat] if titles else "")
+            streams.wait(beside)
             streams.wait(reducing)
             reducing = streams.call(stretch.reductions)
             streams.call(stretch.all_reduces, after=reducing)
@@ -167,12 +177,12 @@ class _Streams:
         assert 0 < beside_share <= 1, "a share"
         self._slower = 1 / beside_share - 1
         self._record = record
-        self._segments: list[Segment] = []
+        self._segments: list[TraceSegment] = []
         self.now = self._products = self._attention = self._memory = 0.0
         self._exposed: dict[Axis, float] = {}
         self.queues: dict[LinkName, _Queue] = {name: _Queue() for name in LINK_NAMES}
 
-    def call(self, collectives: Iterable[OnLink], after: _Tickets = NOTHING) -> _Tickets:
+    def call(self, collectives: Iterable[OnLink], after: _Tickets = NO_TICKETS) -> _Tickets:
         """Call collectives beside the compute stream, which begin `after` others; returns what to wait for."""
         tickets: _Tickets = {}
         for each in collectives:
@@ -250,17 +260,17 @@ class _Streams:
                 queue.jobs.popleft()
                 queue.done += 1
                 if self._record:
-                    self._segments.append(Segment(job.axis, job.axis, job.start, self.now + seconds))
+                    self._segments.append(TraceSegment(job.axis, job.axis, job.start, self.now + seconds))
         self.now += seconds
 
     def _show(self, stretch: TimedStretch, title: str, begin: float) -> None:
         """Segments of a stretch: its ops, then its collectives in place, though they take turns in it."""
         at = max(self.now - sum(each.seconds for each in stretch.in_place), begin)
         if at > begin:
-            self._segments.append(Segment("compute", title, begin, at))
+            self._segments.append(TraceSegment("compute", title, begin, at))
         for each in stretch.in_place:
             if each.seconds > 0:
-                self._segments.append(Segment(each.axis, title, at, at + each.seconds))
+                self._segments.append(TraceSegment(each.axis, title, at, at + each.seconds))
                 at += each.seconds
 
     def state(self, *tickets: _Tickets) -> _State:

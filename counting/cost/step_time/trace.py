@@ -10,11 +10,9 @@ from typing import Any, get_args
 import msgspec
 
 from counting.cost.cluster import Cluster
-from counting.cost.step_time.collectives import check_links
-from counting.cost.step_time.machine import machine_of
 from counting.cost.step_time.pipeline import segments_of
 from counting.cost.step_time.stretches import StretchTimer
-from counting.cost.step_time.whole_step import RankStep, WholeStep, lay_out_step
+from counting.cost.step_time.whole_step import AND, RankStep, WholeStep, lay_out_step
 from counting.ranks.profile import Axis
 from counting.setup import Setup
 from counting.work import OrderedPass, StepWork
@@ -24,29 +22,15 @@ MOST_EVENTS = 40_000  # about 5 MB
 ROWS: tuple[str, ...] = ("compute", *get_args(Axis))
 
 
-def chrome_trace(
-    work: StepWork,
-    setup: Setup,
-    layout: Layout | None,
-    cluster: Cluster,
-    *,
-    products_in_fp8: bool | None = None,
-    attention_kernel: str | None = None,
-) -> bytes:
+def chrome_trace(work: StepWork, setup: Setup, layout: Layout | None, cluster: Cluster) -> bytes:
     """The JSON document of the trace; the arguments and errors are those of `step_time`.
 
     It is the estimate, scaled by the cluster's calibration. An event is a layer's part of a pass, or a collective; ops
     and collectives that take turns in a layer stand one after the other. Where that were more than `MOST_EVENTS`, an
     event is a pass, and if these are too many, the first passes of each rank are shown.
     """
-    in_fp8 = setup.precision_recipe.multiplies_in_fp8 if products_in_fp8 is None else products_in_fp8
-    ranks = 1 if layout is None else layout.ranks
-    machine = machine_of(cluster, "estimate", ranks=ranks, attention_kernel=attention_kernel)
-    if layout is not None:
-        check_links(layout, machine)
-    timer = StretchTimer(layout, machine, products_in_fp8=in_fp8)
+    step = lay_out_step(work, StretchTimer(setup, layout, cluster, "estimate"), names=True)
     scale = 1.0 if cluster.calibration is None else cluster.calibration.scale
-    step = lay_out_step(work, timer, names=True)
     passes = sum(len(rank.order) for rank in step.ranks)
     of_layers = sum(len(step.timetable[one.stage, one.key].time.segments) for rank in step.ranks for one in rank.order)
     events: list[dict[str, Any]] = []
@@ -100,7 +84,8 @@ def _passes(rank: RankStep, most: int) -> Iterator[_Shown]:
 
 
 def _title(one: OrderedPass) -> str:
-    return f"{one.kind.replace('_', ' ')} of stage {one.stage}"
+    kinds = [key.split()[0].replace("_", " ") for key in one.key.split(AND)]
+    return f"{' and '.join(kinds)} of stage {one.stage}"
 
 
 def _update(rank: RankStep) -> Iterator[_Shown]:

@@ -39,7 +39,8 @@ class _Signature(NamedTuple):
 
 # What these do is no kernel: they allocate, or ask the host.
 _ALLOCATIONS = ("empty", "new_empty", "_empty", "resize", "set_", "_efficientzerotensor")
-_COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "prim", "profiler")
+_COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor")
+_QUESTIONS = ("prim", "profiler")
 # In place, without reading what was there.
 _OVERWRITES = frozenset(
     (
@@ -62,15 +63,24 @@ _OVERWRITING_SCATTERS = frozenset({"index_copy_", "index_fill_", "index_put_", "
 def accesses(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Accesses | None:
     """What `out = function(*args, **kwargs)` reads and writes on the device; None if it does nothing there.
 
-    Views, allocations, questions and what ranks send each other do nothing: no result is new, and nothing is changed.
+    Views, allocations and questions do nothing: no result is new, and nothing is changed.
     """
     signature = _signature(function)
-    if function.is_view or function.namespace in _COMMUNICATION or signature.name.startswith(_ALLOCATIONS):
+    if function.is_view or function.namespace in _QUESTIONS or signature.name.startswith(_ALLOCATIONS):
         return None
     arguments = arguments_of(function, args, kwargs)
+    if function.namespace == "c10d":  # its schemas do not say what is written
+        return Accesses(*[_all_of(arguments, lambda name: True)] * 2)
     rule = _RULES.get(signature.name)
+    if rule is None and (signature.name.endswith("_like") or signature.name.startswith("new_")):
+        rule = _made_like
     found = rule(signature, arguments, out) if rule is not None else _by_schema(signature, arguments, out)
     return found if any(access.tensor.numel() for access in found.writes) else None
+
+
+def communicates(function: Any) -> bool:
+    """Whether an op sends something to other ranks, or waits for it."""
+    return function.namespace in _COMMUNICATION
 
 
 def name_of(function: Any) -> str:
@@ -144,6 +154,11 @@ def _scatter(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
     touched = Access(target, min(numbers, target.numel()), index)
     overwrites = signature.name in _OVERWRITING_SCATTERS and not arguments.get("accumulate")
     return Accesses(given if overwrites else [touched, *given], [touched])
+
+
+def _made_like(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
+    """Of the argument it takes shape and dtype alone."""
+    return Accesses([], list(_new(arguments, out)))
 
 
 def _loss_forward(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from counting.measurements.work.fused import fused_ops
+from counting.measurements.work.fused import summarise_compiled
 from counting.measurements.work.records import RawStretch, summarise
 from counting.ranks.pipeline import PassKind
 from counting.ranks.profile import Traffics
@@ -10,39 +10,45 @@ from counting.setup import Execution
 from counting.work import OrderedPass, PassWork, RankWork, StageWork, StepWork, StretchWork
 
 # The micro-batches of a step's order: the first, one between that stands for all others, and the last.
-MOST_MICRO_BATCHES = 3
+MICRO_BATCHES_SHOWN = 3
 BOTH: tuple[PassKind, PassKind] = ("forward", "backward")
 
 
-def stretch_works(
-    stretches: Sequence[RawStretch], traffics: Sequence[Traffics], layers: Sequence[int | None], execution: Execution
+def works_of(
+    stretches: Sequence[RawStretch],
+    traffics: Sequence[Traffics],
+    layers: Sequence[int | None],
+    execution: Execution,
 ) -> list[StretchWork]:
-    """The work of stretches that follow each other; `layers` are the numbers of the layers that they are of.
+    """The work of all recorded stretches, in the order of execution; `layers` are the numbers of decoder layers.
 
-    Layers alone are compiled. Embedding, head and loss, whose number is None, run op by op, as in torchtitan.
+    Those alone are compiled. Embedding, head and loss, whose number is None, run op by op, as in torchtitan.
     """
-    found: list[StretchWork] = []
-    of_compiled = fused_ops(stretches, layers)
-    for stretch, traffic, layer, fused in zip(stretches, traffics, layers, of_compiled, strict=True):
+    found = []
+    fused = summarise_compiled(stretches, layers)
+    for stretch, traffic, layer, of_compiled in zip(stretches, traffics, layers, fused, strict=True):
+        ops = summarise(stretch)
         if layer is None:
-            found.append(StretchWork(ops=summarise(stretch), traffic=traffic))
+            found.append(StretchWork(ops=ops, traffic=traffic))
         else:
-            ops = fused if execution == "compiled" else summarise(stretch)
-            found.append(StretchWork(ops=ops, fused_ops=fused, traffic=traffic))
+            run = of_compiled if execution == "compiled" else ops
+            found.append(StretchWork(ops=run, fused_ops=of_compiled, traffic=traffic))
     return found
 
 
-def passes_of_micro_batch(
-    stretches: Sequence[RawStretch], traffics: Sequence[Traffics], execution: Execution
-) -> tuple[PassWork, PassWork]:
-    """The forward and the backward pass of a micro-batch from its stretches in the order of execution.
+def layers_of_micro_batch(layers: int) -> list[int | None]:
+    """The layer of each stretch of a micro-batch, in the order of execution.
 
-    These are the embedding, the layers, the loss with final norm and head in both directions, the layers in reverse,
-    and the embedding again.
+    The stretches are the embedding, the layers, the loss with final norm and head in both directions, the layers in
+    reverse, and the embedding again.
     """
-    layers = (len(stretches) - 3) // 2
-    numbers = [None, *range(layers), None, *reversed(range(layers)), None]
-    embedding, *rest = stretch_works(stretches, traffics, numbers, execution)
+    return [None, *range(layers), None, *reversed(range(layers)), None]
+
+
+def passes_of_micro_batch(works: Sequence[StretchWork]) -> tuple[PassWork, PassWork]:
+    """The forward and the backward pass of a micro-batch; its stretches are as in `layers_of_micro_batch`."""
+    layers = (len(works) - 3) // 2
+    embedding, *rest = works
     forward, loss, backward, end = rest[:layers], rest[layers], rest[layers + 1 : -1], rest[-1]
     return (
         PassWork(before=embedding, layers=tuple(forward)),

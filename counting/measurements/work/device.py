@@ -6,7 +6,13 @@ from counting.measurements.meta_device import measuring
 from counting.measurements.probe import Probe, build_probe
 from counting.measurements.step import run_passes
 from counting.measurements.update import states_by_recipe, trained_groups
-from counting.measurements.work.assembly import MOST_MICRO_BATCHES, passes_of_micro_batch, step_work
+from counting.measurements.work.assembly import (
+    MICRO_BATCHES_SHOWN,
+    layers_of_micro_batch,
+    passes_of_micro_batch,
+    step_work,
+    works_of,
+)
 from counting.measurements.work.recorder import Recorder
 from counting.measurements.work.update import clipping_ops, recipe_op, record_sums, update_ops, zeroing_ops
 from counting.recipes import states_measurable
@@ -26,15 +32,13 @@ def work_of_device(spec: ModelSpec, setup: Setup) -> StepWork:
         run = run_passes(probe, setup, recorder)
         for hook in hooks:
             hook.remove()
-        stretches, number = recorder.take(), len(run.passes)
-        of_each = len(stretches) // number
-        found = [
-            passes_of_micro_batch(stretches[start : start + of_each], [{}] * of_each, setup.execution)
-            for start in range(0, len(stretches), of_each)
-        ]
+        stretches, layers = recorder.take(), layers_of_micro_batch(len(probe.groups))
+        works = works_of(stretches, [{}] * len(stretches), layers * len(run.passes), setup.execution)
+        of_one = len(layers)
+        found = [passes_of_micro_batch(works[:of_one]), passes_of_micro_batch(works[-of_one:])]
         first, later = ("first", found[0]), ("later", found[-1])
         optimizer = StretchWork(ops=_update(probe, setup))
-    shown = min(setup.micro_batches, MOST_MICRO_BATCHES)
+    shown = min(setup.micro_batches, MICRO_BATCHES_SHOWN)
     places = {layer: index for index, (layer, _) in enumerate(probe.groups)}
     runs = [(places[run.layer], run.count) for run in spec.layer_runs]
     return step_work(runs, [first, *[later] * (shown - 1)], setup.micro_batches, optimizer)

@@ -9,7 +9,7 @@ from counting.measurements.ranks.collectives import axes_of
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.step import run_rank
-from counting.measurements.work.assembly import passes_of_micro_batch, step_work
+from counting.measurements.work.assembly import passes_of_micro_batch, step_work, works_of
 from counting.measurements.work.recorder import Recorder
 from counting.measurements.work.update import record_sums, update_ops, zeroing_ops
 from counting.ranks.shallow import Shallow
@@ -35,11 +35,11 @@ def work_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.dev
     run = run_rank(modules, setup, layout, axes_of(meshes), counts, recorder)
     for hook in hooks:
         hook.remove()
-    stretches = iter(recorder.take())
-    passes = []
-    for micro_batch in run.micro_batches:
-        traffics = [stretch.traffic for stretch, _ in micro_batch.phases()]
-        passes.append(passes_of_micro_batch([next(stretches) for _ in traffics], traffics, setup.execution))
+    phases = [phase for micro_batch in run.micro_batches for phase in micro_batch.phases()]
+    traffics, in_layers = [stretch.traffic for stretch, _ in phases], [layer for _, layer in phases]
+    works = works_of(recorder.take(), traffics, in_layers, setup.execution)
+    of_one = len(works) // len(run.micro_batches)
+    passes = [passes_of_micro_batch(works[start : start + of_one]) for start in range(0, len(works), of_one)]
     layers = [list(layer.parameters()) for layer in list(modules.model.layers)[: len(counts)]]
     known = {id(parameter) for parameters in layers for parameter in parameters}
     outside = [parameter for parameter in modules.parameters() if id(parameter) not in known]

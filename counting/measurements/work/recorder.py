@@ -10,7 +10,15 @@ from torch import Tensor
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import observing_kernels
 from counting.measurements.ops.formulas import op_flops
-from counting.measurements.work.accesses import Access, accesses, arguments_of, distinct, name_of, region_of
+from counting.measurements.work.accesses import (
+    Access,
+    accesses,
+    arguments_of,
+    communicates,
+    distinct,
+    name_of,
+    region_of,
+)
 from counting.measurements.work.records import RawOp, RawStretch, Touch
 from counting.measurements.work.shapes import multiplied
 from counting.step.profile import Alive
@@ -42,8 +50,11 @@ class Recorder:
         found = accesses(function, args, kwargs, out)
         if found is None:
             return
-        name, flops = name_of(function), op_flops(function, args, kwargs, out)
-        reads, writes = self._touches(found.reads), self._touches(found.writes)
+        name, reads, writes = name_of(function), self._touches(found.reads), self._touches(found.writes)
+        if communicates(function):
+            self._ops.append(RawOp("collective", name, reads, writes))
+            return
+        flops = op_flops(function, args, kwargs, out)
         if not flops:
             self._ops.append(RawOp("memory", name, reads, writes))
             return

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import structs
 
@@ -20,10 +20,13 @@ class Touch(NamedTuple):
     storage_bytes: int  # of the whole storage
 
 
-class RawOp(NamedTuple):
-    """One op as it was dispatched. Views, allocations and collectives are no ops."""
+RawKind = OpKind | Literal["collective"]
 
-    kind: OpKind
+
+class RawOp(NamedTuple):
+    """One op as it was dispatched, or a collective. Views and allocations are no ops."""
+
+    kind: RawKind
     name: str
     reads: tuple[Touch, ...]
     writes: tuple[Touch, ...]  # a tensor that is changed in place is in both
@@ -56,11 +59,12 @@ def touched_bytes(touches: Iterable[Touch]) -> int:
 
 def summarise(stretch: RawStretch) -> tuple[Op, ...]:
     """Every op by its own bytes, as it runs without a compiler; equal ones together, in the order of the first."""
-    return total(map(op_of, stretch.ops))
+    return total(op_of(raw) for raw in stretch.ops if raw.kind != "collective")
 
 
 def op_of(raw: RawOp) -> Op:
-    """The op with the bytes of what it touches."""
+    """The op with the bytes of what it touches; not for collectives, whose bytes are traffic."""
+    assert raw.kind != "collective"
     return Op(
         kind=raw.kind,
         name=raw.name,

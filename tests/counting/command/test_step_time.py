@@ -18,6 +18,19 @@ from tests.shrunken import LLAMA, MISTRAL
 from torch_models.layout import Layout
 
 LINK = {"gb_per_s": 450, "latency_seconds": 3e-6}
+OWN_GPU = {
+    "name": "Ours",
+    "description": "a board of our own without rates",
+    "training_dtype": "bfloat16",
+    "peak_dense_tflop_per_s": 500,
+    "peak_dense_fp8_tflop_per_s": None,
+    "memory_gb": 128,
+    "memory_bandwidth_tb_per_s": 2,
+    "power_watts": None,
+    "price_usd_per_hour": 1.25,
+    "architecture": "Hopper",
+    "sources": {"compute": "us", "memory": "us", "power": None, "price": "us"},
+}
 CALIBRATION = {"scale": 1.25, "low": 0.96, "high": 1.03, "rows": 5}
 
 
@@ -28,7 +41,8 @@ def files(folder: Path) -> None:
     (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
     (folder / "cluster.json").write_text(json.dumps({"gpu": "H100", "gpus_per_node": 4}))
     (folder / "scaled.json").write_text(json.dumps({"gpu": "H100", "calibration": CALIBRATION}))
-    (folder / "alone.json").write_text(json.dumps({"gpu": "H20"}))
+    (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU}))
+    (folder / "gpus.json").write_text(json.dumps([OWN_GPU, OWN_GPU | {"name": "Theirs", "architecture": None}]))
 
 
 def document_of(flags: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -123,14 +137,12 @@ def test_where_no_time_is_asked_for(flags: str, capsys: pytest.CaptureFixture[st
 
 
 def test_gpus_whose_speed_is_unknown_are_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    (analysis,) = document_of("--gpus T4,H100,TPU-v4", capsys)["analyses"]
+    (analysis,) = document_of("--gpu_file gpus.json --gpus Theirs,H100", capsys)["analyses"]
     assert [time["gpu"] for time in analysis["step_time"]] == ["H100"]
-    assert [fit["gpu"] for fit in analysis["fits"]] == ["T4", "H100", "TPU-v4"]
-    assert [note.partition(": ")[0] for note in analysis["notes"] if note.startswith(NO_TIME)] == [
-        f"{NO_TIME}T4",
-        f"{NO_TIME}TPU-v4",
-    ]
-    assert times_of("--gpus T4", capsys) is None
+    assert [fit["gpu"] for fit in analysis["fits"]] == ["Theirs", "H100"]
+    notes = [note for note in analysis["notes"] if note.startswith(NO_TIME)]
+    assert [note.partition(": ")[0] for note in notes] == [f"{NO_TIME}Theirs"]
+    assert times_of("--gpu_file gpus.json --gpus Theirs", capsys) is None
 
 
 def test_no_time_by_megatrons_rules(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,11 +209,11 @@ def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--cluster own.json", "own.json: architectures = ['LlamaForCausalLM']: this field is not understood"),
         ("--gpus H100 --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board of H100: 700"),
         ("--cluster cluster.json --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board"),
-        ("--gpus TPU-v5e --power_watts 100", "which is not known of TPU-v5e: leave it out"),
+        ("--gpu_file gpus.json --power_watts 100", "which is not known of Ours: leave it out"),
         ("--gpus H100 --power_watts -5", "--power_watts = '-5': must be a number of watts above 0, at most 1e+06, as"),
         ("--gpus H100 --power_watts nan", "--power_watts = 'nan': must be a number of watts above 0"),
         ("--gpus H100 --power_watts 1e30", "--power_watts = '1e30': must be a number of watts above 0"),
-        ("--gpus T4 --trace t.json", "T4"),
+        ("--gpu_file gpus.json --gpus Theirs --trace t.json", "Theirs"),
         ("--execution compiled --reserved off", "--execution is of what the allocator reserves"),
         ("--layout fsdp=2 --gpus H100 --tokens 1B --mfu 0.99", "--mfu = 0.99: no run of this layout on H100 is above"),
         ("--layout fsdp=2 --gpus H100 --tokens 1B --num_gpus 3", "--num_gpus = 3"),
@@ -219,26 +231,26 @@ def test_links_that_a_group_needs_are_asked_for(folder: Path, capsys: pytest.Cap
     """Links are of a board, so that those of a relative are not taken over."""
     flags = ["--model_config", "own.json", "--layout", "fsdp=16"]
     assert main([*flags, "--cluster", "alone.json"]) == 2
-    error = (
-        'give it in a --cluster file, as {"gpu": "H20", "node_link": {"gb_per_s": 450}}, of one GPU in one direction'
-    )
-    assert capsys.readouterr().err.endswith(f"the speed of the links of H20 there is unknown: {error}\n")
-    (folder / "alone.json").write_text(json.dumps({"gpu": "H20", "node_link": LINK}))
+    error = '{"gpu": "Ours", "node_link": {"gb_per_s": 450}}, of one GPU in one direction'
+    assert capsys.readouterr().err.endswith(f"there is unknown: give it in a --cluster file, as {error}\n")
+    (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU, "node_link": LINK}))
     assert main([*flags, "--cluster", "alone.json"]) == 2
     assert '"network_link": {"gb_per_s": 50}' in capsys.readouterr().err
-    (folder / "alone.json").write_text(json.dumps({"gpu": "H20", "node_link": LINK, "network_link": LINK}))
+    (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU, "node_link": LINK, "network_link": LINK}))
     assert main([*flags, "--cluster", "alone.json"]) == 0
-    assert main([*flags, "--gpus", "H20"]) == 0
-    assert "no time H20: the layout has groups within a node" in " ".join(capsys.readouterr().out.split())
+    capsys.readouterr()
+    assert main([*flags, "--gpu_file", "gpus.json", "--gpus", "Ours"]) == 0
+    assert "no time Ours: the layout has groups within a node" in " ".join(capsys.readouterr().out.split())
 
 
 def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    (time,) = times_of("--gpus H20", capsys)
-    assert (time["gpu"], time["rates_of"]) != ("H20", "H20")
-    assert main(["--model_config", "own.json", "--gpus", "H20"]) == 0
-    assert f"rates none are known of it: H20 has those of {time['rates_of']}" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    (time,) = times_of("--gpu_file gpus.json --gpus Ours", capsys)
+    assert time["gpu"] == "Ours"
+    assert find_gpu(time["rates_of"]).architecture == "Hopper"
+    assert main(["--model_config", "own.json", "--gpu_file", "gpus.json"]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert f"rates none are known of it: Ours has those of {time['rates_of']}, scaled" in screen
+    assert "no time Theirs: has no rates" in screen
 
 
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])

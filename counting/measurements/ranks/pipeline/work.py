@@ -23,7 +23,7 @@ from counting.measurements.ranks.pipeline.prepared import (
 )
 from counting.measurements.ranks.pipeline.stages import PassRun
 from counting.measurements.ranks.pipeline.step_orders import StepOrder, step_orders
-from counting.measurements.work.assembly import stretch_works
+from counting.measurements.work.assembly import works_of
 from counting.measurements.work.rank import update_of_rank
 from counting.measurements.work.recorder import Recorder
 from counting.measurements.work.records import RawStretch
@@ -146,7 +146,7 @@ def _pass_works(runs: Sequence[PassRun], stretches: Sequence[RawStretch], execut
         traffics += [stretch.traffic for stretch in found]
         layers += [None, *numbers, None]
         of_passes += [next(recorded) for _ in found]
-    works = iter(stretch_works(of_passes, traffics, layers, execution))
+    works = iter(works_of(of_passes, traffics, layers, execution))
     for one in runs:
         number, ascending = len(one.measured.layers), one.measured.ascending
         begin, *middle, end = [next(works) for _ in range(number + 2)]

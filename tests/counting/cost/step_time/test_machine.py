@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from counting.cost.cluster import Cluster
-from counting.cost.hardware import find_gpu
+from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from counting.cost.rates import Link, ProductRates
-from counting.cost.step_time.machine import machine_of
+from counting.cost.step_time.machine import LinkSpeed, machine_of
 from counting.cost.step_time.power import expected_maximum, power_factor, slowest_factor
 from tests.counting.cost.step_time.clusters import RATES, made_cluster
 from torch_models.errors import ArgumentError
@@ -93,6 +93,8 @@ def test_the_clusters_own_links_and_node_go_before_the_catalogues() -> None:
     # Nothing measured: as printed, with NCCL's 14 us a step.
     assert (machine.network_link.bytes_per_s, machine.network_link.latency_seconds) == (25e9, 14e-6)
     assert machine.gpus_per_node == 4
+    unsaid = machine_of(made_cluster({"node_link": Link(gb_per_s=100)}), "estimate").node_link
+    assert unsaid == LinkSpeed(bytes_per_s=100e9, latency_seconds=3.4e-6)
     assert machine_of(made_cluster(), "estimate").gpus_per_node == 8
 
 
@@ -137,6 +139,24 @@ def test_a_power_limit_of_unknown_effect_is_refused_by_the_estimate_alone() -> N
     assert machine_of(at_the_limit, "estimate").products["16-bit"] == 700e12
 
 
+def test_where_the_curves_of_a_power_limit_cross_the_bound_has_the_faster() -> None:
+    # At half of the power: best 800 / 2 = 400, sustained 700 x (1 / 2)^0.1 = 653.1.
+    crossing = ProductRates(
+        best_tflop_per_s=800,
+        sustained_tflop_per_s=700,
+        best_power_exponent=1,
+        sustained_power_exponent=0.1,
+        source="made up",
+    )
+    cluster = made_cluster({"power_watts": 350}, bf16=crossing)
+    assert machine_of(cluster, "bound").products["16-bit"] == pytest.approx(700e12 * 0.5**0.1)
+
+
+def test_products_of_experts_are_by_ascending_tokens() -> None:
+    machine = machine_of(made_cluster(grouped=RATES.grouped[::-1]), "estimate")
+    assert [row.tokens_per_expert for row in machine.grouped] == [256, 4096]
+
+
 def test_no_rate_of_an_estimate_exceeds_the_bounds() -> None:
     draw = random.Random(0)
     for _ in range(200):
@@ -166,3 +186,16 @@ def test_a_kernel_of_attention_without_rates_is_refused() -> None:
     with pytest.raises(ArgumentError, match=r"FlashAttention-9.*on made: choose from FlashAttention-2, cuDNN"):
         machine_of(made_cluster(), "bound", attention_kernel="FlashAttention-9")
     assert machine_of(made_cluster(), "bound", attention_kernel="cuDNN").attention_kernel == "cuDNN"
+
+
+@pytest.mark.parametrize("gpu", [gpu for gpu in load_gpus() if gpu.rates is not None], ids=lambda gpu: gpu.name)
+def test_no_rate_of_the_catalogue_exceeds_its_bound(gpu: Gpu) -> None:
+    bound, estimate = (machine_of(Cluster(gpu=gpu), style, ranks=64) for style in ("bound", "estimate"))
+    assert bound.products["16-bit"] <= gpu.peak_flop_per_s / gpu.devices
+    assert set(bound.products) == set(estimate.products)
+    assert all(0 < rate <= bound.products[name] for name, rate in estimate.products.items())
+    assert all(0 < row.flop_per_s <= bound.products["16-bit"] for row in estimate.grouped)
+    assert all(0 < row.flop_per_s <= bound.products["fp8"] for row in estimate.grouped_fp8)
+    assert all(0 < max(row.forward, row.backward) <= bound.products["16-bit"] for row in estimate.attention)
+    assert 0 < estimate.bytes_per_s <= bound.bytes_per_s
+    assert 0 < estimate.beside_collectives_share <= bound.beside_collectives_share == 1

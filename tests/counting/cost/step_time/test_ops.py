@@ -166,6 +166,14 @@ def test_products_of_experts_without_measured_rates_lose_to_tiles() -> None:
     assert grouped_rate(grouped(8, 8 * 64, 2048, 2560), machine) == pytest.approx(0.4 * 700e12)
     # Gradient of the weights (1280, 2560) of 1 expert in 4 with 64 tokens: 4 x 10 x 10 tiles, 4 full waves.
     assert grouped_rate(grouped(4, 1280, 4 * 64, 2560, gradient=True), machine) == pytest.approx(700e12)
+    # 2 x 4 x 4 squares, whose sums over the 256 tokens of an expert are too short to be split: 32 of 100.
+    assert grouped_rate(grouped(2, 512, 2 * 256, 512, gradient=True), machine) == pytest.approx(0.32 * 700e12)
+
+
+def test_products_of_experts_are_no_faster_than_others() -> None:
+    fast = (GroupedRate(tokens_per_expert=512, share_of_peak=0.75, source="made up"),)
+    machine = machine_of(made_cluster(grouped=fast), "estimate")
+    assert grouped_rate(grouped(8, 8 * 1024, 2048, 1024), machine) == 700e12
 
 
 # FlashAttention-2 with heads of 128: 300 forward at 2048, 400 at 8192; 200 and 300 backward. With heads of 64: 250.
@@ -217,6 +225,10 @@ def test_fp8_products_are_quantised_first() -> None:
     assert (multiply.dtype, multiply.calls) == ("float8_e4m3fn", 3)
     assert (multiply.bytes_read, multiply.bytes_written) == (37_748_736, 16_777_216)
     assert multiply.flops == 2 * 8192 * 4096 * 1024
+    # What writes the operands may write them in FP8.
+    assert with_fp8_products([product(8192, 4096, 1024)], is_bound=True) == (
+        msgspec.structs.replace(multiply, calls=1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,9 +246,9 @@ def test_others_stay_as_they_are(op: Op) -> None:
 
 
 def test_products_of_experts_run_in_fp8_too() -> None:
-    quantise, multiply = with_fp8_products([grouped(8, 8 * 100, 2048, 1024)])
+    quantise, multiply = with_fp8_products([grouped(8, 8 * 101, 2048, 1024)])  # rows are padded
     assert multiply.dtype == "float8_e4m3fn"
-    assert quantise.calls * quantise.bytes_written == multiply.bytes_read == 800 * 2048 + 8 * 2048 * 1024
+    assert quantise.calls * quantise.bytes_written == multiply.bytes_read == 808 * 2048 + 8 * 2048 * 1024
 
 
 def random_op(draw: random.Random) -> Op:

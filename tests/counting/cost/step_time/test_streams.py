@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from counting.cost.step_time.streams import OnLink, PassTime, Segment, TimedStretch, lay_out_pass
+from counting.cost.step_time.streams import OnLink, PassTime, TimedStretch, TraceSegment, lay_out_pass
 from counting.ranks.profile import Axis
 
 
@@ -44,6 +44,14 @@ def test_a_micro_batch_of_two_layers_under_fully_shard() -> None:
     """
     time = lay_out_pass(MICRO_BATCH, 1.0)
     assert time == PassTime(43, products=4 + 4 + 5 + 8 + 8, memory=1 + 1, communication=(("fsdp", 2 + 2 + 1 + 7),))
+
+
+def test_an_empty_stretch_is_none() -> None:
+    """The head's gather is called when the last layer begins, though a forward pass has nothing after its layers."""
+    with_empty = [MICRO_BATCH[0], MICRO_BATCH[1], (TimedStretch(), 1), *MICRO_BATCH[2:]]
+    assert lay_out_pass(with_empty, 1.0) == lay_out_pass(MICRO_BATCH, 1.0)
+    names = [["embedding"], ["0", "1"], ["nothing"], ["loss"], ["1 back", "0 back"], ["embedding back"]]
+    assert "nothing" not in {segment.name for segment in lay_out_pass(with_empty, 1.0, names).segments}
 
 
 def test_segments_are_those_of_the_table() -> None:
@@ -93,6 +101,16 @@ def test_a_collective_in_place_on_another_link_does_not() -> None:
     assert lay_out_pass([(stretch, 1)], 1.0) == PassTime(4, products=2, communication=(("tp", 2),))
 
 
+def test_an_overlapped_exchange_ends_with_its_stretch() -> None:
+    """Two layers of 4 s with an exchange of 3 s, hidden, and two of 2 s, of which 1 s is not."""
+
+    def layer(seconds: float) -> TimedStretch:
+        return TimedStretch(attention=seconds, beside=(OnLink("ep", "network_link", 3),))
+
+    time = lay_out_pass([(layer(4), 2), (layer(2), 2)], 0.5)
+    assert time == PassTime(14, attention=12, communication=(("ep", 2),))
+
+
 def test_replicas_are_reduced_behind_what_follows() -> None:
     """fsdp within nodes, dp across: two layers of 4 s, each with 1 s to reduce and 5 s over the replicas.
 
@@ -132,6 +150,7 @@ def random_stretch(numbers: random.Random, slower: float = 1.0) -> TimedStretch:
         attention=numbers.random(),
         memory=numbers.random(),
         in_place=some("tp"),
+        beside=some("ep"),
         gathers=some("fsdp"),
         prefetches=some("fsdp"),
         reductions=some("fsdp"),
@@ -176,6 +195,6 @@ def test_slower_links_make_no_pass_faster(seed: int) -> None:
 def test_what_a_trace_shows_of_a_collective_in_place() -> None:
     stretch = TimedStretch(products=2, in_place=in_place("ep", 3))
     assert lay_out_pass([(stretch, 1)], 1.0, [["layer 0"]]).segments == (
-        Segment("compute", "layer 0", 0, 2),
-        Segment("ep", "layer 0", 2, 5),
+        TraceSegment("compute", "layer 0", 0, 2),
+        TraceSegment("ep", "layer 0", 2, 5),
     )

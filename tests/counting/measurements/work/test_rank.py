@@ -1,0 +1,88 @@
+"""The work of a rank: FLOPs and traffic against its profile, under every layout without a pipeline."""
+
+from typing import Any
+
+import pytest
+
+from counting.measurements.ranks import measure_work
+from counting.measurements.ranks.process import measure_model
+from counting.ranks.result import step_traffic
+from counting.ranks.shallow import shallow
+from tests.counting.measurements.rank_runs import layout_of, resolved
+from tests.counting.measurements.work_runs import bytes_of, step_flops, step_traffic_of
+from tests.shrunken import DEEPSEEK_V3, GEMMA2, GPT_OSS, LLAMA
+from torch_models.fields.config import spec_from_fields
+from torch_models.recomputed_layers import with_recompute
+from torch_models.spec import ModelSpec
+
+
+def model_of(fields: dict[str, Any]) -> ModelSpec:
+    return spec_from_fields(fields, fields["model_type"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "axes", "settings"),
+    [
+        (LLAMA, {"fsdp": 4}, {"recompute": "full"}),
+        (LLAMA, {"fsdp": 4, "zero": 1}, {"micro_batches": 5}),
+        (LLAMA, {"fsdp": 2, "dp": 2, "zero": 2, "grouping": "torchtitan"}, {"micro_batches": 2}),
+        (LLAMA, {"dp": 4}, {"precision": "mixed-fp32-gradients"}),
+        (LLAMA, {"tp": 4}, {"loss_chunk": 7}),
+        (LLAMA, {"tp": 2, "sequence_parallel": False, "fsdp": 2}, {"recompute": "selective"}),
+        (LLAMA, {"cp": 2, "fsdp": 2}, {"micro_batches": 3}),
+        (GEMMA2, {"fsdp": 4}, {}),
+        (GPT_OSS, {"fsdp": 4, "ep": 2}, {}),
+        (DEEPSEEK_V3 | {"num_nextn_predict_layers": 1}, {"fsdp": 4, "ep": 4}, {"mtp": True, "recompute": "per_op"}),
+    ],
+)
+def test_flops_and_traffic_are_those_of_the_profile(
+    fields: dict[str, Any], axes: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    layout = layout_of(**axes)
+    spec = model_of(fields)
+    setup = resolved(spec, **{"sequence_length": 32, **settings})
+    spec = with_recompute(spec, setup.recompute)
+    work = measure_work(spec, setup, layout)
+    profile = measure_model(shallow(spec), setup, layout)
+    assert setup.micro_batches is not None
+    assert step_flops(work) == profile.flops.hardware
+    assert step_traffic_of(work) == step_traffic(shallow(spec), profile, setup.micro_batches)
+
+
+def test_gradients_are_reduced_in_the_last_micro_batch() -> None:
+    """With zero=1; the passes between stand for all but the first and the last."""
+    spec = model_of(LLAMA)
+    work = measure_work(spec, resolved(spec, sequence_length=32, micro_batches=7), layout_of(fsdp=4, zero=1))
+    (rank,) = work.ranks
+    (stage,) = rank.stages
+    assert [each.key for each in rank.order][1::2] == ["backward first", "backward middle", "backward last"]
+    assert [each.micro_batch for each in rank.order] == [0, 0, 1, 1, 2, 2]
+    reduces = {key: "backward reduce_scatter fsdp" in one.layers[0].traffic for key, one in stage.passes.items()}
+    assert [key for key in reduces if reduces[key]] == ["backward last"]
+
+
+def test_update_of_the_first_shard() -> None:
+    """4 ranks divide 64, 96 and 112 rows evenly: a rank updates a quarter of the model in FP32, with torch's counters.
+
+    Of each number weight, gradient and two moments are read, and all but the gradient written. 30 tensors.
+    """
+    spec = model_of(LLAMA)
+    work = measure_work(spec, resolved(spec, sequence_length=32), layout_of(fsdp=4))
+    numbers = (3 * (4 * 64 * 64 + 3 * 64 * 112 + 2 * 64) + 2 * 96 * 64 + 64) // 4
+    calls = bytes_of(work.ranks[0].optimizer.ops)
+    assert sum(read for name, read, _ in calls if name == "_fused_adamw_") == 16 * numbers + 4 * 30
+    assert sum(written for name, _, written in calls if name == "_fused_adamw_") == 12 * numbers
+    assert {name for name, _, _ in calls} == {"_foreach_add_", "_fused_adamw_"}
+
+
+def test_a_rank_of_tensor_parallelism_reads_its_part() -> None:
+    """With tp=4 and sequence parallelism norms read a quarter of the positions, and SwiGLU a quarter of its width."""
+    spec = model_of(LLAMA)
+    setup = resolved(spec, sequence_length=32)
+    whole, part = (
+        {op.name: op for op in work.ranks[0].stages[0].passes["forward first"].layers[0].ops if op.kind == "memory"}
+        for work in (measure_work(spec, setup, layout_of(fsdp=4)), measure_work(spec, setup, layout_of(tp=4)))
+    )
+    weight = 2 * 64
+    assert part["silu"].bytes_read * 4 == whole["silu"].bytes_read == 32 * 112 * 2
+    assert (part["_fused_rms_norm"].bytes_read - weight) * 4 == whole["_fused_rms_norm"].bytes_read - weight
