@@ -9,7 +9,7 @@ from counting.calibration.scale import ScaledRow, check_number, fit_scale, media
 from counting.cost.cluster import Calibration, Cluster
 from counting.setup import Setup
 from counting.step.time import StepTime
-from torch_models.errors import UserError
+from torch_models.errors import ArgumentError, ConfigError, UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
@@ -93,6 +93,8 @@ def _analysis(step: MeasuredStep, cluster: Cluster) -> Analysis:
     try:
         cluster = msgspec.structs.replace(cluster, calibration=None, power_watts=power)
         return analyze(step.model, step.setup, layout=step.layout, cluster=cluster)
+    except ArgumentError as error:
+        raise ConfigError(error.field, error.value, error.rule, step.where) from None
     except UserError as error:
         raise UserError(f"{step.where}: {error}") from None
 

@@ -8,7 +8,7 @@ from counting.command.output_file import refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import read_json_file
-from torch_models.errors import ArgumentError, UserError, show_name
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 
 if TYPE_CHECKING:
     from counting.report import Calibrated
@@ -101,13 +101,15 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> "Calibrated":
     """The scale of the rows."""
     from counting.calibration.cluster_file import with_scale
     from counting.calibration.steps import calibrate_cluster
-    from counting.command.calibrate.rows import read_rows
+    from counting.command.calibrate.rows import by_column, read_rows
     from counting.report import Calibrated
 
     cluster, known = _start(options)
     rows = read_rows(options.rows, cluster.gpu if cluster else None)
     try:
         steps = calibrate_cluster(rows.steps, cluster or Cluster(gpu=rows.gpu), progress.show)
+    except ConfigError as error:
+        raise by_column(error) from None
     except UserError as error:
         raise _of_file(error, options.rows) from None
     document = with_scale(known or {"gpu": rows.gpu.name}, steps.calibration)

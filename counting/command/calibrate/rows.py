@@ -238,9 +238,19 @@ def _parsed(row: Mapping[str, str], column: str, where: str, parse: Callable[[st
 
 
 def _in_row(error: ArgumentError, row: Mapping[str, str], where: str) -> UserError:
-    """The error with file, row and column; of an axis of the layout, with the axis too."""
+    """The error with file, row and column; of an axis of the layout, with the layout as it is typed."""
     axis = error.field.removeprefix("layout ")
-    column = "layout" if axis != error.field else _COLUMN_OF.get(error.field, error.field)
-    if column == "layout" and axis != "layout":
-        return ConfigError(column, row[column], f"{axis} = {show_value(error.value)}: {error.rule}", where)
-    return ConfigError(column, error.value, error.rule, where)
+    typed = row["layout"] if axis != error.field or _COLUMN_OF.get(axis) == "layout" else None
+    if typed is None:
+        return by_column(ConfigError(error.field, error.value, error.rule, where))
+    return ConfigError("layout", typed, f"{axis} = {show_value(error.value)}: {error.rule}", where)
+
+
+def by_column(error: ConfigError) -> ConfigError:
+    """The error of a row with the column in place of the library's argument."""
+    column = _COLUMN_OF.get(error.field, error.field)
+    if column == error.field:
+        return error
+    if column == "layout":
+        return ConfigError(f"layout: {error.field}", error.value, error.rule, error.file)
+    return ConfigError(column, error.value, error.rule, error.file)

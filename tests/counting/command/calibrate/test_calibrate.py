@@ -181,6 +181,27 @@ def test_errors_are_one_line(flags: str, said: str, folder: Path, capsys: pytest
     assert list(folder.iterdir()) == []
 
 
+def test_errors_of_the_model_name_the_column(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (rows / "rows.csv").read_text().splitlines()
+    wrong = {
+        "tiny,32,H100,3,tp=3,1,1,none,eager,0.5": "layout: tp = 3: must divide",
+        "tiny,32,H100,4,fsdp=3,1,1,none,eager,0.5": "num_gpus = 4: ",
+        "tiny,128,H100,1,,1000000,1,none,eager,0.5": "micro_batch_size = 1000000: makes 128000000 tokens",
+    }
+    for line, said in wrong.items():
+        (rows / "rows.csv").write_text("\n".join([lines[0], line, *lines[2:]]))
+        assert error_of(f"rows.csv {OUTPUT}", capsys).startswith(f"error: rows.csv: row 1 (line 2): {said}")
+
+
+def test_a_link_of_unknown_speed_is_asked_for(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (rows / "rows.csv").read_text().splitlines()
+    spread = lines[1].replace("H100,1,,", "L40S,16,fsdp=16,")
+    (rows / "rows.csv").write_text("\n".join([lines[0], spread, spread, spread]))
+    said = error_of(f"rows.csv {OUTPUT}", capsys)
+    assert said.startswith("error: rows.csv: row 1 (line 2): node_link = null: the layout has groups within a node")
+    assert 'give it in a --cluster file, as {"gpu": "L40S", "node_link": ' in said
+
+
 def test_two_rows_are_too_few(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (rows / "rows.csv").write_text("\n".join((rows / "rows.csv").read_text().splitlines()[:3]))
     said = "error: rows.csv: 2 measured steps are too few: a scale and its error need at least 3"
