@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
+    from counting.published.throughput import Throughput
     from counting.report import Results
     from counting.step.fit import Fit
 
@@ -123,6 +124,7 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         design=_designed(budget, options.design, progress) if budget and options.design is not None else None,
         published=_published(progress) if options.published == PUBLISHED[0] else None,
         published_memory=_published_memory(progress) if options.published == PUBLISHED[1] else None,
+        published_throughput=_published_throughput(progress) if options.published == PUBLISHED[2] else None,
         claim=_claim(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
@@ -325,6 +327,16 @@ def _published_memory(progress: Progress) -> "tuple[ExaminedMemory, ...]":
         progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
         examined.append(examine_memory(row))
     return tuple(examined)
+
+
+def _published_throughput(progress: Progress) -> "Throughput":
+    from counting.published.throughput import examine_throughput, load_published_throughput, summed_up
+
+    rows, examined = load_published_throughput().rows, []
+    for number, row in enumerate(rows, start=1):
+        progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
+        examined.append(examine_throughput(row))
+    return summed_up(examined)
 
 
 def _claim(progress: Progress) -> "Claim":

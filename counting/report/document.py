@@ -23,7 +23,7 @@ def json_document(results: Results) -> str:
         "comparison": results.comparison,
         "budget": _budget(results),
         "fit": None,
-        "published": results.published_memory if results.published is None else results.published,
+        "published": _published(results),
         "claim": results.claim,
     }
     return msgspec.json.encode(document).decode()
@@ -39,6 +39,12 @@ def calibration_document(calibrated: Calibrated) -> str:
         "machine": calibrated.machine,
     }
     return msgspec.json.encode(document).decode()
+
+
+def _published(results: Results) -> object:
+    """The published figures of the kind that was requested: rows, or of speeds rows with errors and ratios."""
+    kinds = (results.published, results.published_memory, results.published_throughput)
+    return next((figures for figures in kinds if figures is not None), None)
 
 
 def _budget(results: Results) -> dict[str, Any] | None:

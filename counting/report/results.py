@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
+    from counting.published.throughput import Throughput
     from counting.step.fit import Fit
 
 
@@ -29,8 +30,9 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     budget: "BudgetPlan | None" = None
     spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
     design: "Design | None" = None
-    published: "Sequence[ExaminedRun] | None" = None  # this or the next one: the figures of one kind
+    published: "Sequence[ExaminedRun] | None" = None  # of these three one: the figures of one kind
     published_memory: "Sequence[ExaminedMemory] | None" = None
+    published_throughput: "Throughput | None" = None
     claim: "Claim | None" = None
     warnings: Sequence[str] = ()  # one line each
     plan: dict[str, object] | None = None  # the given flags and their values, enough to repeat the command

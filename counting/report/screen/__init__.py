@@ -64,6 +64,10 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
         from counting.report.screen.published import published_memory_screen
 
         published_memory_screen(published, results.published_memory)
+    if results.published_throughput is not None:
+        from counting.report.screen.published import published_throughput_screen
+
+        published_throughput_screen(published, results.published_throughput)
     if results.claim is not None:
         from counting.report.screen.claim import claim_screen
 

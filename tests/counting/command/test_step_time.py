@@ -10,7 +10,6 @@ import pytest
 from counting.analysis import analyze
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
-from counting.setup import Setup
 from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
 from model_training_cost_analysis import main
 from tests.foreign_families import GPT2
@@ -69,21 +68,32 @@ def test_gpus_say_how_long_a_step_takes(capsys: pytest.CaptureFixture[str]) -> N
         assert time.tokens_per_second_per_gpu == pytest.approx(64 / time.seconds, rel=1e-9)
 
 
-def test_the_flags_of_a_layout_say_what_the_library_does(capsys: pytest.CaptureFixture[str]) -> None:
-    """A node is as large as the flag says, else as the file or the catalogue does."""
-    for flags, node, cluster in (
-        ("--gpus H100", 8, Cluster(gpu=find_gpu("H100"))),
-        ("--gpus H100 --gpus_per_node 2", 2, Cluster(gpu=find_gpu("H100"), gpus_per_node=2)),
-        ("--cluster cluster.json", 4, Cluster(gpu=find_gpu("H100"), gpus_per_node=4)),
-        ("--cluster cluster.json --gpus_per_node 2", 2, Cluster(gpu=find_gpu("H100"), gpus_per_node=2)),
-        ("--gpus H100 --power_watts 500", 8, Cluster(gpu=find_gpu("H100"), power_watts=500)),
-    ):
-        (found,) = document_of(f"--layout fsdp=2,tp=2 --micro_batches 2 {flags}", capsys)["analyses"]
-        analysis = analyze("own.json", Setup(micro_batches=2), layout=Layout(fsdp=2, tp=2), cluster=cluster)
-        assert found["step_time"] == json.loads(msgspec.json.encode(analysis.step_time))
-        assert found["layout"]["gpus_per_node"] == node
-        assert analysis.layout is not None
-        assert analysis.layout.gpus_per_node == node
+@pytest.mark.parametrize(
+    ("flags", "node", "cluster"),
+    [
+        ("--gpus GB200", 72, {"gpus_per_node": 72}),
+        ("--gpus H100 --gpus_per_node 1", 1, {"gpus_per_node": 1}),
+        ("--cluster cluster.json", 4, {"gpus_per_node": 4}),
+        ("--cluster cluster.json --gpus_per_node 1 --power_watts 500", 1, {"gpus_per_node": 1, "power_watts": 500}),
+    ],
+)
+def test_a_node_is_as_large_as_the_flag_says(
+    flags: str, node: int, cluster: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else as the file or the catalogue does."""
+    (found,) = document_of(f"--layout tp=2 {flags}", capsys)["analyses"]
+    gpu = find_gpu("GB200" if "GB200" in flags else "H100")
+    analysis = analyze("own.json", layout=Layout(tp=2), cluster=Cluster(gpu=gpu, **cluster))
+    assert found["step_time"] == json.loads(msgspec.json.encode(analysis.step_time))
+    assert analysis.layout is not None
+    assert found["layout"]["gpus_per_node"] == analysis.layout.gpus_per_node == node
+
+
+def test_each_gpu_has_a_node_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """16 ranks of tp are in one node of a GB200, not in one of an H100, whichever is named first."""
+    both = times_of("--layout fsdp=16 --gpus H100,GB200", capsys)
+    alone = times_of("--layout fsdp=16 --gpus GB200", capsys)
+    assert both[1] == alone[0]
 
 
 def test_a_layouts_node_is_that_of_the_cluster_if_the_cluster_does_not_say() -> None:
@@ -262,7 +272,6 @@ def test_no_step_no_time(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        "--gpus H100",
         "--gpus H100,A100,T4,H20",
         "--gpus H100,A100,T4,H20 --layout fsdp=4",
         "--gpus H100,H200,B200 --layout fsdp=2,tp=2 --tokens 1T",
