@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from counting.report.results import Results
+from counting.report.results import Calibrated, Results
 
 SCHEMA_VERSION = 2
 
@@ -25,6 +25,18 @@ def json_document(results: Results) -> str:
         "fit": None,
         "published": _published(results),
         "claim": results.claim,
+    }
+    return msgspec.json.encode(document).decode()
+
+
+def calibration_document(calibrated: Calibrated) -> str:
+    """Both as one JSON document; what was not asked for is null."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "output": calibrated.output,
+        "cluster": calibrated.document,
+        "calibration": calibrated.steps,
+        "machine": calibrated.machine,
     }
     return msgspec.json.encode(document).decode()
 
