@@ -24,13 +24,13 @@ from counting.counts import (
     WholeModel,
     model_flops,
 )
-from counting.notes import FOREIGN_NOTES, NOTES
 from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
 from counting.setup import Setup, resolve
 from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import StepMemory, step_memory
+from counting.step.notes import FOREIGN_NOTES, NOTES
 from counting.step.time import NO_TIME_BY_FORMULA, StepTime
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model

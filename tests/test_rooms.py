@@ -51,7 +51,7 @@ ROOMS = {
         " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
+    "counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
         "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.megatron_rules counting.pipeline_rules counting.layout": (
@@ -90,7 +90,7 @@ ROOMS = {
     "counting.reconcile": "counting.counts",
     "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
         "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
-        " counting.layout counting.measurements counting.notes counting.ranks counting.recipes counting.reconcile"
+        " counting.layout counting.measurements counting.ranks counting.recipes counting.reconcile"
         " counting.setup counting.step counting.via_transformers counting.work torch_models.errors torch_models.fields"
         " torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
     ),

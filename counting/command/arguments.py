@@ -125,11 +125,12 @@ def clusters_of(options: argparse.Namespace, gpus: Sequence[Gpu], cluster: Clust
     """The clusters on which a step is timed, one for each of `gpus`; empty where its time is not asked for."""
     if not times_a_step(options):
         return ()
-    node, watts = _parsed(options.gpus_per_node, lambda text: parse_whole_number(text, "--gpus_per_node")), None
+    node = _parsed(options.gpus_per_node, lambda text: parse_whole_number(text, "--gpus_per_node"))
     if cluster is not None:
         return (cluster if node is None else structs.replace(cluster, gpus_per_node=node),)
     watts = _power_of(options)
-    return tuple(Cluster(gpu=gpu, gpus_per_node=node, power_watts=watts) for gpu in gpus)
+    clusters = (Cluster(gpu=gpu, gpus_per_node=node, power_watts=watts) for gpu in gpus)
+    return tuple(structs.replace(one, gpus_per_node=one.node_size) for one in clusters)
 
 
 def _power_of(options: argparse.Namespace) -> float | None:

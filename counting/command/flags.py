@@ -232,9 +232,7 @@ def flags_parser() -> argparse.ArgumentParser:
         help="rows of the busiest rank's experts to the mean; default 1, balanced",
     )
 
-    machines = parser.add_argument_group(
-        "machines: on which GPUs a step fits, how long it takes, and what a run or a budget costs"
-    )
+    machines = parser.add_argument_group("machines: where a step fits, how long it takes, what a run or a budget costs")
     machines.add_argument("--gpus", metavar="GPUS", help=f"as H100,B200; default for a budget {','.join(DEFAULT_GPUS)}")
     machines.add_argument(
         "--gpu_file", metavar="FILE", help="GPUs of your own, a JSON file of entries as in configs/gpus.json"

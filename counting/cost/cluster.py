@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from counting.cost.hardware import Gpu, Watts, find_gpu, gpu_entry, load_gpus, read_json_file
-from counting.cost.rates import GpuRates, Link
+from counting.cost.rates import GpuRates, Link, check_rates
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS
 
@@ -93,7 +93,7 @@ class _ClusterFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     overlap_expert_exchange: bool = False
 
 
-_Part = TypeVar("_Part", Link, Calibration, GpuRates)
+_Part = TypeVar("_Part", Link, Calibration)
 
 
 def read_cluster(path: str | os.PathLike[str]) -> Cluster:
@@ -123,7 +123,8 @@ def _cluster(content: dict[str, Any]) -> Cluster:
     gpu = _gpu(fields.gpu)
     if fields.rates is not None:
         known = {} if gpu.rates is None else msgspec.to_builtins(gpu.rates)
-        gpu = msgspec.structs.replace(gpu, rates=_part("rates", {**known, **fields.rates}, GpuRates))
+        check_rates(merged := {**known, **fields.rates})
+        gpu = msgspec.structs.replace(gpu, rates=convert(merged, GpuRates))
     return Cluster(
         gpu=gpu,
         gpus_per_node=fields.gpus_per_node,
@@ -144,8 +145,11 @@ def _gpu(given: str | dict[str, Any]) -> Gpu:
         gpu = gpu_entry(given)
     except ConfigError as error:
         raise _within("gpu", error) from None
-    if gpu.name.lower() in {known.name.lower() for known in load_gpus()}:
-        raise ConfigError("gpu.name", gpu.name, "is also in the catalogue: give that name alone, or another one")
+    known = {one.name.lower(): one for one in load_gpus()}.get(gpu.name.lower())
+    without_rates = [msgspec.structs.replace(one, rates=None) for one in (gpu, known or gpu)]
+    if without_rates[0] != without_rates[1]:
+        rule = "is another one in the catalogue: give that name alone, or another name"
+        raise ConfigError("gpu.name", gpu.name, rule)
     return gpu
 
 

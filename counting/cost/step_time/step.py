@@ -116,7 +116,8 @@ def _assumptions(
         found.append("Each layer is compiled: ops between products and attention are fused.")
     if timer.products_in_fp8:
         found.append("Linear layers multiply in FP8; for each operand, quantising reads 2 bytes a number and writes 1.")
-    found += [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in machine.assumptions]
+    said = [sentence for sentence in machine.assumptions if mixture or "experts" not in sentence]
+    found += [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in said]
     if layout is not None:
         found += _assumptions_of_layout(layout, cluster, work)
     if mixture and (layout is None or layout.expert_imbalance == 1):

@@ -36,7 +36,9 @@ class _Detail(NamedTuple):
 
 def _details(results: Results) -> Iterator[_Detail]:
     """From most to least."""
-    lists = [run.gpus for run in results.runs] + [analysis.fits or () for analysis in results.analyses]
+    lists = [run.gpus for run in results.runs] + [
+        analysis.fits or analysis.step_time or () for analysis in results.analyses
+    ]
     gpus = max(1, *map(len, lists)) if lists else 1
     if len(results.analyses) == 1:
         yield _Detail("whole", gpus, notes=True)

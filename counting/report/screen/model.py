@@ -187,7 +187,8 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     batches = "" if setup.micro_batches == 1 else f", {integer(setup.micro_batches or 1)} micro-batches"
     clipped = ", clipped gradients" if setup.clip_gradients else ""
     recompute = f"recompute {recompute_in_words(setup.recompute)}"
-    how = f"{setup.precision}, {setup.optimizer}, {recompute}{chunk}{batches}{clipped}"
+    compiled = ", compiled layers" if setup.execution == "compiled" else ""
+    how = f"{setup.precision}, {setup.optimizer}, {recompute}{compiled}{chunk}{batches}{clipped}"
     lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
     optimizer_state = memory.phases[0].optimizer_state
     held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}

@@ -119,6 +119,8 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
     of_each = "a rank" if layout.cp == 1 else f"for each group of cp, {integer(length // layout.cp)} of each a rank"
     sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(length)} tokens {of_each}"
     parts = [setup.precision, setup.optimizer, sequences, f"recompute {recompute_in_words(setup.recompute)}"]
+    if setup.execution == "compiled":
+        parts.append("compiled layers")
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")
     if setup.mtp:

@@ -49,14 +49,14 @@ def mfu_in_words(time: StepTime) -> str:
 
 
 def _basis(time: StepTime, analysis: "Analysis") -> str:
-    """What the figures rest on."""
+    """What the figures rest on, in one line."""
+    has_band = time.low_seconds < time.high_seconds
     if time.basis == "calibrated":
-        how, band = "predicted, calibrated with measured steps", "their spread"
-    else:
-        how, band = "an estimate from rates of the catalogue", "its errors on published runs"
-    execution = "compiled layers" if analysis.setup.execution == "compiled" else "op by op"
-    brackets = f"; in brackets: {band}" if time.low_seconds < time.high_seconds else ""
-    return f"{how}, {execution}{brackets}; no run is faster than the last figure"
+        return f"calibrated by measured steps{', whose spread is in brackets' if has_band else ''}"
+    execution = "compiled" if analysis.setup.execution == "compiled" else "op by op"
+    return (
+        f"estimate, {execution}{'; in brackets its errors on published runs' if has_band else ', from sourced rates'}"
+    )
 
 
 def _reasons(analysis: "Analysis") -> list[str]:

@@ -10,7 +10,6 @@ import pytest
 from counting.analysis import analyze
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
-from counting.setup import Setup
 from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
 from model_training_cost_analysis import main
 from tests.foreign_families import GPT2
@@ -18,6 +17,19 @@ from tests.shrunken import LLAMA, MISTRAL
 from torch_models.layout import Layout
 
 LINK = {"gb_per_s": 450, "latency_seconds": 3e-6}
+OWN_GPU = {
+    "name": "Ours",
+    "description": "a board of our own without rates",
+    "training_dtype": "bfloat16",
+    "peak_dense_tflop_per_s": 500,
+    "peak_dense_fp8_tflop_per_s": None,
+    "memory_gb": 128,
+    "memory_bandwidth_tb_per_s": 2,
+    "power_watts": None,
+    "price_usd_per_hour": 1.25,
+    "architecture": "Hopper",
+    "sources": {"compute": "us", "memory": "us", "power": None, "price": "us"},
+}
 CALIBRATION = {"scale": 1.25, "low": 0.96, "high": 1.03, "rows": 5}
 
 
@@ -28,7 +40,8 @@ def files(folder: Path) -> None:
     (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
     (folder / "cluster.json").write_text(json.dumps({"gpu": "H100", "gpus_per_node": 4}))
     (folder / "scaled.json").write_text(json.dumps({"gpu": "H100", "calibration": CALIBRATION}))
-    (folder / "alone.json").write_text(json.dumps({"gpu": "H20"}))
+    (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU}))
+    (folder / "gpus.json").write_text(json.dumps([OWN_GPU, OWN_GPU | {"name": "Theirs", "architecture": None}]))
 
 
 def document_of(flags: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -55,21 +68,32 @@ def test_gpus_say_how_long_a_step_takes(capsys: pytest.CaptureFixture[str]) -> N
         assert time.tokens_per_second_per_gpu == pytest.approx(64 / time.seconds, rel=1e-9)
 
 
-def test_the_flags_of_a_layout_say_what_the_library_does(capsys: pytest.CaptureFixture[str]) -> None:
-    """A node is as large as the flag says, else as the file or the catalogue does."""
-    for flags, node, cluster in (
-        ("--gpus H100", 8, Cluster(gpu=find_gpu("H100"))),
-        ("--gpus H100 --gpus_per_node 2", 2, Cluster(gpu=find_gpu("H100"), gpus_per_node=2)),
-        ("--cluster cluster.json", 4, Cluster(gpu=find_gpu("H100"), gpus_per_node=4)),
-        ("--cluster cluster.json --gpus_per_node 2", 2, Cluster(gpu=find_gpu("H100"), gpus_per_node=2)),
-        ("--gpus H100 --power_watts 500", 8, Cluster(gpu=find_gpu("H100"), power_watts=500)),
-    ):
-        (found,) = document_of(f"--layout fsdp=2,tp=2 --micro_batches 2 {flags}", capsys)["analyses"]
-        analysis = analyze("own.json", Setup(micro_batches=2), layout=Layout(fsdp=2, tp=2), cluster=cluster)
-        assert found["step_time"] == json.loads(msgspec.json.encode(analysis.step_time))
-        assert found["layout"]["gpus_per_node"] == node
-        assert analysis.layout is not None
-        assert analysis.layout.gpus_per_node == node
+@pytest.mark.parametrize(
+    ("flags", "node", "cluster"),
+    [
+        ("--gpus GB200", 72, {"gpus_per_node": 72}),
+        ("--gpus H100 --gpus_per_node 1", 1, {"gpus_per_node": 1}),
+        ("--cluster cluster.json", 4, {"gpus_per_node": 4}),
+        ("--cluster cluster.json --gpus_per_node 1 --power_watts 500", 1, {"gpus_per_node": 1, "power_watts": 500}),
+    ],
+)
+def test_a_node_is_as_large_as_the_flag_says(
+    flags: str, node: int, cluster: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else as the file or the catalogue does."""
+    (found,) = document_of(f"--layout tp=2 {flags}", capsys)["analyses"]
+    gpu = find_gpu("GB200" if "GB200" in flags else "H100")
+    analysis = analyze("own.json", layout=Layout(tp=2), cluster=Cluster(gpu=gpu, **cluster))
+    assert found["step_time"] == json.loads(msgspec.json.encode(analysis.step_time))
+    assert analysis.layout is not None
+    assert found["layout"]["gpus_per_node"] == analysis.layout.gpus_per_node == node
+
+
+def test_each_gpu_has_a_node_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """16 ranks of tp are in one node of a GB200, not in one of an H100, whichever is named first."""
+    both = times_of("--layout fsdp=16 --gpus H100,GB200", capsys)
+    alone = times_of("--layout fsdp=16 --gpus GB200", capsys)
+    assert both[1] == alone[0]
 
 
 def test_a_layouts_node_is_that_of_the_cluster_if_the_cluster_does_not_say() -> None:
@@ -123,14 +147,12 @@ def test_where_no_time_is_asked_for(flags: str, capsys: pytest.CaptureFixture[st
 
 
 def test_gpus_whose_speed_is_unknown_are_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    (analysis,) = document_of("--gpus T4,H100,TPU-v4", capsys)["analyses"]
+    (analysis,) = document_of("--gpu_file gpus.json --gpus Theirs,H100", capsys)["analyses"]
     assert [time["gpu"] for time in analysis["step_time"]] == ["H100"]
-    assert [fit["gpu"] for fit in analysis["fits"]] == ["T4", "H100", "TPU-v4"]
-    assert [note.partition(": ")[0] for note in analysis["notes"] if note.startswith(NO_TIME)] == [
-        f"{NO_TIME}T4",
-        f"{NO_TIME}TPU-v4",
-    ]
-    assert times_of("--gpus T4", capsys) is None
+    assert [fit["gpu"] for fit in analysis["fits"]] == ["Theirs", "H100"]
+    notes = [note for note in analysis["notes"] if note.startswith(NO_TIME)]
+    assert [note.partition(": ")[0] for note in notes] == [f"{NO_TIME}Theirs"]
+    assert times_of("--gpu_file gpus.json --gpus Theirs", capsys) is None
 
 
 def test_no_time_by_megatrons_rules(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,11 +219,11 @@ def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--cluster own.json", "own.json: architectures = ['LlamaForCausalLM']: this field is not understood"),
         ("--gpus H100 --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board of H100: 700"),
         ("--cluster cluster.json --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board"),
-        ("--gpus TPU-v5e --power_watts 100", "which is not known of TPU-v5e: leave it out"),
+        ("--gpu_file gpus.json --power_watts 100", "which is not known of Ours: leave it out"),
         ("--gpus H100 --power_watts -5", "--power_watts = '-5': must be a number of watts above 0, at most 1e+06, as"),
         ("--gpus H100 --power_watts nan", "--power_watts = 'nan': must be a number of watts above 0"),
         ("--gpus H100 --power_watts 1e30", "--power_watts = '1e30': must be a number of watts above 0"),
-        ("--gpus T4 --trace t.json", "T4"),
+        ("--gpu_file gpus.json --gpus Theirs --trace t.json", "Theirs"),
         ("--execution compiled --reserved off", "--execution is of what the allocator reserves"),
         ("--layout fsdp=2 --gpus H100 --tokens 1B --mfu 0.99", "--mfu = 0.99: no run of this layout on H100 is above"),
         ("--layout fsdp=2 --gpus H100 --tokens 1B --num_gpus 3", "--num_gpus = 3"),
@@ -219,26 +241,26 @@ def test_links_that_a_group_needs_are_asked_for(folder: Path, capsys: pytest.Cap
     """Links are of a board, so that those of a relative are not taken over."""
     flags = ["--model_config", "own.json", "--layout", "fsdp=16"]
     assert main([*flags, "--cluster", "alone.json"]) == 2
-    error = (
-        'give it in a --cluster file, as {"gpu": "H20", "node_link": {"gb_per_s": 450}}, of one GPU in one direction'
-    )
-    assert capsys.readouterr().err.endswith(f"the speed of the links of H20 there is unknown: {error}\n")
-    (folder / "alone.json").write_text(json.dumps({"gpu": "H20", "node_link": LINK}))
+    error = '{"gpu": "Ours", "node_link": {"gb_per_s": 450}}, of one GPU in one direction'
+    assert capsys.readouterr().err.endswith(f"there is unknown: give it in a --cluster file, as {error}\n")
+    (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU, "node_link": LINK}))
     assert main([*flags, "--cluster", "alone.json"]) == 2
     assert '"network_link": {"gb_per_s": 50}' in capsys.readouterr().err
-    (folder / "alone.json").write_text(json.dumps({"gpu": "H20", "node_link": LINK, "network_link": LINK}))
+    (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU, "node_link": LINK, "network_link": LINK}))
     assert main([*flags, "--cluster", "alone.json"]) == 0
-    assert main([*flags, "--gpus", "H20"]) == 0
-    assert "no time H20: the layout has groups within a node" in " ".join(capsys.readouterr().out.split())
+    capsys.readouterr()
+    assert main([*flags, "--gpu_file", "gpus.json", "--gpus", "Ours"]) == 0
+    assert "no time Ours: the layout has groups within a node" in " ".join(capsys.readouterr().out.split())
 
 
 def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    (time,) = times_of("--gpus H20", capsys)
-    assert (time["gpu"], time["rates_of"]) != ("H20", "H20")
-    assert main(["--model_config", "own.json", "--gpus", "H20"]) == 0
-    assert f"rates none are known of it: H20 has those of {time['rates_of']}" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    (time,) = times_of("--gpu_file gpus.json --gpus Ours", capsys)
+    assert time["gpu"] == "Ours"
+    assert find_gpu(time["rates_of"]).architecture == "Hopper"
+    assert main(["--model_config", "own.json", "--gpu_file", "gpus.json"]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert f"rates none are known of it: Ours has those of {time['rates_of']}, scaled" in screen
+    assert "no time Theirs: has no rates" in screen
 
 
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])
@@ -250,7 +272,6 @@ def test_no_step_no_time(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        "--gpus H100",
         "--gpus H100,A100,T4,H20",
         "--gpus H100,A100,T4,H20 --layout fsdp=4",
         "--gpus H100,H200,B200 --layout fsdp=2,tp=2 --tokens 1T",

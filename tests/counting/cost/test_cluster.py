@@ -64,9 +64,10 @@ def test_every_field(file: Path) -> None:
 
 
 def test_what_is_written_is_read_again(file: Path) -> None:
-    cluster = read(file, gpu=OWN_GPU | {"rates": RATES}, node_link=LINK, gpus_per_node=2)
-    file.write_bytes(msgspec.json.encode(cluster))
-    assert read_cluster(file) == cluster
+    for gpu in (OWN_GPU | {"rates": RATES}, "H100"):
+        cluster = read(file, gpu=gpu, node_link=LINK, gpus_per_node=2, rates={"launch_seconds": 3e-6})
+        file.write_bytes(msgspec.json.encode(cluster))
+        assert read_cluster(file) == cluster
 
 
 def test_measured_rates_take_the_place_of_the_catalogues(file: Path) -> None:
@@ -93,7 +94,7 @@ def test_how_large_a_node_is(file: Path) -> None:
         ({"gpu": "H1000"}, "gpu = 'H1000': is not known: choose from "),
         ({"gpu": 8}, "gpu = 8: must be str | object, is int"),
         ({"gpu": {"name": "Ours"}}, "gpu.description = null: is missing and has no default"),
-        ({"gpu": OWN_GPU | {"name": "H100"}}, "gpu.name = 'H100': is also in the catalogue: give that name alone"),
+        ({"gpu": OWN_GPU | {"name": "H100"}}, "gpu.name = 'H100': is another one in the catalogue: give that name"),
         ({"gpus": "H100"}, "gpus = 'H100': this field is not understood"),
         ({"gpus_per_node": 0}, "gpus_per_node = 0: must be int >= 1"),
         ({"gpus_per_node": 1.5}, "gpus_per_node = 1.5: must be int | null, is float"),
@@ -118,6 +119,9 @@ def test_how_large_a_node_is(file: Path) -> None:
             "calibration.low = 1.1: must be float <= 1",
         ),
         ({"rates": {"bf16_tflop_per_s": 1}}, "this field is not understood"),
+        ({"gpu": OWN_GPU, "rates": RATES | {"bf16": {}}}, "rates.bf16.best_tflop_per_s = null: is missing"),
+        ({"attention_kernel": 3}, "attention_kernel = 3: must be str | null, is int"),
+        ({"products_in_fp8": "yes"}, "products_in_fp8 = 'yes': must be bool | null, is str"),
         ({"gpu": OWN_GPU, "rates": {"launch_seconds": 1e-6}}, "rates.bf16 = null: is missing and has no default"),
     ],
 )
