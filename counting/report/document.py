@@ -29,6 +29,12 @@ def json_document(results: Results) -> str:
     return msgspec.json.encode(document).decode()
 
 
+def _published(results: Results) -> object:
+    """The published figures of the kind that was requested: rows, or of speeds rows with errors and ratios."""
+    kinds = (results.published, results.published_memory, results.published_throughput)
+    return next((figures for figures in kinds if figures is not None), None)
+
+
 def calibration_document(calibrated: Calibrated) -> str:
     """Both as one JSON document; what was not asked for is null."""
     document = {
@@ -39,12 +45,6 @@ def calibration_document(calibrated: Calibrated) -> str:
         "machine": calibrated.machine,
     }
     return msgspec.json.encode(document).decode()
-
-
-def _published(results: Results) -> object:
-    """The published figures of the kind that was requested: rows, or of speeds rows with errors and ratios."""
-    kinds = (results.published, results.published_memory, results.published_throughput)
-    return next((figures for figures in kinds if figures is not None), None)
 
 
 def _budget(results: Results) -> dict[str, Any] | None:
