@@ -23,6 +23,7 @@ from counting.published.rows import Record, RepeatedRow, RunSettings, check_name
 from counting.setup import Setup
 from counting.step.time import StepTime
 from counting.timing import timed_step
+from counting.work import Norms
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
@@ -43,6 +44,7 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
     attention_kernel: str | None = None  # None: torch's, as the step that is measured here names it
     products: Products = "bf16"  # what linear layers of decoder layers multiply
     overlap_expert_exchange: bool = False
+    norms: Norms = "fused"
 
     def cluster(self) -> Cluster:
         """The cluster of these GPUs; nodes and links are the catalogue's."""
@@ -53,6 +55,7 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
             attention_kernel=self.attention_kernel,
             products_in_fp8=self.products == "fp8",
             overlap_expert_exchange=self.overlap_expert_exchange,
+            norms=self.norms,
         )
 
 
