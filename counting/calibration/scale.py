@@ -52,7 +52,9 @@ def fit_scale(measured: Sequence[float], estimated: Sequence[float]) -> tuple[Ca
     scale = math.exp(total / rows)
     if not 1 / LARGEST_FACTOR <= min(scale, *off) <= max(scale, *off) <= LARGEST_FACTOR:
         worst = max((scale, *off), key=lambda factor: abs(math.log(factor)))
-        raise UserError(f"measured steps are off by {worst:,.6g} times: give seconds of one step, of the step described")
+        raise UserError(
+            f"measured steps are off by {worst:,.6g} times: give seconds of one step, of the step described"
+        )
     calibration = Calibration(scale=scale, low=min(*off, 1.0), high=max(*off, 1.0), rows=rows)
     scaled = (
         ScaledRow(measured_seconds=of, estimated_seconds=by, predicted_seconds=to, error=to / of - 1)
