@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from counting.analysis import Analysis, analyze
     from counting.cost.budget import plan_budget
+    from counting.cost.cluster import Cluster, read_cluster
     from counting.cost.comparison import compare
     from counting.cost.design_for_budget import design_for_budget
     from counting.cost.fits import fits_on
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
     from counting.measurements.tools import count_flops, measure_memory
     from counting.reconcile import DisagreementError
     from counting.setup import Setup
+    from counting.step.time import StepTime
     from torch_models.errors import UserError
     from torch_models.layout import Layout
 
 __all__ = [
     "Analysis",
+    "Cluster",
     "DisagreementError",
     "Layout",
     "RunPlan",
     "Setup",
+    "StepTime",
     "UserError",
     "analyze",
     "compare",
@@ -43,15 +47,18 @@ __all__ = [
     "measure_memory",
     "plan_budget",
     "plan_run",
+    "read_cluster",
     "read_gpus",
 ]
 
 _HOMES = {
     "Analysis": "counting.analysis",
+    "Cluster": "counting.cost.cluster",
     "DisagreementError": "counting.reconcile",
     "Layout": "torch_models.layout",
     "RunPlan": "counting.cost.run",
     "Setup": "counting.setup",
+    "StepTime": "counting.step.time",
     "UserError": "torch_models.errors",
     "analyze": "counting.analysis",
     "compare": "counting.cost.comparison",
@@ -64,6 +71,7 @@ _HOMES = {
     "measure_memory": "counting.measurements.tools",
     "plan_budget": "counting.cost.budget",
     "plan_run": "counting.cost.run",
+    "read_cluster": "counting.cost.cluster",
     "read_gpus": "counting.cost.hardware",
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from counting.alternatives import step_alternatives
+from counting.cost.cluster import Cluster
 from counting.counts import (
     AttentionCore,
     Counts,
@@ -23,13 +24,14 @@ from counting.counts import (
     WholeModel,
     model_flops,
 )
-from counting.notes import FOREIGN_NOTES, NOTES
 from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
 from counting.setup import Setup, resolve
 from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import StepMemory, step_memory
+from counting.step.notes import FOREIGN_NOTES, NOTES
+from counting.step.time import NO_TIME_BY_FORMULA, StepTime
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.layout import Layout
@@ -115,7 +117,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout | None = None  # resolved; this and the next two: only of a step that is spread over ranks
     rank_classes: tuple[RankAnalysis, ...] | None = None  # in the order of their lowest rank
     undivided: Undivided | None = None  # how the sums over the ranks follow from the undivided model
-    step_time: None = None  # reserved
+    step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave
 
     @property
     def main_layer(self) -> LayerAnalysis:
@@ -141,7 +143,7 @@ def analyze(
     text_only: bool = False,
     ignore_fields: Sequence[str] = (),
     layout: Layout | None = None,
-    cluster: None = None,
+    cluster: Cluster | Sequence[Cluster] | None = None,
     step: bool = True,
     reserved: bool = False,
 ) -> Analysis:
@@ -155,22 +157,22 @@ def analyze(
     matter; the result repeats them. With `step`, the training step (forward and backward) of a native family is
     measured too, which takes about as long again. With `layout`, the step is spread over ranks, and each class of equal
     ranks is measured. With `reserved`, what the caching allocator reserves is estimated too, of the step or, with a
-    layout, of the ranks that need most: the whole model is run twice, not one layer of each kind. `cluster` must be
-    None. Raises `UserError` for wrong input, and
-    `DisagreementError` if two measurements or formulas of one number differ.
+    layout, of the ranks that need most: the whole model is run twice, not one layer of each kind. With `cluster`, one
+    or several, how long the step takes there. Raises `UserError` for wrong input, and `DisagreementError` if two
+    measurements or formulas of one number differ.
     """
-    if cluster is not None:
-        raise ArgumentError("cluster", cluster, "is reserved: leave it out")
     if not isinstance(layout, Layout | None):
         raise ArgumentError("layout", layout, "must be a Layout")
-    if layout is not None and not step:
-        raise ArgumentError("step", step, "must be true with a layout")
+    for field, value in (("layout", layout), ("cluster", cluster)):
+        if value is not None and not step:
+            raise ArgumentError("step", step, f"must be true with a {field}")
     if reserved and not step:
         raise ArgumentError("reserved", reserved, "is of a training step: give step too, or leave it out")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
-    if setup.execution == "compiled" and not reserved:
-        raise ArgumentError("execution", setup.execution, "changes what is reserved alone: ask for that, or give eager")
+    if setup.execution == "compiled" and not reserved and cluster is None:
+        rule = "changes what is reserved and how long a step takes: ask for one of them, or give eager"
+        raise ArgumentError("execution", setup.execution, rule)
     if isinstance(config, ModelSpec | ForeignConfig):
         read_already = "the config is read already: give it where it is read"
         if ignore_fields:
@@ -181,20 +183,31 @@ def analyze(
     else:
         model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
+        through = f"{model.model_type or 'its family'} goes through transformers, and"
         if layout is not None:
-            family = model.model_type or "its family"
-            raise ArgumentError("layout", "given", f"{family} goes through transformers, and is measured on one device")
+            raise ArgumentError("layout", "given", f"{through} is measured on one device")
+        if cluster is not None:
+            raise ArgumentError("cluster", "given", f"{through} no step of it is run: leave it out")
         return _analyze_via_transformers(model, setup)
-    if layout is None:
-        setup = resolve(setup, model)
-        model = with_recompute(model, setup.recompute)
-        analysis = _analyze_native(model, setup, step, None)
-        return _with_reserved(analysis, model) if reserved else analysis
-    from counting.layout import data_ranks_of, resolve_layout
+    clusters: tuple[Cluster, ...] = ()
+    if cluster is not None:
+        from counting.timing import checked_clusters
 
-    setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
+        clusters, layout = checked_clusters(cluster, layout)
+    if layout is None:
+        if reserved and setup.execution == "compiled":
+            from counting.layout import check_reserved
+
+            check_reserved(None, setup)
+        setup = resolve(setup, model)
+    else:
+        from counting.layout import resolve_step
+
+        setup, layout = resolve_step(layout, model, setup, reserved=reserved)
     model = with_recompute(model, setup.recompute)
-    analysis = _analyze_native(model, setup, step, resolve_layout(layout, model, setup))
+    analysis = _analyze_native(model, setup, step, layout)
+    if clusters:
+        analysis = _with_times(analysis, model, clusters)
     return _with_reserved(analysis, model) if reserved else analysis
 
 
@@ -239,6 +252,24 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
     spread = analyze_ranks(spec, setup, layout, counts, analysis.agreement)
     return msgspec.structs.replace(analysis, **spread._asdict())
+
+
+def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]) -> Analysis:
+    """`analysis` with how long its step takes on each cluster, or with a note why that is not worked out."""
+    from counting.timing import step_times
+
+    setup, classes, step = analysis.setup, analysis.rank_classes, analysis.training
+    assert step is not None
+    times = step_times(
+        spec,
+        setup,
+        analysis.layout,
+        clusters,
+        forward_flops=analysis.forward_flops + (analysis.mtp_forward_flops if setup.mtp else 0),
+        hardware_flops=sum(each.count * each.hardware_flops for each in classes) if classes else step.hardware_flops,
+    )
+    notes = analysis.notes if times else (*analysis.notes, NO_TIME_BY_FORMULA)
+    return msgspec.structs.replace(analysis, step_time=times, notes=notes)
 
 
 def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:

@@ -8,6 +8,7 @@ The components are the rows of every table, the keys of the JSON and the ids of 
 """
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -288,6 +289,11 @@ def model_flops(forward_flops: int) -> int:
     Defined by Chowdhery et al. 2022 (arXiv 2204.02311), appendix B. Recomputation is not included.
     """
     return MODEL_FLOPS_PER_FORWARD * forward_flops
+
+
+def model_flops_per_token(forward_flops: int, tokens: int) -> Fraction:
+    """Model FLOPs of training one token, exact, from those of a forward pass over so many tokens."""
+    return Fraction(model_flops(forward_flops), tokens)
 
 
 _N = TypeVar("_N", int, Counts, AttentionCore)

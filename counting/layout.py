@@ -15,7 +15,7 @@ import msgspec
 
 from counting.megatron_rules import check_megatron, check_rounds
 from counting.pipeline_rules import check_halves, check_micro_batches, check_stages, with_stages
-from counting.setup import Setup
+from counting.setup import Setup, resolve
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
 from torch_models.parallel.checks import (
@@ -63,6 +63,15 @@ def resolve_layout(layout: Layout, spec: ModelSpec, setup: Setup) -> Layout:
         check_halves(resolved, setup, spec)
         check_micro_batches(resolved, setup)
     return resolved
+
+
+def resolve_step(layout: Layout, model: ModelSpec, setup: Setup, *, reserved: bool = False) -> tuple[Setup, Layout]:
+    """Setup and layout of one step of `model`, both resolved; with `reserved`, it can be estimated what it reserves."""
+    setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
+    layout = resolve_layout(layout, model, setup)
+    if reserved:
+        check_reserved(layout, setup)
+    return setup, layout
 
 
 def data_ranks_of(layout: Layout) -> int:
@@ -146,12 +155,34 @@ def _check_setup(setup: Setup) -> None:
 
 
 def _check_compiled(layout: Layout, setup: Setup) -> None:
-    """Raises `ArgumentError` for compiled layers of which a rank has a part: the graph would have collectives."""
     if setup.execution == "compiled" and layout.framework != "torch":
         _refuse("execution", setup.execution, f"is torch's, and no step of {layout.framework} is run: give eager")
-    for axis in ("tp", "cp", "ep", "pp"):
-        if setup.execution == "compiled" and getattr(layout, axis) > 1:
-            _refuse("execution", setup.execution, f"is modelled of whole layers, and {axis} divides them: give eager")
+
+
+def check_reserved(layout: Layout | None, setup: Setup) -> None:
+    """Raises `ArgumentError` where what compiled layers reserve is not modelled; `layout` None is one device."""
+    if setup.execution != "compiled":
+        return
+    if setup.recompute == "selective":
+        rule = "is of kernels that run op by op: with compiled layers give none, per_op, full or a number"
+        _refuse("recompute", setup.recompute, f"{rule}, or leave out reserved")
+    if layout is not None and (axis := _divider_of_compiled(layout)):
+        rule = f"is modelled of whole layers where it is reserved that is asked for, and {axis} divides them"
+        _refuse("execution", setup.execution, f"{rule}: give eager, or leave out reserved")
+
+
+def can_reserve(layout: Layout | None, setup: Setup) -> bool:
+    """Whether `check_reserved` has nothing to say."""
+    try:
+        check_reserved(layout, setup)
+    except ArgumentError:
+        return False
+    return True
+
+
+def _divider_of_compiled(layout: Layout) -> str | None:
+    """The axis that divides layers, whose graphs then have collectives; None if there is none."""
+    return next((axis for axis in ("tp", "cp", "ep", "pp") if getattr(layout, axis) > 1), None)
 
 
 # --- The model -------------------------------------------------------------------------------------------------------

@@ -115,12 +115,12 @@ def passes_of_log(spec: ModelSpec, setup: Setup, layout: Layout | None, *, place
 
 
 def with_note_of_left_out(
-    memory: StepMemory | None, classes: tuple[RankAnalysis, ...] | None
+    memory: StepMemory | None, classes: tuple[RankAnalysis, ...] | None, note: str = TAKES_LONG_NOTE
 ) -> tuple[StepMemory | None, tuple[RankAnalysis, ...] | None]:
-    """Both with a note that what is reserved is left out because it takes long; with `classes`, only those."""
+    """Both with a note why what is reserved is left out, because it takes long; with `classes`, only those."""
 
     def noted(each: StepMemory) -> StepMemory:
-        return structs.replace(each, notes=(*each.notes, TAKES_LONG_NOTE))
+        return structs.replace(each, notes=(*each.notes, note))
 
     if classes:
         return memory, tuple(structs.replace(each, memory=noted(each.memory)) for each in classes)

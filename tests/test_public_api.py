@@ -18,10 +18,12 @@ from torch_models import UserError, build, build_mtp, load_checkpoint, read_spec
 def test_what_is_promised_is_public() -> None:
     assert set(counting.__all__) == {
         "Analysis",
+        "Cluster",
         "DisagreementError",
         "Layout",
         "RunPlan",
         "Setup",
+        "StepTime",
         "UserError",
         "analyze",
         "compare",
@@ -34,6 +36,7 @@ def test_what_is_promised_is_public() -> None:
         "measure_memory",
         "plan_budget",
         "plan_run",
+        "read_cluster",
         "read_gpus",
     }
     assert set(torch_models.__all__) >= {"build", "build_mtp", "load_checkpoint", "read_spec", "set_recompute"}

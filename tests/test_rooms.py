@@ -51,7 +51,7 @@ ROOMS = {
         " torch_models.builder torch_models.checkpoints"
     ),
     # What one step is run with, and what every witness says of it.
-    "counting.notes counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
+    "counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
         "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.megatron_rules counting.pipeline_rules counting.layout": (
@@ -64,7 +64,8 @@ ROOMS = {
     ),
     # What a step does, and how long that takes on a cluster.
     "counting.work": "counting.ranks",
-    "counting.cost.rates counting.cost.hardware counting.cost.cluster counting.cost.step_time": (
+    "counting.cost.rates counting.cost.hardware counting.cost.rates_of_gpu counting.cost.cluster"
+    " counting.cost.step_time": (
         "counting.ranks counting.setup counting.step counting.work torch_models.errors torch_models.fields"
         " torch_models.layout"
     ),
@@ -89,7 +90,7 @@ ROOMS = {
     "counting.reconcile": "counting.counts",
     "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
         "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
-        " counting.layout counting.measurements counting.notes counting.ranks counting.recipes counting.reconcile"
+        " counting.layout counting.measurements counting.ranks counting.recipes counting.reconcile"
         " counting.setup counting.step counting.via_transformers counting.work torch_models.errors torch_models.fields"
         " torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
     ),
@@ -102,19 +103,25 @@ ROOMS = {
         "counting.analysis counting.cost counting.formulas.kv_cache counting.setup counting.step torch_models.errors"
         " torch_models.fields torch_models.layout torch_models.spec"
     ),
+    # A user's own measurements: of steps, beside what the analysis says of them; and of the machine, which needs torch.
+    "counting.calibration.machine": "counting.calibration.found torch_models.errors",
+    "counting.calibration": (
+        "counting.analysis counting.cost counting.setup counting.step torch_models.errors torch_models.layout"
+        " torch_models.spec"
+    ),
     "counting": (
-        "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup torch_models.errors"
-        " torch_models.layout"
+        "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup counting.step"
+        " torch_models.errors torch_models.layout"
     ),
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
-        "counting.analysis counting.cost counting.counts counting.ranks counting.step counting.published"
-        " counting.recipes counting.reconcile counting.setup torch_models.layout"
+        "counting.analysis counting.calibration counting.cost counting.counts counting.ranks counting.step"
+        " counting.published counting.recipes counting.reconcile counting.setup torch_models.layout"
     ),
     "counting.command": (
-        "counting.analysis counting.reserved counting.cost counting.layout counting.published counting.recipes"
-        " counting.reconcile counting.report counting.setup counting.step torch_models.errors torch_models.fields"
-        " torch_models.layout torch_models.spec"
+        "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"
+        " counting.published counting.recipes counting.reconcile counting.report counting.setup counting.step"
+        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }
@@ -124,7 +131,7 @@ LIBRARIES = {
     "torch": (
         "torch_models.first_values torch_models.modules torch_models.builder torch_models.training"
         " torch_models.checkpoints torch_models.parallel"
-        " counting.measurements counting.via_transformers"
+        " counting.calibration.machine counting.measurements counting.via_transformers"
     ),
     "fvcore": "counting.measurements",
     "safetensors": "torch_models.checkpoints",

@@ -18,6 +18,7 @@ LARGEST_TOKENS = 10**18
 LARGEST_GPUS = 10**8
 LARGEST_HOURS = 10**15
 LARGEST_SPEED = 10**9
+LARGEST_WATTS = 10**6
 _AMOUNT = re.compile(
     r"([0-9]{1,20}|[0-9]{1,3}(?:,[0-9]{3}){1,6})(?:\.([0-9]{1,20}))?(?:[eE]\+?([0-9]{1,2}))?([KMBTkmbt]?)"
 )
@@ -60,6 +61,14 @@ def parse_speed(text: str, flag: str = "--tokens_per_second_per_gpu") -> float:
         rule = f"must be a number of tokens per second above 0, at most {LARGEST_SPEED:.0e}, as 11000"
         raise ArgumentError(flag, text, rule)
     return float(speed)
+
+
+def parse_watts(text: str, flag: str = "--power_watts") -> float:
+    """Watts above zero, from "500"."""
+    watts = _amount(text)
+    if watts is None or not 0 < watts <= LARGEST_WATTS:
+        raise ArgumentError(flag, text, f"must be a number of watts above 0, at most {LARGEST_WATTS:.0e}, as 500")
+    return float(watts)
 
 
 def parse_dollars(text: str, flag: str = "--training_budget") -> float:

@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from counting.command.amounts import (
     parse_dollars,
     parse_gpus,
@@ -18,9 +20,12 @@ from counting.command.amounts import (
     parse_recompute,
     parse_speed,
     parse_tokens,
+    parse_watts,
     parse_whole_number,
 )
+from counting.command.checks import NAME_GPUS, times_a_step
 from counting.cost.budget import BudgetPlan, plan_budget
+from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import Gpu, read_gpus
 from counting.cost.run import RunPlan
 from counting.setup import MOST_BATCH_TOKENS, Setup
@@ -67,17 +72,22 @@ def asks_for_reserved(options: argparse.Namespace) -> bool:
         return True
     if options.execution == "compiled":
         return True
-    named = options.gpus is not None or options.gpu_file is not None
+    named = any(getattr(options, flag) is not None for flag in NAME_GPUS)
     return named and options.tokens is None and options.training_budget is None
 
 
-def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu]) -> Layout | None:
-    """How the step is spread over ranks; None without --layout. Ranks of a node by default from the first of `gpus`."""
+def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu], cluster: Cluster | None) -> Layout | None:
+    """How the step is spread over ranks; None without --layout.
+
+    Ranks of a node are by default those of the cluster, else of the first of `gpus`.
+    """
     if options.layout is None:
         return None
     from counting.command.layouts import parse_layout, parse_stage_layers  # few commands need them
 
     per_node = gpus[0].devices_per_node if gpus else None
+    if cluster is not None:
+        per_node = cluster.node_size
     if options.gpus_per_node is not None:
         per_node = parse_whole_number(options.gpus_per_node, "--gpus_per_node")
     return Layout(
@@ -102,8 +112,35 @@ def ignored_fields_of(options: argparse.Namespace) -> tuple[str, ...]:
     return names
 
 
-def own_gpus(options: argparse.Namespace) -> tuple[Gpu, ...]:
-    """The GPUs in the file of --gpu_file; empty without that flag."""
+def cluster_of(options: argparse.Namespace) -> Cluster | None:
+    """The cluster in the file of --cluster, with the power limit of --power_watts; None without the former."""
+    if options.cluster is None:
+        return None
+    cluster = read_cluster(options.cluster)
+    watts = _power_of(options)
+    return cluster if watts is None else structs.replace(cluster, power_watts=watts)
+
+
+def clusters_of(options: argparse.Namespace, gpus: Sequence[Gpu], cluster: Cluster | None) -> tuple[Cluster, ...]:
+    """The clusters on which a step is timed, one for each of `gpus`; empty where its time is not asked for."""
+    if not times_a_step(options):
+        return ()
+    node = _parsed(options.gpus_per_node, lambda text: parse_whole_number(text, "--gpus_per_node"))
+    if cluster is not None:
+        return (cluster if node is None else structs.replace(cluster, gpus_per_node=node),)
+    watts = _power_of(options)
+    clusters = (Cluster(gpu=gpu, gpus_per_node=node, power_watts=watts) for gpu in gpus)
+    return tuple(structs.replace(one, gpus_per_node=one.node_size) for one in clusters)
+
+
+def _power_of(options: argparse.Namespace) -> float | None:
+    return _parsed(options.power_watts, parse_watts)
+
+
+def own_gpus(options: argparse.Namespace, cluster: Cluster | None) -> tuple[Gpu, ...]:
+    """The GPUs in the file of --gpu_file, or that of --cluster; empty without these flags."""
+    if cluster is not None:
+        return (cluster.gpu,)
     return () if options.gpu_file is None else read_gpus(options.gpu_file)
 
 
@@ -112,20 +149,19 @@ def chosen_gpus(options: argparse.Namespace, own: Sequence[Gpu]) -> tuple[Gpu, .
     return tuple(own) if options.gpus is None else parse_gpus(options.gpus, own=own)
 
 
-def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu], layout: Layout | None) -> RunPlan | None:
-    """The run that each model is planned for, on all ranks of a layout; None without --tokens."""
+def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu]) -> RunPlan | None:
+    """The run that each model is planned for; None without --tokens."""
     if options.tokens is None:
         return None
     gpus, mfu = chosen_gpus(options, own), _parsed(options.mfu, parse_mfu)
     if options.compare and len(gpus) != 1:
         names = ", ".join(gpu.name for gpu in gpus)
         raise UserError(f"--compare needs one GPU, but there are {len(gpus)}: {names}")
-    of_axes = None if layout is None else (layout.dp or 1) * layout.shards * layout.tp * layout.pp
     return RunPlan(
         tokens=parse_tokens(options.tokens),
         gpus=gpus,
         **_given(
-            num_gpus=_parsed(options.num_gpus, parse_num_gpus) or of_axes,
+            num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             mfus=None if mfu is None else (mfu,),
             gpu_hours=_parsed(options.gpu_hours, parse_hours),
             tokens_per_second_per_gpu=_parsed(options.tokens_per_second_per_gpu, parse_speed),

@@ -1,6 +1,7 @@
 """Checks of combinations of flags: required flags and contradictions. The values of flags are not checked."""
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 from torch_models.errors import UserError
@@ -26,9 +27,12 @@ NEEDS = {
     "proof": ("model_config",),
     "gpus": ("model_config", "training_budget"),
     "gpu_file": ("model_config", "training_budget"),
+    "cluster": ("model_config",),
+    "power_watts": ("model_config",),
+    "trace": ("model_config",),
     "mfu": ("training_budget", "tokens"),
     "gpu_prices": ("training_budget", "tokens"),
-    "price": ("gpus", "gpu_file"),
+    "price": ("gpus", "gpu_file", "cluster"),
     "num_gpus": ("training_budget", "tokens", "layout"),
     "layout": ("model_config",),
     "gpus_per_node": ("layout",),
@@ -43,7 +47,7 @@ NEEDS = {
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
-    "force": ("design", "trace_memory"),
+    "force": ("design", "trace", "trace_memory"),
 }
 
 # At most one flag of each row can be given, because they set the same quantity.
@@ -57,6 +61,15 @@ WITHOUT_LAYOUT = {
     "claim": "the claim is worked out from one device's step",
 }
 
+# What --cluster does not go with -> the reason.
+WITHOUT_CLUSTER = {
+    "gpus": "the file names its GPU",
+    "gpu_file": "the file has its GPU",
+    "training_budget": "a budget takes its utilisation from --mfu",
+    "compare": "models are compared by one device's step",
+}
+
+NAME_GPUS = ("gpus", "gpu_file", "cluster")
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
 
@@ -77,7 +90,7 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError(
             "nothing to do: give --model_config or --training_budget, --published or --claim, or --help for all flags"
         )
-    if "tokens" in given and not given & {"gpus", "gpu_file"}:
+    if "tokens" in given and not given & set(NAME_GPUS):
         raise UserError("--tokens needs --gpus: name the GPUs to train on, as --gpus H100")
     for measured in ("gpu_hours", "tokens_per_second_per_gpu"):
         if {"mfu", measured} <= given:
@@ -90,15 +103,52 @@ def check_flags(options: argparse.Namespace) -> None:
         for flag, reason in WITHOUT_LAYOUT.items():
             if flag in given:
                 raise UserError(f"--layout does not go with --{flag}: {reason}")
+    _check_time(options, given)
     if options.reserved == "off":
         for flag in ("execution", "expandable_segments", "trace_memory"):
-            if flag in given:
+            if flag in given and not (flag == "execution" and times_a_step(options)):
                 raise UserError(f"--{flag} is of what the allocator reserves: leave out --reserved off")
-    if "trace_memory" in given and len(options.model_config) > 1:
-        raise UserError("--trace_memory writes one file: give --model_config with one config")
+    for flag in ("trace_memory", "trace"):
+        if flag in given and len(options.model_config) > 1:
+            raise UserError(f"--{flag} writes one file: give --model_config with one config")
     if "compare" in given:
         if len(options.model_config) < 2:
             raise UserError("--compare needs two models or more: give --model_config with several configs")
         for measured in ("gpu_hours", "tokens_per_second_per_gpu"):
             if measured in given:
                 raise UserError(f"--compare takes no --{measured}, which belongs to one model's run: give --mfu")
+
+
+def _check_time(options: argparse.Namespace, given: Collection[str]) -> None:
+    """Raises UserError for flags of the time of a step that lack what it needs, or contradict others."""
+    for flag, reason in WITHOUT_CLUSTER.items():
+        if {"cluster", flag} <= set(given):
+            raise UserError(f"--cluster does not go with --{flag}: {reason}")
+    if "tokens" in given and "cluster" in given and "layout" not in given:
+        raise UserError("--cluster with --tokens needs --layout, which says how each step is spread")
+    for flag in ("power_watts", "trace"):
+        if flag in given and not set(given) & set(NAME_GPUS):
+            raise UserError(f"--{flag} needs --gpus or --cluster: name the GPUs, as --gpus H100")
+        if flag in given and not times_a_step(options):
+            raise UserError(f"--{flag} is of the time of a step, which a {_other_question(options)} does not ask for")
+    if "trace" in given and options.framework == "megatron":
+        raise UserError(
+            "--trace is of a step that is run, and --framework megatron is by formula: leave out one of them"
+        )
+
+
+def times_a_step(options: argparse.Namespace) -> bool:
+    """Whether it is worked out how long a step takes: where GPUs are named, and the step is the question.
+
+    A budget names GPUs too, and a run without a layout does not say how its steps are spread.
+    """
+    named = any(getattr(options, flag) is not None for flag in NAME_GPUS)
+    if not named or not options.model_config or options.training_budget is not None or options.compare:
+        return False
+    return options.tokens is None or options.layout is not None
+
+
+def _other_question(options: argparse.Namespace) -> str:
+    if options.training_budget is not None:
+        return "budget"
+    return "comparison" if options.compare else "run without --layout"

@@ -18,7 +18,7 @@ from torch_models.layout import DEFAULT_SCHEDULE, Framework, Grouping, Schedule
 from torch_models.spec import Kernels, Recompute
 
 VERSION = "0.1.0"
-PUBLISHED = ("bills", "memory")  # the kinds for --published; the first is the default
+PUBLISHED = ("bills", "memory", "throughput")  # the kinds for --published; the first is the default
 # An argument of the library -> the flag that sets it.
 FLAGS = {
     "sequence_length": "--seq_len",
@@ -62,6 +62,8 @@ FLAGS = {
     "gpus_per_node": "--gpus_per_node",
     "reserved": "--reserved",
     "expert_imbalance": "--expert_imbalance",
+    "power_watts": "--power_watts",
+    "cluster": "--cluster",
 }
 SEE_HELP = "; --help lists the flags"
 
@@ -73,7 +75,8 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = flags_parser()
     if arguments and not arguments[0].startswith("-"):
-        raise UserError(f"{show_name(arguments[0])}: is not a command; begin with a flag, as --model_config llama_7b")
+        rule = "is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b"
+        raise UserError(f"{show_name(arguments[0])}: {rule}")
     options = _parse(parser, arguments)
     if options.plan is None:
         options.from_plan = frozenset()
@@ -132,7 +135,8 @@ def flags_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="What training a model costs; each number is measured and compared with a\n"
         "formula. One command for each job:\n\n"
-        f"{job_examples()}\n\nA flag may have hyphens for its underscores.",
+        f"{job_examples()}\n\nA flag may have hyphens for its underscores.\n"
+        "calibrate --help: from measured steps, or this machine, to a file for --cluster.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")
@@ -192,7 +196,7 @@ def flags_parser() -> argparse.ArgumentParser:
     step.add_argument(
         "--execution",
         choices=get_args(Execution),
-        help="how layers run: op by op (eager, default), or each compiled, an estimate of what is reserved alone",
+        help="how layers run: op by op (eager, default), or each compiled, an estimate of what is reserved and of time",
     )
     step.add_argument(
         "--expandable_segments", action="store_true", help="as PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
@@ -228,11 +232,18 @@ def flags_parser() -> argparse.ArgumentParser:
         help="rows of the busiest rank's experts to the mean; default 1, balanced",
     )
 
-    machines = parser.add_argument_group("machines: on which GPUs a step fits, and what a run or a budget costs")
+    machines = parser.add_argument_group("machines: where a step fits, how long it takes, what a run or a budget costs")
     machines.add_argument("--gpus", metavar="GPUS", help=f"as H100,B200; default for a budget {','.join(DEFAULT_GPUS)}")
     machines.add_argument(
         "--gpu_file", metavar="FILE", help="GPUs of your own, a JSON file of entries as in configs/gpus.json"
     )
+    machines.add_argument(
+        "--cluster", metavar="FILE", help="instead of --gpus: a GPU with its links, rates and measured steps, as JSON"
+    )
+    machines.add_argument(
+        "--power_watts", metavar="WATTS", help="power limit of each GPU, below the board's, for the time of a step"
+    )
+    machines.add_argument("--trace", metavar="FILE", help="write a step over time, for the viewer at ui.perfetto.dev")
     machines.add_argument("--num_gpus", metavar="GPUS", help="number of GPUs, for days, tokens per second and --layout")
     machines.add_argument("--gpu_prices", metavar="PRICES", help="dollars per hour, as H100=2.10,L4=0.70")
     machines.add_argument("--price", metavar="USD", help="dollars per hour of every GPU that --gpus names")
@@ -240,7 +251,8 @@ def flags_parser() -> argparse.ArgumentParser:
     machines.add_argument(
         "--mfu",
         metavar="SHARE",
-        help=f"model FLOPs utilisation, at most 1; default {DEFAULT_MFU} for a budget, {mfu_range} for a run",
+        help=f"model FLOPs utilisation, at most 1; default {DEFAULT_MFU} for a budget; for a run predicted with "
+        f"--layout, else {mfu_range}",
     )
 
     run = parser.add_argument_group("a run")
@@ -267,5 +279,5 @@ def flags_parser() -> argparse.ArgumentParser:
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training, as 5M or 200k")
     budget.add_argument("--scaling_law", metavar="LAW", help=f"default {DEFAULT_LAW.name}")
     budget.add_argument("--design", metavar="FILE", help="design a model for the budget and write its config to FILE")
-    budget.add_argument("--force", action="store_true", help="let --design and --trace_memory replace FILE")
+    budget.add_argument("--force", action="store_true", help="let --design, --trace and --trace_memory replace FILE")
     return parser

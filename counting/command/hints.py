@@ -17,6 +17,7 @@ class Hint(NamedTuple):
     alone: bool = False  # print the rule without "flag = value:", because no flag has that value
 
 
+GIVEN_OF_A_LINK = "gb_per_s, of one GPU in one direction"
 HINTS = (
     Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
     Hint(None, r"name it in ignore_fields$", "name it in --ignore_fields"),
@@ -28,6 +29,16 @@ HINTS = (
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tp", r"set sequence_parallel to false$", "say sp=off"),
+    *(
+        Hint(
+            link,
+            rf"of the links of (.+) there is unknown: give {GIVEN_OF_A_LINK}$",
+            rf'of the links of \1 there is unknown: give it in a --cluster file, as {{"gpu": "\1", "{link}": '
+            rf'{{"gb_per_s": {speed}}}}}, of one GPU in one direction',
+        )
+        for link, speed in (("node_link", 450), ("network_link", 50))
+    ),
+    Hint("execution", r"ask for one of them, or give eager$", "give --reserved on or --gpus too, or eager"),
     Hint("prices_usd_per_hour", r"^no price is known for (.+):.*", r"\g<0>, as --gpu_prices \1=2.50", alone=True),
 )
 

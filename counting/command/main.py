@@ -13,23 +13,28 @@ from counting.command.arguments import (
     asks_for_reserved,
     budget_of,
     chosen_gpus,
+    cluster_of,
+    clusters_of,
     ignored_fields_of,
     layout_of,
     own_gpus,
     run_plan_of,
     setup_of,
 )
-from counting.command.checks import given_flags
+from counting.command.checks import given_flags, times_a_step
 from counting.command.flags import PUBLISHED, read_flags
 from counting.command.hints import error_line
 from counting.command.lengths import common_length, comparison_notes, length_warnings, with_length_from
 from counting.command.output_file import refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
+from counting.cost.cluster import Cluster
 from counting.cost.hardware import Gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.reconcile import DisagreementError
 from counting.setup import Setup, resolve
+from counting.step.memory import DIVIDED_NOTE
+from counting.step.time import NO_TIME
 from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import ForeignConfig, read_models
 from torch_models.layout import Layout
@@ -42,9 +47,11 @@ if TYPE_CHECKING:
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
+    from counting.published.throughput import Throughput
     from counting.report import Results
     from counting.step.fit import Fit
 
+CALIBRATE = "calibrate"  # the sub-command
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
 EXIT_INTERRUPTED = 130
@@ -53,8 +60,12 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, 2 for an error of the user, 3 if two witnesses differ."""
     options = argparse.Namespace(plan=None, from_plan=())
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = read_flags(sys.argv[1:] if arguments is None else arguments)
+        if arguments and arguments[0] == CALIBRATE:
+            _calibrate(arguments[1:])
+            return 0
+        options = read_flags(arguments)
         _run(options)
     except UserError as error:
         print(error_line(error, options.plan, options.from_plan), file=sys.stderr)
@@ -86,17 +97,22 @@ def _run(options: argparse.Namespace) -> None:
 
 def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     """All requested results. Every flag is parsed before the first model is measured."""
-    own = own_gpus(options)
+    cluster = cluster_of(options)
+    own = own_gpus(options, cluster)
     gpus = chosen_gpus(options, own)
-    layout = layout_of(options, gpus)
-    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own, layout), setup_of(options)
+    layout, clusters = layout_of(options, gpus, cluster), clusters_of(options, gpus, cluster)
+    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
     if options.published not in (None, *PUBLISHED):
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.design is not None:
         refuse_unwritable(options.design, overwrite=options.force)
-    if options.trace_memory is not None:
-        refuse_unwritable(options.trace_memory, overwrite=options.force)
-    analyses = list(_analyses(options, setup, layout, gpus, progress))
+    if options.trace is not None and len(clusters) != 1:
+        names = ", ".join(one.gpu.name for one in clusters)
+        raise UserError(f"--trace writes one file: name one GPU, not {len(clusters)}: {names}")
+    for path in (options.trace, options.trace_memory):
+        if path is not None:
+            refuse_unwritable(path, overwrite=options.force)
+    analyses = list(_analyses(options, setup, layout, gpus, clusters, progress))
     from counting.report import Results
 
     return Results(
@@ -108,6 +124,7 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         design=_designed(budget, options.design, progress) if budget and options.design is not None else None,
         published=_published(progress) if options.published == PUBLISHED[0] else None,
         published_memory=_published_memory(progress) if options.published == PUBLISHED[1] else None,
+        published_throughput=_published_throughput(progress) if options.published == PUBLISHED[2] else None,
         claim=_claim(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
@@ -116,9 +133,17 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
 
 
 def _analyses(
-    options: argparse.Namespace, setup: Setup, layout: Layout | None, gpus: Sequence[Gpu], progress: Progress
+    options: argparse.Namespace,
+    setup: Setup,
+    layout: Layout | None,
+    gpus: Sequence[Gpu],
+    clusters: Sequence[Cluster],
+    progress: Progress,
 ) -> Iterator[Analysis]:
-    """The analysis of each model, with its fit on `gpus`; compared models get a common sequence length."""
+    """The analysis of each model, with its fit on `gpus` and its step on `clusters`.
+
+    Compared models get a common sequence length.
+    """
     models = read_models(options.model_config, text_only=options.text_only, ignore_fields=ignored_fields_of(options))
     for config, model in zip(options.model_config, models, strict=True):
         _check_step_flags(config, model, options)
@@ -130,11 +155,15 @@ def _analyses(
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
         reserved = _asks_for_reserved(options, model, setup, layout)
-        analysis = analyze(model, setup, layout=layout, reserved=reserved)
+        timed, reasons = _to_time(options, model, setup, layout, clusters)
+        analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None)
+        analysis = msgspec.structs.replace(analysis, notes=(*analysis.notes, *reasons))
         if not reserved and asks_for_reserved(options):
             analysis = _without_reserved(analysis)
         if options.trace_memory is not None and isinstance(model, ModelSpec):
-            write_whole(options.trace_memory, _trace(model, analysis), overwrite=options.force)
+            write_whole(options.trace_memory, _memory_trace(model, analysis), overwrite=options.force)
+        if options.trace is not None and isinstance(model, ModelSpec):
+            write_whole(options.trace, _step_trace(model, analysis, timed[0]), overwrite=options.force)
         if source is not None:
             analysis = with_length_from(analysis, source)
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
@@ -152,7 +181,7 @@ def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: ar
 def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
     flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients", "layout"]
-    flags += ["reserved", "execution", "expandable_segments", "trace_memory"]
+    flags += ["reserved", "execution", "expandable_segments", "trace_memory", "cluster", "power_watts", "trace"]
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     return [flag for flag in flags if getattr(options, flag) not in (None, False)]
@@ -161,11 +190,48 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
 # --- Modules that few commands need are imported on demand -----------------------------------------------------
 
 
-def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:
-    from counting.layout import data_ranks_of, resolve_layout
+def _calibrate(arguments: Sequence[str]) -> None:
+    from counting.command.calibrate.command import calibrate_command
 
-    setup = resolve(setup, model, data_ranks=data_ranks_of(layout))
-    return setup, resolve_layout(layout, model, setup)
+    calibrate_command(arguments)
+
+
+def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:
+    from counting.layout import resolve_step
+
+    return resolve_step(layout, model, setup)
+
+
+def _to_time(
+    options: argparse.Namespace,
+    model: ModelSpec | ForeignConfig,
+    setup: Setup,
+    layout: Layout | None,
+    clusters: Sequence[Cluster],
+) -> tuple[tuple[Cluster, ...], tuple[str, ...]]:
+    """The clusters on which the model's step is timed, and of the others a note why not.
+
+    GPUs are named for other reasons too, so one whose speed is not known is no error, unless its time is asked for.
+    """
+    if not isinstance(model, ModelSpec) or not clusters:
+        return (), ()
+    from counting.cost.step_time import check_cluster
+
+    of_step = None if layout is None else _resolved(layout, model, setup)[1]
+    asked = any(getattr(options, flag) is not None for flag in ("cluster", "power_watts", "trace"))
+    timed, reasons = [], []
+    for cluster in clusters:
+        try:
+            check_cluster(cluster, of_step)
+        except UserError as error:
+            if asked:
+                raise
+            name = cluster.gpu.name
+            reason = error.rule if isinstance(error, ArgumentError) else str(error).removeprefix(f"{name}: ")
+            reasons.append(f"{NO_TIME}{name}: {reason}.")
+        else:
+            timed.append(cluster)
+    return tuple(timed), tuple(reasons)
 
 
 def _asks_for_reserved(
@@ -177,19 +243,25 @@ def _asks_for_reserved(
         raise ArgumentError("reserved", True, "is not estimated with framework megatron, by formula: leave it out")
     if not asks_for_reserved(options) or options.reserved is not None or not isinstance(model, ModelSpec):
         return asks_for_reserved(options)
-    if options.expandable_segments or options.trace_memory is not None or setup.execution == "compiled":
+    of_time = setup.execution == "compiled" and times_a_step(options)  # and what is reserved need not be the question
+    if options.expandable_segments or options.trace_memory is not None:
         return True
+    if setup.execution == "compiled" and not of_time:
+        return True
+    from counting.layout import can_reserve
     from counting.reserved import takes_long
 
-    of_step = (resolve(setup, model), None) if layout is None else _resolved(layout, model, setup)
-    return not takes_long(model, *of_step)
+    setup, resolved = (resolve(setup, model), None) if layout is None else _resolved(layout, model, setup)
+    return not takes_long(model, setup, resolved) and (not of_time or can_reserve(resolved, setup))
 
 
 def _without_reserved(analysis: Analysis) -> Analysis:
-    """`analysis` with a note that what is reserved would take long."""
+    """`analysis` with a note why what is reserved is left out."""
+    from counting.layout import can_reserve
     from counting.reserved import with_note_of_left_out
 
-    memory, classes = with_note_of_left_out(analysis.memory, analysis.rank_classes)
+    notes = {} if can_reserve(analysis.layout, analysis.setup) else {"note": DIVIDED_NOTE}
+    memory, classes = with_note_of_left_out(analysis.memory, analysis.rank_classes, **notes)
     return msgspec.structs.replace(analysis, memory=memory, rank_classes=classes)
 
 
@@ -199,10 +271,16 @@ def _fits(analysis: Analysis, gpus: Sequence[Gpu]) -> "tuple[Fit, ...]":
     return fits_on(analysis, gpus)
 
 
-def _trace(model: ModelSpec, analysis: Analysis) -> bytes:
+def _memory_trace(model: ModelSpec, analysis: Analysis) -> bytes:
     from counting.reserved import memory_trace
 
     return memory_trace(model, analysis.setup, analysis.layout, analysis.rank_classes)
+
+
+def _step_trace(model: ModelSpec, analysis: Analysis, cluster: Cluster) -> bytes:
+    from counting.timing import trace_of_step
+
+    return trace_of_step(model, analysis.setup, analysis.layout, cluster)
 
 
 def _compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":
@@ -242,6 +320,16 @@ def _published_memory(progress: Progress) -> "tuple[ExaminedMemory, ...]":
         progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
         examined.append(examine_memory(row))
     return tuple(examined)
+
+
+def _published_throughput(progress: Progress) -> "Throughput":
+    from counting.published.throughput import examine_throughput, load_published_throughput, summed_up
+
+    rows, examined = load_published_throughput().rows, []
+    for number, row in enumerate(rows, start=1):
+        progress.show(f"running {row.name} ({number} of {len(rows)}) ...")
+        examined.append(examine_throughput(row))
+    return summed_up(examined)
 
 
 def _claim(progress: Progress) -> "Claim":

@@ -19,7 +19,7 @@ from typing import Literal
 
 from counting.analysis import Analysis
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
-from counting.counts import AttentionCore, model_flops
+from counting.counts import AttentionCore, model_flops_per_token
 
 Convention = Literal["6N", "6N_full_attention", "6N_causal_attention", "own"]
 FEWEST_FLOPS: Convention = "6N_causal_attention"  # counts what a causal kernel computes, and the norms' few weights
@@ -65,4 +65,4 @@ def multiplied_parameters(analysis: Analysis) -> int:
 
 def _per_token(analysis: Analysis, forward_flops: int) -> Fraction:
     """Training FLOPs per token, from the FLOPs of a forward pass over one micro-batch."""
-    return Fraction(model_flops(forward_flops), analysis.setup.tokens)
+    return model_flops_per_token(forward_flops, analysis.setup.tokens)

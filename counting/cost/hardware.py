@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from counting.cost.rates import GpuRates
+from counting.cost.rates import GpuRates, check_rates
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.fields.bundled import bundled_data
 
@@ -92,6 +92,18 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         if self.capacity_bytes > MOST_OF_THE_BOARD * self.memory_gb * 2**30:
             rule = f"is more than memory_gb ({self.memory_gb:g}) on {self.devices} device{'s' * (self.devices > 1)}"
             raise ConfigError("driver_memory_bytes", self.driver_memory_bytes, rule)
+        if self.rates is not None:
+            self._check_rates(self.rates)
+
+    def _check_rates(self, rates: GpuRates) -> None:
+        """Raises ConfigError if products are said to be faster than the peak."""
+        peaks = (("bf16", rates.bf16, self.peak_dense_tflop_per_s), ("fp8", rates.fp8, self.peak_dense_fp8_tflop_per_s))
+        for name, products, peak in peaks:
+            if products is not None and peak is None:
+                raise ConfigError(f"rates.{name}", "given", f"needs peak_dense_{name}_tflop_per_s, which is not given")
+            if products is not None and peak is not None and products.best_tflop_per_s > peak:
+                rule = f"must be at most the dense peak ({peak:g})"
+                raise ConfigError(f"rates.{name}.best_tflop_per_s", products.best_tflop_per_s, rule)
 
     def fuses_grouped_queries(self, dtype: str) -> bool:
         """Whether PyTorch has a fused attention kernel for it, in `dtype`, whose query heads share key and value heads.
@@ -151,7 +163,10 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
     of range, and if a name occurs twice in the file or also in the catalogue.
     """
     shown = show_name(os.fspath(path))
-    entries = _entries(path, shown)
+    entries = read_json_file(path, shown, "a file of GPUs")
+    if not isinstance(entries, list) or not entries:
+        rule = "must be a JSON list of entries as in configs/gpus.json"
+        raise UserError(f"{shown}: {rule}, but is {show_value(entries)}")
     gpus: list[Gpu] = []
     known = {gpu.name.lower(): "in the catalogue" for gpu in load_gpus()}
     for number, fields in enumerate(entries, 1):
@@ -160,7 +175,7 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
         if not isinstance(fields, dict):
             raise UserError(f"{where}: must be a JSON object of a GPU's fields, but is {show_value(fields)}")
         try:
-            gpu = _entry(fields)
+            gpu = gpu_entry(fields)
         except ConfigError as error:
             raise error.in_file(where) from None
         if taken := known.get(gpu.name.lower()):
@@ -170,27 +185,23 @@ def read_gpus(path: str | os.PathLike[str]) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
-def _entries(path: str | os.PathLike[str], shown: str) -> list[Any]:
-    """The entries of the JSON list in the file; at least one."""
+def read_json_file(path: str | os.PathLike[str], shown: str, what: str) -> Any:
+    """The value in a file of JSON; `shown` is its name in errors, and `what` says what file it is."""
     try:
         if not Path(path).is_file():
             raise UserError(f"{shown}: {'must be a file of JSON' if Path(path).exists() else 'no such file'}")
         with Path(path).open("rb") as file:
             content = file.read(MAX_GPU_FILE_BYTES + 1)
         if len(content) > MAX_GPU_FILE_BYTES:
-            raise UserError(f"{shown}: a file of GPUs has at most {MAX_GPU_FILE_BYTES} bytes")
-        entries = msgspec.json.decode(content)
+            raise UserError(f"{shown}: {what} has at most {MAX_GPU_FILE_BYTES} bytes")
+        return msgspec.json.decode(content)
     except OSError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{shown}: not valid JSON: {error}") from None
-    if not isinstance(entries, list) or not entries:
-        rule = "must be a JSON list of entries as in configs/gpus.json"
-        raise UserError(f"{shown}: {rule}, but is {show_value(entries)}")
-    return entries
 
 
-def _entry(fields: dict[str, Any]) -> Gpu:
+def gpu_entry(fields: dict[str, Any]) -> Gpu:
     """One entry as a `Gpu`; raises ConfigError with field, value and rule."""
     from torch_models.fields.conversion import convert  # slow, and a budget does not need it
 
@@ -200,6 +211,9 @@ def _entry(fields: dict[str, Any]) -> Gpu:
             convert(sources, GpuSources)
         except ConfigError as error:
             raise ConfigError(f"sources.{error.field}", error.value, error.rule) from None
+    rates = fields.get("rates")
+    if isinstance(rates, dict):
+        check_rates(rates)
     gpu = convert(fields, Gpu)
     if gpu.name != gpu.name.strip() or not gpu.name or not gpu.name.isprintable() or {",", "="} & set(gpu.name):
         raise ConfigError("name", gpu.name, "must be a name on one line, without commas, equals signs or outer spaces")

@@ -2,7 +2,8 @@
 
     training FLOPs = FLOPs per token x tokens,    GPU-hours = training FLOPs / (3600 s x peak FLOP/s x MFU)
 
-In the other direction, published hours or the speed of a running job give the MFU that they imply. The model FLOPs
+The MFU is given, predicted by how long a step takes (`Analysis.step_time`) if it is spread by a layout, or assumed. In
+the other direction, published hours or the speed of a running job give the MFU that they imply. The model FLOPs
 utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1) is relative to the dense 16-bit peak, also for runs in
 FP8, as in papers. Energy is GPU-hours x the board's power limit: an upper bound for the boards alone, without hosts,
 network and cooling.
@@ -10,7 +11,7 @@ network and cooling.
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 from typing import Literal
 
 import msgspec
@@ -35,9 +36,10 @@ from counting.cost.conventions import (
 )
 from counting.cost.hardware import Gpu
 from counting.recipes import Precision, model_states
+from counting.step.time import StepTime
 from torch_models.errors import ArgumentError
 
-MFU_RANGE = (0.3, 0.4, 0.5)  # assumed if the plan has no utilisation, hours or speed
+MFU_RANGE = (0.3, 0.4, 0.5)  # assumed if the plan has no utilisation, hours or speed, and no step was timed
 
 MfuSource = Literal["given", "assumed", "predicted"]  # "given" also if it follows from hours or a speed
 
@@ -47,7 +49,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `gpus` contains names of catalogue entries or `Gpu` objects. Sequence length, batch, precision, optimiser and
     multi-token prediction are not part of the plan; they come from the `setup` of the analysis. Raises UserError for a
-    number out of range and for inputs that contradict each other.
+    number out of range and for inputs that contradict each other. If a step is spread by a layout, `num_gpus` is the
+    number of its ranks.
     """
 
     tokens: int
@@ -89,7 +92,11 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The run at one utilisation. `tokens_per_second` (of all GPUs) and `days` are None without `num_gpus`."""
+    """The run at one utilisation. `tokens_per_second` (of all GPUs) and `days` are None without `num_gpus`.
+
+    Predicted are three, in the order of the MFU: at the slow end of the band of a step's time, as predicted, and at its
+    fast end; one if the band has no width.
+    """
 
     mfu: float  # under the model's own count
     mfu_source: MfuSource
@@ -157,9 +164,12 @@ class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
 def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ...] = MFU_RANGE) -> TrainingRun:
     """The run of `plan` for the model of `analysis`; `assumed_mfus` apply if the plan has no MFU, hours or speed.
 
-    Raises UserError for no GPU, an unknown GPU, the same GPU twice, a missing or invalid price, a global batch of more
-    tokens than the run, and for hours or a speed that would require more than the GPU's peak.
+    Nor do they where the step of a layout was timed on that GPU, which predicts the MFU. Raises UserError for no GPU,
+    an unknown GPU, the same GPU twice, a missing or invalid price, a global batch of more tokens than the run, another
+    number of GPUs than the layout's, for hours or a speed that would require more than the GPU's peak, and for an MFU
+    above that of the bound of the step's time.
     """
+    plan = _with_ranks(plan, analysis)
     setup, sequence_length = analysis.setup, analysis.sequence_length
     batch = step_tokens_of_all_ranks(analysis)
     if batch is not None and batch > plan.tokens:
@@ -194,6 +204,17 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
     )
 
 
+def _with_ranks(plan: RunPlan, analysis: Analysis) -> RunPlan:
+    """`plan` on all ranks of the layout, if there is one."""
+    layout = analysis.layout
+    if layout is None:
+        return plan
+    if plan.num_gpus not in (None, layout.ranks):
+        rule = f"is not the number of ranks of the layout, {layout.ranks}: leave it out"
+        raise ArgumentError("num_gpus", plan.num_gpus, rule)
+    return msgspec.structs.replace(plan, num_gpus=layout.ranks)
+
+
 def step_tokens_of_all_ranks(analysis: Analysis) -> int | None:
     """Tokens of a step over all ranks of dp and fsdp; None on one device if a step is one sequence by default."""
     if analysis.layout is None:
@@ -220,11 +241,14 @@ def _on_gpu(
 ) -> GpuRun:
     implied: tuple[ImpliedMfu, ...] = ()
     source: MfuSource = "given"
-    speed = _tokens_per_gpu_second(plan)
+    speed, time = _tokens_per_gpu_second(plan), _time_on(gpu, analysis)
     if speed is None:
-        if plan.mfus is None:
-            source = "assumed"
-        mfus = [exactly(mfu) for mfu in plan.mfus or assumed_mfus]
+        chosen = plan.mfus
+        if chosen is None:
+            source, chosen = ("assumed", assumed_mfus) if time is None else ("predicted", time.mfus)
+        elif time is not None:
+            _refuse_above_bound(chosen, time)
+        mfus = [exactly(mfu) for mfu in chosen]
         hours = [gpu_hours(per_token["own"] * plan.tokens, gpu, mfu) for mfu in mfus]
     else:
         hours = [plan.tokens / speed / SECONDS_PER_HOUR]
@@ -243,6 +267,23 @@ def _on_gpu(
         outcomes=tuple(_outcome(gpu, price, plan, source, *pair) for pair in zip(mfus, hours, strict=True)),
         implied_mfu=implied,
     )
+
+
+def _time_on(gpu: Gpu, analysis: Analysis) -> StepTime | None:
+    """How long a step takes on these GPUs; None if it is on one device, or was not timed."""
+    if analysis.layout is None:
+        return None
+    return next((time for time in analysis.step_time or () if time.gpu == gpu.name), None)
+
+
+def _refuse_above_bound(mfus: Sequence[float], time: StepTime) -> None:
+    for mfu in mfus:
+        if mfu > time.bound_mfu:
+            rule = (
+                f"no run of this layout on {time.gpu} is above {floor(10**4 * time.bound_mfu) / 10**4:g}, the "
+                f"utilisation of the bound, {time.bound_seconds:.4g} s a step: give at most that"
+            )
+            raise ArgumentError("mfu", mfu, rule)
 
 
 def _tokens_per_gpu_second(plan: RunPlan) -> Fraction | None:

@@ -6,38 +6,21 @@ is run as the command would run it; every other row says why it is not. Nothing 
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
-from counting.analysis import Analysis, analyze
+from counting.analysis import Analysis
 from counting.cost.fits import worst_rank
-from counting.published.runs import Record
+from counting.published.rows import Record, RepeatedRow, analysis_or_reason, check_rows, read_records
 from counting.setup import Setup
 from counting.step.memory import StepMemory
-from torch_models.errors import UserError
-from torch_models.fields.bundled import bundled_data
 from torch_models.layout import Layout
 
 BYTES_PER_GIB = 2**30
 
 # Peaks over all ranks: of the bytes in blocks of the caching allocator, or of the bytes that it reserves.
 MemoryQuantity = Literal["allocated", "reserved"]
-
-
-class MemorySettings(Record, frozen=True, kw_only=True):
-    """What the run was run with: a config of this project, some of its fields replaced, and fields of two structs."""
-
-    config: str
-    config_fields: dict[str, Any] = msgspec.field(default_factory=dict)
-    setup: dict[str, Any]  # of `Setup`
-    layout: dict[str, Any] = msgspec.field(default_factory=dict)  # of `Layout`; empty on one device
-
-    def analyze(self) -> Analysis:
-        """Measure it. Raises `UserError` where this project refuses a setting."""
-        fields = msgspec.json.decode((bundled_data() / f"{self.config}_config.json").read_bytes())
-        layout = Layout(**self.layout) if self.layout else None
-        return analyze({**fields, **self.config_fields}, Setup(**self.setup), layout=layout, reserved=True)
 
 
 class StatedMemory(Record, frozen=True, kw_only=True):
@@ -47,15 +30,11 @@ class StatedMemory(Record, frozen=True, kw_only=True):
     gib: float
 
 
-class PublishedMemory(Record, frozen=True, kw_only=True):
-    """One run as published; `not_run` says why it cannot be compared, where there is no `run`."""
+class PublishedMemory(RepeatedRow, frozen=True, kw_only=True):
+    """One run as published."""
 
-    name: str
-    source: str
     gpu: str
     stated: tuple[StatedMemory, ...]
-    run: MemorySettings | None = None
-    not_run: str | None = None
     note: str | None = None
 
 
@@ -87,21 +66,14 @@ class ExaminedMemory(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def load_published_memory() -> tuple[PublishedMemory, ...]:
     """The rows of `configs/published_memory.json`, in file order; the file is read on the first call."""
-    text = (bundled_data() / "published_memory.json").read_bytes()
-    rows = msgspec.json.decode(text, type=tuple[PublishedMemory, ...])
-    assert len({row.name for row in rows}) == len(rows)
-    assert all((row.run is None) != (row.not_run is None) for row in rows)
+    rows = read_records("published_memory.json", tuple[PublishedMemory, ...])
+    check_rows(rows)
     return rows
 
 
 def examine_memory(row: PublishedMemory) -> ExaminedMemory:
     """The row with the figures that its settings give; a setting that is refused here is its `not_run`."""
-    analysis, not_run = None, row.not_run
-    if row.run is not None:
-        try:
-            analysis = row.run.analyze()
-        except UserError as error:
-            not_run = str(error)
+    analysis, not_run = analysis_or_reason(row, reserved=True)
     return ExaminedMemory(
         name=row.name,
         source=row.source,

@@ -19,8 +19,8 @@ from counting.cost.hardware import find_gpu
 from counting.cost.run import ImpliedMfu, implied_mfus
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from counting.formulas.kv_cache import kv_cache_bytes_per_token
+from counting.published.rows import Record, check_names, read_records
 from counting.setup import Setup
-from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec
 from torch_models.spec import ModelSpec
 
@@ -36,10 +36,6 @@ Quantity = Literal[
     "cost_usd",
     "kv_cache_kb_per_token",
 ]
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base class of the records in the file."""
 
 
 class OwnConfig(Record, frozen=True, kw_only=True, tag_field="type", tag="config"):
@@ -189,9 +185,8 @@ class ExaminedRun(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def load_published_runs() -> tuple[PublishedRun, ...]:
     """The runs of `configs/published_runs.json`, in file order; the file is read on the first call."""
-    text = (bundled_data() / "published_runs.json").read_bytes()
-    runs = msgspec.json.decode(text, type=tuple[PublishedRun, ...])
-    assert len({run.name for run in runs}) == len(runs)
+    runs = read_records("published_runs.json", tuple[PublishedRun, ...])
+    check_names(runs)
     return runs
 
 

@@ -5,6 +5,7 @@ from math import floor, log10
 NONE = "\N{EN DASH}"  # printed if there is no number
 COUNT_UNITS = ((12, "T"), (9, "B"), (6, "M"))  # for parameters, tokens, dollars, hours; all digits below a million
 FLOP_UNITS = ((12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP"), (3, "kFLOP"), (0, "FLOP"))
+TIME_UNITS = ((0, "s"), (-3, "ms"), (-6, "µs"))
 BYTE_UNITS = ((9, "GB"), (6, "MB"), (3, "KB"), (0, "bytes"))
 
 
@@ -76,6 +77,11 @@ def readable(value: float, units: tuple[tuple[int, str], ...] = COUNT_UNITS) -> 
         if rounded >= 10**power:
             return f"{three_digits(value / 10**power)} {unit}"
     return three_digits(value)
+
+
+def readable_seconds(seconds: float) -> str:
+    """18.23 -> 18.2 s, 0.01234 -> 12.3 ms."""
+    return readable(seconds, TIME_UNITS)
 
 
 def readable_dollars(amount: float) -> str:

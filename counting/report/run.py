@@ -61,7 +61,7 @@ def print_run(run: TrainingRun) -> None:
         for outcome in gpu.outcomes:
             table.add_row(
                 gpu.gpu,
-                _utilisation(outcome.mfu, gpu),
+                f"{_utilisation(outcome.mfu, gpu)}{', predicted' * (outcome.mfu_source == 'predicted')}",
                 optional(gpu.num_gpus),
                 f"{gpu.price_usd_per_hour:,.2f}",
                 f"{outcome.gpu_hours:,.0f}",

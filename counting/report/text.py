@@ -51,13 +51,17 @@ def _print_details(results: Results, design_path: str | None) -> None:
 
         print_design(results.design, design_path)
     if results.published is not None:
-        from counting.report.published import print_published
+        from counting.report.published.bills import print_published
 
         print_published(results.published)
     if results.published_memory is not None:
-        from counting.report.published import print_published_memory
+        from counting.report.published.memory import print_published_memory
 
         print_published_memory(results.published_memory)
+    if results.published_throughput is not None:
+        from counting.report.published.throughput import print_published_throughput
+
+        print_published_throughput(results.published_throughput)
     if results.claim is not None:
         from counting.report.claim import print_claim
 

@@ -4,6 +4,14 @@ from typing import Literal
 
 import msgspec
 
+NO_TIME_BY_FORMULA = (
+    "How long a step takes is not worked out: by Megatron-LM's rules there is an estimate of memory by formula, and no "
+    "step is run whose ops could be timed."
+)
+
+# The beginning of the note of an analysis that says on which GPU, and why, a step is not timed.
+NO_TIME = "How long a step takes is not worked out on "
+
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]
 
@@ -49,3 +57,9 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     breakdown: TimeBreakdown
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none
     assumptions: tuple[str, ...]
+
+    @property
+    def mfus(self) -> tuple[float, ...]:
+        """The MFU at the slow end of the band, of `seconds`, and at the fast end; one number if all are the same."""
+        seconds = dict.fromkeys((self.high_seconds, self.seconds, self.low_seconds))
+        return tuple(self.mfu * (self.seconds / each) for each in seconds)

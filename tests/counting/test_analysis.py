@@ -58,7 +58,9 @@ def test_unknown_kernels() -> None:
         ({"setup": None}, r"^setup = null: must be a Setup$"),
         ({"layout": "fsdp=8"}, r"^layout = 'fsdp=8': must be a Layout$"),
         ({"layout": Layout(), "step": False}, r"^step = false: must be true with a layout$"),
-        ({"cluster": 8}, r"^cluster = 8: is reserved: leave it out$"),
+        ({"cluster": 8, "step": False}, r"^step = false: must be true with a cluster$"),
+        ({"cluster": ()}, r"^cluster = \(\): must be a Cluster, or several of them$"),
+        ({"cluster": 8}, r"^cluster = 8: must be a Cluster, or several of them$"),
     ],
 )
 def test_arguments_that_cannot_be(arguments: dict[str, Any], error: str) -> None:

@@ -6,7 +6,8 @@ The bound is what no run beats, the estimate is what the catalogue's rates make 
 is the estimate scaled by the user's own measured steps.
 """
 
+from counting.cost.step_time.checks import check_cluster
 from counting.cost.step_time.step import step_time
 from counting.cost.step_time.trace import chrome_trace
 
-__all__ = ["chrome_trace", "step_time"]
+__all__ = ["check_cluster", "chrome_trace", "step_time"]

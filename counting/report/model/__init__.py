@@ -1,4 +1,4 @@
-"""Tables of one model: parameters, FLOPs, memory, a training step, its ranks, and the GPUs on which it fits."""
+"""Tables of one model: parameters, FLOPs, memory, a training step, its ranks, the GPUs it fits, and its time there."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from counting.report.model.parameters import parameter_table
 from counting.report.model.reserved import reserved_tables
 from counting.report.model.step_flops import step_flops_table
 from counting.report.model.step_memory import step_memory_table
+from counting.report.model.step_time import time_notes, time_table
 
 
 def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
@@ -32,13 +33,20 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
         *(reserved_tables(analysis.memory) if analysis.memory else []),
         *_rank_tables(analysis),
         *([fits_table(fits, analysis.setup)] if fits else []),
+        *([time_table(analysis.step_time)] if analysis.step_time else []),
     )
     lists = {
         "Not in the config, so set to family defaults": ", ".join(analysis.defaulted_fields),
         "Fields that are not understood, ignored on request": ", ".join(analysis.ignored_fields),
         "Fields that have no part in the model": "; ".join(analysis.passed_over_fields),
     }
-    print_notes([*analysis.notes, *(f"{title}: {fields}." for title, fields in lists.items() if fields)])
+    print_notes(
+        [
+            *analysis.notes,
+            *time_notes(analysis.step_time or ()),
+            *(f"{title}: {fields}." for title, fields in lists.items() if fields),
+        ]
+    )
 
 
 def _rank_tables(analysis: Analysis) -> "Iterable[Table]":

@@ -36,7 +36,9 @@ class _Detail(NamedTuple):
 
 def _details(results: Results) -> Iterator[_Detail]:
     """From most to least."""
-    lists = [run.gpus for run in results.runs] + [analysis.fits or () for analysis in results.analyses]
+    lists = [run.gpus for run in results.runs] + [
+        analysis.fits or analysis.step_time or () for analysis in results.analyses
+    ]
     gpus = max(1, *map(len, lists)) if lists else 1
     if len(results.analyses) == 1:
         yield _Detail("whole", gpus, notes=True)
@@ -62,6 +64,10 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
         from counting.report.screen.published import published_memory_screen
 
         published_memory_screen(published, results.published_memory)
+    if results.published_throughput is not None:
+        from counting.report.screen.published import published_throughput_screen
+
+        published_throughput_screen(published, results.published_throughput)
     if results.claim is not None:
         from counting.report.screen.claim import claim_screen
 

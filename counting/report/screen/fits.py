@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from counting.cost.fits import worst_rank
 from counting.report.format import gib, integer, recompute_in_words
 from counting.report.screen.lines import Lines, listed
+from counting.report.screen.time import time_rows
 from counting.setup import Setup
 from counting.step.memory import TAKES_LONG_NOTE, WORST_REPLAYED_NOTE
 
@@ -19,6 +20,7 @@ def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most:
     """Add whether the step fits one device of each of the first `most` GPUs."""
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
+    time_rows(lines, analysis, most)
     if analysis.memory is not None:
         reserved_fact(lines, "reserved", analysis.memory)
     needs_fact(lines, fits, analysis.memory)

@@ -46,8 +46,8 @@ def short_model_screen(
 ) -> None:
     """Add one model in three lines.
 
-    Without the sequence length if models are `compared`, which all have the same one; without what a spread step fits
-    if that stands above.
+    Without the sequence length if models are `compared`, which all have the same one; without what a spread step fits,
+    and how long it takes, if that stands above.
     """
     lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
     forward, training = _forward_and_training(analysis)
@@ -68,6 +68,10 @@ def short_model_screen(
 
         step, where = rank_in_short(analysis), "" if ranks_above else where
     lines.text(f"{layer}; {step}{where}")
+    if analysis.step_time and not ranks_above:
+        from counting.report.screen.time import times_in_short
+
+        lines.text(times_in_short(analysis.step_time, most=3))
 
 
 def ignored_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
@@ -183,7 +187,8 @@ def _step_memory(lines: Lines, analysis: Analysis, memory: StepMemory) -> None:
     batches = "" if setup.micro_batches == 1 else f", {integer(setup.micro_batches or 1)} micro-batches"
     clipped = ", clipped gradients" if setup.clip_gradients else ""
     recompute = f"recompute {recompute_in_words(setup.recompute)}"
-    how = f"{setup.precision}, {setup.optimizer}, {recompute}{chunk}{batches}{clipped}"
+    compiled = ", compiled layers" if setup.execution == "compiled" else ""
+    how = f"{setup.precision}, {setup.optimizer}, {recompute}{compiled}{chunk}{batches}{clipped}"
     lines.fact("a training step", f"{size(memory.peak_bytes)}, in the {memory.peak_phase}; {how}")
     optimizer_state = memory.phases[0].optimizer_state
     held = {"weights": states.weights, "gradients": states.gradients, "optimiser": optimizer_state}

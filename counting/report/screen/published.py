@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
+from counting.published.throughput import ExaminedRatio, Throughput
 from counting.report.conventions import CONVENTIONS
-from counting.report.published import MEMORY_HEADINGS, memory_cells
+from counting.report.published.memory import MEMORY_HEADINGS, memory_cells
+from counting.report.published.throughput import SPEED_HEADINGS, WHAT_IT_IS, error_cells, rows_of, signed, speed_cells
 from counting.report.screen.lines import Lines
 
 HEADINGS_OF_RUNS = ("run", "GPU", "6 N", "full", "causal", "own", "figures", "apart")
@@ -47,4 +49,29 @@ def published_memory_screen(lines: Lines, rows: Sequence[ExaminedMemory]) -> Non
     lines.text(
         "Reserved is an estimate, least and most over orders of addresses; nothing is fitted. "
         + (f"Not run: {not_run} rows; the details say why." if not_run else "")
+    )
+
+
+def published_throughput_screen(lines: Lines, throughput: Throughput) -> None:
+    """Add a row for each step with a gate that is run, and what the errors of all come to."""
+    run = [row for row in throughput.rows if row.step_time is not None]
+    gated = [row for row in run if row.gate]
+    lines.heading(f"{len(run)} published steps, and how long they are said to take: the {len(gated)} to be met")
+    body = [(row.name, row.cluster.gpu, *speed_cells(row)) for row in gated]
+    lines.columns([("run, seconds a step", "GPU", *SPEED_HEADINGS), *body], names=2)
+    for found in throughput.errors:
+        median, signed_median, low, high = error_cells(found)
+        lines.text(
+            f"{rows_of(found)}: {found.rows} rows, median {median} ({signed_median} signed), from {low} to {high}"
+        )
+    faster = [name for found in throughput.errors if found.kind == "all" for name in found.beyond_bound]
+    lines.text(f"Faster than the bound: {', '.join(dict.fromkeys(faster)) or 'none'}. " + WHAT_IT_IS)
+    lines.text("; ".join(_ratio(ratio) for ratio in throughput.ratios if ratio.gate))
+    not_run = len(throughput.rows) - len(run)
+    lines.text(f"The details have all rows, with sources, and why {not_run} more are not run.")
+
+
+def _ratio(ratio: ExaminedRatio) -> str:
+    return (
+        f"{ratio.name}: {ratio.measured:.3f} measured, {ratio.estimated:.3f} estimated ({signed(ratio.relative_error)})"
     )

@@ -9,6 +9,7 @@ from counting.report.format import Bytes, integer, recompute_in_words
 from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words, stages_in_words
 from counting.report.screen.fits import fit_rows, fits_in_words, needs_fact, reserved_fact
 from counting.report.screen.lines import Lines
+from counting.report.screen.time import time_rows
 from counting.step.memory import TAKES_LONG_NOTE
 from counting.step.phase import PARTS, Phase
 from torch_models.layout import Layout
@@ -49,6 +50,7 @@ def ranks_screen(
         lines.heading(f"A training step of {analysis.name}, spread over {number}")
         if on_catalogue:
             lines.fact("fits", fits_in_words(on_catalogue, analysis))
+    time_rows(lines, analysis, most)
     lines.fact("the worst rank", _worst(worst, layout, analysis))
     (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
     lines.fact("  at its peak", _parts(peak))
@@ -117,6 +119,8 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
     of_each = "a rank" if layout.cp == 1 else f"for each group of cp, {integer(length // layout.cp)} of each a rank"
     sequences = f"{batches}{integer(setup.micro_batch_size)} x {integer(length)} tokens {of_each}"
     parts = [setup.precision, setup.optimizer, sequences, f"recompute {recompute_in_words(setup.recompute)}"]
+    if setup.execution == "compiled":
+        parts.append("compiled layers")
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")
     if setup.mtp:

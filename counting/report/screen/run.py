@@ -7,6 +7,7 @@ from counting.cost.run import MFU_RANGE, GpuRun, TrainingRun
 from counting.report.conventions import CONVENTIONS, what_states_leave_out
 from counting.report.format import (
     FLOP_UNITS,
+    NONE,
     Bytes,
     integer,
     percent,
@@ -19,7 +20,7 @@ from counting.report.run import is_above_the_peak
 from counting.report.screen.lines import Lines, listed
 
 LEFT_OUT = "failed runs, evaluation, storage and people"
-HEADINGS = ("GPU", "$/hour", "GPU-hours", "days", "cost")
+HEADINGS = ("GPU", "MFU", "$/hour", "GPU-hours", "days", "cost")
 
 
 def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
@@ -28,12 +29,19 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
     num_gpus = first.gpus[0].num_gpus
     gpus = "" if num_gpus is None else f" with {integer(num_gpus)} GPUs"
     what = "each model" if several else first.model
-    lines.heading(f"Training {what} on {readable(first.tokens)} tokens{gpus}{_at_utilisation(first)}")
+    # Of one model on one kind of GPU, what is predicted stands in the heading.
+    predicted = any(map(_is_predicted, [gpu for run in runs for gpu in run.gpus]))
+    in_table = predicted and (several or len(first.gpus) > 1)
+    utilisation = " at the MFU predicted for each" if in_table else _at_utilisation(first)
+    lines.heading(f"Training {what} on {readable(first.tokens)} tokens{gpus}{utilisation}")
     rows: list[tuple[str, ...]] = [("model", *HEADINGS)]
     for run in runs:
-        rows += [(run.model if index == 0 else "", *_cells(gpu)) for index, gpu in enumerate(run.gpus[:most])]
+        cells = [_cells(gpu, with_mfu=in_table) for gpu in run.gpus[:most]]
+        rows += [(run.model if index == 0 else "", *of_gpu) for index, of_gpu in enumerate(cells)]
     lines.columns(rows if several else [row[1:] for row in rows], names=2 if several else 1)
     lines.rows_left(sum(max(0, len(run.gpus) - most) for run in runs))
+    for band in filter(None, (_band(gpu, run.model if several else "") for run in runs for gpu in run.gpus[:most])):
+        lines.fact("by its band", band)
     for run in runs:
         for gpu in run.gpus[:most]:
             if gpu.implied_mfu:
@@ -58,6 +66,8 @@ def _at_utilisation(run: TrainingRun) -> str:
     if run.published_gpu_hours is not None:
         return f" in {run.published_gpu_hours:,.0f} GPU-hours"
     outcomes = run.gpus[0].outcomes
+    if _is_predicted(run.gpus[0]):
+        return f" at {_utilisation(run.gpus[0])} MFU, predicted"
     shares = dict.fromkeys(short_percent(outcome.mfu) for outcome in (outcomes[0], outcomes[-1]))
     return f" at {' to '.join(shares)} MFU{', assumed' if outcomes[0].mfu_source == 'assumed' else ''}"
 
@@ -85,11 +95,39 @@ def _beyond_the_format(runs: Sequence[TrainingRun]) -> str:
     return f"; {listed(without)} cannot multiply in FP8" if first.precision == "fp8" and without else ""
 
 
-def _cells(gpu: GpuRun) -> tuple[str, ...]:
-    """One row; ranges go from the outcome with the fewest hours to that with the most."""
+def _is_predicted(gpu: GpuRun) -> bool:
+    return gpu.outcomes[0].mfu_source == "predicted"
+
+
+def _band(gpu: GpuRun, model: str) -> str:
+    """What the ends of the band of a predicted step make of hours and dollars; empty if it has no width."""
+    slow, fast = gpu.outcomes[0], gpu.outcomes[-1]
+    if not _is_predicted(gpu) or slow is fast:
+        return ""
+    hours, cost = readable_range(fast.gpu_hours, slow.gpu_hours), readable_range(fast.cost_usd, slow.cost_usd, "$")
+    return f"{f'{model}, ' if model else ''}{gpu.gpu}: {hours} GPU-hours, {cost}"
+
+
+def _utilisation(gpu: GpuRun) -> str:
+    """The predicted MFU with the ends of its band; the range that is assumed; empty if it is given."""
+    ends = [f"{100 * outcome.mfu:.0f}" for outcome in (gpu.outcomes[0], gpu.outcomes[-1])]
+    if not _is_predicted(gpu):
+        return f"{NONE.join(ends)} %, assumed" if gpu.outcomes[0].mfu_source == "assumed" else ""
+    predicted = percent(gpu.outcomes[len(gpu.outcomes) // 2].mfu, 0)
+    return predicted if ends[0] == ends[1] else f"{predicted} ({NONE.join(ends)})"
+
+
+def _cells(gpu: GpuRun, *, with_mfu: bool) -> tuple[str, ...]:
+    """One row; ranges go from the outcome with the fewest hours to that with the most.
+
+    What is predicted is that alone.
+    """
     least, most = sorted((gpu.outcomes[0], gpu.outcomes[-1]), key=lambda outcome: outcome.gpu_hours)
+    if _is_predicted(gpu):
+        least = most = gpu.outcomes[len(gpu.outcomes) // 2]
     return (
         gpu.gpu,
+        _utilisation(gpu) if with_mfu else "",
         f"{gpu.price_usd_per_hour:,.2f}",
         readable_range(least.gpu_hours, most.gpu_hours),
         readable_range(least.days, most.days) if least.days is not None and most.days is not None else "",

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from counting.command.output_file import write_whole
 from counting.counts import Counts
 from counting.formulas import parameters as formulas
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.errors import UserError
 from torch_models.spec import GatedMLPSpec
 
 RUN = "--model_config llama_7b --tokens 1T --gpus A100"
@@ -34,8 +36,8 @@ BAD_COMMANDS = {
     "--model_config llama_7b --gpu_file no_such.json": "no_such.json: no such file",
     "--model_config llama_7b --gpu_file .": "error: .: must be a file of JSON",
     "--training_budget 5M --proof": "--proof needs --model_config",
-    "train": "train: is not a command; begin with a flag, as --model_config llama_7b",
-    "llama_7b": "llama_7b: is not a command; begin with a flag, as --model_config llama_7b",
+    "train": "train: is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b",
+    "llama_7b": "llama_7b: is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b",
     "--published figures": "--published = 'figures': is not known: choose from bills",
     "--published=": "--published = '': is not known: choose from bills",
     "--model_config llama_7b --design x.json": "--design needs --training_budget",
@@ -169,3 +171,24 @@ def test_exit_3_where_witnesses_disagree(capsys: pytest.CaptureFixture[str]) -> 
     assert second == (
         "llama_7b: parameters, dense layer, mlp: numel 135,266,304 differs from formula 135,266,305, by -1"
     )
+
+
+# --- Files are written whole --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["words\n", b"\x80\x04\n\x00"])
+def test_text_and_bytes_are_written_as_they_are(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    write_whole(str(path), content, overwrite=False)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_there_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(UserError, match="exists already"):
+        write_whole(str(path), b"after", overwrite=False)
+    assert path.read_bytes() == b"before"
+    write_whole(str(path), b"after", overwrite=True)
+    assert path.read_bytes() == b"after"

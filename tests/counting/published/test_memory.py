@@ -12,13 +12,13 @@ from counting.published.memory import (
     BYTES_PER_GIB,
     ExaminedMemory,
     MemoryFigure,
-    MemorySettings,
     PublishedMemory,
     StatedMemory,
     examine_memory,
     load_published_memory,
 )
-from counting.report.published import memory_cells, print_published_memory
+from counting.published.rows import RunSettings
+from counting.report.published.memory import memory_cells, print_published_memory
 from counting.report.screen.lines import Lines
 from counting.report.screen.published import published_memory_screen
 from counting.setup import Setup
@@ -26,14 +26,14 @@ from torch_models.fields.bundled import bundled_data
 from torch_models.layout import Layout
 
 ROWS = load_published_memory()
-SMALL = MemorySettings(
+SMALL = RunSettings(
     config="llama_3_2_1b",
     config_fields={"num_hidden_layers": 2, "vocab_size": 1024},
     setup={"sequence_length": 256, "optimizer": "adamw"},
 )
 
 
-def row_of(run: MemorySettings | None, not_run: str | None = None) -> PublishedMemory:
+def row_of(run: RunSettings | None, not_run: str | None = None) -> PublishedMemory:
     return PublishedMemory(
         name="small",
         source="by hand",
@@ -76,7 +76,7 @@ def test_the_printed_figures() -> None:
 
 
 def test_figures_are_those_of_the_analysis(examined: ExaminedMemory) -> None:
-    found = SMALL.analyze().memory
+    found = SMALL.analyze(reserved=True).memory
     assert found is not None
     assert found.reserved_parts is not None
     allocated, reserved = examined.figures
@@ -132,7 +132,7 @@ def test_as_a_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert main(["--published", "memory", "--details"]) == 0
     assert "Stated peaks of memory, and ours, GiB" in capsys.readouterr().out
     assert main(["--published", "weather"]) == 2
-    assert "choose from bills, memory" in capsys.readouterr().err
+    assert "choose from bills, memory, throughput" in capsys.readouterr().err
 
 
 def test_cells_of_a_range() -> None:

@@ -15,7 +15,7 @@ from counting.report.budget import print_budget_on_model
 from counting.report.claim import print_claim
 from counting.report.comparison import print_comparison
 from counting.report.format import NONE
-from counting.report.published import print_published
+from counting.report.published.bills import print_published
 from counting.report.run import print_run
 from counting.setup import Setup
 from tests.counting.batches import with_micro_batches

@@ -1,12 +1,12 @@
-"""Tables of published runs beside this project's numbers."""
+"""Tables of published bills and stated figures beside this project's numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from counting.cost.conventions import Convention
-from counting.published.memory import BYTES_PER_GIB, ExaminedMemory, MemoryFigure
 from counting.published.runs import ExaminedRun, Figure, Quantity
 from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
 from counting.report.format import NONE, optional, percent, scientific
+from counting.report.published.grouped import grouped
 from counting.report.tables import print_notes, print_tables, rows_table
 
 # Quantity -> label, divisor for printing, number of decimals.
@@ -22,7 +22,6 @@ QUANTITIES: dict[Quantity, tuple[str, float, int]] = {
     "cost_usd": ("cost, $", 1, 0),
     "kv_cache_kb_per_token": ("KV cache, KB/token", 1, 3),
 }
-MEMORY_HEADINGS = ("stated", "predicted", "difference")
 SHORT_CONVENTIONS: dict[Convention, str] = {
     "6N": "6 N",
     "6N_full_attention": "6 N' + full",
@@ -64,44 +63,11 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
             CONVENTION_NOTE,
             *(
                 f"{names}: counted by the paper's formula, {formula}."
-                for names, formula in _grouped((run.name, run.counted_by) for run in runs if run.config is None)
+                for names, formula in grouped((run.name, run.counted_by) for run in runs if run.config is None)
             ),
-            *(f"{names}: {note}." for names, note in _grouped((run.name, run.note) for run in runs)),
-            *(f"{names}: {source}." for names, source in _grouped((run.name, run.source) for run in runs)),
+            *(f"{names}: {note}." for names, note in grouped((run.name, run.note) for run in runs)),
+            *(f"{names}: {source}." for names, source in grouped((run.name, run.source) for run in runs)),
         ]
-    )
-
-
-def print_published_memory(rows: Sequence[ExaminedMemory]) -> None:
-    """Print the stated peaks of memory beside ours, and why the other rows are not run."""
-    figures = rows_table("Stated peaks of memory, and ours, GiB", ("run, bytes", "GPU", *MEMORY_HEADINGS), names=2)
-    for row in rows:
-        if row.figures:
-            figures.add_row(row.name, row.gpu, style="bold")
-        for figure in row.figures:
-            figures.add_row(f"  {figure.quantity}", "", *memory_cells(figure))
-    print_tables(figures)
-    print_notes(
-        [
-            "Allocated: blocks of the caching allocator, with workspaces of kernels. Reserved: an estimate, least and "
-            "most over orders of addresses; the difference is that of their middle. Nothing is fitted to the figures.",
-            *(
-                f"{names}: {note}."
-                for names, note in _grouped(((row.name, row.note) for row in rows if row.figures), ";")
-            ),
-            *(f"Not run: {names}: {why}." for names, why in _grouped(((row.name, row.not_run) for row in rows), ";")),
-            *(f"{names}: {source}." for names, source in _grouped(((row.name, row.source) for row in rows), ";")),
-        ]
-    )
-
-
-def memory_cells(figure: MemoryFigure) -> tuple[str, str, str]:
-    """What is stated, what is predicted, and the difference."""
-    low, high = (f"{bytes_ / BYTES_PER_GIB:.2f}" for bytes_ in (figure.low_bytes, figure.high_bytes))
-    return (
-        f"{figure.stated_gib:.2f}",
-        low if low == high else f"{low}-{high}",
-        f"{100 * figure.relative_difference:+.2f} %",
     )
 
 
@@ -110,12 +76,3 @@ def _figure_cells(figure: Figure) -> tuple[str, str, str, str, str]:
     convention = "" if figure.convention is None else SHORT_CONVENTIONS[figure.convention]
     stated, ours = (optional(value / unit, places) for value in (figure.stated, figure.ours))
     return name, convention, stated, ours, f"{100 * figure.relative_difference:+.2f} %"
-
-
-def _grouped(entries: Iterable[tuple[str, str | None]], between: str = ",") -> list[tuple[str, str]]:
-    """(names, text) of each distinct text, with the names that share it joined; entries without a text are left out."""
-    names: dict[str, list[str]] = {}
-    for name, text in entries:
-        if text is not None:
-            names.setdefault(text, []).append(name)
-    return [(f"{between} ".join(joined), text) for text, joined in names.items()]

@@ -1,0 +1,19 @@
+"""Whether a step can be timed on a cluster: its rates and the links that a layout needs are known. Takes no time."""
+
+from counting.cost.cluster import Cluster
+from counting.cost.step_time.collectives import check_links
+from counting.cost.step_time.machine import machine_of
+from torch_models.errors import ArgumentError
+from torch_models.layout import Layout
+
+
+def check_cluster(cluster: Cluster, layout: Layout | None) -> None:
+    """Raise `UserError` for what is not known of `cluster` and needed; `layout` is resolved, and None is one device."""
+    machine = machine_of(cluster, "estimate", ranks=1 if layout is None else layout.ranks)
+    kernels = dict.fromkeys(row.kernel for row in machine.attention)
+    if cluster.attention_kernel is not None and cluster.attention_kernel not in kernels:
+        known = f"choose from {', '.join(kernels)}" if kernels else "leave it out"
+        rule = f"is not in the rates of {machine.rates_of}: {known}"
+        raise ArgumentError("attention_kernel", cluster.attention_kernel, rule)
+    if layout is not None:
+        check_links(layout, machine)

@@ -1,0 +1,203 @@
+"""The seconds of collectives on the links that their groups cross.
+
+An estimate is that of rings, as NCCL runs them: each of n ranks passes on (n - 1) / n of the bytes, in n - 1 steps. A
+bound is what no algorithm beats: what a GPU, or all GPUs of a node together, must receive at the printed speeds.
+"""
+
+from collections import Counter
+from functools import lru_cache
+from math import ceil, lcm, log2
+from typing import Literal
+
+import msgspec
+
+from counting.cost.step_time.machine import LinkSpeed, Machine
+from counting.ranks.profile import Axis, CollectiveOp, Traffic
+from torch_models.errors import ArgumentError
+from torch_models.layout import Layout
+
+LinkField = Literal["node_link", "network_link"]
+
+TREE_SHARE = 0.92  # of the ring's bandwidth that NCCL's trees reach (github.com/NVIDIA/nccl, src/graph/tuning.cc)
+
+
+class RankGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The ranks of one group of an axis: `ranks` of them, of which `in_node` share a node, in the node with fewest."""
+
+    ranks: int
+    in_node: int
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the group is spread over."""
+        return ceil(self.ranks / self.in_node)
+
+    @property
+    def links(self) -> tuple[LinkField, ...]:
+        """The links that the group's bytes cross; of one rank none."""
+        within: tuple[LinkField, ...] = ("node_link",) if self.in_node > 1 else ()
+        across: tuple[LinkField, ...] = ("network_link",) if self.ranks > self.in_node else ()
+        return within + across
+
+
+def group_of_axis(layout: Layout, axis: Axis, gpus_per_node: int) -> RankGroup:
+    """The group of `axis` in a resolved layout, by the order of ranks that `Layout` states.
+
+    Its n ranks are a stride s apart, and a group begins at each multiple of n x s; nodes begin at multiples of
+    `gpus_per_node`. fully_shard's group takes in cp; the experts' axes have no tp. Of groups that nodes cut in unequal
+    parts, the smallest part counts: it has the fewest links to the network.
+    """
+    ranks, stride = _ranks_and_stride(layout, axis)
+    return RankGroup(ranks=ranks, in_node=_fewest_in_node(ranks, stride, layout.ranks, gpus_per_node))
+
+
+@lru_cache(maxsize=256)
+def _fewest_in_node(ranks: int, stride: int, all_ranks: int, gpus_per_node: int) -> int:
+    """Ranks of a group of `ranks` in the node that has the fewest of one, of all groups of `all_ranks`."""
+    block = ranks * stride
+    if all_ranks <= gpus_per_node or gpus_per_node % block == 0:
+        return ranks
+    if stride >= gpus_per_node:
+        return 1
+    if block % gpus_per_node == 0 and gpus_per_node % stride == 0:
+        return gpus_per_node // stride
+    period = min(all_ranks, lcm(block, gpus_per_node))
+    return min(Counter((rank // block, rank % stride, rank // gpus_per_node) for rank in range(period)).values())
+
+
+def _ranks_and_stride(layout: Layout, axis: Axis) -> tuple[int, int]:
+    of_axes: dict[Axis, tuple[int, int]] = {
+        "tp": (layout.tp, 1),
+        "cp": (layout.cp, layout.tp),
+        "fsdp": (layout.shards, layout.tp),
+        "dp": (layout.replicas, layout.tp * layout.shards),
+        "ep": (layout.ep, layout.tp),
+        "expert_fsdp": (layout.expert_fsdp, layout.tp * layout.ep),
+        "expert_dp": (layout.expert_replicas, layout.tp * layout.ep * layout.expert_fsdp),
+        "pp": (layout.pp, layout.ranks_of_stage),
+    }
+    return of_axes[axis]
+
+
+AXES: tuple[Axis, ...] = ("dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep", "cp", "pp")
+
+
+def check_links(layout: Layout, machine: Machine) -> None:
+    """Raise `ArgumentError` for `node_link` or `network_link` if a group of `layout` needs one of unknown speed."""
+    for axis in AXES:
+        for field in group_of_axis(layout, axis, machine.gpus_per_node).links:
+            _link(machine, field)
+
+
+def link_of(group: RankGroup) -> LinkField:
+    """The slowest kind of link that the group crosses, for a row of a trace."""
+    return "network_link" if group.ranks > group.in_node else "node_link"
+
+
+def seconds_of_collective(operation: CollectiveOp, traffic: Traffic, group: RankGroup, machine: Machine) -> float:
+    """Seconds of all calls of `traffic`, one after another, with nothing else on the links; of one rank 0.
+
+    What is received point to point takes no seconds of its own: they are its sender's, and a link carries both
+    directions at once. Raises `ArgumentError` for `node_link` or `network_link` where the group needs one of unknown
+    speed.
+    """
+    if group.ranks == 1 or not traffic.calls or operation == "receive":
+        return 0.0
+    if machine.style == "bound":
+        return _least_seconds(operation, traffic, group, machine)
+    if operation == "all_reduce" and group.nodes > 1:
+        ring = _ring_seconds(traffic.bytes_in, 2, traffic.calls, group, machine)
+        return min(ring, _tree_seconds(traffic.bytes_in, traffic.calls, group, machine))
+    if operation == "all_reduce":
+        return _ring_seconds(traffic.bytes_in, 2, traffic.calls, group, machine)
+    if operation in ("all_gather", "reduce_scatter"):
+        return _ring_seconds(max(traffic.bytes_in, traffic.bytes_out), 1, traffic.calls, group, machine)
+    step = _link(machine, link_of(group)).latency_seconds
+    latency = traffic.calls * (machine.collective_call_seconds + step)
+    if operation == "all_to_all":
+        return _exchange_seconds(max(traffic.bytes_in, traffic.bytes_out), group, machine) + latency
+    return traffic.bytes_in / _link(machine, link_of(group)).bytes_per_s + latency
+
+
+def seconds_of_message(sent_bytes: int, layout: Layout, machine: Machine) -> float:
+    """Seconds until what one stage sends has arrived at the next; 0 bytes take none.
+
+    If some neighbours are in different nodes, all are taken to be: the slowest hop sets the pace of the pipeline.
+    """
+    traffic = Traffic(calls=1, bytes_in=sent_bytes) if sent_bytes else Traffic()
+    return seconds_of_collective("send", traffic, group_of_axis(layout, "pp", machine.gpus_per_node), machine)
+
+
+def _ring_bandwidth(group: RankGroup, machine: Machine) -> float:
+    """Bytes a second that pass each rank, over all rings: a node's rings leave it by the links of all its ranks.
+
+    As nccl-tests counts "bus bandwidth" (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md).
+    """
+    speeds = {"node_link": 1, "network_link": group.in_node}
+    return min(_link(machine, field).bytes_per_s * speeds[field] for field in group.links)
+
+
+def _ring_seconds(size: int, rounds: int, calls: int, group: RankGroup, machine: Machine) -> float:
+    """`rounds` x ((n - 1) / n x bytes / bandwidth + n - 1 steps); an all-reduce goes round twice.
+
+    Of the steps of a round, one a node but one cross the network (NCCL, src/graph/tuning.cc, `nInterSteps`).
+    """
+    ranks = group.ranks
+    across = group.nodes - 1
+    steps = (ranks - 1 - across) * _latency("node_link", group, machine)
+    steps += across * _latency("network_link", group, machine)
+    moving = (ranks - 1) / ranks * size / _ring_bandwidth(group, machine)
+    return rounds * (moving + calls * steps) + calls * machine.collective_call_seconds
+
+
+def _tree_seconds(size: int, calls: int, group: RankGroup, machine: Machine) -> float:
+    """An all-reduce up and down a tree of nodes, with a chain in each: fewer steps across many nodes than a ring.
+
+    2 x (in_node - 1) steps within a node and 2 x log2(nodes) across (NCCL, src/graph/tuning.cc); all bytes pass twice.
+    """
+    steps = (group.in_node - 1) * _latency("node_link", group, machine)
+    steps += log2(group.nodes) * _latency("network_link", group, machine)
+    moving = size / (TREE_SHARE * _ring_bandwidth(group, machine))
+    return 2 * (moving + calls * steps) + calls * machine.collective_call_seconds
+
+
+def _exchange_seconds(size: int, group: RankGroup, machine: Machine) -> float:
+    """An all-to-all of even parts: those of ranks of other nodes by the network, beside those of the own node."""
+    ranks, in_node = group.ranks, group.in_node
+    parts = {"node_link": in_node - 1, "network_link": ranks - in_node}
+    return max(parts[field] / ranks * size / _link(machine, field).bytes_per_s for field in group.links)
+
+
+def _least_seconds(operation: CollectiveOp, traffic: Traffic, group: RankGroup, machine: Machine) -> float:
+    """What no algorithm beats, without latency.
+
+    - A rank receives at least (n - 1) / n of what it gathers, and so much is sent to scatter; the sum of all others is
+      as large as what it reduces. All its links together carry that.
+    - The ranks of a node receive together (n - k) / n of it by the network, k being their number; each part once.
+    - Experts need not exchange anything: routing may keep tokens in their rank, and a token that several experts of a
+      rank or a node want need not be sent to each.
+    """
+    ranks, in_node = group.ranks, group.in_node
+    if operation == "all_to_all":
+        return 0.0
+    size = max(traffic.bytes_in, traffic.bytes_out)
+    if operation == "send":
+        return size / _link(machine, link_of(group)).bytes_per_s
+    own, of_node = (1.0, 1.0) if operation == "all_reduce" else ((ranks - 1) / ranks, (ranks - in_node) / ranks)
+    least = own * size / sum(_link(machine, field).bytes_per_s for field in group.links)
+    if "network_link" in group.links:
+        least = max(least, of_node * size / (in_node * _link(machine, "network_link").bytes_per_s))
+    return least
+
+
+def _latency(field: LinkField, group: RankGroup, machine: Machine) -> float:
+    return _link(machine, field).latency_seconds if field in group.links else 0.0
+
+
+def _link(machine: Machine, field: LinkField) -> LinkSpeed:
+    found = machine.node_link if field == "node_link" else machine.network_link
+    if found is None:
+        where = "within a node" if field == "node_link" else "across nodes"
+        what = f"the layout has groups {where}, and the speed of the links of {machine.gpu} there is unknown"
+        raise ArgumentError(field, None, f"{what}: give gb_per_s, of one GPU in one direction")
+    return found

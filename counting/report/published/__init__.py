@@ -1,0 +1,1 @@
+"""Published figures beside this project's: bills, memory, speeds."""

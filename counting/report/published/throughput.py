@@ -1,0 +1,113 @@
+"""Tables of published speeds beside this project's times of the same steps."""
+
+from collections.abc import Sequence
+
+from counting.published.throughput import ErrorSummary, ExaminedThroughput, SpeedQuantity, Throughput
+from counting.report.format import recompute_in_words
+from counting.report.published.grouped import grouped
+from counting.report.tables import print_notes, print_tables, rows_table
+
+SPEED_HEADINGS = ("bound", "estimate", "measured", "error")
+UNITS: dict[SpeedQuantity, str] = {
+    "seconds": "s a step",
+    "tokens_per_second_per_gpu": "tokens/s a GPU",
+    "tflop_per_second_per_gpu": "TFLOP/s a GPU",
+}
+WHAT_IT_IS = (
+    "Seconds of a step. The bound is what no run beats; the error is estimate / measured - 1, below 0 where the "
+    "estimate is too fast. No constant is fitted to a row."
+)
+
+
+def print_published_throughput(throughput: Throughput) -> None:
+    """Print the times of all rows that are run, what their errors come to, the ratios, and why others are not run."""
+    times = rows_table(
+        "Published steps, and how long they are said to take, seconds",
+        ("run", "GPUs", *SPEED_HEADINGS, "MFU", "printed", "unit"),
+        names=1,
+    )
+    rows, run = throughput.rows, [row for row in throughput.rows if row.step_time is not None]
+    for row in run:
+        assert row.step_time is not None and row.layout is not None
+        mfu = f"{100 * row.step_time.mfu:.1f} %"
+        printed = f"{row.measured.value:,g}", UNITS[row.measured.quantity]
+        times.add_row(row.name, f"{row.layout.num_gpus:,} {row.cluster.gpu}", *speed_cells(row), mfu, *printed)
+    errors = rows_table(
+        "Errors of the estimates", ("rows", "number", "median", "signed median", "least", "most", "worst"), names=1
+    )
+    for found in throughput.errors:
+        errors.add_row(rows_of(found), str(found.rows), *error_cells(found), found.worst)
+    ratios = rows_table("Ratios of two steps", ("ratio", "measured", "estimated", "error"), names=1)
+    for ratio in throughput.ratios:
+        cells = f"{ratio.measured:.3f}", f"{ratio.estimated:.3f}", signed(ratio.relative_error)
+        ratios.add_row(ratio.name, *cells)
+    print_tables(times, errors, ratios)
+    print_notes(
+        [
+            WHAT_IT_IS,
+            *(f"{row.name}: {settings(row)}." for row in run),
+            *(f"{names}: {ran}." for names, ran in grouped(((row.name, row.ran) for row in run), ";")),
+            *(f"Not modelled: {names}: {text}." for names, text in grouped(((r.name, r.differs) for r in run), ";")),
+            *(
+                f"Not run: {names}: {why}."
+                for names, why in grouped(((r.name, r.not_run) for r in throughput.rows), ";")
+            ),
+            *(f"{names}: {source}." for names, source in grouped(((r.name, r.source) for r in rows), ";")),
+        ]
+    )
+
+
+def speed_cells(row: ExaminedThroughput) -> tuple[str, str, str, str]:
+    """Bound, estimate, measured, and the error, of a row that is run."""
+    time, measured, error = row.step_time, row.measured_seconds, row.relative_error
+    assert time is not None and measured is not None and error is not None
+    return seconds(time.bound_seconds), seconds(time.seconds), seconds(measured), signed(error)
+
+
+def seconds(value: float) -> str:
+    """Four digits at least, and two decimals at most: 13.75, 0.7656."""
+    return f"{value:.2f}" if value >= 10 else f"{value:.3f}"
+
+
+def signed(error: float) -> str:
+    """-0.1234 -> -12.3 %."""
+    return f"{100 * error:+.1f} %"
+
+
+def error_cells(errors: ErrorSummary) -> tuple[str, str, str, str]:
+    """The absolute and the signed median, and the range."""
+    return (
+        f"{100 * errors.median_absolute:.1f} %",
+        signed(errors.median),
+        signed(errors.low),
+        signed(errors.high),
+    )
+
+
+def rows_of(errors: ErrorSummary) -> str:
+    """Which rows these errors are of."""
+    kind = {"dense": "dense", "mixture": "mixtures of experts", "all": "all"}[errors.kind]
+    return f"{kind}, in the gates" if errors.gate else f"{kind}, with those kept to check"
+
+
+def settings(row: ExaminedThroughput) -> str:
+    """What the step that is measured here is run with."""
+    setup, layout = row.setup, row.layout
+    assert setup is not None and layout is not None and row.config is not None
+    axes = [f"{axis} {getattr(layout, axis)}" for axis in ("dp", "fsdp", "tp", "cp", "ep", "pp")]
+    pipeline = [f"{layout.schedule}, {layout.stages_per_rank} a rank"] if layout.pp > 1 else []
+    products = ["linear layers in FP8"] if row.cluster.products == "fp8" else []
+    kernel = [f"attention by {row.cluster.attention_kernel}"] if row.cluster.attention_kernel else []
+    parts: Sequence[str] = [
+        row.config,
+        f"{layout.num_gpus:,} {row.cluster.gpu}",
+        *(axis for axis in axes if not axis.endswith(" 1")),
+        *pipeline,
+        f"{setup.micro_batches} x {setup.micro_batch_size} sequences of {setup.sequence_length:,}",
+        f"recompute {recompute_in_words(setup.recompute)}",
+        setup.execution,
+        setup.precision,
+        *products,
+        *kernel,
+    ]
+    return ", ".join(parts)

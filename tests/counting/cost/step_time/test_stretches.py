@@ -1,0 +1,99 @@
+"""Which collectives of a stretch run beside what."""
+
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from counting.cost.step_time.streams import OnLink, TimedStretch
+from counting.cost.step_time.stretches import StretchTimer, has_experts, seconds_on_links
+from counting.ranks.profile import Traffic
+from counting.work import Op, PassWork, StageWork, StretchWork
+from tests.counting.cost.hand_made import GIGA, SETUP, cluster, copies, pipeline_step, products, sharded_step
+from torch_models.layout import Layout
+
+CALL = 8.4e-6
+# Neighbours of tp, cp and fsdp are in one node of 8; replicas and stages are in others.
+LAYOUT = Layout(num_gpus=64, dp=4, fsdp=2, tp=2, cp=2, pp=2)
+
+
+def timer(layout: Layout = LAYOUT, **fields: Any) -> StretchTimer:
+    return StretchTimer(SETUP, layout, structs.replace(cluster(), **fields), "estimate")
+
+
+def one(operation: str, axis: str, phase: str = "forward") -> dict[str, Traffic]:
+    return {f"{phase} {operation} {axis}": Traffic(calls=1, bytes_in=GIGA, bytes_out=GIGA)}
+
+
+@pytest.mark.parametrize(
+    ("traffic", "place"),
+    [
+        (one("all_gather", "fsdp"), "gathers"),
+        (one("all_gather", "fsdp", "backward"), "prefetches"),
+        (one("reduce_scatter", "fsdp", "backward"), "reductions"),
+        (one("all_reduce", "dp", "backward"), "all_reduces"),
+        (one("all_gather", "tp"), "in_place"),
+        (one("reduce_scatter", "tp", "backward"), "in_place"),
+        (one("all_gather", "cp", "backward"), "in_place"),
+        (one("all_reduce", "fsdp", "optimizer"), "in_place"),
+    ],
+)
+def test_where_a_collective_runs(traffic: dict[str, Traffic], place: str) -> None:
+    found = timer().stretch(StretchWork(traffic=traffic))
+    (key,) = traffic
+    axis = key.split()[2]
+    (on_link,) = getattr(found, place)
+    assert (on_link.axis, on_link.link) == (axis, "network_link" if axis == "dp" else "node_link")
+    assert on_link.seconds > 0
+    assert found.collectives == (on_link,)
+
+
+def test_exchanges_of_experts_run_in_place_or_beside() -> None:
+    layout = Layout(num_gpus=4, dp=1, fsdp=4, ep=4)
+    work = StretchWork(traffic=one("all_to_all", "ep"))
+    plain, overlapped = timer(layout).stretch(work), timer(layout, overlap_expert_exchange=True).stretch(work)
+    assert plain.in_place == overlapped.beside
+    assert not plain.beside
+    assert not overlapped.in_place
+    assert plain.in_place[0].seconds == pytest.approx(3 / 4, abs=1e-4)  # of 1 GB at 1 GB/s, for the three others
+
+
+def test_messages_are_beside_the_passes_but_those_of_an_exchange() -> None:
+    work = StretchWork(traffic=one("send", "pp", "backward") | one("receive", "pp", "backward"))
+    assert timer().stretch(work) == TimedStretch()
+    exchanged = timer().stretch(work, exchanges=True)
+    assert exchanged.in_place == (OnLink("pp", "network_link", pytest.approx(1, abs=1e-4)),)
+    assert timer().message(GIGA) == pytest.approx(1, abs=1e-4)
+    assert timer().message(0) == 0
+
+
+def test_descending_passes_run_their_layers_in_reverse() -> None:
+    """Layers of 1 s, 1 s and 2 s: a run of two and one."""
+    layers = (StretchWork(ops=(products(1),)), StretchWork(ops=(products(2),)))
+    before, after = StretchWork(ops=(copies(3),)), StretchWork(ops=(copies(4),))
+    stage = StageWork(stage=0, runs=((0, 2), (1, 1)), passes={})
+    for ascending, expected in ((True, [(3, 1), (1, 2), (2, 1), (4, 1)]), (False, [(3, 1), (2, 1), (1, 2), (4, 1)])):
+        one_pass = PassWork(before=before, layers=layers, after=after, ascending=ascending)
+        found = timer().passes(stage, one_pass)
+        assert [(stretch.compute, count) for stretch, count in found] == expected
+
+
+def test_seconds_on_links_are_those_of_all_layers() -> None:
+    stretch = TimedStretch(
+        in_place=(OnLink("tp", "node_link", 2),),
+        gathers=(OnLink("fsdp", "network_link", 1),),
+        reductions=(OnLink("fsdp", "network_link", 4),),
+    )
+    assert seconds_on_links([(stretch, 3), (stretch, 1)]) == {"node_link": 8, "network_link": 20}
+
+
+def test_a_mixture_is_known_by_its_grouped_products() -> None:
+    work = pipeline_step(2, 2)
+    assert not has_experts(work)
+    grouped = StretchWork(ops=(Op(kind="grouped_product", name="_grouped_mm"),))
+    last = work.ranks[1].stages[0]
+    forward = PassWork(layers=(grouped,))
+    stage = structs.replace(last, passes=last.passes | {"forward": forward})
+    ranks = (work.ranks[0], structs.replace(work.ranks[1], stages=(stage,)))
+    assert has_experts(structs.replace(work, ranks=ranks))
+    assert not has_experts(sharded_step())

@@ -1,0 +1,366 @@
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.command.main import main
+from counting.cost.cluster import Cluster
+from counting.cost.hardware import find_gpu
+from counting.cost.step_time.band import errors_of
+from counting.published import throughput
+from counting.published.rows import RunSettings
+from counting.published.throughput import (
+    ExaminedThroughput,
+    MeasuredSpeed,
+    ModelKind,
+    PublishedCluster,
+    PublishedRatio,
+    PublishedThroughput,
+    Throughput,
+    ThroughputRecords,
+    beats_bound,
+    examine_throughput,
+    load_published_throughput,
+    measured_seconds,
+    summed_up,
+    tokens_per_gpu,
+)
+from counting.report.published.throughput import print_published_throughput, seconds, signed, speed_cells
+from counting.report.screen.lines import Lines
+from counting.report.screen.published import published_throughput_screen
+from counting.setup import Setup
+from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
+from torch_models.spec import MixtureOfExpertsSpec
+
+RECORDS = load_published_throughput()
+SMALL = RunSettings(
+    config="llama_3_2_1b",
+    config_fields={"num_hidden_layers": 2, "vocab_size": 1024},
+    setup={"sequence_length": 256, "micro_batch_size": 2, "execution": "compiled"},
+    layout={"num_gpus": 2, "fsdp": 2},
+)
+
+
+def row_of(run: RunSettings | None, name: str = "small", **fields: object) -> PublishedThroughput:
+    row = PublishedThroughput(
+        name=name,
+        source="by hand",
+        kind="dense",
+        gate=True,
+        cluster=PublishedCluster(gpu="H100"),
+        measured=MeasuredSpeed(quantity="seconds", value=0.5),
+        run=run,
+        not_run=None if run is not None else "it has no settings",
+    )
+    return msgspec.structs.replace(row, **fields)
+
+
+@pytest.fixture(scope="module")
+def small() -> ExaminedThroughput:
+    return examine_throughput(row_of(SMALL))
+
+
+# --- The data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", RECORDS.rows, ids=lambda row: row.name)
+def test_each_row_has_a_source_and_settings_or_a_reason(row: PublishedThroughput) -> None:
+    assert row.source.startswith(("github.com/", "Korthikanti", "DeepSeek-AI", "Dubey"))
+    assert isinstance(row.cluster.cluster(), Cluster)
+    assert (row.measured.convention is None) == (row.measured.quantity != "tflop_per_second_per_gpu")
+    if row.run is None:
+        assert row.not_run is not None
+        assert not row.gate
+        return
+    assert row.ran is not None
+    spec = spec_from_fields(row.run.fields(), row.name)
+    mixture = any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer, _ in spec.layer_groups())
+    assert row.kind == ("mixture" if mixture else "dense")
+    assert set(row.run.setup) <= {field.name for field in msgspec.structs.fields(Setup)}
+    assert set(row.run.layout) <= {field.name for field in msgspec.structs.fields(Layout)}
+
+
+def test_the_printed_figures() -> None:
+    """Those of the gates, typed again from the sources."""
+    printed = {row.name: row.measured.value for row in RECORDS.rows if row.gate}
+    assert printed == {
+        "torchtitan 8B": 5762,
+        "torchtitan 8B, compiled": 6667,
+        "torchtitan 70B, TP 8": 597.3,
+        "torchtitan 70B, async TP 8": 652.4,
+        "AutoModel 70B, CP 2": 18.90,
+        "AutoModel GPT-OSS 20B": 10.04,
+        "AutoModel Qwen3 30B-A3B": 21.773,
+        "AutoModel DeepSeek-V3": 8.18,
+        "Megatron 22B, TP 8": 1.10,
+        "Megatron 175B, TP 8, PP 8": 13.75,
+        "Insights DeepSeek-V3, FP8": 19.926,
+        "Llama-3 405B, 8,192 GPUs": 430,
+        "Llama-3 405B, 16,384 GPUs": 400,
+        "Bridge 70B, FP8": 1664,
+    }
+
+
+# Tokens of a step by the source's own global batch, and tokens / s / GPU that it prints beside the seconds.
+BESIDE_THE_SECONDS = {
+    "AutoModel 70B, CP 2": (128 * 8192, 866.77),
+    "AutoModel GPT-OSS 20B": (256 * 4096, 13_058),
+    "AutoModel Qwen3 30B-A3B": (512 * 4096, 12_040),
+    "AutoModel DeepSeek-V3": (512 * 4096, 1_002),
+    "AutoModel GPT-OSS 120B": (512 * 4096, 7_626),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE_THE_SECONDS)
+def test_seconds_and_tokens_a_second_of_one_source_agree(name: str) -> None:
+    tokens, printed = BESIDE_THE_SECONDS[name]
+    row = next(row for row in RECORDS.rows if row.name == name)
+    assert row.run is not None
+    setup, layout = row.run.setup, row.run.layout
+    of_step = layout["fsdp"] * setup["micro_batches"] * setup["micro_batch_size"] * setup["sequence_length"]
+    assert of_step == tokens
+    assert tokens / layout["num_gpus"] / row.measured.value == pytest.approx(printed, rel=2e-3)
+
+
+# --- From a printed speed to seconds ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_gpus() -> Analysis:
+    return analyze(
+        "smollm2_135m",
+        Setup(sequence_length=256, micro_batch_size=2, micro_batches=3),
+        layout=Layout(num_gpus=4, fsdp=2, tp=1, cp=2),
+    )
+
+
+def test_seconds_of_a_printed_speed(two_gpus: Analysis) -> None:
+    """3 micro-batches x 2 sequences x 256 tokens x 2 data ranks / 4 GPUs = 768 tokens a GPU and step.
+
+    At 1,000 tokens / s / GPU 0.768 s. Without attention, SmolLM2 has 6 x 134,515,008 parameters = 807,090,048 FLOPs a
+    token, so at 10 TFLOP/s 768 x 807,090,048 / 10^13 = 0.0619845 s.
+    """
+    assert two_gpus.layout is not None
+    assert tokens_per_gpu(two_gpus.setup, two_gpus.layout) == Fraction(768)
+
+    def of(**fields: object) -> float:
+        return measured_seconds(msgspec.convert(fields, MeasuredSpeed), two_gpus)
+
+    assert of(quantity="seconds", value=1.5) == 1.5
+    assert of(quantity="tokens_per_second_per_gpu", value=1000) == 0.768
+    assert of(quantity="tflop_per_second_per_gpu", value=10, convention="6N") == pytest.approx(0.0619845, rel=1e-6)
+
+
+# --- Rows by hand -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_run_as_a_user_would_run_it(small: ExaminedThroughput) -> None:
+    found = analyze(
+        SMALL.fields(),
+        Setup(**SMALL.setup),
+        layout=Layout(**SMALL.layout),
+        cluster=Cluster(gpu=find_gpu("H100")),
+    )
+    assert found.step_time is not None
+    assert small.step_time is not None
+    assert msgspec.structs.replace(small.step_time, gpu="H100") == found.step_time[0]
+    assert (small.setup, small.layout) == (found.setup, found.layout)
+    assert small.measured_seconds == 0.5
+    assert small.relative_error == small.step_time.seconds / 0.5 - 1
+
+
+def test_fields_of_a_gpu_and_of_the_stack_are_those_of_the_row() -> None:
+    cluster = PublishedCluster(
+        gpu="H100",
+        gpu_fields={"memory_bandwidth_tb_per_s": 2.4},
+        power_watts=500,
+        attention_kernel="cuDNN",
+        products="fp8",
+    ).cluster()
+    assert cluster.gpu == msgspec.structs.replace(find_gpu("H100"), memory_bandwidth_tb_per_s=2.4)
+    assert (cluster.power_watts, cluster.attention_kernel, cluster.products_in_fp8) == (500, "cuDNN", True)
+
+
+def test_a_setting_that_is_refused_is_the_reason() -> None:
+    refused = msgspec.structs.replace(SMALL, setup={"sequence_length": 256, "kernels": "magic"})
+    found = examine_throughput(row_of(refused))
+    assert (found.step_time, found.setup, found.relative_error) == (None, None, None)
+    assert found.not_run is not None
+    assert "magic" in found.not_run
+
+
+def by_hand(name: str, error: float, small: ExaminedThroughput, **fields: object) -> ExaminedThroughput:
+    """A row whose estimate is 1 + error seconds of 1 measured."""
+    assert small.step_time is not None
+    time = msgspec.structs.replace(small.step_time, seconds=1 + error, bound_seconds=0.9)
+    row = msgspec.structs.replace(small, name=name, step_time=time, measured_seconds=1.0, relative_error=error)
+    return msgspec.structs.replace(row, **fields)
+
+
+def test_errors_and_ratios_are_summed_up(small: ExaminedThroughput, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratio = PublishedRatio(name="b / a", faster="a", slower="b", gate=True)
+    records = ThroughputRecords(rows=(), ratios=(ratio, msgspec.structs.replace(ratio, name="none", slower="z")))
+    monkeypatch.setattr(throughput, "load_published_throughput", lambda: records)
+    not_run = examine_throughput(row_of(None, "d"))
+    found = summed_up(
+        [
+            by_hand("a", -0.3, small),
+            by_hand("b", 0.1, small, measured_seconds=2.0),
+            by_hand("c", 0.2, small, gate=False, measured_seconds=0.8),
+            not_run,
+        ]
+    )
+    assert [(each.kind, each.gate, each.rows) for each in found.errors] == [
+        ("dense", True, 2),
+        ("all", True, 2),
+        ("dense", False, 3),
+        ("all", False, 3),
+    ]
+    gated, rest = found.errors[0], found.errors[-1]
+    assert gated.median_absolute == pytest.approx(0.2)
+    assert gated.median == pytest.approx(-0.1)
+    assert (gated.low, gated.high, gated.worst, gated.beyond_bound) == (-0.3, 0.1, "a", ())
+    assert rest.median == pytest.approx(0.1)
+    assert rest.beyond_bound == ("c",)  # measured 0.8 s, bound 0.9 s
+    # Equal steps: b measured twice as long as a; estimated 1.1 / 0.7 s.
+    (only,) = found.ratios
+    assert only.measured == pytest.approx(2.0)
+    assert only.estimated == pytest.approx(1.1 / 0.7)
+    assert only.relative_error == pytest.approx(1.1 / 0.7 / 2 - 1)
+
+
+def test_reports(small: ExaminedThroughput, capsys: pytest.CaptureFixture[str]) -> None:
+    noted = msgspec.structs.replace(small, ran="what ran", differs="what is off")
+    kept = msgspec.structs.replace(noted, name="kept", gate=False)
+    examined = summed_up([noted, kept, examine_throughput(row_of(None, "other"))])
+    print_published_throughput(examined)
+    out = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "Not run: other: it has no settings.",
+        "small; kept: what ran.",
+        "Not modelled: small; kept: what is off.",
+        "small; kept; other: by hand.",
+        "small: llama_3_2_1b, 2 H100, fsdp 2, 1 x 2 sequences of 256, recompute none, compiled, mixed.",
+        "0.500",
+        "s a step",
+    ):
+        assert expected in out
+
+    lines = Lines(80)
+    published_throughput_screen(lines, examined)
+    assert lines.lines[0].startswith("2 published steps")
+    assert [line.split()[0] for line in lines.lines[2:4]] == ["small", "dense,"]
+    assert "why 1 more are not run" in " ".join(" ".join(lines.lines).split())
+
+
+def test_as_a_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    records = ThroughputRecords(rows=(row_of(None, "other"), row_of(SMALL)), ratios=())
+    monkeypatch.setattr(throughput, "load_published_throughput", lambda: records)
+    assert main(["--published", "throughput", "--json"]) == 0
+    published = json.loads(capsys.readouterr().out)["published"]
+    not_run, run = published["rows"]
+    assert (not_run["not_run"], not_run["step_time"]) == ("it has no settings", None)
+    assert run["step_time"]["gpu"] == "H100"
+    assert run["relative_error"] == run["step_time"]["seconds"] / 0.5 - 1
+    assert published["errors"][0]["worst"] == "small"
+    assert published["ratios"] == []
+    assert main(["--published", "throughput"]) == 0
+    assert "1 published steps" in capsys.readouterr().out
+
+
+def test_cells() -> None:
+    assert (seconds(13.75), seconds(0.76561)) == ("13.75", "0.766")
+    assert signed(-0.1234) == "-12.3 %"
+
+
+# --- The gates --------------------------------------------------------------------------------------------------------
+
+GATED = [row for row in RECORDS.rows if row.gate]
+OTHERS = [row for row in RECORDS.rows if not row.gate and row.run is not None]
+DENSE_WITHIN, DENSE_MEDIAN_WITHIN, COMPILED_WITHIN = 0.25, 0.15, 0.03
+
+
+@pytest.fixture(scope="module")
+def gated() -> Throughput:
+    return summed_up([examine_throughput(row) for row in GATED])
+
+
+@pytest.fixture(scope="module")
+def everything(gated: Throughput) -> Throughput:
+    return summed_up([*gated.rows, *map(examine_throughput, OTHERS)])
+
+
+@pytest.mark.parametrize("name", [row.name for row in GATED])
+def test_no_run_beats_its_bound(name: str, gated: Throughput) -> None:
+    row = next(row for row in gated.rows if row.name == name)
+    assert row.not_run is None
+    assert row.step_time is not None
+    assert row.measured_seconds is not None
+    assert row.step_time.bound_seconds <= row.measured_seconds
+
+
+@pytest.mark.parametrize("name", [row.name for row in GATED if row.kind == "dense"])
+def test_estimates_of_dense_models_are_near(name: str, gated: Throughput) -> None:
+    row = next(row for row in gated.rows if row.name == name)
+    assert row.relative_error is not None
+    assert abs(row.relative_error) <= DENSE_WITHIN
+
+
+def test_the_median_of_dense_models_is_nearer(gated: Throughput) -> None:
+    dense = next(found for found in gated.errors if found.kind == "dense")
+    assert dense.rows == sum(row.kind == "dense" for row in GATED)
+    assert dense.median_absolute <= DENSE_MEDIAN_WITHIN
+
+
+def test_what_compiling_saves(gated: Throughput) -> None:
+    """6,667 / 5,762 tokens / s = 1.157."""
+    ratio = next(ratio for ratio in gated.ratios if ratio.gate)
+    assert ratio.measured == pytest.approx(1.157, abs=5e-4)
+    assert abs(ratio.relative_error) <= COMPILED_WITHIN
+
+
+def test_the_errors_are_within_the_band_of_every_estimate(gated: Throughput) -> None:
+    for row in gated.rows:
+        band = errors_of(row.kind)
+        assert row.relative_error is not None
+        assert band.low <= row.relative_error <= band.high
+
+
+@pytest.mark.sweep
+def test_no_other_run_beats_its_bound(everything: Throughput) -> None:
+    assert [row.name for row in everything.rows if row.step_time is None] == []
+    assert [row.name for row in everything.rows if beats_bound(row)] == []
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_the_band_is_that_of_the_errors(kind: ModelKind, everything: Throughput) -> None:
+    """`configs/step_time_errors.json`, rounded outwards to a tenth of a percent."""
+    found = next(errors for errors in everything.errors if errors.kind == kind and not errors.gate)
+    band = errors_of(kind)
+    assert band.rows == found.rows
+    assert found.low - 0.001 <= band.low <= found.low
+    assert found.high <= band.high <= found.high + 0.001
+
+
+def rows_of_the_page() -> list[list[str]]:
+    """The cells of the table of speeds in docs/published.md."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "published.md").read_text(encoding="utf-8")
+    _, table = page.split("| run | bound | estimate | measured | error |\n|---|---|---|---|---|\n")
+    return [line.strip("| ").split(" | ") for line in table.partition("\n\n")[0].splitlines()]
+
+
+def test_the_page_has_the_rows_of_the_gates(gated: Throughput) -> None:
+    page = {cells[0]: cells[1:] for cells in rows_of_the_page()}
+    for row in gated.rows:
+        assert page[row.name] == list(speed_cells(row))
+
+
+@pytest.mark.sweep
+def test_the_page_has_all_rows(everything: Throughput) -> None:
+    expected = [[row.name, *speed_cells(row)] for row in everything.rows if row.step_time is not None]
+    assert rows_of_the_page() == expected

@@ -1,0 +1,124 @@
+"""How long a step takes, on the first screen, in the tables and in a run; the times are made by hand."""
+
+import msgspec
+import pytest
+
+from counting.analysis import Analysis, analyze
+from counting.cost.run import RunPlan, plan_run
+from counting.report import Results
+from counting.report.model.step_time import time_notes, time_table
+from counting.report.run import print_run
+from counting.report.tables import print_tables
+from counting.setup import Setup
+from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
+from tests.counting.spread import rank_class, spread
+from tests.counting.times import TIME, step_time_like
+from tests.screens import printed, words
+from torch_models.layout import Layout
+
+OTHER = step_time_like(
+    gpu="RTX-Pro",
+    rates_of="L40S",
+    seconds=0.945,
+    bound_seconds=0.5,
+    low_seconds=0.945,
+    high_seconds=0.945,
+    tokens_per_second_per_gpu=469.2,
+    mfu=0.0734,
+)
+LAYOUT = Layout(num_gpus=64, gpus_per_node=8, dp=2, fsdp=4, tp=8)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Analysis:
+    return analyze("llama_7b", Setup(micro_batches=2))
+
+
+def spread_and_timed(llama: Analysis, *times: msgspec.Struct) -> Analysis:
+    return msgspec.structs.replace(spread(llama, LAYOUT, rank_class(10**9, count=64)), step_time=times)
+
+
+def test_one_line_for_each_gpu(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, Results(analyses=[spread_and_timed(llama, TIME, OTHER)])).splitlines()
+    start = lines.index("A training step of llama_7b, spread over 64 GPUs")
+    assert lines[start + 1 : start + 5] == [
+        "  H100: 18 s a step, 8.9 k tokens/s a GPU, MFU 40 % (36–45); not below 15 s",  # noqa: RUF001
+        "  RTX-Pro: 945 ms a step, 469 tokens/s a GPU, MFU 7 %; not below 500 ms",
+        "  rates           none are known of it: RTX-Pro has those of L40S, scaled",
+        "  a step          estimate, op by op; in brackets its errors on published runs",
+    ]
+
+
+def test_what_the_figures_rest_on(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = msgspec.structs.replace(llama, setup=msgspec.structs.replace(llama.setup, execution="compiled"))
+    for analysis, time, basis in (
+        (llama, step_time_like(basis="calibrated"), "a step calibrated by measured steps, whose spread is in brackets"),
+        (compiled, OTHER, "a step estimate, compiled, from sourced rates"),
+    ):
+        assert basis in words(printed(capsys, Results(analyses=[spread_and_timed(analysis, time)])))
+
+
+def test_why_there_is_no_time(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = [f"{NO_TIME}{gpu}: has no rates." for gpu in ("T4", "V100")] + [f"{NO_TIME}L4: no link: give one."]
+    analysis = msgspec.structs.replace(spread_and_timed(llama), notes=tuple(notes))
+    screen = words(printed(capsys, Results(analyses=[analysis])))
+    assert " no time T4, V100: has no rates; L4: no link: give one the worst rank" in screen
+    assert " a step " not in screen.partition("no time")[0]
+    megatron = msgspec.structs.replace(analysis, notes=(NO_TIME_BY_FORMULA,))
+    assert "no time by Megatron-LM's rules no step is run" in words(printed(capsys, Results(analyses=[megatron])))
+
+
+def test_no_line_where_no_time_was_asked_for(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = printed(capsys, Results(analyses=[spread(llama, LAYOUT, rank_class(10**9, count=64))]))
+    assert "a GPU, MFU" not in screen
+    assert "no time" not in screen
+
+
+def test_a_predicted_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = spread_and_timed(llama, TIME)
+    one = [plan_run(analysis, RunPlan(tokens=10**12, gpus=("H100",)))]
+    lines = printed(capsys, Results(analyses=[analysis], runs=one)).splitlines()
+    start = lines.index("Training llama_7b on 1 T tokens with 64 GPUs at 40 % (36–45) MFU, predicted")  # noqa: RUF001
+    assert lines[start + 1 : start + 4] == [
+        "  GPU   $/hour  GPU-hours  days     cost",
+        "  H100    3.00     30,098  19.6  $90,293",
+        "  by its band     H100: 26,753–33,442 GPU-hours, $80,260–100,325",  # noqa: RUF001
+    ]
+    two = [plan_run(analysis, RunPlan(tokens=10**12, gpus=("H100", "A100")))]
+    lines = printed(capsys, Results(analyses=[analysis], runs=two)).splitlines()
+    start = lines.index("Training llama_7b on 1 T tokens with 64 GPUs at the MFU predicted for each")
+    assert [line.split()[:2] for line in lines[start + 2 : start + 4]] == [["H100", "40"], ["A100", "30–50"]]  # noqa: RUF001
+    assert "30–50 %, assumed" in lines[start + 3]  # noqa: RUF001
+    print_run(two[0])
+    assert "predicted" in capsys.readouterr().out
+
+
+def test_the_rows_of_the_table_sum_to_the_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    print_tables(time_table([TIME, OTHER]))
+    rows = {}
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.replace("│", "|").split("|")[1:-1]]
+        if len(cells) == 3:
+            rows[cells[0]] = cells[1:]
+    parts = [
+        "products",
+        "attention",
+        "ops by their bytes, launches",
+        "waiting for other stages",
+        "optimiser",
+        "exposed, tp",
+        "exposed, fsdp",
+    ]
+    assert sum(float(rows[part][0]) for part in parts) == float(rows["the step"][0]) == 18
+    assert rows["the bound"] == ["15.0000", "0.5000"]
+    assert rows["tokens/s a GPU"] == ["8,900", "469"]
+    assert rows["MFU"] == ["40.0 %", "7.3 %"]
+    assert rows["rates of"] == ["H100", "L40S"]
+
+
+def test_each_assumption_stands_once() -> None:
+    times = [step_time_like(assumptions=("One.", "Both.")), step_time_like(gpu="A100", assumptions=("Both.",))]
+    assert time_notes(times) == ["Time of a step on H100: One.", "Time of a step: Both."]
