@@ -40,7 +40,7 @@ lint: $(VENV)/dev.stamp ## Check style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/run.stamp ## Measure time and memory, as ratios to "import torch"
+bench: $(VENV)/run.stamp ## Measure time and memory, as ratios to "import torch", and a step against its prediction
 	$(BIN)/python tests/benchmark.py
 
 clean: ## Remove the environment and everything built

@@ -1,4 +1,5 @@
-"""Time and peak memory of the command, each as a ratio to `python3 -c "import torch"` in the same run.
+"""Time and peak memory of the command, each as a ratio to `python3 -c "import torch"` in the same run; then a step of
+training, measured on this machine's CPU and predicted (tests/counting/calibration/measured_step.py).
 
     make bench        or        python tests/benchmark.py --rounds 7
 
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, str(ROOT / "model_training_cost_analysis.py")]
+MEASURED_STEP = [sys.executable, str(ROOT / "tests" / "counting" / "calibration" / "measured_step.py")]
 
 BASELINE = "import torch"
 BUDGET = "--training_budget 5000000"
@@ -176,6 +178,8 @@ def main() -> int:
         print(f"{check.quantity:8}{check.command:78}{check.reference:78}{ratio:7.3f}{check.limit:7.2f}  {verdict}")
     verdict = "BROKEN: it imports torch" if imports_torch else "ok"
     print(f"{'imports':8}{BUDGET:78}{'no torch':92}  {verdict}")
+    print(flush=True)
+    broken += subprocess.call(MEASURED_STEP, cwd=ROOT)
     return 1 if broken else 0
 
 

@@ -13,10 +13,10 @@ from counting.cost.hardware import Gpu, GpuSources, load_gpus
 from counting.cost.rates import AttentionRate, GpuRates, GroupedRate, Link, ProductRates
 from counting.cost.step_time.machine import COLLECTIVE_CALL_SECONDS
 
-# What measured rates replace: a scale that was fitted to estimates by other rates, and a limit that slows other rates
-# down, as these were measured under whatever limit is set.
-OF_OTHER_RATES = ("calibration", "power_watts")
-NEAR = 0.1  # two sizes of memory are those of one board, if they differ by less, relatively
+# What belongs to the rates that measured ones replace: a scale that was fitted to estimates by them, a limit that slows
+# them down (these were measured under whatever limit is set), and a kernel of their table of attention.
+OF_OTHER_RATES = ("calibration", "power_watts", "attention_kernel")
+_NEAR = 0.1  # two sizes of memory are those of one board, if they differ by less, relatively
 _PARTS_OF_A_NAME = re.compile(r"[-\s]+")
 
 
@@ -58,7 +58,7 @@ def gpu_of(found: FoundMachine) -> Gpu | None:
         for gpu in load_gpus()
         if found.device == "cuda"
         and words.issuperset(_PARTS_OF_A_NAME.split(gpu.name.lower()))
-        and abs(found.memory_bytes / gpu.device_capacity_bytes - 1) < NEAR
+        and abs(found.memory_bytes / gpu.device_capacity_bytes - 1) < _NEAR
     ]
     return max(alike, key=lambda gpu: len(gpu.name), default=None)
 
@@ -99,6 +99,8 @@ def measured_rates(found: FoundMachine, gpu: Gpu) -> GpuRates:
     peak, bandwidth = gpu.peak_dense_tflop_per_s / devices, 1e3 * gpu.memory_bandwidth_tb_per_s / devices
     by_op = ", ".join(f"{name} {rate:.4g}" for name, rate in found.bytes.by_op.items())
     beside, spread = found.beside_collectives_share, found.spread
+    # An entry with rates says whether tiles and waves are counted on its GPU.
+    multiprocessors = devices * found.multiprocessors if found.multiprocessors and gpu.rates is None else None
     return GpuRates(
         bf16=_product_rates(found.products, found.dtype, devices),
         fp32=_product_rates(found.fp32_products, "float32", devices),
@@ -125,8 +127,8 @@ def measured_rates(found: FoundMachine, gpu: Gpu) -> GpuRates:
         memory_bandwidth_source=f"measured beyond the caches, GB/s: {by_op}; as many bytes of each",
         launch_seconds=found.launch_seconds,
         launch_source="measured: ops on one number in a row",
-        multiprocessors=None if found.multiprocessors is None else devices * found.multiprocessors,
-        multiprocessors_source=None if found.multiprocessors is None else "as the driver reports them",
+        multiprocessors=multiprocessors,
+        multiprocessors_source=None if multiprocessors is None else "as the driver reports them",
         beside_collectives_share=beside,
         beside_collectives_source=None if beside is None else "measured: products beside all-gathers",
         spread=spread or None,

@@ -9,11 +9,11 @@ from counting.calibration.scale import ScaledRow, check_number, fit_scale, media
 from counting.cost.cluster import Calibration, Cluster
 from counting.setup import Setup
 from counting.step.time import StepTime
-from torch_models.errors import UserError
+from torch_models.errors import ArgumentError, ConfigError, UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
-MOST_NAMED = 3  # impossible rows that an error names with their numbers
+_MOST_NAMED = 3  # impossible rows that an error names with their numbers
 
 
 class MeasuredStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +93,8 @@ def _analysis(step: MeasuredStep, cluster: Cluster) -> Analysis:
     try:
         cluster = msgspec.structs.replace(cluster, calibration=None, power_watts=power)
         return analyze(step.model, step.setup, layout=step.layout, cluster=cluster)
+    except ArgumentError as error:
+        raise ConfigError(error.field, error.value, error.rule, step.where) from None
     except UserError as error:
         raise UserError(f"{step.where}: {error}") from None
 
@@ -105,5 +107,5 @@ def _refuse_impossible(steps: Sequence[MeasuredStep], times: Sequence[StepTime])
         if step.seconds < time.bound_seconds
     ]
     if named:
-        more = f"; and {len(named) - MOST_NAMED} more such rows" if len(named) > MOST_NAMED else ""
-        raise UserError(f"{'; '.join(named[:MOST_NAMED])}{more}; correct or leave out what cannot have been measured")
+        more = f"; and {len(named) - _MOST_NAMED} more such rows" if len(named) > _MOST_NAMED else ""
+        raise UserError(f"{'; '.join(named[:_MOST_NAMED])}{more}; correct or leave out what cannot have been measured")

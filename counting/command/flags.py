@@ -136,7 +136,7 @@ def flags_parser() -> argparse.ArgumentParser:
         description="What training a model costs; each number is measured and compared with a\n"
         "formula. One command for each job:\n\n"
         f"{job_examples()}\n\nA flag may have hyphens for its underscores.\n"
-        "calibrate --help says how measured steps, or this machine, become the file of --cluster.",
+        "calibrate --help: from measured steps, or this machine, to a file for --cluster.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")

@@ -34,17 +34,21 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
 
     gpu: str
     gpu_fields: dict[str, Any] = msgspec.field(default_factory=dict)  # fields of its entry that are replaced
+    gpus_per_node: int | None = None  # that ran; None: as many as there are
     power_watts: float | None = None  # the limit, where it is below the board's
     attention_kernel: str | None = None  # None: torch's, as the step that is measured here names it
     products: Products = "bf16"  # what linear layers of decoder layers multiply
+    overlap_expert_exchange: bool = False
 
     def cluster(self) -> Cluster:
         """The cluster of these GPUs; nodes and links are the catalogue's."""
         return Cluster(
             gpu=msgspec.structs.replace(find_gpu(self.gpu), **self.gpu_fields),
+            gpus_per_node=self.gpus_per_node,
             power_watts=self.power_watts,
             attention_kernel=self.attention_kernel,
             products_in_fp8=self.products == "fp8",
+            overlap_expert_exchange=self.overlap_expert_exchange,
         )
 
 

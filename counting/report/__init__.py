@@ -1,7 +1,8 @@
 """Formats all results: text for people, plain lines and JSON for programs. Only this package formats numbers."""
 
-from counting.report.document import json_document
-from counting.report.results import Results
+from counting.report.document import calibration_document, json_document
+from counting.report.results import Calibrated, Results
+from counting.report.screen.calibration import print_calibration
 from counting.report.text import print_results
 
-__all__ = ["Results", "json_document", "print_results"]
+__all__ = ["Calibrated", "Results", "calibration_document", "json_document", "print_calibration", "print_results"]

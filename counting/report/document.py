@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from counting.report.results import Results
+from counting.report.results import Calibrated, Results
 
 SCHEMA_VERSION = 2
 
@@ -33,6 +33,18 @@ def _published(results: Results) -> object:
     """The published figures of the kind that was requested: rows, or of speeds rows with errors and ratios."""
     kinds = (results.published, results.published_memory, results.published_throughput)
     return next((figures for figures in kinds if figures is not None), None)
+
+
+def calibration_document(calibrated: Calibrated) -> str:
+    """Both as one JSON document; what was not asked for is null."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "output": calibrated.output,
+        "cluster": calibrated.document,
+        "calibration": calibrated.steps,
+        "machine": calibrated.machine,
+    }
+    return msgspec.json.encode(document).decode()
 
 
 def _budget(results: Results) -> dict[str, Any] | None:

@@ -1,12 +1,14 @@
 """The results that a report prints."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
+    from counting.calibration.found import FoundMachine
+    from counting.calibration.steps import CalibratedCluster
     from counting.cost.budget import BudgetPlan
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
@@ -36,3 +38,13 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, object] | None = None  # the given flags and their values, enough to repeat the command
     # For each analysis, whether its step fits each GPU of the catalogue. Not part of the JSON document.
     on_catalogue: "Sequence[tuple[Fit, ...]]" = ()
+
+
+class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `calibrate`: the file's fields and name, and what they rest on, steps or a machine."""
+
+    output: str
+    document: Mapping[str, Any]
+    steps: "CalibratedCluster | None" = None
+    machine: "FoundMachine | None" = None
+    left_out: tuple[str, ...] = ()  # fields of the file that was started from, as they belong to other rates

@@ -7,14 +7,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from counting.calibration.found import FoundAttention
 from counting.calibration.machine.clock import seconds_of, time_calls
 
-LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
-HEAD_SIZES = (64, 128)
-HEADS = 16
-LONGEST_CALL = 0.1  # share of the time of one head size: a length whose call takes longer is the last one
-BACKWARD = 2.5  # products of backward to those of forward: five to two, scores computed again
+ATTENTION_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+_HEAD_SIZES = (64, 128)
+_HEADS = 16
+_LONGEST_CALL = 0.1  # share of the time of one head size: a length whose call takes longer is the last one
+_BACKWARD = 2.5  # products of backward to those of forward: five to two, scores computed again
 
 # Kernel, as the catalogue calls it -> torch's backend. On a CPU the flash backend is torch's own kernel for CPUs.
-KERNELS = {
+_KERNELS = {
     "cpu": {"torch's flash attention for CPUs": SDPBackend.FLASH_ATTENTION},
     "cuda": {"FlashAttention-2": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION},
 }
@@ -23,16 +23,17 @@ KERNELS = {
 def measure_attention(device: torch.device, dtype: torch.dtype, seconds: float) -> tuple[FoundAttention, ...]:
     """Rates of each kernel that runs here: longer sequences until one takes too long; about 16,384 tokens a GPU."""
     found: list[FoundAttention] = []
-    each = seconds / len(HEAD_SIZES) / len(KERNELS[device.type])
-    for kernel, backend in KERNELS[device.type].items():
-        for head_size in HEAD_SIZES:
-            for length in LENGTHS:
+    each = seconds / len(_HEAD_SIZES) / len(_KERNELS[device.type])
+    of_length = each / len(ATTENTION_LENGTHS)
+    for kernel, backend in _KERNELS[device.type].items():
+        for head_size in _HEAD_SIZES:
+            for length in ATTENTION_LENGTHS:
                 try:
-                    row, longest = _measure(device, dtype, kernel, backend, head_size, length, each / len(LENGTHS))
+                    row, longest = _measure(device, dtype, kernel, backend, head_size, length, of_length)
                 except RuntimeError:  # the kernel does not run on this device, or not at this size
                     break
                 found.append(row)
-                if 4 * longest > LONGEST_CALL * each:
+                if 4 * longest > _LONGEST_CALL * each:
                     break
     return tuple(found)
 
@@ -47,8 +48,8 @@ def _measure(
     seconds: float,
 ) -> tuple[FoundAttention, float]:
     """One row, and the seconds of its backward pass."""
-    sequences = max(1, LENGTHS[-1] // length) if device.type == "cuda" else 1
-    size = (sequences, HEADS, length, head_size)
+    sequences = max(1, ATTENTION_LENGTHS[-1] // length) if device.type == "cuda" else 1
+    size = (sequences, _HEADS, length, head_size)
     query, key, value = (torch.randn(size, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     gradient = torch.randn(size, device=device, dtype=dtype)
 
@@ -64,13 +65,13 @@ def _measure(
         longest = max(seconds_of(forward, device), seconds_of(backward, device))
         ascending = time_calls(forward, device, seconds / 3)
         descending = time_calls(backward, device, 2 * seconds / 3)
-    flops = causal_flops(sequences, HEADS, length, head_size)
+    flops = causal_flops(sequences, _HEADS, length, head_size)
     row = FoundAttention(
         kernel=kernel,
         head_size=head_size,
         sequence_length=length,
         forward_tflop_per_s=flops / ascending.median / 1e12,
-        backward_tflop_per_s=BACKWARD * flops / descending.median / 1e12,
+        backward_tflop_per_s=_BACKWARD * flops / descending.median / 1e12,
     )
     return row, longest
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 FEWEST_TIMINGS = 3
-SHORTEST_TIMING = 2e-3  # seconds: calls that are shorter are timed several at once
+_SHORTEST_TIMING = 2e-3  # seconds: calls that are shorter are timed several at once
 
 
 class Timed(NamedTuple):
@@ -39,7 +39,7 @@ def time_calls(function: Callable[[], object], device: torch.device, seconds: fl
     """Time calls of `function` for about `seconds`, at least `FEWEST_TIMINGS` times, after one that is not timed."""
     until = time.perf_counter() + seconds
     function()
-    calls = max(1, math.ceil(SHORTEST_TIMING / max(seconds_of(function, device), 1e-9)))
+    calls = max(1, math.ceil(_SHORTEST_TIMING / max(seconds_of(function, device), 1e-9)))
     timings: list[float] = []
     while len(timings) < FEWEST_TIMINGS or time.perf_counter() < until:
         timings.append(seconds_of(function, device, calls))

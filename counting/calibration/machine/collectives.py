@@ -14,14 +14,14 @@ import torch.distributed as dist
 
 from counting.calibration.found import FoundCollective, FoundLink
 from counting.calibration.machine.clock import seconds_of
-from counting.calibration.machine.products import Product
+from counting.calibration.machine.products import MatrixProduct
 from counting.calibration.machine.ranks import Ranks
 
-SMALLEST_NUMBERS = 16  # of one rank's part
-LARGEST_BYTES = {"cuda": 2**28, "cpu": 2**24}  # of the whole tensor
-ROUNDS: dict[FoundCollective, int] = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "all_to_all": 1}
-TIMINGS = 5
-PRODUCTS_BESIDE = 8
+_SMALLEST_NUMBERS = 16  # of one rank's part
+LARGEST_COLLECTIVE_BYTES = {"cuda": 2**28, "cpu": 2**24}  # of the whole tensor
+_ROUNDS: dict[FoundCollective, int] = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "all_to_all": 1}
+_TIMINGS = 5
+_PRODUCTS_BESIDE = 8
 
 
 def measure_links(ranks: Ranks, device: torch.device, dtype: torch.dtype) -> tuple[FoundLink, ...]:
@@ -44,13 +44,13 @@ def _measure(group: Any, ranks: int, in_node: int, device: torch.device, dtype: 
     """All collectives in `group`, of sizes that grow by 8."""
     by_op: dict[FoundCollective, float] = {}
     best, shortest = 0.0, math.inf
-    for op, rounds in ROUNDS.items():
-        numbers, speed = SMALLEST_NUMBERS, 0.0
-        while numbers * ranks * dtype.itemsize <= LARGEST_BYTES[device.type]:
+    for op, rounds in _ROUNDS.items():
+        numbers, speed = _SMALLEST_NUMBERS, 0.0
+        while numbers * ranks * dtype.itemsize <= LARGEST_COLLECTIVE_BYTES[device.type]:
             seconds = _slowest(_call(op, group, ranks, numbers, device, dtype), device)
             speed = rounds * (ranks - 1) * numbers * dtype.itemsize / seconds
             best = max(best, speed)
-            if numbers == SMALLEST_NUMBERS and op in ("all_gather", "reduce_scatter"):
+            if numbers == _SMALLEST_NUMBERS and op in ("all_gather", "reduce_scatter"):
                 shortest = min(shortest, seconds)
             numbers *= 8
         by_op[op] = speed / 1e9
@@ -85,39 +85,39 @@ def _call(
 def _slowest(call: Callable[[], object], device: torch.device) -> float:
     """The median of a few timings of `call`, each that of the slowest rank of all."""
     call()
-    timings = torch.tensor([seconds_of(call, device) for _ in range(TIMINGS)], device=device, dtype=torch.float64)
+    timings = torch.tensor([seconds_of(call, device) for _ in range(_TIMINGS)], device=device, dtype=torch.float64)
     dist.all_reduce(timings, op=dist.ReduceOp.MAX)
     return float(timings.median())
 
 
 def measure_beside(ranks: Ranks, device: torch.device, dtype: torch.dtype, side: int) -> float:
     """The share of their speed that products of `side` keep while an all-gather over all ranks runs beside them."""
-    product = Product(*(torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)))
+    product = MatrixProduct(*(torch.randn(side, side, device=device, dtype=dtype) for _ in range(2)))
     product()
-    alone = seconds_of(product, device, PRODUCTS_BESIDE)
-    numbers = LARGEST_BYTES[device.type] // dtype.itemsize // ranks.world
+    alone = seconds_of(product, device, _PRODUCTS_BESIDE)
+    numbers = LARGEST_COLLECTIVE_BYTES[device.type] // dtype.itemsize // ranks.world
     whole = torch.ones(ranks.world * numbers, device=device, dtype=dtype)
     part = torch.ones(numbers, device=device, dtype=dtype)
     gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     one = seconds_of(lambda: gather(whole, part), device)
-    gathers = math.ceil(3 * alone * PRODUCTS_BESIDE / one)  # long enough, if products become three times as slow
+    gathers = math.ceil(3 * alone * _PRODUCTS_BESIDE / one)  # long enough, if products become three times as slow
     dist.barrier()
     waiting = [gather(whole, part, async_op=True) for _ in range(int(ranks.shared(gathers)))]
-    beside = seconds_of(product, device, PRODUCTS_BESIDE) if device.type == "cpu" else _beside(product)
+    beside = seconds_of(product, device, _PRODUCTS_BESIDE) if device.type == "cpu" else _beside(product)
     for work in waiting:
         work.wait()
     return min(1.0, alone / beside)
 
 
-def _beside(product: Product) -> float:
+def _beside(product: MatrixProduct) -> float:
     """Seconds of one product on the stream of products alone, which does not wait for the collectives."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    for _ in range(PRODUCTS_BESIDE):
+    for _ in range(_PRODUCTS_BESIDE):
         product()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / PRODUCTS_BESIDE
+    return float(start.elapsed_time(end)) / 1e3 / _PRODUCTS_BESIDE
 
 
 def relative_spread(ranks: Ranks, device: torch.device, speed: float) -> float:

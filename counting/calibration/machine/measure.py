@@ -16,9 +16,9 @@ from counting.calibration.machine.products import measure_grouped, measure_produ
 from counting.calibration.machine.ranks import Ranks
 
 # Part -> its share of the time.
-SHARES = {"products": 0.3, "fp32_products": 0.1, "grouped": 0.15, "attention": 0.3, "bytes": 0.15}
-FEWEST_OF_A_SPREAD = 4  # ranks: a deviation of fewer says nothing
-BFLOAT16_CAPABILITY = (8, 0)
+_SHARES = {"products": 0.3, "fp32_products": 0.1, "grouped": 0.15, "attention": 0.3, "bytes": 0.15}
+_FEWEST_OF_A_SPREAD = 4  # ranks: a deviation of fewer says nothing
+_BFLOAT16_CAPABILITY = (8, 0)
 
 
 def device_here() -> DeviceKind:
@@ -37,21 +37,21 @@ def measure_machine(ranks: Ranks, seconds: float, show: Callable[[str], None]) -
     dtype = _dtype(device)
     of_dtype: Literal["bfloat16", "float16"] = "bfloat16" if dtype == torch.bfloat16 else "float16"
     show("measuring products ...")
-    products = measure_products(device, dtype, SHARES["products"] * seconds)
+    products = measure_products(device, dtype, _SHARES["products"] * seconds)
     show("measuring products in fp32 ...")
-    fp32_products = measure_products(device, torch.float32, SHARES["fp32_products"] * seconds)
+    fp32_products = measure_products(device, torch.float32, _SHARES["fp32_products"] * seconds)
     show("measuring products of experts ...")
-    grouped = measure_grouped(device, dtype, SHARES["grouped"] * seconds, products)
+    grouped = measure_grouped(device, dtype, _SHARES["grouped"] * seconds, products)
     show("measuring attention ...")
-    attention = measure_attention(device, dtype, SHARES["attention"] * seconds)
+    attention = measure_attention(device, dtype, _SHARES["attention"] * seconds)
     show("measuring copies and other ops by bytes ...")
-    by_bytes = measure_bytes(device, dtype, SHARES["bytes"] * seconds)
+    by_bytes = measure_bytes(device, dtype, _SHARES["bytes"] * seconds)
     launch = measure_launch(device)
     beside = spread = None
     if ranks.world > 1:
         show(f"measuring collectives of {ranks.world} ranks ...")
         beside = measure_beside(ranks, device, dtype, products.sustained_shape[0])
-        if ranks.world >= FEWEST_OF_A_SPREAD:
+        if ranks.world >= _FEWEST_OF_A_SPREAD:
             spread = relative_spread(ranks, device, products.sustained_tflop_per_s)
     return FoundMachine(
         device=kind,
@@ -75,7 +75,7 @@ def measure_machine(ranks: Ranks, seconds: float, show: Callable[[str], None]) -
 
 def _dtype(device: torch.device) -> torch.dtype:
     """The 16-bit format that the device multiplies: GPUs from before 2020 have float16 alone."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < BFLOAT16_CAPABILITY:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _BFLOAT16_CAPABILITY:
         return torch.float16
     return torch.bfloat16
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from counting.calibration.found import FoundBytes
 from counting.calibration.machine.clock import seconds_of, synchronize, time_calls
 
-ROW = 1024  # numbers that a norm normalises
-SMALLEST_BYTES = 2**18
+_ROW = 1024  # numbers that a norm normalises
+_SMALLEST_BYTES = 2**18
 # Of one tensor: beyond the caches of a GPU. On a CPU beyond them too, with the others of an op, but below the 32 MiB
 # from which glibc returns memory to the system after each use, and every page of the next tensor is mapped again.
-LARGEST_BYTES = {"cuda": 2**28, "cpu": 24 * 2**20}
-LAUNCHES = 1000
-CYCLES_OF_A_WAIT = 10**8
+LARGEST_TENSOR_BYTES = {"cuda": 2**28, "cpu": 24 * 2**20}
+_LAUNCHES = 1000
+_CYCLES_OF_A_WAIT = 10**8
 
 
 class _MemoryOp(NamedTuple):
@@ -33,8 +33,8 @@ def measure_bytes(device: torch.device, dtype: torch.dtype, seconds: float) -> F
     Norms are left out on a CPU, where torch runs each as several ops.
     """
     best, by_op = 0.0, {}
-    sizes = [size for size in (SMALLEST_BYTES, 2**20, 2**22) if size < LARGEST_BYTES[device.type]]
-    for size in (*sizes, LARGEST_BYTES[device.type]):
+    sizes = [size for size in (_SMALLEST_BYTES, 2**20, 2**22) if size < LARGEST_TENSOR_BYTES[device.type]]
+    for size in (*sizes, LARGEST_TENSOR_BYTES[device.type]):
         for name, op in _ops(size, device, dtype).items():
             timed = time_calls(op.run, device, seconds / (6 * (len(sizes) + 1)))
             best = max(best, op.tensors * size / timed.fastest)
@@ -46,9 +46,9 @@ def measure_bytes(device: torch.device, dtype: torch.dtype, seconds: float) -> F
 
 def _ops(size: int, device: torch.device, dtype: torch.dtype) -> dict[str, _MemoryOp]:
     """The ops on tensors of `size` bytes."""
-    shape = (size // dtype.itemsize // ROW, ROW)
+    shape = (size // dtype.itemsize // _ROW, _ROW)
     first, second, third = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
-    weight = torch.ones(ROW, device=device, dtype=dtype)
+    weight = torch.ones(_ROW, device=device, dtype=dtype)
     ops = {
         "copy": _MemoryOp(lambda: third.copy_(first), 2),
         "add": _MemoryOp(lambda: first + second, 3),
@@ -58,7 +58,7 @@ def _ops(size: int, device: torch.device, dtype: torch.dtype) -> dict[str, _Memo
         "update": _MemoryOp(lambda: third.lerp_(first, 0.1), 3),
     }
     if device.type == "cuda":
-        ops["norm"] = _MemoryOp(lambda: F.rms_norm(first, (ROW,), weight, 1e-5), 2)
+        ops["norm"] = _MemoryOp(lambda: F.rms_norm(first, (_ROW,), weight, 1e-5), 2)
     return ops
 
 
@@ -71,14 +71,14 @@ def measure_launch(device: torch.device) -> float:
     number = torch.ones(1, device=device, requires_grad=True)
     factor = torch.ones(1, device=device)
     if device.type == "cpu":
-        return seconds_of(lambda: number * factor, device, LAUNCHES)
+        return seconds_of(lambda: number * factor, device, _LAUNCHES)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     for _ in range(2):  # the first time also loads the kernels
         synchronize(device)
-        torch.cuda._sleep(CYCLES_OF_A_WAIT)
+        torch.cuda._sleep(_CYCLES_OF_A_WAIT)
         start.record()
-        for _ in range(LAUNCHES):
+        for _ in range(_LAUNCHES):
             factor.mul_(1.0)
         end.record()
         synchronize(device)
-    return float(start.elapsed_time(end)) / 1e3 / LAUNCHES
+    return float(start.elapsed_time(end)) / 1e3 / _LAUNCHES

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from torch_models.errors import UserError
 
-OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = timedelta(minutes=5)
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_TIMEOUT = timedelta(minutes=5)
 
 
 class Ranks(NamedTuple):
@@ -43,21 +43,21 @@ def joined_ranks(device_kind: str) -> Iterator[Ranks]:
 
     Raises UserError if the environment is not complete, or the nodes do not have as many processes each.
     """
-    given = [name for name in OF_TORCHRUN if name in os.environ]
+    given = [name for name in _OF_TORCHRUN if name in os.environ]
     if "RANK" not in given and "WORLD_SIZE" not in given:
         yield Ranks()
         return
-    if missing := [name for name in OF_TORCHRUN if name not in given]:
+    if missing := [name for name in _OF_TORCHRUN if name not in given]:
         raise UserError(f"the environment has {given[0]} but no {missing[0]}: start the processes with torchrun")
-    numbers = [os.environ[name] for name in OF_TORCHRUN[:4]]
+    numbers = [os.environ[name] for name in _OF_TORCHRUN[:4]]
     if not all(number.isascii() and number.isdigit() for number in numbers):
-        raise UserError(f"the environment's {', '.join(OF_TORCHRUN[:4])} must be whole numbers, but are {numbers}")
+        raise UserError(f"the environment's {', '.join(_OF_TORCHRUN[:4])} must be whole numbers, but are {numbers}")
     rank, world, local_rank, in_node = map(int, numbers)
     if in_node < 1 or world % in_node:
         raise UserError(f"{world} ranks with {in_node} on this node: start as many processes on each node")
     if device_kind == "cuda":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device_kind == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if device_kind == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield Ranks(rank, world, local_rank, in_node)
     finally:

@@ -8,20 +8,20 @@ from counting.command.output_file import refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import read_json_file
-from torch_models.errors import ArgumentError, UserError, show_name
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 
 if TYPE_CHECKING:
-    from counting.report.calibration import Calibrated
+    from counting.report import Calibrated
 
-DEFAULT_MINUTES = 2.0
-FEWEST_MINUTES, MOST_MINUTES = 0.01, 120.0
-SEE_HELP = "; calibrate --help lists the flags"
+_DEFAULT_MINUTES = 2.0
+_FEWEST_MINUTES, _MOST_MINUTES = 0.01, 120.0
+_SEE_HELP = "; calibrate --help lists the flags"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a UserError of one line, in place of argparse's usage and exit."""
-        raise UserError(f"{message}{SEE_HELP}")
+        raise UserError(f"{message}{_SEE_HELP}")
 
 
 def calibrate_parser() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "--measure", action="store_true", help="measure products, attention, copies and, under torchrun, collectives"
     )
     parser.add_argument(
-        "--minutes", metavar="MINUTES", help=f"of measuring, without the collectives; default {DEFAULT_MINUTES:g}"
+        "--minutes", metavar="MINUTES", help=f"of measuring, without the collectives; default {_DEFAULT_MINUTES:g}"
     )
     parser.add_argument("--output", metavar="FILE", help="the cluster's file to write")
     parser.add_argument("--cluster", metavar="FILE", help="a cluster's file to start from; what it has is kept")
@@ -78,7 +78,7 @@ def calibrate_command(arguments: Sequence[str]) -> None:
     if calibrated is None:  # another rank than the first
         return
     from counting.calibration.cluster_file import as_text
-    from counting.report.calibration import calibration_document, print_calibration
+    from counting.report import calibration_document, print_calibration
 
     write_whole(options.output, as_text(calibrated.document), overwrite=options.force)
     if options.json:
@@ -101,13 +101,15 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> "Calibrated":
     """The scale of the rows."""
     from counting.calibration.cluster_file import with_scale
     from counting.calibration.steps import calibrate_cluster
-    from counting.command.calibrate.rows import read_rows
-    from counting.report.calibration import Calibrated
+    from counting.command.calibrate.rows import by_column, read_rows
+    from counting.report import Calibrated
 
     cluster, known = _start(options)
     rows = read_rows(options.rows, cluster.gpu if cluster else None)
     try:
         steps = calibrate_cluster(rows.steps, cluster or Cluster(gpu=rows.gpu), progress.show)
+    except ConfigError as error:
+        raise by_column(error) from None
     except UserError as error:
         raise _of_file(error, options.rows) from None
     document = with_scale(known or {"gpu": rows.gpu.name}, steps.calibration)
@@ -122,10 +124,10 @@ def _of_file(error: UserError, path: str) -> UserError:
 
 def _measured(options: argparse.Namespace, progress: Progress) -> "Calibrated | None":
     """The rates of this machine; None on other ranks than the first."""
-    minutes = DEFAULT_MINUTES if options.minutes is None else _minutes(options.minutes)
+    minutes = _DEFAULT_MINUTES if options.minutes is None else _minutes(options.minutes)
     from counting.calibration.cluster_file import OF_OTHER_RATES, with_machine
     from counting.calibration.machine import device_here, joined_ranks, measure_machine
-    from counting.report.calibration import Calibrated
+    from counting.report import Calibrated
 
     with joined_ranks(device_here()) as ranks:
         start = ranks.shared(_tried(lambda: _start(options)) if ranks.rank == 0 else None)
@@ -160,6 +162,6 @@ def _minutes(text: str) -> float:
         minutes = float(text) if text.isascii() and "_" not in text else 0.0
     except ValueError:
         minutes = 0.0
-    if not FEWEST_MINUTES <= minutes <= MOST_MINUTES:
-        raise ArgumentError("--minutes", text, f"must be a number from {FEWEST_MINUTES:g} to {MOST_MINUTES:g}")
+    if not _FEWEST_MINUTES <= minutes <= _MOST_MINUTES:
+        raise ArgumentError("--minutes", text, f"must be a number from {_FEWEST_MINUTES:g} to {_MOST_MINUTES:g}")
     return minutes

@@ -35,16 +35,16 @@ COLUMNS = (
     "seconds",
 )
 FURTHER_COLUMNS = ("precision", "optimizer", "loss_chunk", "clip_gradients", "power_watts")
-MAY_BE_EMPTY = ("layout", *FURTHER_COLUMNS)  # one device; the defaults
+_MAY_BE_EMPTY = ("layout", *FURTHER_COLUMNS)  # one device; the defaults
 # An argument of the library -> the column that sets it.
-COLUMN_OF = {"sequence_length": "seq_len", "cluster": "gpu"} | dict.fromkeys(
+_COLUMN_OF = {"sequence_length": "seq_len", "cluster": "gpu"} | dict.fromkeys(
     ("dp", "fsdp", "zero", "tp", "sequence_parallel", "cp", "pp", "ep", "schedule", "stages_per_rank", "grouping"),
     "layout",
 )
-MAX_BYTES = 1_000_000
-MOST_ROWS = 1000
-LONGEST_STEP = 1e6  # seconds
-SWITCH = {"on": True, "off": False}
+MAX_ROWS_BYTES = 1_000_000
+_MOST_ROWS = 1000
+_LONGEST_STEP = 1e6  # seconds
+_SWITCH = {"on": True, "off": False}
 
 _T = TypeVar("_T")
 
@@ -72,8 +72,8 @@ def read_rows(path: str | os.PathLike[str], known: Gpu | None) -> Rows:
             if not any(value.strip() for value in values):
                 continue
             where = f"{shown}: row {len(steps) + 1} (line {lines.line_num})"
-            if len(steps) == MOST_ROWS:
-                raise UserError(f"{where}: a file has at most {MOST_ROWS} rows")
+            if len(steps) == _MOST_ROWS:
+                raise UserError(f"{where}: a file has at most {_MOST_ROWS} rows")
             row = _row(columns, values, where)
             gpu = _parsed(row, "gpu", where, lambda text: _gpu(text, known))
             gpus.setdefault(gpu.name, (gpu, where))
@@ -97,14 +97,14 @@ def _text(path: str | os.PathLike[str], shown: str) -> str:
         if not Path(path).is_file():
             raise UserError(f"{shown}: {'must be a file of rows' if Path(path).exists() else 'no such file'}")
         with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_ROWS_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{shown}: cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{shown}: a file of rows has at most {MAX_BYTES} bytes")
+    if len(content) > MAX_ROWS_BYTES:
+        raise UserError(f"{shown}: a file of rows has at most {MAX_ROWS_BYTES} bytes")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -138,7 +138,7 @@ def _row(columns: Sequence[str], values: Sequence[str], where: str) -> dict[str,
         raise UserError(f"{where}: has {len(values)} values in {len(columns)} columns{hint}")
     row = {column: value.strip() for column, value in zip(columns, values, strict=True)}
     for column, value in row.items():
-        if not value and column not in MAY_BE_EMPTY:
+        if not value and column not in _MAY_BE_EMPTY:
             raise ConfigError(column, value, "must have a value", where)
     return row
 
@@ -208,20 +208,20 @@ def _layout(row: Mapping[str, str], where: str) -> Layout | None:
 
 
 def _number(text: str, column: str, unit: str) -> float:
-    """A number above 0 in plain digits; seconds up to `LONGEST_STEP`."""
+    """A number above 0 in plain digits; seconds up to `_LONGEST_STEP`."""
     try:
         number = float(text) if text.isascii() and "_" not in text else -1.0
     except ValueError:
         number = -1.0
-    if not 0 < number <= LONGEST_STEP:
-        raise ArgumentError(column, text, f"must be a number of {unit} above 0, at most {LONGEST_STEP:g}")
+    if not 0 < number <= _LONGEST_STEP:
+        raise ArgumentError(column, text, f"must be a number of {unit} above 0, at most {_LONGEST_STEP:g}")
     return number
 
 
 def _switch(text: str) -> bool:
-    if text not in SWITCH:
+    if text not in _SWITCH:
         raise ArgumentError("clip_gradients", text, "must be on or off")
-    return SWITCH[text]
+    return _SWITCH[text]
 
 
 def _parsed(row: Mapping[str, str], column: str, where: str, parse: Callable[[str], _T]) -> Any:
@@ -238,9 +238,19 @@ def _parsed(row: Mapping[str, str], column: str, where: str, parse: Callable[[st
 
 
 def _in_row(error: ArgumentError, row: Mapping[str, str], where: str) -> UserError:
-    """The error with file, row and column; of an axis of the layout, with the axis too."""
+    """The error with file, row and column; of an axis of the layout, with the layout as it is typed."""
     axis = error.field.removeprefix("layout ")
-    column = "layout" if axis != error.field else COLUMN_OF.get(error.field, error.field)
-    if column == "layout" and axis != "layout":
-        return ConfigError(column, row[column], f"{axis} = {show_value(error.value)}: {error.rule}", where)
-    return ConfigError(column, error.value, error.rule, where)
+    typed = row["layout"] if axis != error.field or _COLUMN_OF.get(axis) == "layout" else None
+    if typed is None:
+        return by_column(ConfigError(error.field, error.value, error.rule, where))
+    return ConfigError("layout", typed, f"{axis} = {show_value(error.value)}: {error.rule}", where)
+
+
+def by_column(error: ConfigError) -> ConfigError:
+    """The error of a row with the column in place of the library's argument."""
+    column = _COLUMN_OF.get(error.field, error.field)
+    if column == error.field:
+        return error
+    if column == "layout":
+        return ConfigError(f"layout: {error.field}", error.value, error.rule, error.file)
+    return ConfigError(column, error.value, error.rule, error.file)

@@ -73,8 +73,8 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
     """The seconds that no run of this step beats; `timer` is that of the bound.
 
     All collectives are hidden: the longest of three. The passes in their order by their ops alone, from the first pass
-    of the first stage to the end of its rank's update; the ops of the rank with most of them; and the collectives on
-    the busiest link.
+    of the first stage to the end of its rank's update, if the order has all micro-batches; the ops of the rank with
+    most of them; and the collectives on the busiest link.
     """
     timetable: dict[tuple[int, str], TimedPass] = {}
     links: dict[tuple[int, str], dict[str, float]] = {}
@@ -92,7 +92,8 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
     updates = [timer.stretch(rank.optimizer) for rank in work.ranks]
     number, further = _further(work, orders[0])
     added = [_middle(order, timetable, number).seconds if further else 0.0 for order in orders]
-    longest = [passes[0].end + updates[0].compute + max(added) * further]
+    # What further micro-batches add to the first rank's end is not known exactly: the other two are enough then.
+    longest = [] if further else [passes[0].end + updates[0].compute]
     for order, of_rank, update, more in zip(orders, passes, updates, added, strict=True):
         longest.append(of_rank.busy + update.compute + more * further)
         on_link: dict[str, float] = defaultdict(float, seconds_on_links([(update, 1)]))

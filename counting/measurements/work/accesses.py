@@ -16,7 +16,7 @@ Arguments = dict[str, Any]  # by the names of the op's schema
 
 
 class Access(NamedTuple):
-    """A tensor that an op reads or writes; `numbers` of it are touched, None stands for all."""
+    """A tensor that an op reads or writes; at most `numbers` of it are touched, None stands for all."""
 
     tensor: Tensor
     numbers: int | None = None
@@ -136,22 +136,22 @@ def _new(arguments: Arguments, out: Any) -> Iterator[Access]:
 
 
 def _gather(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
-    """As many numbers of the table as the result has, at most all of them."""
+    """As many numbers of the table as the result has."""
     table_name = _GATHERS[signature.name]
     table = arguments[table_name]
     indices = _all_of(arguments, lambda name: name != table_name)
-    taken = Access(table, min(out.numel(), table.numel()), indices[0].tensor)
+    taken = Access(table, out.numel(), indices[0].tensor)
     return Accesses([taken, *indices], [Access(out)])
 
 
 def _scatter(signature: _Signature, arguments: Arguments, out: Any) -> Accesses:
-    """A number of the target for each one that is put there, at most all; it is read if something is added."""
+    """A number of the target for each one that is put there; it is read if something is added."""
     target = arguments["self"]
     given = _all_of(arguments, lambda name: name != "self")
     index = next(tensors_in(arguments.get("index", arguments.get("indices"))))
     source = next(tensors_in([arguments.get(name) for name in ("src", "source", "values")]), index)
     numbers = source.numel() if source.dim() else index.numel()
-    touched = Access(target, min(numbers, target.numel()), index)
+    touched = Access(target, numbers, index)
     overwrites = signature.name in _OVERWRITING_SCATTERS and not arguments.get("accumulate")
     return Accesses(given if overwrites else [touched, *given], [touched])
 

@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from counting.calibration.cluster_file import as_text, gpu_of, measured_links, own_entry, with_machine, with_scale
+from counting.calibration.cluster_file import (
+    as_text,
+    gpu_of,
+    measured_links,
+    measured_rates,
+    own_entry,
+    with_machine,
+    with_scale,
+)
 from counting.cost.cluster import Calibration, read_cluster
 from counting.cost.hardware import find_gpu, load_gpus
 from tests.counting.calibration.found_machines import ACROSS, NODE, found_machine
@@ -40,6 +49,7 @@ def test_what_a_file_has_is_kept_but_for_what_belongs_to_other_rates(tmp_path: P
         "gpus_per_node": 4,
         "network_link": {"gb_per_s": 25, "source": "us"},
         "power_watts": 500,
+        "attention_kernel": "FlashAttention-3",
         "calibration": {"scale": 1.1, "low": 0.9, "high": 1.1, "rows": 3},
     }
     found = found_machine(device="cuda", device_name="NVIDIA H100 80GB HBM3", threads=1)
@@ -47,7 +57,7 @@ def test_what_a_file_has_is_kept_but_for_what_belongs_to_other_rates(tmp_path: P
     cluster = read(document, tmp_path)
     assert cluster.gpu.name == "H100"
     assert (cluster.gpus_per_node, cluster.network_link.gb_per_s) == (4, 25)
-    assert (cluster.power_watts, cluster.calibration) == (None, None)
+    assert (cluster.power_watts, cluster.calibration, cluster.attention_kernel) == (None, None, None)
     assert cluster.gpu.rates.bf16.sustained_tflop_per_s == 0.4
     assert cluster.gpu.rates.memory_bandwidth_share == pytest.approx(20 / 3350)
     assert known["power_watts"] == 500, "the argument is not changed"
@@ -98,6 +108,22 @@ def test_links_of_one_gpu_follow_from_rings() -> None:
     assert node.gb_per_s == h100.rates.node_link.gb_per_s == 450, "no run is faster than the vendor's figure"
     ours = measured_links(found_machine(links=(NODE, ACROSS)), own_entry(found_machine()))
     assert (ours["node_link"].gb_per_s, ours["network_link"].gb_per_s) == (360, 42), "336 / 8"
+
+
+def test_tiles_and_waves_are_counted_where_an_entry_says_so() -> None:
+    found = found_machine(device="cuda", multiprocessors=132)
+    assert measured_rates(found, own_entry(found)).multiprocessors == 132
+    h100 = find_gpu("H100")
+    assert measured_rates(found, h100).multiprocessors is None, "the entry's are kept, or none"
+
+
+def test_rates_are_those_of_a_board() -> None:
+    """A die of two achieves 0.4: both 0.8, as the peaks of a board are of both; shares are of one die's peak."""
+    mi250x = msgspec.structs.replace(find_gpu("MI250X"), peak_dense_tflop_per_s=1.0, memory_bandwidth_tb_per_s=0.08)
+    assert mi250x.devices == 2
+    rates = measured_rates(found_machine(device="cuda"), mi250x)
+    assert (rates.bf16.sustained_tflop_per_s, rates.attention[0].forward_tflop_per_s) == (0.8, 0.12)
+    assert (rates.grouped[0].share_of_peak, rates.memory_bandwidth_share) == (0.5, 0.5)
 
 
 def test_links_are_in_the_file(tmp_path: Path) -> None:

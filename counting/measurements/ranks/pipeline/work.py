@@ -32,7 +32,7 @@ from counting.ranks.pipeline import PassKind, micro_batches_to_order
 from counting.ranks.profile import Traffics
 from counting.ranks.shallow import shallow
 from counting.setup import Execution, Setup
-from counting.work import PassWork, RankWork, StageWork, StepWork
+from counting.work import PassWork, RankWork, StageWork, StepWork, StretchWork
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.pipeline import messages_of
@@ -65,38 +65,40 @@ def work_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) -> S
     with fake_world(layout.ranks):
         meshes = build_meshes(layout, OF_MODULES)
         recorded = {stage: _recorded(stage, keys, setup, layout, meshes) for stage, keys in needed.items()}
-        ranks = [
-            _rank(rank, order, [stages[index] for index in layout.stages_of_rank(rank)], recorded, setup, layout)
-            for rank, order in enumerate(orders)
-        ]
+        ranks: list[RankWork] = []
+        updates: dict[tuple[Stage, ...], StretchWork] = {}
+        for rank, order in enumerate(orders):
+            own = [stages[index] for index in layout.stages_of_rank(rank)]
+            measured = tuple(map(representative, own))
+            if measured not in updates:
+                groups = [group for stage in measured for group in recorded[stage].parameters]
+                updates[measured] = update_of_rank(groups, setup, layout, torch.device(OF_MODULES))
+            passes = [recorded[stage].passes for stage in measured]
+            ranks.append(
+                RankWork(
+                    pipeline_rank=rank,
+                    stages=_stages(own, passes, order, setup, layout),
+                    order=order,
+                    optimizer=updates[measured],
+                )
+            )
     return StepWork(ranks=tuple(ranks), micro_batches=setup.micro_batches)
 
 
-def _rank(
-    pipeline_rank: int,
-    order: StepOrder,
-    own: Sequence[Stage],
-    recorded: dict[Stage, _RecordedStage],
-    setup: Setup,
-    layout: Layout,
-) -> RankWork:
-    of_stages = [(stage, recorded[representative(stage)]) for stage in own]
-    groups = [group for _, one in of_stages for group in one.parameters]
+def _stages(
+    own: Sequence[Stage], passes: Sequence[dict[str, PassWork]], order: StepOrder, setup: Setup, layout: Layout
+) -> tuple[StageWork, ...]:
+    """The stages `own` of a rank, with those of their passes that are in its order."""
     used = {(one.stage, one.key) for one in order}
     numbers = {stage.number for stage in own}
-    return RankWork(
-        pipeline_rank=pipeline_rank,
-        stages=tuple(
-            StageWork(
-                stage=stage.number,
-                runs=shallow(stage.spec).runs,
-                passes={key: work for key, work in one.passes.items() if (stage.number, key) in used},
-                message_bytes=_message_bytes(stage, numbers, setup, layout),
-            )
-            for stage, one in of_stages
-        ),
-        order=order,
-        optimizer=update_of_rank(groups, setup, layout, torch.device(OF_MODULES)),
+    return tuple(
+        StageWork(
+            stage=stage.number,
+            runs=shallow(stage.spec).runs,
+            passes={key: work for key, work in of_stage.items() if (stage.number, key) in used},
+            message_bytes=_message_bytes(stage, numbers, setup, layout),
+        )
+        for stage, of_stage in zip(own, passes, strict=True)
     )
 
 

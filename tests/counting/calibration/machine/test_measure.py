@@ -15,7 +15,7 @@ from counting.calibration.cluster_file import as_text, with_machine
 from counting.calibration.machine import Ranks, attention, joined_ranks, measure_machine, memory_ops, products
 from counting.calibration.machine.attention import causal_flops
 from counting.calibration.machine.clock import FEWEST_TIMINGS, time_calls
-from counting.calibration.machine.products import Product
+from counting.calibration.machine.products import MatrixProduct
 from counting.cost.cluster import read_cluster
 from torch_models.errors import UserError
 
@@ -45,14 +45,14 @@ def test_short_calls_are_timed_several_at_once() -> None:
 
 def test_flops_of_a_product_and_of_causal_attention() -> None:
     """(2 x 3) x (3 x 5): 2 x 30; of 2 sequences, 3 heads of 8 and 4 tokens: 10 of 16 scores, 2 x 2 x 48 x 10."""
-    assert Product(torch.ones(2, 3), torch.ones(3, 5)).flops == 60
+    assert MatrixProduct(torch.ones(2, 3), torch.ones(3, 5)).flops == 60
     assert causal_flops(2, 3, 4, 8) == 1920
 
 
 def test_a_machine_is_measured_in_little_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(attention, "LENGTHS", (32, 64))
-    monkeypatch.setattr(memory_ops, "LARGEST_BYTES", {"cpu": 2**19})
-    monkeypatch.setattr(products, "TOKENS_PER_EXPERT", (4, 8))
+    monkeypatch.setattr(attention, "ATTENTION_LENGTHS", (32, 64))
+    monkeypatch.setattr(memory_ops, "LARGEST_TENSOR_BYTES", {"cpu": 2**19})
+    monkeypatch.setattr(products, "MEASURED_TOKENS_PER_EXPERT", (4, 8))
     monkeypatch.setattr(products, "LARGEST_EXPERT", 32)
     shown: list[str] = []
     found = measure_machine(Ranks(), 0.05, shown.append)
@@ -78,7 +78,7 @@ def test_a_machine_is_measured_in_little_time(monkeypatch: pytest.MonkeyPatch, t
 OF_RANK = """
 import json, msgspec, torch
 from counting.calibration.machine import collectives, joined_ranks
-collectives.LARGEST_BYTES = {"cpu": 2**12}
+collectives.LARGEST_COLLECTIVE_BYTES = {"cpu": 2**12}
 cpu, dtype = torch.device("cpu"), torch.bfloat16
 with joined_ranks("cpu") as ranks:
     links = msgspec.to_builtins(collectives.measure_links(ranks, cpu, dtype))

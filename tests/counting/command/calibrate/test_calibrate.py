@@ -61,7 +61,7 @@ def test_measured_steps_become_a_scale_in_a_clusters_file(
     assert screen.startswith("A step on H100 takes 1.197 × its estimate, by 3 measured steps\n")
     assert max(map(len, screen.splitlines())) <= 80
     assert len(screen.splitlines()) <= 30
-    assert screen.rstrip().endswith("written         cluster.json, for --cluster")
+    assert screen.rstrip().endswith("written         cluster.json")
     errors = [line.split()[-1] for line in screen.splitlines() if " tiny " in line]
     assert errors == ["+13.5%", "-0.3%", "-11.6%"], "sqrt(1.2 x 1.3) / 1.1 - 1, sqrt(1.1 x 1.3) / 1.2 - 1, ..."
     cluster = read_cluster("cluster.json")
@@ -179,6 +179,27 @@ def test_a_row_that_is_faster_than_its_bound_is_named(rows: Path, capsys: pytest
 def test_errors_are_one_line(flags: str, said: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert error_of(flags, capsys) == f"error: {said}"
     assert list(folder.iterdir()) == []
+
+
+def test_errors_of_the_model_name_the_column(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (rows / "rows.csv").read_text().splitlines()
+    wrong = {
+        "tiny,32,H100,3,tp=3,1,1,none,eager,0.5": "layout: tp = 3: must divide",
+        "tiny,32,H100,4,fsdp=3,1,1,none,eager,0.5": "num_gpus = 4: ",
+        "tiny,128,H100,1,,1000000,1,none,eager,0.5": "micro_batch_size = 1000000: makes 128000000 tokens",
+    }
+    for line, said in wrong.items():
+        (rows / "rows.csv").write_text("\n".join([lines[0], line, *lines[2:]]))
+        assert error_of(f"rows.csv {OUTPUT}", capsys).startswith(f"error: rows.csv: row 1 (line 2): {said}")
+
+
+def test_a_link_of_unknown_speed_is_asked_for(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (rows / "rows.csv").read_text().splitlines()
+    spread = lines[1].replace("H100,1,,", "L40S,16,fsdp=16,")
+    (rows / "rows.csv").write_text("\n".join([lines[0], spread, spread, spread]))
+    said = error_of(f"rows.csv {OUTPUT}", capsys)
+    assert said.startswith("error: rows.csv: row 1 (line 2): node_link = null: the layout has groups within a node")
+    assert 'give it in a --cluster file, as {"gpu": "L40S", "node_link": ' in said
 
 
 def test_two_rows_are_too_few(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

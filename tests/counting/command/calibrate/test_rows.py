@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from counting.command.calibrate.rows import COLUMNS, MAX_BYTES, read_rows
+from counting.command.calibrate.rows import COLUMNS, MAX_ROWS_BYTES, read_rows
 from counting.cost.hardware import find_gpu
 from counting.setup import Setup
 from tests.shrunken import LLAMA
@@ -168,7 +168,7 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
         assert str(error.value) == f"{path}: {rule}"
     for content, rule in (
         (HEADER.encode("utf-16"), "is not text in UTF-8: save it as comma-separated values in that encoding"),
-        (b"x" * (MAX_BYTES + 1), f"a file of rows has at most {MAX_BYTES} bytes"),
+        (b"x" * (MAX_ROWS_BYTES + 1), f"a file of rows has at most {MAX_ROWS_BYTES} bytes"),
     ):
         file.write_bytes(content)
         with pytest.raises(UserError) as error:

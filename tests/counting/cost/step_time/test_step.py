@@ -116,7 +116,9 @@ def test_a_pipeline_whose_order_is_extended_takes_as_long_as_the_whole_one() -> 
     whole, short = pipeline_step(4, 40), structs.replace(pipeline_step(4, 8), micro_batches=40)
     of_whole, of_short = time_of(whole, layout), time_of(short, layout)
     assert of_short.seconds == pytest.approx(of_whole.seconds, rel=1e-12)
-    assert of_short.bound_seconds == pytest.approx(of_whole.bound_seconds, rel=1e-12)
+    # Without the bubble: 40 x 3 s and the update, at twice the speed.
+    assert of_short.bound_seconds == pytest.approx(122 / 2)
+    assert of_short.bound_seconds <= of_whole.bound_seconds
     assert of_short.breakdown.products == pytest.approx(of_whole.breakdown.products)
     assert of_short.breakdown.bubble == pytest.approx(of_whole.breakdown.bubble)
     assert any("8 micro-batches are laid out" in sentence for sentence in of_short.assumptions)

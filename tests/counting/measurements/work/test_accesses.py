@@ -29,6 +29,11 @@ CASES: dict[str, Case] = {
     "one tensor twice is read once": (lambda x: x * x, (bf16(8, 16),), [("mul", 8 * 16 * 2, 8 * 16 * 2)]),
     # A row of 16 numbers that is expanded to 8 rows is 16 numbers.
     "expanded": (lambda x, row: x * row.expand(8, 16), (bf16(8, 16), bf16(16)), [("mul", 8 * 16 * 2 + 16 * 2, 256)]),
+    "a row of several is expanded": (
+        lambda x, rows: x * rows[0].expand(8, 16),
+        (bf16(8, 16), bf16(32, 16)),
+        [("mul", 8 * 16 * 2 + 16 * 2, 256)],
+    ),
     # The first 4 of 16 columns are read, and 4 columns are written.
     "part": (lambda x: x[:, :4].neg(), (bf16(8, 16),), [("neg", 8 * 4 * 2, 8 * 4 * 2)]),
     "in place": (lambda x, y: x.add_(y), (bf16(8), bf16(8)), [("add_", 2 * 16, 16)]),
@@ -51,6 +56,11 @@ CASES: dict[str, Case] = {
     "embedding": (lambda w, i: F.embedding(i, w), (bf16(32, 16), index(4)), [("embedding", 128 + 32, 128)]),
     # 4 rows out of 2: each is read once.
     "rows taken twice": (lambda w, i: F.embedding(i, w), (bf16(2, 16), index(4)), [("embedding", 64 + 32, 128)]),
+    "rows of a part taken twice": (
+        lambda w, i: F.embedding(i, w[:2]),
+        (bf16(32, 16), index(4)),
+        [("embedding", 64 + 32, 128)],
+    ),
     "rows": (lambda x, i: x.index_select(0, i), (bf16(32, 16), index(4)), [("index_select", 128 + 32, 128)]),
     "rows by brackets": (lambda x, i: x[i], (bf16(32, 16), index(4)), [("index", 128 + 32, 128)]),
     "picked": (lambda x, i: x.gather(1, i), (fp32(32, 16), index(32, 2)), [("gather", 256 + 512, 256)]),

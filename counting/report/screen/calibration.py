@@ -1,12 +1,10 @@
-"""What `calibrate` prints: the scale and its rows, or the rates of a machine, on one screen; or a JSON document."""
+"""The first screen of `calibrate`: the scale and its rows, or the rates of a machine."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from counting.report.document import SCHEMA_VERSION
 from counting.report.format import integer, percent, readable, three_digits
+from counting.report.results import Calibrated
 from counting.report.screen.lines import Lines, listed
 from counting.report.tables import output_width
 
@@ -14,30 +12,8 @@ if TYPE_CHECKING:
     from counting.calibration.found import FoundAttention, FoundLink, FoundMachine
     from counting.calibration.steps import CalibratedCluster
 
-MOST_ROWS_SHOWN = 18  # of a table, so that all fits a screen of 30 lines
-FLOP_RATES = ((12, "TFLOP/s"), (9, "GFLOP/s"), (6, "MFLOP/s"))
-
-
-class Calibrated(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of `calibrate`: the file's fields and name, and what they rest on, steps or a machine."""
-
-    output: str
-    document: Mapping[str, Any]
-    steps: "CalibratedCluster | None" = None
-    machine: "FoundMachine | None" = None
-    left_out: tuple[str, ...] = ()  # fields of the file that was started from, as they belong to other rates
-
-
-def calibration_document(calibrated: Calibrated) -> str:
-    """Both as one JSON document; what was not asked for is null."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "output": calibrated.output,
-        "cluster": calibrated.document,
-        "calibration": calibrated.steps,
-        "machine": calibrated.machine,
-    }
-    return msgspec.json.encode(document).decode()
+_MOST_ROWS_SHOWN = 18  # of a table, so that all fits a screen of 30 lines
+_FLOP_RATES = ((12, "TFLOP/s"), (9, "GFLOP/s"), (6, "MFLOP/s"))
 
 
 def print_calibration(calibrated: Calibrated) -> None:
@@ -47,7 +23,7 @@ def print_calibration(calibrated: Calibrated) -> None:
         _steps(lines, calibrated.steps)
     if calibrated.machine is not None:
         _machine(lines, calibrated.machine)
-    lines.fact("written", f"{calibrated.output}, for --cluster")
+    lines.fact("written", calibrated.output)
     if calibrated.left_out:
         lines.fact("left out", f"{listed(calibrated.left_out)} of the file before, which belong to other rates")
     print("\n".join(lines.lines))
@@ -66,7 +42,7 @@ def _steps(lines: Lines, steps: "CalibratedCluster") -> None:
     lines.fact("scale", "geometric mean of measured / estimated")
     if steps.rates_of != steps.gpu:
         lines.fact("rates", f"of {steps.rates_of}, scaled by the peaks: the catalogue has none of {steps.gpu}")
-    shown = sorted(steps.rows, key=lambda row: -abs(row.seconds.error))[:MOST_ROWS_SHOWN]
+    shown = sorted(steps.rows, key=lambda row: -abs(row.seconds.error))[:_MOST_ROWS_SHOWN]
     table: list[tuple[str, ...]] = [("row", "model", "GPUs", "bound", "estimated", "measured", "predicted", "error")]
     for row in (row for row in steps.rows if row in shown):
         of = row.seconds
@@ -75,7 +51,7 @@ def _steps(lines: Lines, steps: "CalibratedCluster") -> None:
         table.append((number, row.model, integer(row.gpus), *map(_seconds, seconds), f"{of.error:+.1%}"))
     lines.columns(table, names=2)
     if len(steps.rows) > len(shown):
-        lines.text(f"the {len(shown)} rows of the largest errors; --json has all {len(steps.rows)}")
+        lines.text(f"the {len(shown)} rows of the largest errors; the JSON document has all {len(steps.rows)}")
 
 
 def _machine(lines: Lines, machine: "FoundMachine") -> None:
@@ -138,7 +114,7 @@ def _link(link: "FoundLink") -> str:
 
 
 def _flops(tflop_per_s: float) -> str:
-    return readable(1e12 * tflop_per_s, FLOP_RATES)
+    return readable(1e12 * tflop_per_s, _FLOP_RATES)
 
 
 def _seconds(seconds: float) -> str:
