@@ -1,5 +1,8 @@
 """Torch's fused causal attention, forward and backward, by length and head size."""
 
+import warnings
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,11 +19,17 @@ _BACKWARD = 2.5  # products of backward to those of forward: five to two, scores
 # Kernel, as the catalogue calls it -> torch's backend. On a CPU the flash backend is torch's own kernel for CPUs.
 _KERNELS = {
     "cpu": {"torch's flash attention for CPUs": SDPBackend.FLASH_ATTENTION},
-    "cuda": {"FlashAttention-2": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION},
+    "cuda": {
+        "FlashAttention-2": SDPBackend.FLASH_ATTENTION,
+        "cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,  # which torch takes where flash attention does not run
+    },
 }
 
 
-def measure_attention(device: torch.device, dtype: torch.dtype, seconds: float) -> tuple[FoundAttention, ...]:
+def measure_attention(
+    device: torch.device, dtype: torch.dtype, seconds: float, show: Callable[[str], None]
+) -> tuple[FoundAttention, ...]:
     """Rates of each kernel that runs here: longer sequences until one takes too long; about 16,384 tokens a GPU."""
     found: list[FoundAttention] = []
     each = seconds / len(_HEAD_SIZES) / len(_KERNELS[device.type])
@@ -28,8 +37,10 @@ def measure_attention(device: torch.device, dtype: torch.dtype, seconds: float) 
     for kernel, backend in _KERNELS[device.type].items():
         for head_size in _HEAD_SIZES:
             for length in ATTENTION_LENGTHS:
+                show(f"measuring attention, {kernel}, heads of {head_size}, {length} tokens ...")
                 try:
-                    row, longest = _measure(device, dtype, kernel, backend, head_size, length, of_length)
+                    with warnings.catch_warnings(action="ignore"):  # torch says why a kernel does not run
+                        row, longest = _measure(device, dtype, kernel, backend, head_size, length, of_length)
                 except RuntimeError:  # the kernel does not run on this device, or not at this size
                     break
                 found.append(row)

@@ -1,7 +1,7 @@
 """Matrix products: the best of square ones, the mix of a training step, and those of experts."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,9 @@ class MatrixProduct:
         return self.left @ self.right
 
 
-def measure_products(device: torch.device, dtype: torch.dtype, seconds: float) -> FoundProducts:
+def measure_products(
+    device: torch.device, dtype: torch.dtype, seconds: float, show: Callable[[str], None]
+) -> FoundProducts:
     """Rates of products: best of all sizes, and sustained by a training step's mix in a row.
 
     Sides double until a call takes `_LONGEST_CALL` of `seconds`, half of which they take; best is the fastest timing
@@ -46,10 +48,12 @@ def measure_products(device: torch.device, dtype: torch.dtype, seconds: float) -
     """
     best, best_shape, side = 0.0, (0, 0, 0), _SMALLEST_SIDE
     for side in _sides(device, dtype, seconds):
+        show(f"measuring products in {dtype_name(dtype)}, {side} x {side} ...")
         product = MatrixProduct(_drawn(side, side, device, dtype), _drawn(side, side, device, dtype))
         fastest = time_calls(product, device, seconds / 20).fastest
         if product.flops / fastest > best:
             best, best_shape = product.flops / fastest, (side, side, side)
+    show(f"measuring products in {dtype_name(dtype)}, those of a step in a row ...")
     mix = [product for width in _WIDTHS for product in _step_products(side, width * side, device, dtype)]
     rounds = _rounds(mix, device, seconds / 2)
     sustained = sum(product.flops for product in mix) / sorted(rounds)[len(rounds) // 2]
@@ -129,3 +133,8 @@ def measure_grouped(
 def _drawn(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Normally distributed: a device that draws less power on zeros would be faster with them."""
     return torch.randn(rows, columns, device=device, dtype=dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Torch's name without the package: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -31,11 +31,11 @@ def calibrate_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write a cluster's file for --cluster, from steps that you have measured, or from the\n"
-        "machine at hand:\n\n"
+        description="Write a file for --cluster, from steps that you have measured or from this machine:\n\n"
         "    calibrate rows.csv --output cluster.json\n"
         "    calibrate --measure --output cluster.json\n"
-        "    torchrun --nproc_per_node 8 model_training_cost_analysis.py calibrate --measure --output cluster.json",
+        "    torchrun --nproc_per_node 8 model_training_cost_analysis.py \\\n"
+        "      calibrate --measure --output cluster.json",
     )
     parser.add_argument(
         "rows",

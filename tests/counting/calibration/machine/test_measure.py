@@ -56,7 +56,9 @@ def test_a_machine_is_measured_in_little_time(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(products, "LARGEST_EXPERT", 32)
     shown: list[str] = []
     found = measure_machine(Ranks(), 0.05, shown.append)
-    assert len(shown) == 5
+    assert shown[0] == "measuring products in bfloat16, 256 x 256 ..."
+    assert any("float32" in text for text in shown)
+    assert shown[-1] == "measuring copies and other ops by bytes ..."
     assert (found.device, found.dtype, found.links, found.spread) == ("cpu", "bfloat16", (), None)
     assert found.threads == torch.get_num_threads()
     for rates in (found.products, found.fp32_products):

@@ -2,6 +2,7 @@
 
 import contextlib
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from counting.measurements.ranks.pipeline.stand_ins import (
     parameter_of,
     pipeline_stand_ins,
     prepare_stage,
+    schedule_for,
 )
 
 
@@ -106,6 +108,22 @@ def test_every_rank_orders_the_messages_of_all() -> None:
         together = [order(rank) for rank in (0, 1)]
     assert together[0] is together[1]
     assert together[0] == apart[0]
+
+
+@pytest.mark.parametrize("kind", [schedules.Schedule1F1B, ScheduleInterleaved1F1B])
+def test_a_new_schedule_prepares_its_stages(kind: Any) -> None:
+    """So stages that do nothing would be asked for shapes; and one schedule runs as that of another rank."""
+    of_one = kind is schedules.Schedule1F1B
+    with fake_world(2):
+        stages = [stage_of(number, 2 if of_one else 4) for number in ((0,) if of_one else (0, 2))]
+    schedule = kind(stages[0] if of_one else stages, 2, loss_fn=lambda *_: None)
+    silent: Any = SimpleNamespace(group_rank=1, has_backward=True, is_last=False, clear_runtime_states=lambda: None)
+    for found in (schedule, schedule_for(schedule, [silent])):
+        names = [name for name in vars(found) if name.endswith("ward_initialized")]
+        assert len(names) == 2
+        assert {getattr(found, name) for name in names} == {found is not schedule}
+    assert (found._stage if of_one else found._stages[0]) is silent
+    assert of_one or (schedule.rank, found.rank) == (0, 1)
 
 
 def test_a_stage_is_prepared_by_its_schedule_alone() -> None:
