@@ -195,6 +195,10 @@ def analyze(
 
         clusters, layout = checked_clusters(cluster, layout)
     if layout is None:
+        if reserved and setup.execution == "compiled":
+            from counting.layout import check_reserved
+
+            check_reserved(None, setup)
         setup = resolve(setup, model)
     else:
         from counting.layout import resolve_step

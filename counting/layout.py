@@ -159,17 +159,29 @@ def _check_compiled(layout: Layout, setup: Setup) -> None:
         _refuse("execution", setup.execution, f"is torch's, and no step of {layout.framework} is run: give eager")
 
 
-def check_reserved(layout: Layout, setup: Setup) -> None:
-    """Raises `ArgumentError` where what is reserved cannot be estimated: see `divider_of_compiled`."""
-    if axis := divider_of_compiled(layout, setup):
+def check_reserved(layout: Layout | None, setup: Setup) -> None:
+    """Raises `ArgumentError` where what compiled layers reserve is not modelled; `layout` None is one device."""
+    if setup.execution != "compiled":
+        return
+    if setup.recompute == "selective":
+        rule = "is of kernels that run op by op: with compiled layers give none, per_op, full or a number"
+        _refuse("recompute", setup.recompute, f"{rule}, or leave out reserved")
+    if layout is not None and (axis := _divider_of_compiled(layout)):
         rule = f"is modelled of whole layers where it is reserved that is asked for, and {axis} divides them"
         _refuse("execution", setup.execution, f"{rule}: give eager, or leave out reserved")
 
 
-def divider_of_compiled(layout: Layout, setup: Setup) -> str | None:
-    """The axis that divides compiled layers, whose graphs would have collectives; None if there is none."""
-    if setup.execution != "compiled":
-        return None
+def can_reserve(layout: Layout | None, setup: Setup) -> bool:
+    """Whether `check_reserved` has nothing to say."""
+    try:
+        check_reserved(layout, setup)
+    except ArgumentError:
+        return False
+    return True
+
+
+def _divider_of_compiled(layout: Layout) -> str | None:
+    """The axis that divides layers, whose graphs then have collectives; None if there is none."""
     return next((axis for axis in ("tp", "cp", "ep", "pp") if getattr(layout, axis) > 1), None)
 
 

@@ -57,7 +57,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: str = DEFAULT_OPTIMIZER.name  # a name in `recipes.OPTIMIZERS`
     mtp: bool | None = None  # train multi-token prediction too; None: if the config has it
     loss_chunk: int | None = None  # tokens whose logits are in memory at a time; None: all
-    execution: Execution = "eager"  # op by op; or each layer compiled: an estimate, of what is reserved alone
+    execution: Execution = "eager"  # op by op; or each layer compiled: of what is reserved and of the time
     clip_gradients: bool = False  # scale the gradients to a maximal total norm before the optimiser's step
     zero_gradients: ZeroGradients = "none"  # freed after a step (torch's set_to_none), or kept and filled with zeros
     expandable_segments: bool = False  # PYTORCH_CUDA_ALLOC_CONF's setting of the caching allocator
@@ -66,9 +66,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.execution not in get_args(Execution):
             raise ArgumentError("execution", self.execution, f"must be one of {', '.join(get_args(Execution))}")
-        if self.execution == "compiled" and self.recompute == "selective":
-            rule = "is of kernels that run op by op: with compiled layers give none, per_op, full or a number"
-            raise ArgumentError("recompute", self.recompute, rule)
         check_kernels(self.kernels)
         check_recompute(self.recompute)
         if self.mtp is not None and not isinstance(self.mtp, bool):

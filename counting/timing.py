@@ -9,7 +9,7 @@ from counting.cost.cluster import Cluster
 from counting.counts import model_flops_per_token
 from counting.setup import Setup
 from counting.step.time import StepTime
-from counting.work import StepWork
+from counting.work import Norms, StepWork
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.recomputed_layers import with_recompute
@@ -17,18 +17,18 @@ from torch_models.spec import ModelSpec
 
 
 @lru_cache(maxsize=4)
-def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None) -> StepWork:
+def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, norms: Norms = "fused") -> StepWork:
     """The measured work of a step of `spec`; `setup` and `layout` are resolved, `layout` None is one device.
 
-    Measured once, however many clusters it is laid out on.
+    Measured once, however many clusters it is laid out on. `norms` are those of the cluster's software.
     """
     if layout is None:
         from counting.measurements.work.device import work_of_device
 
-        return work_of_device(spec, setup)
+        return work_of_device(spec, setup, norms)
     from counting.measurements.ranks import measure_work
 
-    return measure_work(spec, setup, layout)
+    return measure_work(spec, setup, layout, norms)
 
 
 def step_times(
@@ -50,10 +50,16 @@ def step_times(
     from counting.cost.step_time import step_time
 
     measured = _as_measured(setup)
-    work = work_of_step(spec, measured, layout)
     per_token = model_flops_per_token(forward_flops, setup.tokens)
     return tuple(
-        step_time(work, measured, layout, cluster, model_flops_per_token=per_token, hardware_flops=hardware_flops)
+        step_time(
+            work_of_step(spec, measured, layout, cluster.norms),
+            measured,
+            layout,
+            cluster,
+            model_flops_per_token=per_token,
+            hardware_flops=hardware_flops,
+        )
         for cluster in clusters
     )
 
@@ -66,7 +72,7 @@ def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster:
 
     measured = _as_measured(setup)
     return chrome_trace(
-        work_of_step(with_recompute(spec, setup.recompute), measured, layout),
+        work_of_step(with_recompute(spec, setup.recompute), measured, layout, cluster.norms),
         measured,
         layout,
         cluster,

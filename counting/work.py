@@ -15,6 +15,9 @@ from counting.ranks.profile import Traffics
 # `memory` is every op that multiplies no matrices and is no view: elementwise, norms, reductions, gathers, copies.
 OpKind = Literal["product", "grouped_product", "attention", "memory"]
 
+# How RMSNorm runs: as one kernel, or, in torch before 2.9, op by op in fp32 unless it is compiled.
+Norms = Literal["fused", "op_by_op"]
+
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
     """One op, or several equal ones. FLOPs and bytes are of one call.

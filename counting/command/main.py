@@ -248,26 +248,19 @@ def _asks_for_reserved(
         return True
     if setup.execution == "compiled" and not of_time:
         return True
+    from counting.layout import can_reserve
     from counting.reserved import takes_long
 
     setup, resolved = (resolve(setup, model), None) if layout is None else _resolved(layout, model, setup)
-    return not takes_long(model, setup, resolved) and not (of_time and _divides_compiled(resolved, setup))
-
-
-def _divides_compiled(layout: Layout | None, setup: Setup) -> bool:
-    if layout is None:
-        return False
-    from counting.layout import divider_of_compiled
-
-    return divider_of_compiled(layout, setup) is not None
+    return not takes_long(model, setup, resolved) and (not of_time or can_reserve(resolved, setup))
 
 
 def _without_reserved(analysis: Analysis) -> Analysis:
     """`analysis` with a note why what is reserved is left out."""
+    from counting.layout import can_reserve
     from counting.reserved import with_note_of_left_out
 
-    divided = _divides_compiled(analysis.layout, analysis.setup)
-    notes = {"note": DIVIDED_NOTE} if divided else {}
+    notes = {} if can_reserve(analysis.layout, analysis.setup) else {"note": DIVIDED_NOTE}
     memory, classes = with_note_of_left_out(analysis.memory, analysis.rank_classes, **notes)
     return msgspec.structs.replace(analysis, memory=memory, rank_classes=classes)
 

@@ -9,12 +9,13 @@ those of `GpuRates` that were measured on it, which replace the catalogue's. `at
 """
 
 import os
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 
 from counting.cost.hardware import Gpu, Watts, find_gpu, gpu_entry, load_gpus, read_json_file
 from counting.cost.rates import GpuRates, Link, check_rates
+from counting.work import Norms
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS
 
@@ -46,6 +47,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration | None = None
     attention_kernel: str | None = None  # a name in the rates, as "cuDNN"; None: as the measured op names it
     products_in_fp8: bool | None = None  # of linear layers; None: as the precision of the setup has it
+    norms: Norms = "fused"  # how RMSNorm runs where it is not compiled
     overlap_expert_exchange: bool = False  # tokens travel to experts beside the ops of another micro-batch
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("attention_kernel", self.attention_kernel, "must be the name of a kernel, as cuDNN")
         if not isinstance(self.products_in_fp8, bool | None):
             raise ArgumentError("products_in_fp8", self.products_in_fp8, "must be true, false or none")
+        if self.norms not in get_args(Norms):
+            raise ArgumentError("norms", self.norms, f"must be one of {', '.join(get_args(Norms))}")
         if not isinstance(self.overlap_expert_exchange, bool):
             raise ArgumentError("overlap_expert_exchange", self.overlap_expert_exchange, "must be true or false")
         if limit is None:
@@ -90,6 +94,7 @@ class _ClusterFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     rates: dict[str, Any] | None = None
     attention_kernel: str | None = None
     products_in_fp8: bool | None = None
+    norms: Norms = "fused"
     overlap_expert_exchange: bool = False
 
 
@@ -134,6 +139,7 @@ def _cluster(content: dict[str, Any]) -> Cluster:
         calibration=_part("calibration", fields.calibration, Calibration),
         attention_kernel=fields.attention_kernel,
         products_in_fp8=fields.products_in_fp8,
+        norms=fields.norms,
         overlap_expert_exchange=fields.overlap_expert_exchange,
     )
 

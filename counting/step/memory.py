@@ -36,7 +36,8 @@ WORST_REPLAYED_NOTE = (
 )
 TAKES_LONG_NOTE = "What the allocator reserves is left out: its estimate takes long here, and was not asked for."
 DIVIDED_NOTE = (
-    "What the allocator reserves is left out: of compiled layers it is modelled where each rank has whole ones."
+    "What the allocator reserves is left out: of compiled layers it is modelled where each rank has whole ones, and "
+    "where recomputation is not selective."
 )
 COMPILED_NOTE = (
     "Compiled layers: what is reserved, and the peak beside it, are of layers that torch's partitioner cuts into "

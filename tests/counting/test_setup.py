@@ -61,11 +61,6 @@ def test_what_cannot_be(field: str, value: Any, rule: str) -> None:
     assert caught.value.rule.startswith(rule)
 
 
-def test_compiled_layers_do_not_recompute_the_core_alone() -> None:
-    with pytest.raises(ArgumentError, match="recompute = 'selective': is of kernels that run op by op: with compiled"):
-        Setup(execution="compiled", recompute="selective")
-
-
 def test_an_interval_without_a_layer() -> None:
     layers = LLAMA_SPEC.num_layers
     assert resolve(Setup(sequence_length=8, recompute=layers), LLAMA_SPEC).recompute == layers
