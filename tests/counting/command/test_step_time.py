@@ -135,7 +135,7 @@ def test_compiled_layers_are_faster(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["rank_classes"][0]["memory"]["reserved_bytes"] is None
     assert any("of compiled layers" in note for note in found["rank_classes"][0]["memory"]["notes"])
     assert main([*flags, "--reserved", "on"]) == 2
-    assert "--execution = 'compiled': is modelled of whole layers" in capsys.readouterr().err
+    assert "--execution = 'compiled': what is reserved is modelled of whole layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
