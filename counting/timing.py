@@ -9,7 +9,7 @@ from counting.cost.cluster import Cluster
 from counting.counts import model_flops_per_token
 from counting.setup import Setup
 from counting.step.time import StepTime
-from counting.work import Norms, StepWork
+from counting.work import Norms, RankWork, StageWork, StepWork, StretchWork
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.recomputed_layers import with_recompute
@@ -62,6 +62,54 @@ def step_times(
         )
         for cluster in clusters
     )
+
+
+def timed_step(
+    spec: ModelSpec, setup: Setup, layout: Layout, cluster: Cluster, *, forward_flops: int
+) -> tuple[Setup, Layout, StepTime]:
+    """How long a step takes, without an analysis of what ranks hold, with setup and layout resolved.
+
+    `forward_flops` are those of the undivided model over one micro-batch, with multi-token prediction if it is trained.
+    Raises `UserError` where a setting is refused.
+    """
+    from counting.layout import resolve_step
+
+    (cluster,), of_cluster = checked_clusters(cluster, layout)
+    assert of_cluster is not None
+    setup, layout = resolve_step(of_cluster, spec, setup)
+    if layout.framework != "torch":
+        raise ArgumentError("framework", layout.framework, "is by formula, and not run, so its step has no time")
+    spec = with_recompute(spec, setup.recompute)
+    work = work_of_step(spec, _as_measured(setup), layout, cluster.norms)
+    executed = layout.ranks_of_stage * executed_flops(work)
+    (time,) = step_times(spec, setup, layout, (cluster,), forward_flops=forward_flops, hardware_flops=executed)
+    return setup, layout, time
+
+
+def executed_flops(work: StepWork) -> int:
+    """FLOPs as executed of a step, of one rank of each place in the pipeline.
+
+    Micro-batches that the order leaves out do what the one in the middle of it does (`RankWork`).
+    """
+    return sum(_flops_of_rank(rank, work.micro_batches) for rank in work.ranks)
+
+
+def _flops_of_rank(rank: RankWork, micro_batches: int) -> int:
+    of_pass = {(stage.stage, key): _flops_of_pass(stage, key) for stage in rank.stages for key in stage.passes}
+    total = sum(of_pass[one.stage, one.key] for one in rank.order)
+    ordered = len({one.micro_batch for one in rank.order if one.micro_batch is not None})
+    middle = sum(of_pass[one.stage, one.key] for one in rank.order if one.micro_batch == ordered // 2)
+    return total + middle * (micro_batches - ordered)
+
+
+def _flops_of_pass(stage: StageWork, key: str) -> int:
+    one = stage.passes[key]
+    layers = sum(number * _flops(one.layers[layer]) for layer, number in stage.runs) if one.layers else 0
+    return _flops(one.before) + layers + _flops(one.after)
+
+
+def _flops(stretch: StretchWork) -> int:
+    return sum(op.calls * op.flops for op in stretch.ops)
 
 
 def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster: Cluster) -> bytes:

@@ -100,8 +100,8 @@ ROOMS = {
         " torch_models.errors torch_models.fields torch_models.spec"
     ),
     "counting.published": (
-        "counting.analysis counting.cost counting.formulas.kv_cache counting.setup counting.step torch_models.errors"
-        " torch_models.fields torch_models.layout torch_models.spec"
+        "counting.analysis counting.timing counting.cost counting.formulas.kv_cache counting.setup counting.step"
+        " counting.work torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     # A user's own measurements: of steps, beside what the analysis says of them; and of the machine, which needs torch.
     "counting.calibration.machine": "counting.calibration.found torch_models.errors",

@@ -31,11 +31,14 @@ class RunSettings(Record, frozen=True, kw_only=True):
 
     def analyze(self, **options: Any) -> Analysis:
         """Measure it; `options` are those of `counting.analyze`. Raises `UserError` where a setting is refused."""
+        return analyze(self.fields(), Setup(**self.setup), layout=self.given_layout(), **options)
+
+    def given_layout(self) -> Layout | None:
+        """The layout, not resolved; None on one device."""
         of_layout: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in self.layout.items()
         }
-        layout = Layout(**of_layout) if of_layout else None
-        return analyze(self.fields(), Setup(**self.setup), layout=layout, **options)
+        return Layout(**of_layout) if of_layout else None
 
 
 class RepeatedRow(Record, frozen=True, kw_only=True):

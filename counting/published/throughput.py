@@ -6,23 +6,28 @@ run it; every other row says why it is not. No constant is fitted to the figures
 the project set itself to meet, before any of them was compared; the others are kept to check with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from counting.analysis import Analysis
+from counting.analysis import analyze
 from counting.cost.budget import exactly
 from counting.cost.cluster import Cluster
 from counting.cost.conventions import Convention, flops_by_convention
 from counting.cost.hardware import find_gpu
-from counting.published.rows import Record, RepeatedRow, analysis_or_reason, check_names, check_rows, read_records
+from counting.published.rows import Record, RepeatedRow, RunSettings, check_names, check_rows, read_records
 from counting.setup import Setup
 from counting.step.time import StepTime
+from counting.timing import timed_step
+from counting.work import Norms
+from torch_models.errors import UserError
+from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
+from torch_models.spec import Kernels, ModelSpec
 
 SpeedQuantity = Literal["seconds", "tokens_per_second_per_gpu", "tflop_per_second_per_gpu"]
 ModelKind = Literal["dense", "mixture"]  # a mixture of experts, or a model without experts
@@ -39,6 +44,7 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
     attention_kernel: str | None = None  # None: torch's, as the step that is measured here names it
     products: Products = "bf16"  # what linear layers of decoder layers multiply
     overlap_expert_exchange: bool = False
+    norms: Norms = "fused"
 
     def cluster(self) -> Cluster:
         """The cluster of these GPUs; nodes and links are the catalogue's."""
@@ -49,6 +55,7 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
             attention_kernel=self.attention_kernel,
             products_in_fp8=self.products == "fp8",
             overlap_expert_exchange=self.overlap_expert_exchange,
+            norms=self.norms,
         )
 
 
@@ -160,11 +167,13 @@ def load_published_throughput() -> ThroughputRecords:
 
 def examine_throughput(row: PublishedThroughput) -> ExaminedThroughput:
     """The row with the time of its step; a setting that is refused here is its `not_run`."""
-    analysis, not_run = analysis_or_reason(row, cluster=row.cluster.cluster())
-    time = seconds = None
-    if analysis is not None:
-        assert analysis.step_time is not None
-        (time,), seconds = analysis.step_time, measured_seconds(row.measured, analysis)
+    setup = layout = time = seconds = None
+    not_run = row.not_run
+    if row.run is not None:
+        try:
+            setup, layout, time, seconds = _timed(row.run, row.cluster, row.measured)
+        except UserError as error:
+            not_run = str(error)
     return ExaminedThroughput(
         name=row.name,
         source=row.source,
@@ -173,8 +182,8 @@ def examine_throughput(row: PublishedThroughput) -> ExaminedThroughput:
         cluster=row.cluster,
         measured=row.measured,
         config=None if row.run is None else row.run.config,
-        setup=None if analysis is None else analysis.setup,
-        layout=None if analysis is None else analysis.layout,
+        setup=setup,
+        layout=layout,
         measured_seconds=seconds,
         step_time=time,
         relative_error=None if time is None or seconds is None else time.seconds / seconds - 1,
@@ -184,26 +193,54 @@ def examine_throughput(row: PublishedThroughput) -> ExaminedThroughput:
     )
 
 
+def _timed(
+    run: RunSettings, cluster: PublishedCluster, measured: MeasuredSpeed
+) -> tuple[Setup, Layout, StepTime, float]:
+    """Setup and layout, resolved; the time of the step; and the measured seconds. Raises `UserError`."""
+    layout, setup, spec = run.given_layout(), Setup(**run.setup), spec_from_fields(run.fields(), run.config)
+    assert layout is not None
+    flops = _flops(spec, setup.sequence_length, setup.micro_batch_size, setup.kernels, setup.mtp)
+    setup, layout, time = timed_step(
+        spec, setup, layout, cluster.cluster(), forward_flops=flops.forward_flops + flops.mtp_forward_flops
+    )
+    return setup, layout, time, measured_seconds(measured, tokens_per_gpu(setup, layout), flops.per_token)
+
+
+class _Flops(NamedTuple):
+    """FLOPs of a model: of the forward pass of a micro-batch, with and of prediction layers if they are trained."""
+
+    forward_flops: int
+    mtp_forward_flops: int
+    per_token: Mapping[Convention, Fraction]  # of training
+
+
+@cache
+def _flops(
+    spec: ModelSpec, sequence_length: int | None, micro_batch_size: int, kernels: Kernels, mtp: bool | None
+) -> _Flops:
+    setup = Setup(sequence_length=sequence_length, micro_batch_size=micro_batch_size, kernels=kernels, mtp=mtp)
+    analysis = analyze(spec, setup, step=False)
+    of_mtp = analysis.mtp_forward_flops if analysis.setup.mtp else 0
+    return _Flops(analysis.forward_flops, of_mtp, flops_by_convention(analysis))
+
+
 def tokens_per_gpu(setup: Setup, layout: Layout) -> Fraction:
     """Tokens of a step divided by GPUs; `setup` and `layout` are resolved. Ranks of tp, cp and pp share theirs."""
     assert layout.num_gpus is not None
     return Fraction(setup.step_tokens * layout.data_ranks, layout.num_gpus)
 
 
-def measured_seconds(measured: MeasuredSpeed, analysis: Analysis) -> float:
-    """The seconds of a step that a printed speed implies.
+def measured_seconds(measured: MeasuredSpeed, tokens: Fraction, flops: Mapping[Convention, Fraction]) -> float:
+    """The seconds of a step of so many tokens a GPU that a printed speed implies; `flops` are those of one token.
 
-    tokens a GPU and step / (tokens / s / GPU), or those tokens x FLOPs a token / (FLOPs / s / GPU).
+    tokens / (tokens / s), or tokens x FLOPs a token / (FLOPs / s).
     """
     if measured.quantity == "seconds":
         return measured.value
-    assert analysis.layout is not None
-    tokens = tokens_per_gpu(analysis.setup, analysis.layout)
     if measured.quantity == "tokens_per_second_per_gpu":
         return float(tokens / exactly(measured.value))
     assert measured.convention is not None
-    flops = flops_by_convention(analysis)[measured.convention]
-    return float(tokens * flops / (exactly(measured.value) * 10**12))
+    return float(tokens * flops[measured.convention] / (exactly(measured.value) * 10**12))
 
 
 def summed_up(rows: Sequence[ExaminedThroughput]) -> Throughput:

@@ -404,7 +404,7 @@ def test_a_value_of_another_type_is_refused(fields: dict[str, Any]) -> None:
     ("layout", "recompute", "message"),
     [
         (None, "selective", "recompute = 'selective': is of kernels that run op by op"),
-        (Layout(tp=2), "none", "execution = 'compiled': is modelled of whole layers"),
+        (Layout(tp=2), "none", "execution = 'compiled': what is reserved is modelled of whole layers"),
         (Layout(tp=2), "selective", "recompute = 'selective': is of kernels that run op by op"),
         (Layout(fsdp=2), "none", None),
         (None, "full", None),
