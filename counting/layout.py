@@ -167,7 +167,7 @@ def check_reserved(layout: Layout | None, setup: Setup) -> None:
         rule = "is of kernels that run op by op: with compiled layers give none, per_op, full or a number"
         _refuse("recompute", setup.recompute, f"{rule}, or leave out reserved")
     if layout is not None and (axis := _divider_of_compiled(layout)):
-        rule = f"is modelled of whole layers where it is reserved that is asked for, and {axis} divides them"
+        rule = f"what is reserved is modelled of whole layers, and {axis} divides them"
         _refuse("execution", setup.execution, f"{rule}: give eager, or leave out reserved")
 
 

@@ -24,6 +24,9 @@ class ScaledRow(msgspec.Struct, frozen=True, kw_only=True):
     error: float  # predicted / measured - 1: above 0, the step is faster than predicted
 
 
+LARGEST_FACTOR = 1000.0  # either way, as a cluster's file may say: beyond it, seconds are in another unit
+
+
 def check_number(rows: int) -> None:
     """Raises UserError for fewer than `FEWEST_CALIBRATED` rows."""
     if rows < FEWEST_CALIBRATED:
@@ -36,16 +39,23 @@ def fit_scale(measured: Sequence[float], estimated: Sequence[float]) -> tuple[Ca
 
     With l = log(measured / estimated) of each of n rows, scale = exp(mean l), and that without a row is
     exp((n mean l - l) / (n - 1)). `low` and `high` are the smallest and the largest measured / predicted: one row at
-    least lies on each side of the mean, so low <= 1 <= high. Raises UserError for fewer than `FEWEST_CALIBRATED` rows.
+    least lies on each side of the mean, so low <= 1 <= high. Raises UserError for fewer than `FEWEST_CALIBRATED` rows,
+    and for factors beyond `LARGEST_FACTOR`.
     """
     rows = len(measured)
     check_number(rows)
     logarithms = [math.log(of / by) for of, by in zip(measured, estimated, strict=True)]
     total = math.fsum(logarithms)
     without = [math.exp((total - logarithm) / (rows - 1)) for logarithm in logarithms]
-    predicted = [scale * by for scale, by in zip(without, estimated, strict=True)]
+    predicted = [other * by for other, by in zip(without, estimated, strict=True)]
     off = [of / by for of, by in zip(measured, predicted, strict=True)]
-    calibration = Calibration(scale=math.exp(total / rows), low=min(*off, 1.0), high=max(*off, 1.0), rows=rows)
+    scale = math.exp(total / rows)
+    if not 1 / LARGEST_FACTOR <= min(scale, *off) <= max(scale, *off) <= LARGEST_FACTOR:
+        worst = max((scale, *off), key=lambda factor: abs(math.log(factor)))
+        raise UserError(
+            f"measured steps are off by {worst:,.6g} times: give seconds of one step, of the step described"
+        )
+    calibration = Calibration(scale=scale, low=min(*off, 1.0), high=max(*off, 1.0), rows=rows)
     scaled = (
         ScaledRow(measured_seconds=of, estimated_seconds=by, predicted_seconds=to, error=to / of - 1)
         for of, by, to in zip(measured, estimated, predicted, strict=True)

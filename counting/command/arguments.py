@@ -76,7 +76,7 @@ def asks_for_reserved(options: argparse.Namespace) -> bool:
     return named and options.tokens is None and options.training_budget is None
 
 
-def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu], cluster: Cluster | None) -> Layout | None:
+def layout_of(options: argparse.Namespace, gpus: Sequence[Gpu], cluster: Cluster | None = None) -> Layout | None:
     """How the step is spread over ranks; None without --layout.
 
     Ranks of a node are by default those of the cluster, else of the first of `gpus`.

@@ -15,7 +15,7 @@ PROGRAM = "python3 model_training_cost_analysis.py"
 # Job -> the lines of one command.
 EXAMPLES = {
     "Does it fit?": (PROGRAM, "--model_config llama_3_8b --gpus H100,B200"),
-    "What does it cost?": (PROGRAM, "--model_config deepseek_v3 --tokens 14.8T --gpus H100 --num_gpus 2048"),
+    "How long, how much?": (PROGRAM, "--model_config llama_3_8b --layout fsdp=64 --gpus H100 --tokens 15T"),
     "What shall I train for my money?": (PROGRAM, "--training_budget 5M --gpus A100,H100 --num_gpus 256"),
     "Is this claim true?": (
         PROGRAM,

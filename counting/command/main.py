@@ -222,7 +222,7 @@ def _to_time(
     timed, reasons = [], []
     for cluster in clusters:
         try:
-            check_cluster(cluster, of_step)
+            check_cluster(cluster, setup, of_step)
         except UserError as error:
             if asked:
                 raise

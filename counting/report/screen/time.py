@@ -23,7 +23,7 @@ def time_rows(lines: Lines, analysis: "Analysis", most: int) -> None:
     if reasons := _reasons(analysis):
         lines.fact("no time", "; ".join(reasons))
     if times:
-        lines.note("a step", _basis(times[0], analysis))
+        lines.fact("a step", _basis(times[0], analysis))
 
 
 def time_in_words(time: StepTime) -> str:

@@ -57,3 +57,11 @@ def test_the_median_of_errors_is_that_of_their_sizes() -> None:
 
     assert median_error(rows(-0.3, 0.1, 0.2)) == 0.2
     assert median_error(rows(-0.3, 0.1, 0.2, -0.4)) == pytest.approx(0.25)
+
+
+def test_seconds_in_another_unit_are_refused() -> None:
+    """Milliseconds: every row 2,000 times its estimate; or one row alone, 4,000 times what the others say."""
+    with pytest.raises(UserError, match=r"^measured steps are off by 2,000 times: give seconds of one step"):
+        fit_scale([2000.0, 4000.0, 8000.0], [1.0, 2.0, 4.0])
+    with pytest.raises(UserError, match=r"^measured steps are off by 4,000 times"):
+        fit_scale([1.0, 1.0, 4000.0], [1.0, 1.0, 1.0])

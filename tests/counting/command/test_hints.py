@@ -11,8 +11,11 @@ from counting.analysis import analyze
 from counting.command.flags import flags_parser
 from counting.command.hints import FLAGS, HINTS, error_line
 from counting.cost.budget import plan_budget
+from counting.cost.cluster import Cluster
 from counting.cost.comparison import compare
+from counting.cost.hardware import find_gpu
 from counting.cost.run import RunPlan, plan_run
+from counting.cost.step_time import check_cluster
 from counting.layout import resolve_layout
 from counting.setup import Setup, resolve
 from tests.foreign_families import GPT2
@@ -37,6 +40,11 @@ def spread(*, length: int = 16, **axes: Any) -> object:
 
 def without_a_length() -> object:
     return analyze({field: value for field, value in LLAMA.items() if field != "max_position_embeddings"})
+
+
+def without_links(gpus_per_node: int) -> None:
+    gpu = msgspec.structs.replace(find_gpu("H100"), name="Ours", rates=None)
+    check_cluster(Cluster(gpu=gpu, gpus_per_node=gpus_per_node), Setup(), Layout(num_gpus=2, dp=1, fsdp=2))
 
 
 # What a user of the library does -> what the command says of it.
@@ -125,6 +133,22 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: Setup(execution="traced"), "--execution = 'traced': must be one of eager, compiled"),  # type: ignore[arg-type]
     (lambda: Setup(expandable_segments=1), "--expandable_segments = 1: must be "),  # type: ignore[arg-type]
     (lambda: analyze(LLAMA, SHORT, step=False, reserved=True), "--reserved = true: is of a training step"),
+    (lambda: Cluster(gpu=find_gpu("H100"), power_watts=701), "--power_watts = 701: must be at most the limit of the"),
+    (lambda: analyze(LLAMA, cluster=()), "--cluster = (): must be a Cluster, or several of them"),
+    (
+        lambda: analyze(LLAMA, Setup(execution="compiled")),
+        "--execution = 'compiled': changes what is reserved and how long a step takes: give --reserved on or --gpus",
+    ),
+    (
+        lambda: without_links(8),
+        "node_link = null: the layout has groups within a node, and the speed of the links of Ours there is unknown: "
+        'give it in a --cluster file, as {"gpu": "Ours", "node_link": {"gb_per_s": 450}}, of one GPU in one dir',
+    ),
+    (
+        lambda: without_links(1),
+        "network_link = null: the layout has groups across nodes, and the speed of the links of Ours there is unknown: "
+        'give it in a --cluster file, as {"gpu": "Ours", "network_link": {"gb_per_s": 50}}, of one GPU in one dir',
+    ),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
 
@@ -145,7 +169,8 @@ def test_the_command_names_the_flag_and_the_library_its_argument(cause: Callable
 def test_every_argument_in_the_table_is_one_of_an_error() -> None:
     fields = {error.field for cause, _ in ERRORS if isinstance(error := raised_by(cause), ArgumentError)}
     assert set(FLAGS) - {"published"} <= fields, "and what the command alone takes"
-    assert fields - set(FLAGS) == {"analyses"}, "the command takes no analyses"
+    others = {"analyses", "node_link", "network_link"}
+    assert fields - set(FLAGS) == others, "the command takes no analyses, and links in a file"
 
 
 def test_every_hint_is_one_of_an_error() -> None:

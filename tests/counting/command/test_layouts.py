@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from counting.command.arguments import layout_of, run_plan_of
+from counting.command.arguments import layout_of
 from counting.command.flags import flags_parser, read_flags
 from counting.command.layouts import FIELDS, parse_layout
 from counting.command.plan_file import plan_as_arguments
+from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
 from model_training_cost_analysis import main
 from tests.foreign_families import GPT2
@@ -95,21 +96,12 @@ def test_ranks_of_a_node_are_those_of_the_first_gpu(gpus: tuple[str, ...], flags
     assert layout.gpus_per_node == expected
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("--layout fsdp=4,tp=2", 8),
-        ("--layout dp=3,fsdp=4", 12),
-        ("--layout cp=2,tp=2,pp=4", 16),
-        ("--layout fsdp=4 --num_gpus 64", 64),
-        ("", None),
-    ],
-)
-def test_a_run_is_on_all_ranks(flags: str, expected: int | None) -> None:
-    options = read_flags(f"--model_config llama_3_8b {RUN} {flags}".split())
-    plan = run_plan_of(options, (), layout_of(options, ()))
-    assert plan is not None
-    assert plan.num_gpus == expected
+def test_ranks_of_a_node_are_those_of_a_cluster() -> None:
+    options = read_flags(f"{SPREAD} fsdp=8".split())
+    cluster = Cluster(gpu=find_gpu("H100"), gpus_per_node=4)
+    layout = layout_of(options, [cluster.gpu], cluster)
+    assert layout is not None
+    assert layout.gpus_per_node == 4
 
 
 BAD_COMMANDS = {

@@ -135,7 +135,7 @@ def test_compiled_layers_are_faster(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["rank_classes"][0]["memory"]["reserved_bytes"] is None
     assert any("of compiled layers" in note for note in found["rank_classes"][0]["memory"]["notes"])
     assert main([*flags, "--reserved", "on"]) == 2
-    assert "--execution = 'compiled': is modelled of whole layers" in capsys.readouterr().err
+    assert "--execution = 'compiled': what is reserved is modelled of whole layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,8 @@ def test_gpus_whose_speed_is_unknown_are_no_error(capsys: pytest.CaptureFixture[
     notes = [note for note in analysis["notes"] if note.startswith(NO_TIME)]
     assert [note.partition(": ")[0] for note in notes] == [f"{NO_TIME}Theirs"]
     assert times_of("--gpu_file gpus.json --gpus Theirs", capsys) is None
+    (analysis,) = document_of("--gpus A100,H100 --precision fp8", capsys)["analyses"]
+    assert [time["gpu"] for time in analysis["step_time"]] == ["H100"], "an A100 has no products in FP8"
 
 
 def test_no_time_by_megatrons_rules(capsys: pytest.CaptureFixture[str]) -> None:

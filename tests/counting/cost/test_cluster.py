@@ -50,8 +50,20 @@ def test_a_name_of_the_catalogue_is_enough(file: Path) -> None:
 
 def test_every_field(file: Path) -> None:
     calibration = {"scale": 1.25, "low": 0.96, "high": 1.03, "rows": 5}
+    software = {
+        "attention_kernel": "cuDNN",
+        "products_in_fp8": True,
+        "overlap_expert_exchange": True,
+        "norms": "op_by_op",
+    }
     found = read(
-        file, gpus_per_node=4, node_link=LINK, network_link={"gb_per_s": 25}, power_watts=500, calibration=calibration
+        file,
+        gpus_per_node=4,
+        node_link=LINK,
+        network_link={"gb_per_s": 25},
+        power_watts=500,
+        calibration=calibration,
+        **software,
     )
     assert found == Cluster(
         gpu=find_gpu("H100"),
@@ -60,6 +72,10 @@ def test_every_field(file: Path) -> None:
         network_link=Link(gb_per_s=25),
         power_watts=500,
         calibration=Calibration(scale=1.25, low=0.96, high=1.03, rows=5),
+        attention_kernel="cuDNN",
+        products_in_fp8=True,
+        overlap_expert_exchange=True,
+        norms="op_by_op",
     )
 
 
@@ -121,6 +137,8 @@ def test_how_large_a_node_is(file: Path) -> None:
         ({"rates": {"bf16_tflop_per_s": 1}}, "this field is not understood"),
         ({"gpu": OWN_GPU, "rates": RATES | {"bf16": {}}}, "rates.bf16.best_tflop_per_s = null: is missing"),
         ({"attention_kernel": 3}, "attention_kernel = 3: must be str | null, is int"),
+        ({"overlap_expert_exchange": 1}, "overlap_expert_exchange = 1: must be bool, is int"),
+        ({"norms": "eager"}, "norms = 'eager': must be 'fused' or 'op_by_op'"),
         ({"products_in_fp8": "yes"}, "products_in_fp8 = 'yes': must be bool | null, is str"),
         ({"gpu": OWN_GPU, "rates": {"launch_seconds": 1e-6}}, "rates.bf16 = null: is missing and has no default"),
     ],
@@ -167,6 +185,10 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     [
         ({"gpu": "H100"}, "gpu = 'H100': must be a Gpu of the catalogue or of a file"),
         ({"gpus_per_node": True}, "gpus_per_node = true: must be a whole number from 1 to 1048576"),
+        ({"norms": "eager"}, "norms = 'eager': must be one of fused, op_by_op"),
+        ({"attention_kernel": 3}, "attention_kernel = 3: must be the name of a kernel, as cuDNN"),
+        ({"products_in_fp8": 1}, "products_in_fp8 = 1: must be true, false or none"),
+        ({"overlap_expert_exchange": None}, "overlap_expert_exchange = null: must be true or false"),
         ({"power_watts": float("nan")}, "power_watts = nan: must be a number of watts above 0"),
         ({"power_watts": float("inf")}, "power_watts = inf: must be a number of watts above 0"),
         ({"power_watts": "500"}, "power_watts = '500': must be a number of watts above 0"),

@@ -42,7 +42,7 @@ def plan_of_kinds(states: StageStates, kinds: Collection[PassKind]) -> list[Plan
     """
     halves: tuple[PassKind, ...] = ("forward", "input_backward", "weight_backward")
     whole: tuple[PassKind, ...] = ("forward", "backward")
-    batches = [whole, whole, *([halves] if "weight_backward" in kinds else [])] if "backward" in kinds else [halves] * 2
+    batches = [whole, whole, *([halves] if "input_backward" in kinds else [])] if "backward" in kinds else [halves] * 2
     order: list[tuple[PassKind, int | None]] = [("unshard", None), ("wait", None)]
     order += [(kind, index) for index, passes in enumerate(batches) for kind in passes]
     order += [("reshard", None), ("reduction", None), ("exchange", None)]

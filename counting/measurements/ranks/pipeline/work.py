@@ -36,7 +36,10 @@ from counting.work import PassWork, RankWork, StageWork, StepWork, StretchWork
 from torch_models.layout import Layout
 from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.pipeline import messages_of
+from torch_models.spec import LayerSpec
 from torch_models.stages import Stage
+
+_Weights = dict[LayerSpec, StretchWork]  # of a `weight_backward`
 
 
 class _RecordedStage(NamedTuple):
@@ -64,7 +67,8 @@ def work_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) -> S
             needed[representative(stages[one.stage])][one.key] = None
     with fake_world(layout.ranks):
         meshes = build_meshes(layout, OF_MODULES)
-        recorded = {stage: _recorded(stage, keys, setup, layout, meshes) for stage, keys in needed.items()}
+        weights: _Weights = {}
+        recorded = {stage: _recorded(stage, keys, setup, layout, meshes, weights) for stage, keys in needed.items()}
         ranks: list[RankWork] = []
         updates: dict[tuple[Stage, ...], StretchWork] = {}
         for rank, order in enumerate(orders):
@@ -111,23 +115,34 @@ def _message_bytes(stage: Stage, own: set[int], setup: Setup, layout: Layout) ->
     )
 
 
-def _recorded(stage: Stage, keys: Collection[str], setup: Setup, layout: Layout, meshes: Meshes) -> _RecordedStage:
-    """The passes of a stage with these keys.
+def _recorded(
+    stage: Stage, keys: Collection[str], setup: Setup, layout: Layout, meshes: Meshes, weights: _Weights
+) -> _RecordedStage:
+    """The passes of a stage with these keys; layers whose `weights` are not there yet are added to them.
 
     What a pass finds changes neither its FLOPs nor what it sends, only what it adds its gradients to. So of each kind
-    few are run, and the last of them, which finds gradients, stands for those that are not.
+    few are run, and the last of them, which finds gradients, stands for those that are not. The gradients of a layer's
+    parameters are computed in all stages alike, but in the first, whose input needs none.
     """
     recorder = Recorder()
     prepared = prepared_stage(stage, setup, layout, meshes, recorder)
     kinds: dict[str, PassKind] = {key: key.split()[0] for key in keys}  # type: ignore[misc]
+    layers, to_run = shallow(stage.spec).spec.layers, set(kinds.values())
+    works, standing = dict[str, PassWork](), dict[PassKind, PassWork]()
+    if {"backward", "weight_backward"} <= to_run and not (stage.is_first or stage.is_last):
+        found = [weights[layer] for layer in layers if layer in weights]
+        if len(found) == len(layers):  # nothing else of such a stage has parameters
+            to_run.remove("weight_backward")
+            standing["weight_backward"] = PassWork(layers=tuple(found))
     hooks = record_sums(prepared.module, recorder) if lets_go(setup, layout) else []
-    runs = prepared.runs.run(plan_of_kinds(states_of_stage(setup, layout, stage), set(kinds.values())))
+    runs = prepared.runs.run(plan_of_kinds(states_of_stage(setup, layout, stage), to_run))
     for hook in hooks:
         hook.remove()
-    works, standing = dict[str, PassWork](), dict[PassKind, PassWork]()
     for one, work in zip(runs, _pass_works(runs, recorder.take(), setup.execution), strict=True):
         works.setdefault(f"{one.step.kind} {one.step.found}", work)
         standing[one.step.kind] = work
+        if one.step.kind == "weight_backward" and not stage.is_first:
+            weights |= zip(layers, work.layers, strict=True)
     return _RecordedStage(
         {key: works.get(key, standing[kind]) for key, kind in kinds.items()}, stage_parameters(stage, prepared.module)
     )
