@@ -35,7 +35,7 @@ def print_published_throughput(throughput: Throughput) -> None:
         times.add_row(row.name, f"{row.layout.num_gpus:,} {row.cluster.gpu}", *speed_cells(row), mfu, *printed)
     errors = rows_table("Errors of the estimates", ("of", *ERROR_HEADINGS, "worst"), names=1)
     for found in throughput.errors:
-        errors.add_row(rows_of(found), str(found.rows), *error_cells(found), found.worst)
+        errors.add_row(kind_of_errors(found), str(found.rows), *error_cells(found), found.worst)
     ratios = rows_table("Ratios of two steps", ("ratio", "measured", "estimated", "error"), names=1)
     for ratio in throughput.ratios:
         cells = f"{ratio.measured:.3f}", f"{ratio.estimated:.3f}", signed(ratio.relative_error)
@@ -83,7 +83,7 @@ def error_cells(errors: ErrorSummary) -> tuple[str, str, str, str]:
     )
 
 
-def rows_of(errors: ErrorSummary) -> str:
+def kind_of_errors(errors: ErrorSummary) -> str:
     """Which rows these errors are of."""
     kind = {"dense": "dense", "mixture": "mixtures of experts", "all": "all"}[errors.kind]
     return f"{kind}, to be met" if errors.gate else f"{kind}, kept to check too"
