@@ -8,6 +8,7 @@ from counting.report.published.grouped import grouped
 from counting.report.tables import print_notes, print_tables, rows_table
 
 SPEED_HEADINGS = ("bound", "estimate", "measured", "error")
+ERROR_HEADINGS = ("rows", "median", "signed", "least", "most")
 UNITS: dict[SpeedQuantity, str] = {
     "seconds": "s a step",
     "tokens_per_second_per_gpu": "tokens/s a GPU",
@@ -32,9 +33,7 @@ def print_published_throughput(throughput: Throughput) -> None:
         mfu = f"{100 * row.step_time.mfu:.1f} %"
         printed = f"{row.measured.value:,g}", UNITS[row.measured.quantity]
         times.add_row(row.name, f"{row.layout.num_gpus:,} {row.cluster.gpu}", *speed_cells(row), mfu, *printed)
-    errors = rows_table(
-        "Errors of the estimates", ("rows", "number", "median", "signed median", "least", "most", "worst"), names=1
-    )
+    errors = rows_table("Errors of the estimates", ("of", *ERROR_HEADINGS, "worst"), names=1)
     for found in throughput.errors:
         errors.add_row(rows_of(found), str(found.rows), *error_cells(found), found.worst)
     ratios = rows_table("Ratios of two steps", ("ratio", "measured", "estimated", "error"), names=1)
@@ -87,7 +86,7 @@ def error_cells(errors: ErrorSummary) -> tuple[str, str, str, str]:
 def rows_of(errors: ErrorSummary) -> str:
     """Which rows these errors are of."""
     kind = {"dense": "dense", "mixture": "mixtures of experts", "all": "all"}[errors.kind]
-    return f"{kind}, in the gates" if errors.gate else f"{kind}, with those kept to check"
+    return f"{kind}, to be met" if errors.gate else f"{kind}, kept to check too"
 
 
 def settings(row: ExaminedThroughput) -> str:

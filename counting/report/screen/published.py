@@ -7,7 +7,15 @@ from counting.published.runs import ExaminedRun
 from counting.published.throughput import ExaminedRatio, Throughput
 from counting.report.conventions import CONVENTIONS
 from counting.report.published.memory import MEMORY_HEADINGS, memory_cells
-from counting.report.published.throughput import SPEED_HEADINGS, WHAT_IT_IS, error_cells, rows_of, signed, speed_cells
+from counting.report.published.throughput import (
+    ERROR_HEADINGS,
+    SPEED_HEADINGS,
+    WHAT_IT_IS,
+    error_cells,
+    rows_of,
+    signed,
+    speed_cells,
+)
 from counting.report.screen.lines import Lines
 
 HEADINGS_OF_RUNS = ("run", "GPU", "6 N", "full", "causal", "own", "figures", "apart")
@@ -59,11 +67,8 @@ def published_throughput_screen(lines: Lines, throughput: Throughput) -> None:
     lines.heading(f"{len(run)} published steps, and how long they are said to take: the {len(gated)} to be met")
     body = [(row.name, row.cluster.gpu, *speed_cells(row)) for row in gated]
     lines.columns([("run, seconds a step", "GPU", *SPEED_HEADINGS), *body], names=2)
-    for found in throughput.errors:
-        median, signed_median, low, high = error_cells(found)
-        lines.text(
-            f"{rows_of(found)}: {found.rows} rows, median {median} ({signed_median} signed), from {low} to {high}"
-        )
+    errors = [(rows_of(found), str(found.rows), *error_cells(found)) for found in throughput.errors]
+    lines.columns([("errors", *ERROR_HEADINGS), *errors], names=1)
     faster = [name for found in throughput.errors if found.kind == "all" for name in found.beyond_bound]
     lines.text(f"Faster than the bound: {', '.join(dict.fromkeys(faster)) or 'none'}. " + WHAT_IT_IS)
     lines.text("; ".join(_ratio(ratio) for ratio in throughput.ratios if ratio.gate))
