@@ -24,18 +24,17 @@ def print_published_throughput(throughput: Throughput) -> None:
     """Print the times of all rows that are run, what their errors come to, the ratios, and why others are not run."""
     times = rows_table(
         "Published steps, and how long they are said to take, seconds",
-        ("run", "GPUs", *SPEED_HEADINGS, "MFU", "printed", "unit"),
+        ("run", "GPUs", *SPEED_HEADINGS, "MFU"),
         names=1,
     )
     rows, run = throughput.rows, [row for row in throughput.rows if row.step_time is not None]
     for row in run:
         assert row.step_time is not None and row.layout is not None
         mfu = f"{100 * row.step_time.mfu:.1f} %"
-        printed = f"{row.measured.value:,g}", UNITS[row.measured.quantity]
-        times.add_row(row.name, f"{row.layout.num_gpus:,} {row.cluster.gpu}", *speed_cells(row), mfu, *printed)
+        times.add_row(row.name, f"{row.layout.num_gpus:,} {row.cluster.gpu}", *speed_cells(row), mfu)
     errors = rows_table("Errors of the estimates", ("of", *ERROR_HEADINGS, "worst"), names=1)
     for found in throughput.errors:
-        errors.add_row(rows_of(found), str(found.rows), *error_cells(found), found.worst)
+        errors.add_row(kind_of_errors(found), str(found.rows), *error_cells(found), found.worst)
     ratios = rows_table("Ratios of two steps", ("ratio", "measured", "estimated", "error"), names=1)
     for ratio in throughput.ratios:
         cells = f"{ratio.measured:.3f}", f"{ratio.estimated:.3f}", signed(ratio.relative_error)
@@ -44,7 +43,7 @@ def print_published_throughput(throughput: Throughput) -> None:
     print_notes(
         [
             WHAT_IT_IS,
-            *(f"{row.name}: {settings(row)}." for row in run),
+            *(f"{row.name}: printed {printed(row)}; here {settings(row)}." for row in run),
             *(f"{names}: {ran}." for names, ran in grouped(((row.name, row.ran) for row in run), ";")),
             *(f"Not modelled: {names}: {text}." for names, text in grouped(((r.name, r.differs) for r in run), ";")),
             *(
@@ -61,6 +60,11 @@ def speed_cells(row: ExaminedThroughput) -> tuple[str, str, str, str]:
     time, measured, error = row.step_time, row.measured_seconds, row.relative_error
     assert time is not None and measured is not None and error is not None
     return seconds(time.bound_seconds), seconds(time.seconds), seconds(measured), signed(error)
+
+
+def printed(row: ExaminedThroughput) -> str:
+    """The speed as its source has it."""
+    return f"{row.measured.value:,.10g} {UNITS[row.measured.quantity]}"
 
 
 def seconds(value: float) -> str:
@@ -83,7 +87,7 @@ def error_cells(errors: ErrorSummary) -> tuple[str, str, str, str]:
     )
 
 
-def rows_of(errors: ErrorSummary) -> str:
+def kind_of_errors(errors: ErrorSummary) -> str:
     """Which rows these errors are of."""
     kind = {"dense": "dense", "mixture": "mixtures of experts", "all": "all"}[errors.kind]
     return f"{kind}, to be met" if errors.gate else f"{kind}, kept to check too"

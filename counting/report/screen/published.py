@@ -12,7 +12,7 @@ from counting.report.published.throughput import (
     SPEED_HEADINGS,
     WHAT_IT_IS,
     error_cells,
-    rows_of,
+    kind_of_errors,
     signed,
     speed_cells,
 )
@@ -67,7 +67,7 @@ def published_throughput_screen(lines: Lines, throughput: Throughput) -> None:
     lines.heading(f"{len(run)} published steps, and how long they are said to take: the {len(gated)} to be met")
     body = [(row.name, row.cluster.gpu, *speed_cells(row)) for row in gated]
     lines.columns([("run, seconds a step", "GPU", *SPEED_HEADINGS), *body], names=2)
-    errors = [(rows_of(found), str(found.rows), *error_cells(found)) for found in throughput.errors]
+    errors = [(kind_of_errors(found), str(found.rows), *error_cells(found)) for found in throughput.errors]
     lines.columns([("errors", *ERROR_HEADINGS), *errors], names=1)
     faster = [name for found in throughput.errors if found.kind == "all" for name in found.beyond_bound]
     lines.text(f"Faster than the bound: {', '.join(dict.fromkeys(faster)) or 'none'}. " + WHAT_IT_IS)
