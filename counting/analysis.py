@@ -32,6 +32,7 @@ from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import StepMemory, step_memory
 from counting.step.notes import FOREIGN_NOTES, NOTES
 from counting.step.time import NO_TIME_BY_FORMULA, StepTime
+from counting.timing import check_clusters, checked_clusters, step_times
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.layout import Layout
@@ -189,11 +190,7 @@ def analyze(
         if cluster is not None:
             raise ArgumentError("cluster", "given", f"{through} no step of it is run: leave it out")
         return _analyze_via_transformers(model, setup)
-    clusters: tuple[Cluster, ...] = ()
-    if cluster is not None:
-        from counting.timing import checked_clusters
-
-        clusters, layout = checked_clusters(cluster, layout)
+    clusters, layout = checked_clusters(cluster, layout)
     if layout is None:
         if reserved and setup.execution == "compiled":
             from counting.layout import check_reserved
@@ -204,6 +201,7 @@ def analyze(
         from counting.layout import resolve_step
 
         setup, layout = resolve_step(layout, model, setup, reserved=reserved)
+    check_clusters(clusters, setup, layout)
     model = with_recompute(model, setup.recompute)
     analysis = _analyze_native(model, setup, step, layout)
     if clusters:
@@ -256,8 +254,6 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
 def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]) -> Analysis:
     """`analysis` with how long its step takes on each cluster, or with a note why that is not worked out."""
-    from counting.timing import step_times
-
     setup, classes, step = analysis.setup, analysis.rank_classes, analysis.training
     assert step is not None
     times = step_times(

@@ -133,18 +133,30 @@ def _as_measured(setup: Setup) -> Setup:
 
 
 def checked_clusters(cluster: object, layout: Layout | None) -> tuple[tuple[Cluster, ...], Layout | None]:
-    """One cluster or several as a tuple, and `layout`; whichever of them says how large a node is, the others follow.
+    """One cluster, several or none (None) as a tuple, and `layout`.
 
-    Raises `ArgumentError` for what is no cluster.
+    Whichever of them says how large a node is, the others follow. Raises `ArgumentError` for what is no cluster.
     """
+    if cluster is None:
+        return (), layout
     clusters = (cluster,) if isinstance(cluster, Cluster) else cluster
     if not isinstance(clusters, tuple | list) or not clusters or not all(isinstance(one, Cluster) for one in clusters):
         raise ArgumentError("cluster", cluster, "must be a Cluster, or several of them")
-    if layout is not None and layout.gpus_per_node is None:
-        return tuple(clusters), msgspec.structs.replace(layout, gpus_per_node=clusters[0].node_size)
     if layout is None:
         return tuple(clusters), None
     node = layout.gpus_per_node
+    if node is None:
+        return tuple(clusters), msgspec.structs.replace(layout, gpus_per_node=clusters[0].node_size)
     return tuple(
         one if one.gpus_per_node else msgspec.structs.replace(one, gpus_per_node=node) for one in clusters
     ), layout
+
+
+def check_clusters(clusters: Sequence[Cluster], setup: Setup, layout: Layout | None) -> None:
+    """Raise `UserError` for what is not known of a cluster and needed, before anything is measured."""
+    if not clusters or (layout is not None and layout.framework != "torch"):
+        return
+    from counting.cost.step_time import check_cluster
+
+    for cluster in clusters:
+        check_cluster(cluster, setup, layout)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from counting.analysis import Analysis, analyze
+from counting.cost.cluster import Cluster
+from counting.cost.hardware import find_gpu
 from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import UserError, build
@@ -66,6 +68,15 @@ def test_unknown_kernels() -> None:
 def test_arguments_that_cannot_be(arguments: dict[str, Any], error: str) -> None:
     with pytest.raises(UserError, match=error):
         analyze(SPECS["llama"], **arguments)
+
+
+def test_a_cluster_whose_speed_is_unknown_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = msgspec.structs.replace(find_gpu("H100"), name="Ours", architecture=None, rates=None)
+    monkeypatch.setattr("counting.measurements.model.measure", None)
+    with pytest.raises(UserError, match="'Ours': has no rates in the catalogue, and its architecture is not given"):
+        analyze(SPECS["llama"], cluster=Cluster(gpu=gpu))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 import torch_models.families as families_package
-from counting.layout import MOST_VALUES_LISTED, NOT_ON_SHARDS, can_reserve, check_reserved, resolve_layout
+from counting.layout import MOST_VALUES_LISTED, NOT_ON_SHARDS, resolve_layout
 from counting.recipes import OPTIMIZERS
 from counting.setup import Setup, resolve
 from tests.shrunken import DEEPSEEK_V3, LLAMA, MISTRAL
@@ -398,22 +398,3 @@ def test_every_family_is_on_the_page() -> None:
 def test_a_value_of_another_type_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         Layout(**fields)
-
-
-@pytest.mark.parametrize(
-    ("layout", "recompute", "message"),
-    [
-        (None, "selective", "recompute = 'selective': is of kernels that run op by op"),
-        (Layout(tp=2), "none", "execution = 'compiled': what is reserved is modelled of whole layers"),
-        (Layout(tp=2), "selective", "recompute = 'selective': is of kernels that run op by op"),
-        (Layout(fsdp=2), "none", None),
-        (None, "full", None),
-    ],
-)
-def test_what_compiled_layers_reserve(layout: Layout | None, recompute: Any, message: str | None) -> None:
-    setup = Setup(execution="compiled", recompute=recompute)
-    assert can_reserve(layout, setup) == (message is None)
-    if message is not None:
-        with pytest.raises(ArgumentError, match=message):
-            check_reserved(layout, setup)
-    check_reserved(layout, Setup(recompute=recompute))

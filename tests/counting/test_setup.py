@@ -5,10 +5,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from counting.layout import can_reserve, check_reserved
 from counting.setup import MOST_CHUNKS, Setup, resolve
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import ArgumentError, ConfigError
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
 
 LLAMA_SPEC = spec_from_fields(LLAMA, "small")
 DEEPSEEK_SPEC = spec_from_fields(DEEPSEEK_V3, "small")
@@ -152,3 +154,22 @@ def test_as_many_chunks_as_there_may_be(length: int, fewest: int) -> None:
     assert -(-length // fewest) <= MOST_CHUNKS
     with pytest.raises(ArgumentError, match=f"^loss_chunk = {fewest - 1}: makes .* give at least {fewest}$"):
         resolve(Setup(sequence_length=length, loss_chunk=fewest - 1), LLAMA_SPEC)
+
+
+@pytest.mark.parametrize(
+    ("layout", "recompute", "message"),
+    [
+        (None, "selective", "recompute = 'selective': is of kernels that run op by op"),
+        (Layout(tp=2), "none", "execution = 'compiled': what is reserved is modelled of whole layers"),
+        (Layout(tp=2), "selective", "recompute = 'selective': is of kernels that run op by op"),
+        (Layout(fsdp=2), "none", None),
+        (None, "full", None),
+    ],
+)
+def test_what_compiled_layers_reserve(layout: Layout | None, recompute: Any, message: str | None) -> None:
+    setup = Setup(execution="compiled", recompute=recompute)
+    assert can_reserve(layout, setup) == (message is None)
+    if message is not None:
+        with pytest.raises(ArgumentError, match=message):
+            check_reserved(layout, setup)
+    check_reserved(layout, Setup(recompute=recompute))

@@ -13,7 +13,8 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
     """The text of the requested results (run, budget, comparison, ...), then of the models.
 
     The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
-    shortened to three lines. Then notes, tables of fits, the last GPUs of a long list and the models are left out.
+    shortened to three lines. Then notes, tables of fits, the last GPUs of a long list, the models and the parts of a
+    peak are left out.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
@@ -32,6 +33,7 @@ class _Detail(NamedTuple):
     gpus: int  # of each list of GPUs
     notes: bool
     tables: bool = True  # of several models, where each one fits
+    parts: bool = True  # of the peak of the worst rank
 
 
 def _details(results: Results) -> Iterator[_Detail]:
@@ -46,6 +48,7 @@ def _details(results: Results) -> Iterator[_Detail]:
     yield _Detail("short", gpus, notes=False)
     yield from (_Detail("short", number, notes=False, tables=False) for number in range(gpus, 0, -1))
     yield from (_Detail("none", number, notes=False) for number in range(gpus, 0, -1))
+    yield _Detail("none", 1, notes=False, parts=False)
 
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
@@ -99,7 +102,7 @@ def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> 
             from counting.report.screen.ranks import ranks_screen
 
             reserved = detail.notes or len(results.analyses) == 1
-            ranks_screen(block, analysis, on_catalogue, detail.gpus, reserved=reserved)
+            ranks_screen(block, analysis, on_catalogue, detail.gpus, reserved=reserved, parts=detail.parts)
         elif analysis.fits and not with_runs:
             from counting.report.screen.fits import fits_screen
 

@@ -34,11 +34,18 @@ PART_NAMES = {  # where the name is not that of the field
 
 
 def ranks_screen(
-    lines: Lines, analysis: "Analysis", on_catalogue: "Sequence[Fit]", most: int, *, reserved: bool = True
+    lines: Lines,
+    analysis: "Analysis",
+    on_catalogue: "Sequence[Fit]",
+    most: int,
+    *,
+    reserved: bool = True,
+    parts: bool = True,
 ) -> None:
     """Add whether the step fits each of the first `most` GPUs, the worst rank with its peak, and the layout.
 
-    With `reserved` also what the allocator reserves for it, where that is estimated.
+    With `reserved` also what the allocator reserves for it, where that is estimated, and with `parts` what the peak is
+    made of.
     """
     layout, worst, fits = analysis.layout, worst_rank(analysis), analysis.fits or ()
     assert layout is not None and worst is not None
@@ -53,7 +60,8 @@ def ranks_screen(
     time_rows(lines, analysis, most)
     lines.fact("the worst rank", _worst(worst, layout, analysis))
     (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
-    lines.fact("  at its peak", _parts(peak))
+    if parts:
+        lines.fact("  at its peak", _parts(peak))
     if reserved:
         reserved_fact(lines, "  reserved", worst.memory)
     if not fits and TAKES_LONG_NOTE in worst.memory.notes:  # else it stands with what the step needs

@@ -52,7 +52,7 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
                     lines.fact("is it possible", _verdict(gpu, run.precision))
     if not several:
         _work(lines, first)
-        _fewest(lines, first, most)
+        _fewest(lines, first, most, predicted=predicted)
     lines.note(
         "MFU", f"of the dense 16-bit peak, model FLOPs by its own count{_above_peak(runs)}{_beyond_the_format(runs)}"
     )
@@ -152,12 +152,16 @@ def _above_peak(runs: Sequence[TrainingRun]) -> str:
     return "; above 100 % more is counted than a causal kernel computes"
 
 
-def _fewest(lines: Lines, run: TrainingRun, most: int) -> None:
-    """Add how many GPUs hold the model states, the memory not included, and a warning if `num_gpus` is too small."""
+def _fewest(lines: Lines, run: TrainingRun, most: int, *, predicted: bool) -> None:
+    """Add how many GPUs hold the model states, the memory not included, and a warning if `num_gpus` is too small.
+
+    Where the run is `predicted` for a layout, it stands with the ranks whether they fit: then this is a note.
+    """
     counts = listed([f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus[:most]])
     states = Bytes(run.model_state_bytes)(run.model_state_bytes)
     left_out = what_states_leave_out(*((run.beside_states_bytes, run.update_bytes) if lines.notes else (None,)))
-    lines.fact("GPUs at least", f"{counts} hold the model states, {states}; left out: {left_out}")
+    add = lines.note if predicted else lines.fact
+    add("GPUs at least", f"{counts} hold the model states, {states}; left out: {left_out}")
     for gpu in run.gpus:
         if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:
             lines.fact("", f"{integer(gpu.num_gpus)} {gpu.gpu} cannot hold the model states")

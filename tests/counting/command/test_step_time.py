@@ -277,7 +277,7 @@ def test_no_step_no_time(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
         "--gpus H100,A100,T4,H20",
         "--gpus H100,A100,T4,H20 --layout fsdp=4",
         "--gpus H100,H200,B200 --layout fsdp=2,tp=2 --tokens 1T",
-        "--cluster scaled.json --layout fsdp=4 --tokens 1T",
+        "--cluster scaled.json --layout fsdp=4,pp=3 --micro_batches 4 --kernels eager --tokens 1T --price 2",
         "other.json --gpus H100,A100 --layout fsdp=4",
     ],
 )
