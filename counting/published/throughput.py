@@ -9,7 +9,7 @@ the project set itself to meet, before any of them was compared; the others are 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -130,9 +130,10 @@ class ErrorSummary(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     median_absolute: float
     median: float  # signed: below 0 estimates are too fast
-    low: float
-    high: float
+    tenth: float  # percentile: 8 of 10 rows are between this one and the next
+    ninetieth: float
     worst: str  # the row with the largest absolute error
+    worst_error: float
     beyond_bound: tuple[str, ...]  # rows that were faster than their bound: there must be none
 
 
@@ -261,15 +262,18 @@ def _errors(kind: ModelKind | Literal["all"], gate: bool, rows: Iterable[Examine
     errors = {row.name: row.relative_error for row in of_kind if row.relative_error is not None}
     if not errors:
         return None
+    worst = max(errors, key=lambda name: abs(errors[name]))
+    tenth, *_, ninetieth = quantiles([*errors.values()] * (1 if len(errors) > 1 else 2), n=10, method="inclusive")
     return ErrorSummary(
         kind=kind,
         gate=gate,
         rows=len(errors),
         median_absolute=median(map(abs, errors.values())),
         median=median(errors.values()),
-        low=min(errors.values()),
-        high=max(errors.values()),
-        worst=max(errors, key=lambda name: abs(errors[name])),
+        tenth=tenth,
+        ninetieth=ninetieth,
+        worst=worst,
+        worst_error=errors[worst],
         beyond_bound=tuple(row.name for row in of_kind if beats_bound(row)),
     )
 

@@ -40,8 +40,8 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     """One step on one kind of GPU. `seconds` is the estimate or the calibrated prediction, as `basis` says.
 
     `bound_seconds` is what no run beats: best products, no launch, all communication hidden. `low_seconds` to
-    `high_seconds` is the band: of an estimate the errors against published runs, of a calibrated prediction the spread
-    of the user's own rows; never below the bound.
+    `high_seconds` is the band: of an estimate the errors of 8 of 10 published runs, of a calibrated prediction the
+    spread of the user's own rows; never below the bound.
     """
 
     gpu: str

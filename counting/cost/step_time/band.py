@@ -1,4 +1,8 @@
-"""How far estimates are off: the signed errors against published steps, as data (`configs/step_time_errors.json`)."""
+"""How far estimates are off: their errors against published steps, as data (`configs/step_time_errors.json`).
+
+Errors are estimated / measured - 1. The band of an estimate is that of the middle 80 % of them: from the 10th to the
+90th percentile (`statistics.quantiles` with n=10, inclusive), of the published steps of models of its kind.
+"""
 
 from functools import cache
 from typing import Literal
@@ -11,7 +15,7 @@ ModelClass = Literal["dense", "mixture"]
 
 
 class Errors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The least and the largest estimated / measured - 1 over published steps; `rows` is their number."""
+    """The 10th and the 90th percentile of estimated / measured - 1; `rows` is the number of published steps."""
 
     low: float
     high: float

@@ -105,7 +105,7 @@ def _assumptions(
         rows = errors_of(kind).rows
         models = "mixtures of experts" if mixture else "dense models"
         if rows:
-            found.append(f"The band is that of the errors of {rows} published runs of {models}.")
+            found.append(f"The band has the errors of 8 of 10 of {rows} published runs of {models}.")
         else:
             found.append(f"The band is a stand-in: no published run of {models} has been compared.")
     else:

@@ -49,7 +49,7 @@ def time_table(times: Sequence[StepTime]) -> "Table":
     table.add_row("rates of", *(time.rates_of for time in times))
     table.add_row("basis", *(time.basis for time in times))
     calibrated = any(time.basis == "calibrated" for time in times)
-    band = "the spread of the measured steps" if calibrated else "the errors against published runs"
+    band = "the spread of the measured steps" if calibrated else "the errors of 8 of 10 published runs"
     table.caption, table.caption_justify = TIME_CAPTION.format(band=band), "left"
     return table
 
