@@ -55,8 +55,7 @@ def _basis(time: StepTime, analysis: "Analysis") -> str:
         return f"calibrated by measured steps{', whose spread is in brackets' if has_band else ''}"
     execution = "compiled" if analysis.setup.execution == "compiled" else "op by op"
     return (
-        f"estimate, {execution}"
-        f"{'; in brackets its errors on 8 of 10 published runs' if has_band else ', from sourced rates'}"
+        f"estimate, {execution}{'; in brackets its errors on published runs' if has_band else ', from sourced rates'}"
     )
 
 
