@@ -101,7 +101,8 @@ def _of_predictions(stage: Stage, setup: Setup, layout: Layout) -> int:
     """Bytes that prediction layers have beside the simulated ones when their gradients are computed apart, at most.
 
     Their gradients as they are computed; with full recomputation also in the format of the reduction, since the hooks
-    of fully_shard run meanwhile, and what the checkpoint restores once more.
+    of fully_shard run meanwhile, and what the checkpoint restores once more. Experts that ep divides are a group of
+    their own, whose gradients are reduced meanwhile without it too: what a reduce-scatter reads and writes.
     """
     if not (stage.is_last and setup.mtp):
         return 0
@@ -116,6 +117,9 @@ def _of_predictions(stage: Stage, setup: Setup, layout: Layout) -> int:
             once = structs.replace(setup, recompute="none")
             unmarked = structs.replace(whole, recompute=None)
             found += of_layer * reduced + local_layer_held(unmarked, once, layout)
+        elif layout.ep > 1:
+            of_experts = sum(map(numbers, stacks)) * reduced
+            found += of_experts + of_experts // layout.expert_fsdp
     return found
 
 
