@@ -11,6 +11,7 @@ from counting.work import OrderedPass, PassWork, RankWork, StageWork, StepWork, 
 
 # The micro-batches of a step's order: the first, one between that stands for all others, and the last.
 MICRO_BATCHES_SHOWN = 3
+OUTSIDE = -1  # in place of the number of a layer: embedding, head and loss
 BOTH: tuple[PassKind, PassKind] = ("forward", "backward")
 
 
@@ -22,17 +23,14 @@ def works_of(
 ) -> list[StretchWork]:
     """The work of all recorded stretches, in the order of execution; `layers` are the numbers of decoder layers.
 
-    Those alone are compiled. Embedding, head and loss, whose number is None, run op by op, as in torchtitan.
+    Those alone are compiled where the execution is. Embedding, head and loss, whose number is None, run op by op then,
+    as in torchtitan; but a run may compile them too, by themselves.
     """
     found = []
-    fused = summarise_compiled(stretches, layers)
+    fused = summarise_compiled(stretches, [OUTSIDE if layer is None else layer for layer in layers])
     for stretch, traffic, layer, of_compiled in zip(stretches, traffics, layers, fused, strict=True):
-        ops = summarise(stretch)
-        if layer is None:
-            found.append(StretchWork(ops=ops, traffic=traffic))
-        else:
-            run = of_compiled if execution == "compiled" else ops
-            found.append(StretchWork(ops=run, fused_ops=of_compiled, traffic=traffic))
+        run = of_compiled if execution == "compiled" and layer is not None else summarise(stretch)
+        found.append(StretchWork(ops=run, fused_ops=of_compiled, traffic=traffic))
     return found
 
 

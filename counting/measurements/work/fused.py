@@ -57,7 +57,7 @@ class _Source(NamedTuple):
 class _Read(NamedTuple):
     place: int
     stretch: int
-    layer: int | None
+    layer: int
     run: int  # ops that follow each other without a kernel between them
     generated: bool
 
@@ -141,20 +141,17 @@ class _Kernel:
         )
 
 
-def summarise_compiled(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> list[tuple[Op, ...]]:
-    """The ops of each stretch of a step, where decoder layers are compiled, each by itself.
+def summarise_compiled(stretches: Sequence[RawStretch], layers: Sequence[int]) -> list[tuple[Op, ...]]:
+    """The ops of each stretch of a step, where layers are compiled, each by itself.
 
-    `stretches` are in the order of execution, each with the number of its decoder layer; those with None run op by op.
-    A layer never has more bytes than without a compiler.
+    `stretches` are in the order of execution, each with the number of its layer; what is outside of the decoder layers
+    is one more. A stretch never has more bytes than without a compiler.
     """
     values = _values(stretches, layers)
     for stretch, made in zip(stretches, values, strict=True):
         for value in made:
             value.decide(stretch.alive_after)
-    return [
-        summarise(stretch) if layer is None else _of_layer(stretch, made)
-        for stretch, layer, made in zip(stretches, layers, values, strict=True)
-    ]
+    return [_of_layer(stretch, made) for stretch, made in zip(stretches, values, strict=True)]
 
 
 def _of_layer(stretch: RawStretch, made: Sequence[_Value]) -> tuple[Op, ...]:
@@ -179,7 +176,7 @@ def _is_generated(raw: RawOp) -> bool:
     return raw.kind == "memory" and raw.name.rstrip("_") not in NOT_GENERATED and not raw.name.startswith("_foreach")
 
 
-def _values(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> list[list[_Value]]:
+def _values(stretches: Sequence[RawStretch], layers: Sequence[int]) -> list[list[_Value]]:
     """What the ops of each stretch write, in order, with all that reads it."""
     storages = _Storages()
     place = run = 0
@@ -188,7 +185,7 @@ def _values(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> li
         made: list[_Value] = []
         run += 1
         for raw in stretch.ops:
-            generated = layer is not None and _is_generated(raw)
+            generated = _is_generated(raw)
             place, run = place + 1, run + (not generated)
             at = _Read(place, index, layer, run, generated)
             sources = [storages.read(touch, at) for touch in raw.reads]
