@@ -35,7 +35,7 @@ from counting.reconcile import DisagreementError
 from counting.setup import Setup, resolve
 from counting.step.memory import DIVIDED_NOTE
 from counting.step.time import NO_TIME
-from torch_models.errors import ArgumentError, UserError
+from torch_models.errors import ArgumentError, UserError, show_name
 from torch_models.fields.config import ForeignConfig, read_models
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
+    from counting.cost.step_time import ChromeTrace
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
@@ -163,7 +164,13 @@ def _analyses(
         if options.trace_memory is not None and isinstance(model, ModelSpec):
             write_whole(options.trace_memory, _memory_trace(model, analysis), overwrite=options.force)
         if options.trace is not None and isinstance(model, ModelSpec):
-            write_whole(options.trace, _step_trace(model, analysis, timed[0]), overwrite=options.force)
+            trace = _step_trace(model, analysis, timed[0])
+            write_whole(options.trace, trace.document, overwrite=options.force)
+            if trace.left_out:
+                note = f"{show_name(options.trace)}: {trace.left_out}."
+                progress.erase()
+                print(f"note: {note}", file=sys.stderr)
+                analysis = msgspec.structs.replace(analysis, notes=(*analysis.notes, note))
         if source is not None:
             analysis = with_length_from(analysis, source)
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
@@ -277,7 +284,7 @@ def _memory_trace(model: ModelSpec, analysis: Analysis) -> bytes:
     return memory_trace(model, analysis.setup, analysis.layout, analysis.rank_classes)
 
 
-def _step_trace(model: ModelSpec, analysis: Analysis, cluster: Cluster) -> bytes:
+def _step_trace(model: ModelSpec, analysis: Analysis, cluster: Cluster) -> "ChromeTrace":
     from counting.timing import trace_of_step
 
     return trace_of_step(model, analysis.setup, analysis.layout, cluster)

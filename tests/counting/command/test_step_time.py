@@ -190,6 +190,20 @@ def test_a_trace(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*flags, "--force"]) == 0
 
 
+def test_what_a_trace_leaves_out_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--model_config", "own.json", "--gpus", "H100", "--micro_batches", "40", "--trace", "step.json", "--force"]
+    assert main(flags) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("counting.cost.step_time.trace.MOST_EVENTS", 50)
+    assert main([*flags, "--json"]) == 0
+    printed = capsys.readouterr()
+    note = "step.json: an event is a pass, as those of layers were more than 50."
+    assert printed.err == f"note: {note}\n"
+    assert note in json.loads(printed.out)["analyses"][0]["notes"]
+
+
 def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--cluster cluster.json --power_watts 500 --layout fsdp=2 --trace step.json"
     document = document_of(flags, capsys)
