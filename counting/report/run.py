@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ENERGY_NOTE = (
-    "MWh: GPU-hours x the board's power limit, an upper bound for the boards alone; hosts, network and cooling are not "
-    "included."
+    "MWh: GPU-hours x the power limit that is set, else the board's, an upper bound for the boards alone; hosts, network "
+    "and cooling are not included."
 )
 BILL_NOTE = (
     "GPU-hours are those of one run without failures. The cost does not include failed runs, evaluation, storage and "
@@ -93,6 +93,7 @@ def print_run(run: TrainingRun) -> None:
             )
     if any(gpu.power_watts for gpu in run.gpus):
         notes.append(ENERGY_NOTE)
+    notes += [f"The step of this layout does not fit {gpu.gpu}." for gpu in run.gpus if gpu.step_fits is False]
     for gpu in run.gpus:
         if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:
             notes.append(

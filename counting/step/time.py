@@ -12,6 +12,10 @@ NO_TIME_BY_FORMULA = (
 # The beginning of the note of an analysis that says on which GPU, and why, a step is not timed.
 NO_TIME = "How long a step takes is not worked out on "
 
+# The beginnings of assumptions without which the figures may be far off: the first screen says them too.
+ATTENTION_AS_PRODUCTS = "Attention runs as fast as products"
+HELD_TO_BOUND = "The scale is held to the bound"
+
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]
 
@@ -55,6 +59,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     hfu: float  # FLOPs as executed, by the full square of attention / the same peak
     bound_mfu: float  # of a step as long as the bound: no run's is larger
     breakdown: TimeBreakdown
+    power_limit_watts: float | None = None  # of the board, that the cluster sets; None: the board's own
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none
     assumptions: tuple[str, ...]
 

@@ -9,7 +9,7 @@ from counting.cost.step_time.band import ModelClass, band_of, errors_of
 from counting.cost.step_time.stretches import StretchTimer, has_experts
 from counting.cost.step_time.whole_step import ROUNDING, bound_of_step, lay_out_step
 from counting.setup import Setup
-from counting.step.time import StepTime, TimeBreakdown
+from counting.step.time import HELD_TO_BOUND, StepTime, TimeBreakdown
 from counting.work import StepWork
 from torch_models.layout import Layout
 
@@ -46,12 +46,14 @@ def step_time(
     bound = min(bound, estimated.total)
     calibration = cluster.calibration
     mixture = has_experts(work)
+    factor = None
     if calibration is None:
         breakdown = estimated
         seconds = breakdown.total
         low, high = band_of(seconds, errors_of("mixture" if mixture else "dense"))
     else:
-        breakdown = _scaled(estimated, calibrated_factor(calibration, bound, estimated.total))
+        factor = calibrated_factor(calibration, bound, estimated.total)
+        breakdown = _scaled(estimated, factor)
         seconds = breakdown.total
         low, high = seconds * calibration.low, seconds * calibration.high
     tokens = setup.step_tokens * (1 if layout is None else layout.data_ranks)
@@ -71,8 +73,9 @@ def step_time(
         hfu=hardware_flops / ranks / seconds / peak,
         bound_mfu=model_flops / bound / peak,
         breakdown=breakdown,
+        power_limit_watts=cluster.power_watts,
         rates_of=timer.machine.rates_of,
-        assumptions=_assumptions(work, setup, layout, cluster, timer, mixture=mixture),
+        assumptions=_assumptions(work, setup, layout, cluster, timer, factor, mixture=mixture),
     )
 
 
@@ -99,6 +102,7 @@ def _assumptions(
     layout: Layout | None,
     cluster: Cluster,
     timer: StretchTimer,
+    factor: float | None,
     *,
     mixture: bool,
 ) -> tuple[str, ...]:
@@ -117,6 +121,8 @@ def _assumptions(
             found.append(f"The band is a stand-in: no published run of {models} has been compared.")
     else:
         found.append(f"Scaled by {calibration.scale:.3g}, fitted to {calibration.rows} measured steps.")
+        if factor is not None and factor > calibration.scale:
+            found.append(f"{HELD_TO_BOUND}: {calibration.scale:.3g} of the estimate is less, and no run is faster.")
     if cluster.power_watts is not None and cluster.power_watts != gpu.power_watts:
         found.append(f"Products are those of a power limit of {cluster.power_watts:g} W.")
     if setup.execution == "compiled":

@@ -42,6 +42,10 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
     lines.rows_left(sum(max(0, len(run.gpus) - most) for run in runs))
     for band in filter(None, (_band(gpu, run.model if several else "") for run in runs for gpu in run.gpus[:most])):
         lines.fact("by its band", band)
+    unfit = [(run.model, gpu.gpu) for run in runs for gpu in run.gpus if gpu.step_fits is False]
+    if unfit:
+        where = [f"{model} on {gpu}" if several else gpu for model, gpu in unfit]
+        lines.fact("no run as it is", f"of a step that does not fit: {listed(where)}")
     for run in runs:
         for gpu in run.gpus[:most]:
             if gpu.implied_mfu:

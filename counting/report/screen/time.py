@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.report.format import NONE, percent, readable, readable_seconds
 from counting.report.screen.lines import Lines, listed
-from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA, StepTime
+from counting.step.time import ATTENTION_AS_PRODUCTS, HELD_TO_BOUND, NO_TIME, NO_TIME_BY_FORMULA, StepTime
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -18,8 +18,14 @@ def time_rows(lines: Lines, analysis: "Analysis", most: int) -> None:
     times = (analysis.step_time or ())[:most]
     for time in times:
         lines.text(time_in_words(time))
-    if borrowed := [f"{time.gpu} has those of {time.rates_of}, scaled" for time in times if time.rates_of != time.gpu]:
-        lines.fact("rates", f"none are known of it: {listed(borrowed)}")
+    borrowed = [f"{time.gpu} has those of {time.rates_of}, scaled" for time in times if time.rates_of != time.gpu]
+    rates = [f"none are known of it: {listed(borrowed)}"] if borrowed else []
+    for beginning in (ATTENTION_AS_PRODUCTS, HELD_TO_BOUND):
+        if found := [time for time in times if any(said.startswith(beginning) for said in time.assumptions)]:
+            said = f"{beginning[0].lower()}{beginning[1:]}"
+            rates.append(said if len(found) == len(times) else f"of {listed([time.gpu for time in found])}, {said}")
+    if rates:
+        lines.fact("rates", "; ".join(rates))
     if reasons := _reasons(analysis):
         lines.fact("no time", "; ".join(reasons))
     if times:

@@ -279,6 +279,22 @@ def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> No
     assert "no time Theirs: has no rates" in screen
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rates": {"attention": []}}, "rates attention runs as fast as products"),
+        ({"calibration": CALIBRATION | {"scale": 0.001}}, "rates the scale is held to the bound"),
+    ],
+)
+def test_what_may_be_far_off_is_said(
+    fields: dict[str, Any], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.json").write_text(json.dumps({"gpu": "H100"} | fields))
+    for file, expected in (("odd.json", True), ("scaled.json", False)):
+        assert main(["--model_config", "own.json", "--layout", "fsdp=2", "--cluster", file]) == 0
+        assert (said in " ".join(capsys.readouterr().out.split())) is expected
+
+
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])
 def test_no_step_no_time(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"--model_config foreign.json --seq_len 8 {flag}".split()) == 2

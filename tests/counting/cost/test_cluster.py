@@ -121,6 +121,11 @@ def test_how_large_a_node_is(file: Path) -> None:
         ({"node_link": LINK | {"latency_seconds": 2}}, "node_link.latency_seconds = 2: must be float <= 1"),
         ({"node_link": 900}, "node_link = 900: must be object | null, is int"),
         ({"power_watts": 701}, "power_watts = 701.0: must be at most the limit of the board of H100: 700"),
+        ({"power_watts": 139}, "power_watts = 139.0: must be at least 20% of the limit of the board of H100, 700: far"),
+        (
+            {"rates": {"memory_bandwidth_share": 1e-300}},
+            "rates.memory_bandwidth_share = 1e-300: must be float >= 0.001",
+        ),
         ({"power_watts": 0}, "power_watts = 0: must be float >= 0.1"),
         ({"power_watts": -500}, "power_watts = -500: must be float >= 0.1"),
         ({"power_watts": 1e300}, "power_watts = 1e+300: must be float <= 1000000"),
