@@ -25,7 +25,7 @@ from counting.command.checks import given_flags, times_a_step
 from counting.command.flags import PUBLISHED, read_flags
 from counting.command.hints import error_line
 from counting.command.lengths import common_length, comparison_notes, length_warnings, with_length_from
-from counting.command.output_file import refuse_unwritable, write_whole
+from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
 from counting.cost.cluster import Cluster
@@ -35,7 +35,7 @@ from counting.reconcile import DisagreementError
 from counting.setup import Setup, resolve
 from counting.step.memory import DIVIDED_NOTE
 from counting.step.time import NO_TIME
-from torch_models.errors import ArgumentError, UserError, show_name
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 from torch_models.fields.config import ForeignConfig, read_models
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -98,6 +98,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     """All requested results. Every flag is parsed before the first model is measured."""
+    _check_files(options)
     cluster = cluster_of(options)
     own = own_gpus(options, cluster)
     gpus = chosen_gpus(options, own)
@@ -130,6 +131,20 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
         on_catalogue=[] if options.json else [_fits(analysis, load_gpus()) for analysis in analyses],
+    )
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Raises UserError if a file that is written is also one that is read, or is written twice."""
+    configs = [file for config in options.model_config or () for file in files_of_config(config)]
+    refuse_shared_files(
+        {"--design": options.design, "--trace": options.trace, "--trace_memory": options.trace_memory},
+        {
+            "--model_config": configs,
+            "--plan": options.plan,
+            "--cluster": options.cluster,
+            "--gpu_file": options.gpu_file,
+        },
     )
 
 
@@ -232,13 +247,25 @@ def _to_time(
             check_cluster(cluster, setup, of_step)
         except UserError as error:
             if asked:
-                raise
+                raise _of_cluster_file(error, options) from None
             name = cluster.gpu.name
             reason = error.rule if isinstance(error, ArgumentError) else str(error).removeprefix(f"{name}: ")
             reasons.append(f"{NO_TIME}{name}: {reason}.")
         else:
             timed.append(cluster)
     return tuple(timed), tuple(reasons)
+
+
+def _of_cluster_file(error: UserError, options: argparse.Namespace) -> UserError:
+    """The error with the name of the cluster's file, where a flag does not say the same."""
+    if options.cluster is None:
+        return error
+    if not isinstance(error, ArgumentError):
+        return UserError(f"{show_name(options.cluster)}: {error}")
+    if getattr(options, error.field, None) is not None:
+        return error
+    field = "gpu" if error.field == "gpus" else error.field
+    return ConfigError(field, error.value, error.rule, show_name(options.cluster))
 
 
 def _asks_for_reserved(

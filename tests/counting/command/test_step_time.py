@@ -40,6 +40,8 @@ def files(folder: Path) -> None:
     (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
     (folder / "cluster.json").write_text(json.dumps({"gpu": "H100", "gpus_per_node": 4}))
     (folder / "scaled.json").write_text(json.dumps({"gpu": "H100", "calibration": CALIBRATION}))
+    (folder / "kernel.json").write_text(json.dumps({"gpu": "H100", "attention_kernel": "foo"}))
+    (folder / "a100.json").write_text(json.dumps({"gpu": "A100"}))
     (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU}))
     (folder / "gpus.json").write_text(json.dumps([OWN_GPU, OWN_GPU | {"name": "Theirs", "architecture": None}]))
 
@@ -231,6 +233,20 @@ def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--cluster cluster.json --training_budget 1M", "--cluster does not go with --training_budget: a budget takes"),
         ("--cluster cluster.json --tokens 1B", "--cluster with --tokens needs --layout, which says how each step is"),
         ("other.json --cluster cluster.json --tokens 1B --compare", "--cluster does not go with --compare"),
+        ("--cluster=", "--cluster '': must name a file"),
+        ("--gpus H100 --trace=", "--trace '': must name a file"),
+        (
+            "--cluster cluster.json --trace ./cluster.json --force",
+            "./cluster.json: --trace would replace what --cluster",
+        ),
+        (
+            "--cluster cluster.json --trace own.json --force",
+            "own.json: --trace would replace what --model_config reads",
+        ),
+        ("--gpu_file gpus.json --gpus Ours --trace_memory gpus.json --force", "would replace what --gpu_file reads"),
+        ("--gpus H100 --trace t.json --trace_memory ./t.json", "./t.json: --trace and --trace_memory name one file"),
+        ("--cluster kernel.json", "kernel.json: attention_kernel = 'foo': is not in the rates of H100: choose from"),
+        ("--cluster a100.json --precision fp8", "a100.json: A100: no rate of products in FP8 is known"),
         ("--cluster missing.json", "missing.json: no such file"),
         ("--cluster own.json", "own.json: architectures = ['LlamaForCausalLM']: this field is not understood"),
         ("--gpus H100 --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board of H100: 700"),

@@ -163,6 +163,10 @@ def test_what_a_file_cannot_say(fields: dict[str, Any], error: str, file: Path) 
         ('{"gpu": "H100", "power_watts": NaN}', "not valid JSON: "),
         ('{"gpu": "H100", "power_watts": 1e999}', "not valid JSON: "),
         ("[" * 3000, "not valid JSON: "),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "not valid JSON: nested too deeply"),
+        ('{"gpu": "H100", "gpu": "A100"}', "gpu = 'A100': the field occurs twice in its object: give it once"),
+        ('{"gpu": "H100", "node_link": {"gb_per_s": 1, "gb_per_s": 2}}', "gb_per_s = 2: the field occurs twice"),
+        ('{"gpu": "H100", "power_watts": ' + "1" * 5000 + "}", "not valid JSON: "),
         ("\x00\xff", "not valid JSON: "),
         ("[]", 'must be a JSON object with a gpu, as {"gpu": "H100"}, but is []'),
         ("{}", 'must be a JSON object with a gpu, as {"gpu": "H100"}, but is {}'),
@@ -176,6 +180,11 @@ def test_what_is_no_file_of_a_cluster(content: str, error: str, file: Path) -> N
     with pytest.raises(UserError) as caught:
         read_cluster(file)
     assert str(caught.value).startswith(f"{file}: {error}")
+
+
+def test_a_mark_before_utf_8_is_passed_over(file: Path) -> None:
+    file.write_bytes(b'\xef\xbb\xbf{"gpu": "A100"}')
+    assert read_cluster(file) == Cluster(gpu=find_gpu("A100"))
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
