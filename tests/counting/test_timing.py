@@ -18,6 +18,7 @@ from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import read_spec
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import with_recompute
 
 SPEC = spec_from_fields(LLAMA, "llama")
 SETUP = resolved(SPEC, sequence_length=24)
@@ -57,13 +58,20 @@ def test_hfu_has_the_flops_as_executed() -> None:
     assert time.hfu == pytest.approx(executed / 2 / time.seconds / 989e12, rel=1e-12)
 
 
+def test_layers_say_what_is_recomputed_of_them_before_their_work_is_measured() -> None:
+    setup = resolved(SPEC, sequence_length=24, recompute=2)
+    assert work_of_step(SPEC, setup) is work_of_step(with_recompute(SPEC, 2), setup)
+    every, none = (work_of_step(SPEC, structs.replace(setup, recompute=way)) for way in ("full", "none"))
+    flops = [executed_flops(work, None) for work in (none, work_of_step(SPEC, setup), every)]
+    assert flops[1] - flops[0] == len(SPEC.layers) // 2 * (flops[2] - flops[0]) // len(SPEC.layers) > 0
+
+
 def test_work_is_measured_in_another_process() -> None:
     """If this one has a process group."""
     layout = layout_of(fsdp=2, zero=1)
     here = work_of_step(SPEC, SETUP, layout)
-    work_of_step.cache_clear()
     with fake_world(3):
-        assert work_of_step(SPEC, SETUP, layout) == here
+        assert work_of_step(structs.replace(SPEC, name="again"), SETUP, layout) == here  # under another name, again
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from counting.measurements.work.fused import summarise_compiled
+from counting.measurements.work.fused import OUTSIDE, summarise_compiled
 from counting.measurements.work.records import RawStretch, summarise
 from counting.ranks.pipeline import PassKind
 from counting.ranks.profile import Traffics
@@ -11,7 +11,6 @@ from counting.work import OrderedPass, PassWork, RankWork, StageWork, StepWork, 
 
 # The micro-batches of a step's order: the first, one between that stands for all others, and the last.
 MICRO_BATCHES_SHOWN = 3
-OUTSIDE = -1  # in place of the number of a layer: embedding, head and loss
 BOTH: tuple[PassKind, PassKind] = ("forward", "backward")
 
 

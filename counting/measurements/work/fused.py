@@ -6,7 +6,8 @@ generated code, and a tensor that they make is in memory only
 - if one of the former reads it, or an op outside the layer, or nothing that was run: it is a result of the layer;
 - if it changes a tensor in place that was there before;
 - if it is a sum of many numbers, and other ops than those that follow it at once read it;
-- if the backward pass reads it, and something that it was made of is not kept.
+- if the backward pass reads it, and something that it was made of is not kept. Outside of decoder layers all may be:
+  the loss keeps logits in 16 bits instead of their logarithms in 32.
 
 Else it is computed again where it is read, from tensors in memory. Tensors that are made of the same tensor, or one of
 the other, are one kernel, if all that they are made of is there at the place of the first. So are the sums over rows
@@ -33,6 +34,7 @@ NOT_GENERATED = frozenset(
         *("index_add", "index_put", "scatter", "scatter_add", "scatter_reduce"),
     }
 )
+OUTSIDE = -1  # in place of the number of a layer: embedding, head and loss
 SUM = 4  # a result with at most 1 / SUM of the bytes of what it is made of is a sum
 
 
@@ -102,7 +104,7 @@ class _Value:
         last = max(read.place for read in self.readers)
         if any(source.value and (source.value.overwritten or last) < last for source in self.sources):
             return True
-        is_kept = all(source.touch.serial in alive_after for source in self.sources)
+        is_kept = self.at.layer == OUTSIDE or all(source.touch.serial in alive_after for source in self.sources)
         return not is_kept and any(read.stretch != self.at.stretch for read in self.readers)
 
 

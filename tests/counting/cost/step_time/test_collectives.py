@@ -20,7 +20,7 @@ from counting.cost.step_time.collectives import (
     seconds_of_message,
 )
 from counting.cost.step_time.machine import LinkSpeed, machine_of
-from counting.ranks.profile import Axis, CollectiveOp, Traffic
+from counting.ranks.profile import CollectiveOp, Traffic
 from tests.counting.cost.step_time.clusters import groups_of, made_cluster
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
@@ -90,10 +90,6 @@ def test_a_ring_over_unequal_parts_has_the_steps_of_both_links() -> None:
     group = RankGroup(ranks=9, in_node=1, nodes=2)
     traffic = Traffic(calls=1, bytes_in=10_000_000, bytes_out=90_000_000)
     assert seconds_of_collective("all_gather", traffic, group, ESTIMATE) == pytest.approx(2e-3 + 32.4e-6)
-
-
-def test_every_axis_has_a_group() -> None:
-    assert set(AXES) == set(get_args(Axis))
 
 
 def test_an_all_gather_in_a_node() -> None:

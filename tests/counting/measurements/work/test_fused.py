@@ -142,6 +142,30 @@ def test_a_change_in_place_of_what_the_layer_made_is_not_in_memory() -> None:
     assert layer((ops, {5})) == [[("generated", 2 * F, F)]]
 
 
+def test_what_is_overwritten_before_it_is_read_is_not_in_memory() -> None:
+    """Zeros that a copy takes the place of, though their storage is there afterwards."""
+    ops = [memory("zeros_like", [], [S]), memory("copy_", [X], [S]), product([S], [OUT])]
+    assert layer((ops, {3, 5})) == [[("generated", F, F)]]
+
+
+def test_what_is_made_of_an_overwritten_tensor_is_in_memory() -> None:
+    """silu(gate) is read after gate has changed, so it cannot be computed again from it.
+
+    One kernel reads gate and up, and writes silu(gate) and the new gate, which a product reads; one reads silu(gate)
+    and the product.
+    """
+    multiplied = tensor(97)
+    ops = [
+        product([X], [GATE]),
+        memory("silu", [GATE], [S]),
+        memory("mul_", [GATE, UP], [GATE]),
+        product([GATE], [multiplied]),
+        memory("mul", [S, multiplied], [H]),
+        product([H], [OUT]),
+    ]
+    assert layer((ops, {5})) == [[("generated", 2 * F, 2 * F), ("generated", 2 * F, F)]]
+
+
 def test_parts_of_a_tensor() -> None:
     """Halves of a result are not in memory; a tensor that is written half by half is."""
     turned, first, second = tensor(80), part(80, "first"), part(80, "second")
