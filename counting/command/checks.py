@@ -135,10 +135,10 @@ def _check_time(options: argparse.Namespace, given: Collection[str]) -> None:
             raise UserError(f"--{flag} needs --gpus or --cluster: name the GPUs, as --gpus H100")
         if flag in given and not times_a_step(options):
             raise UserError(f"--{flag} is of the time of a step, which a {_other_question(options)} does not ask for")
-    if "trace" in given and options.framework == "megatron":
-        raise UserError(
-            "--trace is of a step that is run, and --framework megatron is by formula: leave out one of them"
-        )
+        if flag in given and options.framework == "megatron":
+            raise UserError(
+                f"--{flag} is of a step that is run, and --framework megatron is by formula: leave out one of them"
+            )
 
 
 def times_a_step(options: argparse.Namespace) -> bool:

@@ -45,7 +45,7 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
     unfit = [(run.model, gpu.gpu) for run in runs for gpu in run.gpus if gpu.step_fits is False]
     if unfit:
         where = [f"{model} on {gpu}" if several else gpu for model, gpu in unfit]
-        lines.fact("no run as it is", f"of a step that does not fit: {listed(where)}")
+        lines.fact("memory", f"of a step that does not fit: {listed(where)}")
     for run in runs:
         for gpu in run.gpus[:most]:
             if gpu.implied_mfu:

@@ -228,6 +228,7 @@ def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--gpus H100 --training_budget 1M --power_watts 9", "--power_watts is of the time of a step, which a budget"),
         ("--gpus H100 --trace missing/t.json", "there is no folder missing"),
         ("--gpus H100 --layout tp=2 --framework megatron --trace t.json", "--trace is of a step that is run"),
+        ("--gpus H100 --layout tp=2 --framework megatron --power_watts 500", "--power_watts is of a step that is run"),
         ("--cluster cluster.json --gpus H100", "--cluster does not go with --gpus: the file names its GPU"),
         ("--cluster cluster.json --gpu_file g.json", "--cluster does not go with --gpu_file: the file has its GPU"),
         ("--cluster cluster.json --training_budget 1M", "--cluster does not go with --training_budget: a budget takes"),
