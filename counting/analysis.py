@@ -31,7 +31,7 @@ from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import StepMemory, step_memory
 from counting.step.notes import FOREIGN_NOTES, NOTES
-from counting.step.time import NO_TIME_BY_FORMULA, StepTime
+from counting.step.time import NO_TIME_BY_FORMULA, NotTimed, StepTime
 from counting.timing import check_clusters, checked_clusters, step_times
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
@@ -118,7 +118,8 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout | None = None  # resolved; this and the next two: only of a step that is spread over ranks
     rank_classes: tuple[RankAnalysis, ...] | None = None  # in the order of their lowest rank
     undivided: Undivided | None = None  # how the sums over the ranks follow from the undivided model
-    step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave
+    step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave; by formula empty
+    not_timed: tuple[NotTimed, ...] = ()  # GPUs that the command was given and whose time is not worked out
 
     @property
     def main_layer(self) -> LayerAnalysis:
@@ -204,8 +205,7 @@ def analyze(
     check_clusters(clusters, setup, layout)
     model = with_recompute(model, setup.recompute)
     analysis = _analyze_native(model, setup, step, layout)
-    if clusters:
-        analysis = _with_times(analysis, model, clusters)
+    analysis = _with_times(analysis, model, clusters) if clusters else analysis
     return _with_reserved(analysis, model) if reserved else analysis
 
 

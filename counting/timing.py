@@ -1,4 +1,8 @@
-"""How long a step takes on clusters: its measured work goes in, and no other witness."""
+"""How long a step takes on clusters: its measured work goes in, and no other witness.
+
+All functions take the model as it was read, or with layers that say what is recomputed of each: `work_of_step` sees to
+it that they do.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,12 +20,18 @@ from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
 
 
-@lru_cache(maxsize=4)
 def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, norms: Norms = "fused") -> StepWork:
     """The measured work of a step of `spec`; `setup` and `layout` are resolved, `layout` None is one device.
 
     Measured once, however many clusters it is laid out on. `norms` are those of the cluster's software.
     """
+    # What a setup says of itself is left out, so that equal steps are measured once.
+    measured = msgspec.structs.replace(setup, sequence_length_source="given", measured_dtype=None)
+    return _measured_work(with_recompute(spec, setup.recompute), measured, layout, norms)
+
+
+@lru_cache(maxsize=4)
+def _measured_work(spec: ModelSpec, setup: Setup, layout: Layout | None, norms: Norms) -> StepWork:
     if layout is None:
         from counting.measurements.work.device import work_of_device
 
@@ -42,19 +52,18 @@ def step_times(
 ) -> tuple[StepTime, ...]:
     """How long a step takes on each cluster; empty by Megatron-LM's rules, by which no step is run.
 
-    `spec`, `setup` and `layout` are those of the measurement. `forward_flops` are those of the undivided model over one
+    `setup` and `layout` are resolved. `forward_flops` are those of the undivided model over one
     micro-batch, with multi-token prediction if it is trained; `hardware_flops` those of all ranks in a step.
     """
     if layout is not None and layout.framework != "torch":
         return ()
     from counting.cost.step_time import step_time
 
-    measured = _as_measured(setup)
     per_token = model_flops_per_token(forward_flops, setup.tokens)
     return tuple(
         step_time(
-            work_of_step(spec, measured, layout, cluster.norms),
-            measured,
+            work_of_step(spec, setup, layout, cluster.norms),
+            setup,
             layout,
             cluster,
             model_flops_per_token=per_token,
@@ -79,8 +88,7 @@ def timed_step(
     setup, layout = resolve_step(of_cluster, spec, setup)
     if layout.framework != "torch":
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so its step has no time")
-    spec = with_recompute(spec, setup.recompute)
-    work = work_of_step(spec, _as_measured(setup), layout, cluster.norms)
+    work = work_of_step(spec, setup, layout, cluster.norms)
     executed = layout.ranks_of_stage * executed_flops(work)
     (time,) = step_times(spec, setup, layout, (cluster,), forward_flops=forward_flops, hardware_flops=executed)
     return setup, layout, time
@@ -118,18 +126,7 @@ def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster:
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so a step cannot be traced")
     from counting.cost.step_time import chrome_trace
 
-    measured = _as_measured(setup)
-    return chrome_trace(
-        work_of_step(with_recompute(spec, setup.recompute), measured, layout, cluster.norms),
-        measured,
-        layout,
-        cluster,
-    )
-
-
-def _as_measured(setup: Setup) -> Setup:
-    """`setup` without what it says of itself, so that equal steps are measured once."""
-    return msgspec.structs.replace(setup, sequence_length_source="given", measured_dtype=None)
+    return chrome_trace(work_of_step(spec, setup, layout, cluster.norms), setup, layout, cluster)
 
 
 def checked_clusters(cluster: object, layout: Layout | None) -> tuple[tuple[Cluster, ...], Layout | None]:

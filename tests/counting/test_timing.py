@@ -11,12 +11,13 @@ from counting.cost.hardware import find_gpu
 from counting.layout import resolve_step
 from counting.measurements.ranks.fake_world import fake_world
 from counting.setup import Setup
-from counting.timing import step_times, trace_of_step, work_of_step
+from counting.timing import executed_flops, step_times, trace_of_step, work_of_step
 from tests.counting.measurements.rank_runs import layout_of, resolved
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import read_spec
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
+from torch_models.recomputed_layers import with_recompute
 
 SPEC = spec_from_fields(LLAMA, "llama")
 SETUP = resolved(SPEC, sequence_length=24)
@@ -31,13 +32,20 @@ def test_work_is_measured_once() -> None:
     assert work_of_step(SPEC, SETUP, layout_of(fsdp=2)) is work_of_step(*again, layout_of(fsdp=2))
 
 
+def test_layers_say_what_is_recomputed_of_them_before_their_work_is_measured() -> None:
+    setup = resolved(SPEC, sequence_length=24, recompute=2)
+    assert work_of_step(SPEC, setup) is work_of_step(with_recompute(SPEC, 2), setup)
+    every, none = (work_of_step(SPEC, structs.replace(setup, recompute=way)) for way in ("full", "none"))
+    flops = [executed_flops(work) for work in (none, work_of_step(SPEC, setup), every)]
+    assert flops[1] - flops[0] == len(SPEC.layers) // 2 * (flops[2] - flops[0]) // len(SPEC.layers) > 0
+
+
 def test_work_is_measured_in_another_process() -> None:
     """If this one has a process group."""
     layout = layout_of(fsdp=2, zero=1)
     here = work_of_step(SPEC, SETUP, layout)
-    work_of_step.cache_clear()
     with fake_world(3):
-        assert work_of_step(SPEC, SETUP, layout) == here
+        assert work_of_step(structs.replace(SPEC, name="again"), SETUP, layout) == here  # under another name, again
 
 
 @pytest.mark.parametrize(

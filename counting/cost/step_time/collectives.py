@@ -7,7 +7,7 @@ bound is what no algorithm beats: what a GPU, or all GPUs of a node together, mu
 from collections import Counter
 from functools import lru_cache
 from math import ceil, lcm, log2
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -79,7 +79,7 @@ def _ranks_and_stride(layout: Layout, axis: Axis) -> tuple[int, int]:
     return of_axes[axis]
 
 
-AXES: tuple[Axis, ...] = ("dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep", "cp", "pp")
+AXES: tuple[Axis, ...] = get_args(Axis)
 
 
 def check_links(layout: Layout, machine: Machine) -> None:

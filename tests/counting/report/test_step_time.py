@@ -10,7 +10,7 @@ from counting.report.model.step_time import time_notes, time_table
 from counting.report.run import print_run
 from counting.report.tables import print_tables
 from counting.setup import Setup
-from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
+from counting.step.time import NO_TIME_BY_FORMULA, NotTimed
 from tests.counting.spread import rank_class, spread
 from tests.counting.times import TIME, step_time_like
 from tests.screens import printed, words
@@ -59,12 +59,15 @@ def test_what_the_figures_rest_on(llama: Analysis, capsys: pytest.CaptureFixture
 
 
 def test_why_there_is_no_time(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    notes = [f"{NO_TIME}{gpu}: has no rates." for gpu in ("T4", "V100")] + [f"{NO_TIME}L4: no link: give one."]
-    analysis = msgspec.structs.replace(spread_and_timed(llama), notes=tuple(notes))
+    reasons = {"T4": "has no rates", "L4": "no link: give one", "V100": "has no rates"}
+    not_timed = tuple(NotTimed(gpu=gpu, reason=reason) for gpu, reason in reasons.items())
+    timed = msgspec.structs.replace(spread_and_timed(llama), step_time=None)
+    analysis = msgspec.structs.replace(timed, not_timed=not_timed)
     screen = words(printed(capsys, Results(analyses=[analysis])))
     assert " no time T4, V100: has no rates; L4: no link: give one the worst rank" in screen
     assert " a step " not in screen.partition("no time")[0]
-    megatron = msgspec.structs.replace(analysis, notes=(NO_TIME_BY_FORMULA,))
+    assert time_notes((), not_timed[1:2]) == ["How long a step takes is not worked out on L4: no link: give one."]
+    megatron = msgspec.structs.replace(timed, step_time=(), notes=(NO_TIME_BY_FORMULA,))
     assert "no time by Megatron-LM's rules no step is run" in words(printed(capsys, Results(analyses=[megatron])))
 
 

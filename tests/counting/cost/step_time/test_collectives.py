@@ -21,7 +21,7 @@ from counting.cost.step_time.collectives import (
     seconds_of_message,
 )
 from counting.cost.step_time.machine import LinkSpeed, machine_of
-from counting.ranks.profile import Axis, CollectiveOp, Traffic
+from counting.ranks.profile import CollectiveOp, Traffic
 from tests.counting.cost.step_time.clusters import groups_of, made_cluster
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
@@ -75,10 +75,6 @@ def test_the_groups_of_all_axes_by_counting_ranks(layout: Layout, gpus_per_node:
         found = group_of_axis(layout, axis, gpus_per_node)
         assert {found.ranks} == {len(ranks) for ranks in groups}, axis
         assert found.in_node == fewest_in_node(groups, gpus_per_node), axis
-
-
-def test_every_axis_has_a_group() -> None:
-    assert set(AXES) == set(get_args(Axis))
 
 
 def test_an_all_gather_in_a_node() -> None:
