@@ -254,16 +254,9 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
 def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]) -> Analysis:
     """`analysis` with how long its step takes on each cluster, or with a note why that is not worked out."""
-    setup, classes, step = analysis.setup, analysis.rank_classes, analysis.training
-    assert step is not None
-    times = step_times(
-        spec,
-        setup,
-        analysis.layout,
-        clusters,
-        forward_flops=analysis.forward_flops + (analysis.mtp_forward_flops if setup.mtp else 0),
-        hardware_flops=sum(each.count * each.hardware_flops for each in classes) if classes else step.hardware_flops,
-    )
+    setup = analysis.setup
+    forward_flops = analysis.forward_flops + (analysis.mtp_forward_flops if setup.mtp else 0)
+    times = step_times(spec, setup, analysis.layout, clusters, forward_flops=forward_flops)
     notes = analysis.notes if times else (*analysis.notes, NO_TIME_BY_FORMULA)
     return msgspec.structs.replace(analysis, step_time=times, notes=notes)
 

@@ -56,7 +56,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     high_seconds: float
     tokens_per_second_per_gpu: float
     mfu: float  # model FLOPs by the own count / the dense 16-bit peak
-    hfu: float  # the FLOPs as executed / the same peak
+    hfu: float  # FLOPs as executed, by the full square of attention / the same peak
     bound_mfu: float  # of a step as long as the bound: no run's is larger
     breakdown: TimeBreakdown
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none

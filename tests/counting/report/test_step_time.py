@@ -96,6 +96,20 @@ def test_a_predicted_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) ->
     assert "predicted" in capsys.readouterr().out
 
 
+def test_a_claim_is_held_against_what_is_predicted(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """10,500 tokens/s of 42.86 GFLOP each are 45.5 % of 989 TFLOP/s: below the bound's 48 %, above the band."""
+    plan = RunPlan(tokens=10**12, gpus=("H100",), tokens_per_second_per_gpu=10_500)
+    verdict = "by its own count it is above the 36 % to 45 % MFU that is predicted for this layout"
+    analysis = spread_and_timed(llama, TIME)
+    screen = words(printed(capsys, Results(analyses=[analysis], runs=[plan_run(analysis, plan)])))
+    assert "is it possible not excluded: the fewest FLOPs" in screen
+    assert verdict in screen
+    slower = plan_run(analysis, msgspec.structs.replace(plan, tokens_per_second_per_gpu=9_000))
+    screen = words(printed(capsys, Results(analyses=[analysis], runs=[slower])))
+    assert "is it possible yes" in screen
+    assert verdict.replace("above", "within") in screen
+
+
 def test_the_rows_of_the_table_sum_to_the_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
