@@ -1,15 +1,12 @@
 """How long a step takes, from the flags to the report; the seconds have their own tests."""
 
 import json
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from counting import analysis as analyses
 from counting.analysis import analyze
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
@@ -18,6 +15,8 @@ from model_training_cost_analysis import main
 from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA, MISTRAL
 from torch_models.layout import Layout
+
+pytestmark = pytest.mark.usefixtures("equal_steps_once")
 
 LINK = {"gb_per_s": 450, "latency_seconds": 3e-6}
 OWN_GPU = {
@@ -34,14 +33,6 @@ OWN_GPU = {
     "sources": {"compute": "us", "memory": "us", "power": None, "price": "us"},
 }
 CALIBRATION = {"scale": 1.25, "low": 0.96, "high": 1.03, "rows": 5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def equal_steps_once() -> Iterator[None]:
-    """Analyse equal models, settings and layouts once, on whatever clusters they are timed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analyses, "_analyze_native", cache(analyses._analyze_native))
-        yield
 
 
 @pytest.fixture(autouse=True)
