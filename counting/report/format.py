@@ -14,7 +14,7 @@ def integer(value: int) -> str:
     return f"{value:,}"
 
 
-def counted(number: int, noun: str) -> str:
+def numbered(number: int, noun: str) -> str:
     """1, "GPU" -> 1 GPU; 2,048 GPUs."""
     return f"{integer(number)} {noun}{'' if number == 1 else 's'}"
 

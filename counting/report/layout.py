@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from counting.report.format import counted, integer
+from counting.report.format import integer, numbered
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -36,7 +36,7 @@ def axes_in_words(layout: "Layout") -> str:
         parts.append(f"ep {integer(layout.ep)}")
     if layout.is_sharded and layout.framework == "torch":
         parts.append(GROUPINGS[layout.grouping])
-    return ", ".join(parts or ["one rank"]) + f"; {counted(layout.gpus_per_node or 1, 'GPU')} a node"
+    return ", ".join(parts or ["one rank"]) + f"; {numbered(layout.gpus_per_node or 1, 'GPU')} a node"
 
 
 def _divided(layout: "Layout") -> str:

@@ -14,8 +14,8 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
 
     The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
     shortened to three lines. Then notes are left out; of several models the tables of fits, of which one of times takes
-    the place; of one model, it itself, the parts of a peak, and the settings of its step; the last GPUs of a long list;
-    and last of all their times.
+    the place; the models; the parts of a peak and the settings of a spread step; the last GPUs of a long list; and last
+    of all their times.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
@@ -53,11 +53,14 @@ def _details(results: Results) -> Iterator[_Detail]:
     yield whole._replace(models="short")
     short = whole._replace(models="short", notes=False)
     yield short
+    none = short._replace(models="none")
     if len(results.analyses) > 1:
+        yield short._replace(tables=False)
+        if any(analysis.step_time for analysis in results.analyses):
+            yield none._replace(tables=False, parts=False)
         yield from (short._replace(gpus=number, times=number, tables=False) for number in fewer)
     if not any(analysis.rank_classes for analysis in results.analyses):
         yield from (short._replace(gpus=number) for number in fewer)
-    none = short._replace(models="none")
     yield none
     yield none._replace(parts=False)
     least = none._replace(parts=False, settings=False)

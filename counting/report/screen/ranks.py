@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
 from counting.ranks.result import worst_by_place
-from counting.report.format import Bytes, counted, integer, recompute_in_words
+from counting.report.format import Bytes, integer, numbered, recompute_in_words
 from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words, stages_in_words
 from counting.report.screen.fits import fit_rows, fits_in_words, needs_fact, reserved_fact
 from counting.report.screen.lines import Lines
@@ -53,7 +53,7 @@ def ranks_screen(
     """
     layout, worst, fits = analysis.layout, worst_rank(analysis), analysis.fits or ()
     assert layout is not None and worst is not None
-    number = counted(layout.ranks, "GPU")
+    number = numbered(layout.ranks, "GPU")
     if fits:
         lines.heading(f"Does a training step of {analysis.name} fit, spread over {number}? In GiB:")
         fit_rows(lines, analysis, fits, most)

@@ -9,8 +9,8 @@ from counting.report.format import (
     FLOP_UNITS,
     NONE,
     Bytes,
-    counted,
     integer,
+    numbered,
     percent,
     readable,
     readable_range,
@@ -31,7 +31,7 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int, *, bands: b
     """
     first, several = runs[0], len(runs) > 1
     num_gpus = first.gpus[0].num_gpus
-    gpus = "" if num_gpus is None else f" with {counted(num_gpus, 'GPU')}"
+    gpus = "" if num_gpus is None else f" with {numbered(num_gpus, 'GPU')}"
     what = "each model" if several else first.model
     # Of one model on one kind of GPU, what is predicted stands in the heading.
     predicted = any(map(_is_predicted, [gpu for run in runs for gpu in run.gpus]))
@@ -120,7 +120,10 @@ def _without_room(runs: Sequence[TrainingRun]) -> str:
                 models.setdefault(gpu.gpu, []).append(run.model)
     if len(runs) == 1:
         return listed(list(models))
-    return "; ".join(f"{', '.join(names)} on {gpu}" for gpu, names in models.items())
+    gpus: dict[str, list[str]] = {}
+    for name, names in models.items():
+        gpus.setdefault(", ".join(names), []).append(name)
+    return "; ".join(f"{names} on {', '.join(on)}" for names, on in gpus.items())
 
 
 def _where(run: TrainingRun, gpu: GpuRun, several: bool) -> str:

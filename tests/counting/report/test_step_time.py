@@ -199,14 +199,18 @@ def test_a_line_that_is_too_long_has_fewer_words(llama: Analysis) -> None:
     ]
 
 
-def test_times_of_several_models_are_a_table(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("gpus", [("H100", "T4"), ("H100", "B200", "A100", "T4")])
+def test_times_of_several_models_are_a_table(
+    gpus: tuple[str, ...], llama: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Above their runs, with all that has no time."""
-    one = planned(llama, "H100", "T4")
-    three = Results(analyses=one.analyses * 3, runs=one.runs * 3)
-    lines = printed(capsys, three).splitlines()
+    one = planned(llama, *gpus)
+    lines = printed(capsys, Results(analyses=one.analyses * 3, runs=one.runs * 3)).splitlines()
+    assert len(lines) <= 50
     start = lines.index("How long does a training step take? Tokens/s of one GPU:")
-    row = "llama_7b H100 18 s 42.1 k 40 % (36–45) 15 s yes"  # noqa: RUF001
-    assert [words(line) for line in lines[start + 2 : start + 5]] == [row] * 3
+    rows = [f"{gpu} 18 s 42.1 k 40 % (36–45) 15 s yes" for gpu in gpus[:-1]]  # noqa: RUF001
+    shown = [words(line) for line in lines[start + 2 : start + 2 + 3 * len(rows)]]
+    assert shown == [f"llama_7b {rows[0]}", *rows[1:]] * 3
     assert "no time T4: no rates are known" in words("\n".join(lines[:30]))
     assert any(line.startswith("Training each model") for line in lines[:30])
 
