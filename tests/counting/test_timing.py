@@ -33,14 +33,6 @@ def test_work_is_measured_once() -> None:
     assert work_of_step(SPEC, SETUP, layout_of(fsdp=2)) is work_of_step(*again, layout_of(fsdp=2))
 
 
-def test_layers_say_what_is_recomputed_of_them_before_their_work_is_measured() -> None:
-    setup = resolved(SPEC, sequence_length=24, recompute=2)
-    assert work_of_step(SPEC, setup) is work_of_step(with_recompute(SPEC, 2), setup)
-    every, none = (work_of_step(SPEC, structs.replace(setup, recompute=way)) for way in ("full", "none"))
-    flops = [executed_flops(work, None) for work in (none, work_of_step(SPEC, setup), every)]
-    assert flops[1] - flops[0] == len(SPEC.layers) // 2 * (flops[2] - flops[0]) // len(SPEC.layers) > 0
-
-
 def test_executed_flops_by_hand() -> None:
     """A micro-batch has 4 + 4 + 5 + 8 + 8 = 29 TFLOP on each of two ranks; of 10 three are in the order."""
     assert executed_flops(sharded_step(micro_batches=10), Layout(dp=1, fsdp=2)) == 2 * 10 * 29 * TERA
@@ -64,6 +56,14 @@ def test_hfu_has_the_flops_as_executed() -> None:
     setup, layout, time = timed_step(SPEC, Setup(sequence_length=24), layout_of(fsdp=2), H100, forward_flops=10**6)
     executed = executed_flops(work_of_step(SPEC, setup, layout), layout)
     assert time.hfu == pytest.approx(executed / 2 / time.seconds / 989e12, rel=1e-12)
+
+
+def test_layers_say_what_is_recomputed_of_them_before_their_work_is_measured() -> None:
+    setup = resolved(SPEC, sequence_length=24, recompute=2)
+    assert work_of_step(SPEC, setup) is work_of_step(with_recompute(SPEC, 2), setup)
+    every, none = (work_of_step(SPEC, structs.replace(setup, recompute=way)) for way in ("full", "none"))
+    flops = [executed_flops(work, None) for work in (none, work_of_step(SPEC, setup), every)]
+    assert flops[1] - flops[0] == len(SPEC.layers) // 2 * (flops[2] - flops[0]) // len(SPEC.layers) > 0
 
 
 def test_work_is_measured_in_another_process() -> None:
