@@ -133,7 +133,8 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     # Of the step of a layout, if it was timed on this GPU, also where another utilisation is given: at the slow end of
     # the band, as predicted, at the fast end.
     predicted_mfus: tuple[float, ...]
-    step_fits: bool | None  # whether the step of a layout fits this GPU; None without a layout, or if it is not known
+    # Whether a step of the layout fits the memory of this GPU as it is; None without a layout, or if not worked out.
+    step_fits: bool | None
 
 
 class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +178,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
     setup, sequence_length = analysis.setup, analysis.sequence_length
     batch = step_tokens_of_all_ranks(analysis)
     if batch is not None and batch > plan.tokens:
-        raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({plan.tokens})")
+        raise ArgumentError("tokens", plan.tokens, f"must be at least those of one step, {batch}")
     assert setup.sequence_length_source is not None
     per_token = flops_by_convention(analysis)
     states = model_state_bytes(analysis)

@@ -9,9 +9,10 @@ NO_TIME_BY_FORMULA = (
     "step is run whose ops could be timed."
 )
 
-# The beginnings of assumptions without which the figures may be far off: the first screen says them too.
-ATTENTION_AS_PRODUCTS = "Attention runs as fast as products"
+# The beginning of the assumption of a calibrated step whose scale would make it faster than its bound.
 HELD_TO_BOUND = "The scale is held to the bound"
+
+AtRateOfProducts = Literal["attention", "experts"]
 
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]
@@ -42,6 +43,7 @@ class NotTimed(msgspec.Struct, frozen=True, kw_only=True):
 
     gpu: str
     reason: str
+    remedy: str = ""  # what to give so that it is; empty if nothing helps, or if the reason says it
 
 
 class StepTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,8 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     breakdown: TimeBreakdown
     power_limit_watts: float | None = None  # of the board, that the cluster sets; None: the board's own
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none
+    # What runs as fast as large matrix products, because no rates of its own are known: too fast.
+    as_products: tuple[AtRateOfProducts, ...] = ()
     assumptions: tuple[str, ...]
 
     @property
