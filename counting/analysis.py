@@ -31,7 +31,7 @@ from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import StepMemory, step_memory
 from counting.step.notes import FOREIGN_NOTES, NOTES
-from counting.step.time import NO_TIME_BY_FORMULA, StepTime
+from counting.step.time import NO_TIME_BY_FORMULA, NotTimed, StepTime
 from counting.timing import check_clusters, checked_clusters, step_times
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
@@ -118,7 +118,8 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout | None = None  # resolved; this and the next two: only of a step that is spread over ranks
     rank_classes: tuple[RankAnalysis, ...] | None = None  # in the order of their lowest rank
     undivided: Undivided | None = None  # how the sums over the ranks follow from the undivided model
-    step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave
+    step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave; by formula empty
+    not_timed: tuple[NotTimed, ...] = ()  # GPUs that the command was given and whose time is not worked out
 
     @property
     def main_layer(self) -> LayerAnalysis:
@@ -204,8 +205,7 @@ def analyze(
     check_clusters(clusters, setup, layout)
     model = with_recompute(model, setup.recompute)
     analysis = _analyze_native(model, setup, step, layout)
-    if clusters:
-        analysis = _with_times(analysis, model, clusters)
+    analysis = _with_times(analysis, model, clusters) if clusters else analysis
     return _with_reserved(analysis, model) if reserved else analysis
 
 
@@ -254,16 +254,9 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
 
 def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]) -> Analysis:
     """`analysis` with how long its step takes on each cluster, or with a note why that is not worked out."""
-    setup, classes, step = analysis.setup, analysis.rank_classes, analysis.training
-    assert step is not None
-    times = step_times(
-        spec,
-        setup,
-        analysis.layout,
-        clusters,
-        forward_flops=analysis.forward_flops + (analysis.mtp_forward_flops if setup.mtp else 0),
-        hardware_flops=sum(each.count * each.hardware_flops for each in classes) if classes else step.hardware_flops,
-    )
+    setup = analysis.setup
+    forward_flops = analysis.forward_flops + (analysis.mtp_forward_flops if setup.mtp else 0)
+    times = step_times(spec, setup, analysis.layout, clusters, forward_flops=forward_flops)
     notes = analysis.notes if times else (*analysis.notes, NO_TIME_BY_FORMULA)
     return msgspec.structs.replace(analysis, step_time=times, notes=notes)
 

@@ -199,7 +199,7 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hardware(self) -> int:
-        """Hardware FLOPs: all that is executed. HFU is defined by them."""
+        """Hardware FLOPs: all that is executed. HFU has what ring attention skips too."""
         return self.forward.total + self.backward.total + self.recomputed.total
 
     @property

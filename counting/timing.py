@@ -1,4 +1,8 @@
-"""How long a step takes on clusters: its measured work goes in, and no other witness."""
+"""How long a step takes on clusters: its measured work goes in, and no other witness.
+
+All functions take the model as it was read, or with layers that say what is recomputed of each: `work_of_step` sees to
+it that they do.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,12 +20,18 @@ from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
 
 
-@lru_cache(maxsize=4)
 def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, norms: Norms = "fused") -> StepWork:
     """The measured work of a step of `spec`; `setup` and `layout` are resolved, `layout` None is one device.
 
     Measured once, however many clusters it is laid out on. `norms` are those of the cluster's software.
     """
+    # What a setup says of itself is left out, so that equal steps are measured once.
+    measured = msgspec.structs.replace(setup, sequence_length_source="given", measured_dtype=None)
+    return _measured_work(with_recompute(spec, setup.recompute), measured, layout, norms)
+
+
+@lru_cache(maxsize=4)
+def _measured_work(spec: ModelSpec, setup: Setup, layout: Layout | None, norms: Norms) -> StepWork:
     if layout is None:
         from counting.measurements.work.device import work_of_device
 
@@ -38,29 +48,28 @@ def step_times(
     clusters: Sequence[Cluster],
     *,
     forward_flops: int,
-    hardware_flops: int,
 ) -> tuple[StepTime, ...]:
     """How long a step takes on each cluster; empty by Megatron-LM's rules, by which no step is run.
 
-    `spec`, `setup` and `layout` are those of the measurement. `forward_flops` are those of the undivided model over one
-    micro-batch, with multi-token prediction if it is trained; `hardware_flops` those of all ranks in a step.
+    `setup` and `layout` are resolved. `forward_flops` are those of the undivided model over one micro-batch, with
+    multi-token prediction if it is trained.
     """
     if layout is not None and layout.framework != "torch":
         return ()
     from counting.cost.step_time import step_time
 
-    measured = _as_measured(setup)
     per_token = model_flops_per_token(forward_flops, setup.tokens)
+    works = [work_of_step(spec, setup, layout, cluster.norms) for cluster in clusters]
     return tuple(
         step_time(
-            work_of_step(spec, measured, layout, cluster.norms),
-            measured,
+            work,
+            setup,
             layout,
             cluster,
             model_flops_per_token=per_token,
-            hardware_flops=hardware_flops,
+            hardware_flops=executed_flops(work, layout),
         )
-        for cluster in clusters
+        for work, cluster in zip(works, clusters, strict=True)
     )
 
 
@@ -79,37 +88,42 @@ def timed_step(
     setup, layout = resolve_step(of_cluster, spec, setup)
     if layout.framework != "torch":
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so its step has no time")
-    spec = with_recompute(spec, setup.recompute)
-    work = work_of_step(spec, _as_measured(setup), layout, cluster.norms)
-    executed = layout.ranks_of_stage * executed_flops(work)
-    (time,) = step_times(spec, setup, layout, (cluster,), forward_flops=forward_flops, hardware_flops=executed)
+    (time,) = step_times(spec, setup, layout, (cluster,), forward_flops=forward_flops)
     return setup, layout, time
 
 
-def executed_flops(work: StepWork) -> int:
-    """FLOPs as executed of a step, of one rank of each place in the pipeline.
+def executed_flops(work: StepWork, layout: Layout | None) -> int:
+    """FLOPs that all ranks execute in the passes of a step, by the full square of attention: those of HFU.
+
+    Kernels skip the half of the square that causality hides, and it is counted. Ring attention skips more: of the c
+    squares of a rank's positions with those of each rank of cp it calls kernels for (c + 1) / 2
+    (`_templated_ring_attention` in torch/distributed/tensor/experimental/_context_parallel/_attention.py). All c are
+    counted, so that equal work has equal FLOPs under every layout.
 
     Micro-batches that the order leaves out do what the one in the middle of it does (`RankWork`).
     """
-    return sum(_flops_of_rank(rank, work.micro_batches) for rank in work.ranks)
+    cp, ranks = (1, 1) if layout is None else (layout.cp, layout.ranks_of_stage)
+    return ranks * sum(_flops_of_rank(rank, work.micro_batches, cp) for rank in work.ranks)
 
 
-def _flops_of_rank(rank: RankWork, micro_batches: int) -> int:
-    of_pass = {(stage.stage, key): _flops_of_pass(stage, key) for stage in rank.stages for key in stage.passes}
+def _flops_of_rank(rank: RankWork, micro_batches: int, cp: int) -> int:
+    of_pass = {(stage.stage, key): _flops_of_pass(stage, key, cp) for stage in rank.stages for key in stage.passes}
     total = sum(of_pass[one.stage, one.key] for one in rank.order)
     ordered = len({one.micro_batch for one in rank.order if one.micro_batch is not None})
     middle = sum(of_pass[one.stage, one.key] for one in rank.order if one.micro_batch == ordered // 2)
     return total + middle * (micro_batches - ordered)
 
 
-def _flops_of_pass(stage: StageWork, key: str) -> int:
+def _flops_of_pass(stage: StageWork, key: str, cp: int) -> int:
     one = stage.passes[key]
-    layers = sum(number * _flops(one.layers[layer]) for layer, number in stage.runs) if one.layers else 0
-    return _flops(one.before) + layers + _flops(one.after)
+    layers = sum(number * _flops(one.layers[layer], cp) for layer, number in stage.runs) if one.layers else 0
+    return _flops(one.before, cp) + layers + _flops(one.after, cp)
 
 
-def _flops(stretch: StretchWork) -> int:
-    return sum(op.calls * op.flops for op in stretch.ops)
+def _flops(stretch: StretchWork, cp: int) -> int:
+    attention = sum(op.calls * op.flops for op in stretch.ops if op.kind == "attention")
+    others = sum(op.calls * op.flops for op in stretch.ops if op.kind != "attention")
+    return others + attention * 2 * cp // (cp + 1)
 
 
 def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster: Cluster) -> bytes:
@@ -118,18 +132,7 @@ def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster:
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so a step cannot be traced")
     from counting.cost.step_time import chrome_trace
 
-    measured = _as_measured(setup)
-    return chrome_trace(
-        work_of_step(with_recompute(spec, setup.recompute), measured, layout, cluster.norms),
-        measured,
-        layout,
-        cluster,
-    )
-
-
-def _as_measured(setup: Setup) -> Setup:
-    """`setup` without what it says of itself, so that equal steps are measured once."""
-    return msgspec.structs.replace(setup, sequence_length_source="given", measured_dtype=None)
+    return chrome_trace(work_of_step(spec, setup, layout, cluster.norms), setup, layout, cluster)
 
 
 def checked_clusters(cluster: object, layout: Layout | None) -> tuple[tuple[Cluster, ...], Layout | None]:

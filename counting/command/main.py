@@ -34,7 +34,8 @@ from counting.cost.run import RunPlan, plan_run
 from counting.reconcile import DisagreementError
 from counting.setup import Setup, resolve
 from counting.step.memory import DIVIDED_NOTE
-from counting.step.time import NO_TIME
+from counting.step.time import NotTimed
+from counting.timing import check_clusters
 from torch_models.errors import ArgumentError, UserError
 from torch_models.fields.config import ForeignConfig, read_models
 from torch_models.layout import Layout
@@ -155,9 +156,9 @@ def _analyses(
     for number, model in enumerate(models, start=1):
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
         reserved = _asks_for_reserved(options, model, setup, layout)
-        timed, reasons = _to_time(options, model, setup, layout, clusters)
+        timed, not_timed = _to_time(options, model, setup, layout, clusters)
         analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None)
-        analysis = msgspec.structs.replace(analysis, notes=(*analysis.notes, *reasons))
+        analysis = msgspec.structs.replace(analysis, not_timed=not_timed)
         if not reserved and asks_for_reserved(options):
             analysis = _without_reserved(analysis)
         if options.trace_memory is not None and isinstance(model, ModelSpec):
@@ -208,30 +209,28 @@ def _to_time(
     setup: Setup,
     layout: Layout | None,
     clusters: Sequence[Cluster],
-) -> tuple[tuple[Cluster, ...], tuple[str, ...]]:
-    """The clusters on which the model's step is timed, and of the others a note why not.
+) -> tuple[tuple[Cluster, ...], tuple[NotTimed, ...]]:
+    """The clusters on which the model's step is timed, and of the others why not.
 
     GPUs are named for other reasons too, so one whose speed is not known is no error, unless its time is asked for.
     """
     if not isinstance(model, ModelSpec) or not clusters:
         return (), ()
-    from counting.cost.step_time import check_cluster
-
     of_step = None if layout is None else _resolved(layout, model, setup)[1]
     asked = any(getattr(options, flag) is not None for flag in ("cluster", "power_watts", "trace"))
-    timed, reasons = [], []
+    timed, not_timed = [], []
     for cluster in clusters:
         try:
-            check_cluster(cluster, setup, of_step)
+            check_clusters([cluster], setup, of_step)
         except UserError as error:
             if asked:
                 raise
             name = cluster.gpu.name
             reason = error.rule if isinstance(error, ArgumentError) else str(error).removeprefix(f"{name}: ")
-            reasons.append(f"{NO_TIME}{name}: {reason}.")
+            not_timed.append(NotTimed(gpu=name, reason=reason))
         else:
             timed.append(cluster)
-    return tuple(timed), tuple(reasons)
+    return tuple(timed), tuple(not_timed)
 
 
 def _asks_for_reserved(

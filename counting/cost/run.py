@@ -130,6 +130,9 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     fewest_gpus: int  # model state bytes / memory of one board, rounded up: a lower bound, with no room for activations
     outcomes: tuple[Outcome, ...]
     implied_mfu: tuple[ImpliedMfu, ...]  # empty unless hours or a speed were given
+    # Of the step of a layout, if it was timed on this GPU, also where another utilisation is given: at the slow end of
+    # the band, as predicted, at the fast end.
+    predicted_mfus: tuple[float, ...]
 
 
 class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,8 +169,8 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
 
     Nor do they where the step of a layout was timed on that GPU, which predicts the MFU. Raises UserError for no GPU,
     an unknown GPU, the same GPU twice, a missing or invalid price, a global batch of more tokens than the run, another
-    number of GPUs than the layout's, for hours or a speed that would require more than the GPU's peak, and for an MFU
-    above that of the bound of the step's time.
+    number of GPUs than the layout's, for hours or a speed that would require more than the GPU's peak, and for an MFU,
+    hours or a speed beyond the bound of the step's time.
     """
     plan = _with_ranks(plan, analysis)
     setup, sequence_length = analysis.setup, analysis.sequence_length
@@ -247,7 +250,7 @@ def _on_gpu(
         if chosen is None:
             source, chosen = ("assumed", assumed_mfus) if time is None else ("predicted", time.mfus)
         elif time is not None:
-            _refuse_above_bound(chosen, time)
+            _refuse_utilisation_above_bound(chosen, time)
         mfus = [exactly(mfu) for mfu in chosen]
         hours = [gpu_hours(per_token["own"] * plan.tokens, gpu, mfu) for mfu in mfus]
     else:
@@ -255,6 +258,8 @@ def _on_gpu(
         implied = implied_mfus(per_token, plan.tokens, speed, gpu)
         mfus = [per_token["own"] * speed / gpu.peak_flop_per_s]
         _refuse_impossible(implied, plan, gpu, analysis)
+        if time is not None and mfus[0] > exactly(time.bound_mfu):
+            raise _speed_above_bound(plan, exactly(time.bound_mfu) * speed / mfus[0], time)
     return GpuRun(
         gpu=gpu.name,
         training_dtype=gpu.training_dtype,
@@ -266,6 +271,7 @@ def _on_gpu(
         fewest_gpus=ceil(Fraction(state_bytes, gpu.capacity_bytes)),
         outcomes=tuple(_outcome(gpu, price, plan, source, *pair) for pair in zip(mfus, hours, strict=True)),
         implied_mfu=implied,
+        predicted_mfus=() if time is None else time.mfus,
     )
 
 
@@ -276,7 +282,7 @@ def _time_on(gpu: Gpu, analysis: Analysis) -> StepTime | None:
     return next((time for time in analysis.step_time or () if time.gpu == gpu.name), None)
 
 
-def _refuse_above_bound(mfus: Sequence[float], time: StepTime) -> None:
+def _refuse_utilisation_above_bound(mfus: Sequence[float], time: StepTime) -> None:
     for mfu in mfus:
         if mfu > time.bound_mfu:
             rule = (
@@ -284,6 +290,25 @@ def _refuse_above_bound(mfus: Sequence[float], time: StepTime) -> None:
                 f"utilisation of the bound, {time.bound_seconds:.4g} s a step: give at most that"
             )
             raise ArgumentError("mfu", mfu, rule)
+
+
+def _speed_above_bound(plan: RunPlan, fastest: Fraction, time: StepTime) -> ArgumentError:
+    """The error of hours or a speed beyond the bound, at which a GPU takes `fastest` tokens a second."""
+    no_run, limit = f"no run of this layout on {time.gpu}", f"the bound, {time.bound_seconds:.4g} s a step"
+    if plan.tokens_per_second_per_gpu is not None:
+        most = floor(100 * fastest) / 100
+        rule = f"{no_run} is faster than {most:.12g}, the speed of {limit}: give at most that"
+    else:
+        fewest = ceil(100 * plan.tokens / fastest / SECONDS_PER_HOUR) / 100
+        rule = f"{no_run} takes fewer than {fewest:.12g}, those of {limit}: give at least that"
+    return ArgumentError(*_given_speed(plan), rule)
+
+
+def _given_speed(plan: RunPlan) -> tuple[str, float]:
+    """The field of the plan that says how fast the run is, and its value."""
+    field = "gpu_hours" if plan.tokens_per_second_per_gpu is None else "tokens_per_second_per_gpu"
+    value = getattr(plan, field)
+    return field, int(value) if value == int(value) else value
 
 
 def _tokens_per_gpu_second(plan: RunPlan) -> Fraction | None:
@@ -357,6 +382,4 @@ def _refuse_impossible(implied: Sequence[ImpliedMfu], plan: RunPlan, gpu: Gpu, a
         f"{least.tflop_per_s:,.4g} TFLOP/s of each {gpu.name}, whose dense {dtype} peak is {peak:,g}: an MFU of "
         f"{least.tflop_per_s / peak:.4g}, above 1{hint}"
     )
-    field = "gpu_hours" if plan.tokens_per_second_per_gpu is None else "tokens_per_second_per_gpu"
-    value = getattr(plan, field)
-    raise ArgumentError(field, int(value) if value == int(value) else value, rule)
+    raise ArgumentError(*_given_speed(plan), rule)

@@ -6,15 +6,17 @@ optimiser makes its step, and the new weights are written back.
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import ScalarsAsOne
-from counting.measurements.work.recorder import Recorder
 from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor
+
+if TYPE_CHECKING:
+    from counting.measurements.work.recorder import Recorder
 
 MASTERS = torch.float32
 NOTHING = ModelStates(weights=0, gradients=0, masters=0, moments=0)
@@ -83,7 +85,7 @@ def scale(leaves: Iterable[Tensor]) -> None:
 
 
 def update_together(
-    trained: Sequence[Trained], precision: Precision, optimizer: Optimizer, recorder: Recorder | None = None
+    trained: Sequence[Trained], precision: Precision, optimizer: Optimizer, recorder: "Recorder | None" = None
 ) -> Update:
     """Two steps of an optimiser over these parameters: the first creates its moments, the second is measured.
 

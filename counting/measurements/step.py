@@ -6,7 +6,7 @@ the whole model and to all micro-batches.
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.parameters import buffer_bytes
 from counting.measurements.probe import Probe
 from counting.measurements.update import with_update
-from counting.measurements.work.recorder import Recorder
 from counting.setup import Setup
 from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
 from torch_models.modules.recompute import set_recompute
+
+if TYPE_CHECKING:
+    from counting.measurements.work.recorder import Recorder
 
 
 class Step(NamedTuple):
@@ -62,7 +64,7 @@ def run_step(probe: Probe, setup: Setup) -> Step:
     return Step(run.flops, *with_update(memory, probe, setup))
 
 
-def run_passes(probe: Probe, setup: Setup, recorder: Recorder | None = None) -> PassesRun:
+def run_passes(probe: Probe, setup: Setup, recorder: "Recorder | None" = None) -> PassesRun:
     """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer.
 
     Gradients stay on the parameters. A `recorder` has the stretches of both afterwards, in the order of execution. Call

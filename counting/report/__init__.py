@@ -2,7 +2,6 @@
 
 from counting.report.document import calibration_document, json_document
 from counting.report.results import Calibrated, Results
-from counting.report.screen.calibration import print_calibration
-from counting.report.text import print_results
+from counting.report.text import print_calibration, print_results
 
 __all__ = ["Calibrated", "Results", "calibration_document", "json_document", "print_calibration", "print_results"]

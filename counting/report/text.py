@@ -1,7 +1,7 @@
 """Results as text: plain lines for scripts, the first screen for people, then tables if requested."""
 
 from counting.report.plain import plain_text
-from counting.report.results import Results
+from counting.report.results import Calibrated, Results
 from counting.report.screen import screen_text
 from counting.report.tables import output_width
 
@@ -24,6 +24,13 @@ def print_results(results: Results, design_path: str | None, *, details: bool, p
 
         for analysis in results.analyses:
             print_proof(analysis.agreement, analysis.name)
+
+
+def print_calibration(calibrated: Calibrated) -> None:
+    """Print what was calibrated or measured."""
+    from counting.report.screen.calibration import calibration_text
+
+    print(calibration_text(calibrated))
 
 
 def _print_details(results: Results, design_path: str | None) -> None:

@@ -9,9 +9,6 @@ NO_TIME_BY_FORMULA = (
     "step is run whose ops could be timed."
 )
 
-# The beginning of the note of an analysis that says on which GPU, and why, a step is not timed.
-NO_TIME = "How long a step takes is not worked out on "
-
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]
 
@@ -24,7 +21,7 @@ class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True):
 
     products: float  # matrix products, those of experts too
     attention: float  # fused attention kernels
-    memory_bound: float  # ops by bytes: elementwise, norms, gathers; and the launches that nothing hides
+    memory_bound: float  # ops by bytes: elementwise, norms, gathers; and the launches of all ops, of products too
     communication: dict[str, float]  # exposed, by axis
     bubble: float  # waiting for other stages
     optimizer: float  # clipping and update
@@ -34,6 +31,13 @@ class TimeBreakdown(msgspec.Struct, frozen=True, kw_only=True):
         """The seconds of the step."""
         parts = (self.products, self.attention, self.memory_bound, self.bubble, self.optimizer)
         return sum(parts) + sum(self.communication.values())
+
+
+class NotTimed(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU on which it is not worked out how long a step takes, and why, in words without a full stop."""
+
+    gpu: str
+    reason: str
 
 
 class StepTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +56,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     high_seconds: float
     tokens_per_second_per_gpu: float
     mfu: float  # model FLOPs by the own count / the dense 16-bit peak
-    hfu: float  # the FLOPs as executed / the same peak
+    hfu: float  # FLOPs as executed, by the full square of attention / the same peak
     bound_mfu: float  # of a step as long as the bound: no run's is larger
     breakdown: TimeBreakdown
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none

@@ -1,10 +1,9 @@
 """The rate of a fused attention kernel, from a table of kernels, head sizes, lengths and directions."""
 
-from itertools import pairwise
 from math import log2
 
 from counting.cost.step_time.machine import DEFAULT_ATTENTION_KERNEL, AttentionSpeed, Machine
-from counting.cost.step_time.products import format_of
+from counting.cost.step_time.products import format_of, interpolated_rate
 from counting.work import Op
 
 # What is in torch's name of an op -> the kernel of the table; those of other ops take torch's default.
@@ -27,7 +26,8 @@ def attention_rate(op: Op, machine: Machine) -> float:
     rows = _of_kernel(machine, op.name)
     size = nearest_head_size([row.head_size for row in rows], (key_size + value_size) / 2)
     ordered = sorted((row for row in rows if row.head_size == size), key=lambda row: row.sequence_length)
-    return _at_length(ordered, keys, backward=op.backward) * slope
+    rates = [(row.sequence_length, row.backward if op.backward else row.forward) for row in ordered]
+    return interpolated_rate(rates, keys) * slope
 
 
 def nearest_head_size(measured: list[int], size: float) -> int:
@@ -42,18 +42,3 @@ def _of_kernel(machine: Machine, name: str) -> list[AttentionSpeed]:
         if rows:
             return rows
     raise AssertionError("the first row's kernel has a row")
-
-
-def _at_length(rows: list[AttentionSpeed], length: int, *, backward: bool) -> float:
-    """The rate at `length`; `rows` are by ascending length."""
-
-    def rate(row: AttentionSpeed) -> float:
-        return row.backward if backward else row.forward
-
-    if length <= rows[0].sequence_length:
-        return rate(rows[0])
-    for low, high in pairwise(rows):
-        if length <= high.sequence_length:
-            share = log2(length / low.sequence_length) / log2(high.sequence_length / low.sequence_length)
-            return rate(low) + share * (rate(high) - rate(low))
-    return rate(rows[-1])

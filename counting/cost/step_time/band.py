@@ -22,6 +22,11 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rows: int
 
 
+def band_of(seconds: float, errors: Errors) -> tuple[float, float]:
+    """The fewest and the most seconds that are measured where `seconds` are estimated: estimated / (1 + error)."""
+    return seconds / (1 + errors.high), seconds / (1 + errors.low)
+
+
 def errors_of(kind: ModelClass) -> Errors:
     """The errors of models of one kind: without experts, or mixtures of experts."""
     return _all_errors()[kind]

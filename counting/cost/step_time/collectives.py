@@ -7,7 +7,7 @@ bound is what no algorithm beats: what a GPU, or all GPUs of a node together, mu
 from collections import Counter
 from functools import lru_cache
 from math import ceil, lcm, log2
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -22,21 +22,17 @@ TREE_SHARE = 0.92  # of the ring's bandwidth that NCCL's trees reach (github.com
 
 
 class RankGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """The ranks of one group of an axis: `ranks` of them, of which `in_node` share a node, in the node with fewest."""
+    """The ranks of one group of an axis: `ranks` of them on `nodes`, of which the one with fewest has `in_node`."""
 
     ranks: int
     in_node: int
-
-    @property
-    def nodes(self) -> int:
-        """Nodes that the group is spread over."""
-        return ceil(self.ranks / self.in_node)
+    nodes: int
 
     @property
     def links(self) -> tuple[LinkField, ...]:
         """The links that the group's bytes cross; of one rank none."""
-        within: tuple[LinkField, ...] = ("node_link",) if self.in_node > 1 else ()
-        across: tuple[LinkField, ...] = ("network_link",) if self.ranks > self.in_node else ()
+        within: tuple[LinkField, ...] = ("node_link",) if self.ranks > self.nodes else ()
+        across: tuple[LinkField, ...] = ("network_link",) if self.nodes > 1 else ()
         return within + across
 
 
@@ -45,24 +41,26 @@ def group_of_axis(layout: Layout, axis: Axis, gpus_per_node: int) -> RankGroup:
 
     Its n ranks are a stride s apart, and a group begins at each multiple of n x s; nodes begin at multiples of
     `gpus_per_node`. fully_shard's group takes in cp; the experts' axes have no tp. Of groups that nodes cut in unequal
-    parts, the smallest part counts: it has the fewest links to the network.
+    parts, the smallest part counts: it has the fewest links to the network. So does the group on most nodes.
     """
     ranks, stride = _ranks_and_stride(layout, axis)
-    return RankGroup(ranks=ranks, in_node=_fewest_in_node(ranks, stride, layout.ranks, gpus_per_node))
+    in_node, nodes = _over_nodes(ranks, stride, layout.ranks, gpus_per_node)
+    return RankGroup(ranks=ranks, in_node=in_node, nodes=nodes)
 
 
 @lru_cache(maxsize=256)
-def _fewest_in_node(ranks: int, stride: int, all_ranks: int, gpus_per_node: int) -> int:
-    """Ranks of a group of `ranks` in the node that has the fewest of one, of all groups of `all_ranks`."""
+def _over_nodes(ranks: int, stride: int, all_ranks: int, gpus_per_node: int) -> tuple[int, int]:
+    """The fewest ranks of a group in one of its nodes, and the most nodes of a group, of all groups of `all_ranks`."""
     block = ranks * stride
     if all_ranks <= gpus_per_node or gpus_per_node % block == 0:
-        return ranks
+        return ranks, 1
     if stride >= gpus_per_node:
-        return 1
+        return 1, ranks
     if block % gpus_per_node == 0 and gpus_per_node % stride == 0:
-        return gpus_per_node // stride
+        return gpus_per_node // stride, block // gpus_per_node
     period = min(all_ranks, lcm(block, gpus_per_node))
-    return min(Counter((rank // block, rank % stride, rank // gpus_per_node) for rank in range(period)).values())
+    parts = Counter((rank // block, rank % stride, rank // gpus_per_node) for rank in range(period))
+    return min(parts.values()), max(Counter((number, place) for number, place, _ in parts).values())
 
 
 def _ranks_and_stride(layout: Layout, axis: Axis) -> tuple[int, int]:
@@ -79,7 +77,7 @@ def _ranks_and_stride(layout: Layout, axis: Axis) -> tuple[int, int]:
     return of_axes[axis]
 
 
-AXES: tuple[Axis, ...] = ("dp", "fsdp", "expert_dp", "expert_fsdp", "tp", "ep", "cp", "pp")
+AXES: tuple[Axis, ...] = get_args(Axis)
 
 
 def check_links(layout: Layout, machine: Machine) -> None:
@@ -91,7 +89,7 @@ def check_links(layout: Layout, machine: Machine) -> None:
 
 def link_of(group: RankGroup) -> LinkField:
     """The slowest kind of link that the group crosses, for a row of a trace."""
-    return "network_link" if group.ranks > group.in_node else "node_link"
+    return "network_link" if group.nodes > 1 else "node_link"
 
 
 def seconds_of_collective(operation: CollectiveOp, traffic: Traffic, group: RankGroup, machine: Machine) -> float:
@@ -153,9 +151,10 @@ def _ring_seconds(size: int, rounds: int, calls: int, group: RankGroup, machine:
 def _tree_seconds(size: int, calls: int, group: RankGroup, machine: Machine) -> float:
     """An all-reduce up and down a tree of nodes, with a chain in each: fewer steps across many nodes than a ring.
 
-    2 x (in_node - 1) steps within a node and 2 x log2(nodes) across (NCCL, src/graph/tuning.cc); all bytes pass twice.
+    2 x (ranks of a node - 1) steps within a node and 2 x log2(nodes) across (NCCL, src/graph/tuning.cc); all bytes pass
+    twice. Of a node, as many ranks are taken as a group in equal parts has there.
     """
-    steps = (group.in_node - 1) * _latency("node_link", group, machine)
+    steps = (ceil(group.ranks / group.nodes) - 1) * _latency("node_link", group, machine)
     steps += log2(group.nodes) * _latency("network_link", group, machine)
     moving = size / (TREE_SHARE * _ring_bandwidth(group, machine))
     return 2 * (moving + calls * steps) + calls * machine.collective_call_seconds

@@ -88,7 +88,7 @@ def machine_of(cluster: Cluster, style: Style, *, ranks: int = 1, attention_kern
     """
     gpu = cluster.gpu
     rates, rates_of = rates_of_gpu(gpu)
-    _check_kernel(attention_kernel, rates, gpu)
+    _check_kernel(attention_kernel, rates, rates_of)
     best = _best_products(gpu, rates, cluster.power_watts)
     node_link, network_link = links_of(cluster, rates)
     is_bound = style == "bound"
@@ -119,10 +119,11 @@ def links_of(cluster: Cluster, rates: GpuRates) -> tuple[Link | None, Link | Non
     return cluster.node_link or rates.node_link, cluster.network_link or rates.network_link
 
 
-def _check_kernel(kernel: str | None, rates: GpuRates, gpu: Gpu) -> None:
-    known = list(dict.fromkeys(row.kernel for row in rates.attention))
-    if kernel is not None and known and kernel not in known:
-        raise ArgumentError("attention_kernel", kernel, f"has no rates on {gpu.name}: choose from {', '.join(known)}")
+def _check_kernel(kernel: str | None, rates: GpuRates, rates_of: str) -> None:
+    known = dict.fromkeys(row.kernel for row in rates.attention)
+    if kernel is not None and kernel not in known:
+        instead = f"choose from {', '.join(known)}" if known else "leave it out"
+        raise ArgumentError("attention_kernel", kernel, f"is not in the rates of {rates_of}: {instead}")
 
 
 def _best_products(gpu: Gpu, rates: GpuRates, limit: float | None) -> dict[NumberFormat, float]:

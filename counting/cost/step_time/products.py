@@ -1,6 +1,6 @@
 """Matrix products: tiles and waves, products of experts, and operands that are quantised to FP8."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import ceil, log2
 
@@ -65,10 +65,10 @@ def grouped_rate(op: Op, machine: Machine) -> float:
     """
     rate = _rate_of(op, machine)
     if machine.grouped_fp8 and format_of(op.dtype) == "fp8":
-        return interpolated_rate(machine.grouped_fp8, tokens_per_expert(op))
+        return _grouped_rate_at(machine.grouped_fp8, op)
     if machine.grouped:
         slope = rate / machine.products["16-bit"]
-        return min(interpolated_rate(machine.grouped, tokens_per_expert(op)) * slope, rate)
+        return min(_grouped_rate_at(machine.grouped, op) * slope, rate)
     if machine.multiprocessors is None:
         return rate
     experts, rows, summed, columns = op.shape
@@ -94,15 +94,21 @@ def _sums_over_tokens(op: Op) -> bool:
     return experts > 1 and op.bytes_written > rows * columns * max(_bytes_of(op.dtype), 2)
 
 
-def interpolated_rate(grouped: tuple[GroupedSpeed, ...], tokens: float) -> float:
-    """FLOP/s at `tokens` an expert: linear in their logarithm between two rows, beyond the ends as at the end."""
-    if tokens <= grouped[0].tokens_per_expert:
-        return grouped[0].flop_per_s
-    for low, high in pairwise(grouped):
-        if tokens <= high.tokens_per_expert:
-            share = log2(tokens / low.tokens_per_expert) / log2(high.tokens_per_expert / low.tokens_per_expert)
-            return low.flop_per_s + share * (high.flop_per_s - low.flop_per_s)
-    return grouped[-1].flop_per_s
+def _grouped_rate_at(grouped: tuple[GroupedSpeed, ...], op: Op) -> float:
+    return interpolated_rate([(row.tokens_per_expert, row.flop_per_s) for row in grouped], tokens_per_expert(op))
+
+
+def interpolated_rate(measured: Sequence[tuple[float, float]], size: float) -> float:
+    """FLOP/s at `size`, of (size, FLOP/s) by ascending size, at least one.
+
+    Linear in the size's logarithm between two that were measured, beyond the ends as at the end.
+    """
+    if size <= measured[0][0]:
+        return measured[0][1]
+    for (small, low), (large, high) in pairwise(measured):
+        if size <= large:
+            return low + log2(size / small) / log2(large / small) * (high - low)
+    return measured[-1][1]
 
 
 def with_fp8_products(ops: Iterable[Op], *, is_bound: bool = False) -> tuple[Op, ...]:

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 from msgspec import structs
 
-from counting.cost.cluster import Cluster
-from counting.cost.step_time.band import ModelClass, errors_of
+from counting.cost.cluster import Calibration, Cluster
+from counting.cost.step_time.band import ModelClass, band_of, errors_of
 from counting.cost.step_time.stretches import StretchTimer, has_experts
 from counting.cost.step_time.whole_step import bound_of_step, lay_out_step
 from counting.setup import Setup
@@ -31,7 +31,8 @@ def step_time(
 ) -> StepTime:
     """The time of one step of `work`; `setup` and `layout` are resolved, and None is one device.
 
-    `model_flops_per_token` are by the own convention, `hardware_flops` those of all ranks in a step as executed.
+    `model_flops_per_token` are by the own convention, `hardware_flops` what all ranks execute in a step, by the full
+    square of attention.
 
     Raises `UserError` if no rates of the GPU or its architecture are known, and `ArgumentError` for `node_link` or
     `network_link` if the layout needs one of unknown speed.
@@ -46,10 +47,9 @@ def step_time(
     if calibration is None:
         breakdown = estimated
         seconds = breakdown.total
-        errors = errors_of("mixture" if mixture else "dense")
-        low, high = seconds / (1 + errors.high), seconds / (1 + errors.low)
+        low, high = band_of(seconds, errors_of("mixture" if mixture else "dense"))
     else:
-        breakdown = _scaled(estimated, max(calibration.scale, bound / estimated.total))
+        breakdown = _scaled(estimated, calibrated_factor(calibration, bound, estimated.total))
         seconds = breakdown.total
         low, high = seconds * calibration.low, seconds * calibration.high
     tokens = setup.step_tokens * (1 if layout is None else layout.data_ranks)
@@ -72,6 +72,11 @@ def step_time(
         rates_of=timer.machine.rates_of,
         assumptions=_assumptions(work, setup, layout, cluster, timer, mixture=mixture),
     )
+
+
+def calibrated_factor(calibration: Calibration, bound: float, estimated: float) -> float:
+    """What the estimate's seconds are multiplied by: the scale, but never to less than the bound's."""
+    return max(calibration.scale, bound / estimated)
 
 
 def _scaled(breakdown: TimeBreakdown, scale: float) -> TimeBreakdown:

@@ -15,11 +15,14 @@ from counting.cost.step_time.machine import Style, machine_of
 from counting.cost.step_time.ops import seconds_of_ops
 from counting.cost.step_time.products import with_fp8_products
 from counting.cost.step_time.streams import OnLink, TimedStretch
-from counting.ranks.profile import Axis, Traffic, collective_of
+from counting.ranks.profile import Axis, CollectiveOp, Traffic, collective_of
 from counting.setup import Setup
 from counting.work import Op, PassWork, StageWork, StepWork, StretchWork
 from torch_models.layout import Layout
 
+# Ring attention passes the gradients of keys and values on by an all-to-all, in which each rank sends its whole buffer
+# to one neighbour: torch's `_AllToAllRotater`, torch/distributed/tensor/experimental/_context_parallel/_attention.py.
+OF_RING_ATTENTION: tuple[CollectiveOp, Axis] = ("all_to_all", "cp")
 OF_FULLY_SHARD: tuple[Axis, ...] = ("fsdp", "expert_fsdp", "dp", "expert_dp")
 
 
@@ -109,6 +112,9 @@ class StretchTimer:
     def _on_link(self, key: str, traffic: Traffic) -> OnLink:
         _, operation, axis = collective_of(key)
         group = group_of_axis(self._spread(key), axis, self.machine.gpus_per_node)
+        # Of a bound, the links of all GPUs of a node could carry what crosses nodes.
+        if (operation, axis) == OF_RING_ATTENTION and self.machine.style == "estimate":
+            operation = "send"
         seconds = seconds_of_collective(operation, traffic, group, self.machine)
         return OnLink(axis, link_of(group), seconds)
 

@@ -11,8 +11,9 @@ import msgspec
 
 from counting.cost.cluster import Cluster
 from counting.cost.step_time.pipeline import segments_of
+from counting.cost.step_time.step import calibrated_factor
 from counting.cost.step_time.stretches import StretchTimer
-from counting.cost.step_time.whole_step import AND, RankStep, WholeStep, lay_out_step
+from counting.cost.step_time.whole_step import AND, RankStep, WholeStep, bound_of_step, lay_out_step
 from counting.ranks.profile import Axis
 from counting.setup import Setup
 from counting.work import OrderedPass, StepWork
@@ -25,12 +26,15 @@ ROWS: tuple[str, ...] = ("compute", *get_args(Axis))
 def chrome_trace(work: StepWork, setup: Setup, layout: Layout | None, cluster: Cluster) -> bytes:
     """The JSON document of the trace; the arguments and errors are those of `step_time`.
 
-    It is the estimate, scaled by the cluster's calibration. An event is a layer's part of a pass, or a collective; ops
-    and collectives that take turns in a layer stand one after the other. Where that were more than `MOST_EVENTS`, an
-    event is a pass, and if these are too many, the first passes of each rank are shown.
+    It is the estimate, scaled as `step_time` scales it by the cluster's calibration. An event is a layer's part of a
+    pass, or a collective; ops and collectives that take turns in a layer stand one after the other. Where that were
+    more than `MOST_EVENTS`, an event is a pass, and if these are too many, the first passes of each rank are shown.
     """
     step = lay_out_step(work, StretchTimer(setup, layout, cluster, "estimate"), names=True)
-    scale = 1.0 if cluster.calibration is None else cluster.calibration.scale
+    scale = 1.0
+    if cluster.calibration is not None:
+        bound = bound_of_step(work, StretchTimer(setup, layout, cluster, "bound"))
+        scale = calibrated_factor(cluster.calibration, bound, step.busiest.breakdown.total)
     passes = sum(len(rank.order) for rank in step.ranks)
     of_layers = sum(len(step.timetable[one.stage, one.key].time.segments) for rank in step.ranks for one in rank.order)
     events: list[dict[str, Any]] = []

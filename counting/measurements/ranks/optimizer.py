@@ -27,6 +27,14 @@ def stored_precision(setup: Setup, layout: Layout) -> Precision:
     return find_precision("fp32") if layout.is_sharded and recipe.master_bytes else recipe
 
 
+def adds_to_buffers(setup: Setup, layout: Layout) -> bool:
+    """Whether each complete gradient is added to a buffer in another format, and freed.
+
+    `fully_shard` reduces in that format instead.
+    """
+    return setup.precision_recipe.gradients_apart and not layout.is_sharded
+
+
 class RankUpdates:
     """Updates of tensors on a rank, each shape measured once. Call its methods inside `measuring`."""
 
@@ -56,7 +64,7 @@ class RankUpdates:
         stored = sum(self._of_one(tuple(part.shape)).states.gradients for part in parts)
         return total + ModelStates(
             weights=stored_bytes(parts),
-            # A gradient that is let go has been added to a buffer in another format.
+            # A gradient that is freed has been added to a buffer in another format.
             gradients=stored_bytes(gradients) if gradients else stored,
             masters=0,
             moments=0,

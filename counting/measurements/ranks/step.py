@@ -5,7 +5,7 @@ The functions here do not ask what the process group and the tensors are: fake a
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local, register_first_hook
-from counting.measurements.work.recorder import Recorder
 from counting.ranks.profile import RankMicroBatch, RankStretch
 from counting.setup import Setup
 from counting.step.profile import Cut
@@ -26,6 +25,9 @@ from torch_models.parallel.context import RankBatch
 from torch_models.parallel.sharded import set_gradient_synchronisation
 from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
+
+if TYPE_CHECKING:
+    from counting.measurements.work.recorder import Recorder
 
 
 class RankRun(NamedTuple):
@@ -42,7 +44,7 @@ def run_rank(
     layout: Layout,
     axes: Axes,
     counts: Sequence[int],
-    recorder: Recorder | None = None,
+    recorder: "Recorder | None" = None,
 ) -> RankRun:
     """Run the micro-batches of a step on this rank; gradients stay on the parameters.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from counting.measurements.ranks.collectives import axes_of
-from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
+from counting.measurements.ranks.optimizer import RankUpdates, adds_to_buffers, stored_precision
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.step import run_rank
 from counting.measurements.work.assembly import passes_of_micro_batch, step_work, works_of
@@ -51,11 +51,6 @@ def work_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.dev
         setup.micro_batches,
         update_of_rank(groups, setup, layout, device),
     )
-
-
-def adds_to_buffers(setup: Setup, layout: Layout) -> bool:
-    """Whether each gradient is added to a buffer in another format; fully_shard reduces in that format instead."""
-    return setup.precision_recipe.gradients_apart and not layout.is_sharded
 
 
 def update_of_rank(

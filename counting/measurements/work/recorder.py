@@ -27,8 +27,9 @@ from counting.step.profile import Alive
 class Recorder:
     """Records ops; an instance is called with each op that runs, as an `observe` argument of `LiveBytes`.
 
-    Use it inside `of(tracker)`, which lends it the serial numbers of storages. `cut` ends a stretch; `stretches` are
-    those so far, in order. Kernels that `measuring` only allocates for, those of fused norms, are recorded too.
+    Use it inside `of(tracker)`: the storages of tensors are known by the tracker's serial numbers. `cut` ends a
+    stretch; `stretches` are those so far, in order. Kernels that `measuring` only allocates for, those of fused norms,
+    are recorded too.
     """
 
     def __init__(self) -> None:

@@ -43,7 +43,7 @@ def print_analysis(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> None:
     print_notes(
         [
             *analysis.notes,
-            *time_notes(analysis.step_time or ()),
+            *time_notes(analysis.step_time or (), analysis.not_timed),
             *(f"{title}: {fields}." for title, fields in lists.items() if fields),
         ]
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.report.format import integer, percent
 from counting.report.tables import rows_table
-from counting.step.time import StepTime
+from counting.step.time import NotTimed, StepTime
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,14 +54,15 @@ def time_table(times: Sequence[StepTime]) -> "Table":
     return table
 
 
-def time_notes(times: Sequence[StepTime]) -> list[str]:
-    """What the times assume, each once, with the GPUs if it is not of all of them."""
+def time_notes(times: Sequence[StepTime], not_timed: Sequence[NotTimed] = ()) -> list[str]:
+    """What the times assume, each once, with the GPUs if it is not of all of them; and of which GPU there is none."""
     gpus: dict[str, list[str]] = {}
     for time in times:
         for assumption in time.assumptions:
             gpus.setdefault(assumption, []).append(time.gpu)
     all_of_them = len(times)
-    return [
+    without = [f"How long a step takes is not worked out on {one.gpu}: {one.reason}." for one in not_timed]
+    return without + [
         f"Time of a step{'' if len(names) == all_of_them else ' on ' + ', '.join(names)}: {assumption}"
         for assumption, names in gpus.items()
     ]

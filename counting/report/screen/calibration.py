@@ -16,8 +16,8 @@ _MOST_ROWS_SHOWN = 18  # of a table, so that all fits a screen of 30 lines
 _FLOP_RATES = ((12, "TFLOP/s"), (9, "GFLOP/s"), (6, "MFLOP/s"))
 
 
-def print_calibration(calibrated: Calibrated) -> None:
-    """Print the screen."""
+def calibration_text(calibrated: Calibrated) -> str:
+    """The screen."""
     lines = Lines(output_width())
     if calibrated.steps is not None:
         _steps(lines, calibrated.steps)
@@ -26,7 +26,7 @@ def print_calibration(calibrated: Calibrated) -> None:
     lines.fact("written", calibrated.output)
     if calibrated.left_out:
         lines.fact("left out", f"{listed(calibrated.left_out)} of the file before, which belong to other rates")
-    print("\n".join(lines.lines))
+    return "\n".join(lines.lines)
 
 
 def _steps(lines: Lines, steps: "CalibratedCluster") -> None:

@@ -73,16 +73,21 @@ def _at_utilisation(run: TrainingRun) -> str:
 
 
 def _verdict(gpu: GpuRun, precision: str) -> str:
-    """A plan with impossible hours or speed is refused, so the rest is how the claim compares with what is assumed."""
+    """A plan with impossible hours or speed is refused, so the rest is how the claim compares with what is expected.
+
+    That is the band of the layout's step where it was timed, else what is assumed.
+    """
     (fewest,) = (entry for entry in gpu.implied_mfu if entry.convention == FEWEST_FLOPS)
     share = fewest.tflop_per_s / gpu.attainable_tflop_per_s
-    own, assumed = gpu.outcomes[0].mfu, (min(MFU_RANGE), max(MFU_RANGE))
-    place = "below" if own < assumed[0] else "above" if own > assumed[1] else "within"
-    answer = "not excluded" if own > assumed[1] or precision == "fp32" else "yes"
+    own, expected = gpu.outcomes[0].mfu, gpu.predicted_mfus or MFU_RANGE
+    least, most = min(expected), max(expected)
+    place = "below" if own < least else "above" if own > most else "within"
+    answer = "not excluded" if own > most or precision == "fp32" else "yes"
     peak = "the 16-bit peak, which no GPU reaches in fp32" if precision == "fp32" else "the peak"
+    whence = "is predicted for this layout" if gpu.predicted_mfus else "is assumed where none is given"
     return (
         f"{answer}: the fewest FLOPs that training computes take {percent(share, 0)} of {peak}; by its own count it is "
-        f"{place} the {percent(assumed[0], 0)} to {percent(assumed[1], 0)} MFU that is assumed where none is given"
+        f"{place} the {percent(least, 0)} to {percent(most, 0)} MFU that {whence}"
     )
 
 

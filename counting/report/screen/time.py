@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.report.format import NONE, percent, readable, readable_seconds
 from counting.report.screen.lines import Lines, listed
-from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA, StepTime
+from counting.step.time import StepTime
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -61,11 +61,9 @@ def _basis(time: StepTime, analysis: "Analysis") -> str:
 
 def _reasons(analysis: "Analysis") -> list[str]:
     """Why a step is not timed: GPUs with the same reason together."""
-    if NO_TIME_BY_FORMULA in analysis.notes:
+    if analysis.step_time == ():
         return ["by Megatron-LM's rules no step is run that could be timed"]
     gpus: dict[str, list[str]] = {}
-    for note in analysis.notes:
-        if note.startswith(NO_TIME):
-            gpu, _, reason = note.removeprefix(NO_TIME).partition(": ")
-            gpus.setdefault(reason.removesuffix("."), []).append(gpu)
+    for one in analysis.not_timed:
+        gpus.setdefault(one.reason, []).append(one.gpu)
     return [f"{', '.join(names)}: {reason}" for reason, names in gpus.items()]

@@ -103,13 +103,25 @@ def test_no_cycles_are_collected(tmp_path: Path) -> None:
     assert done.stdout == b"False\n"
 
 
+# What a command leaves out.
+OF_A_BUDGET = {"torch", "rich", "numpy", "counting.measurements", "counting.published", "counting.cost.design"}
+OF_A_MODEL = {"rich", "transformers", "tomllib", "counting.published"}
+OF_TIME_AND_CALIBRATION = {
+    "counting.measurements.work",
+    "counting.cost.step_time",
+    "counting.calibration",
+    "counting.command.calibrate",
+    "counting.report.screen.calibration",
+}
+
+
 @pytest.mark.parametrize(
     ("flags", "left_out"),
     [
-        (["--training_budget", "5000000"], {"torch", "rich", "numpy", "counting.published", "counting.cost.design"}),
+        (["--training_budget", "5M"], OF_A_BUDGET | OF_TIME_AND_CALIBRATION),
         (["--training_budget", "5000000", "--json"], {"torch", "rich", "counting.cost.comparison"}),
         (["--published", "--claim", "--json", "--bad"], {"torch", "rich", "counting.report", "counting.published"}),
-        (["--model_config", "llama_7b"], {"rich", "transformers", "tomllib", "counting.published"}),
+        (["--model_config", "llama_7b"], OF_A_MODEL | OF_TIME_AND_CALIBRATION),
     ],
     ids=["a budget", "its JSON", "a flag that is unknown", "a model"],
 )

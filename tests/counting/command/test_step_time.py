@@ -10,7 +10,7 @@ import pytest
 from counting.analysis import analyze
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
-from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
+from counting.step.time import NO_TIME_BY_FORMULA
 from model_training_cost_analysis import main
 from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA, MISTRAL
@@ -150,8 +150,8 @@ def test_gpus_whose_speed_is_unknown_are_no_error(capsys: pytest.CaptureFixture[
     (analysis,) = document_of("--gpu_file gpus.json --gpus Theirs,H100", capsys)["analyses"]
     assert [time["gpu"] for time in analysis["step_time"]] == ["H100"]
     assert [fit["gpu"] for fit in analysis["fits"]] == ["Theirs", "H100"]
-    notes = [note for note in analysis["notes"] if note.startswith(NO_TIME)]
-    assert [note.partition(": ")[0] for note in notes] == [f"{NO_TIME}Theirs"]
+    (not_timed,) = analysis["not_timed"]
+    assert (not_timed["gpu"], not_timed["reason"].partition(",")[0]) == ("Theirs", "has no rates in the catalogue")
     assert times_of("--gpu_file gpus.json --gpus Theirs", capsys) is None
     (analysis,) = document_of("--gpus A100,H100 --precision fp8", capsys)["analyses"]
     assert [time["gpu"] for time in analysis["step_time"]] == ["H100"], "an A100 has no products in FP8"

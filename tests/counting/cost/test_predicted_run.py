@@ -1,6 +1,7 @@
 """A run whose layout is given: its utilisation is predicted by how long a step takes."""
 
 from fractions import Fraction
+from math import ceil, floor
 
 import msgspec
 import pytest
@@ -74,6 +75,39 @@ def test_no_utilisation_above_that_of_the_bound(llama: Analysis) -> None:
     assert str(caught.value) == error
     assert plan_run(timed(llama, TIME), msgspec.structs.replace(plan, mfus=(0.48,)))
     assert plan_run(timed(llama, TIME), msgspec.structs.replace(plan, gpus=("A100",))), "its step was not timed"
+
+
+def test_no_speed_above_that_of_the_bound(llama: Analysis) -> None:
+    """At MFU 0.48, 0.48 x 989e12 FLOP/s / 42,863,690,509 FLOPs a token = 11,075.1 tokens a second of each GPU.
+
+    10^12 tokens take 10^12 / 11,075.1 / 3600 = 25,081.3 hours. A token has 3 x 29,261,612,187,648 / 2048 FLOPs.
+    """
+    plan = RunPlan(tokens=10**12, gpus=("H100",))
+    fastest = Fraction(48, 100) * 989 * 10**12 / LLAMA_FLOPS
+    assert (float(fastest), 10**12 / float(fastest) / 3600) == pytest.approx((11_075.1, 25_081.3), abs=0.1)
+    analysis, most, fewest = timed(llama, TIME), floor(fastest * 100) / 100, ceil(10**14 / fastest / 3600) / 100
+    speed, hours = (
+        msgspec.structs.replace(plan, tokens_per_second_per_gpu=most),
+        msgspec.structs.replace(plan, gpu_hours=fewest),
+    )
+    for claim in (speed, hours):
+        (on_gpu,) = plan_run(analysis, claim).gpus
+        assert on_gpu.outcomes[0].mfu == pytest.approx(0.48, rel=1e-5)
+        assert on_gpu.predicted_mfus == pytest.approx([0.36, 0.4, 0.45], rel=1e-12)
+    with pytest.raises(UserError) as caught:
+        plan_run(analysis, msgspec.structs.replace(speed, tokens_per_second_per_gpu=11_500.0))
+    assert str(caught.value) == (
+        f"tokens_per_second_per_gpu = 11500: no run of this layout on H100 is faster than {most}, the speed of the "
+        "bound, 15 s a step: give at most that"
+    )
+    with pytest.raises(UserError) as caught:
+        plan_run(analysis, msgspec.structs.replace(hours, gpu_hours=25_000))
+    assert str(caught.value) == (
+        f"gpu_hours = 25000: no run of this layout on H100 takes fewer than {fewest}, those of the bound, 15 s a step: "
+        "give at least that"
+    )
+    untimed = plan_run(timed(llama), msgspec.structs.replace(speed, tokens_per_second_per_gpu=11_500.0))
+    assert untimed.gpus[0].predicted_mfus == ()
 
 
 def test_the_gpus_of_a_run_are_those_of_the_layout(llama: Analysis) -> None:

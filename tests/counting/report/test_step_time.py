@@ -10,7 +10,7 @@ from counting.report.model.step_time import time_notes, time_table
 from counting.report.run import print_run
 from counting.report.tables import print_tables
 from counting.setup import Setup
-from counting.step.time import NO_TIME, NO_TIME_BY_FORMULA
+from counting.step.time import NO_TIME_BY_FORMULA, NotTimed
 from tests.counting.spread import rank_class, spread
 from tests.counting.times import TIME, step_time_like
 from tests.screens import printed, words
@@ -59,12 +59,15 @@ def test_what_the_figures_rest_on(llama: Analysis, capsys: pytest.CaptureFixture
 
 
 def test_why_there_is_no_time(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    notes = [f"{NO_TIME}{gpu}: has no rates." for gpu in ("T4", "V100")] + [f"{NO_TIME}L4: no link: give one."]
-    analysis = msgspec.structs.replace(spread_and_timed(llama), notes=tuple(notes))
+    reasons = {"T4": "has no rates", "L4": "no link: give one", "V100": "has no rates"}
+    not_timed = tuple(NotTimed(gpu=gpu, reason=reason) for gpu, reason in reasons.items())
+    timed = msgspec.structs.replace(spread_and_timed(llama), step_time=None)
+    analysis = msgspec.structs.replace(timed, not_timed=not_timed)
     screen = words(printed(capsys, Results(analyses=[analysis])))
     assert " no time T4, V100: has no rates; L4: no link: give one the worst rank" in screen
     assert " a step " not in screen.partition("no time")[0]
-    megatron = msgspec.structs.replace(analysis, notes=(NO_TIME_BY_FORMULA,))
+    assert time_notes((), not_timed[1:2]) == ["How long a step takes is not worked out on L4: no link: give one."]
+    megatron = msgspec.structs.replace(timed, step_time=(), notes=(NO_TIME_BY_FORMULA,))
     assert "no time by Megatron-LM's rules no step is run" in words(printed(capsys, Results(analyses=[megatron])))
 
 
@@ -91,6 +94,20 @@ def test_a_predicted_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) ->
     assert "30–50 %, assumed" in lines[start + 3]  # noqa: RUF001
     print_run(two[0])
     assert "predicted" in capsys.readouterr().out
+
+
+def test_a_claim_is_held_against_what_is_predicted(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """10,500 tokens/s of 42.86 GFLOP each are 45.5 % of 989 TFLOP/s: below the bound's 48 %, above the band."""
+    plan = RunPlan(tokens=10**12, gpus=("H100",), tokens_per_second_per_gpu=10_500)
+    verdict = "by its own count it is above the 36 % to 45 % MFU that is predicted for this layout"
+    analysis = spread_and_timed(llama, TIME)
+    screen = words(printed(capsys, Results(analyses=[analysis], runs=[plan_run(analysis, plan)])))
+    assert "is it possible not excluded: the fewest FLOPs" in screen
+    assert verdict in screen
+    slower = plan_run(analysis, msgspec.structs.replace(plan, tokens_per_second_per_gpu=9_000))
+    screen = words(printed(capsys, Results(analyses=[analysis], runs=[slower])))
+    assert "is it possible yes" in screen
+    assert verdict.replace("above", "within") in screen
 
 
 def test_the_rows_of_the_table_sum_to_the_step(

@@ -1,18 +1,17 @@
 """A stage of a rank ready to run its passes, on modules that stand for its own; and what of the settings it needs."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from counting.measurements.ranks.collectives import axes_of
-from counting.measurements.ranks.optimizer import stored_precision
+from counting.measurements.ranks.optimizer import adds_to_buffers, stored_precision
 from counting.measurements.ranks.pipeline.plans import Key, PlannedPass, Planner, alike
 from counting.measurements.ranks.pipeline.schedules import StageStates
 from counting.measurements.ranks.pipeline.stages import PassRun, StageRun
 from counting.measurements.ranks.rank import apply_to
-from counting.measurements.work.recorder import Recorder
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from torch_models.builder import build_stage_model
@@ -21,6 +20,9 @@ from torch_models.parallel.mesh import Meshes
 from torch_models.parallel.pipeline import ONE_STAGE, messages_of, pipeline_stage
 from torch_models.stages import Stage
 from torch_models.training.stage import StageModel
+
+if TYPE_CHECKING:
+    from counting.measurements.work.recorder import Recorder
 
 OF_MODULES = "meta"
 ParameterGroups = list[tuple[list[Tensor], int]]
@@ -47,7 +49,7 @@ class PreparedStage(NamedTuple):
 
 
 def prepared_stage(
-    stage: Stage, setup: Setup, layout: Layout, meshes: Meshes, recorder: Recorder | None = None
+    stage: Stage, setup: Setup, layout: Layout, meshes: Meshes, recorder: "Recorder | None" = None
 ) -> PreparedStage:
     """Build the stage as the rank that this process is; a `recorder` has the stretches of all passes that are run.
 
@@ -74,7 +76,7 @@ def prepared_stage(
         axes_of(meshes),
         model.counts(),
         micro_batch,
-        let_go=lets_go(setup, layout),
+        let_go=adds_to_buffers(setup, layout),
         recorder=recorder,
     )
     # The first stage's input needs no gradient, so its `weight_backward` is a whole backward pass. With multi-token
@@ -106,7 +108,7 @@ def representative(stage: Stage) -> Stage:
 def shares_embedding(setup: Setup, layout: Layout, stage: Stage) -> bool:
     """Whether the stage adds the gradient of its embedding to that of another stage."""
     ends = stage.is_first or stage.is_last
-    return bool(setup.mtp) and stage.predicts_further and ends and not lets_go(setup, layout)
+    return bool(setup.mtp) and stage.predicts_further and ends and not adds_to_buffers(setup, layout)
 
 
 def states_of_stage(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
@@ -115,18 +117,13 @@ def states_of_stage(setup: Setup, layout: Layout, stage: Stage) -> StageStates:
         is_first=stage.is_first,
         sharded=layout.is_sharded,
         converts=_converts(setup, layout),
-        let_go=lets_go(setup, layout),
+        let_go=adds_to_buffers(setup, layout),
     )
 
 
 def _converts(setup: Setup, layout: Layout) -> bool:
     """Whether fully_shard reduces gradients in another format than that of the gathered parameters."""
     return layout.is_sharded and computed_dtype(setup) != _stored(setup, layout)
-
-
-def lets_go(setup: Setup, layout: Layout) -> bool:
-    """Whether each gradient is added to a buffer in another format when it is complete, and freed."""
-    return not layout.is_sharded and setup.precision_recipe.gradients_apart
 
 
 def computed_dtype(setup: Setup) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,13 +20,15 @@ from counting.measurements.ranks.pipeline.stand_ins import before_groups, parame
 from counting.measurements.ranks.skipped import SkippedByCausality
 from counting.measurements.ranks.stand_ins import local
 from counting.measurements.ranks.step import cut_before
-from counting.measurements.work.recorder import Recorder
 from counting.ranks.pipeline import PassKind, StagePass
 from counting.step.profile import Alive, Cut
 from torch_models.layout import Layout
 from torch_models.parallel.pipeline import add_gradient_of, embedding_gradient
 from torch_models.parallel.tensor import loss_context
 from torch_models.training.stage import StageModel
+
+if TYPE_CHECKING:
+    from counting.measurements.work.recorder import Recorder
 
 OF_BATCHES: tuple[PassKind, ...] = ("forward", "backward", "input_backward", "weight_backward")
 
@@ -73,7 +75,7 @@ class StageRun:
         micro_batch: tuple[int, int],
         *,
         let_go: bool,
-        recorder: Recorder | None = None,
+        recorder: "Recorder | None" = None,
     ) -> None:
         self._module, self._stage, self._layout, self._counts, self._let_go = module, of_torch, layout, counts, let_go
         self._collectives, self._recorder = CollectiveCounter(axes), recorder

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from counting.measurements.ranks.fake_world import fake_world
+from counting.measurements.ranks.optimizer import adds_to_buffers
 from counting.measurements.ranks.pipeline.plans import plan_of_kinds
 from counting.measurements.ranks.pipeline.prepared import (
     OF_MODULES,
     ParameterGroups,
     computed_dtype,
-    lets_go,
     local_micro_batch,
     prepared_stage,
     representative,
@@ -134,7 +134,7 @@ def _recorded(
         if len(found) == len(layers):  # nothing else of such a stage has parameters
             to_run.remove("weight_backward")
             standing["weight_backward"] = PassWork(layers=tuple(found))
-    hooks = record_sums(prepared.module, recorder) if lets_go(setup, layout) else []
+    hooks = record_sums(prepared.module, recorder) if adds_to_buffers(setup, layout) else []
     runs = prepared.runs.run(plan_of_kinds(states_of_stage(setup, layout, stage), to_run))
     for hook in hooks:
         hook.remove()

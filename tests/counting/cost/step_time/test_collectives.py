@@ -21,7 +21,7 @@ from counting.cost.step_time.collectives import (
     seconds_of_message,
 )
 from counting.cost.step_time.machine import LinkSpeed, machine_of
-from counting.ranks.profile import Axis, CollectiveOp, Traffic
+from counting.ranks.profile import CollectiveOp, Traffic
 from tests.counting.cost.step_time.clusters import groups_of, made_cluster
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
@@ -29,22 +29,19 @@ from torch_models.layout import Layout
 ESTIMATE = machine_of(made_cluster(), "estimate")
 BOUND = machine_of(made_cluster(), "bound")
 
-NODE = RankGroup(ranks=8, in_node=8)
-TWO_NODES = RankGroup(ranks=16, in_node=8)
-ONE_A_NODE = RankGroup(ranks=4, in_node=1)  # of every node the same one, as fsdp beside tp = 8
+NODE = RankGroup(ranks=8, in_node=8, nodes=1)
+TWO_NODES = RankGroup(ranks=16, in_node=8, nodes=2)
+ONE_A_NODE = RankGroup(ranks=4, in_node=1, nodes=4)  # of every node the same one, as fsdp beside tp = 8
 
 GATHER = Traffic(calls=2, bytes_in=100_000_000, bytes_out=800_000_000)  # 2 calls, each of shards of 50 MB of 8 ranks
 SCATTER = Traffic(calls=2, bytes_in=800_000_000, bytes_out=100_000_000)
 REDUCE = Traffic(calls=1, bytes_in=800_000_000, bytes_out=800_000_000)
 
 
-def fewest_in_node(groups: list[list[int]], gpus_per_node: int) -> int:
-    """The ranks in the node that has the fewest of a group, of all groups."""
-    fewest = []
-    for ranks in groups:
-        nodes = [rank // gpus_per_node for rank in ranks]
-        fewest.append(min(map(nodes.count, nodes)))
-    return min(fewest)
+def over_nodes(groups: list[list[int]], gpus_per_node: int) -> tuple[int, int]:
+    """The ranks in the node that has the fewest of a group, and the nodes of the group on most of them."""
+    nodes = [[rank // gpus_per_node for rank in ranks] for ranks in groups]
+    return min(min(map(each.count, each)) for each in nodes), max(len(set(each)) for each in nodes)
 
 
 LAYOUTS = [
@@ -52,6 +49,7 @@ LAYOUTS = [
     Layout(dp=1, fsdp=32, tp=8),
     Layout(dp=2, fsdp=2, cp=2, tp=2, pp=2),
     Layout(dp=4, fsdp=8, ep=8),
+    Layout(dp=4, fsdp=8, ep=2),
     Layout(dp=4, fsdp=4, ep=16),
     Layout(dp=1, fsdp=16, cp=2, ep=4, pp=2),
     Layout(dp=1, fsdp=8),
@@ -60,6 +58,7 @@ LAYOUTS = [
     Layout(dp=2, fsdp=6, tp=2, pp=2),
     Layout(dp=5, fsdp=3, tp=3),
     Layout(dp=1, fsdp=12),
+    Layout(dp=1, fsdp=9),
     Layout(dp=1, fsdp=4, tp=6),
     Layout(dp=1),
 ]
@@ -74,11 +73,24 @@ def test_the_groups_of_all_axes_by_counting_ranks(layout: Layout, gpus_per_node:
         groups = groups_of(layout, axis)
         found = group_of_axis(layout, axis, gpus_per_node)
         assert {found.ranks} == {len(ranks) for ranks in groups}, axis
-        assert found.in_node == fewest_in_node(groups, gpus_per_node), axis
+        assert (found.in_node, found.nodes) == over_nodes(groups, gpus_per_node), axis
 
 
-def test_every_axis_has_a_group() -> None:
-    assert set(AXES) == set(get_args(Axis))
+def test_groups_that_nodes_cut_in_unequal_parts() -> None:
+    # Of 9 ranks 8 are in one node and 1 in another; of 12 there are 8 and 4.
+    assert group_of_axis(Layout(dp=1, fsdp=9), "fsdp", 8) == RankGroup(ranks=9, in_node=1, nodes=2)
+    assert group_of_axis(Layout(dp=1, fsdp=12), "fsdp", 8) == RankGroup(ranks=12, in_node=4, nodes=2)
+    # Replicas of experts are 4 ranks apart, as ep = 2 and 2 shards of experts are between them.
+    replicas = group_of_axis(Layout(dp=2, fsdp=4, ep=2), "expert_dp", 4)
+    assert replicas == RankGroup(ranks=2, in_node=1, nodes=2)
+
+
+def test_a_ring_over_unequal_parts_has_the_steps_of_both_links() -> None:
+    # Round 9 ranks 7 steps of 2 us stay in a node and 1 of 10 us leaves it, by the link of the rank that is alone:
+    # 8/9 x 90 MB / 40 GB/s = 2 ms, 24 us, a call.
+    group = RankGroup(ranks=9, in_node=1, nodes=2)
+    traffic = Traffic(calls=1, bytes_in=10_000_000, bytes_out=90_000_000)
+    assert seconds_of_collective("all_gather", traffic, group, ESTIMATE) == pytest.approx(2e-3 + 32.4e-6)
 
 
 def test_an_all_gather_in_a_node() -> None:
@@ -120,7 +132,7 @@ def test_an_all_reduce_goes_round_twice() -> None:
 
 
 def test_an_all_reduce_across_many_nodes_takes_the_tree_where_steps_count() -> None:
-    many = RankGroup(ranks=512, in_node=8)
+    many = RankGroup(ranks=512, in_node=8, nodes=64)
     small = Traffic(calls=1, bytes_in=1_000_000, bytes_out=1_000_000)
     # Ring: 2 x (511/512 x 1 MB / 300 GB/s + 448 x 2 us + 63 x 10 us) = 3058.7 us. Tree of 64 nodes:
     # 2 x (1 MB / (0.92 x 300 GB/s) + 7 x 2 us + 6 x 10 us) = 2 x (3.62319 + 74) = 155.24638 us. And 8.4 us.
@@ -159,7 +171,7 @@ def test_messages_between_stages() -> None:
 
 def test_one_rank_and_no_calls_take_no_time() -> None:
     for operation in get_args(CollectiveOp):
-        assert seconds_of_collective(operation, REDUCE, RankGroup(ranks=1, in_node=1), ESTIMATE) == 0
+        assert seconds_of_collective(operation, REDUCE, RankGroup(ranks=1, in_node=1, nodes=1), ESTIMATE) == 0
         assert seconds_of_collective(operation, Traffic(), NODE, ESTIMATE) == 0
 
 
@@ -175,7 +187,9 @@ def test_the_bound_of_a_collective_is_never_above_its_estimate(operation: Collec
     draw = random.Random(4)
     for _ in range(300):
         in_node = draw.choice([1, 2, 3, 8])
-        group = RankGroup(ranks=in_node * draw.choice([1, 2, 5, 64]), in_node=in_node)
+        nodes = draw.choice([1, 2, 5, 64])
+        further = draw.randrange(8) if nodes > 1 else 0  # ranks by which parts are unequal
+        group = RankGroup(ranks=in_node * nodes + further, in_node=in_node, nodes=nodes)
         size = draw.randrange(1, 10**9)
         traffic = Traffic(calls=draw.randint(1, 9), bytes_in=size, bytes_out=draw.choice([size, size // 2]))
         speeds = [(draw.uniform(1, 900) * 1e9, draw.uniform(0.1, 1)) for _ in range(2)]

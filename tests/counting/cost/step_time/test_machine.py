@@ -183,9 +183,11 @@ def test_no_rate_of_an_estimate_exceeds_the_bounds() -> None:
 
 
 def test_a_kernel_of_attention_without_rates_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"FlashAttention-9.*on made: choose from FlashAttention-2, cuDNN"):
+    with pytest.raises(ArgumentError, match=r"FlashAttention-9.*rates of made: choose from FlashAttention-2, cuDNN"):
         machine_of(made_cluster(), "bound", attention_kernel="FlashAttention-9")
     assert machine_of(made_cluster(), "bound", attention_kernel="cuDNN").attention_kernel == "cuDNN"
+    with pytest.raises(ArgumentError, match="rates of made: leave it out"):
+        machine_of(made_cluster(attention=()), "bound", attention_kernel="cuDNN")
 
 
 @pytest.mark.parametrize("gpu", [gpu for gpu in load_gpus() if gpu.rates is not None], ids=lambda gpu: gpu.name)

@@ -17,7 +17,7 @@ from counting.cost.step_time.products import (
     with_fp8_products,
 )
 from counting.work import Op
-from tests.counting.cost.step_time.clusters import made_cluster
+from tests.counting.cost.step_time.clusters import RATES, made_cluster
 from torch_models.errors import UserError
 
 ESTIMATE = machine_of(made_cluster(), "estimate")
@@ -197,6 +197,23 @@ def test_attention_by_kernel_head_size_length_and_direction(op: Op, tflop_per_s:
     assert attention_rate(op, ESTIMATE) == pytest.approx(tflop_per_s * 1e12)
     assert seconds_of_op(op, ESTIMATE) == pytest.approx(op.computed_flops / (tflop_per_s * 1e12))
     assert seconds_of_op(op, BOUND) == pytest.approx(op.computed_flops / 800e12)
+
+
+@pytest.mark.parametrize(
+    ("key_size", "value_size", "tflop_per_s"),
+    [
+        (192, 128, 300),  # the mean, 160, is nearest to 128; 192 alone is to 256
+        (256, 128, 450),  # 192 is nearest to 256; 128 alone is measured
+    ],
+)
+def test_the_head_sizes_of_latent_attention_count_by_their_mean(
+    key_size: int, value_size: int, tflop_per_s: float
+) -> None:
+    of_128 = next(row for row in RATES.attention if row.head_size == 128)
+    of_256 = msgspec.structs.replace(of_128, head_size=256, forward_tflop_per_s=450)
+    machine = machine_of(made_cluster(attention=(of_128, of_256)), "estimate")
+    found = attention_rate(attention(2048, key_size=key_size, value_size=value_size), machine)
+    assert found == pytest.approx(tflop_per_s * 1e12)
 
 
 def test_the_kernel_of_attention_can_be_set() -> None:

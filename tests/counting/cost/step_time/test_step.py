@@ -10,7 +10,9 @@ from msgspec import structs
 
 from counting.cost.cluster import Calibration, Cluster
 from counting.cost.rates import Link, ProductRates
+from counting.cost.step_time import step as of_steps
 from counting.cost.step_time import step_time
+from counting.cost.step_time.band import Errors
 from counting.ranks.profile import Traffic
 from counting.step.time import StepTime
 from counting.work import StepWork
@@ -64,6 +66,24 @@ def test_a_step_of_two_layers_by_hand() -> None:
     assert time.tokens_per_second_per_gpu == pytest.approx(1000 / 45, rel=1e-5)
     assert time.mfu == pytest.approx(6 / 45 / 4, rel=1e-5)
     assert time.hfu == pytest.approx(10 / 45 / 4, rel=1e-5)
+
+
+def test_a_rank_is_compared_with_the_peak_of_its_device() -> None:
+    """On a board of two devices, each with half of its rates, all takes twice as long, of half of the peak."""
+    one = infinite_links()
+    board = structs.replace(one, gpu=structs.replace(one.gpu, devices=2, driver_memory_bytes=2**35))
+    on_one, on_board = time_of(sharded_step(), on=one), time_of(sharded_step(), on=board)
+    assert on_board.seconds == pytest.approx(2 * on_one.seconds, rel=1e-4)
+    assert on_board.bound_seconds == pytest.approx(2 * on_one.bound_seconds, rel=1e-4)
+    for field in ("mfu", "hfu", "bound_mfu"):
+        assert getattr(on_board, field) == pytest.approx(getattr(on_one, field), rel=1e-4)
+
+
+def test_the_band_of_an_estimate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates were 20 % below to 25 % above what was measured: 45 s are 45 / 1.25 = 36 to 45 / 0.8 = 56.25."""
+    monkeypatch.setattr(of_steps, "errors_of", lambda _: Errors(low=-0.2, high=0.25, rows=9))
+    time = time_of(sharded_step(), on=unhindered())
+    assert (time.low_seconds, time.high_seconds) == pytest.approx((36, 56.25), rel=1e-5)
 
 
 def test_its_bound_by_hand() -> None:

@@ -58,6 +58,16 @@ def test_exchanges_of_experts_run_in_place_or_beside() -> None:
     assert plain.in_place[0].seconds == pytest.approx(3 / 4, abs=1e-4)  # of 1 GB at 1 GB/s, for the three others
 
 
+def test_ring_attention_passes_whole_buffers_on() -> None:
+    """Two calls pass 1 GB of gradients each on to the next rank, by a link of 1 GB/s: 2 s."""
+    layout = Layout(num_gpus=4, dp=1, cp=4)
+    of_ring = {"backward all_to_all cp": Traffic(calls=2, bytes_in=2 * GIGA, bytes_out=2 * GIGA)}
+    (found,) = timer(layout).stretch(StretchWork(traffic=of_ring)).in_place
+    assert (found.axis, found.seconds) == ("cp", pytest.approx(2 + 2 * CALL, rel=1e-12))
+    bound = StretchTimer(SETUP, layout, cluster(), "bound").stretch(StretchWork(traffic=of_ring))
+    assert all(each.seconds <= found.seconds / 2 for each in bound.in_place)
+
+
 def test_messages_are_beside_the_passes_but_those_of_an_exchange() -> None:
     work = StretchWork(traffic=one("send", "pp", "backward") | one("receive", "pp", "backward"))
     assert timer().stretch(work) == TimedStretch()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from counting.cost.cluster import Calibration, Cluster
 from counting.cost.step_time import chrome_trace
 from counting.cost.step_time import trace as of_traces
 from counting.work import StepWork
@@ -17,9 +18,9 @@ ROUND_CLUSTER = cluster(structs.replace(ROUND, beside_collectives_share=1.0))
 CALL = 8.4e-6
 
 
-def trace_of(work: StepWork, layout: Layout) -> list[dict[str, Any]]:
+def trace_of(work: StepWork, layout: Layout, on: Cluster = ROUND_CLUSTER) -> list[dict[str, Any]]:
     setup = structs.replace(SETUP, micro_batches=work.micro_batches)
-    document = json.loads(chrome_trace(work, setup, layout, ROUND_CLUSTER))
+    document = json.loads(chrome_trace(work, setup, layout, on))
     assert set(document) == {"traceEvents", "displayTimeUnit"}
     events: list[dict[str, Any]] = document["traceEvents"]
     return events
@@ -61,6 +62,14 @@ def test_a_sharded_step_shows_its_timeline() -> None:
     ]
     assert gathers[1] == pytest.approx((2, 3), **late)
     assert len(gathers) == 10
+
+
+@pytest.mark.parametrize(("scale", "seconds"), [(1.2, 54), (0.1, 16.5)])
+def test_a_calibrated_trace_is_as_long_as_the_step(scale: float, seconds: float) -> None:
+    """45 s x 1.2; and, as a tenth of them is below the bound of 16.5 s, no less than that."""
+    calibrated = structs.replace(ROUND_CLUSTER, calibration=Calibration(scale=scale, low=0.9, high=1.1, rows=3))
+    events = complete(trace_of(sharded_step(), Layout(num_gpus=2, dp=1, fsdp=2), calibrated))
+    assert max(event["ts"] + event["dur"] for event in events) == pytest.approx(seconds * 1e6, rel=1e-5)
 
 
 def test_events_of_a_row_do_not_overlap() -> None:
