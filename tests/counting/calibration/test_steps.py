@@ -17,6 +17,8 @@ from torch_models import read_spec
 from torch_models.errors import UserError
 from torch_models.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("equal_steps_once")
+
 SPEC = read_spec(LLAMA)
 CLUSTER = Cluster(gpu=find_gpu("H100"))
 SETUPS = [Setup(sequence_length=32), Setup(sequence_length=32, micro_batches=2), Setup(sequence_length=64)]

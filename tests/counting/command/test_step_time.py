@@ -16,6 +16,8 @@ from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA, MISTRAL
 from torch_models.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("equal_steps_once")
+
 LINK = {"gb_per_s": 450, "latency_seconds": 3e-6}
 OWN_GPU = {
     "name": "Ours",

@@ -16,6 +16,8 @@ from model_training_cost_analysis import main
 from tests.counting.calibration.found_machines import NODE, found_machine
 from tests.shrunken import LLAMA
 
+pytestmark = pytest.mark.usefixtures("equal_steps_once")
+
 FACTORS = (1.1, 1.2, 1.3)
 OUTPUT = "--output cluster.json"
 ONE_OF_TWO = (
@@ -30,7 +32,7 @@ def rows(folder: Path) -> Path:
     (folder / "tiny").write_text(json.dumps(LLAMA))
     lines = [",".join(COLUMNS)]
     for length, factor in zip((16, 32, 64), FACTORS, strict=True):
-        times = analyze(LLAMA, Setup(sequence_length=length), cluster=Cluster(gpu=find_gpu("H100"))).step_time
+        times = analyze("tiny", Setup(sequence_length=length), cluster=Cluster(gpu=find_gpu("H100"))).step_time
         assert times is not None
         lines.append(f"tiny,{length},H100,1,,1,1,none,eager,{factor * times[0].seconds!r}")
     (folder / "rows.csv").write_text("\n".join(lines) + "\n")
@@ -70,7 +72,7 @@ def test_measured_steps_become_a_scale_in_a_clusters_file(
     assert cluster.calibration.scale == pytest.approx(scale)
     assert main(["--json", "--model_config", "tiny", "--seq_len", "32", "--cluster", "cluster.json"]) == 0
     (time,) = json.loads(capsys.readouterr().out)["analyses"][0]["step_time"]
-    (estimate,) = analyze(LLAMA, Setup(sequence_length=32), cluster=Cluster(gpu=find_gpu("H100"))).step_time or ()
+    (estimate,) = analyze("tiny", Setup(sequence_length=32), cluster=Cluster(gpu=find_gpu("H100"))).step_time or ()
     assert time["basis"] == "calibrated"
     assert time["seconds"] == pytest.approx(scale * estimate.seconds)
 
