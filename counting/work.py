@@ -48,8 +48,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 class StretchWork(msgspec.Struct, frozen=True, kw_only=True):
     """What runs between two moments: ops on the device, and the collectives that are called there.
 
-    `fused_ops` are the ops as compiled layers run them, whatever the setup says: of equal FLOPs, and with no more
-    bytes. The bound of a step takes them. None: they are `ops`.
+    `fused_ops` are the ops as compiled code runs them, in layers and outside, whatever the setup says: of equal FLOPs,
+    and with no more bytes. The bound of a step takes them. None: they are `ops`.
     """
 
     ops: tuple[Op, ...] = ()

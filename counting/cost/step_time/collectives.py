@@ -1,13 +1,13 @@
 """The seconds of collectives on the links that their groups cross.
 
 An estimate is that of rings, as NCCL runs them: each of n ranks passes on (n - 1) / n of the bytes, in n - 1 steps. A
-bound is what no algorithm beats: what a GPU, or all GPUs of a node together, must receive at the printed speeds.
+bound is what no algorithm beats: what a GPU, or all GPUs of a node together, must receive or send at printed speeds.
 """
 
 from collections import Counter
 from functools import lru_cache
 from math import ceil, lcm, log2
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -101,8 +101,6 @@ def seconds_of_collective(operation: CollectiveOp, traffic: Traffic, group: Rank
     """
     if group.ranks == 1 or not traffic.calls or operation == "receive":
         return 0.0
-    if machine.style == "bound":
-        return _least_seconds(operation, traffic, group, machine)
     if operation == "all_reduce" and group.nodes > 1:
         ring = _ring_seconds(traffic.bytes_in, 2, traffic.calls, group, machine)
         return min(ring, _tree_seconds(traffic.bytes_in, traffic.calls, group, machine))
@@ -167,26 +165,79 @@ def _exchange_seconds(size: int, group: RankGroup, machine: Machine) -> float:
     return max(parts[field] / ranks * size / _link(machine, field).bytes_per_s for field in group.links)
 
 
-def _least_seconds(operation: CollectiveOp, traffic: Traffic, group: RankGroup, machine: Machine) -> float:
-    """What no algorithm beats, without latency.
+class LeastBytes(NamedTuple):
+    """What no algorithm moves less than, in bytes a rank: on all its links together, and on that to the network.
 
-    - A rank receives at least (n - 1) / n of what it gathers, and so much is sent to scatter; the sum of all others is
-      as large as what it reduces. All its links together carry that.
-    - The ranks of a node receive together (n - k) / n of it by the network, k being their number; each part once.
+    A link carries both directions at once, each at its full speed.
+    """
+
+    received: float = 0.0
+    sent: float = 0.0
+    from_network: float = 0.0
+    to_network: float = 0.0
+
+    def plus(self, other: "LeastBytes", times: int = 1) -> "LeastBytes":
+        """The sum, with `times` of `other`."""
+        return LeastBytes(*(own + times * more for own, more in zip(self, other, strict=True)))
+
+
+def least_bytes(
+    operation: CollectiveOp, traffic: Traffic, layout: Layout, axis: Axis, gpus_per_node: int
+) -> LeastBytes:
+    """What all calls of `traffic` move at least, on the mean of all ranks.
+
+    - A rank receives (n - 1) / n of what it gathers, and sends so much to scatter. Of what it reduces, it sends its own
+      and receives the sum of all others, each as large as the result.
+    - Of m nodes that share a group, each receives by the network what it has not, once: m - 1 times the whole. The sum
+      of all others goes to each of them, and its own leaves it.
+    - Torch's ring attention sends all to the next rank, with an all-to-all (`_AllToAllRotater` in
+      torch/distributed/tensor/experimental): one rank of each node to the next one.
     - Experts need not exchange anything: routing may keep tokens in their rank, and a token that several experts of a
       rank or a node want need not be sent to each.
+    - Of what stages send each other, some may stay in a node.
     """
-    ranks, in_node = group.ranks, group.in_node
-    if operation == "all_to_all":
-        return 0.0
+    ranks, stride = _ranks_and_stride(layout, axis)
     size = max(traffic.bytes_in, traffic.bytes_out)
+    if ranks == 1 or operation == "receive" or (operation == "all_to_all" and axis != "cp"):
+        return LeastBytes()
     if operation == "send":
-        return size / _link(machine, link_of(group)).bytes_per_s
-    own, of_node = (1.0, 1.0) if operation == "all_reduce" else ((ranks - 1) / ranks, (ranks - in_node) / ranks)
-    least = own * size / sum(_link(machine, field).bytes_per_s for field in group.links)
-    if "network_link" in group.links:
-        least = max(least, of_node * size / (in_node * _link(machine, "network_link").bytes_per_s))
-    return least
+        return LeastBytes(sent=size)
+    nodes = _mean_nodes(ranks, stride, layout.ranks, gpus_per_node)
+    if operation in ("all_reduce", "all_to_all"):
+        # A group in one node needs no network. If there is such a one, no other is on more than two.
+        of_nodes = min(nodes, 2 * (nodes - 1)) / ranks * size
+        return LeastBytes(size, size, of_nodes, of_nodes)
+    own, of_nodes = (ranks - 1) / ranks * size, (nodes - 1) / ranks * size
+    if operation == "all_gather":
+        return LeastBytes(received=own, from_network=of_nodes)
+    return LeastBytes(sent=own, to_network=of_nodes)
+
+
+@lru_cache(maxsize=256)
+def _mean_nodes(ranks: int, stride: int, all_ranks: int, gpus_per_node: int) -> float:
+    """Nodes that a group of `ranks` is spread over, on the mean of all groups of `all_ranks`."""
+    block = ranks * stride
+    if all_ranks <= gpus_per_node or gpus_per_node % block == 0:
+        return 1
+    if stride >= gpus_per_node:
+        return ranks
+    if block % gpus_per_node == 0 and gpus_per_node % stride == 0:
+        return block // gpus_per_node
+    parts = {(rank // block, rank % stride, rank // gpus_per_node) for rank in range(all_ranks)}
+    return len(parts) * ranks / all_ranks
+
+
+def least_seconds(moved: LeastBytes, link: LinkField, machine: Machine) -> float:
+    """Seconds that no run moves these bytes in, of groups whose slowest link is `link`."""
+    node = machine.node_link
+    of_all = max(moved.received, moved.sent)
+    if not of_all:
+        return 0.0
+    if link == "node_link":
+        return of_all / _link(machine, link).bytes_per_s
+    to_network = _link(machine, link).bytes_per_s
+    both = to_network + (0.0 if node is None else node.bytes_per_s)
+    return max(of_all / both, max(moved.from_network, moved.to_network) / to_network)
 
 
 def _latency(field: LinkField, group: RankGroup, machine: Machine) -> float:

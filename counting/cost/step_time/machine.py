@@ -127,7 +127,10 @@ def _check_kernel(kernel: str | None, rates: GpuRates, rates_of: str) -> None:
 
 
 def _best_products(gpu: Gpu, rates: GpuRates, limit: float | None) -> dict[NumberFormat, float]:
-    """FLOP/s of the best products of one device. Where a format's are unknown, those of 16 bits, which are faster."""
+    """FLOP/s of the best products of one device.
+
+    Of fp32 they are at least those of 16 bits: a run may allow TF32, which is slower than these, and has no rates here.
+    """
 
     def rate(products: ProductRates) -> float:
         best = products.best_tflop_per_s * power_factor(limit, gpu.power_watts, products.best_power_exponent)
@@ -137,7 +140,7 @@ def _best_products(gpu: Gpu, rates: GpuRates, limit: float | None) -> dict[Numbe
         return max(best, sustained * kept) * 1e12 / gpu.devices
 
     found: dict[NumberFormat, float] = {"16-bit": rate(rates.bf16)}
-    found["fp32"] = rate(rates.fp32) if rates.fp32 is not None else found["16-bit"]
+    found["fp32"] = found["16-bit"] if rates.fp32 is None else max(rate(rates.fp32), found["16-bit"])
     if rates.fp8 is not None:
         found["fp8"] = rate(rates.fp8)
     return found

@@ -8,7 +8,7 @@ from counting.cost.cluster import Calibration, Cluster
 from counting.cost.step_time.band import ModelClass, band_of, errors_of
 from counting.cost.step_time.machine import Machine
 from counting.cost.step_time.stretches import StretchTimer, has_experts
-from counting.cost.step_time.whole_step import bound_of_step, lay_out_step
+from counting.cost.step_time.whole_step import ROUNDING, bound_of_step, lay_out_step
 from counting.setup import Setup
 from counting.step.time import AtRateOfProducts, StepTime, TimeBreakdown
 from counting.work import StepWork
@@ -40,8 +40,10 @@ def step_time(
     """
     timer = StretchTimer(setup, layout, cluster, "estimate")
     bound = bound_of_step(work, StretchTimer(setup, layout, cluster, "bound"))
-    estimated = lay_out_step(work, timer).busiest.breakdown
-    # The bound is below it by its rules; the two may differ by rounding where all rates are the same.
+    whole = lay_out_step(work, timer)
+    estimated = whole.busiest.breakdown
+    # By its rules; the two may differ by rounding where all rates are the same.
+    assert bound <= whole.seconds * (1 + ROUNDING), "the bound is never above the estimate"
     bound = min(bound, estimated.total)
     calibration = cluster.calibration
     mixture = has_experts(work)

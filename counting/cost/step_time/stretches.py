@@ -1,12 +1,15 @@
 """The seconds of each stretch of a step's work on one machine, and what of it may run beside something else."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from counting.cost.cluster import Cluster
 from counting.cost.step_time.collectives import (
+    LeastBytes,
+    LinkField,
     check_links,
     group_of_axis,
+    least_bytes,
     link_of,
     seconds_of_collective,
     seconds_of_message,
@@ -58,8 +61,8 @@ class StretchTimer:
 
         What any other sends to other stages is left out: messages are beside the passes.
 
-        Where the machine is that of the bound, its ops are the fused ones. Raises ArgumentError for a link of unknown
-        speed that a collective needs.
+        Where the machine is that of the bound, its ops are the fused ones, and its collectives are in `least_traffic`.
+        Raises ArgumentError for a link of unknown speed that a collective needs.
         """
         key = id(work), in_layer, exchanges
         known = self._known.get(key)
@@ -74,7 +77,7 @@ class StretchTimer:
             ops = with_fp8_products(ops, is_bound=bound)
         seconds = seconds_of_ops(ops, self.machine)
         found: dict[str, list[OnLink]] = defaultdict(list)
-        for key, traffic in work.traffic.items():
+        for key, traffic in ({} if bound else work.traffic).items():
             phase, operation, axis = collective_of(key)
             if axis == "pp":
                 if exchanges and operation == "send":
@@ -98,6 +101,21 @@ class StretchTimer:
             memory=seconds.memory + seconds.launches,
             **{name: tuple(each) for name, each in found.items()},
         )
+
+    def least_traffic(self, work: StretchWork, *, exchanges: bool = False) -> dict[LinkField, LeastBytes]:
+        """What the collectives of a stretch move at least, by the slowest link that their groups cross.
+
+        Messages to other stages are beside the passes, but those of a stretch that exchanges gradients.
+        """
+        found: dict[LinkField, LeastBytes] = {}
+        for key, traffic in work.traffic.items():
+            _, operation, axis = collective_of(key)
+            if axis != "pp" or exchanges:
+                layout, size = self._spread(key), self.machine.gpus_per_node
+                link = link_of(group_of_axis(layout, axis, size))
+                moved = least_bytes(operation, traffic, layout, axis, size)
+                found[link] = found.get(link, LeastBytes()).plus(moved)
+        return found
 
     def passes(self, stage: StageWork, work: PassWork, *, exchanges: bool = False) -> list[tuple[TimedStretch, int]]:
         """The stretches of a pass through a stage in the order of execution, each with how often it runs in a row."""
@@ -133,12 +151,3 @@ def has_experts(work: StepWork) -> bool:
         for stretch in (each.before, *each.layers, each.after)
         for op in stretch.ops
     )
-
-
-def seconds_on_links(stretches: Sequence[tuple[TimedStretch, int]]) -> dict[str, float]:
-    """For how many seconds the collectives of a pass occupy each link."""
-    found: dict[str, float] = {}
-    for stretch, count in stretches:
-        for each in stretch.collectives:
-            found[each.link] = found.get(each.link, 0.0) + each.seconds * count
-    return found

@@ -2,17 +2,21 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from counting.cost.step_time.collectives import LeastBytes, LinkField, least_seconds
 from counting.cost.step_time.pipeline import RankTime, Stages, TimedPass, lay_out_ranks
 from counting.cost.step_time.streams import PassTime, TimedStretch, lay_out_pass
-from counting.cost.step_time.stretches import StretchTimer, seconds_on_links
+from counting.cost.step_time.stretches import StretchTimer
 from counting.ranks.profile import Axis
 from counting.step.time import TimeBreakdown
 from counting.work import OrderedPass, PassWork, StageWork, StepWork
 
 ROUNDING = 1e-9  # relative: what is left of a step that has no bubble
 AND = " + "  # between the keys of two passes that are one chain
+
+_Place = Literal["pass", "beside"]
+_Traffic = dict[tuple[_Place, LinkField], LeastBytes]
 
 
 class RankStep(NamedTuple):
@@ -74,10 +78,10 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
 
     All collectives are hidden: the longest of three. The passes in their order by their ops alone, from the first pass
     of the first stage to the end of its rank's update, if the order has all micro-batches; the ops of the rank with
-    most of them; and the collectives on the busiest link.
+    most of them; and what a rank's links must carry in each direction, of groups within nodes and of those across.
     """
     timetable: dict[tuple[int, str], TimedPass] = {}
-    links: dict[tuple[int, str], dict[str, float]] = {}
+    traffic: dict[tuple[int, str], _Traffic] = {}
     orders = [chained(rank.order, pipeline=len(work.ranks) > 1) for rank in work.ranks]
     for rank, order in zip(work.ranks, orders, strict=True):
         stages = {stage.stage: stage for stage in rank.stages}
@@ -86,7 +90,7 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
                 stretches = _stretches(stages[one.stage], one, timer)
                 seconds = sum(stretch.compute * count for stretch, count in stretches)
                 timetable[one.stage, one.key] = TimedPass(PassTime(seconds=seconds, products=seconds))
-                links[one.stage, one.key] = seconds_on_links(stretches)
+                traffic[one.stage, one.key] = _least_traffic(stages[one.stage], one, timer)
     stages_without_messages = _stages(work, timer)._replace(message_seconds={})
     passes = lay_out_ranks(orders, timetable, stages_without_messages, 1.0)
     updates = [timer.stretch(rank.optimizer) for rank in work.ranks]
@@ -94,14 +98,30 @@ def bound_of_step(work: StepWork, timer: StretchTimer) -> float:
     added = [_middle(order, timetable, number).seconds if further else 0.0 for order in orders]
     # What further micro-batches add to the first rank's end is not known exactly: the other two are enough then.
     longest = [] if further else [passes[0].end + updates[0].compute]
-    for order, of_rank, update, more in zip(orders, passes, updates, added, strict=True):
+    for rank, order, of_rank, update, more in zip(work.ranks, orders, passes, updates, added, strict=True):
         longest.append(of_rank.busy + update.compute + more * further)
-        on_link: dict[str, float] = defaultdict(float, seconds_on_links([(update, 1)]))
-        for (stage, key), times in _counts(order, number, further).items():
-            for link, seconds in links[stage, key].items():
-                on_link[link] += seconds * times
-        longest += on_link.values()
+        total: _Traffic = {("pass", link): moved for link, moved in timer.least_traffic(rank.optimizer).items()}
+        for place, times in _counts(order, number, further).items():
+            for key, moved in traffic[place].items():
+                total[key] = total.get(key, LeastBytes()).plus(moved, times)
+        longest += [least_seconds(moved, link, timer.machine) for (_, link), moved in total.items()]
     return max(longest)
+
+
+def _least_traffic(stage: StageWork, one: OrderedPass, timer: StretchTimer) -> _Traffic:
+    """What a pass must move, by the slowest link of the groups; gathers that run beside other passes are apart.
+
+    Each part alone is a bound, and no longer than in the estimate, where all parts may be under way at once.
+    """
+    place: _Place = "beside" if one.kind == "unshard" else "pass"
+    found: _Traffic = {}
+    for key in one.key.split(AND):
+        work = stage.passes[key]
+        layers = [(work.layers[index], count) for index, count in stage.runs]
+        for stretch, count in [(work.before, 1), *layers, (work.after, 1)]:
+            for link, moved in timer.least_traffic(stretch, exchanges=one.kind == "exchange").items():
+                found[place, link] = found.get((place, link), LeastBytes()).plus(moved, count)
+    return found
 
 
 def chained(order: Sequence[OrderedPass], *, pipeline: bool) -> tuple[OrderedPass, ...]:

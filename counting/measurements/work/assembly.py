@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from counting.measurements.work.fused import summarise_compiled
+from counting.measurements.work.fused import OUTSIDE, summarise_compiled
 from counting.measurements.work.records import RawStretch, summarise
 from counting.ranks.pipeline import PassKind
 from counting.ranks.profile import Traffics
@@ -22,17 +22,14 @@ def works_of(
 ) -> list[StretchWork]:
     """The work of all recorded stretches, in the order of execution; `layers` are the numbers of decoder layers.
 
-    Those alone are compiled. Embedding, head and loss, whose number is None, run op by op, as in torchtitan.
+    Those alone are compiled where the execution is. Embedding, head and loss, whose number is None, run op by op then,
+    as in torchtitan; but a run may compile them too, by themselves.
     """
     found = []
-    fused = summarise_compiled(stretches, layers)
+    fused = summarise_compiled(stretches, [OUTSIDE if layer is None else layer for layer in layers])
     for stretch, traffic, layer, of_compiled in zip(stretches, traffics, layers, fused, strict=True):
-        ops = summarise(stretch)
-        if layer is None:
-            found.append(StretchWork(ops=ops, traffic=traffic))
-        else:
-            run = of_compiled if execution == "compiled" else ops
-            found.append(StretchWork(ops=run, fused_ops=of_compiled, traffic=traffic))
+        run = of_compiled if execution == "compiled" and layer is not None else summarise(stretch)
+        found.append(StretchWork(ops=run, fused_ops=of_compiled, traffic=traffic))
     return found
 
 

@@ -6,7 +6,8 @@ generated code, and a tensor that they make is in memory only
 - if one of the former reads it, or an op outside the layer, or nothing that was run: it is a result of the layer;
 - if it changes a tensor in place that was there before;
 - if it is a sum of many numbers, and other ops than those that follow it at once read it;
-- if the backward pass reads it, and something that it was made of is not kept.
+- if the backward pass reads it, and something that it was made of is not kept. Outside of decoder layers all may be:
+  the loss keeps logits in 16 bits instead of their logarithms in 32.
 
 Else it is computed again where it is read, from tensors in memory. Tensors that are made of the same tensor, or one of
 the other, are one kernel, if all that they are made of is there at the place of the first. So are the sums over rows
@@ -33,6 +34,7 @@ NOT_GENERATED = frozenset(
         *("index_add", "index_put", "scatter", "scatter_add", "scatter_reduce"),
     }
 )
+OUTSIDE = -1  # in place of the number of a layer: embedding, head and loss
 SUM = 4  # a result with at most 1 / SUM of the bytes of what it is made of is a sum
 
 
@@ -57,7 +59,7 @@ class _Source(NamedTuple):
 class _Read(NamedTuple):
     place: int
     stretch: int
-    layer: int | None
+    layer: int
     run: int  # ops that follow each other without a kernel between them
     generated: bool
 
@@ -102,7 +104,7 @@ class _Value:
         last = max(read.place for read in self.readers)
         if any(source.value and (source.value.overwritten or last) < last for source in self.sources):
             return True
-        is_kept = all(source.touch.serial in alive_after for source in self.sources)
+        is_kept = self.at.layer == OUTSIDE or all(source.touch.serial in alive_after for source in self.sources)
         return not is_kept and any(read.stretch != self.at.stretch for read in self.readers)
 
 
@@ -141,20 +143,17 @@ class _Kernel:
         )
 
 
-def summarise_compiled(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> list[tuple[Op, ...]]:
-    """The ops of each stretch of a step, where decoder layers are compiled, each by itself.
+def summarise_compiled(stretches: Sequence[RawStretch], layers: Sequence[int]) -> list[tuple[Op, ...]]:
+    """The ops of each stretch of a step, where layers are compiled, each by itself.
 
-    `stretches` are in the order of execution, each with the number of its decoder layer; those with None run op by op.
-    A layer never has more bytes than without a compiler.
+    `stretches` are in the order of execution, each with the number of its layer; what is outside of the decoder layers
+    is one more. A stretch never has more bytes than without a compiler.
     """
     values = _values(stretches, layers)
     for stretch, made in zip(stretches, values, strict=True):
         for value in made:
             value.decide(stretch.alive_after)
-    return [
-        summarise(stretch) if layer is None else _of_layer(stretch, made)
-        for stretch, layer, made in zip(stretches, layers, values, strict=True)
-    ]
+    return [_of_layer(stretch, made) for stretch, made in zip(stretches, values, strict=True)]
 
 
 def _of_layer(stretch: RawStretch, made: Sequence[_Value]) -> tuple[Op, ...]:
@@ -179,7 +178,7 @@ def _is_generated(raw: RawOp) -> bool:
     return raw.kind == "memory" and raw.name.rstrip("_") not in NOT_GENERATED and not raw.name.startswith("_foreach")
 
 
-def _values(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> list[list[_Value]]:
+def _values(stretches: Sequence[RawStretch], layers: Sequence[int]) -> list[list[_Value]]:
     """What the ops of each stretch write, in order, with all that reads it."""
     storages = _Storages()
     place = run = 0
@@ -188,7 +187,7 @@ def _values(stretches: Sequence[RawStretch], layers: Sequence[int | None]) -> li
         made: list[_Value] = []
         run += 1
         for raw in stretch.ops:
-            generated = layer is not None and _is_generated(raw)
+            generated = _is_generated(raw)
             place, run = place + 1, run + (not generated)
             at = _Read(place, index, layer, run, generated)
             sources = [storages.read(touch, at) for touch in raw.reads]

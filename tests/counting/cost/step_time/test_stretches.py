@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from counting.cost.step_time.collectives import LeastBytes
 from counting.cost.step_time.streams import OnLink, TimedStretch
-from counting.cost.step_time.stretches import StretchTimer, has_experts, seconds_on_links
+from counting.cost.step_time.stretches import StretchTimer, has_experts
 from counting.ranks.profile import Traffic
 from counting.work import Op, PassWork, StageWork, StretchWork
 from tests.counting.cost.hand_made import GIGA, SETUP, cluster, copies, pipeline_step, products, sharded_step
@@ -88,13 +89,20 @@ def test_descending_passes_run_their_layers_in_reverse() -> None:
         assert [(stretch.compute, count) for stretch, count in found] == expected
 
 
-def test_seconds_on_links_are_those_of_all_layers() -> None:
-    stretch = TimedStretch(
-        in_place=(OnLink("tp", "node_link", 2),),
-        gathers=(OnLink("fsdp", "network_link", 1),),
-        reductions=(OnLink("fsdp", "network_link", 4),),
+def test_what_a_stretch_moves_at_least_is_summed_by_link() -> None:
+    """1 GB each: 3/4 over the 4 ranks of fsdp and cp in a node; over dp, of 4 nodes with a rank each, all of it."""
+    work = StretchWork(
+        traffic=one("all_gather", "fsdp")
+        | one("reduce_scatter", "fsdp", "backward")
+        | one("all_reduce", "dp", "backward")
+        | one("send", "pp", "backward")
     )
-    assert seconds_on_links([(stretch, 3), (stretch, 1)]) == {"node_link": 8, "network_link": 20}
+    bound = StretchTimer(SETUP, LAYOUT, cluster(), "bound")
+    in_node, across = LeastBytes(received=0.75 * GIGA, sent=0.75 * GIGA), LeastBytes(GIGA, GIGA, GIGA, GIGA)
+    assert bound.least_traffic(work) == {"node_link": in_node, "network_link": across}
+    exchanged = bound.least_traffic(work, exchanges=True)
+    assert exchanged == {"node_link": in_node, "network_link": across._replace(sent=2 * GIGA)}
+    assert not bound.stretch(work).collectives
 
 
 def test_a_mixture_is_known_by_its_grouped_products() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from counting.measurements.work.fused import summarise_compiled
-from counting.measurements.work.records import RawKind, RawOp, RawStretch, Touch
+from counting.measurements.work.records import RawKind, RawOp, RawStretch, Touch, summarise
 from counting.work import Op
 
 F = 1000
@@ -70,7 +70,7 @@ def test_golden_gate_and_up() -> None:
         [("generated", 2 * F, F)],
         [("generated", 3 * F, 2 * F)],
     ]
-    plain = summarise_compiled([RawStretch(SWIGLU, kept), RawStretch(backward, kept)], [None, None])
+    plain = summarise(RawStretch(SWIGLU, kept)), summarise(RawStretch(backward, kept))
     assert kernels(plain[0]) == [("silu", F, F), ("mul", 2 * F, F)]
     assert sum(read + written for _, read, written in kernels(plain[1])) == 3 * 3 * F
 
@@ -133,13 +133,37 @@ def test_gradients_that_are_there_are_added_to_in_memory() -> None:
     total, gradient = tensor(70), tensor(71)
     before = RawStretch([], {70})
     ops = RawStretch([product([X], [gradient]), memory("add_", [total, gradient], [total])], {70})
-    assert kernels(summarise_compiled([before, ops], [None, 0])[1]) == [("generated", 2 * F, F)]
+    assert kernels(summarise_compiled([before, ops], [-1, 0])[1]) == [("generated", 2 * F, F)]
 
 
 def test_a_change_in_place_of_what_the_layer_made_is_not_in_memory() -> None:
     """silu(gate), multiplied in place: nothing but the last state is read by a product."""
     ops = [memory("silu", [GATE], [S]), memory("mul_", [S, UP], [S]), product([S], [OUT])]
     assert layer((ops, {5})) == [[("generated", 2 * F, F)]]
+
+
+def test_what_is_overwritten_before_it_is_read_is_not_in_memory() -> None:
+    """Zeros that a copy takes the place of, though their storage is there afterwards."""
+    ops = [memory("zeros_like", [], [S]), memory("copy_", [X], [S]), product([S], [OUT])]
+    assert layer((ops, {3, 5})) == [[("generated", F, F)]]
+
+
+def test_what_is_made_of_an_overwritten_tensor_is_in_memory() -> None:
+    """silu(gate) is read after gate has changed, so it cannot be computed again from it.
+
+    One kernel reads gate and up, and writes silu(gate) and the new gate, which a product reads; one reads silu(gate)
+    and the product.
+    """
+    multiplied = tensor(97)
+    ops = [
+        product([X], [GATE]),
+        memory("silu", [GATE], [S]),
+        memory("mul_", [GATE, UP], [GATE]),
+        product([GATE], [multiplied]),
+        memory("mul", [S, multiplied], [H]),
+        product([H], [OUT]),
+    ]
+    assert layer((ops, {5})) == [[("generated", 2 * F, 2 * F), ("generated", 2 * F, F)]]
 
 
 def test_parts_of_a_tensor() -> None:

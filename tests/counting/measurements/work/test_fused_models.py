@@ -57,6 +57,37 @@ def test_execution_says_which_ops_run(axes: dict[str, Any]) -> None:
     assert of_eager == of_compiled
 
 
+LOGITS, TARGETS = 32 * 96 * 2, 32 * 8  # bytes of 32 positions: 96 words in 16 bits; an index
+
+
+def generated(stretch: StretchWork) -> list[tuple[int, int]]:
+    """Bytes read and written of fused ops; products are as they were."""
+    assert stretch.fused_ops is not None
+    assert multiplied(stretch.fused_ops) == multiplied(stretch.ops)
+    return [(op.bytes_read, op.bytes_written) for op in stretch.fused_ops if op.kind == "memory"]
+
+
+def test_the_bounds_loss_reads_logits_once_and_writes_their_gradient_once() -> None:
+    """Beside the norm before and after it. It writes the loss, 4 bytes. Op by op six ops go over the logits."""
+    stage = work_of("llama").ranks[0].stages[0]
+    loss = stage.passes["backward first"].before
+    (kernel,) = [each for each in generated(loss) if each[0] == LOGITS + TARGETS]
+    assert kernel == (LOGITS + TARGETS, LOGITS + 4)
+    assert len(generated(loss)) == 3
+    assert sum(op.bytes_read + op.bytes_written > 2 * LOGITS for op in loss.ops if op.kind == "memory") == 6
+
+
+def test_the_bounds_loss_of_a_pipeline_keeps_logits() -> None:
+    """Not their logarithms in 32 bits: forward reads them and writes the loss and its divisor, 4 bytes each.
+
+    Backward reads logits, targets and the divisor in 4 bytes, and writes the gradient.
+    """
+    last = work_of("llama", {"fsdp": 2, "pp": 2}, micro_batches=2).ranks[-1].stages[0]
+    forward, backward = last.passes["forward nothing"].after, last.passes["backward parameters"].before
+    assert (LOGITS + TARGETS, 4 + 4) in generated(forward)
+    assert (LOGITS + TARGETS + 4, LOGITS) in generated(backward)
+
+
 def test_golden_norm_that_is_gathered() -> None:
     """With tp 2 and sequence parallelism a rank has 16 of 32 positions, of 64 numbers in 16 bits: 2,048 bytes.
 

@@ -75,6 +75,24 @@ def test_update_of_the_first_shard() -> None:
     assert {name for name, _, _ in calls} == {"_foreach_add_", "_fused_adamw_"}
 
 
+@pytest.mark.parametrize(("axes", "sums"), [({"tp": 2}, True), ({"tp": 2, "fsdp": 2}, False)])
+def test_gradients_are_added_to_buffers_where_nothing_reduces_them(axes: dict[str, Any], sums: bool) -> None:
+    """In FP32, of gradients in 16 bits: 2 bytes and 4 are read a number, 4 written; then zeros are written.
+
+    Each of three matrices of SwiGLU has half of 112 x 64 numbers. fully_shard reduces in FP32 instead.
+    """
+    spec = model_of(LLAMA)
+    setup = resolved(spec, sequence_length=32, precision="mixed-fp32-gradients")
+    (rank,) = measure_work(spec, setup, layout_of(**axes)).ranks
+    added = [
+        op
+        for op in rank.stages[0].passes["backward first"].layers[0].ops
+        if op.name == "add_" and (op.bytes_read, op.bytes_written) == (6 * 56 * 64, 4 * 56 * 64)
+    ]
+    assert sum(op.calls for op in added) == (3 if sums else 0)
+    assert any("zero" in op.name for op in rank.optimizer.ops) is sums
+
+
 def test_a_rank_of_tensor_parallelism_reads_its_part() -> None:
     """With tp=4 and sequence parallelism norms read a quarter of the positions, and SwiGLU a quarter of its width."""
     spec = model_of(LLAMA)
