@@ -117,7 +117,7 @@ def _least_traffic(stage: StageWork, one: OrderedPass, timer: StretchTimer) -> _
     found: _Traffic = {}
     for key in one.key.split(AND):
         work = stage.passes[key]
-        layers = [(work.layers[index], count) for index, count in stage.runs] if work.layers else []
+        layers = [(work.layers[index], count) for index, count in stage.runs]
         for stretch, count in [(work.before, 1), *layers, (work.after, 1)]:
             for link, moved in timer.least_traffic(stretch, exchanges=one.kind == "exchange").items():
                 found[place, link] = found.get((place, link), LeastBytes()).plus(moved, count)

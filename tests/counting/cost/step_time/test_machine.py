@@ -58,6 +58,15 @@ def test_the_bound_has_best_products_and_printed_speeds() -> None:
     assert machine.multiprocessors is None
 
 
+@pytest.mark.parametrize(("best", "bound"), [(60, 800), (900, 900)])
+def test_the_bound_of_fp32_allows_tf32(best: float, bound: float) -> None:
+    """It is not below 16 bits, whatever fp32 reaches without TF32; on a CPU fp32 may be the faster one."""
+    fp32 = ProductRates(best_tflop_per_s=best, sustained_tflop_per_s=50, source="made up")
+    cluster = made_cluster(fp32=fp32)
+    assert machine_of(cluster, "bound").products["fp32"] == bound * 1e12
+    assert machine_of(cluster, "estimate").products["fp32"] == 50e12
+
+
 def test_the_estimate_has_sustained_rates_of_the_slowest_gpu_at_its_power_limit() -> None:
     machine = machine_of(made_cluster({"power_watts": 350}), "estimate", ranks=8)
     # (1 / 2)^0.6 = 0.65975 and 1 + 0.02 x 1.4342 = 1.02868: 0.64136 of each rate of arithmetic.

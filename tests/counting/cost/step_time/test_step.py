@@ -15,13 +15,14 @@ from counting.cost.step_time import step_time
 from counting.cost.step_time.band import Errors
 from counting.ranks.profile import Traffic
 from counting.step.time import StepTime
-from counting.work import StepWork
+from counting.work import OrderedPass, PassWork, StepWork, StretchWork
 from tests.counting.cost.hand_made import (
     GIGA,
     ROUND,
     SETUP,
     TERA,
     cluster,
+    gathered,
     pipeline_step,
     sharded_step,
     without_traffic,
@@ -150,6 +151,18 @@ def test_messages_between_stages_are_exposed_while_nothing_else_runs() -> None:
     time = time_of(pipeline_step(2, 1, message=GIGA), layout)
     assert time.seconds == pytest.approx(10, abs=1e-3)
     assert time.bound_seconds == pytest.approx((6 + 2) / 2)
+
+
+def test_the_bound_has_gathers_beside_other_passes_apart() -> None:
+    """40 GB of `unshard` and 30 of a forward pass at 2 GB/s: 20 s and 15 s, which an estimate has beside each other."""
+    work = pipeline_step(2, 1, traffic=gathered(30))
+    rank = work.ranks[0]
+    passes = rank.stages[0].passes | {"unshard": PassWork(layers=(StretchWork(traffic=gathered(40)),))}
+    stage = structs.replace(rank.stages[0], passes=passes)
+    order = (OrderedPass(kind="unshard", key="unshard", stage=0), *rank.order)
+    work = structs.replace(work, ranks=(structs.replace(rank, stages=(stage,), order=order), work.ranks[1]))
+    time = time_of(work, Layout(num_gpus=4, dp=1, fsdp=2, pp=2))
+    assert time.bound_seconds == pytest.approx(20)
 
 
 def test_collectives_in_place_are_exposed() -> None:
