@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,12 @@ def imports_of(source: str) -> Iterator[Import]:
                 yield Import(found.module, found.names, typing=id(node) in guarded)
 
 
-IMPORTS = {module: list(imports_of(path.read_text(encoding="utf-8"))) for module, path in SOURCES.items()}
+@cache
+def imports_in(path: Path) -> list[Import]:
+    return list(imports_of(path.read_text(encoding="utf-8")))
+
+
+IMPORTS = {module: imports_in(path) for module, path in SOURCES.items()}
 
 
 def is_within(module: str, package: str) -> bool:
@@ -287,7 +293,7 @@ def test_the_simulation_is_sealed() -> None:
         (module, imported.module, imported.names)
         for module, path in files.items()
         if not is_within(module, SEALED) and not is_within(module, own_tests)
-        for imported in imports_of(path.read_text(encoding="utf-8"))
+        for imported in imports_in(path)
         if is_within(imported.module, SEALED)
         and not (imported.module == SEALED and imported.names and ITS_NAMES.issuperset(imported.names))
     }
@@ -373,7 +379,7 @@ def test_no_test_imports_another() -> None:
     imported = {
         (path, imported.module)
         for path in TEST_FILES
-        for imported in imports_of(path.read_text(encoding="utf-8"))
+        for imported in imports_in(path)
         if imported.module.rpartition(".")[2].startswith("test_")
     }
     assert imported == set()
