@@ -18,7 +18,6 @@ from counting.measurements.ranks.allocations import log_of_this_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.rank import profile_of_rank
-from counting.measurements.work.norms import norms_run_as
 from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
@@ -76,6 +75,8 @@ def measure_work(spec: ModelSpec, setup: Setup, layout: Layout, norms: Norms = "
             work = _in_another_process("measure_work", spec, setup, layout, norms)
             assert isinstance(work, StepWork)
             return work
+        from counting.measurements.work.norms import norms_run_as
+
         if layout.pp > 1:
             from counting.measurements.ranks.pipeline.work import work_of_pipeline
 

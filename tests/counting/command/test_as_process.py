@@ -122,8 +122,12 @@ OF_TIME_AND_CALIBRATION = {
         (["--training_budget", "5000000", "--json"], {"torch", "rich", "counting.cost.comparison"}),
         (["--published", "--claim", "--json", "--bad"], {"torch", "rich", "counting.report", "counting.published"}),
         (["--model_config", "llama_7b"], OF_A_MODEL | OF_TIME_AND_CALIBRATION),
+        (
+            ["--model_config", "llama_7b", "--layout", "fsdp=2,pp=2", "--reserved", "off"],
+            OF_A_MODEL | OF_TIME_AND_CALIBRATION,
+        ),
     ],
-    ids=["a budget", "its JSON", "a flag that is unknown", "a model"],
+    ids=["a budget", "its JSON", "a flag that is unknown", "a model", "a pipeline"],
 )
 def test_what_is_not_needed_is_not_imported(flags: list[str], left_out: set[str], tmp_path: Path) -> None:
     code = (
