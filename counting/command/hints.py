@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from counting.command.flags import FLAGS
+from counting.step.time import NotTimed
 from torch_models.errors import ArgumentError, CheckpointError, ConfigError, UserError, show_name, show_value
 
 
@@ -17,6 +18,7 @@ class Hint(NamedTuple):
     alone: bool = False  # print the rule without "flag = value:", because no flag has that value
 
 
+GIVE_RATES = 'give "rates" in a --cluster file, as calibrate writes it, or in an entry of --gpu_file'
 GIVEN_OF_A_LINK = "gb_per_s, of one GPU in one direction"
 HINTS = (
     Hint("max_position_embeddings", r"give sequence_length$", "give --seq_len"),
@@ -24,7 +26,6 @@ HINTS = (
     Hint(None, r"give sequence_length, of at most ([\d,]+)$", r"give --seq_len, of at most \1"),
     Hint("model_type", r"give text_only$", "give --text_only"),
     Hint("mtp", r"^(.+): leave it open, or give false$", r"--mtp = on: \1: leave it out, or say off", alone=True),
-    Hint("global_batch_tokens", r"must be at most tokens\b", "must be at most --tokens"),
     Hint("micro_batches", r"\bor global_batch_tokens of\b", "or --global_batch_tokens of"),
     Hint("gpu_hours", r"say so \(precision fp8\)$", "give --precision fp8"),
     Hint("tokens_per_second_per_gpu", r"say so \(precision fp8\)$", "give --precision fp8"),
@@ -38,11 +39,26 @@ HINTS = (
         )
         for link, speed in (("node_link", 450), ("network_link", 50))
     ),
+    Hint("gpus", r"give an entry with rates$", GIVE_RATES),
     Hint("execution", r"ask for one of them, or give eager$", "give --reserved on or --gpus too, or eager"),
+    Hint("prices_usd_per_hour", r"^no price is known for (.+ .+):.*", r'\g<0>, as --gpu_prices "\1=2.50"', alone=True),
     Hint("prices_usd_per_hour", r"^no price is known for (.+):.*", r"\g<0>, as --gpu_prices \1=2.50", alone=True),
 )
 
-
+# The argument that has no value -> why a step is not timed, and what to give, without the GPU's name.
+REASONS = {
+    "gpus": ("no rates of them or their architecture are known", GIVE_RATES),
+    "node_link": (
+        "the speed of links within a node is unknown",
+        'give it in a --cluster file, as {"gpu": ..., "node_link": {"gb_per_s": 450}}',
+    ),
+    "network_link": (
+        "the speed of links across nodes is unknown",
+        'give it in a --cluster file, as {"gpu": ..., "network_link": {"gb_per_s": 50}}',
+    ),
+}
+NO_FP8 = "no rate of products in FP8 is known"
+GIVE_FP8 = 'give another --precision, or "rates" with "fp8" in a --cluster file'
 ON_OFF = {"true": "on", "false": "off"}
 
 
@@ -63,6 +79,22 @@ def error_line(error: UserError, plan: str | None = None, from_plan: Collection[
     if isinstance(error, CheckpointError):
         text += "; a config.json in place of its folder is read without the weights"
     return f"error: {text}".replace("\n", " ")
+
+
+def why_not_timed(error: UserError, gpu: str, *, of_run: bool) -> NotTimed:
+    """Why the time of a step is not worked out on `gpu`, in words that are equal of GPUs that lack the same.
+
+    With `of_run` it says also what the remedy does for a run.
+    """
+    if isinstance(error, ArgumentError):
+        reason, remedy = REASONS.get(error.field) or (_in_flags(error.field, error.rule)[0], "")
+    else:
+        reason, remedy = str(error).removeprefix(f"{gpu}: "), ""
+        if reason.startswith(NO_FP8):
+            reason, remedy = NO_FP8, GIVE_FP8
+    return NotTimed(
+        gpu=gpu, reason=reason, remedy=f"{remedy}, and the run's MFU is predicted" if remedy and of_run else remedy
+    )
 
 
 def _typed(flag: str, value: object) -> str:

@@ -23,7 +23,7 @@ from counting.command.arguments import (
 )
 from counting.command.checks import given_flags, times_a_step
 from counting.command.flags import PUBLISHED, read_flags
-from counting.command.hints import error_line
+from counting.command.hints import error_line, why_not_timed
 from counting.command.lengths import common_length, comparison_notes, length_warnings, with_length_from
 from counting.command.output_file import refuse_unwritable, write_whole
 from counting.command.progress import Progress
@@ -225,9 +225,8 @@ def _to_time(
         except UserError as error:
             if asked:
                 raise
-            name = cluster.gpu.name
-            reason = error.rule if isinstance(error, ArgumentError) else str(error).removeprefix(f"{name}: ")
-            not_timed.append(NotTimed(gpu=name, reason=reason))
+            name, of_run = cluster.gpu.name, options.tokens is not None
+            not_timed.append(why_not_timed(error, name, of_run=of_run))
         else:
             timed.append(cluster)
     return tuple(timed), tuple(not_timed)

@@ -133,6 +133,8 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     # Of the step of a layout, if it was timed on this GPU, also where another utilisation is given: at the slow end of
     # the band, as predicted, at the fast end.
     predicted_mfus: tuple[float, ...]
+    # Whether a step of the layout fits the memory of this GPU as it is; None without a layout, or if not worked out.
+    step_fits: bool | None
 
 
 class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,7 +178,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
     setup, sequence_length = analysis.setup, analysis.sequence_length
     batch = step_tokens_of_all_ranks(analysis)
     if batch is not None and batch > plan.tokens:
-        raise ArgumentError("global_batch_tokens", batch, f"must be at most tokens ({plan.tokens})")
+        raise ArgumentError("tokens", plan.tokens, f"must be at least those of one step, {batch}")
     assert setup.sequence_length_source is not None
     per_token = flops_by_convention(analysis)
     states = model_state_bytes(analysis)
@@ -272,6 +274,7 @@ def _on_gpu(
         outcomes=tuple(_outcome(gpu, price, plan, source, *pair) for pair in zip(mfus, hours, strict=True)),
         implied_mfu=implied,
         predicted_mfus=() if time is None else time.mfus,
+        step_fits=_step_fits(gpu, analysis),
     )
 
 
@@ -280,6 +283,12 @@ def _time_on(gpu: Gpu, analysis: Analysis) -> StepTime | None:
     if analysis.layout is None:
         return None
     return next((time for time in analysis.step_time or () if time.gpu == gpu.name), None)
+
+
+def _step_fits(gpu: Gpu, analysis: Analysis) -> bool | None:
+    if analysis.layout is None:
+        return None
+    return next((fit.fits for fit in analysis.fits or () if fit.gpu == gpu.name), None)
 
 
 def _refuse_utilisation_above_bound(mfus: Sequence[float], time: StepTime) -> None:

@@ -5,13 +5,18 @@ from math import floor, log10
 NONE = "\N{EN DASH}"  # printed if there is no number
 COUNT_UNITS = ((12, "T"), (9, "B"), (6, "M"))  # for parameters, tokens, dollars, hours; all digits below a million
 FLOP_UNITS = ((12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP"), (3, "kFLOP"), (0, "FLOP"))
-TIME_UNITS = ((0, "s"), (-3, "ms"), (-6, "µs"))
+TIME_UNITS = ((0, "s"), (-3, "ms"), (-6, "µs"), (-9, "ns"))
 BYTE_UNITS = ((9, "GB"), (6, "MB"), (3, "KB"), (0, "bytes"))
 
 
 def integer(value: int) -> str:
     """1234567 -> 1,234,567."""
     return f"{value:,}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1, "GPU" -> 1 GPU; 2,048 GPUs."""
+    return f"{integer(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def share(part: int, whole: int) -> str:
@@ -80,8 +85,9 @@ def readable(value: float, units: tuple[tuple[int, str], ...] = COUNT_UNITS) -> 
 
 
 def readable_seconds(seconds: float) -> str:
-    """18.23 -> 18.2 s, 0.01234 -> 12.3 ms."""
-    return readable(seconds, TIME_UNITS)
+    """18.23 -> 18.2 s, 0.01234 -> 12.3 ms; what is shorter than a nanosecond is in nanoseconds too."""
+    power, unit = TIME_UNITS[-1]
+    return readable(seconds, TIME_UNITS) if seconds >= 10**power else f"{three_digits(seconds / 10**power)} {unit}"
 
 
 def readable_dollars(amount: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from counting.report.format import integer
+from counting.report.format import counted, integer
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -36,7 +36,7 @@ def axes_in_words(layout: "Layout") -> str:
         parts.append(f"ep {integer(layout.ep)}")
     if layout.is_sharded and layout.framework == "torch":
         parts.append(GROUPINGS[layout.grouping])
-    return ", ".join(parts or ["one rank"]) + f"; {integer(layout.gpus_per_node or 1)} GPUs a node"
+    return ", ".join(parts or ["one rank"]) + f"; {counted(layout.gpus_per_node or 1, 'GPU')} a node"
 
 
 def _divided(layout: "Layout") -> str:
@@ -73,7 +73,7 @@ def ranks_in_words(ranks: "RankAnalysis", layout: "Layout") -> str:
         return "the only rank"
     of_context = f", counted as rank {integer(ranks.context_rank)} of cp, which needs most" if layout.cp > 1 else ""
     if ranks.count == layout.ranks:
-        return f"all {integer(layout.ranks)} alike{of_context}"
+        return f"{'the only rank' if layout.ranks == 1 else f'all {integer(layout.ranks)} alike'}{of_context}"
     equal = f" and {integer(ranks.count - 1)} equal to it" if ranks.count > 1 else ""
     return f"rank {integer(ranks.first_rank)}{equal} of {integer(layout.ranks)}{of_context}"
 

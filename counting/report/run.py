@@ -93,6 +93,8 @@ def print_run(run: TrainingRun) -> None:
             )
     if any(gpu.power_watts for gpu in run.gpus):
         notes.append(ENERGY_NOTE)
+    if without := [gpu.gpu for gpu in run.gpus if gpu.step_fits is False]:
+        notes.append(f"A step of the layout does not fit {', '.join(without)} as it is: no such run is possible.")
     for gpu in run.gpus:
         if gpu.num_gpus is not None and gpu.num_gpus < gpu.fewest_gpus:
             notes.append(

@@ -9,6 +9,8 @@ NO_TIME_BY_FORMULA = (
     "step is run whose ops could be timed."
 )
 
+AtRateOfProducts = Literal["attention", "experts"]
+
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]
 
@@ -38,6 +40,7 @@ class NotTimed(msgspec.Struct, frozen=True, kw_only=True):
 
     gpu: str
     reason: str
+    remedy: str = ""  # what to give so that it is; empty if nothing helps, or if the reason says it
 
 
 class StepTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +63,8 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     bound_mfu: float  # of a step as long as the bound: no run's is larger
     breakdown: TimeBreakdown
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none
+    # What runs as fast as large matrix products, because no rates of its own are known: too fast.
+    as_products: tuple[AtRateOfProducts, ...] = ()
     assumptions: tuple[str, ...]
 
     @property

@@ -6,10 +6,11 @@ from msgspec import structs
 
 from counting.cost.cluster import Calibration, Cluster
 from counting.cost.step_time.band import ModelClass, band_of, errors_of
+from counting.cost.step_time.machine import Machine
 from counting.cost.step_time.stretches import StretchTimer, has_experts
 from counting.cost.step_time.whole_step import ROUNDING, bound_of_step, lay_out_step
 from counting.setup import Setup
-from counting.step.time import StepTime, TimeBreakdown
+from counting.step.time import AtRateOfProducts, StepTime, TimeBreakdown
 from counting.work import StepWork
 from torch_models.layout import Layout
 
@@ -72,8 +73,15 @@ def step_time(
         bound_mfu=model_flops / bound / peak,
         breakdown=breakdown,
         rates_of=timer.machine.rates_of,
+        as_products=_as_products(estimated, timer.machine, mixture=mixture),
         assumptions=_assumptions(work, setup, layout, cluster, timer, mixture=mixture),
     )
+
+
+def _as_products(breakdown: TimeBreakdown, machine: Machine, *, mixture: bool) -> tuple[AtRateOfProducts, ...]:
+    """What of the step has no rates of its own; products of experts at least lose to tiles and waves, if known."""
+    attention: tuple[AtRateOfProducts, ...] = ("attention",) if breakdown.attention and not machine.attention else ()
+    return (*attention, "experts") if mixture and not machine.grouped else attention
 
 
 def calibrated_factor(calibration: Calibration, bound: float, estimated: float) -> float:

@@ -61,7 +61,10 @@ def time_notes(times: Sequence[StepTime], not_timed: Sequence[NotTimed] = ()) ->
         for assumption in time.assumptions:
             gpus.setdefault(assumption, []).append(time.gpu)
     all_of_them = len(times)
-    without = [f"How long a step takes is not worked out on {one.gpu}: {one.reason}." for one in not_timed]
+    without = [
+        f"How long a step takes is not worked out on {one.gpu}: {': '.join(filter(None, (one.reason, one.remedy)))}."
+        for one in not_timed
+    ]
     return without + [
         f"Time of a step{'' if len(names) == all_of_them else ' on ' + ', '.join(names)}: {assumption}"
         for assumption, names in gpus.items()

@@ -13,8 +13,9 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
     """The text of the requested results (run, budget, comparison, ...), then of the models.
 
     The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
-    shortened to three lines. Then notes, tables of fits, the last GPUs of a long list, the models and the parts of a
-    peak are left out.
+    shortened to three lines. Then notes are left out; of several models the tables of fits, of which one of times takes
+    the place; of one model, it itself, the parts of a peak, and the settings of its step; the last GPUs of a long list;
+    and last of all their times.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
@@ -30,10 +31,13 @@ class _Detail(NamedTuple):
     """How much is printed."""
 
     models: Literal["whole", "short", "none"]
-    gpus: int  # of each list of GPUs
     notes: bool
+    gpus: int  # of each list of GPUs
+    times: int  # GPUs, of how long a step takes
+    remedies: bool = True  # where that is not known
     tables: bool = True  # of several models, where each one fits
-    parts: bool = True  # of the peak of the worst rank
+    parts: bool = True  # of the peak of the worst rank, and of what is predicted of a run its band
+    settings: bool = True  # of a spread step, and what is in the memory that it needs
 
 
 def _details(results: Results) -> Iterator[_Detail]:
@@ -42,13 +46,24 @@ def _details(results: Results) -> Iterator[_Detail]:
         analysis.fits or analysis.step_time or () for analysis in results.analyses
     ]
     gpus = max(1, *map(len, lists)) if lists else 1
+    whole = _Detail("whole", notes=True, gpus=gpus, times=gpus)
+    fewer = range(gpus, 0, -1)
     if len(results.analyses) == 1:
-        yield _Detail("whole", gpus, notes=True)
-    yield _Detail("short", gpus, notes=True)
-    yield _Detail("short", gpus, notes=False)
-    yield from (_Detail("short", number, notes=False, tables=False) for number in range(gpus, 0, -1))
-    yield from (_Detail("none", number, notes=False) for number in range(gpus, 0, -1))
-    yield _Detail("none", 1, notes=False, parts=False)
+        yield whole
+    yield whole._replace(models="short")
+    short = whole._replace(models="short", notes=False)
+    yield short
+    if len(results.analyses) > 1:
+        yield from (short._replace(gpus=number, times=number, tables=False) for number in fewer)
+    if not any(analysis.rank_classes for analysis in results.analyses):
+        yield from (short._replace(gpus=number) for number in fewer)
+    none = short._replace(models="none")
+    yield none
+    yield none._replace(parts=False)
+    least = none._replace(parts=False, settings=False)
+    yield from (least._replace(gpus=number) for number in fewer)
+    yield from (least._replace(gpus=number, remedies=False) for number in fewer)
+    yield from (least._replace(gpus=1, times=number, remedies=False) for number in fewer)
 
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
@@ -82,7 +97,7 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
     if results.runs:
         from counting.report.screen.run import run_screen
 
-        run_screen(run, results.runs, detail.gpus)
+        run_screen(run, results.runs, detail.gpus, bands=detail.parts)
     _budget(budget, results, design_path)
     if results.analyses:
         _models(models, results, detail)
@@ -93,7 +108,7 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
 def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> list[Lines]:
     """The GPUs for each model, and its ranks if the step is spread; with runs, only of a step that is spread."""
     if len(results.analyses) > 1 and not detail.tables:
-        return []
+        return _times(results, width, detail)
     blocks: list[Lines] = []
     catalogue = results.on_catalogue or [()] * len(results.analyses)
     for analysis, on_catalogue in zip(results.analyses, catalogue, strict=True):
@@ -102,13 +117,34 @@ def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> 
             from counting.report.screen.ranks import ranks_screen
 
             reserved = detail.notes or len(results.analyses) == 1
-            ranks_screen(block, analysis, on_catalogue, detail.gpus, reserved=reserved, parts=detail.parts)
+            ranks_screen(
+                block,
+                analysis,
+                on_catalogue,
+                detail.gpus,
+                times=detail.times,
+                remedies=detail.remedies,
+                reserved=reserved and detail.settings,
+                parts=detail.parts,
+                settings=detail.settings,
+            )
         elif analysis.fits and not with_runs:
             from counting.report.screen.fits import fits_screen
 
-            fits_screen(block, analysis, analysis.fits, detail.gpus)
+            fits_screen(block, analysis, analysis.fits, detail.gpus, times=detail.times, remedies=detail.remedies)
         blocks.append(block)
     return blocks
+
+
+def _times(results: Results, width: int, detail: _Detail) -> list[Lines]:
+    """How long a step of each of several models takes, if one was timed."""
+    if not any(analysis.step_time for analysis in results.analyses):
+        return []
+    from counting.report.screen.several import time_columns
+
+    block = Lines(width, notes=detail.notes)
+    time_columns(block, results.analyses, detail.times, remedies=detail.remedies)
+    return [block]
 
 
 def _budget(lines: Lines, results: Results, design_path: str | None) -> None:

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from counting.step.memory import StepMemory
 
 
-def fits_screen(lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int) -> None:
-    """Add whether the step fits one device of each of the first `most` GPUs."""
+MOST_NAMED = 3  # of the GPUs that a step does not fit
+
+
+def fits_screen(
+    lines: Lines, analysis: "Analysis", fits: "Sequence[Fit]", most: int, *, times: int, remedies: bool
+) -> None:
+    """Add whether the step fits one device of each of the first `most` GPUs, and how long it takes on `times`.
+
+    With `remedies` also what to give where that is not known.
+    """
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
-    time_rows(lines, analysis, most)
+    time_rows(lines, analysis, times, remedies=remedies)
     if analysis.memory is not None:
         reserved_fact(lines, "reserved", analysis.memory)
     needs_fact(lines, fits, analysis.memory)
@@ -115,8 +123,11 @@ def fits_in_words(fits: "Sequence[Fit]", analysis: "Analysis", *, most: int | No
         largest = max(fits, key=lambda fit: fit.capacity_bytes)
         return f"none: {largest.gpu} has {gib(largest.capacity_bytes)}{_tried(analysis)}"
     parts = [f"{how}{_names(names, most)}{'' if how else ' as it is'}" for how, names in groups.items()]
-    others = len(fits) - found
-    return "; ".join(parts) + (f"; none of the other {others}{_tried(analysis)}" if others and most is None else "")
+    others = [fit.gpu for fit in fits if not fit.fits and not fit.remedies]
+    if others and most is None:
+        names = listed(others) if len(others) <= MOST_NAMED else f"the other {len(others)}"
+        parts.append(f"none of {names}{_tried(analysis)}")
+    return "; ".join(parts)
 
 
 def _tried(analysis: "Analysis") -> str:
@@ -138,6 +149,11 @@ def fits_by_gpu(fits: "Sequence[Fit]", setup: Setup, *, most: int) -> str:
     answers = [f"{fit.gpu} {_answer(fit, setup)}" for fit in ordered[:most]]
     left = len(fits) - most
     return ", ".join(answers) + (f" and {left} more" if left > 0 else "")
+
+
+def short_answer(fit: "Fit") -> str:
+    """Whether the step fits, in a column."""
+    return "yes" if fit.fits else "if changed" if fit.remedies else "no"
 
 
 def _answer(fit: "Fit", setup: Setup) -> str:

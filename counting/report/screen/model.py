@@ -47,7 +47,7 @@ def short_model_screen(
     """Add one model in three lines.
 
     Without the sequence length if models are `compared`, which all have the same one; without what a spread step fits,
-    and how long it takes, if that stands above.
+    if that stands above.
     """
     lines.heading(f"{analysis.name}: {_layers(analysis)}{'' if compared else f', {_length(analysis)}'}")
     forward, training = _forward_and_training(analysis)
@@ -68,10 +68,6 @@ def short_model_screen(
 
         step, where = rank_in_short(analysis), "" if ranks_above else where
     lines.text(f"{layer}; {step}{where}")
-    if analysis.step_time and not ranks_above:
-        from counting.report.screen.time import times_in_short
-
-        lines.text(times_in_short(analysis.step_time, most=3))
 
 
 def ignored_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:

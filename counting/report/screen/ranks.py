@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.cost.fits import worst_rank
 from counting.ranks.result import worst_by_place
-from counting.report.format import Bytes, integer, recompute_in_words
+from counting.report.format import Bytes, counted, integer, recompute_in_words
 from counting.report.layout import axes_in_words, ranks_in_words, routing_in_words, stages_in_words
 from counting.report.screen.fits import fit_rows, fits_in_words, needs_fact, reserved_fact
 from counting.report.screen.lines import Lines
@@ -39,17 +39,21 @@ def ranks_screen(
     on_catalogue: "Sequence[Fit]",
     most: int,
     *,
+    times: int,
+    remedies: bool,
     reserved: bool = True,
     parts: bool = True,
+    settings: bool = True,
 ) -> None:
-    """Add whether the step fits each of the first `most` GPUs, the worst rank with its peak, and the layout.
+    """Add whether the step fits each of the first `most` GPUs, how long it takes, and the worst rank with its peak.
 
-    With `reserved` also what the allocator reserves for it, where that is estimated, and with `parts` what the peak is
-    made of.
+    How long is of the first `times` GPUs, with `remedies` what to give where that is not known. With `reserved` also
+    what the allocator reserves for it, where that is estimated, with `parts` what the peak is made of, and with
+    `settings` the layout and what the step is run with.
     """
     layout, worst, fits = analysis.layout, worst_rank(analysis), analysis.fits or ()
     assert layout is not None and worst is not None
-    number = f"{integer(layout.ranks)} GPU{'' if layout.ranks == 1 else 's'}"
+    number = counted(layout.ranks, "GPU")
     if fits:
         lines.heading(f"Does a training step of {analysis.name} fit, spread over {number}? In GiB:")
         fit_rows(lines, analysis, fits, most)
@@ -57,7 +61,7 @@ def ranks_screen(
         lines.heading(f"A training step of {analysis.name}, spread over {number}")
         if on_catalogue:
             lines.fact("fits", fits_in_words(on_catalogue, analysis))
-    time_rows(lines, analysis, most)
+    time_rows(lines, analysis, times, remedies=remedies)
     lines.fact("the worst rank", _worst(worst, layout, analysis))
     (peak,) = (phase for phase in worst.memory.phases if phase.name == worst.memory.peak_phase)
     if parts:
@@ -69,14 +73,15 @@ def ranks_screen(
     if layout.pp > 1:
         lines.fact("  it has", f"{stages_in_words(layout, worst.stages)}; {_in_flight(worst)}")
         lines.fact("  peaks by rank", _peaks(analysis.rank_classes or (), MOST_PEAKS if lines.notes else FEW_PEAKS))
-    lines.fact("layout", axes_in_words(layout))
-    lines.fact("run with", _setup(analysis, layout))
+    if settings:
+        lines.fact("layout", axes_in_words(layout))
+        lines.fact("run with", _setup(analysis, layout))
     if layout.framework == "torch":
         of_which = "of this rank: " if layout.pp > 1 else ""
         lines.note("collectives", f"{of_which}{_traffic(worst)}")
     else:
         lines.fact("an estimate", ESTIMATE)
-    if fits:
+    if fits and settings:
         needs_fact(lines, fits, worst.memory)
 
 
@@ -85,7 +90,8 @@ def rank_in_short(analysis: "Analysis") -> str:
     worst, layout = worst_rank(analysis), analysis.layout
     assert worst is not None and layout is not None
     peak = worst.memory.peak_bytes
-    return f"the worst of {integer(layout.ranks)} ranks {Bytes(peak)(peak)}"
+    ranks = "the only rank" if layout.ranks == 1 else f"the worst of {integer(layout.ranks)} ranks"
+    return f"{ranks} {Bytes(peak)(peak)}"
 
 
 def _worst(worst: "RankAnalysis", layout: Layout, analysis: "Analysis") -> str:

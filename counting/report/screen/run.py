@@ -9,6 +9,7 @@ from counting.report.format import (
     FLOP_UNITS,
     NONE,
     Bytes,
+    counted,
     integer,
     percent,
     readable,
@@ -23,11 +24,14 @@ LEFT_OUT = "failed runs, evaluation, storage and people"
 HEADINGS = ("GPU", "MFU", "$/hour", "GPU-hours", "days", "cost")
 
 
-def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
-    """Add the runs of one plan: a table with the first `most` GPUs of each run, then FLOPs, GPUs and assumptions."""
+def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int, *, bands: bool = True) -> None:
+    """Add the runs of one plan: a table with the first `most` GPUs of each run, then FLOPs, GPUs and assumptions.
+
+    With `bands` also what the ends of the band of a predicted step make of hours and dollars.
+    """
     first, several = runs[0], len(runs) > 1
     num_gpus = first.gpus[0].num_gpus
-    gpus = "" if num_gpus is None else f" with {integer(num_gpus)} GPUs"
+    gpus = "" if num_gpus is None else f" with {counted(num_gpus, 'GPU')}"
     what = "each model" if several else first.model
     # Of one model on one kind of GPU, what is predicted stands in the heading.
     predicted = any(map(_is_predicted, [gpu for run in runs for gpu in run.gpus]))
@@ -40,12 +44,15 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int) -> None:
         rows += [(run.model if index == 0 else "", *of_gpu) for index, of_gpu in enumerate(cells)]
     lines.columns(rows if several else [row[1:] for row in rows], names=2 if several else 1)
     lines.rows_left(sum(max(0, len(run.gpus) - most) for run in runs))
-    for band in filter(None, (_band(gpu, run.model if several else "") for run in runs for gpu in run.gpus[:most])):
-        lines.fact("by its band", band)
+    if without := _without_room(runs):
+        lines.fact("does not fit", f"{without}: no such run is possible")
+    for band in filter(None, (_band(gpu, _where(run, gpu, several)) for run in runs for gpu in run.gpus[:most])):
+        if bands:
+            lines.fact("by its band", band)
     for run in runs:
         for gpu in run.gpus[:most]:
             if gpu.implied_mfu:
-                name = f"{run.model}, {gpu.gpu}" if several else gpu.gpu
+                name = _where(run, gpu, several)
                 mfus = "; ".join(f"{CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in gpu.implied_mfu)
                 lines.fact("implied MFU", f"{name}: {mfus}")
                 if not several and len(run.gpus) == 1:
@@ -104,13 +111,30 @@ def _is_predicted(gpu: GpuRun) -> bool:
     return gpu.outcomes[0].mfu_source == "predicted"
 
 
-def _band(gpu: GpuRun, model: str) -> str:
+def _without_room(runs: Sequence[TrainingRun]) -> str:
+    """The GPUs that a step of a run's layout does not fit as it is, and of several runs the models; empty if none."""
+    models: dict[str, list[str]] = {}
+    for run in runs:
+        for gpu in run.gpus:
+            if gpu.step_fits is False:
+                models.setdefault(gpu.gpu, []).append(run.model)
+    if len(runs) == 1:
+        return listed(list(models))
+    return "; ".join(f"{', '.join(names)} on {gpu}" for gpu, names in models.items())
+
+
+def _where(run: TrainingRun, gpu: GpuRun, several: bool) -> str:
+    """The GPU, and of several runs the model."""
+    return f"{run.model}, {gpu.gpu}" if several else gpu.gpu
+
+
+def _band(gpu: GpuRun, name: str) -> str:
     """What the ends of the band of a predicted step make of hours and dollars; empty if it has no width."""
     slow, fast = gpu.outcomes[0], gpu.outcomes[-1]
     if not _is_predicted(gpu) or slow is fast:
         return ""
     hours, cost = readable_range(fast.gpu_hours, slow.gpu_hours), readable_range(fast.cost_usd, slow.cost_usd, "$")
-    return f"{f'{model}, ' if model else ''}{gpu.gpu}: {hours} GPU-hours, {cost}"
+    return f"{name}: {hours} GPU-hours, {cost}"
 
 
 def _utilisation(gpu: GpuRun) -> str:

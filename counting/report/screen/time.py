@@ -4,42 +4,65 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.report.format import NONE, percent, readable, readable_seconds
-from counting.report.screen.lines import Lines, listed
+from counting.report.screen.lines import INDENT, Lines, listed
 from counting.step.time import StepTime
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
 
 SPEED_UNITS = ((6, "M"), (3, "k"))
+FORMS = (
+    "{gpu}: {seconds} a step, {speed} tokens/s a GPU, MFU {mfu}; not below {bound}",
+    "{gpu}: {seconds} a step, {speed} tokens/s, MFU {mfu}; not below {bound}",
+    "{gpu}: {seconds} a step, MFU {mfu}; bound {bound}",
+)
+AS_PRODUCTS = {"attention": "attention", "experts": "products of experts"}
 
 
-def time_rows(lines: Lines, analysis: "Analysis", most: int) -> None:
-    """Add a line for each of the first `most` GPUs, whose rates were taken, and where there is no time, why."""
+def time_rows(lines: Lines, analysis: "Analysis", most: int, *, remedies: bool) -> None:
+    """Add a line for each of the first `most` GPUs, whose rates were taken, and where there is no time, why.
+
+    With `remedies` also what to give there.
+    """
     times = (analysis.step_time or ())[:most]
-    for time in times:
-        lines.text(time_in_words(time))
+    for text in times_in_words(times, lines.width - INDENT):
+        lines.text(text)
     if borrowed := [f"{time.gpu} has those of {time.rates_of}, scaled" for time in times if time.rates_of != time.gpu]:
         lines.fact("rates", f"none are known of it: {listed(borrowed)}")
-    if reasons := _reasons(analysis):
-        lines.fact("no time", "; ".join(reasons))
+    limits_facts(lines, times, [analysis], remedies=remedies)
     if times:
         lines.fact("a step", _basis(times[0], analysis))
 
 
-def time_in_words(time: StepTime) -> str:
-    """One line: seconds, speed, MFU with its band, and the bound."""
-    speed = readable(time.tokens_per_second_per_gpu, SPEED_UNITS)
-    return (
-        f"{time.gpu}: {readable_seconds(time.seconds)} a step, {speed} tokens/s a GPU, "
-        f"MFU {mfu_in_words(time)}; not below {readable_seconds(time.bound_seconds)}"
-    )
+def limits_facts(lines: Lines, times: Sequence[StepTime], analyses: "Sequence[Analysis]", *, remedies: bool) -> None:
+    """Add what is too fast in `times` for want of rates, and on which GPUs no time of a step is worked out, and why."""
+    for part, name in AS_PRODUCTS.items():
+        if gpus := dict.fromkeys(time.gpu for time in times if part in time.as_products):
+            lines.fact("too fast", f"{name} on {listed(list(gpus))}, no rates are known: as fast as large products")
+    if reasons := _reasons(analyses, remedies=remedies):
+        lines.fact("no time", "; ".join(reasons))
 
 
-def times_in_short(times: Sequence[StepTime], *, most: int) -> str:
-    """Seconds and MFU on each of the first `most` GPUs."""
-    shown = [f"{time.gpu} {readable_seconds(time.seconds)}, MFU {mfu_in_words(time)}" for time in times[:most]]
-    left = len(times) - most
-    return f"a step: {'; '.join(shown)}{f' and {left} more' if left > 0 else ''}"
+def times_in_words(times: Sequence[StepTime], width: int) -> list[str]:
+    """One line of at most `width` columns for each: seconds, speed, MFU with its band, and the bound.
+
+    All in the same words: in fewer ones if the line of one is too long, and the last ones are without the speed.
+    """
+    texts: list[str] = []
+    for form in FORMS:
+        texts = [
+            form.format(
+                gpu=time.gpu,
+                seconds=readable_seconds(time.seconds),
+                speed=readable(time.tokens_per_second_per_gpu, SPEED_UNITS),
+                mfu=mfu_in_words(time),
+                bound=readable_seconds(time.bound_seconds),
+            )
+            for time in times
+        ]
+        if all(len(text) <= width for text in texts):
+            break
+    return texts
 
 
 def mfu_in_words(time: StepTime) -> str:
@@ -59,11 +82,12 @@ def _basis(time: StepTime, analysis: "Analysis") -> str:
     )
 
 
-def _reasons(analysis: "Analysis") -> list[str]:
+def _reasons(analyses: "Sequence[Analysis]", *, remedies: bool) -> list[str]:
     """Why a step is not timed: GPUs with the same reason together."""
-    if analysis.step_time == ():
+    if any(analysis.step_time == () for analysis in analyses):
         return ["by Megatron-LM's rules no step is run that could be timed"]
-    gpus: dict[str, list[str]] = {}
-    for one in analysis.not_timed:
-        gpus.setdefault(one.reason, []).append(one.gpu)
+    gpus: dict[str, dict[str, None]] = {}
+    for one in [one for analysis in analyses for one in analysis.not_timed]:
+        reason = f"{one.reason}: {one.remedy}" if one.remedy and remedies else one.reason
+        gpus.setdefault(reason, {})[one.gpu] = None
     return [f"{', '.join(names)}: {reason}" for reason, names in gpus.items()]

@@ -115,7 +115,7 @@ BAD_COMMANDS = {
     f"{RUN} --gpu_hours 0": "--gpu_hours = '0': must be a number of hours above 0",
     f"{RUN} --gpu_hours 100": "--gpu_hours = 100: the claim is impossible",
     f"{RUN} --global_batch_tokens 2T": "--global_batch_tokens = '2T': must be a whole number of tokens from 1 to 1e+12",
-    "--model_config llama_7b --tokens 1M --gpus A100 --micro_batches 999": "= 2045952: must be at most --tokens",
+    "--model_config llama_7b --tokens 1M --gpus A100 --micro_batches 999": "--tokens = 1000000: must be at least",
     f"{RUN} --global_batch_tokens x": "--global_batch_tokens = 'x': must be a whole number of tokens",
     f"{RUN} --precision fp4": "--precision = 'fp4': is not known: choose from mixed",
     f"{RUN} --optimizer=": "--optimizer = '': is not known",

@@ -67,6 +67,10 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         "no price is known for L4: give one in US dollars per hour, as --gpu_prices L4=2.50",
     ),
     (
+        lambda: plan_budget(5e6, gpus=(msgspec.structs.replace(find_gpu("L4"), name="Our GPU"),)),
+        'no price is known for Our GPU: give one in US dollars per hour, as --gpu_prices "Our GPU=2.50"',
+    ),
+    (
         lambda: plan_budget(5e6, prices_usd_per_hour={"H100": 2.0}),
         "--gpu_prices = 'H100': a price is given for H100, but the GPUs considered are A100, V100, T4",
     ),
@@ -84,7 +88,13 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: run(batch=16 * 10**9),
-        "--global_batch_tokens = 16000000000: must be at most --tokens (1000",
+        "--tokens = 1000000000: must be at least those of one step, 16000000000",
+    ),
+    (lambda: Setup(global_batch_tokens=0), "--global_batch_tokens = 0: must be a whole number of tokens from 1 to"),
+    (
+        lambda: check_cluster(Cluster(gpu=find_gpu("T4")), Setup(), None),
+        "--gpus = 'T4': has no rates in the catalogue, and no GPU of its architecture (Turing) has any: give "
+        '"rates" in a --cluster file',
     ),
     (lambda: compare([], RunPlan(tokens=1, gpus=("H100",))), "analyses = 0: a comparison needs two models or more"),
     (

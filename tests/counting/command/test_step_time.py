@@ -153,10 +153,32 @@ def test_gpus_whose_speed_is_unknown_are_no_error(capsys: pytest.CaptureFixture[
     assert [time["gpu"] for time in analysis["step_time"]] == ["H100"]
     assert [fit["gpu"] for fit in analysis["fits"]] == ["Theirs", "H100"]
     (not_timed,) = analysis["not_timed"]
-    assert (not_timed["gpu"], not_timed["reason"].partition(",")[0]) == ("Theirs", "has no rates in the catalogue")
+    assert (not_timed["gpu"], not_timed["reason"]) == ("Theirs", "no rates of them or their architecture are known")
+    assert not_timed["remedy"].startswith('give "rates" in a --cluster file, as calibrate writes it')
     assert times_of("--gpu_file gpus.json --gpus Theirs", capsys) is None
     (analysis,) = document_of("--gpus A100,H100 --precision fp8", capsys)["analyses"]
     assert [time["gpu"] for time in analysis["step_time"]] == ["H100"], "an A100 has no products in FP8"
+    assert analysis["not_timed"][0]["remedy"].startswith("give another --precision")
+
+
+def test_the_remedy_of_a_link_brings_the_prediction_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = "--layout fsdp=2 --tokens 1B --price 2"
+    document = document_of(f"{run} --gpus L4", capsys)
+    (without,) = document["analyses"][0]["not_timed"]
+    assert document["runs"][0]["gpus"][0]["outcomes"][0]["mfu_source"] == "assumed"
+    assert without["reason"] == "the speed of links within a node is unknown"
+    given, _, run_too = without["remedy"].removeprefix("give it in a --cluster file, as ").partition(", and ")
+    assert run_too == "the run's MFU is predicted"
+    (folder / "l4.json").write_text(given.replace("...", '"L4"'))
+    document = document_of(f"{run} --cluster l4.json", capsys)
+    assert document["analyses"][0]["step_time"][0]["as_products"] == ["attention"]
+    assert document["runs"][0]["gpus"][0]["outcomes"][0]["mfu_source"] == "predicted"
+
+
+def test_a_run_of_less_than_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names what was given: 2 ranks x 64 tokens."""
+    assert main(["--model_config", "own.json", "--layout", "fsdp=2", "--gpus", "H100", "--tokens", "1"]) == 2
+    assert "--tokens = 1: must be at least those of one step, 128" in capsys.readouterr().err
 
 
 def test_no_time_by_megatrons_rules(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +276,9 @@ def test_links_that_a_group_needs_are_asked_for(folder: Path, capsys: pytest.Cap
     assert main([*flags, "--cluster", "alone.json"]) == 0
     capsys.readouterr()
     assert main([*flags, "--gpu_file", "gpus.json", "--gpus", "Ours"]) == 0
-    assert "no time Ours: the layout has groups within a node" in " ".join(capsys.readouterr().out.split())
+    assert "no time Ours: the speed of links within a node is unknown: give it in a --cluster file" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +288,7 @@ def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["--model_config", "own.json", "--gpu_file", "gpus.json"]) == 0
     screen = " ".join(capsys.readouterr().out.split())
     assert f"rates none are known of it: Ours has those of {time['rates_of']}, scaled" in screen
-    assert "no time Theirs: has no rates" in screen
+    assert "no time Theirs: no rates of them" in screen
 
 
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])
@@ -290,4 +314,5 @@ def test_it_is_one_screen(flags: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     models = 1 + flags.startswith("other")
     assert len(lines) <= 30 + 10 * (models - 1)
     assert max(map(len, lines)) <= 80
-    assert sum(" a step, " in line or line.startswith("  a step: H100 ") for line in lines) >= models
+    of_several = [line for line in lines if line.startswith(("  own    H100 ", "  other  H100 "))]
+    assert sum(" a step, " in line for line in lines) + len(of_several) >= models

@@ -245,7 +245,7 @@ def test_a_batch_from_one_sequence_to_all_tokens(llama: Analysis) -> None:
         assert plan_run(with_micro_batches(llama, number), plan).steps == steps
     of_one = plan_run(llama, plan)  # a step of one sequence is nobody's choice
     assert (of_one.global_batch_tokens, of_one.steps) == (None, None)
-    with pytest.raises(UserError, match=r"^global_batch_tokens = 10240: must be at most tokens \(8192\)$"):
+    with pytest.raises(UserError, match=r"^tokens = 8192: must be at least those of one step, 10240$"):
         plan_run(with_micro_batches(llama, 5), plan)
     assert plan_run(llama, RunPlan(tokens=11, gpus=("H100",))).tokens == 11
 

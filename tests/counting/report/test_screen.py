@@ -180,7 +180,7 @@ def test_a_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     plan = RunPlan(tokens=15 * 10**12, gpus=("H100", "B200"), num_gpus=1)
     run = plan_run(with_micro_batches(llama, 2000), plan)
     lines = printed(capsys, Results(analyses=[llama], runs=[run])).splitlines()
-    assert lines[4] == "Training llama_7b on 15 T tokens with 1 GPUs at 30 % to 50 % MFU, assumed"
+    assert lines[4] == "Training llama_7b on 15 T tokens with 1 GPU at 30 % to 50 % MFU, assumed"
     (h100, _) = run.gpus
     hours = [outcome.gpu_hours for outcome in h100.outcomes]
     assert lines[6].split()[:3] == ["H100", "3.00", f"{hours[-1]:,.0f}{NONE}{hours[0]:,.0f}"]

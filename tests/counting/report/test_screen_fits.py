@@ -71,7 +71,7 @@ def test_on_the_catalogue(llama: Analysis, capsys: pytest.CaptureFixture[str]) -
     out = words(printed(capsys, Results(analyses=[llama], on_catalogue=[(*FITS, fit("Tiny", 2**30))])))
     assert (
         "fits one Large as it is; with recompute full: Middle; with recompute full, loss chunk 1,024: Small; none of "
-        "the other 1 (tried: recompute, loss chunk 1,024)"
+        "Tiny (tried: recompute, loss chunk 1,024)"
     ) in out
     out = words(printed(capsys, Results(analyses=[llama], on_catalogue=[(fit("Tiny", 2**30), fit("Less", 2**29))])))
     assert "fits one none: Tiny has 1.0 GiB (tried: recompute, loss chunk 1,024)" in out

@@ -84,7 +84,7 @@ def test_without_a_gpu_it_is_the_catalogue(llama: Analysis, capsys: pytest.Captu
     lines = printed(capsys, results).splitlines()
     assert lines[4] == "A training step of llama_3_8b, spread over 64 GPUs"
     said = words("\n".join(lines))
-    assert "with recompute full: V100, L40S, TPU-v4; none of the other 3 (tried: recompute)" in said
+    assert "with recompute full: V100, L40S, TPU-v4; none of T4, L4 and TPU-v5e (tried: recompute)" in said
     assert "the worst rank 60.8 GB, all 64 alike, in the backward of layer 31" in said
     assert "on one device the step would take 169.2 GB, of which 128.5 for states" in said
     assert "fits one" not in said

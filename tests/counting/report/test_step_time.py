@@ -4,13 +4,17 @@ import msgspec
 import pytest
 
 from counting.analysis import Analysis, analyze
+from counting.cost.fits import fits_on
+from counting.cost.hardware import find_gpu
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results
+from counting.report.format import readable_seconds
 from counting.report.model.step_time import time_notes, time_table
 from counting.report.run import print_run
+from counting.report.screen.time import times_in_words
 from counting.report.tables import print_tables
 from counting.setup import Setup
-from counting.step.time import NO_TIME_BY_FORMULA, NotTimed
+from counting.step.time import NO_TIME_BY_FORMULA, NotTimed, StepTime
 from tests.counting.spread import rank_class, spread
 from tests.counting.times import TIME, step_time_like
 from tests.screens import printed, words
@@ -139,3 +143,109 @@ def test_the_rows_of_the_table_sum_to_the_step(
 def test_each_assumption_stands_once() -> None:
     times = [step_time_like(assumptions=("One.", "Both.")), step_time_like(gpu="A100", assumptions=("Both.",))]
     assert time_notes(times) == ["Time of a step on H100: One.", "Time of a step: Both."]
+
+
+# --- One screen ------------------------------------------------------------------------------------------------------
+
+FSDP = Layout(num_gpus=8, gpus_per_node=8, dp=1, fsdp=8)
+LACKS = NotTimed(gpu="T4", reason="no rates are known", remedy='give "rates" in a file')
+
+
+def times_on(*gpus: str) -> list[StepTime]:
+    return [step_time_like(gpu=gpu, rates_of=gpu, tokens_per_second_per_gpu=42_123.0) for gpu in gpus]
+
+
+def planned(analysis: Analysis, *gpus: str) -> Results:
+    """A run of `analysis`, spread over 8 ranks, on `gpus`, of which a T4 is not timed."""
+    timed = [gpu for gpu in gpus if gpu != "T4"]
+    spread_out = msgspec.structs.replace(
+        spread(analysis, FSDP, rank_class(54 * 10**9, count=8)),
+        step_time=tuple(times_on(*timed)),
+        not_timed=(LACKS,) if "T4" in gpus else (),
+    )
+    spread_out = msgspec.structs.replace(spread_out, fits=fits_on(spread_out, [find_gpu(gpu) for gpu in gpus]))
+    return Results(analyses=[spread_out], runs=[plan_run(spread_out, RunPlan(tokens=10**12, gpus=gpus))])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "width"),
+    [
+        (("H100", "B200", "A100", "T4"), 80),
+        (("V100", "T4", "A100", "H100", "H800", "H200", "B200"), 80),
+        (("H100", "B200"), 60),
+        (("H100", "B200", "A100", "T4"), 60),
+    ],
+)
+def test_each_gpu_has_its_time_on_one_screen(
+    gpus: tuple[str, ...], width: int, llama: Analysis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line each, and whether it fits is said of at least one."""
+    lines = printed(capsys, planned(llama, *gpus), width=width).splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= width
+    for gpu in gpus:
+        assert sum(line.startswith(f"  {gpu}: 18 s a step") for line in lines) == (gpu != "T4")
+    assert sum("MFU 40 % (36–45)" in line and "15 s" in line for line in lines) == len(gpus) - ("T4" in gpus)  # noqa: RUF001
+    assert "fits" in lines[5 if width == 80 else 6]
+
+
+def test_a_line_that_is_too_long_has_fewer_words(llama: Analysis) -> None:
+    times = times_on("H100", "A100")
+    forms = [times_in_words(times, width) for width in (78, 70, 58)]
+    assert [form[1] for form in forms] == [
+        "A100: 18 s a step, 42.1 k tokens/s a GPU, MFU 40 % (36–45); not below 15 s",  # noqa: RUF001
+        "A100: 18 s a step, 42.1 k tokens/s, MFU 40 % (36–45); not below 15 s",  # noqa: RUF001
+        "A100: 18 s a step, MFU 40 % (36–45); bound 15 s",  # noqa: RUF001
+    ]
+
+
+def test_times_of_several_models_are_a_table(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """Above their runs, with all that has no time."""
+    one = planned(llama, "H100", "T4")
+    three = Results(analyses=one.analyses * 3, runs=one.runs * 3)
+    lines = printed(capsys, three).splitlines()
+    start = lines.index("How long does a training step take? Tokens/s of one GPU:")
+    row = "llama_7b H100 18 s 42.1 k 40 % (36–45) 15 s yes"  # noqa: RUF001
+    assert [words(line) for line in lines[start + 2 : start + 5]] == [row] * 3
+    assert "no time T4: no rates are known" in words("\n".join(lines[:30]))
+    assert any(line.startswith("Training each model") for line in lines[:30])
+
+
+def test_what_runs_as_fast_as_products_is_said(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    times = [step_time_like(gpu=gpu, rates_of=gpu, as_products=("attention",)) for gpu in ("L4", "L40S")]
+    said = words(printed(capsys, Results(analyses=[spread_and_timed(llama, TIME, *times)])))
+    assert "too fast attention on L4 and L40S, no rates are known: as fast as large products" in said
+    experts = step_time_like(as_products=("experts",))
+    assert "products of experts on H100" in words(printed(capsys, Results(analyses=[spread_and_timed(llama, experts)])))
+    assert "too fast" not in printed(capsys, Results(analyses=[spread_and_timed(llama, TIME)]))
+
+
+def test_what_to_give_where_there_is_no_time(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    both = (LACKS, msgspec.structs.replace(LACKS, gpu="V100"))
+    analysis = msgspec.structs.replace(spread_and_timed(llama), step_time=None, not_timed=both)
+    assert 'T4, V100: no rates are known: give "rates" in a file' in words(
+        printed(capsys, Results(analyses=[analysis]))
+    )
+    assert time_notes((), both[:1]) == [
+        'How long a step takes is not worked out on T4: no rates are known: give "rates" in a file.'
+    ]
+
+
+def test_a_run_of_steps_that_do_not_fit_is_said(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    results = planned(llama, "H100", "A100", "V100")
+    assert [gpu.step_fits for gpu in results.runs[0].gpus] == [True, True, False]
+    assert "does not fit V100: no such run is possible" in words(printed(capsys, results))
+    print_run(results.runs[0])
+    assert "does not fit V100 as it is: no such run is possible" in words(capsys.readouterr().out)
+    several = Results(analyses=results.analyses * 2, runs=results.runs * 2)
+    assert "does not fit llama_7b, llama_7b on V100: no such" in words(printed(capsys, several))
+    assert plan_run(llama, RunPlan(tokens=10**9, gpus=("V100",))).gpus[0].step_fits is None, "without a layout"
+
+
+def test_seconds_have_a_unit() -> None:
+    assert [readable_seconds(seconds) for seconds in (18.23, 0.195, 4.84e-7, 4.84e-10)] == [
+        "18.2 s",
+        "195 ms",
+        "484 ns",
+        "0.484 ns",
+    ]

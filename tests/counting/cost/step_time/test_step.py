@@ -14,7 +14,9 @@ from counting.cost.step_time import step as of_steps
 from counting.cost.step_time import step_time
 from counting.cost.step_time.band import Errors
 from counting.ranks.profile import Traffic
+from counting.setup import Setup, resolve
 from counting.step.time import StepTime
+from counting.timing import step_times
 from counting.work import OrderedPass, PassWork, StepWork, StretchWork
 from tests.counting.cost.hand_made import (
     GIGA,
@@ -27,7 +29,10 @@ from tests.counting.cost.hand_made import (
     sharded_step,
     without_traffic,
 )
+from tests.counting.cost.step_time.clusters import made_cluster
+from tests.shrunken import DEEPSEEK_V3
 from torch_models.errors import ArgumentError
+from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 
 FSDP_2 = Layout(num_gpus=2, dp=1, fsdp=2, gpus_per_node=8)
@@ -67,6 +72,21 @@ def test_a_step_of_two_layers_by_hand() -> None:
     assert time.tokens_per_second_per_gpu == pytest.approx(1000 / 45, rel=1e-5)
     assert time.mfu == pytest.approx(6 / 45 / 4, rel=1e-5)
     assert time.hfu == pytest.approx(10 / 45 / 4, rel=1e-5)
+
+
+def test_what_runs_as_fast_as_products_for_want_of_rates() -> None:
+    """Nothing is named that the step does not have: of hand-made steps, none has attention or experts."""
+    assert time_of(sharded_step()).as_products == ()
+    spec = spec_from_fields(DEEPSEEK_V3, "small")
+    setup = resolve(Setup(sequence_length=8), spec)
+    for rates, named in (
+        ({"attention": (), "grouped": ()}, ("attention", "experts")),
+        ({"grouped": ()}, ("experts",)),
+        ({"attention": ()}, ("attention",)),
+        ({}, ()),
+    ):
+        (time,) = step_times(spec, setup, None, [made_cluster(**rates)], forward_flops=10**6)
+        assert time.as_products == named
 
 
 def test_a_rank_is_compared_with_the_peak_of_its_device() -> None:
