@@ -6,6 +6,7 @@ it that they do.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +19,9 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from counting.cost.step_time import ChromeTrace
 
 
 def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, norms: Norms = "fused") -> StepWork:
@@ -126,8 +130,8 @@ def _flops(stretch: StretchWork, cp: int) -> int:
     return others + attention * 2 * cp // (cp + 1)
 
 
-def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster: Cluster) -> bytes:
-    """A chrome trace of one step on `cluster`, as a file; `setup` and `layout` are those of its analysis."""
+def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster: Cluster) -> "ChromeTrace":
+    """A chrome trace of one step on `cluster`; `setup` and `layout` are those of its analysis."""
     if layout is not None and layout.framework != "torch":
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so a step cannot be traced")
     from counting.cost.step_time import chrome_trace

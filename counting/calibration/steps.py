@@ -53,10 +53,11 @@ def calibrate_cluster(
 ) -> CalibratedCluster:
     """Estimate each of `steps` on `cluster`, and fit one scale to them; `show` gets progress.
 
-    A calibration that the cluster has already is not used. Raises UserError for too few steps, and for a step that is
-    faster than its bound, which no run is: its row, or the model of it, is wrong.
+    A calibration that the cluster has already is not used. Raises UserError for too few steps, for rows of one step,
+    and for a step that is faster than its bound, which no run is: its row, or the model of it, is wrong.
     """
     check_number(len(steps))
+    _refuse_one_step(steps)
     times: list[StepTime] = []
     gpus: list[int] = []
     for number, step in enumerate(steps, start=1):
@@ -97,6 +98,15 @@ def _analysis(step: MeasuredStep, cluster: Cluster) -> Analysis:
         raise ConfigError(error.field, error.value, error.rule, step.where) from None
     except UserError as error:
         raise UserError(f"{step.where}: {error}") from None
+
+
+def _refuse_one_step(steps: Sequence[MeasuredStep]) -> None:
+    """Raises UserError if all rows are of one step: of another one, the spread of these is not the error."""
+    if len({(step.model, step.setup, step.layout, step.power_watts) for step in steps}) == 1:
+        raise UserError(
+            f"all {len(steps)} rows are one step, measured again: that says nothing of the error of another step: give "
+            "rows of at least two different steps"
+        )
 
 
 def _refuse_impossible(steps: Sequence[MeasuredStep], times: Sequence[StepTime]) -> None:

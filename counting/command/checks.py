@@ -70,6 +70,7 @@ WITHOUT_CLUSTER = {
 }
 
 NAME_GPUS = ("gpus", "gpu_file", "cluster")
+NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory")
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
 
@@ -83,6 +84,9 @@ def given_flags(options: argparse.Namespace) -> dict[str, Any]:
 def check_flags(options: argparse.Namespace) -> None:
     """Raises UserError if a flag lacks another one that it requires, or if flags contradict each other."""
     given = given_flags(options).keys()
+    for flag in NAME_FILES:
+        if flag in given and not getattr(options, flag):
+            raise UserError(f"--{flag} '': must name a file")
     for flag, others in NEEDS.items():
         if flag in given and not given & set(others):
             raise UserError(f"--{flag} needs {' or '.join(f'--{other}' for other in others)}")
@@ -131,10 +135,10 @@ def _check_time(options: argparse.Namespace, given: Collection[str]) -> None:
             raise UserError(f"--{flag} needs --gpus or --cluster: name the GPUs, as --gpus H100")
         if flag in given and not times_a_step(options):
             raise UserError(f"--{flag} is of the time of a step, which a {_other_question(options)} does not ask for")
-    if "trace" in given and options.framework == "megatron":
-        raise UserError(
-            "--trace is of a step that is run, and --framework megatron is by formula: leave out one of them"
-        )
+        if flag in given and options.framework == "megatron":
+            raise UserError(
+                f"--{flag} is of a step that is run, and --framework megatron is by formula: leave out one of them"
+            )
 
 
 def times_a_step(options: argparse.Namespace) -> bool:

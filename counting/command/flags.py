@@ -78,6 +78,8 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
         rule = "is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b"
         raise UserError(f"{show_name(arguments[0])}: {rule}")
     options = _parse(parser, arguments)
+    if options.plan == "":
+        raise UserError("--plan '': must name a file")
     if options.plan is None:
         options.from_plan = frozenset()
     else:

@@ -25,7 +25,7 @@ from counting.command.checks import given_flags, times_a_step
 from counting.command.flags import PUBLISHED, read_flags
 from counting.command.hints import error_line, why_not_timed
 from counting.command.lengths import common_length, comparison_notes, length_warnings, with_length_from
-from counting.command.output_file import refuse_unwritable, write_whole
+from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
 from counting.cost.cluster import Cluster
@@ -36,7 +36,7 @@ from counting.setup import Setup, resolve
 from counting.step.memory import DIVIDED_NOTE
 from counting.step.time import NotTimed
 from counting.timing import check_clusters
-from torch_models.errors import ArgumentError, UserError
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 from torch_models.fields.config import ForeignConfig, read_models
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design_for_budget import Design
+    from counting.cost.step_time import ChromeTrace
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
@@ -98,6 +99,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     """All requested results. Every flag is parsed before the first model is measured."""
+    _check_files(options)
     cluster = cluster_of(options)
     own = own_gpus(options, cluster)
     gpus = chosen_gpus(options, own)
@@ -133,6 +135,20 @@ def _results(options: argparse.Namespace, progress: Progress) -> "Results":
     )
 
 
+def _check_files(options: argparse.Namespace) -> None:
+    """Raises UserError if a file that is written is also one that is read, or is written twice."""
+    configs = [file for config in options.model_config or () for file in files_of_config(config)]
+    refuse_shared_files(
+        {"--design": options.design, "--trace": options.trace, "--trace_memory": options.trace_memory},
+        {
+            "--model_config": configs,
+            "--plan": options.plan,
+            "--cluster": options.cluster,
+            "--gpu_file": options.gpu_file,
+        },
+    )
+
+
 def _analyses(
     options: argparse.Namespace,
     setup: Setup,
@@ -164,7 +180,13 @@ def _analyses(
         if options.trace_memory is not None and isinstance(model, ModelSpec):
             write_whole(options.trace_memory, _memory_trace(model, analysis), overwrite=options.force)
         if options.trace is not None and isinstance(model, ModelSpec):
-            write_whole(options.trace, _step_trace(model, analysis, timed[0]), overwrite=options.force)
+            trace = _step_trace(model, analysis, timed[0])
+            write_whole(options.trace, trace.document, overwrite=options.force)
+            if trace.left_out:
+                note = f"{show_name(options.trace)}: {trace.left_out}."
+                progress.erase()
+                print(f"note: {note}", file=sys.stderr)
+                analysis = msgspec.structs.replace(analysis, notes=(*analysis.notes, note))
         if source is not None:
             analysis = with_length_from(analysis, source)
         yield msgspec.structs.replace(analysis, fits=_fits(analysis, gpus)) if gpus else analysis
@@ -224,12 +246,24 @@ def _to_time(
             check_clusters([cluster], setup, of_step)
         except UserError as error:
             if asked:
-                raise
+                raise _of_cluster_file(error, options) from None
             name, of_run = cluster.gpu.name, options.tokens is not None
             not_timed.append(why_not_timed(error, name, of_run=of_run))
         else:
             timed.append(cluster)
     return tuple(timed), tuple(not_timed)
+
+
+def _of_cluster_file(error: UserError, options: argparse.Namespace) -> UserError:
+    """The error with the name of the cluster's file, where a flag does not say the same."""
+    if options.cluster is None:
+        return error
+    if not isinstance(error, ArgumentError):
+        return UserError(f"{show_name(options.cluster)}: {error}")
+    if getattr(options, error.field, None) is not None:
+        return error
+    field = "gpu" if error.field == "gpus" else error.field
+    return ConfigError(field, error.value, error.rule, show_name(options.cluster))
 
 
 def _asks_for_reserved(
@@ -275,7 +309,7 @@ def _memory_trace(model: ModelSpec, analysis: Analysis) -> bytes:
     return memory_trace(model, analysis.setup, analysis.layout, analysis.rank_classes)
 
 
-def _step_trace(model: ModelSpec, analysis: Analysis, cluster: Cluster) -> bytes:
+def _step_trace(model: ModelSpec, analysis: Analysis, cluster: Cluster) -> "ChromeTrace":
     from counting.timing import trace_of_step
 
     return trace_of_step(model, analysis.setup, analysis.layout, cluster)

@@ -1,12 +1,17 @@
-"""Writes files completely or not at all."""
+"""Writes files completely or not at all, and none that is read or written by another flag too."""
 
 import contextlib
 import os
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch_models.errors import UserError, show_name
+from torch_models.fields.bundled import bundled_data
+from torch_models.fields.file import CONFIG_FILE
+
+_OF_A_CHECKPOINT = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json")
 
 
 def refuse_unwritable(path: str, *, overwrite: bool) -> None:
@@ -79,3 +84,50 @@ def _mode(path: str) -> int:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def refuse_shared_files(written: Mapping[str, str | None], read: Mapping[str, Sequence[str] | str | None]) -> None:
+    """Raises UserError if two flags of `written` name one file, or one of them names a file of `read`.
+
+    Both have the names of files by flag; None is a flag that is not given.
+    """
+    outputs = [(flag, name) for flag, name in written.items() if name is not None]
+    for number, (flag, name) in enumerate(outputs):
+        for other, same in outputs[:number]:
+            if _is_one_file(name, same):
+                raise UserError(f"{show_name(name)}: {other} and {flag} name one file: name another for one of them")
+        for other, names in read.items():
+            if any(_is_one_file(name, same) for same in _names(names)):
+                raise UserError(
+                    f"{show_name(name)}: {flag} would replace what {other} reads: name another file for {flag}"
+                )
+
+
+def files_of_config(config: str) -> Iterator[str]:
+    """The files that may be read of a model: a path, those of a checkpoint's folder, or a bundled config."""
+    yield config
+    try:
+        folder = Path(config)
+        if folder.is_dir():
+            yield from (str(file) for pattern in _OF_A_CHECKPOINT for file in folder.glob(pattern))
+    except (OSError, ValueError):  # no name of a file, as its reader will say
+        return
+    if os.path.basename(config) == config:
+        yield from (str(bundled_data() / f"{config}{end}") for end in ("", ".json", "_config.json"))
+
+
+def _names(names: Sequence[str] | str | None) -> Sequence[str]:
+    if names is None:
+        return ()
+    return (names,) if isinstance(names, str) else names
+
+
+def _is_one_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there
+        pass
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except (OSError, ValueError):
+        return False

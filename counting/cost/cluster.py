@@ -20,6 +20,7 @@ from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS
 
 Factor = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
+LOWEST_POWER_SHARE = 0.2  # of the board's limit: boards take none below it, and half of it is the least of a source
 FEWEST_CALIBRATED = 3  # rows: two rows leave one out to fit to, and no spread is known then
 
 
@@ -43,7 +44,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     gpus_per_node: int | None = None
     node_link: Link | None = None
     network_link: Link | None = None
-    power_watts: float | None = None  # the limit that is set, at most the board's
+    power_watts: float | None = None  # the limit that is set, at most the board's and at least a fifth of it
     calibration: Calibration | None = None
     attention_kernel: str | None = None  # a name in the rates, as "cuDNN"; None: as the measured op names it
     products_in_fp8: bool | None = None  # of linear layers; None: as the precision of the setup has it
@@ -75,6 +76,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError(
                 "power_watts", limit, f"must be at most the limit of the board of {self.gpu.name}: {board:g}"
             )
+        if limit < LOWEST_POWER_SHARE * board:
+            rule = f"must be at least {LOWEST_POWER_SHARE:.0%} of the limit of the board of {self.gpu.name}, {board:g}"
+            raise ArgumentError("power_watts", limit, f"{rule}: far below, what it does to products is unknown")
 
     @property
     def node_size(self) -> int:
@@ -105,7 +109,7 @@ def read_cluster(path: str | os.PathLike[str]) -> Cluster:
     """The cluster in the file `path`: a JSON object with `gpu` and, where they are known, the other fields.
 
     Raises UserError with file, field, value and rule if the file cannot be read or is no such object, if a field is
-    unknown or out of range, and if the power limit is above that of the board.
+    unknown or out of range, and if the power limit is above that of the board or far below it.
     """
     shown = show_name(os.fspath(path))
     content = read_json_file(path, shown, "a file of a cluster")

@@ -6,6 +6,8 @@ Power is the board's limit (thermal design power) in watts. A process sees other
 board with two dies appears as two devices, and the driver reserves a part of each device's memory.
 """
 
+import codecs
+import json
 import os
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from counting.cost.rates import GpuRates, check_rates
-from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
+from torch_models.errors import ArgumentError, ConfigError, UserError, show_json_error, show_name, show_value
 from torch_models.fields.bundled import bundled_data
 
 MAX_GPU_FILE_BYTES = 1_000_000
@@ -192,13 +194,30 @@ def read_json_file(path: str | os.PathLike[str], shown: str, what: str) -> Any:
             raise UserError(f"{shown}: {'must be a file of JSON' if Path(path).exists() else 'no such file'}")
         with Path(path).open("rb") as file:
             content = file.read(MAX_GPU_FILE_BYTES + 1)
-        if len(content) > MAX_GPU_FILE_BYTES:
-            raise UserError(f"{shown}: {what} has at most {MAX_GPU_FILE_BYTES} bytes")
-        return msgspec.json.decode(content)
     except OSError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    if len(content) > MAX_GPU_FILE_BYTES:
+        raise UserError(f"{shown}: {what} has at most {MAX_GPU_FILE_BYTES} bytes")
+    content = content.removeprefix(codecs.BOM_UTF8)  # which some programs put before UTF-8
+    try:
+        value = msgspec.json.decode(content)
+        json.loads(content, object_pairs_hook=_refuse_duplicates)
+    except ConfigError as error:
+        raise error.in_file(shown) from None
+    except msgspec.DecodeError as error:
         raise UserError(f"{shown}: not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown}: not valid JSON: {show_json_error(error)}") from None
+    return value
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(twice, fields[twice], "the field occurs twice in its object: give it once")
+    return fields
 
 
 def gpu_entry(fields: dict[str, Any]) -> Gpu:

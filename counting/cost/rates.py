@@ -13,6 +13,8 @@ from torch_models.errors import ConfigError
 
 Rate = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+SpeedShare = Annotated[float, msgspec.Meta(ge=1e-3, le=1)]  # below it, a number is in another unit
+GroupedShare = Annotated[float, msgspec.Meta(ge=1e-6, le=1)]  # few tokens reach little of a peak
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 Multiprocessors = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
@@ -41,7 +43,7 @@ class GroupedRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Products of experts, as a share of the dense peak of their format, from `tokens_per_expert` on."""
 
     tokens_per_expert: Tokens
-    share_of_peak: Share
+    share_of_peak: GroupedShare
     source: str
 
 
@@ -85,13 +87,15 @@ class GpuRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grouped: tuple[GroupedRate, ...] = ()  # in 16 bits
     grouped_fp8: tuple[GroupedRate, ...] = ()
     attention: tuple[AttentionRate, ...] = ()
-    memory_bandwidth_share: Share  # of the printed bandwidth that copies reach
+    memory_bandwidth_share: SpeedShare  # of the printed bandwidth that copies reach
     memory_bandwidth_source: str
     launch_seconds: Seconds  # between two kernels of a stream that is never empty
     launch_source: str
     multiprocessors: Multiprocessors | None = None  # of the board, that compute tiles of a product at the same time
     multiprocessors_source: str | None = None
-    beside_collectives_share: Share | None = None  # of their speed that products keep while a collective runs beside
+    beside_collectives_share: SpeedShare | None = (
+        None  # of their speed that products keep while a collective runs beside
+    )
     beside_collectives_source: str | None = None
     spread: Share | None = None  # standard deviation of the speed of equal GPUs, relative; the slowest sets the pace
     spread_source: str | None = None

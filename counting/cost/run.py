@@ -5,8 +5,8 @@
 The MFU is given, predicted by how long a step takes (`Analysis.step_time`) if it is spread by a layout, or assumed. In
 the other direction, published hours or the speed of a running job give the MFU that they imply. The model FLOPs
 utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1) is relative to the dense 16-bit peak, also for runs in
-FP8, as in papers. Energy is GPU-hours x the board's power limit: an upper bound for the boards alone, without hosts,
-network and cooling.
+FP8, as in papers. Energy is GPU-hours x the power limit that is set, else the board's: an upper bound for the boards
+alone, without hosts, network and cooling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,7 +125,7 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     peak_dense_tflop_per_s: float
     attainable_tflop_per_s: float  # upper limit: the same peak, or the FP8 peak for precision fp8
     price_usd_per_hour: float
-    power_watts: float | None
+    power_watts: float | None  # the limit that the cluster sets, else the board's
     num_gpus: int | None
     fewest_gpus: int  # model state bytes / memory of one board, rounded up: a lower bound, with no room for activations
     outcomes: tuple[Outcome, ...]
@@ -247,6 +247,8 @@ def _on_gpu(
     implied: tuple[ImpliedMfu, ...] = ()
     source: MfuSource = "given"
     speed, time = _tokens_per_gpu_second(plan), _time_on(gpu, analysis)
+    if time is not None and time.power_limit_watts is not None:
+        gpu = msgspec.structs.replace(gpu, power_watts=time.power_limit_watts)
     if speed is None:
         chosen = plan.mfus
         if chosen is None:

@@ -10,6 +10,8 @@ NO_TIME_BY_FORMULA = (
 )
 
 AtRateOfProducts = Literal["attention", "experts"]
+# The beginning of an assumption without which the figure may be far off: the first screen says it too.
+HELD_TO_BOUND = "The scale is held to the bound"
 
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]
@@ -62,6 +64,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     hfu: float  # FLOPs as executed, by the full square of attention / the same peak
     bound_mfu: float  # of a step as long as the bound: no run's is larger
     breakdown: TimeBreakdown
+    power_limit_watts: float | None = None  # of the board, that the cluster sets; None: the board's own
     rates_of: str  # the GPU whose rates these are; another one of its family where the catalogue has none
     # What runs as fast as large matrix products, because no rates of its own are known: too fast.
     as_products: tuple[AtRateOfProducts, ...] = ()

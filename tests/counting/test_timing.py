@@ -95,6 +95,6 @@ def test_every_layout_has_a_time(config: dict[str, Any], layout: Layout, micro_b
     assert time.breakdown.total == time.seconds
     assert {axis for axis, seconds in time.breakdown.communication.items() if seconds} <= axes
     assert bool(time.breakdown.bubble) is ("pp" in axes)
-    trace = json.loads(trace_of_step(spec, setup, layout, H100))
+    trace = json.loads(trace_of_step(spec, setup, layout, H100).document)
     end = max(event["ts"] + event["dur"] for event in trace["traceEvents"] if event["ph"] == "X")
     assert end == pytest.approx(time.seconds * 1e6, rel=1e-3)

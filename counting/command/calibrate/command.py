@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from counting.command.output_file import refuse_unwritable, write_whole
+from counting.command.output_file import refuse_shared_files, refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import read_json_file
@@ -63,6 +63,9 @@ def calibrate_command(arguments: Sequence[str]) -> None:
     options = calibrate_parser().parse_args(arguments)
     if options.output is None:
         raise UserError("calibrate needs --output: name the file to write, as --output cluster.json")
+    for flag, name in (("ROWS", options.rows), ("--output", options.output), ("--cluster", options.cluster)):
+        if name == "":
+            raise UserError(f"{flag} '': must name a file")
     if options.measure == (options.rows is not None):
         raise UserError(
             "calibrate takes a file of measured steps or --measure, one of the two: the file that one of them writes "
@@ -88,7 +91,8 @@ def calibrate_command(arguments: Sequence[str]) -> None:
 
 
 def _start(options: argparse.Namespace) -> tuple[Cluster | None, dict[str, Any]]:
-    """The cluster of --cluster, if it is given, and the fields of its file."""
+    """The cluster of --cluster, if it is given, and the fields of its file, which --output may replace."""
+    refuse_shared_files({"--output": options.output}, {"calibrate": options.rows})
     refuse_unwritable(options.output, overwrite=options.force)
     if options.cluster is None:
         return None, {}
@@ -106,6 +110,7 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> "Calibrated":
 
     cluster, known = _start(options)
     rows = read_rows(options.rows, cluster.gpu if cluster else None)
+    refuse_shared_files({"--output": options.output}, {show_name(options.rows): rows.configs})
     try:
         steps = calibrate_cluster(rows.steps, cluster or Cluster(gpu=rows.gpu), progress.show)
     except ConfigError as error:

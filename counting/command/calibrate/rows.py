@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from counting.calibration.steps import MeasuredStep
 from counting.command.amounts import parse_num_gpus, parse_recompute, parse_whole_number
 from counting.command.layouts import parse_layout
+from counting.command.output_file import files_of_config
 from counting.cost.hardware import Gpu, find_gpu
 from counting.setup import Setup
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
@@ -37,7 +38,7 @@ COLUMNS = (
 FURTHER_COLUMNS = ("precision", "optimizer", "loss_chunk", "clip_gradients", "power_watts")
 _MAY_BE_EMPTY = ("layout", *FURTHER_COLUMNS)  # one device; the defaults
 # An argument of the library -> the column that sets it.
-_COLUMN_OF = {"sequence_length": "seq_len", "cluster": "gpu"} | dict.fromkeys(
+_COLUMN_OF = {"sequence_length": "seq_len", "cluster": "gpu", "gpus": "gpu"} | dict.fromkeys(
     ("dp", "fsdp", "zero", "tp", "sequence_parallel", "cp", "pp", "ep", "schedule", "stages_per_rank", "grouping"),
     "layout",
 )
@@ -54,6 +55,7 @@ class Rows(NamedTuple):
 
     gpu: Gpu
     steps: tuple[MeasuredStep, ...]
+    configs: tuple[str, ...]  # the files of their models
 
 
 def read_rows(path: str | os.PathLike[str], known: Gpu | None) -> Rows:
@@ -88,11 +90,12 @@ def read_rows(path: str | os.PathLike[str], known: Gpu | None) -> Rows:
         raise UserError(f"{shown}: line {lines.line_num}: not comma-separated values: {error}") from None
     if not steps:
         raise UserError(f"{shown}: has no rows below its columns")
-    return Rows(next(iter(gpus.values()))[0], tuple(steps))
+    files = (file for config in models for file in files_of_config(config))
+    return Rows(next(iter(gpus.values()))[0], tuple(steps), tuple(files))
 
 
 def _text(path: str | os.PathLike[str], shown: str) -> str:
-    """The text of the file, without the mark that some programs put before UTF-8."""
+    """The text of the file, without the mark that some programs put before UTF-8, and with line feeds alone."""
     try:
         if not Path(path).is_file():
             raise UserError(f"{shown}: {'must be a file of rows' if Path(path).exists() else 'no such file'}")
@@ -111,7 +114,7 @@ def _text(path: str | os.PathLike[str], shown: str) -> str:
         raise UserError(f"{shown}: is not text in UTF-8: save it as comma-separated values in that encoding") from None
     if not text.strip():
         raise UserError(f"{shown}: is empty: its first line must be {','.join(COLUMNS)}")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _columns(names: Sequence[str], shown: str) -> tuple[str, ...]:

@@ -8,6 +8,6 @@ is the estimate scaled by the user's own measured steps.
 
 from counting.cost.step_time.checks import check_cluster
 from counting.cost.step_time.step import step_time
-from counting.cost.step_time.trace import chrome_trace
+from counting.cost.step_time.trace import ChromeTrace, chrome_trace
 
-__all__ = ["check_cluster", "chrome_trace", "step_time"]
+__all__ = ["ChromeTrace", "check_cluster", "chrome_trace", "step_time"]

@@ -10,7 +10,7 @@ from counting.cost.step_time.machine import Machine
 from counting.cost.step_time.stretches import StretchTimer, has_experts
 from counting.cost.step_time.whole_step import ROUNDING, bound_of_step, lay_out_step
 from counting.setup import Setup
-from counting.step.time import AtRateOfProducts, StepTime, TimeBreakdown
+from counting.step.time import HELD_TO_BOUND, AtRateOfProducts, StepTime, TimeBreakdown
 from counting.work import StepWork
 from torch_models.layout import Layout
 
@@ -47,12 +47,14 @@ def step_time(
     bound = min(bound, estimated.total)
     calibration = cluster.calibration
     mixture = has_experts(work)
+    factor = None
     if calibration is None:
         breakdown = estimated
         seconds = breakdown.total
         low, high = band_of(seconds, errors_of("mixture" if mixture else "dense"))
     else:
-        breakdown = _scaled(estimated, calibrated_factor(calibration, bound, estimated.total))
+        factor = calibrated_factor(calibration, bound, estimated.total)
+        breakdown = _scaled(estimated, factor)
         seconds = breakdown.total
         low, high = seconds * calibration.low, seconds * calibration.high
     tokens = setup.step_tokens * (1 if layout is None else layout.data_ranks)
@@ -72,9 +74,10 @@ def step_time(
         hfu=hardware_flops / ranks / seconds / peak,
         bound_mfu=model_flops / bound / peak,
         breakdown=breakdown,
+        power_limit_watts=cluster.power_watts,
         rates_of=timer.machine.rates_of,
         as_products=_as_products(estimated, timer.machine, mixture=mixture),
-        assumptions=_assumptions(work, setup, layout, cluster, timer, mixture=mixture),
+        assumptions=_assumptions(work, setup, layout, cluster, timer, factor, mixture=mixture),
     )
 
 
@@ -107,6 +110,7 @@ def _assumptions(
     layout: Layout | None,
     cluster: Cluster,
     timer: StretchTimer,
+    factor: float | None,
     *,
     mixture: bool,
 ) -> tuple[str, ...]:
@@ -125,6 +129,8 @@ def _assumptions(
             found.append(f"The band is a stand-in: no published run of {models} has been compared.")
     else:
         found.append(f"Scaled by {calibration.scale:.3g}, fitted to {calibration.rows} measured steps.")
+        if factor is not None and factor > calibration.scale:
+            found.append(f"{HELD_TO_BOUND}: {calibration.scale:.3g} of the estimate is less, and no run is faster.")
     if cluster.power_watts is not None and cluster.power_watts != gpu.power_watts:
         found.append(f"Products are those of a power limit of {cluster.power_watts:g} W.")
     if setup.execution == "compiled":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from counting.report.format import NONE, percent, readable, readable_seconds
 from counting.report.screen.lines import INDENT, Lines, listed
-from counting.step.time import StepTime
+from counting.step.time import HELD_TO_BOUND, StepTime
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -30,6 +30,8 @@ def time_rows(lines: Lines, analysis: "Analysis", most: int, *, remedies: bool) 
     if borrowed := [f"{time.gpu} has those of {time.rates_of}, scaled" for time in times if time.rates_of != time.gpu]:
         lines.fact("rates", f"none are known of it: {listed(borrowed)}")
     limits_facts(lines, times, [analysis], remedies=remedies)
+    if held := [time.gpu for time in times if any(said.startswith(HELD_TO_BOUND) for said in time.assumptions)]:
+        lines.fact("calibration", f"{HELD_TO_BOUND[0].lower()}{HELD_TO_BOUND[1:]}: {listed(held)}")
     if times:
         lines.fact("a step", _basis(times[0], analysis))
 

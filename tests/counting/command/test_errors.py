@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from counting.command.output_file import write_whole
+from counting.command.output_file import files_of_config, refuse_shared_files, write_whole
 from counting.counts import Counts
 from counting.formulas import parameters as formulas
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models.errors import UserError
+from torch_models.fields.bundled import bundled_data
 from torch_models.spec import GatedMLPSpec
 
 RUN = "--model_config llama_7b --tokens 1T --gpus A100"
@@ -192,3 +193,54 @@ def test_a_file_that_is_there_stays_as_it_was(tmp_path: Path) -> None:
     assert path.read_bytes() == b"before"
     write_whole(str(path), b"after", overwrite=True)
     assert path.read_bytes() == b"after"
+
+
+# --- No file is both read and written, or written twice -----------------------------------------------------------
+
+
+def test_other_files_are_fine(folder: Path) -> None:
+    (folder / "in.json").write_text("{}")
+    refuse_shared_files({"--trace": "out.json", "--design": None}, {"--cluster": "in.json", "--plan": None})
+
+
+@pytest.mark.parametrize("name", ["in.json", "./in.json", "link.json", "hard.json", "there/../in.json"])
+def test_a_file_has_many_names(name: str, folder: Path) -> None:
+    (folder / "in.json").write_text("{}")
+    (folder / "there").mkdir()
+    (folder / "link.json").symlink_to("in.json")
+    os.link("in.json", "hard.json")
+    with pytest.raises(UserError) as error:
+        refuse_shared_files({"--trace": name}, {"--cluster": "in.json"})
+    assert str(error.value) == f"{name}: --trace would replace what --cluster reads: name another file for --trace"
+
+
+def test_a_file_that_is_not_there_yet_is_not_written_twice(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^\./new: --trace and --trace_memory name one file"):
+        refuse_shared_files({"--trace": "new", "--design": "other", "--trace_memory": "./new"}, {})
+
+
+def test_the_files_of_a_model(folder: Path) -> None:
+    (folder / "model").mkdir()
+    for name in ("config.json", "one.safetensors", "notes.txt"):
+        (folder / "model" / name).write_text("")
+    found = {Path(file).name for file in files_of_config("model")}
+    assert {"config.json", "one.safetensors"} < found
+    assert "notes.txt" not in found
+    assert str(bundled_data() / "llama_7b_config.json") in set(files_of_config("llama_7b"))
+    assert next(files_of_config("a\0b")) == "a\0b", "and its reader says that there is no such name"
+
+
+def test_a_bundled_config_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(str(bundled_data() / "llama_7b_config.json"))
+    before = file.read_bytes()
+    assert main(["--model_config", "llama_7b", "--gpus", "H100", "--trace", str(file), "--force"]) == 2
+    assert "--trace would replace what --model_config reads" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_a_plan_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "plan.toml").write_text('model_config = "llama_7b"\ngpus = "H100"\n')
+    assert main(["--plan", "plan.toml", "--trace", "plan.toml", "--force"]) == 2
+    assert "plan.toml: --trace would replace what --plan reads" in capsys.readouterr().err
+    assert main(["--plan="]) == 2
+    assert capsys.readouterr().err == "error: --plan '': must name a file\n"

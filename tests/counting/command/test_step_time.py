@@ -42,6 +42,8 @@ def files(folder: Path) -> None:
     (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
     (folder / "cluster.json").write_text(json.dumps({"gpu": "H100", "gpus_per_node": 4}))
     (folder / "scaled.json").write_text(json.dumps({"gpu": "H100", "calibration": CALIBRATION}))
+    (folder / "kernel.json").write_text(json.dumps({"gpu": "H100", "attention_kernel": "foo"}))
+    (folder / "a100.json").write_text(json.dumps({"gpu": "A100"}))
     (folder / "alone.json").write_text(json.dumps({"gpu": OWN_GPU}))
     (folder / "gpus.json").write_text(json.dumps([OWN_GPU, OWN_GPU | {"name": "Theirs", "architecture": None}]))
 
@@ -214,6 +216,20 @@ def test_a_trace(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*flags, "--force"]) == 0
 
 
+def test_what_a_trace_leaves_out_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--model_config", "own.json", "--gpus", "H100", "--micro_batches", "40", "--trace", "step.json", "--force"]
+    assert main(flags) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("counting.cost.step_time.trace.MOST_EVENTS", 50)
+    assert main([*flags, "--json"]) == 0
+    printed = capsys.readouterr()
+    note = "step.json: an event is a pass, as those of layers were more than 50."
+    assert printed.err == f"note: {note}\n"
+    assert note in json.loads(printed.out)["analyses"][0]["notes"]
+
+
 def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--cluster cluster.json --power_watts 500 --layout fsdp=2 --trace step.json"
     document = document_of(flags, capsys)
@@ -236,11 +252,26 @@ def test_a_document_is_a_plan(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("--gpus H100 --training_budget 1M --power_watts 9", "--power_watts is of the time of a step, which a budget"),
         ("--gpus H100 --trace missing/t.json", "there is no folder missing"),
         ("--gpus H100 --layout tp=2 --framework megatron --trace t.json", "--trace is of a step that is run"),
+        ("--gpus H100 --layout tp=2 --framework megatron --power_watts 500", "--power_watts is of a step that is run"),
         ("--cluster cluster.json --gpus H100", "--cluster does not go with --gpus: the file names its GPU"),
         ("--cluster cluster.json --gpu_file g.json", "--cluster does not go with --gpu_file: the file has its GPU"),
         ("--cluster cluster.json --training_budget 1M", "--cluster does not go with --training_budget: a budget takes"),
         ("--cluster cluster.json --tokens 1B", "--cluster with --tokens needs --layout, which says how each step is"),
         ("other.json --cluster cluster.json --tokens 1B --compare", "--cluster does not go with --compare"),
+        ("--cluster=", "--cluster '': must name a file"),
+        ("--gpus H100 --trace=", "--trace '': must name a file"),
+        (
+            "--cluster cluster.json --trace ./cluster.json --force",
+            "./cluster.json: --trace would replace what --cluster",
+        ),
+        (
+            "--cluster cluster.json --trace own.json --force",
+            "own.json: --trace would replace what --model_config reads",
+        ),
+        ("--gpu_file gpus.json --gpus Ours --trace_memory gpus.json --force", "would replace what --gpu_file reads"),
+        ("--gpus H100 --trace t.json --trace_memory ./t.json", "./t.json: --trace and --trace_memory name one file"),
+        ("--cluster kernel.json", "kernel.json: attention_kernel = 'foo': is not in the rates of H100: choose from"),
+        ("--cluster a100.json --precision fp8", "a100.json: A100: no rate of products in FP8 is known"),
         ("--cluster missing.json", "missing.json: no such file"),
         ("--cluster own.json", "own.json: architectures = ['LlamaForCausalLM']: this field is not understood"),
         ("--gpus H100 --power_watts 701", "--power_watts = 701.0: must be at most the limit of the board of H100: 700"),
@@ -289,6 +320,22 @@ def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> No
     screen = " ".join(capsys.readouterr().out.split())
     assert f"rates none are known of it: Ours has those of {time['rates_of']}, scaled" in screen
     assert "no time Theirs: no rates of them" in screen
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rates": {"attention": []}}, "rates attention runs as fast as products"),
+        ({"calibration": CALIBRATION | {"scale": 0.001}}, "rates the scale is held to the bound"),
+    ],
+)
+def test_what_may_be_far_off_is_said(
+    fields: dict[str, Any], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.json").write_text(json.dumps({"gpu": "H100"} | fields))
+    for file, expected in (("odd.json", True), ("scaled.json", False)):
+        assert main(["--model_config", "own.json", "--layout", "fsdp=2", "--cluster", file]) == 0
+        assert (said in " ".join(capsys.readouterr().out.split())) is expected
 
 
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])

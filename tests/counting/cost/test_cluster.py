@@ -121,6 +121,11 @@ def test_how_large_a_node_is(file: Path) -> None:
         ({"node_link": LINK | {"latency_seconds": 2}}, "node_link.latency_seconds = 2: must be float <= 1"),
         ({"node_link": 900}, "node_link = 900: must be object | null, is int"),
         ({"power_watts": 701}, "power_watts = 701.0: must be at most the limit of the board of H100: 700"),
+        ({"power_watts": 139}, "power_watts = 139.0: must be at least 20% of the limit of the board of H100, 700: far"),
+        (
+            {"rates": {"memory_bandwidth_share": 1e-300}},
+            "rates.memory_bandwidth_share = 1e-300: must be float >= 0.001",
+        ),
         ({"power_watts": 0}, "power_watts = 0: must be float >= 0.1"),
         ({"power_watts": -500}, "power_watts = -500: must be float >= 0.1"),
         ({"power_watts": 1e300}, "power_watts = 1e+300: must be float <= 1000000"),
@@ -158,6 +163,10 @@ def test_what_a_file_cannot_say(fields: dict[str, Any], error: str, file: Path) 
         ('{"gpu": "H100", "power_watts": NaN}', "not valid JSON: "),
         ('{"gpu": "H100", "power_watts": 1e999}', "not valid JSON: "),
         ("[" * 3000, "not valid JSON: "),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "not valid JSON: nested too deeply"),
+        ('{"gpu": "H100", "gpu": "A100"}', "gpu = 'A100': the field occurs twice in its object: give it once"),
+        ('{"gpu": "H100", "node_link": {"gb_per_s": 1, "gb_per_s": 2}}', "gb_per_s = 2: the field occurs twice"),
+        ('{"gpu": "H100", "power_watts": ' + "1" * 5000 + "}", "not valid JSON: "),
         ("\x00\xff", "not valid JSON: "),
         ("[]", 'must be a JSON object with a gpu, as {"gpu": "H100"}, but is []'),
         ("{}", 'must be a JSON object with a gpu, as {"gpu": "H100"}, but is {}'),
@@ -171,6 +180,11 @@ def test_what_is_no_file_of_a_cluster(content: str, error: str, file: Path) -> N
     with pytest.raises(UserError) as caught:
         read_cluster(file)
     assert str(caught.value).startswith(f"{file}: {error}")
+
+
+def test_a_mark_before_utf_8_is_passed_over(file: Path) -> None:
+    file.write_bytes(b'\xef\xbb\xbf{"gpu": "A100"}')
+    assert read_cluster(file) == Cluster(gpu=find_gpu("A100"))
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -7,7 +7,11 @@ import msgspec
 import pytest
 
 from counting.analysis import Analysis, analyze
+from counting.cost.fits import fits_on
+from counting.cost.hardware import find_gpu
 from counting.cost.run import RunPlan, plan_run
+from counting.report.screen.lines import Lines
+from counting.report.screen.run import run_screen
 from counting.step.time import StepTime
 from tests.counting.batches import with_micro_batches
 from tests.counting.spread import rank_class, spread
@@ -108,6 +112,32 @@ def test_no_speed_above_that_of_the_bound(llama: Analysis) -> None:
     )
     untimed = plan_run(timed(llama), msgspec.structs.replace(speed, tokens_per_second_per_gpu=11_500.0))
     assert untimed.gpus[0].predicted_mfus == ()
+
+
+def test_the_energy_of_a_run_is_that_of_the_limit_that_is_set(llama: Analysis) -> None:
+    """Half of the board's 700 W for as many hours."""
+    plan = RunPlan(tokens=10**12, gpus=("H100",))
+    (full,) = plan_run(timed(llama, TIME), plan).gpus
+    (half,) = plan_run(timed(llama, step_time_like(power_limit_watts=350.0)), plan).gpus
+    assert (full.power_watts, half.power_watts) == (700, 350)
+    for at_full, at_half in zip(full.outcomes, half.outcomes, strict=True):
+        assert at_full.energy_mwh == pytest.approx(at_full.gpu_hours * 700 / 1e6, rel=1e-12)
+        assert at_half.energy_mwh == pytest.approx(at_full.energy_mwh / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("needed", "fits"), [(9 * 10**9, True), (10**12, False)])
+def test_a_run_says_whether_its_step_fits(llama: Analysis, needed: int, fits: bool) -> None:
+    analysis, plan = timed(llama, TIME), RunPlan(tokens=10**12, gpus=("H100",))
+    assert plan_run(analysis, plan).gpus[0].step_fits is None
+    fit = msgspec.structs.replace(fits_on(analysis, [find_gpu("H100")])[0], needed_bytes=needed, fits=fits)
+    analysis = msgspec.structs.replace(analysis, fits=(fit,))
+    run = plan_run(analysis, plan)
+    assert run.gpus[0].step_fits is fits
+    lines = Lines(100)
+    run_screen(lines, [run], 1)
+    assert ("of a step that does not fit: H100" in " ".join(lines.lines)) is not fits
+    on_one_device = msgspec.structs.replace(analysis, layout=None)
+    assert plan_run(on_one_device, plan).gpus[0].step_fits is None
 
 
 def test_the_gpus_of_a_run_are_those_of_the_layout(llama: Analysis) -> None:

@@ -147,6 +147,16 @@ def test_a_file_is_replaced_with_force_alone(rows: Path, capsys: pytest.CaptureF
     assert set(json.loads((rows / "cluster.json").read_text())) == {"gpu", "calibration"}
 
 
+def test_no_file_that_is_read_is_replaced(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for the cluster's, which the new one has in it."""
+    before = {file.name: file.read_bytes() for file in rows.iterdir()}
+    said = "rows.csv: --output would replace what calibrate reads: name another file for --output"
+    assert error_of("rows.csv --output ./rows.csv --force", capsys) == f"error: ./{said}"
+    said = "tiny: --output would replace what rows.csv reads: name another file for --output"
+    assert error_of("rows.csv --output tiny --force", capsys) == f"error: {said}"
+    assert {file.name: file.read_bytes() for file in rows.iterdir()} == before
+
+
 def test_a_row_that_is_faster_than_its_bound_is_named(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (rows / "rows.csv").read_text().splitlines()
     lines[2] = lines[2].rpartition(",")[0] + ",1e-9"
@@ -172,6 +182,8 @@ def test_a_row_that_is_faster_than_its_bound_is_named(rows: Path, capsys: pytest
         (f"rows.csv --minutes 1 {OUTPUT}", "--minutes needs --measure"),
         (f"--measure --minutes 0 {OUTPUT}", "--minutes = '0': must be a number from 0.01 to 120"),
         (f"--measure --minutes long {OUTPUT}", "--minutes = 'long': must be a number from 0.01 to 120"),
+        ("rows.csv --output=", "--output '': must name a file"),
+        (f"rows.csv {OUTPUT} --cluster=", "--cluster '': must name a file"),
         (f"none.csv {OUTPUT}", "none.csv: no such file"),
         (f"rows.csv {OUTPUT} --cluster none.json", "none.json: no such file"),
         ("rows.csv --output none/cluster.json", "none/cluster.json: there is no folder none"),
@@ -197,11 +209,28 @@ def test_errors_of_the_model_name_the_column(rows: Path, capsys: pytest.CaptureF
 
 def test_a_link_of_unknown_speed_is_asked_for(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (rows / "rows.csv").read_text().splitlines()
-    spread = lines[1].replace("H100,1,,", "L40S,16,fsdp=16,")
-    (rows / "rows.csv").write_text("\n".join([lines[0], spread, spread, spread]))
+    spread = [line.replace("H100,1,,", "L40S,16,fsdp=16,") for line in lines[1:]]
+    (rows / "rows.csv").write_text("\n".join([lines[0], *spread]))
     said = error_of(f"rows.csv {OUTPUT}", capsys)
     assert said.startswith("error: rows.csv: row 1 (line 2): node_link = null: the layout has groups within a node")
     assert 'give it in a --cluster file, as {"gpu": "L40S", "node_link": ' in said
+
+
+def test_a_gpu_without_rates_is_named_by_its_column(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (rows / "rows.csv").write_text((rows / "rows.csv").read_text().replace("H100", "T4"))
+    assert error_of(f"rows.csv {OUTPUT}", capsys).startswith(
+        "error: rows.csv: row 1 (line 2): gpu = 'T4': has no rates"
+    )
+
+
+def test_one_step_three_times_is_no_three_steps(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (rows / "rows.csv").read_text().splitlines()
+    (rows / "rows.csv").write_text("\n".join([lines[0], lines[1], f"{lines[1]}1", f"{lines[1]}2"]))
+    said = error_of(f"rows.csv {OUTPUT}", capsys)
+    assert said.startswith("error: rows.csv: all 3 rows are one step, measured again: ")
+    assert said.endswith("give rows of at least two different steps")
+    (rows / "rows.csv").write_text("\n".join([*lines[:2], lines[1], lines[3]]))
+    run(f"rows.csv {OUTPUT}", capsys)
 
 
 def test_two_rows_are_too_few(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

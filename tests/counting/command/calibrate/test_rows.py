@@ -25,8 +25,9 @@ def file(folder: Path) -> Path:
 
 def test_a_row_says_what_flags_would(file: Path) -> None:
     file.write_text(f"{HEADER}\n{ROW}\n\n{SPREAD}\n")
-    gpu, (one, spread) = read_rows("rows.csv", None)
+    gpu, (one, spread), files = read_rows("rows.csv", None)
     assert gpu == find_gpu("H100")
+    assert files[0] == "tiny"
     assert (one.where, one.layout, one.seconds) == ("rows.csv: row 1 (line 2)", None, 0.5)
     assert one.setup == Setup(sequence_length=32, micro_batches=1)
     assert (spread.where, spread.seconds) == ("rows.csv: row 2 (line 4)", 1.5)
@@ -40,7 +41,7 @@ def test_a_row_says_what_flags_would(file: Path) -> None:
 def test_columns_may_be_more_and_in_any_order(file: Path) -> None:
     further = f"power_watts,precision,optimizer,loss_chunk,clip_gradients,{HEADER}"
     file.write_text(f"{further}\n500,fp32,sgd,16,on,{ROW}\n,,,,,{ROW}\n")
-    _, (one, other) = read_rows("rows.csv", None)
+    _, (one, other), _ = read_rows("rows.csv", None)
     assert (one.power_watts, other.power_watts) == (500, None)
     assert one.setup == Setup(
         sequence_length=32, micro_batches=1, precision="fp32", optimizer="sgd", loss_chunk=16, clip_gradients=True
@@ -49,7 +50,7 @@ def test_columns_may_be_more_and_in_any_order(file: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["\N{ZERO WIDTH NO-BREAK SPACE}", "", " "])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_files_of_spreadsheets_are_read(before: str, end: str, file: Path) -> None:
     file.write_bytes(f"{before}{HEADER}{end}{ROW}{end}".encode())
     assert len(read_rows("rows.csv", None).steps) == 1

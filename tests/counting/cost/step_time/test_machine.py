@@ -178,7 +178,7 @@ def test_no_rate_of_an_estimate_exceeds_the_bounds() -> None:
             source="drawn",
         )
         link = Link(gb_per_s=draw.uniform(1, 900), achieved_gb_per_s=draw.uniform(0.1, 1))
-        cluster = made_cluster({"power_watts": draw.uniform(1, 700)}, bf16=products, fp8=None, node_link=link)
+        cluster = made_cluster({"power_watts": draw.uniform(140, 700)}, bf16=products, fp8=None, node_link=link)
         bound, estimate = (
             machine_of(cluster, style, ranks=draw.choice([1, 8, 4096])) for style in ("bound", "estimate")
         )
