@@ -9,10 +9,9 @@ NO_TIME_BY_FORMULA = (
     "step is run whose ops could be timed."
 )
 
-# The beginning of the assumption of a calibrated step whose scale would make it faster than its bound.
-HELD_TO_BOUND = "The scale is held to the bound"
-
 AtRateOfProducts = Literal["attention", "experts"]
+# The beginning of an assumption without which the figure may be far off: the first screen says it too.
+HELD_TO_BOUND = "The scale is held to the bound"
 
 # `estimate`: from the catalogue's rates; `calibrated`: scaled by steps that the user has measured.
 TimeBasis = Literal["estimate", "calibrated"]

@@ -30,6 +30,8 @@ def time_rows(lines: Lines, analysis: "Analysis", most: int, *, remedies: bool) 
     if borrowed := [f"{time.gpu} has those of {time.rates_of}, scaled" for time in times if time.rates_of != time.gpu]:
         lines.fact("rates", f"none are known of it: {listed(borrowed)}")
     limits_facts(lines, times, [analysis], remedies=remedies)
+    if held := [time.gpu for time in times if any(said.startswith(HELD_TO_BOUND) for said in time.assumptions)]:
+        lines.fact("calibration", f"{HELD_TO_BOUND[0].lower()}{HELD_TO_BOUND[1:]}: {listed(held)}")
     if times:
         lines.fact("a step", _basis(times[0], analysis))
 
@@ -75,9 +77,7 @@ def _basis(time: StepTime, analysis: "Analysis") -> str:
     """What the figures rest on, in one line."""
     has_band = time.low_seconds < time.high_seconds
     if time.basis == "calibrated":
-        held = any(assumption.startswith(HELD_TO_BOUND) for assumption in time.assumptions)
-        spread = ", whose spread is in brackets" if has_band else ""
-        return f"calibrated by measured steps{spread}{'; held to the bound, as the scale is below it' if held else ''}"
+        return f"calibrated by measured steps{', whose spread is in brackets' if has_band else ''}"
     execution = "compiled" if analysis.setup.execution == "compiled" else "op by op"
     return (
         f"estimate, {execution}{'; in brackets its errors on published runs' if has_band else ', from sourced rates'}"

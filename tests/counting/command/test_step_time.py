@@ -326,7 +326,7 @@ def test_whose_rates_are_taken_is_said(capsys: pytest.CaptureFixture[str]) -> No
     ("fields", "said"),
     [
         ({"rates": {"attention": []}}, "too fast attention on H100, no rates are known"),
-        ({"calibration": CALIBRATION | {"scale": 0.001}}, "; held to the bound, as the scale is below it"),
+        ({"calibration": CALIBRATION | {"scale": 0.001}}, "calibration the scale is held to the bound: H100"),
     ],
 )
 def test_what_may_be_far_off_is_said(
