@@ -6,15 +6,12 @@ import pytest
 import torch
 
 from counting.allocator.events import Allocate, Event, Free, Mark
-from counting.layout import can_reserve, check_reserved
 from counting.measurements.allocations import log_of_step
 from counting.measurements.allocations.compiled import import_compiler, traced_layer
 from counting.measurements.meta_device import measuring
 from counting.setup import Setup, resolve
 from tests.shrunken import FAMILIES
-from torch_models import ArgumentError
 from torch_models.fields.config import read_spec, spec_from_fields
-from torch_models.layout import Layout
 from torch_models.modules.layers import rotary_tables
 from torch_models.spec import LayerSpec, Recompute
 
@@ -93,22 +90,3 @@ def test_every_family(family: str) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     setup = Setup(sequence_length=64, execution="compiled", recompute="per_op", micro_batches=2)
     assert bytes_alive(log_of_step(spec, resolve(setup, spec)), "update of step 2") > 0
-
-
-@pytest.mark.parametrize(
-    ("layout", "recompute", "message"),
-    [
-        (None, "selective", "recompute = 'selective': is of kernels that run op by op"),
-        (Layout(tp=2), "none", "execution = 'compiled': what is reserved is modelled of whole layers"),
-        (Layout(tp=2), "selective", "recompute = 'selective': is of kernels that run op by op"),
-        (Layout(fsdp=2), "none", None),
-        (None, "full", None),
-    ],
-)
-def test_what_compiled_layers_reserve(layout: Layout | None, recompute: Any, message: str | None) -> None:
-    setup = Setup(execution="compiled", recompute=recompute)
-    assert can_reserve(layout, setup) == (message is None)
-    if message is not None:
-        with pytest.raises(ArgumentError, match=message):
-            check_reserved(layout, setup)
-    check_reserved(layout, Setup(recompute=recompute))
