@@ -273,7 +273,7 @@ def flags_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=PUBLISHED[0],
         metavar="KIND",
-        help=f"published figures, worked out again: {', '.join(PUBLISHED)} (default)",
+        help=f"published figures, worked out again: {', '.join(PUBLISHED)}; default {PUBLISHED[0]}",
     )
     published.add_argument("--claim", action="store_true", help="was DeepSeek-V3 trained for $5.576 million?")
 
