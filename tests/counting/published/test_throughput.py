@@ -14,6 +14,7 @@ from counting.cost.step_time.band import errors_of
 from counting.published import throughput
 from counting.published.rows import RunSettings
 from counting.published.throughput import (
+    ExaminedRatio,
     ExaminedThroughput,
     MeasuredSpeed,
     ModelKind,
@@ -288,7 +289,7 @@ def test_cells() -> None:
 GATED = [row for row in RECORDS.rows if row.gate]
 RUN = [row for row in RECORDS.rows if row.run is not None]
 DENSE_WITHIN, DENSE_MEDIAN_WITHIN = 0.25, 0.15
-COMPILED_WITHIN = 0.06  # 0.03 was set, and is not met: docs/published.md
+COMPILED_WITHIN = 0.03
 
 
 @cache
@@ -328,13 +329,22 @@ def test_the_band_is_around_the_errors(kind: ModelKind) -> None:
     assert time.low_seconds == pytest.approx(max(time.bound_seconds, time.seconds / (1 + band.high)))
 
 
-def test_what_compiling_saves() -> None:
+def ratio_of_compiling() -> ExaminedRatio:
+    (ratio,) = summed_up([examined(name) for name in ("torchtitan 8B", "torchtitan 8B, compiled")]).ratios
+    return ratio
+
+
+def test_what_compiling_saves_as_measured() -> None:
     """6,667 / 5,762 tokens / s = 1.157."""
-    rows = [examined(name) for name in ("torchtitan 8B", "torchtitan 8B, compiled")]
-    (ratio,) = summed_up(rows).ratios
+    ratio = ratio_of_compiling()
     assert ratio.gate
-    assert ratio.measured == pytest.approx(1.157, abs=5e-4)
-    assert abs(ratio.relative_error) <= COMPILED_WITHIN
+    assert ratio.measured == pytest.approx(6667 / 5762, rel=1e-12)
+    assert ratio.estimated > 1
+
+
+@pytest.mark.xfail(reason="not met: 1.216 is estimated for 1.157; see docs/published.md", strict=True)
+def test_what_compiling_saves() -> None:
+    assert abs(ratio_of_compiling().relative_error) <= COMPILED_WITHIN
 
 
 def test_the_median_of_dense_models_is_nearer() -> None:
