@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from counting.cost.design_for_budget import Design
+from counting.cost.design import Design
 from counting.report.tables import Notes, Part, facts_table
 
 
