@@ -6,7 +6,7 @@ that holds), `allocation` (laws that say only N or D), `shapes` (what converts t
 """
 
 from counting.cost.scaling_laws.intervals import Interval, OptimumIntervals, loss_interval, optimum_intervals
-from counting.cost.scaling_laws.law import Constant, ScalingLaw, extrapolates, predicted_loss
+from counting.cost.scaling_laws.law import Constant, ScalingLaw, extrapolates, orders_beyond, predicted_loss
 from counting.cost.scaling_laws.law_file import read_law
 from counting.cost.scaling_laws.optimum import (
     FLOPS_PER_PARAMETER_AND_TOKEN,
@@ -33,6 +33,7 @@ __all__ = [
     "loss_interval",
     "optimal_tokens",
     "optimum_intervals",
+    "orders_beyond",
     "predicted_loss",
     "read_law",
 ]

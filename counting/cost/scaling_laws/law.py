@@ -6,7 +6,7 @@ The form is that of Hoffmann et al. 2022 (arXiv 2203.15556, eq. 10):
 """
 
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import inf, isfinite, log10
 
 import msgspec
 
@@ -99,6 +99,12 @@ def extrapolates(law: ScalingLaw, parameters: float, tokens: float) -> bool:
     smallest, largest = law.fitted_parameters
     fewest, most = law.fitted_tokens
     return not (smallest <= parameters <= largest and fewest <= tokens <= most)
+
+
+def orders_beyond(law: ScalingLaw, parameters: float, tokens: float) -> float:
+    """By how many orders of magnitude N or D, whichever is farther, is outside what the law was fitted to, or 0."""
+    ends = ((parameters, law.fitted_parameters), (tokens, law.fitted_tokens))
+    return max(0.0, *(log10(max(low / number, number / high)) for number, (low, high) in ends))
 
 
 def _check_constant(field: str, constant: Constant) -> None:

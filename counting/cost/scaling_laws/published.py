@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from counting.cost.scaling_laws.allocation import allocation_laws
 from counting.cost.scaling_laws.law import ScalingLaw
 from counting.cost.scaling_laws.law_file import read_law
 from torch_models.errors import ArgumentError, ConfigError, show_name
@@ -15,6 +16,7 @@ from torch_models.fields.bundled import bundled_data
 
 LAWS = msgspec.json.decode((bundled_data() / "scaling_laws.json").read_bytes(), type=tuple[ScalingLaw, ...])
 DEFAULT_LAW = LAWS[0]
+SHOWN_BESIDE = "it is shown beside those with a loss"
 
 
 def find_law(law: str | os.PathLike[str] | ScalingLaw) -> ScalingLaw:
@@ -30,6 +32,8 @@ def find_law(law: str | os.PathLike[str] | ScalingLaw) -> ScalingLaw:
             return known
     if isinstance(law, os.PathLike) or (isinstance(law, str) and is_law_file(law)):
         return _own(read_law(law), show_name(os.fspath(law)))
+    if named in (one.name for one in allocation_laws()):
+        raise ArgumentError("scaling_law", law, f"says only N or D and no loss, so nothing follows it: {SHOWN_BESIDE}")
     names = ", ".join(known.name for known in LAWS)
     raise ArgumentError("scaling_law", law, f"is not known: choose from {names}, or name a file of a law, as law.json")
 

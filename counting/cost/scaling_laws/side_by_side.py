@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from counting.cost.scaling_laws.allocation import AllocationLaw, AllocatedQuantity, allocation_laws
+from counting.cost.scaling_laws.allocation import AllocatedQuantity, AllocationLaw, allocation_laws
 from counting.cost.scaling_laws.intervals import OptimumIntervals, optimum_intervals
 from counting.cost.scaling_laws.law import ScalingLaw, extrapolates, predicted_loss
 from counting.cost.scaling_laws.optimum import compute_optimum

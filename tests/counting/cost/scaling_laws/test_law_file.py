@@ -61,9 +61,19 @@ def test_the_constants_of_the_paper_s_source() -> None:
     assert (law.parameter_exponent.value, law.token_exponent.value) == (0.33917084, 0.2849083)
 
 
+def test_the_constants_of_muennighoff() -> None:
+    """Muennighoff et al. 2023 on C4: ln E 0.6254804, ln A 6.255414, ln B 7.3049974, both exponents 0.3526596."""
+    law = find_law("muennighoff-2023")
+    assert law.irreducible_loss.value == exp(0.6254804)
+    assert law.parameter_coefficient.value == exp(6.255414)
+    assert law.token_coefficient.value == exp(7.3049974)
+    assert law.parameter_exponent.value == law.token_exponent.value == 0.3526596
+
+
 def test_the_default_is_a_published_one_and_each_has_a_source() -> None:
     assert DEFAULT_LAW.name == "course"
-    assert [law.name for law in LAWS] == ["course", "hoffmann-2022", "hoffmann-2022-unrounded", "besiroglu-2024"]
+    names = "course hoffmann-2022 hoffmann-2022-unrounded besiroglu-2024 muennighoff-2023"
+    assert [law.name for law in LAWS] == names.split()
     assert all("et al." in law.source for law in LAWS)
 
 
