@@ -115,7 +115,8 @@ def test_json_is_one_document_and_lossless(capsys: pytest.CaptureFixture[str]) -
         assert json.loads(msgspec.json.encode(msgspec.convert(analysis, Analysis))) == analysis
     assert [spent["model"] for spent in budget["models"]] == ["llama_7b", "deepseek_v3"]
     assert [len(spent["readings"]) for spent in budget["models"]] == [1, 2]
-    del budget["design"], budget["models"]
+    assert budget["laws"] is None
+    del budget["design"], budget["models"], budget["laws"]
     assert json.loads(msgspec.json.encode(msgspec.convert(budget, BudgetPlan))) == budget
 
 
