@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from counting.command.laws import law_files
+from counting.command.flags.laws import law_files
 from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
 
 if TYPE_CHECKING:
