@@ -9,9 +9,9 @@ those that U can use lose their value alike:
     N' = U_N + U_N R_N* (1 - exp(-R_N / R_N*)),    U_N = min(N_opt, N),    R_N = N / U_N - 1
 
 N_opt is the N for which D = U_D is compute-optimal under the law; the paper writes it (U_D G)^(beta / alpha) G. R_D*
-and R_N* are numbers of repetitions: about that often a repetition is worth its compute. They were fitted beside one law,
-of C4, whose constants were held fixed. With another law they are an assumption: that it differs in what a unique token
-is worth, not in how fast that fades.
+and R_N* are numbers of repetitions: about that often a repetition is worth its compute. They were fitted beside one
+law, of C4, whose constants were held fixed. With another law they are an assumption: that it differs in what a unique
+token is worth, not in how fast that fades.
 """
 
 from math import exp, expm1, log
