@@ -39,7 +39,7 @@ class RepeatsOnModel(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     epochs: float
     predicted_loss: float
-    unlimited_loss: float  # if all tokens were unique
+    plain_loss: float  # by the law itself, in which every token is new and every parameter counts in full
 
 
 class DataLimitedBudget(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +98,31 @@ class MixtureBudget(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[MixtureOnModel, ...]
 
 
+class BeyondCompute(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked of a budget beyond plain compute; None where it was not asked."""
+
+    data_limited: DataLimitedBudget | None
+    inference_aware: InferenceAwareBudget | None
+    mixture: MixtureBudget | None
+
+
+def beyond_compute(
+    plan: BudgetPlan,
+    analyses: Sequence[Analysis] = (),
+    spent: Sequence[BudgetOnModel] = (),
+    *,
+    unique_tokens: int | None = None,
+    inference_tokens: int | None = None,
+    expansion_rate: float | None = None,
+) -> BeyondCompute:
+    """All of them, each for itself: see `with_unique_tokens`, `with_inference_tokens`, `with_mixtures`."""
+    return BeyondCompute(
+        data_limited=None if unique_tokens is None else with_unique_tokens(plan, unique_tokens, spent),
+        inference_aware=None if inference_tokens is None else with_inference_tokens(plan, inference_tokens, analyses),
+        mixture=with_mixtures(plan, expansion_rate, analyses, spent),
+    )
+
+
 def with_unique_tokens(plan: BudgetPlan, unique_tokens: int, spent: Sequence[BudgetOnModel] = ()) -> DataLimitedBudget:
     """The budget of `plan` if tokens beyond `unique_tokens` are repetitions; ArgumentError if they are below 1."""
     check_whole("unique_tokens", unique_tokens)
@@ -113,7 +138,7 @@ def with_unique_tokens(plan: BudgetPlan, unique_tokens: int, spent: Sequence[Bud
                 tokens=model.tokens,
                 epochs=model.tokens / unique_tokens,
                 predicted_loss=loss_with_repeats(law, reading.parameters, model.tokens, unique_tokens),
-                unlimited_loss=loss_with_repeats(law, reading.parameters, model.tokens, model.tokens),
+                plain_loss=reading.predicted_loss,
             )
             for model in spent
             for reading in model.readings

@@ -37,6 +37,7 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     training_flops: int  # 6 N D
     inference_flops: int  # 2 N I
     total_flops: int
+    inference_share: float  # of the total
     extrapolated: bool
 
 
@@ -47,6 +48,7 @@ class InferenceAware(msgspec.Struct, frozen=True, kw_only=True):
     best: ServedModel  # the lowest loss for which training and serving together cost the budget
     plain: ServedModel  # the compute-optimal model: training alone costs the budget, and serving comes on top
     cheapest: ServedModel  # of the loss of `plain`, with the fewest FLOPs of training and serving together
+    added: float  # FLOPs of serving `plain`, over those of its training
     saved: float  # share of the FLOPs of `plain` that `cheapest` saves
 
 
@@ -73,6 +75,7 @@ def inference_aware(law: ScalingLaw, training_flops: float, inference_tokens: in
         best=_served(law, whole, tokens, inference_tokens),
         plain=plain,
         cheapest=cheapest,
+        added=plain.inference_flops / plain.training_flops,
         saved=max(0.0, 1 - cheapest.total_flops / plain.total_flops),
     )
 
@@ -129,5 +132,6 @@ def _served(law: ScalingLaw, parameters: int, tokens: int, inference_tokens: int
         training_flops=training,
         inference_flops=inference,
         total_flops=training + inference,
+        inference_share=inference / (training + inference),
         extrapolated=extrapolates(law, parameters, tokens),
     )

@@ -83,6 +83,7 @@ class MixtureOptimum(msgspec.Struct, frozen=True, kw_only=True):
     dense_tokens: int
     dense_loss: float
     dense_flops: float  # the training FLOPs with which a dense model reaches `predicted_loss`
+    dense_flops_ratio: float  # those over the budget's
     beyond_parameters: float  # how many times beyond the runs of the fit; 1 is within them
     beyond_tokens: float
     beyond_experts: float
@@ -99,6 +100,7 @@ def mixture_optimum(
     of_mixture, dense = law_at(law, expansion_rate), law_at(law, 1)
     best, best_dense = compute_optimum(of_mixture, training_flops), compute_optimum(dense, training_flops)
     loss = predicted_loss(of_mixture, best.parameters, best.tokens)
+    dense_flops = training_flops_for_loss(dense, loss)
     return MixtureOptimum(
         scaling_law=law.name,
         expansion_rate=expansion_rate,
@@ -110,7 +112,8 @@ def mixture_optimum(
         dense_parameters=best_dense.parameters,
         dense_tokens=best_dense.tokens,
         dense_loss=predicted_loss(dense, best_dense.parameters, best_dense.tokens),
-        dense_flops=training_flops_for_loss(dense, loss),
+        dense_flops=dense_flops,
+        dense_flops_ratio=dense_flops / training_flops,
         beyond_parameters=times_beyond(best.parameters, law.fitted_parameters),
         beyond_tokens=times_beyond(best.tokens, law.fitted_tokens),
         beyond_experts=times_beyond(expansion_rate, law.fitted_experts),

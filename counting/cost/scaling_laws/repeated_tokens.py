@@ -57,6 +57,7 @@ class DataLimited(msgspec.Struct, frozen=True, kw_only=True):
     effective_tokens: float  # D'
     unlimited_loss: float  # the best loss of the budget if all tokens were unique
     unlimited_flops: float  # the training FLOPs that reach `predicted_loss` if all tokens were unique
+    unlimited_share: float  # those over the budget's
     lowest_loss: float  # that any compute reaches with these unique tokens
     plain_epochs: float  # the N and D that are best with unlimited data, on these unique tokens:
     plain_loss: float
@@ -78,6 +79,7 @@ def data_limited_optimum(
     tokens = affordable_tokens(training_flops, FLOPS_PER_PARAMETER_AND_TOKEN * parameters)
     effective_parameters, effective_tokens = effective_sizes(law, parameters, tokens, unique_tokens, decay)
     loss = predicted_loss(law, effective_parameters, effective_tokens)
+    unlimited_flops = training_flops_for_loss(law, loss)
     return DataLimited(
         unique_tokens=unique_tokens,
         parameters=parameters,
@@ -88,7 +90,8 @@ def data_limited_optimum(
         effective_parameters=effective_parameters,
         effective_tokens=effective_tokens,
         unlimited_loss=predicted_loss(law, plain.parameters, plain.tokens),
-        unlimited_flops=training_flops_for_loss(law, loss),
+        unlimited_flops=unlimited_flops,
+        unlimited_share=unlimited_flops / training_flops,
         lowest_loss=lowest_loss(law, unique_tokens, decay),
         plain_epochs=plain.tokens / unique_tokens,
         plain_loss=loss_with_repeats(law, plain.parameters, plain.tokens, unique_tokens, decay),

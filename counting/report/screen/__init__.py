@@ -156,6 +156,10 @@ def _budget(lines: Lines, results: Results, design_path: str | None) -> None:
     from counting.report.screen.budget import budget_screen, design_screen, spent_screen
 
     budget_screen(lines, results.budget)
+    if results.beyond is not None:
+        from counting.report.screen.beyond import beyond_screen
+
+        beyond_screen(lines, results.beyond)
     if results.design is not None and design_path is not None:
         design_screen(lines, results.design, design_path)
     if results.spent:
