@@ -16,7 +16,7 @@ from counting.report.screen.lines import Lines
 
 def beyond_screen(lines: Lines, beyond: BeyondCompute) -> None:
     """Add a table of what was asked, each for itself, and notes that say what it costs."""
-    rows = [("beyond plain compute", "parameters", "tokens", "loss", "")]
+    rows: list[tuple[str, ...]] = [("beyond plain compute", "parameters", "tokens", "loss", "")]
     if beyond.data_limited is not None:
         rows.append(_data_limited_row(beyond.data_limited))
     if beyond.inference_aware is not None:
