@@ -14,7 +14,7 @@ from counting.analysis import Analysis, ParameterTotals
 from counting.cost.budget import BudgetPlan, check_whole
 from counting.cost.budget_on_model import BudgetOnModel
 from counting.cost.conventions import training_flops_per_token
-from counting.cost.scaling_laws import find_law, optimal_tokens, predicted_loss
+from counting.cost.scaling_laws import optimal_tokens, predicted_loss
 from counting.cost.scaling_laws.inference import InferenceAware, inference_aware
 from counting.cost.scaling_laws.mixtures import (
     LUDZIEJEWSKI_2025,
@@ -126,7 +126,7 @@ def beyond_compute(
 def with_unique_tokens(plan: BudgetPlan, unique_tokens: int, spent: Sequence[BudgetOnModel] = ()) -> DataLimitedBudget:
     """The budget of `plan` if tokens beyond `unique_tokens` are repetitions; ArgumentError if they are below 1."""
     check_whole("unique_tokens", unique_tokens)
-    law = find_law(plan.scaling_law)
+    law = plan.law
     return DataLimitedBudget(
         scaling_law=law.name,
         source=MUENNIGHOFF_2023.source,
@@ -151,7 +151,7 @@ def with_inference_tokens(
 ) -> InferenceAwareBudget:
     """The budget of `plan` if the model serves `inference_tokens`. Raises ArgumentError if they are below 1."""
     check_whole("inference_tokens", inference_tokens)
-    law = find_law(plan.scaling_law)
+    law = plan.law
     return InferenceAwareBudget(
         scaling_law=law.name,
         source="Sardana et al. 2024 (arXiv 2401.00448)",

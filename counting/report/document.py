@@ -48,10 +48,14 @@ def calibration_document(calibrated: Calibrated) -> str:
 
 
 def _budget(results: Results) -> dict[str, Any] | None:
-    """The fields of the budget, plus `design` (the designed model), `models` (the budget on each), and `_beyond`."""
+    """The fields of the budget; beside them `laws`, `design`, `models` (it on each), and what is in `_beyond`."""
     if results.budget is None:
         return None
-    beside = {"design": msgspec.to_builtins(results.design), "models": msgspec.to_builtins(results.spent)}
+    beside = {
+        "laws": msgspec.to_builtins(results.laws),
+        "design": msgspec.to_builtins(results.design),
+        "models": msgspec.to_builtins(results.spent),
+    }
     fields: dict[str, Any] = msgspec.to_builtins(results.budget)
     return fields | beside | _beyond(results)
 

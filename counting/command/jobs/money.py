@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counting.analysis import Analysis
+from counting.command.laws import ChosenLaws
 from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
 from counting.cost.run import RunPlan
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design import Design
+    from counting.cost.scaling_laws.side_by_side import LawsSideBySide
 
 
 def compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":
@@ -40,6 +42,18 @@ def beyond_compute_of(
     from counting.cost.beyond_compute import beyond_compute
 
     return beyond_compute(budget, analyses, spent, **asked)
+
+
+def side_by_side(laws: ChosenLaws, budget: BudgetPlan, analyses: Sequence[Analysis]) -> "LawsSideBySide | None":
+    """The laws beside the one that the budget follows, converted by the first dense model; None if one is named."""
+    if not laws.beside:
+        return None
+    from counting.cost.scaling_laws.shapes import shape_of
+    from counting.cost.scaling_laws.side_by_side import laws_side_by_side
+
+    shapes = (shape_of(analysis) for analysis in analyses)
+    shape = next((shape for shape in shapes if shape is not None), None)
+    return laws_side_by_side(budget.training_flops, laws.followed, laws.beside, shape)
 
 
 def designed(budget: BudgetPlan, path: str, progress: Progress) -> "Design":
