@@ -21,7 +21,7 @@ from counting.cost.scaling_laws.mixtures import (
     MixtureOptimum,
     law_at,
     mixture_optimum,
-    times_beyond,
+    orders_beyond_mixtures,
 )
 from counting.cost.scaling_laws.repeated_tokens import (
     MUENNIGHOFF_2023,
@@ -46,7 +46,8 @@ class DataLimitedBudget(msgspec.Struct, frozen=True, kw_only=True):
     """A budget with a limited number of unique tokens."""
 
     scaling_law: str
-    source: str  # of how fast repeated tokens lose their value
+    worth: str  # whose formula says how fast repeated tokens lose their value
+    source: str
     optimum: DataLimited
     models: tuple[RepeatsOnModel, ...]
 
@@ -81,9 +82,7 @@ class MixtureOnModel(msgspec.Struct, frozen=True, kw_only=True):
     tokens_over_optimal: float
     predicted_loss: float  # nats per token
     dense_loss: float  # of a dense model with as many parameters as are active here, on the same tokens
-    beyond_parameters: float  # how many times beyond the runs of the fit; 1 is within them
-    beyond_tokens: float
-    beyond_experts: float
+    orders_beyond: float  # by how many orders of magnitude N, D or E is beyond the runs of the fit
 
 
 class MixtureBudget(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +128,7 @@ def with_unique_tokens(plan: BudgetPlan, unique_tokens: int, spent: Sequence[Bud
     law = plan.law
     return DataLimitedBudget(
         scaling_law=law.name,
+        worth=MUENNIGHOFF_2023.name,
         source=MUENNIGHOFF_2023.source,
         optimum=data_limited_optimum(law, plan.training_flops, unique_tokens),
         models=tuple(
@@ -227,7 +227,5 @@ def _mixture(analysis: Analysis, spent: BudgetOnModel) -> MixtureOnModel:
         tokens_over_optimal=spent.tokens / optimum,
         predicted_loss=predicted_loss(of_mixture, active, spent.tokens),
         dense_loss=predicted_loss(law_at(law, 1), active, spent.tokens),
-        beyond_parameters=times_beyond(active, law.fitted_parameters),
-        beyond_tokens=times_beyond(spent.tokens, law.fitted_tokens),
-        beyond_experts=times_beyond(rate, law.fitted_experts),
+        orders_beyond=orders_beyond_mixtures(law, active, spent.tokens, rate),
     )

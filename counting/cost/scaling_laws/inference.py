@@ -15,12 +15,14 @@ ln D finds. Without serving, I = 0, it is the compute-optimal N and D. Here a FL
 training; the paper also lets their prices and utilisations differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, exp, log, log1p
 
 import msgspec
 
-from counting.cost.scaling_laws.law import ScalingLaw, extrapolates, predicted_loss
+from counting.cost.scaling_laws.intervals import OptimumIntervals, intervals_of
+from counting.cost.scaling_laws.inverses import LARGEST_EXPONENTIAL, bounded_exp, reducible_loss
+from counting.cost.scaling_laws.law import ScalingLaw, constants_of, extrapolates, loss_of_constants, predicted_loss
 from counting.cost.scaling_laws.optimum import FLOPS_PER_PARAMETER_AND_TOKEN, affordable_tokens, compute_optimum
 from torch_models.errors import UserError
 
@@ -46,6 +48,7 @@ class InferenceAware(msgspec.Struct, frozen=True, kw_only=True):
 
     inference_tokens: int
     best: ServedModel  # the lowest loss for which training and serving together cost the budget
+    intervals: OptimumIntervals | None  # of `best`, 95 %; None for a law without draws of a bootstrap
     plain: ServedModel  # the compute-optimal model: training alone costs the budget, and serving comes on top
     cheapest: ServedModel  # of the loss of `plain`, with the fewest FLOPs of training and serving together
     added: float  # FLOPs of serving `plain`, over those of its training
@@ -59,8 +62,8 @@ def inference_aware(law: ScalingLaw, training_flops: float, inference_tokens: in
     """
     optimum = compute_optimum(law, training_flops)
     plain = _served(law, optimum.parameters, optimum.tokens, inference_tokens)
-    parameters, _ = best_for_compute(law, training_flops, inference_tokens)
-    whole = round(parameters)
+    constants = constants_of(law)
+    whole = round(exp(best_for_compute(constants, training_flops, inference_tokens)[0]))
     left = int(training_flops) - SERVING_FLOPS_PER_PARAMETER_AND_TOKEN * whole * inference_tokens
     tokens = affordable_tokens(left, FLOPS_PER_PARAMETER_AND_TOKEN * max(whole, 1))
     if whole < 1 or tokens < 1:
@@ -68,11 +71,15 @@ def inference_aware(law: ScalingLaw, training_flops: float, inference_tokens: in
             f"{training_flops:.3g} FLOPs are too few to train any model and serve {inference_tokens:,} tokens: give a "
             "larger budget or fewer tokens"
         )
-    equal_parameters, equal_tokens = cheapest_for_loss(law, plain.predicted_loss, inference_tokens)
-    cheapest = _served(law, ceil(equal_parameters), ceil(equal_tokens), inference_tokens)
+    reducible = reducible_loss(law, plain.parameters, plain.tokens)
+    equal_parameters, equal_tokens = (
+        ceil(exp(log_size)) for log_size in cheapest_for_loss(constants, reducible, inference_tokens)
+    )
+    cheapest = _served(law, equal_parameters, equal_tokens, inference_tokens)
     return InferenceAware(
         inference_tokens=inference_tokens,
         best=_served(law, whole, tokens, inference_tokens),
+        intervals=_intervals(law, training_flops, inference_tokens, whole, tokens),
         plain=plain,
         cheapest=cheapest,
         added=plain.inference_flops / plain.training_flops,
@@ -80,19 +87,25 @@ def inference_aware(law: ScalingLaw, training_flops: float, inference_tokens: in
     )
 
 
-def best_for_compute(law: ScalingLaw, flops: float, inference_tokens: float) -> tuple[float, float]:
-    """The N and D of lowest loss at 6 N D + 2 N I = `flops`, not rounded."""
+def best_for_compute(constants: Sequence[float], flops: float, inference_tokens: float) -> tuple[float, float]:
+    """(ln N, ln D) of lowest loss at 6 N D + 2 N I = `flops`, for E, A, B, alpha, beta, not rounded."""
+    log_flops = log(flops)
 
-    def costs_less(parameters: float, tokens: float) -> bool:
-        return lifetime_flops(parameters, tokens, inference_tokens) < flops
+    def costs_less(log_parameters: float, log_tokens: float) -> bool:
+        return log_parameters + log(lifetime_flops(1, bounded_exp(log_tokens), inference_tokens)) < log_flops
 
-    return _root(law, inference_tokens, costs_less)
+    return _root(constants, inference_tokens, costs_less)
 
 
-def cheapest_for_loss(law: ScalingLaw, loss: float, inference_tokens: float) -> tuple[float, float]:
-    """The N and D of fewest FLOPs of training and serving that reach `loss`, above the law's irreducible loss."""
-    assert loss > law.irreducible_loss.value
-    return _root(law, inference_tokens, lambda parameters, tokens: predicted_loss(law, parameters, tokens) > loss)
+def cheapest_for_loss(constants: Sequence[float], reducible: float, inference_tokens: float) -> tuple[float, float]:
+    """(ln N, ln D) of fewest FLOPs of training and serving whose loss is E + `reducible`, for E, A, B, alpha, beta."""
+    _, of_parameters, of_tokens, alpha, beta = constants
+
+    def loses_more(log_parameters: float, log_tokens: float) -> bool:
+        of_parameter = of_parameters * bounded_exp(-alpha * log_parameters)
+        return of_parameter + of_tokens * bounded_exp(-beta * log_tokens) > reducible
+
+    return _root(constants, inference_tokens, loses_more)
 
 
 def lifetime_flops(parameters: float, tokens: float, inference_tokens: float) -> float:
@@ -101,18 +114,19 @@ def lifetime_flops(parameters: float, tokens: float, inference_tokens: float) ->
     return training + SERVING_FLOPS_PER_PARAMETER_AND_TOKEN * parameters * inference_tokens
 
 
-def _root(law: ScalingLaw, inference_tokens: float, too_small: Callable[[float, float], bool]) -> tuple[float, float]:
-    """The N and D that satisfy the condition, at the D where `too_small` of both turns from true to false."""
-    alpha, beta = law.parameter_exponent.value, law.token_exponent.value
-    balance = log(alpha * law.parameter_coefficient.value / (beta * law.token_coefficient.value))
+def _root(
+    constants: Sequence[float], inference_tokens: float, too_small: Callable[[float, float], bool]
+) -> tuple[float, float]:
+    """(ln N, ln D) that satisfy the condition, at the D where `too_small` of both turns from true to false."""
+    _, of_parameters, of_tokens, alpha, beta = constants
+    balance = log(alpha) + log(of_parameters) - log(beta) - log(of_tokens)
     served = inference_tokens * SERVING_FLOPS_PER_PARAMETER_AND_TOKEN / FLOPS_PER_PARAMETER_AND_TOKEN
 
     def sizes(log_tokens: float) -> tuple[float, float]:
-        tokens = exp(log_tokens)
-        return exp((balance + beta * log_tokens - log1p(served / tokens)) / alpha), tokens
+        return (balance + beta * log_tokens - log1p(served * bounded_exp(-log_tokens))) / alpha, log_tokens
 
-    low, high = 0.0, 200.0  # tokens from 1 to 7e86
-    for _ in range(100):
+    low, high = -LARGEST_EXPONENTIAL, LARGEST_EXPONENTIAL
+    while high - low > 1e-12:
         middle = (low + high) / 2
         if too_small(*sizes(middle)):
             low = middle
@@ -134,4 +148,16 @@ def _served(law: ScalingLaw, parameters: int, tokens: int, inference_tokens: int
         total_flops=training + inference,
         inference_share=inference / (training + inference),
         extrapolated=extrapolates(law, parameters, tokens),
+    )
+
+
+def _intervals(
+    law: ScalingLaw, training_flops: float, inference_tokens: int, parameters: int, tokens: int
+) -> OptimumIntervals | None:
+    """The intervals of the best model of each draw, and of the loss that each predicts at the law's own."""
+    if not law.bootstrap:
+        return None
+    return intervals_of(
+        [best_for_compute(draw, training_flops, inference_tokens) for draw in law.bootstrap],
+        [loss_of_constants(draw, parameters, tokens) for draw in law.bootstrap],
     )

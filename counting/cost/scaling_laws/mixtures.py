@@ -16,12 +16,12 @@ which for the runs' models is the paper's eq. 9-10. That experts may be smaller 
 further (Krajewski et al. 2024, arXiv 2402.07871), the law does not know.
 """
 
-from math import log
+from math import log, log10
 
 import msgspec
 
-from counting.cost.scaling_laws.inverses import training_flops_for_loss
-from counting.cost.scaling_laws.law import Constant, ScalingLaw, predicted_loss
+from counting.cost.scaling_laws.inverses import reducible_loss, training_flops_for_loss
+from counting.cost.scaling_laws.law import Constant, ScalingLaw, orders_beyond, predicted_loss
 from counting.cost.scaling_laws.optimum import compute_optimum
 from torch_models.errors import ArgumentError
 
@@ -84,9 +84,7 @@ class MixtureOptimum(msgspec.Struct, frozen=True, kw_only=True):
     dense_loss: float
     dense_flops: float  # the training FLOPs with which a dense model reaches `predicted_loss`
     dense_flops_ratio: float  # those over the budget's
-    beyond_parameters: float  # how many times beyond the runs of the fit; 1 is within them
-    beyond_tokens: float
-    beyond_experts: float
+    orders_beyond: float  # by how many orders of magnitude N, D or E is beyond the runs of the fit
 
 
 def mixture_optimum(
@@ -100,7 +98,7 @@ def mixture_optimum(
     of_mixture, dense = law_at(law, expansion_rate), law_at(law, 1)
     best, best_dense = compute_optimum(of_mixture, training_flops), compute_optimum(dense, training_flops)
     loss = predicted_loss(of_mixture, best.parameters, best.tokens)
-    dense_flops = training_flops_for_loss(dense, loss)
+    dense_flops = training_flops_for_loss(dense, reducible_loss(of_mixture, best.parameters, best.tokens))
     return MixtureOptimum(
         scaling_law=law.name,
         expansion_rate=expansion_rate,
@@ -114,9 +112,7 @@ def mixture_optimum(
         dense_loss=predicted_loss(dense, best_dense.parameters, best_dense.tokens),
         dense_flops=dense_flops,
         dense_flops_ratio=dense_flops / training_flops,
-        beyond_parameters=times_beyond(best.parameters, law.fitted_parameters),
-        beyond_tokens=times_beyond(best.tokens, law.fitted_tokens),
-        beyond_experts=times_beyond(expansion_rate, law.fitted_experts),
+        orders_beyond=orders_beyond_mixtures(law, best.parameters, best.tokens, expansion_rate),
     )
 
 
@@ -167,7 +163,7 @@ def total_parameters(active: float, expansion_rate: float) -> float:
     return active + inactive
 
 
-def times_beyond(value: float, fitted: tuple[float, float]) -> float:
-    """How many times `value` is above the range or below it; 1 within it."""
-    smallest, largest = fitted
-    return max(1.0, value / largest, smallest / value)
+def orders_beyond_mixtures(law: MixtureLaw, parameters: float, tokens: float, expansion_rate: float) -> float:
+    """By how many orders of magnitude N, D or E, whichever is farthest, is beyond the runs of the fit, or 0."""
+    of_sizes = orders_beyond(law_at(law, expansion_rate), parameters, tokens)
+    return max(of_sizes, log10(expansion_rate / law.fitted_experts[1]))

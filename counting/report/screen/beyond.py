@@ -62,7 +62,7 @@ def _mixture_rows(mixture: MixtureBudget) -> Iterator[tuple[str, ...]]:
             f"{name}, expansion {three_digits(of.expansion_rate)}",
             f"{readable(of.parameters)} active",
             readable(of.tokens),
-            _loss(of.predicted_loss, extrapolated=max(of.beyond_parameters, of.beyond_tokens, of.beyond_experts) > 1),
+            _loss(of.predicted_loss, extrapolated=of.orders_beyond > 0),
             f"dense {of.dense_loss:.3f}",
         )
 
@@ -82,14 +82,8 @@ def _how_far(mixture: MixtureBudget | None) -> str:
     """How far the law of mixtures is extrapolated at most; empty if it is not."""
     if mixture is None:
         return ""
-    every = [of for _, of in _every(mixture)]
-    beyond = (
-        (max(of.beyond_parameters for of in every), "active parameters"),
-        (max(of.beyond_tokens for of in every), "tokens"),
-        (max(of.beyond_experts for of in every), "expansion"),
-    )
-    far = [f"{three_digits(times)} × in {what}" for times, what in beyond if times > 1]
-    return f"; that of mixtures {', '.join(far)}" if far else ""
+    orders = max(of.orders_beyond for _, of in _every(mixture))
+    return f"; that of mixtures by {orders:.1f} orders of magnitude" if orders > 0 else ""
 
 
 def _data_limited_notes(lines: Lines, limited: DataLimitedBudget) -> None:
@@ -97,10 +91,11 @@ def _data_limited_notes(lines: Lines, limited: DataLimitedBudget) -> None:
     if best.epochs <= 1:
         lines.note("unique tokens", "more than the best model sees: nothing repeats")
         return
+    other = "" if limited.scaling_law == limited.worth else f", with {limited.scaling_law} an assumption"
     lines.note(
         "unique tokens",
-        f"{short_percent(best.unlimited_share)} of the FLOPs reach that loss if every token is new; worth of repeated "
-        f"tokens by {limited.source}, with another law an assumption",
+        f"{short_percent(best.unlimited_share)} of the FLOPs reach that loss if every token is new, by {limited.worth}"
+        f"{other}",
     )
     readings: dict[str, list[str]] = {}
     for row in limited.models:
@@ -111,11 +106,10 @@ def _data_limited_notes(lines: Lines, limited: DataLimitedBudget) -> None:
 
 
 def _inference_aware_notes(lines: Lines, aware: InferenceAwareBudget) -> None:
-    plain, cheapest = aware.optimum.plain, aware.optimum.cheapest
+    cheapest = aware.optimum.cheapest
     lines.note(
         "serving",
-        f"on top of the budget, serving the best model of {readable(plain.parameters)} adds "
-        f"{short_percent(aware.optimum.added)}; {readable(cheapest.parameters)} parameters on "
+        f"adds {short_percent(aware.optimum.added)} to the best model above; {readable(cheapest.parameters)} on "
         f"{readable(cheapest.tokens)} tokens have its loss for {short_percent(aware.optimum.saved)} less in all",
     )
     for model in aware.models:
@@ -125,10 +119,7 @@ def _inference_aware_notes(lines: Lines, aware: InferenceAwareBudget) -> None:
 
 def _mixture_notes(lines: Lines, mixture: MixtureBudget) -> None:
     best = mixture.optimum
-    best_one = (
-        ""
-        if best is None
-        else f"about {readable(best.total_parameters)} parameters in total; the best dense model reaches its loss with "
-        f"{three_digits(best.dense_flops_ratio)} × the FLOPs; "
-    )
-    lines.note("mixtures", f"{best_one}by {mixture.scaling_law}, on other data: compare with dense only")
+    if best is not None:
+        total, ratio = readable(best.total_parameters), three_digits(best.dense_flops_ratio)
+        lines.note("mixture", f"about {total} in total; a dense model reaches its loss with {ratio} × the FLOPs")
+    lines.note("its law", f"{mixture.scaling_law}, on other data: compare with dense only")

@@ -1,6 +1,7 @@
 """A budget beyond plain compute, and on given models."""
 
 from fractions import Fraction
+from math import log10
 
 import pytest
 
@@ -92,9 +93,7 @@ def test_a_given_mixture_is_held_against_the_law_of_mixtures(deepseek: Analysis,
     assert (row.model, row.parameters, row.total_parameters) == ("deepseek_v3", 37_552_282_624, 671_026_404_352)
     assert row.predicted_loss == predicted_loss(law, 37_552_282_624, row.tokens) < row.dense_loss
     assert row.dense_loss == predicted_loss(law_at(LUDZIEJEWSKI_2025, 1), 37_552_282_624, row.tokens)
-    assert row.beyond_parameters == pytest.approx(37.552282624 / 2.7)
-    assert row.beyond_tokens == row.tokens / 80e9
-    assert row.beyond_experts == 1
+    assert row.orders_beyond == pytest.approx(log10(row.tokens / 80e9))  # 24 times; 14 times as many parameters
 
 
 def test_without_a_mixture_there_is_no_law_of_mixtures(llama: Analysis) -> None:

@@ -20,6 +20,8 @@ from counting.cost.scaling_laws.inference import (
     inference_aware,
     lifetime_flops,
 )
+from counting.cost.scaling_laws.inverses import reducible_loss
+from counting.cost.scaling_laws.law import constants_of
 from torch_models.errors import UserError
 
 # The constants that the paper uses: those of Hoffmann et al. with three digits of the exponents.
@@ -46,7 +48,7 @@ def test_figure_1_of_the_paper() -> None:
     # 6 x 6.9686e9 x 1.24784e12 + 2 x 6.9686e9 x 2e12 = 5.21741e22 + 2.78744e22 = 8.00485e22 FLOPs.
     tokens = optimal_tokens(SARDANA, 13 * 10**9)
     before = lifetime_flops(13e9, tokens, 2e12)
-    parameters, longer = cheapest_for_loss(SARDANA, predicted_loss(SARDANA, 13e9, tokens), 2e12)
+    parameters, longer = map(exp, cheapest_for_loss(constants_of(SARDANA), reducible_loss(SARDANA, 13e9, tokens), 2e12))
     after = lifetime_flops(parameters, longer, 2e12)
     assert before == pytest.approx(9.69659e22, rel=1e-6)
     assert after == pytest.approx(8.00485e22, rel=1e-6)
@@ -75,7 +77,7 @@ def test_the_best_for_compute_is_the_numerical_minimum(law: ScalingLaw, inferenc
         return predicted_loss(law, exp(log_parameters), tokens) if tokens > 0 else 1e9
 
     least, place = minimum(loss, log(1e5), log(1e14))
-    parameters, tokens = best_for_compute(law, flops, inference_tokens)
+    parameters, tokens = map(exp, best_for_compute(constants_of(law), flops, inference_tokens))
     assert lifetime_flops(parameters, tokens, inference_tokens) == pytest.approx(flops, rel=1e-9)
     assert predicted_loss(law, parameters, tokens) == pytest.approx(least, rel=1e-10)
     assert log(parameters) == pytest.approx(place, abs=1e-4)
@@ -98,7 +100,7 @@ def test_the_cheapest_for_a_loss_is_the_numerical_minimum(law: ScalingLaw, infer
         return lifetime_flops(exp(log_parameters), tokens, inference_tokens)
 
     least, place = minimum(flops, log(1e6), log(1e14))
-    parameters, tokens = cheapest_for_loss(law, loss, inference_tokens)
+    parameters, tokens = map(exp, cheapest_for_loss(constants_of(law), 0.2, inference_tokens))
     assert predicted_loss(law, parameters, tokens) == pytest.approx(loss, rel=1e-12)
     assert lifetime_flops(parameters, tokens, inference_tokens) == pytest.approx(least, rel=1e-8)
     assert log(parameters) == pytest.approx(place, abs=1e-3)
@@ -107,17 +109,19 @@ def test_the_cheapest_for_a_loss_is_the_numerical_minimum(law: ScalingLaw, infer
 @by_law
 @served
 def test_both_questions_have_the_same_answer(law: ScalingLaw, inference_tokens: float) -> None:
-    best = best_for_compute(law, 1e24, inference_tokens)
-    assert cheapest_for_loss(law, predicted_loss(law, *best), inference_tokens) == pytest.approx(best, rel=1e-9)
+    best = best_for_compute(constants_of(law), 1e24, inference_tokens)
+    reducible = reducible_loss(law, *map(exp, best))
+    assert cheapest_for_loss(constants_of(law), reducible, inference_tokens) == pytest.approx(best, abs=1e-9)
 
 
 @by_law
 @pytest.mark.parametrize("training_flops", [1e20, 5.616e23, 1e27])
 def test_without_serving_it_is_the_plain_optimum(law: ScalingLaw, training_flops: float) -> None:
     plain = compute_optimum(law, training_flops)
-    assert best_for_compute(law, training_flops, 0) == pytest.approx((plain.parameters, plain.tokens), rel=1e-8)
-    loss = predicted_loss(law, plain.parameters, plain.tokens)
-    assert cheapest_for_loss(law, loss, 0) == pytest.approx((plain.parameters, plain.tokens), rel=1e-6)
+    logs, constants = (log(plain.parameters), log(plain.tokens)), constants_of(law)
+    assert best_for_compute(constants, training_flops, 0) == pytest.approx(logs, abs=1e-7)
+    reducible = reducible_loss(law, plain.parameters, plain.tokens)
+    assert cheapest_for_loss(constants, reducible, 0) == pytest.approx(logs, abs=1e-6)
     one_token = inference_aware(law, training_flops, 1)
     assert one_token.best.parameters == pytest.approx(plain.parameters, rel=1e-8)
     assert one_token.saved == pytest.approx(0, abs=1e-8)

@@ -7,7 +7,7 @@ from counting.cost.scaling_laws.mixtures import (
     LUDZIEJEWSKI_2025,
     law_at,
     mixture_optimum,
-    times_beyond,
+    orders_beyond_mixtures,
     total_parameters,
 )
 from torch_models.errors import ArgumentError
@@ -115,14 +115,17 @@ def test_the_saved_flops_are_those_of_a_dense_model_of_the_same_loss(experts: fl
 
 
 def test_how_far_beyond_the_runs() -> None:
-    assert times_beyond(5, (2, 10)) == 1
-    assert times_beyond(40, (2, 10)) == 4
-    assert times_beyond(0.5, (2, 10)) == 4
-    inside, outside = mixture_optimum(1e20, 32), mixture_optimum(1e24, 64)
-    assert (inside.beyond_parameters, inside.beyond_tokens, inside.beyond_experts) == (1, 1, 1)
-    assert outside.beyond_parameters == outside.parameters / 2.7e9
-    assert outside.beyond_tokens == outside.tokens / 80e9
-    assert outside.beyond_experts == 2
+    # 79 million to 2.7 billion active parameters, 0.5 to 80 billion tokens, 1 to 32 experts.
+    assert mixture_optimum(1e20, 32).orders_beyond == 0
+    for parameters, tokens, experts, orders in (
+        (2.7e10, 1e9, 8, 1),
+        (7.9e6, 1e9, 8, 1),
+        (1e9, 8e12, 8, 2),
+        (1e9, 5e6, 8, 2),
+        (1e9, 1e9, 320, 1),
+        (2.7e10, 8e12, 64, 2),
+    ):
+        assert orders_beyond_mixtures(LUDZIEJEWSKI_2025, parameters, tokens, experts) == pytest.approx(orders)
 
 
 @pytest.mark.parametrize("experts", [0.5, 0, -3, float("nan"), float("inf"), 1001, "8", True])

@@ -5,7 +5,8 @@ from math import exp, inf, log
 import pytest
 
 from counting.cost.scaling_laws import LAWS, Constant, ScalingLaw, compute_optimum, optimal_tokens, predicted_loss
-from counting.cost.scaling_laws.inverses import optimal_parameters, training_flops_for_loss
+from counting.cost.scaling_laws.inverses import log_optimal_parameters, reducible_loss, training_flops_for_loss
+from counting.cost.scaling_laws.law import constants_of
 from counting.cost.scaling_laws.repeated_tokens import (
     MUENNIGHOFF_2023,
     RepeatDecay,
@@ -31,7 +32,8 @@ C4 = ScalingLaw(
 NO_DECAY = RepeatDecay(
     repeated_tokens=1e12,
     excess_parameters=1e12,
-    source="none: repeated tokens are as good as new",
+    name="none",
+    source="repeated tokens are as good as new",
     most_parameters=inf,
     most_tokens=inf,
     most_epochs=inf,
@@ -62,18 +64,26 @@ def test_effective_tokens_by_hand() -> None:
     # Appendix A's example: R* = 3, one token for five epochs: 1 + 3 (1 - e^(-4/3)) = 1 + 3 (1 - 0.2635971) = 3.2092086
     # (3.21 in the paper), and for ever 4. One parameter is what the token can use, so it is not in excess.
     decay = RepeatDecay(
-        repeated_tokens=3, excess_parameters=3, source="", most_parameters=inf, most_tokens=inf, most_epochs=inf
+        name="example",
+        repeated_tokens=3,
+        excess_parameters=3,
+        source="",
+        most_parameters=inf,
+        most_tokens=inf,
+        most_epochs=inf,
     )
-    assert effective_sizes(C4, 0.01, 5, 1, decay) == pytest.approx((0.01, 3.2092086), abs=1e-7)
-    assert effective_sizes(C4, 0.01, 1e9, 1, decay)[1] == pytest.approx(4)
+    assert effective_sizes(constants_of(C4), 0.01, 5, 1, decay) == pytest.approx((0.01, 3.2092086), abs=1e-7)
+    assert effective_sizes(constants_of(C4), 0.01, 1e9, 1, decay)[1] == pytest.approx(4)
 
 
 def test_effective_parameters_by_hand() -> None:
     # With alpha = beta, U_N = U_D G^2, where G^2 = (A / B)^(1 / alpha) = e^((6.255414 - 7.3049974) / 0.3526596)
     # = 0.0509865, the paper's 0.051. Ten times U_N: 1 + 5.309743 (1 - e^(-9 / 5.309743)) = 5.334876.
-    usable = optimal_parameters(C4, 10**10)
+    usable = exp(log_optimal_parameters(constants_of(C4), log(10**10)))
     assert usable / 10**10 == pytest.approx(0.0509865, abs=5e-8)
-    assert effective_sizes(C4, 10 * usable, 10**10, 10**10)[0] / usable == pytest.approx(5.334876, abs=1e-6)
+    assert effective_sizes(constants_of(C4), 10 * usable, 10**10, 10**10)[0] / usable == pytest.approx(
+        5.334876, abs=1e-6
+    )
 
 
 def least_loss(law: ScalingLaw, training_flops: float, unique_tokens: float) -> tuple[float, float]:
@@ -145,13 +155,15 @@ def test_endless_compute_ends_at_the_lowest_loss() -> None:
 @budgets
 def test_the_flops_for_a_loss_undo_the_optimum(law: ScalingLaw, training_flops: float) -> None:
     plain = compute_optimum(law, training_flops)
-    loss = predicted_loss(law, plain.parameters, plain.tokens)
-    assert training_flops_for_loss(law, loss) == pytest.approx(training_flops, rel=1e-6)
+    reducible = reducible_loss(law, plain.parameters, plain.tokens)
+    assert reducible == pytest.approx(predicted_loss(law, plain.parameters, plain.tokens) - law.irreducible_loss.value)
+    assert training_flops_for_loss(law, reducible) == pytest.approx(training_flops, rel=1e-6)
 
 
 @by_law
 def test_optimal_parameters_and_optimal_tokens_undo_each_other(law: ScalingLaw) -> None:
-    assert optimal_parameters(law, optimal_tokens(law, 7 * 10**9)) == pytest.approx(7e9, rel=1e-12)
+    log_tokens = log(optimal_tokens(law, 7 * 10**9))
+    assert exp(log_optimal_parameters(constants_of(law), log_tokens)) == pytest.approx(7e9, rel=1e-12)
 
 
 def test_extrapolation_is_said() -> None:
