@@ -192,6 +192,20 @@ def budget_of(options: argparse.Namespace, own: Sequence[Gpu], laws: ChosenLaws 
     )
 
 
+def beyond_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked beyond plain compute: `unique_tokens`, `inference_tokens`, `expansion_rate`; without flag, None."""
+    rate = _parsed(options.expansion_rate, parse_ratio)
+    if rate is not None:
+        from counting.cost.scaling_laws.mixtures import check_expansion_rate  # few commands need it
+
+        check_expansion_rate(rate)
+    return {
+        "unique_tokens": _parsed(options.unique_tokens, lambda text: parse_tokens(text, "--unique_tokens")),
+        "inference_tokens": _parsed(options.inference_tokens, lambda text: parse_tokens(text, "--inference_tokens")),
+        "expansion_rate": rate,
+    }
+
+
 def _prices(options: argparse.Namespace, own: Sequence[Gpu]) -> dict[str, float] | None:
     """Dollars per hour by GPU name, from --price or --gpu_prices; None without both."""
     if options.price is not None:
