@@ -120,7 +120,7 @@ ROOMS = {
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
         "counting.analysis counting.calibration counting.cost counting.counts counting.ranks counting.step"
-        " counting.published counting.recipes counting.reconcile counting.setup torch_models.layout"
+        " counting.published counting.recipes counting.reconcile counting.records counting.setup torch_models.layout"
     ),
     "counting.command": (
         "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"

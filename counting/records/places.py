@@ -69,7 +69,7 @@ FIELD_SCOPES = {
 }
 
 # (Class, field) -> the quantity of the number in it and, after a comma, the component.
-QUANTITIES = {
+NAMES_OF_NUMBERS = {
     ("Check", "values"): "{quantity}, {component}",
     ("Figure", "stated"): "{quantity}, stated",
     ("Figure", "ours"): "{quantity}, ours",
@@ -100,7 +100,7 @@ QUANTITIES = {
 }
 
 # (Class, field) whose struct has the parts of one quantity, which is named: each number in it is a component.
-PARTS = {
+PARTS_IN_FIELD = {
     ("LayerAnalysis", "attention_core_flops"): "attention_core_flops",
     ("LayerAnalysis", "peak_memory_parts"): "peak_memory_bytes",
     ("LayerAnalysis", "peak_memory_no_grad_parts"): "peak_memory_no_grad_bytes",
@@ -125,7 +125,7 @@ SERIES: dict[str, tuple[str, str | tuple[str, ...]]] = {
 }
 
 # Fields without rows: witnesses are rows of the agreement, and resamples of a fit are data.
-LEFT_OUT = {("Analysis", "agreement"), ("ScalingLaw", "bootstrap")}
+WITHOUT_ROWS = {("Analysis", "agreement"), ("ScalingLaw", "bootstrap")}
 # Fields that hold values as another document names them: their unit is what that document says.
 FOREIGN = {"config", "config_fields", "gpu_fields"}
 FOREIGN_UNIT = "as in its file"

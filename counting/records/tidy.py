@@ -13,9 +13,9 @@ class Tidy(msgspec.Struct, frozen=True, kw_only=True):
 
         Of an `Analysis`, the values of each witness are rows of its `agreement`, and not of itself.
         """
-        from counting.records.walk import rows_of
+        from counting.records.walk import tidy_rows
 
-        return rows_of(self)
+        return tidy_rows(self)
 
     def _repr_html_(self) -> str:
         """A small table, which notebooks show in place of the text."""

@@ -10,14 +10,14 @@ from counting.records.places import (
     FIELD_SCOPES,
     FOREIGN,
     FOREIGN_UNIT,
-    LEFT_OUT,
-    PARTS,
+    NAMES_OF_NUMBERS,
+    PARTS_IN_FIELD,
     PARTS_OF_ANY,
     PARTS_OF_CLASS,
-    QUANTITIES,
     SCOPES,
     SERIES,
     SHARE_A_SCOPE,
+    WITHOUT_ROWS,
 )
 from counting.records.record import TidyRow
 from counting.records.units import YES_OR_NO, unit_of
@@ -47,7 +47,7 @@ class _Place(NamedTuple):
         return TidyRow(BETWEEN.join(self.scope), component, quantity, number, unit, convention)
 
 
-def rows_of(result: msgspec.Struct) -> list[TidyRow]:
+def tidy_rows(result: msgspec.Struct) -> list[TidyRow]:
     """The rows of a result, in the order of its fields."""
     return list(_struct(result, _Place((), "").within(_scope_of(result))))
 
@@ -67,14 +67,14 @@ def _struct(value: msgspec.Struct, place: _Place) -> Iterator[TidyRow]:
     quantity, apart = PARTS_OF_CLASS.get(name, (place.quantity, ()))
     for field in fields:
         content = getattr(value, field)
-        if (name, field) in LEFT_OUT:
+        if (name, field) in WITHOUT_ROWS:
             continue
         if quantity is not None and field not in apart:
             yield from _part(content, field, place._replace(quantity=quantity))
             continue
         plain = place._replace(quantity=None)
         if isinstance(content, bool | int | float):
-            named, component = _named(QUANTITIES.get((name, field), field), value)
+            named, component = _named(NAMES_OF_NUMBERS.get((name, field), field), value)
             whole = TOTAL if f"{field}{BY_COMPONENT}" in fields else ""
             yield plain.row(named, component or whole, content)
         else:
@@ -82,7 +82,7 @@ def _struct(value: msgspec.Struct, place: _Place) -> Iterator[TidyRow]:
 
 
 def _named(name: str, value: msgspec.Struct) -> tuple[str, str]:
-    """Quantity and component of a name in `QUANTITIES`, which may have fields of the struct in it."""
+    """Quantity and component of a name in `NAMES_OF_NUMBERS`, which may have fields of the struct in it."""
     quantity, _, component = name.partition(", ")
     of_struct = {field: getattr(value, field) for field in value.__struct_fields__}
     return quantity.format_map(of_struct), component.format_map(of_struct)
@@ -101,7 +101,7 @@ def _field(content: Any, value: msgspec.Struct, field: str, place: _Place) -> It
     """The rows of what a field of `value` has, which is no number of its own."""
     of = type(value).__name__
     if isinstance(content, msgspec.Struct):
-        parts = field if type(content).__name__ in PARTS_OF_ANY else PARTS.get((of, field))
+        parts = field if type(content).__name__ in PARTS_OF_ANY else PARTS_IN_FIELD.get((of, field))
         if parts is not None:
             yield from _struct(content, place._replace(quantity=parts))
             return
@@ -111,7 +111,9 @@ def _field(content: Any, value: msgspec.Struct, field: str, place: _Place) -> It
         if field in FOREIGN:
             yield from _foreign(content, place.within(field)._replace(unit=FOREIGN_UNIT, convention=""))
             return
-        yield from _table(content, *_named(QUANTITIES.get((of, field), field.removesuffix(BY_COMPONENT)), value), place)
+        yield from _table(
+            content, *_named(NAMES_OF_NUMBERS.get((of, field), field.removesuffix(BY_COMPONENT)), value), place
+        )
     elif isinstance(content, list | tuple):
         yield from _sequence(content, field, place)
 

@@ -12,7 +12,7 @@ from counting.cost.hardware import find_gpu
 from counting.ranks.result import RankAnalysis
 from counting.reconcile import Agreement
 from counting.records import Tidy, TidyRow
-from counting.records.places import LEFT_OUT
+from counting.records.places import WITHOUT_ROWS
 from counting.setup import Setup
 from counting.step.time import StepTime
 from tests.counting.records.made_up import kinds_of_results, made_up, numbers_of
@@ -22,7 +22,7 @@ KINDS = kinds_of_results()
 
 
 def left_out(result: object) -> tuple[str, ...]:
-    return tuple(field for of, field in LEFT_OUT if of == type(result).__name__)
+    return tuple(field for of, field in WITHOUT_ROWS if of == type(result).__name__)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
