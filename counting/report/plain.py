@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from counting.analysis import Analysis
 from counting.cost.budget import BudgetPlan
 from counting.report.format import shifted
+from counting.report.results import Results
+
+
+def results_in_plain_lines(results: Results) -> str:
+    """The plain lines of all results; a comparison has none, and replaces those of its models."""
+    return plain_text(results.analyses if results.comparison is None else (), results.budget)
 
 
 def plain_text(analyses: Sequence[Analysis], budget: BudgetPlan | None) -> str:
