@@ -47,7 +47,7 @@ NEEDS = {
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
-    "force": ("design", "trace", "trace_memory", "csv"),
+    "force": ("design", "trace", "trace_memory", "html", "csv"),
 }
 
 # At most one flag of each row can be given, because they set the same thing.
@@ -74,7 +74,7 @@ WITHOUT_CLUSTER = {
 }
 
 NAME_GPUS = ("gpus", "gpu_file", "cluster")
-NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory")
+NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory", "html")
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
 

@@ -1,7 +1,7 @@
 """Results as text: plain lines for scripts, the first screen for people, then tables if requested."""
 
 from counting.report.details import details as results_in_parts
-from counting.report.plain import results_in_plain_lines
+from counting.report.plain import plain_text
 from counting.report.printing import output_width, print_parts
 from counting.report.results import Calibrated, Results
 from counting.report.screen import screen_text
@@ -13,7 +13,7 @@ def print_results(results: Results, design_path: str | None, *, details: bool, p
     `design_path` is the file to which a designed model's config was written. `details` adds the tables, `proof` a list
     of every number with the values of all its witnesses.
     """
-    plain = results_in_plain_lines(results)
+    plain = plain_text(results)
     plain_lines = len(plain.splitlines()) + 1 if plain else 0
     screen = screen_text(results, design_path, output_width(), plain_lines)
     print("\n\n".join(text for text in (plain, screen) if text))

@@ -2,8 +2,12 @@
 
 import argparse
 import os
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from counting.command.flags.names import VERSION
+from counting.command.help import PROGRAM
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,
@@ -16,7 +20,7 @@ from counting.command.output_file import (
 if TYPE_CHECKING:
     from counting.report import Results
 
-FILES = ("design", "trace", "trace_memory")  # the flags that name one file to write
+FILES = ("design", "trace", "trace_memory", "html")  # the flags that name one file to write
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -59,11 +63,21 @@ def csv_names(options: argparse.Namespace) -> list[str]:
     return [f"{name}.csv" for name, wanted in asked.items() if wanted]
 
 
-def write_outputs(options: argparse.Namespace, results: "Results") -> None:
-    """Write what comes from the results of the whole command."""
+def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> None:
+    """Write what comes from the results of the whole command, whose arguments were `typed`."""
+    page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
     if options.csv is not None:
         from counting.report.export.comma_separated import csv_files
 
         write_folder(options.csv, csv_files(results, proof=options.proof), overwrite=options.force)
+    if page is not None:
+        write_whole(options.html, page, overwrite=options.force)
+
+
+def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:
+    from counting.report.page import Making, html_page
+
+    making = Making(f"{PROGRAM} {shlex.join(typed)}", f"model-training-cost-analysis {VERSION}")
+    return html_page(results, options.design, making)

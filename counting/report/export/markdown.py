@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from counting.report.details import details
 from counting.report.model.proof import proof_in_words, proof_text
-from counting.report.plain import results_in_plain_lines
+from counting.report.plain import plain_text
 from counting.report.results import Results
 from counting.report.screen import screen_blocks
 from counting.report.screen.lines import Fact, Grid, Lines, Question
@@ -23,7 +23,7 @@ def markdown_text(results: Results, design_path: str | None, *, proof: bool) -> 
     `proof` adds a list of every number with the values of all its witnesses.
     """
     blocks = [
-        *_as_it_is(results_in_plain_lines(results)),
+        *_as_it_is(plain_text(results)),
         *(f"> **Warning:** {escaped(warning)}" for warning in results.warnings),
         *(block for lines in screen_blocks(results, design_path) for block in _answer(lines)),
         *(block for part in details(results, design_path) for block in _part(part)),
