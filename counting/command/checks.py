@@ -46,6 +46,9 @@ NEEDS = {
     "clip_gradients": ("model_config",),
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
+    "unique_tokens": ("training_budget",),
+    "inference_tokens": ("training_budget",),
+    "expansion_rate": ("training_budget",),
     "design": ("training_budget",),
     "force": ("design", "trace", "trace_memory", "html", "csv"),
 }
