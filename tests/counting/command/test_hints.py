@@ -161,7 +161,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         'give it in a --cluster file, as {"gpu": "Ours", "network_link": {"gb_per_s": 50}}, of one GPU in one dir',
     ),
     (lambda: beyond_compute(plan_budget(5e6), unique_tokens=0), "--unique_tokens = 0: must be a whole number, at"),
-    (lambda: beyond_compute(plan_budget(5e6), inference_tokens=0), "--inference_tokens = 0: must be a whole number, at"),
+    (lambda: beyond_compute(plan_budget(5e6), inference_tokens=0), "--inference_tokens = 0: must be a whole"),
     (lambda: beyond_compute(plan_budget(5e6), expansion_rate=0), "--expansion_rate = 0: must be a number from 1"),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
