@@ -24,7 +24,7 @@ from counting.command.amounts import (
     parse_whole_number,
 )
 from counting.command.checks import NAME_GPUS, times_a_step
-from counting.command.laws import ChosenLaws, parse_laws
+from counting.command.flags.laws import ChosenLaws, parse_laws
 from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import Gpu, read_gpus

@@ -29,6 +29,7 @@ from counting.cost.scaling_laws.repeated_tokens import (
     data_limited_optimum,
     loss_with_repeats,
 )
+from counting.records.tidy import Tidy
 
 
 class RepeatsOnModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +43,7 @@ class RepeatsOnModel(msgspec.Struct, frozen=True, kw_only=True):
     plain_loss: float  # by the law itself, in which every token is new and every parameter counts in full
 
 
-class DataLimitedBudget(msgspec.Struct, frozen=True, kw_only=True):
+class DataLimitedBudget(Tidy, frozen=True, kw_only=True):
     """A budget with a limited number of unique tokens."""
 
     scaling_law: str
@@ -61,7 +62,7 @@ class ServingOnModel(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int  # training tokens that the rest pays for; 0 if there is none
 
 
-class InferenceAwareBudget(msgspec.Struct, frozen=True, kw_only=True):
+class InferenceAwareBudget(Tidy, frozen=True, kw_only=True):
     """A budget that pays for serving too."""
 
     scaling_law: str
@@ -85,7 +86,7 @@ class MixtureOnModel(msgspec.Struct, frozen=True, kw_only=True):
     orders_beyond: float  # by how many orders of magnitude N, D or E is beyond the runs of the fit
 
 
-class MixtureBudget(msgspec.Struct, frozen=True, kw_only=True):
+class MixtureBudget(Tidy, frozen=True, kw_only=True):
     """A budget for a mixture of experts: the best one, if an expansion rate is given, and those that are given."""
 
     scaling_law: str
@@ -97,7 +98,7 @@ class MixtureBudget(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[MixtureOnModel, ...]
 
 
-class BeyondCompute(msgspec.Struct, frozen=True, kw_only=True):
+class BeyondCompute(Tidy, frozen=True, kw_only=True):
     """What was asked of a budget beyond plain compute; None where it was not asked."""
 
     data_limited: DataLimitedBudget | None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counting.analysis import Analysis
-from counting.command.laws import ChosenLaws
+from counting.command.flags.laws import ChosenLaws
 from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
 from counting.cost.run import RunPlan

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from counting.command.flags.laws import law_files
 from counting.command.flags.names import VERSION
 from counting.command.help import PROGRAM
-from counting.command.laws import law_files
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from counting.command.laws import law_files, parse_laws
+from counting.command.flags.laws import law_files, parse_laws
 from counting.cost.scaling_laws import LAWS
 from counting.cost.scaling_laws.allocation import allocation_laws
 from counting.cost.scaling_laws.law_file import law_as_json
