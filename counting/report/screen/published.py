@@ -6,6 +6,7 @@ from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
 from counting.published.throughput import ExaminedRatio, Throughput
 from counting.report.conventions import CONVENTIONS
+from counting.report.format import signed_percent
 from counting.report.published.memory import MEMORY_HEADINGS, memory_cells
 from counting.report.published.throughput import (
     ERROR_HEADINGS,
@@ -13,7 +14,6 @@ from counting.report.published.throughput import (
     WHAT_IT_IS,
     error_cells,
     kind_of_errors,
-    signed,
     speed_cells,
 )
 from counting.report.screen.lines import Lines
@@ -78,5 +78,6 @@ def published_throughput_screen(lines: Lines, throughput: Throughput) -> None:
 
 def _ratio(ratio: ExaminedRatio) -> str:
     return (
-        f"{ratio.name}: {ratio.measured:.3f} measured, {ratio.estimated:.3f} estimated ({signed(ratio.relative_error)})"
+        f"{ratio.name}: {ratio.measured:.3f} measured, {ratio.estimated:.3f} estimated "
+        f"({signed_percent(ratio.relative_error, 1)})"
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from counting.cost.conventions import FEWEST_FLOPS
 from counting.cost.run import MFU_RANGE, GpuRun, TrainingRun
 from counting.report.conventions import CONVENTIONS, what_states_leave_out
+from counting.report.details.run import is_above_the_peak
 from counting.report.format import (
     FLOP_UNITS,
     NONE,
@@ -17,7 +18,6 @@ from counting.report.format import (
     scientific,
     short_percent,
 )
-from counting.report.run import is_above_the_peak
 from counting.report.screen.lines import Lines, listed
 
 LEFT_OUT = "failed runs, evaluation, storage and people"
