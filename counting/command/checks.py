@@ -47,7 +47,9 @@ NEEDS = {
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
-    "force": ("design", "trace", "trace_memory"),
+    "figure": ("model_config", "training_budget"),
+    "figure_size": ("figure",),
+    "force": ("design", "trace", "trace_memory", "figure"),
 }
 
 # At most one flag of each row can be given, because they set the same quantity.

@@ -29,7 +29,8 @@ LISTS = (
     "scaling_law",
 )  # flags with commas between their values; in a plan also an array
 NOT_IN_A_PLAN = ("plan", "help", "version")
-FILES_WRITTEN = ("json", "trace", "trace_memory")  # by the run whose result is a plan; another run has files of its own
+# By the run whose result is a plan; another run has files of its own.
+FILES_WRITTEN = ("json", "trace", "trace_memory", "figure", "figure_size")
 TABLES = ("gpu_prices", "layout")  # flags with name=value pairs; in a plan also a table
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from counting.command.jobs.figures import drawn_figures, files_of_figures
 from counting.command.laws import law_files
 from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
 
@@ -17,10 +18,10 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Raises UserError if it is also one that is read, is written twice, or cannot be written.
     """
-    written = {flag: getattr(options, flag) for flag in FILES}
+    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(options)
     configs = [file for config in options.model_config or () for file in files_of_config(config)]
     refuse_shared_files(
-        {f"--{flag}": path for flag, path in written.items()},
+        written,
         {
             "--model_config": configs,
             "--plan": options.plan,
@@ -35,6 +36,9 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 
 def write_outputs(options: argparse.Namespace, results: "Results") -> None:
-    """Write what comes from the results of the whole command."""
+    """Write what comes from the results of the whole command; everything is drawn before the first file is written."""
+    figures = list(drawn_figures(options, results))
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
+    for path, content in figures:
+        write_whole(path, content, overwrite=options.force)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from counting.report.figures.drawing.bill import draw_bill
 from counting.report.figures.drawing.comparison import draw_comparison
 from counting.report.figures.drawing.components import draw_flops, draw_parameters
+from counting.report.figures.drawing.law import draw_law
 from counting.report.figures.drawing.memory import draw_memory
 from counting.report.figures.drawing.ranks import draw_ranks
 from counting.report.figures.drawing.sheet import Sheet
@@ -14,6 +15,7 @@ __all__ = ["DRAWINGS", "Sheet"]
 
 DRAWINGS: Mapping[str, Callable[[Sheet, Results], None]] = {
     "comparison": draw_comparison,
+    "law": draw_law,
     "bill": draw_bill,
     "ranks": draw_ranks,
     "memory": draw_memory,

@@ -151,7 +151,7 @@ class Sheet:
         return [Patch(facecolor=x.colour, hatch=self.hatch(x), edgecolor=INK, label=x.name) for x in looks]
 
     def lines(self, names: Sequence[str]) -> list[Artist]:
-        """Entries of a legend for series with these names, in their order."""
+        """Entries of a legend for lines with markers of these names, in their order."""
         looks = [series(number) for number in range(len(names))]
         return [
             Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=name)
