@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from counting.report.figures.words import FLOP_WORDS, PEAK_WORDS
 from counting.report.format import dollars, integer, recompute_in_words, scientific, short_percent
-from counting.report.results import Results
+from counting.report.results import Fitted, Results
 
 
 def _of_parameters(results: Results) -> str:
@@ -90,7 +90,18 @@ def _of_ranks(results: Results) -> str:
     return f"{words}A rank also holds the CUDA context and the buffers of communicators. GiB = 2³⁰ bytes."
 
 
-CAPTIONS: Mapping[str, Callable[[Results], str]] = {
+def _of_fit(results: Fitted) -> str:
+    fitted = results.fitted
+    words = (
+        "Loss = E + A / N^alpha + B / D^beta, fitted to all runs at once (approach 3 of Hoffmann et al. 2022: the "
+        f"least sum of Huber losses of the residuals). Median residual {100 * fitted.median_residual:.2g} %."
+    )
+    if fitted.derived is not None:
+        words += " 6 N D = C."
+    return words
+
+
+_CAPTIONS: Mapping[str, Callable[[Results], str]] = {
     "comparison": _of_comparison,
     "law": _of_law,
     "bill": _of_bill,
@@ -99,3 +110,8 @@ CAPTIONS: Mapping[str, Callable[[Results], str]] = {
     "parameters": _of_parameters,
     "flops": _of_flops,
 }
+
+
+def caption_of(kind: str, results: Results | Fitted) -> str:
+    """The conventions of the figure of this kind, which these results have."""
+    return _of_fit(results) if isinstance(results, Fitted) else _CAPTIONS[kind](results)
