@@ -25,6 +25,7 @@ from counting.cost.scaling_laws import (
     predicted_loss,
 )
 from counting.cost.scaling_laws.wrong_choice import LawsApart, laws_apart
+from counting.records.tidy import Tidy
 from torch_models.errors import ArgumentError
 
 SECONDS_PER_HOUR = 3600
@@ -48,7 +49,7 @@ class GpuOption(msgspec.Struct, frozen=True, kw_only=True):
     training_flops: int
 
 
-class BudgetPlan(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetPlan(Tidy, frozen=True, kw_only=True):
     """The compute-optimal use of a budget, with its assumptions."""
 
     budget_usd: float

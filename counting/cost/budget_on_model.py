@@ -15,6 +15,7 @@ from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token, trains_mtp
 from counting.cost.scaling_laws import Interval, extrapolates, loss_interval, optimal_tokens, predicted_loss
 from counting.cost.scaling_laws.intervals import optimal_tokens_interval
+from counting.records.tidy import Tidy
 from torch_models.errors import UserError
 
 
@@ -32,7 +33,7 @@ class LawOnModel(msgspec.Struct, frozen=True, kw_only=True):
     extrapolated: bool
 
 
-class BudgetOnModel(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetOnModel(Tidy, frozen=True, kw_only=True):
     """The whole budget spent on one model."""
 
     model: str

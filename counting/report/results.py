@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from counting.analysis import Analysis
     from counting.calibration.found import FoundMachine
     from counting.calibration.steps import CalibratedCluster
+    from counting.cost.beyond_compute import BeyondCompute
     from counting.cost.budget import BudgetPlan
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
@@ -32,6 +33,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     budget: "BudgetPlan | None" = None
     laws: "LawsSideBySide | None" = None  # for the budget
     spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
+    beyond: "BeyondCompute | None" = None  # of the budget: repeated tokens, serving, mixtures of experts
     design: "Design | None" = None
     published: "Sequence[ExaminedRun] | None" = None  # of these three one: the figures of one kind
     published_memory: "Sequence[ExaminedMemory] | None" = None

@@ -13,8 +13,7 @@ def print_results(results: Results, design_path: str | None, *, details: bool, p
     `design_path` is the file to which a designed model's config was written. `details` adds the tables, `proof` a list
     of every number with the values of all its witnesses.
     """
-    analyses = results.analyses if results.comparison is None else ()
-    plain = plain_text(analyses, results.budget) if analyses or results.budget is not None else ""
+    plain = plain_text(results)
     plain_lines = len(plain.splitlines()) + 1 if plain else 0
     screen = screen_text(results, design_path, output_width(), plain_lines)
     print("\n\n".join(text for text in (plain, screen) if text))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from counting.published.claim import Claim
-from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
+from counting.records.conventions import CONVENTION_NOTE, FLOP_CONVENTIONS
 from counting.report.format import decimal, dollars, integer, optional, percent, scientific, shifted, significant
 from counting.report.tables import Notes, Part, facts_table, rows_table
 
@@ -29,7 +29,7 @@ def claim_parts(claim: Claim) -> Iterator[Part]:
     stated = {figure.convention: figure.stated for figure in claim.measured.figures if figure.quantity == "mfu"}
     for entry in run.implied_mfu:
         meaning.add_row(
-            CONVENTIONS[entry.convention],
+            FLOP_CONVENTIONS[entry.convention],
             integer(entry.training_flops_per_token),
             scientific(entry.training_flops or 0),
             decimal(entry.tflop_per_s, 1),

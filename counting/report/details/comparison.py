@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from counting.cost.comparison import Comparison
-from counting.report.conventions import MFU_NOTE, STATES_NOTE, recipe_in_words, what_states_leave_out
+from counting.records.conventions import MFU_NOTE, STATES_NOTE
+from counting.report.conventions import recipe_in_words, what_states_leave_out
 from counting.report.format import NONE, decimal, dollars, integer, optional, percent, shifted
 from counting.report.tables import Notes, Part, facts_table, rows_table
 

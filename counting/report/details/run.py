@@ -3,27 +3,17 @@
 from collections.abc import Iterator, Sequence
 
 from counting.cost.run import GpuRun, TrainingRun
-from counting.report.conventions import (
+from counting.records.conventions import (
+    BILL_NOTE,
     CONVENTION_NOTE,
-    CONVENTIONS,
+    ENERGY_NOTE,
+    FLOP_CONVENTIONS,
     MFU_NOTE,
     STATES_NOTE,
-    how_counted,
-    parameter_sizes,
-    recipe_in_words,
-    what_states_leave_out,
 )
+from counting.report.conventions import how_counted, parameter_sizes, recipe_in_words, what_states_leave_out
 from counting.report.format import decimal, dollars, integer, length_source, optional, percent, scientific
 from counting.report.tables import Notes, Part, Table, facts_table, rows_table
-
-ENERGY_NOTE = (
-    "MWh: GPU-hours x the power limit that is set, else the board's, an upper bound for the boards alone; hosts, "
-    "network and cooling are not included."
-)
-BILL_NOTE = (
-    "GPU-hours are those of one run without failures. The cost does not include failed runs, evaluation, storage and "
-    "people."
-)
 
 
 def run_parts(run: TrainingRun) -> Iterator[Part]:
@@ -124,7 +114,7 @@ def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> Table:
         for entry in gpu.implied_mfu:
             table.add_row(
                 gpu.gpu,
-                CONVENTIONS[entry.convention],
+                FLOP_CONVENTIONS[entry.convention],
                 integer(entry.training_flops_per_token),
                 scientific(entry.training_flops or 0),
                 decimal(entry.tflop_per_s, 1),

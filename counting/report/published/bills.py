@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from counting.cost.conventions import Convention
 from counting.published.runs import ExaminedRun, Figure, Quantity
-from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
+from counting.records.conventions import CONVENTION_NOTE, FLOP_CONVENTIONS
 from counting.report.format import NONE, Number, decimal, optional, percent, scientific, signed_percent
 from counting.report.published.grouped import grouped
 from counting.report.tables import Notes, Part, rows_table
@@ -39,7 +39,7 @@ def published_parts(runs: Sequence[ExaminedRun]) -> Iterator[Part]:
     )
     for run in runs:
         if run.implied_mfu:
-            mfu = {entry.convention: percent(entry.mfu) for entry in run.implied_mfu}
+            mfu: dict[str, Number] = {entry.convention: percent(entry.mfu) for entry in run.implied_mfu}
             flops = {entry.convention: entry.training_flops for entry in run.implied_mfu}.get("own")
             hours.add_row(
                 run.name,
@@ -47,7 +47,7 @@ def published_parts(runs: Sequence[ExaminedRun]) -> Iterator[Part]:
                 NONE if run.tokens is None else Number(f"{run.tokens / 10**12:,.1f} T", run.tokens),
                 optional(run.gpu_hours),
                 NONE if flops is None else scientific(flops),
-                *(mfu.get(convention, NONE) for convention in CONVENTIONS),
+                *(mfu.get(convention, NONE) for convention in FLOP_CONVENTIONS),
             )
         if run.figures:
             figures.add_row(run.name, bold=True)

@@ -121,13 +121,18 @@ class Lines:
 
     def _wrapped(self, text: str, first: str, others: str) -> list[str]:
         lines = textwrap.wrap(
-            NUMBER_AND_UNIT.sub(NO_BREAK, text),
+            with_unit(text),
             self.width,
             initial_indent=first,
             subsequent_indent=others,
             break_on_hyphens=False,
         )
         return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def with_unit(text: str) -> str:
+    """`text` with blanks between a number and its unit that are no place for a line to end."""
+    return NUMBER_AND_UNIT.sub(NO_BREAK, text)
 
 
 def listed(names: Sequence[str]) -> str:

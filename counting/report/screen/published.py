@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
 from counting.published.throughput import ExaminedRatio, Throughput
-from counting.report.conventions import CONVENTIONS
+from counting.records.conventions import FLOP_CONVENTIONS
 from counting.report.format import signed_percent
 from counting.report.published.memory import MEMORY_HEADINGS, memory_cells
 from counting.report.published.throughput import (
@@ -34,12 +34,12 @@ def published_screen(lines: Lines, runs: Sequence[ExaminedRun]) -> None:
 
 
 def _row_of_run(run: ExaminedRun) -> tuple[str, ...]:
-    mfu = {entry.convention: f"{100 * entry.mfu:.1f}" for entry in run.implied_mfu}
+    mfu: dict[str, str] = {entry.convention: f"{100 * entry.mfu:.1f}" for entry in run.implied_mfu}
     largest = max((figure.relative_difference for figure in run.figures), key=abs, default=None)
     return (
         run.name,
         run.gpu or "",
-        *(mfu.get(convention, "") for convention in CONVENTIONS),
+        *(mfu.get(convention, "") for convention in FLOP_CONVENTIONS),
         str(len(run.figures) or ""),
         "" if largest is None else f"{100 * largest:+.2f} %",
     )
