@@ -24,6 +24,7 @@ from counting.command.amounts import (
     parse_whole_number,
 )
 from counting.command.checks import NAME_GPUS, times_a_step
+from counting.command.laws import ChosenLaws, parse_laws
 from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import Gpu, read_gpus
@@ -170,7 +171,12 @@ def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu]) -> RunPlan | No
     )
 
 
-def budget_of(options: argparse.Namespace, own: Sequence[Gpu]) -> BudgetPlan | None:
+def laws_of(options: argparse.Namespace) -> ChosenLaws | None:
+    """The laws of --scaling_law; None without it."""
+    return _parsed(options.scaling_law, parse_laws)
+
+
+def budget_of(options: argparse.Namespace, own: Sequence[Gpu], laws: ChosenLaws | None) -> BudgetPlan | None:
     """What the budget buys; None without --training_budget."""
     if options.training_budget is None:
         return None
@@ -180,7 +186,7 @@ def budget_of(options: argparse.Namespace, own: Sequence[Gpu]) -> BudgetPlan | N
             gpus=chosen_gpus(options, own) or None,
             num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             mfu=_parsed(options.mfu, parse_mfu),
-            scaling_law=options.scaling_law,
+            scaling_law=laws and laws.followed,
             prices_usd_per_hour=_prices(options, own),
         ),
     )

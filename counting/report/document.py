@@ -48,9 +48,13 @@ def calibration_document(calibrated: Calibrated) -> str:
 
 
 def _budget(results: Results) -> dict[str, Any] | None:
-    """The fields of the budget, plus `design` (the designed model) and `models` (the budget on each analysed model)."""
+    """The fields of the budget, plus `laws` side by side, `design` (the designed model) and `models` (it on each)."""
     if results.budget is None:
         return None
-    beside = {"design": msgspec.to_builtins(results.design), "models": msgspec.to_builtins(results.spent)}
+    beside = {
+        "laws": msgspec.to_builtins(results.laws),
+        "design": msgspec.to_builtins(results.design),
+        "models": msgspec.to_builtins(results.spent),
+    }
     fields: dict[str, Any] = msgspec.to_builtins(results.budget)
     return fields | beside

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from counting.cost.comparison import Comparison
     from counting.cost.design import Design
     from counting.cost.run import TrainingRun
+    from counting.cost.scaling_laws.side_by_side import LawsSideBySide
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
@@ -28,6 +29,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     runs: Sequence["TrainingRun"] = ()
     comparison: "Comparison | None" = None
     budget: "BudgetPlan | None" = None
+    laws: "LawsSideBySide | None" = None  # for the budget
     spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
     design: "Design | None" = None
     published: "Sequence[ExaminedRun] | None" = None  # of these three one: the figures of one kind

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counting.analysis import Analysis
+from counting.command.laws import ChosenLaws
 from counting.command.progress import Progress
 from counting.cost.budget import BudgetPlan
 from counting.cost.run import RunPlan
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design import Design
+    from counting.cost.scaling_laws.side_by_side import LawsSideBySide
 
 
 def compared(analyses: Sequence[Analysis], plan: RunPlan) -> "Comparison":
@@ -27,6 +29,18 @@ def spent_on_models(analyses: Sequence[Analysis], budget: BudgetPlan) -> "list[B
     from counting.cost.budget_on_model import spend_on
 
     return [spend_on(analysis, budget) for analysis in analyses]
+
+
+def side_by_side(laws: ChosenLaws, budget: BudgetPlan, analyses: Sequence[Analysis]) -> "LawsSideBySide | None":
+    """The laws beside the one that the budget follows, converted by the first dense model; None if one is named."""
+    if not laws.beside:
+        return None
+    from counting.cost.scaling_laws.shapes import shape_of
+    from counting.cost.scaling_laws.side_by_side import laws_side_by_side
+
+    shapes = (shape_of(analysis) for analysis in analyses)
+    shape = next((shape for shape in shapes if shape is not None), None)
+    return laws_side_by_side(budget.training_flops, laws.followed, laws.beside, shape)
 
 
 def designed(budget: BudgetPlan, path: str, progress: Progress) -> "Design":

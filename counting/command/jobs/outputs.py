@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from counting.command.flags.names import VERSION
 from counting.command.help import PROGRAM
+from counting.command.laws import law_files
 from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check_outputs(options: argparse.Namespace) -> None:
             "--plan": options.plan,
             "--cluster": options.cluster,
             "--gpu_file": options.gpu_file,
+            "--scaling_law": law_files(options.scaling_law),
         },
     )
     for path in written.values():

@@ -8,6 +8,7 @@ from counting.command.arguments import (
     chosen_gpus,
     cluster_of,
     clusters_of,
+    laws_of,
     layout_of,
     own_gpus,
     run_plan_of,
@@ -16,7 +17,7 @@ from counting.command.arguments import (
 from counting.command.checks import given_flags
 from counting.command.flags import PUBLISHED
 from counting.command.jobs.analyses import analyses_of, fits_of
-from counting.command.jobs.money import compared, designed, spent_on_models
+from counting.command.jobs.money import compared, designed, side_by_side, spent_on_models
 from counting.command.jobs.outputs import check_outputs
 from counting.command.jobs.published import claim_of_bill, published_bills, published_memory, published_throughput
 from counting.command.lengths import comparison_notes, length_warnings
@@ -36,7 +37,8 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
     own = own_gpus(options, cluster)
     gpus = chosen_gpus(options, own)
     layout, clusters = layout_of(options, gpus, cluster), clusters_of(options, gpus, cluster)
-    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
+    laws = laws_of(options)
+    budget, run_plan, setup = budget_of(options, own, laws), run_plan_of(options, own), setup_of(options)
     if options.published not in (None, *PUBLISHED):
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     if options.trace is not None and len(clusters) != 1:
@@ -52,6 +54,7 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
         comparison=compared(analyses, run_plan) if run_plan and options.compare else None,
         budget=budget,
         spent=spent_on_models(analyses, budget) if budget and analyses else [],
+        laws=side_by_side(laws, budget, analyses) if laws and budget else None,
         design=designed(budget, options.design, progress) if budget and options.design is not None else None,
         published=published_bills(progress) if options.published == PUBLISHED[0] else None,
         published_memory=published_memory(progress) if options.published == PUBLISHED[1] else None,
