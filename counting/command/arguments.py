@@ -24,7 +24,7 @@ from counting.command.amounts import (
     parse_whole_number,
 )
 from counting.command.checks import NAME_GPUS, times_a_step
-from counting.command.laws import ChosenLaws, parse_laws
+from counting.command.flags.laws import ChosenLaws, parse_laws
 from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import Gpu, read_gpus
@@ -190,6 +190,20 @@ def budget_of(options: argparse.Namespace, own: Sequence[Gpu], laws: ChosenLaws 
             prices_usd_per_hour=_prices(options, own),
         ),
     )
+
+
+def beyond_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked beyond plain compute: `unique_tokens`, `inference_tokens`, `expansion_rate`; without flag, None."""
+    rate = _parsed(options.expansion_rate, parse_ratio)
+    if rate is not None:
+        from counting.cost.scaling_laws.mixtures import check_expansion_rate  # few commands need it
+
+        check_expansion_rate(rate)
+    return {
+        "unique_tokens": _parsed(options.unique_tokens, lambda text: parse_tokens(text, "--unique_tokens")),
+        "inference_tokens": _parsed(options.inference_tokens, lambda text: parse_tokens(text, "--inference_tokens")),
+        "expansion_rate": rate,
+    }
 
 
 def _prices(options: argparse.Namespace, own: Sequence[Gpu]) -> dict[str, float] | None:

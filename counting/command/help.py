@@ -49,7 +49,10 @@ def names_of_flags() -> str:
     known = {
         "models in configs/ (--model_config)": models,
         "GPUs (--gpus; with their sources in configs/gpus.json)": [gpu.name for gpu in load_gpus()],
-        "scaling laws (--scaling_law; the last say only N or D)": [law.name for law in (*LAWS, *allocation_laws())],
+        "scaling laws (--scaling_law; the last say only N or D)": [
+            *(law.name for law in LAWS),
+            *(law.name for law in allocation_laws()),
+        ],
         "recipes (--precision)": [entry.name for entry in PRECISIONS],
         "optimizers (--optimizer)": [entry.name for entry in OPTIMIZERS],
     }

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from counting.analysis import Analysis
     from counting.calibration.found import FoundMachine
     from counting.calibration.steps import CalibratedCluster
+    from counting.cost.beyond_compute import BeyondCompute
     from counting.cost.budget import BudgetPlan
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design import Design
+    from counting.cost.fit.result import FittedLaw
     from counting.cost.run import TrainingRun
     from counting.cost.scaling_laws.side_by_side import LawsSideBySide
     from counting.published.claim import Claim
@@ -31,6 +33,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     budget: "BudgetPlan | None" = None
     laws: "LawsSideBySide | None" = None  # for the budget
     spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
+    beyond: "BeyondCompute | None" = None  # of the budget: repeated tokens, serving, mixtures of experts
     design: "Design | None" = None
     published: "Sequence[ExaminedRun] | None" = None  # of these three one: the figures of one kind
     published_memory: "Sequence[ExaminedMemory] | None" = None
@@ -40,6 +43,13 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, object] | None = None  # the given flags and their values, enough to repeat the command
     # For each analysis, whether its step fits each GPU of the catalogue. Not part of the JSON document.
     on_catalogue: "Sequence[tuple[Fit, ...]]" = ()
+
+
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `fit`: the law, all that it rests on, and its file's name."""
+
+    output: str
+    fitted: "FittedLaw"
 
 
 class Calibrated(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,9 @@ FLAGS = {
     "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
     "budget_usd": "--training_budget",
     "scaling_law": "--scaling_law",
+    "unique_tokens": "--unique_tokens",
+    "inference_tokens": "--inference_tokens",
+    "expansion_rate": "--expansion_rate",
     "published": "--published",
     "ignore_fields": "--ignore_fields",
     "dp": "--layout dp",
@@ -47,4 +50,5 @@ FLAGS = {
     "expert_imbalance": "--expert_imbalance",
     "power_watts": "--power_watts",
     "cluster": "--cluster",
+    "figure": "--figure",
 }

@@ -3,6 +3,7 @@
 import msgspec
 
 from counting.cost.scaling_laws import Constant, ScalingLaw
+from counting.records.tidy import Tidy
 
 
 class FittedRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +77,7 @@ class GridCheck(msgspec.Struct, frozen=True, kw_only=True):
     largest_excess: float  # of the objective from the few starts over that of the grid, relative
 
 
-class FittedLaw(msgspec.Struct, frozen=True, kw_only=True):
+class FittedLaw(Tidy, frozen=True, kw_only=True):
     """A scaling law fitted to training runs."""
 
     law: ScalingLaw  # approach 3, as the file has it

@@ -38,11 +38,16 @@ def optimum_intervals(law: ScalingLaw, training_flops: float) -> OptimumInterval
         return None
     optimum = compute_optimum(law, training_flops)
     found = [log_optimum(draw, training_flops) for draw in law.bootstrap]
+    return intervals_of(found, [loss_of_constants(draw, optimum.parameters, optimum.tokens) for draw in law.bootstrap])
+
+
+def intervals_of(optima: Sequence[tuple[float, float]], losses: Sequence[float]) -> OptimumIntervals:
+    """The intervals of `optima`, (ln N, ln D) of each draw, and of `losses`, of each draw at the law's own optimum."""
     return OptimumIntervals(
-        parameters=_of_logs([parameters for parameters, _ in found]),
-        tokens=_of_logs([tokens for _, tokens in found]),
-        tokens_per_parameter=_of_logs([tokens - parameters for parameters, tokens in found]),
-        loss=_loss_interval(law, optimum.parameters, optimum.tokens),
+        parameters=_of_logs([parameters for parameters, _ in optima]),
+        tokens=_of_logs([tokens for _, tokens in optima]),
+        tokens_per_parameter=_of_logs([tokens - parameters for parameters, tokens in optima]),
+        loss=interval_of(losses),
     )
 
 

@@ -12,6 +12,7 @@ from counting.cost.scaling_laws.optimum import compute_optimum
 from counting.cost.scaling_laws.published import LAWS
 from counting.cost.scaling_laws.shapes import LawShape, allocate_in_shape
 from counting.cost.scaling_laws.wrong_choice import excess_loss, wasted_compute
+from counting.records.tidy import Tidy
 
 
 class LawRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class LawRow(msgspec.Struct, frozen=True, kw_only=True):
     converted_by: LawShape | None  # the model whose shape converts N and C
 
 
-class LawsSideBySide(msgspec.Struct, frozen=True, kw_only=True):
+class LawsSideBySide(Tidy, frozen=True, kw_only=True):
     """The law that the budget follows, and all others asked for."""
 
     training_flops: int

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from counting.cost.scaling_laws.side_by_side import LawRow, LawsSideBySide
 
 SYMBOLS = dict(zip(CONSTANTS, ("E", "A", "B", "alpha", "beta"), strict=True))
-QUANTITIES = {
+IN_WORDS = {
     "non_embedding_parameters": "parameters without embeddings",
     "non_embedding_flops_per_token": "FLOPs a token without embeddings",
     "tokens": "tokens",
@@ -110,7 +110,7 @@ def _meaning(row: "LawRow") -> tuple[str, str]:
     """What a law calls N and C, and by which model's shape they are converted."""
     text = f"N: {row.parameters_mean}; C: {row.compute_means}"
     if row.gives != "loss" and row.quantity is not None:
-        text += f"; says {row.quantity:.4g} {QUANTITIES[row.gives]}"
+        text += f"; says {row.quantity:.4g} {IN_WORDS[row.gives]}"
     shape = row.converted_by
     if shape is not None:
         designed = "a model designed for it, " if shape.designed else ""

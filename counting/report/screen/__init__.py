@@ -170,6 +170,10 @@ def _budget(lines: Lines, results: Results, design_path: str | None, *, laws: bo
         laws_screen(lines, results.laws)
     else:
         apart_screen(lines, results.budget.apart, more=results.laws is not None)
+    if results.beyond is not None:
+        from counting.report.screen.beyond import beyond_screen
+
+        beyond_screen(lines, results.beyond)
     if results.design is not None and design_path is not None:
         design_screen(lines, results.design, design_path)
     if results.spent:

@@ -17,7 +17,7 @@ def apart_screen(lines: Lines, apart: LawsApart, *, more: bool = False) -> None:
     `more` says that a table of all is in the details.
     """
     fewest, most, costliest = apart.fewest_tokens_per_parameter, apart.most_tokens_per_parameter, apart.costliest
-    lines.fact(
+    lines.note(
         "laws apart",
         f"{readable_range(fewest.tokens_per_parameter, most.tokens_per_parameter)} tokens per parameter; if "
         f"{costliest.holds} holds, this choice costs {costliest.excess_loss:.4f} nats, "
