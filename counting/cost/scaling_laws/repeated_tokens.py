@@ -128,7 +128,7 @@ def loss_with_repeats(
 
 def lowest_loss(law: ScalingLaw, unique_tokens: float, decay: RepeatDecay = MUENNIGHOFF_2023) -> float:
     """The loss for ever more parameters and epochs: N' ends at U_N (1 + R_N*) and D' at U (1 + R_D*)."""
-    usable = bounded_exp(log_optimal_parameters(constants_of(law), log(unique_tokens)))
+    usable = _usable(constants_of(law), unique_tokens)
     return predicted_loss(law, usable * (1 + decay.excess_parameters), unique_tokens * (1 + decay.repeated_tokens))
 
 
@@ -141,11 +141,15 @@ def effective_sizes(
 ) -> tuple[float, float]:
     """N' and D', the parameters and unique tokens that are worth as much, for E, A, B, alpha, beta."""
     unique = min(unique_tokens, tokens)
-    usable = bounded_exp(log_optimal_parameters(constants, log(unique)))
     return (
-        _worth(parameters, min(usable, parameters), decay.excess_parameters),
+        _worth(parameters, min(_usable(constants, unique), parameters), decay.excess_parameters),
         _worth(tokens, unique, decay.repeated_tokens),
     )
+
+
+def _usable(constants: Sequence[float], unique_tokens: float) -> float:
+    """The parameters that the unique tokens can use; at least one, whatever the constants are."""
+    return bounded_exp(max(0.0, log_optimal_parameters(constants, log(unique_tokens))))
 
 
 def log_data_limited_optimum(

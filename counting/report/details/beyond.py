@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from counting.cost.beyond_compute import BeyondCompute, DataLimitedBudget, InferenceAwareBudget, MixtureBudget
+from counting.cost.scaling_laws import OptimumIntervals
+from counting.report.details.laws import count_range, loss_range
 from counting.report.format import decimal, integer, percent, readable, scientific, significant, three_digits
 from counting.report.tables import Notes, Part, facts_table, rows_table
 
@@ -18,7 +20,8 @@ def beyond_parts(beyond: BeyondCompute) -> Iterator[Part]:
 
 
 def _data_limited_parts(limited: DataLimitedBudget) -> Iterator[Part]:
-    best = limited.optimum
+    best, intervals = limited.optimum, limited.optimum.intervals
+    ranges = [] if intervals is None else [("95 % intervals", _ranges(intervals))]
     yield facts_table(
         f"The best model with {readable(best.unique_tokens)} unique tokens, by {limited.scaling_law}",
         [
@@ -30,6 +33,7 @@ def _data_limited_parts(limited: DataLimitedBudget) -> Iterator[Part]:
                 f"{readable(best.effective_parameters)} on {readable(best.effective_tokens)} unique tokens",
             ),
             ("Predicted loss", f"{best.predicted_loss:.5f} nats per token"),
+            *ranges,
             (
                 "If every token were new",
                 f"{best.unlimited_loss:.5f}; the loss above would take {scientific(best.unlimited_flops)} FLOPs, "
@@ -62,6 +66,14 @@ def _data_limited_parts(limited: DataLimitedBudget) -> Iterator[Part]:
             "Extrapolated: beyond the runs of the law, or 9 billion parameters, 900 billion tokens, 500 epochs."
         )
     yield Notes(tuple(notes))
+
+
+def _ranges(intervals: OptimumIntervals) -> str:
+    """The 95 % intervals of N, D and loss."""
+    return (
+        f"{count_range(intervals.parameters)} parameters, {count_range(intervals.tokens)} tokens, loss "
+        f"{loss_range(intervals.loss)}"
+    )
 
 
 def _inference_aware_parts(aware: InferenceAwareBudget) -> Iterator[Part]:
@@ -100,6 +112,8 @@ def _inference_aware_parts(aware: InferenceAwareBudget) -> Iterator[Part]:
     ]
     if aware.models:
         notes.append("Of a given model, a token served takes its own forward pass.")
+    if optimum.intervals is not None:
+        notes.append(f"95 % intervals of the best of the budget: {_ranges(optimum.intervals)}.")
     if any(model.extrapolated for model in (optimum.best, optimum.plain, optimum.cheapest)):
         notes.append("* extrapolated beyond the sizes or tokens that the law was fitted to.")
     yield Notes(tuple(notes))

@@ -1,11 +1,14 @@
 """A budget beyond plain compute, as typed: the first screen, the tables, and JSON."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from counting.cost.scaling_laws.law_file import law_as_json
 from model_training_cost_analysis import main
+from tests.counting.cost.scaling_laws.own_laws import COURSE, draws_near, law_of
 
 BUDGET = "--training_budget 5M"
 EVERY = f"{BUDGET} --unique_tokens 300B --inference_tokens 2T --expansion_rate 16"
@@ -102,3 +105,18 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert isinstance(plain[flops], int)
     assert mixture["optimum"]["expansion_rate"] == 16
     assert (limited["models"], served["models"], mixture["models"]) == ([], [], [])
+
+
+def test_a_law_of_ones_own_has_intervals(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("law.json").write_bytes(law_as_json(law_of(COURSE, *draws_near(COURSE))))
+    document = in_json(f"{EVERY} --scaling_law law.json", capsys)
+    for name in ("data_limited", "inference_aware"):
+        intervals = document["budget"][name]["optimum"]["intervals"]
+        assert intervals["parameters"]["low"] < intervals["parameters"]["high"]
+    monkeypatch.setenv("COLUMNS", "200")
+    out = printed(f"{EVERY} --scaling_law law.json --details", capsys)
+    assert "95 % intervals of the best of the budget: " in out
+    assert "The best model with 300 B unique tokens, by own" in out

@@ -1,6 +1,10 @@
 """Laws of one's own, for tests."""
 
+from random import Random
+
 from counting.cost.scaling_laws import Constant, ScalingLaw
+
+COURSE = (1.69, 406.4, 410.7, 0.34, 0.29)
 
 
 def law_of(
@@ -22,3 +26,12 @@ def law_of(
         fitted_tokens=(1e9, 1e12),
         bootstrap=draws,
     )
+
+
+def draws_near(
+    constants: tuple[float, float, float, float, float], count: int = 50
+) -> list[tuple[float, float, float, float, float]]:
+    """Draws whose constants are up to a tenth from the given ones."""
+    random = Random(1)
+    near = [[number * random.uniform(0.9, 1.1) for number in constants] for _ in range(count)]
+    return [(e, a, b, alpha, beta) for e, a, b, alpha, beta in near]

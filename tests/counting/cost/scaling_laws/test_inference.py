@@ -1,8 +1,9 @@
 """Training and serving together: the paper's figures, its limits, and the optima against a numerical minimiser."""
 
 from collections.abc import Callable
-from math import exp, log
+from math import exp, inf, log
 
+import numpy as np
 import pytest
 
 from counting.cost.scaling_laws import (
@@ -22,6 +23,7 @@ from counting.cost.scaling_laws.inference import (
 )
 from counting.cost.scaling_laws.inverses import reducible_loss
 from counting.cost.scaling_laws.law import constants_of
+from tests.counting.cost.scaling_laws.own_laws import COURSE, draws_near, law_of
 from torch_models.errors import UserError
 
 # The constants that the paper uses: those of Hoffmann et al. with three digits of the exponents.
@@ -161,3 +163,27 @@ def test_the_result_keeps_its_promises(law: ScalingLaw, inference_tokens: int) -
 def test_a_budget_for_no_model_is_refused() -> None:
     with pytest.raises(UserError, match="too few to train any model and serve 1,000,000,000,000 tokens"):
         inference_aware(find_law("course"), 1e12, 10**12)
+
+
+def test_intervals_are_those_of_every_draw_as_a_law() -> None:
+    draws = draws_near(COURSE)
+    found = inference_aware(law_of(COURSE, *draws), 5.616e23, 10**12)
+    each = [inference_aware(law_of(draw), 5.616e23, 10**12).best for draw in draws]
+    losses = [predicted_loss(law_of(draw), found.best.parameters, found.best.tokens) for draw in draws]
+    assert found.intervals is not None
+    for interval, values in (
+        (found.intervals.parameters, [one.parameters for one in each]),
+        (found.intervals.tokens, [one.tokens for one in each]),
+        (found.intervals.tokens_per_parameter, [one.tokens_per_parameter for one in each]),
+        (found.intervals.loss, losses),
+    ):
+        assert [interval.low, interval.high] == pytest.approx(np.percentile(values, [2.5, 97.5]), rel=1e-7)
+    assert inference_aware(law_of(COURSE), 5.616e23, 10**12).intervals is None
+
+
+def test_draws_that_are_far_off_give_an_interval_still() -> None:
+    extreme = [(0.0, 1e300, 1e-300, 1e-3, 1e-3)] * 20 + [(1.0, 1e-300, 1e300, 3.0, 3.0)] * 20
+    intervals = inference_aware(law_of(COURSE, *extreme), 5.616e23, 10**12).intervals
+    assert intervals is not None
+    assert intervals.parameters.low <= intervals.parameters.high < inf
+    assert 0 <= intervals.loss.low <= intervals.loss.high

@@ -2,9 +2,10 @@
 
 from math import exp, inf, log
 
+import numpy as np
 import pytest
 
-from counting.cost.scaling_laws import LAWS, Constant, ScalingLaw, compute_optimum, optimal_tokens, predicted_loss
+from counting.cost.scaling_laws import LAWS, ScalingLaw, compute_optimum, find_law, optimal_tokens, predicted_loss
 from counting.cost.scaling_laws.inverses import log_optimal_parameters, reducible_loss, training_flops_for_loss
 from counting.cost.scaling_laws.law import constants_of
 from counting.cost.scaling_laws.repeated_tokens import (
@@ -15,20 +16,10 @@ from counting.cost.scaling_laws.repeated_tokens import (
     loss_with_repeats,
     lowest_loss,
 )
+from tests.counting.cost.scaling_laws.own_laws import COURSE, draws_near, law_of
 from torch_models.errors import UserError
 
-# The law beside which the decay was fitted: huggingface/datablations, README, "Parametric Fit" (ln A, ln B, ln E).
-C4 = ScalingLaw(
-    name="muennighoff-2023",
-    irreducible_loss=Constant(value=exp(0.6254804)),
-    parameter_coefficient=Constant(value=exp(6.255414)),
-    token_coefficient=Constant(value=exp(7.3049974)),
-    parameter_exponent=Constant(value=0.3526596),
-    token_exponent=Constant(value=0.3526596),
-    source="Muennighoff et al. 2023 (arXiv 2305.16264), fitted to C4",
-    fitted_parameters=(7e6, 9e9),
-    fitted_tokens=(1e8, 900e9),
-)
+C4 = find_law("muennighoff-2023")  # beside which the decay was fitted
 NO_DECAY = RepeatDecay(
     repeated_tokens=1e12,
     excess_parameters=1e12,
@@ -38,7 +29,7 @@ NO_DECAY = RepeatDecay(
     most_tokens=inf,
     most_epochs=inf,
 )
-by_law = pytest.mark.parametrize("law", [C4, *LAWS], ids=lambda law: law.name)
+by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
 budgets = pytest.mark.parametrize("training_flops", [1e20, 5.616e23, 1e26])
 
 
@@ -185,3 +176,27 @@ def test_one_unique_token_has_an_answer_still(law: ScalingLaw, training_flops: f
 def test_a_budget_for_no_model_is_refused() -> None:
     with pytest.raises(UserError, match="too few for any model"):
         data_limited_optimum(C4, 5, 10**9)
+
+
+def test_intervals_are_those_of_every_draw_as_a_law() -> None:
+    draws = draws_near(COURSE)
+    found = data_limited_optimum(law_of(COURSE, *draws), 5.616e23, 10**11)
+    each = [data_limited_optimum(law_of(draw), 5.616e23, 10**11) for draw in draws]
+    losses = [loss_with_repeats(law_of(draw), found.parameters, found.tokens, 10**11) for draw in draws]
+    assert found.intervals is not None
+    for interval, values in (
+        (found.intervals.parameters, [one.parameters for one in each]),
+        (found.intervals.tokens, [one.tokens for one in each]),
+        (found.intervals.tokens_per_parameter, [one.tokens_per_parameter for one in each]),
+        (found.intervals.loss, losses),
+    ):
+        assert [interval.low, interval.high] == pytest.approx(np.percentile(values, [2.5, 97.5]), rel=1e-7)
+    assert each[0].intervals is None
+
+
+def test_draws_that_are_far_off_give_an_interval_still() -> None:
+    extreme = [(0.0, 1e300, 1e-300, 1e-3, 1e-3)] * 20 + [(1.0, 1e-300, 1e300, 3.0, 3.0)] * 20
+    intervals = data_limited_optimum(law_of(COURSE, *extreme), 5.616e23, 10**11).intervals
+    assert intervals is not None
+    assert intervals.parameters.low <= intervals.parameters.high < inf
+    assert 0 <= intervals.loss.low <= intervals.loss.high
