@@ -28,5 +28,7 @@ def published_name(name: str) -> str:
     if not re.fullmatch(r"\w+", name):
         return name
     file = bundled_data() / f"{name}_config.json"
-    found = re.search(r"config\.json of [\w.-]+/([\w.-]+)", file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = (
+        re.search(r"config\.json of [\w.-]+/([\w.-]+)", file.read_text(encoding="utf-8")) if file.is_file() else None
+    )
     return found.group(1) if found else name
