@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counting.command.amounts import parse_whole_number
+from counting.command.jobs.figures import drawn_figures, figure_files, files_of_figures
 from counting.command.output_file import refuse_shared_files, refuse_unwritable, write_whole
 from counting.command.progress import Progress
 from counting.cost.fit import FittedLaw, fit_law, read_runs
@@ -19,6 +20,7 @@ from torch_models.errors import ArgumentError, UserError, show_name
 
 _SEE_HELP = "; fit --help lists the flags"
 _DEFAULT_NAME = "fitted"
+_FIGURE = "fit"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +63,19 @@ def fit_parser() -> argparse.ArgumentParser:
         help=f"of the runs, for the intervals: {FEWEST_RESAMPLES} to {MOST_RESAMPLES}; default {RESAMPLES}",
     )
     parser.add_argument("--seed", metavar="NUMBER", help="of the resamples; default 0")
-    parser.add_argument("--force", action="store_true", help="let --output replace FILE")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        help="draw runs, law and residuals to FILE.svg, .png or .pdf; needs matplotlib",
+    )
+    parser.add_argument(
+        "--figure_size",
+        choices=("slide", "column"),
+        help="a slide (default; 1600 x 900 pixels) or a column of a paper (3.3 inches wide)",
+    )
+    parser.add_argument("--force", action="store_true", help="let --output and --figure replace FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     return parser
 
@@ -76,17 +90,25 @@ def fit_command(arguments: Sequence[str]) -> None:
     for flag, name in (("RUNS", options.runs), ("--output", options.output)):
         if name == "":
             raise UserError(f"{flag} '': must name a file")
-    refuse_shared_files({"--output": options.output}, {"fit": options.runs})
-    refuse_unwritable(options.output, overwrite=options.force)
+    if options.figure_size is not None and options.figure is None:
+        raise UserError("--figure_size needs --figure")
+    figures = figure_files(options.figure, (_FIGURE,), _FIGURE) if options.figure else ()
+    written = {"--output": options.output, **files_of_figures(options.figure, figures)}
+    refuse_shared_files(written, {"fit": options.runs})
+    for path in written.values():
+        refuse_unwritable(path, overwrite=options.force)
     progress = Progress()
     try:
         fitted = _fitted(options, progress)
     finally:
         progress.erase()
-    write_whole(options.output, law_as_json(fitted.law), overwrite=options.force)
     from counting.report import Fitted, fit_document, print_fit
 
     result = Fitted(output=options.output, fitted=fitted)
+    drawn = drawn_figures(figures, result, options.figure_size)
+    write_whole(options.output, law_as_json(fitted.law), overwrite=options.force)
+    for path, content in drawn:
+        write_whole(path, content, overwrite=options.force)
     for warning in fitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from counting.command.flags.laws import law_files
 from counting.command.flags.names import VERSION
 from counting.command.help import PROGRAM
-from counting.command.jobs.figures import drawn_figures, files_of_figures
+from counting.command.jobs.figures import drawn_figures, figures_of, files_of_figures
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,
@@ -30,7 +30,9 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Raises UserError if it is also one that is read, is written twice, or cannot be written.
     """
-    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(options)
+    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(
+        options.figure, figures_of(options)
+    )
     configs = [file for config in options.model_config or () for file in files_of_config(config)]
     refuse_shared_files(
         {
@@ -71,7 +73,7 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
 
     Page and figures are made before the first file is written.
     """
-    figures = list(drawn_figures(options, results))
+    figures = drawn_figures(figures_of(options), results, options.figure_size)
     page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)

@@ -8,7 +8,7 @@ from counting.cost.bill_curves import BillCurves, bill_curves
 from counting.cost.run import GpuRun, TrainingRun
 from counting.report.figures.drawing.colours import FAINT, series
 from counting.report.figures.drawing.sheet import Sheet, in_units, unit_of
-from counting.report.figures.words import model_title, side_by_side
+from counting.report.figures.words import joined_titles, model_title
 from counting.report.format import dollars, integer, readable, readable_dollars, short_percent
 from counting.report.results import Results
 
@@ -28,7 +28,7 @@ def draw_bill(sheet: Sheet, results: Results) -> None:
     by_mfu, by_time, by_price = sheet.panels(
         rows,
         columns,
-        title=f"What training costs: {side_by_side(titles)} on {readable(tokens)} tokens",
+        title=f"What training costs: {joined_titles(titles)} on {readable(tokens)} tokens",
         subtitle=_shared(pairs),
         legend=sheet.lines([_name(run, on_gpu, titles) for run, on_gpu in pairs]) if len(pairs) > 1 else (),
         inches=4.1,
