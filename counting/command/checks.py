@@ -46,12 +46,19 @@ NEEDS = {
     "clip_gradients": ("model_config",),
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
+    "unique_tokens": ("training_budget",),
+    "inference_tokens": ("training_budget",),
+    "expansion_rate": ("training_budget",),
     "design": ("training_budget",),
-    "force": ("design", "trace", "trace_memory"),
+    "force": ("design", "trace", "trace_memory", "html", "csv"),
 }
 
-# At most one flag of each row can be given, because they set the same quantity.
-ALTERNATIVES = (("mfu", "gpu_hours", "tokens_per_second_per_gpu"), ("price", "gpu_prices"))
+# At most one flag of each row can be given, because they set the same thing.
+ALTERNATIVES = (
+    ("mfu", "gpu_hours", "tokens_per_second_per_gpu"),
+    ("price", "gpu_prices"),
+    ("json", "markdown"),
+)
 
 # What --layout does not go with -> the reason.
 WITHOUT_LAYOUT = {
@@ -70,7 +77,7 @@ WITHOUT_CLUSTER = {
 }
 
 NAME_GPUS = ("gpus", "gpu_file", "cluster")
-NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory")
+NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory", "html")
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
 
@@ -87,6 +94,10 @@ def check_flags(options: argparse.Namespace) -> None:
     for flag in NAME_FILES:
         if flag in given and not getattr(options, flag):
             raise UserError(f"--{flag} '': must name a file")
+    if options.csv == "":
+        raise UserError("--csv '': must name a folder")
+    if {"json", "markdown"} <= given:
+        raise UserError("give either --json or --markdown: both are all that is printed")
     for flag, others in NEEDS.items():
         if flag in given and not given & set(others):
             raise UserError(f"--{flag} needs {' or '.join(f'--{other}' for other in others)}")

@@ -2,8 +2,10 @@
 
 import msgspec
 
+from counting.records.tidy import Tidy
 
-class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+
+class Architecture(Tidy, frozen=True, kw_only=True):
     """A designed config.json, and its distance from the requested number of parameters."""
 
     config: dict[str, object]  # Hugging Face's Llama fields

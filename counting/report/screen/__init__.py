@@ -7,6 +7,7 @@ from counting.report.results import Results
 from counting.report.screen.lines import Lines
 
 LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most, for one model and for each further one
+UNBOUNDED = 10**6  # columns
 
 
 def screen_text(results: Results, design_path: str | None, width: int, plain_lines: int) -> str:
@@ -21,10 +22,15 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
     text = ""
     for detail in _details(results):
         blocks = _blocks(results, design_path, width, detail)
-        text = "\n\n".join("\n".join(block.lines) for block in blocks if block.lines)
+        text = "\n\n".join("\n".join(block.lines) for block in blocks)
         if len(text.splitlines()) <= room:
             break
     return text
+
+
+def screen_blocks(results: Results, design_path: str | None) -> list[Lines]:
+    """The blocks of the first screen where the number of lines does not matter: all that it can say."""
+    return _blocks(results, design_path, UNBOUNDED, next(_details(results)))
 
 
 class _Detail(NamedTuple):
@@ -38,6 +44,7 @@ class _Detail(NamedTuple):
     tables: bool = True  # of several models, where each one fits
     parts: bool = True  # of the peak of the worst rank, and of what is predicted of a run its band
     settings: bool = True  # of a spread step, and what is in the memory that it needs
+    laws: bool = True  # each of several laws
 
 
 def _details(results: Results) -> Iterator[_Detail]:
@@ -67,10 +74,11 @@ def _details(results: Results) -> Iterator[_Detail]:
     yield from (least._replace(gpus=number) for number in fewer)
     yield from (least._replace(gpus=number, remedies=False) for number in fewer)
     yield from (least._replace(gpus=1, times=number, remedies=False) for number in fewer)
+    yield least._replace(gpus=1, times=1, remedies=False, laws=False)
 
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
-    """The blocks in the order of printing; a block is empty if its result was not requested."""
+    """The blocks in the order of printing, without those of results that were not requested."""
     blocks = [Lines(width, notes=detail.notes) for _ in range(7)]
     ignored, compared, run, budget, published, claim, models = blocks
     if any(analysis.ignored_fields for analysis in results.analyses):
@@ -101,11 +109,11 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
         from counting.report.screen.run import run_screen
 
         run_screen(run, results.runs, detail.gpus, bands=detail.parts)
-    _budget(budget, results, design_path)
+    _budget(budget, results, design_path, laws=detail.laws)
     if results.analyses:
         _models(models, results, detail)
-    fits = [] if compared.lines or budget.lines else _fits(results, width, detail, with_runs=bool(run.lines))
-    return [*fits, *blocks]
+    fits = [] if compared.said or budget.said else _fits(results, width, detail, with_runs=bool(run.said))
+    return [block for block in (*fits, *blocks) if block.said]
 
 
 def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> list[Lines]:
@@ -150,12 +158,22 @@ def _times(results: Results, width: int, detail: _Detail) -> list[Lines]:
     return [block]
 
 
-def _budget(lines: Lines, results: Results, design_path: str | None) -> None:
+def _budget(lines: Lines, results: Results, design_path: str | None, *, laws: bool) -> None:
     if results.budget is None:
         return
     from counting.report.screen.budget import budget_screen, design_screen, spent_screen
+    from counting.report.screen.laws import apart_screen, laws_screen
 
-    budget_screen(lines, results.budget)
+    side_by_side = results.laws is not None and laws
+    budget_screen(lines, results.budget, shorter=side_by_side and not lines.notes)
+    if results.laws is not None and laws:
+        laws_screen(lines, results.laws)
+    else:
+        apart_screen(lines, results.budget.apart, more=results.laws is not None)
+    if results.beyond is not None:
+        from counting.report.screen.beyond import beyond_screen
+
+        beyond_screen(lines, results.beyond)
     if results.design is not None and design_path is not None:
         design_screen(lines, results.design, design_path)
     if results.spent:

@@ -12,9 +12,11 @@ from counting.cost.budget_on_model import spend_on
 from counting.cost.comparison import compare
 from counting.cost.design import design_for_budget
 from counting.cost.run import RunPlan, plan_run
+from counting.cost.scaling_laws.side_by_side import laws_side_by_side
 from counting.report import Results, json_document, print_results
-from counting.report.design import print_design
+from counting.report.details.design import design_parts
 from counting.report.plain import analysis_lines, budget_lines
+from counting.report.printing import print_parts
 from counting.setup import Setup
 from tests.shrunken import LLAMA
 
@@ -54,6 +56,7 @@ def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
         budget=budget,
         spent=[spend_on(small, budget)],
         design=design_for_budget(budget, "mine"),
+        laws=laws_side_by_side(budget.training_flops, budget.law),
     )
     document = json.loads(json_document(results))
     assert list(document) == KEYS
@@ -61,7 +64,8 @@ def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
     assert document["runs"] == decoded(results.runs)
     assert [outcome["mfu_source"] for outcome in document["runs"][0]["gpus"][0]["outcomes"]] == ["assumed"] * 3
     assert document["comparison"] == decoded(results.comparison)
-    design, models = document["budget"].pop("design"), document["budget"].pop("models")
+    design, models, laws = (document["budget"].pop(key) for key in ("design", "models", "laws"))
+    assert decoded(results.laws) == laws
     assert document["budget"] == decoded(budget)
     assert design == decoded(results.design)
     assert models == decoded(results.spent)
@@ -137,7 +141,7 @@ def test_a_comparison_stands_for_its_models(small: Analysis, capsys: pytest.Capt
 
 def test_a_design(capsys: pytest.CaptureFixture[str]) -> None:
     design = design_for_budget(plan_budget(10_000), name="mine")
-    print_design(design, "[b]mine.json")
+    print_parts(design_parts(design, "[b]mine.json"))
     out = " ".join(capsys.readouterr().out.split())
     config = design.config
     assert "written to [b]mine.json" in out

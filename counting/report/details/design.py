@@ -1,13 +1,14 @@
 """The table of a model designed for a budget."""
 
+from collections.abc import Iterator
+
 from counting.cost.design import Design
-from counting.report.tables import facts_table, print_notes, print_tables
+from counting.report.details.laws import loss_range
+from counting.report.tables import Notes, Part, facts_table
 
 
-def print_design(design: Design, path: str) -> None:
-    """Print the designed model, the tokens that the budget pays for, and the design rules."""
-    from rich.markup import escape
-
+def design_parts(design: Design, path: str) -> Iterator[Part]:
+    """The designed model, the tokens that the budget pays for, and the design rules."""
     config = design.config
     facts = [
         ("Layers × width", f"{config['num_hidden_layers']} × {config['hidden_size']}"),
@@ -23,5 +24,7 @@ def print_design(design: Design, path: str) -> None:
         ("Training FLOPs", f"{float(design.training_flops):.6g}, of all tokens that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
-    print_tables(facts_table(f"A model designed for the budget, written to {escape(path)}", facts))
-    print_notes(design.rules)
+    if design.predicted_loss_interval is not None:
+        facts.append(("Predicted loss, 95 %", f"{loss_range(design.predicted_loss_interval)} nats per token"))
+    yield facts_table(f"A model designed for the budget, written to {path}", facts)
+    yield Notes(tuple(design.rules))
