@@ -61,7 +61,7 @@ def _scope_of(value: msgspec.Struct) -> str:
 
 def _struct(value: msgspec.Struct, place: _Place) -> Iterator[TidyRow]:
     name, fields = type(value).__name__, value.__struct_fields__
-    place = place._replace(of=name)
+    place = place if name in PARTS_OF_ANY else place._replace(of=name)
     if getattr(value, "convention", None) in FLOP_CONVENTIONS:
         place = place._replace(convention=_in_words(value.convention))  # type: ignore[attr-defined]
     quantity, apart = PARTS_OF_CLASS.get(name, (place.quantity, ()))
