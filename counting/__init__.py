@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from counting.cost.budget import plan_budget
     from counting.cost.cluster import Cluster, read_cluster
     from counting.cost.comparison import compare
-    from counting.cost.design_for_budget import design_for_budget
+    from counting.cost.design import design_for_budget
     from counting.cost.fits import fits_on
     from counting.cost.hardware import find_gpu, load_gpus, read_gpus
     from counting.cost.run import RunPlan, plan_run
@@ -63,7 +63,7 @@ _HOMES = {
     "analyze": "counting.analysis",
     "compare": "counting.cost.comparison",
     "count_flops": "counting.measurements.tools",
-    "design_for_budget": "counting.cost.design_for_budget",
+    "design_for_budget": "counting.cost.design",
     "find_gpu": "counting.cost.hardware",
     "find_law": "counting.cost.scaling_laws",
     "fits_on": "counting.cost.fits",

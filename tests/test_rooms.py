@@ -85,6 +85,8 @@ ROOMS = {
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
         " torch_models.fields"
     ),
+    # Results as rows: numbers as they are.
+    "counting.records": "",
     # The caching allocator: events in, reserved bytes out.
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.

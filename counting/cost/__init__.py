@@ -2,5 +2,5 @@
 
 `hardware` (the GPU catalogue), `fits` (whether a step fits a GPU's memory), `conventions` (training FLOPs as papers
 count them), `run` (tokens to hours and dollars), `comparison`, `budget` and `budget_on_model`, `scaling_laws`,
-`design` (an architecture of a given size) and `design_for_budget`.
+and `design` (an architecture of a given size, or for a budget).
 """

@@ -30,7 +30,7 @@ def print_budget(budget: BudgetPlan) -> None:
         )
     law = find_law(budget.scaling_law)
     facts = [
-        ("Scaling law", f"{law.name}: {law.citation}"),
+        ("Scaling law", f"{law.name}: {law.source}"),
         ("Model", f"{budget.optimal_parameters:,} parameters ({budget.optimal_parameters / 1e9:.4g} billion)"),
         ("Tokens", f"{budget.optimal_tokens:,} ({budget.optimal_tokens / 1e9:.4g} billion)"),
         ("Tokens per parameter", f"{budget.tokens_per_parameter:.2f}"),

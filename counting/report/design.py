@@ -1,6 +1,6 @@
 """The table of a model designed for a budget."""
 
-from counting.cost.design_for_budget import Design
+from counting.cost.design import Design
 from counting.report.tables import facts_table, print_notes, print_tables
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from counting.cost.budget import BudgetPlan
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
-    from counting.cost.design_for_budget import Design
+    from counting.cost.design import Design
     from counting.cost.run import TrainingRun
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory

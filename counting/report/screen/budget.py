@@ -10,7 +10,7 @@ from counting.report.format import dollars, readable, readable_dollars, scientif
 from counting.report.screen.lines import Lines
 
 if TYPE_CHECKING:
-    from counting.cost.design_for_budget import Design
+    from counting.cost.design import Design
 
 
 def budget_screen(lines: Lines, budget: BudgetPlan) -> None:

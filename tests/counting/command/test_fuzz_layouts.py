@@ -75,7 +75,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
             return analyze(*arguments, layout=layout, **others)
         raise TakenError
 
-    monkeypatch.setattr("counting.command.main.analyze", stop)
+    monkeypatch.setattr("counting.command.jobs.analyses.analyze", stop)
 
 
 @pytest.mark.usefixtures("unmeasured")

@@ -221,6 +221,6 @@ def test_models_are_checked_before_the_first_is_measured(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "own.json").write_text(json.dumps(DEEPSEEK_V3))
-    monkeypatch.setattr("counting.command.main.analyze", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("counting.command.jobs.analyses.analyze", lambda *_, **__: pytest.fail("measured"))
     assert main(["--model_config", "llama_3_8b", "own.json", "--layout", "tp=8"]) == 2
     assert "--layout tp=8: must divide num_attention_heads (4)" in capsys.readouterr().err

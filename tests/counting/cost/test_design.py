@@ -7,8 +7,14 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import DEFAULT_GPUS, plan_budget
-from counting.cost.design import Architecture, design_model, published_models, published_peers
-from counting.cost.design_for_budget import design_for_budget, resolve_tokens
+from counting.cost.design import (
+    Architecture,
+    design_for_budget,
+    design_model,
+    published_models,
+    published_peers,
+    resolve_tokens,
+)
 from counting.cost.hardware import load_gpus
 from counting.cost.scaling_laws import LAWS, find_law, predicted_loss
 from counting.setup import Setup

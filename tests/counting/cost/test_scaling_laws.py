@@ -83,16 +83,16 @@ def test_predicted_loss_by_hand() -> None:
 def test_loss_falls_to_the_irreducible_one(law: ScalingLaw) -> None:
     losses = [predicted_loss(law, n, n) for n in (1e9, 1e12, 1e60)]
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] == pytest.approx(law.irreducible_loss)
+    assert losses[-1] == pytest.approx(law.irreducible_loss.value)
 
 
 def test_the_unrounded_constants_round_to_the_printed_ones() -> None:
     unrounded, printed = find_law("hoffmann-2022-unrounded"), find_law("hoffmann-2022")
-    assert unrounded.irreducible_loss == pytest.approx(printed.irreducible_loss, abs=0.005)
-    assert unrounded.parameter_coefficient == pytest.approx(printed.parameter_coefficient, abs=0.05)
-    assert unrounded.token_coefficient == pytest.approx(printed.token_coefficient, abs=0.05)
-    assert unrounded.parameter_exponent == pytest.approx(printed.parameter_exponent, abs=0.005)
-    assert unrounded.token_exponent == pytest.approx(printed.token_exponent, abs=0.005)
+    assert unrounded.irreducible_loss.value == pytest.approx(printed.irreducible_loss.value, abs=0.005)
+    assert unrounded.parameter_coefficient.value == pytest.approx(printed.parameter_coefficient.value, abs=0.05)
+    assert unrounded.token_coefficient.value == pytest.approx(printed.token_coefficient.value, abs=0.05)
+    assert unrounded.parameter_exponent.value == pytest.approx(printed.parameter_exponent.value, abs=0.005)
+    assert unrounded.token_exponent.value == pytest.approx(printed.token_exponent.value, abs=0.005)
 
 
 @pytest.mark.parametrize(

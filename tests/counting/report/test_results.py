@@ -10,7 +10,7 @@ from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
 from counting.cost.comparison import compare
-from counting.cost.design_for_budget import design_for_budget
+from counting.cost.design import design_for_budget
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results, json_document, print_results
 from counting.report.design import print_design

@@ -5,7 +5,8 @@ from math import ceil
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token
-from counting.cost.design import Architecture, design_model
+from counting.cost.design.architecture import Architecture
+from counting.cost.design.llama import design_model
 from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
 from counting.setup import Setup
 from torch_models.errors import UserError

@@ -6,15 +6,15 @@ follows from the target. Parameters are counted by formula.
 """
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import count
 from math import ceil, exp, floor, fsum, log
 
 import msgspec
 
 from counting.analysis import count_by_formula
+from counting.cost.design.architecture import Architecture
+from counting.cost.design.published_models import published_peers
 from torch_models.errors import UserError
-from torch_models.fields.bundled import bundled_data
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerRun, LayerSpec, ModelSpec, RotarySpec
 
 SMALLEST_DESIGN = 250_000_000  # below it, steps of whole layers and tiles are too coarse to reach every N within 0.5 %
@@ -27,21 +27,6 @@ KEY_VALUE_HEADS = 8  # as Llama-3 at every size; a design has at most this many
 SWIGLU_RATIO = 8 / 3
 SWIGLU_TOLERANCE = 0.05
 NORM_EPS = 1e-5
-
-
-class PublishedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The size, width and depth of a published dense model, as its source prints them."""
-
-    name: str
-    parameters: int
-    hidden_size: int
-    layers: int
-    source: str
-
-    @property
-    def width_to_depth(self) -> float:
-        """Hidden size / layers."""
-        return self.hidden_size / self.layers
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,20 +57,6 @@ LARGE_TIER = Tier(
     "(arXiv 2407.21783); a larger model deserves a larger vocabulary (Tao et al. 2024, arXiv 2407.13623)",
 )
 LARGE_FROM = 5 * 10**9  # the geometric mean of Llama-3.2 3B, which ties its head, and Llama-3 8B, which does not
-
-
-class Architecture(msgspec.Struct, frozen=True, kw_only=True):
-    """A designed config.json, and its distance from the requested number of parameters."""
-
-    config: dict[str, object]  # Hugging Face's Llama fields
-    parameters: int
-    target_parameters: int
-    relative_error: float  # parameters / target - 1
-    rules: tuple[str, ...]  # every rule that shaped it, with its source
-
-    def config_json(self) -> str:
-        """The config as the text of a config.json."""
-        return msgspec.json.format(msgspec.json.encode(self.config), indent=2).decode() + "\n"
 
 
 class LlamaShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,21 +103,6 @@ def design_model(target_parameters: int) -> Architecture:
         relative_error=parameters / target_parameters - 1,
         rules=_rules(shape, target_parameters, tier),
     )
-
-
-@cache
-def published_models() -> tuple[PublishedModel, ...]:
-    """The table `configs/published_models.json`, by size; the file is read on the first call."""
-    table = (bundled_data() / "published_models.json").read_bytes()
-    models = msgspec.json.decode(table, type=tuple[PublishedModel, ...])
-    return tuple(sorted(models, key=lambda model: model.parameters))
-
-
-def published_peers(parameters: int) -> tuple[PublishedModel, ...]:
-    """The published models within a factor of 3 of `parameters`, which is first limited to the range of the table."""
-    models = published_models()
-    size = min(max(parameters, models[0].parameters), models[-1].parameters)
-    return tuple(model for model in models if size / 3 <= model.parameters <= size * 3)
 
 
 # --- The search ------------------------------------------------------------------------------------------------

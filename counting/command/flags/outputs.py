@@ -1,0 +1,13 @@
+"""Flags of files that are written beside the answer."""
+
+import argparse
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of files that are written."""
+    outputs = parser.add_argument_group("to take away")
+    outputs.add_argument(
+        "--trace_memory", metavar="FILE", help="write the step's memory snapshot, for the viewer at pytorch.org"
+    )
+    outputs.add_argument("--trace", metavar="FILE", help="write a step over time, for the viewer at ui.perfetto.dev")
+    outputs.add_argument("--force", action="store_true", help="let the flags that write a file replace it")

@@ -1,0 +1,38 @@
+"""The files that a command writes beside its answer."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
+
+if TYPE_CHECKING:
+    from counting.report import Results
+
+FILES = ("design", "trace", "trace_memory")  # the flags that name one file to write
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Check every file that is to be written before anything is measured.
+
+    Raises UserError if it is also one that is read, is written twice, or cannot be written.
+    """
+    written = {flag: getattr(options, flag) for flag in FILES}
+    configs = [file for config in options.model_config or () for file in files_of_config(config)]
+    refuse_shared_files(
+        {f"--{flag}": path for flag, path in written.items()},
+        {
+            "--model_config": configs,
+            "--plan": options.plan,
+            "--cluster": options.cluster,
+            "--gpu_file": options.gpu_file,
+        },
+    )
+    for path in written.values():
+        if path is not None:
+            refuse_unwritable(path, overwrite=options.force)
+
+
+def write_outputs(options: argparse.Namespace, results: "Results") -> None:
+    """Write what comes from the results of the whole command."""
+    if results.design is not None:
+        write_whole(options.design, results.design.config_json(), overwrite=options.force)
