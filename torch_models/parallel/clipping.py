@@ -8,7 +8,7 @@ torchtitan does it: the norm of DTensors is summed over the ranks of their mesh 
 ep divide have a mesh, and so a norm, of their own; stages of a pipeline add up their squares over the ranks of pp.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -35,7 +35,7 @@ def clip_gradients(modules: nn.Module | Sequence[nn.Module], meshes: Meshes, max
     if isinstance(max_norm, bool) or not isinstance(max_norm, int | float) or not max_norm > 0:
         raise ArgumentError("max_norm", max_norm, "must be a number above 0")
     modules = [modules] if isinstance(modules, nn.Module) else list(modules)
-    copies = {id(copy) for module in modules if (copy := copied_embedding(module)) is not None}
+    copies = {id(weight) for weight in copied_embeddings(modules)}
     counted, copied = list[Tensor](), list[Tensor]()
     for module in modules:
         for parameter in module.parameters():
@@ -46,12 +46,10 @@ def clip_gradients(modules: nn.Module | Sequence[nn.Module], meshes: Meshes, max
     return scale_to_norm(counted, copied, meshes.pp, max_norm)
 
 
-def copied_embedding(module: nn.Module) -> Tensor | None:
-    """The embedding of a last stage that the first one has too, with the same gradient; None if there is none."""
-    if isinstance(module, StageModel) and module.shares_embedding and module.stage.is_last:
-        weight: Tensor = module.model.embed_tokens.weight
-        return weight
-    return None
+def copied_embeddings(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The embeddings of last stages that first ones have too, with the same gradients; their norm counts once."""
+    stages = [module for module in modules if isinstance(module, StageModel) and module.shares_embedding]
+    return [stage.model.embed_tokens.weight for stage in stages if stage.stage.is_last]
 
 
 @torch.no_grad()

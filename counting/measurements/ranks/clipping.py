@@ -1,0 +1,76 @@
+"""Gradient clipping on a rank: the bytes of its norms, and the collectives that sum them.
+
+The function that users call is run on gradients like those of the whole model: those of a layer as often as the model
+has such layers. Only the layers of the shallow model have others.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from counting.measurements.optimizer import MASTERS
+from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
+from counting.measurements.ranks.live_bytes import RankBytes
+from counting.measurements.ranks.optimizer import stored_precision
+from counting.ranks.profile import RankStretch
+from counting.setup import Setup
+from counting.step.profile import Stretch
+from torch_models.layout import Layout
+from torch_models.parallel.clipping import scale_to_norm
+from torch_models.parallel.mesh import Meshes
+
+if TYPE_CHECKING:
+    from counting.measurements.work.recorder import Recorder
+
+MAX_NORM = 1.0  # nothing depends on it
+
+ParameterGroups = Sequence[tuple[Sequence[Tensor], int]]  # parameters, and how many equal ones of each there are
+
+
+def clipping_on_rank(
+    groups: ParameterGroups,
+    copied: Sequence[Tensor],
+    setup: Setup,
+    layout: Layout,
+    meshes: Meshes,
+    recorder: "Recorder | None" = None,
+) -> RankStretch:
+    """Clip gradients like those of the parameters of this rank; of those in `copied` another stage counts the norm.
+
+    A `recorder` has the ops as a stretch afterwards. Call it inside `measuring`.
+    """
+    dtype = MASTERS if stored_precision(setup, layout).gradients_apart else None
+    apart = {id(parameter) for parameter in copied}
+    counted, copies = list[Tensor](), list[Tensor]()
+    for parameters, times in groups:
+        for parameter in parameters:
+            of_kind = copies if id(parameter) in apart else counted
+            of_kind += [with_gradient(torch.zeros_like(parameter, dtype=dtype)) for _ in range(times)]
+    collectives = CollectiveCounter(axes_of(meshes))
+    collectives.phase = "optimizer"
+
+    def observe(*op: object) -> None:
+        collectives(*op)  # type: ignore[arg-type]
+        if recorder is not None:
+            recorder(*op)  # type: ignore[arg-type]
+
+    with (
+        RankBytes([*counted, *copies], observe, collectives.of_tensors) as tracker,
+        contextlib.nullcontext() if recorder is None else recorder.of(tracker),
+    ):
+        before = tracker.live
+        tracker.watch()
+        scale_to_norm(counted, copies, meshes.pp, MAX_NORM)
+        if recorder is not None:
+            recorder.cut()
+    return RankStretch(memory=Stretch(peak=tracker.peak - before, net=0), traffic=collectives.take())
+
+
+def with_gradient(gradient: Tensor) -> Tensor:
+    """A tensor like `gradient`, whose gradient it is; it shares the memory."""
+    leaf = gradient.detach()
+    leaf.grad = gradient
+    return leaf
