@@ -53,7 +53,9 @@ def copied_embeddings(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def scale_to_norm(counted: Sequence[Tensor], copied: Sequence[Tensor], pp: DeviceMesh | None, max_norm: float) -> Tensor:
+def scale_to_norm(
+    counted: Sequence[Tensor], copied: Sequence[Tensor], pp: DeviceMesh | None, max_norm: float
+) -> Tensor:
     """`clip_gradients` of parameters: the total norm is that of the gradients of `counted`, and all are scaled."""
     total = _norm_of_stages(_norm_of_meshes(counted), pp)
     for parameters in _by_mesh([*counted, *copied]):

@@ -34,9 +34,8 @@ class Counted(NamedTuple):
 def clipping_by_formula(counted: Counted, width: int, layout: Layout) -> RankStretch:
     """Return the peak of clipping and what it sends; `width` are the bytes of a number of a gradient."""
     tape, traffic = Tape(grad=False), dict[str, Traffic]()
-    meshes = [
-        (number, axes) for number, axes in zip(counted, (_axes_of_experts(layout), _axes(layout)), strict=True) if number
-    ]
+    of_both = (counted.experts, _axes_of_experts(layout)), (counted.others, _axes(layout))
+    meshes = [(number, axes) for number, axes in of_both if number]
     norms = [_norm(tape, number, axes, width, traffic) for number, axes in meshes]
     total = norms[0] if len(norms) == 1 else _norm_of_both(tape, width)
     del norms

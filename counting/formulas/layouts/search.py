@@ -151,13 +151,13 @@ def _parts(traffics: Traffics) -> Iterator[tuple[str, tuple[int, int, int]]]:
 
 
 class _OfGroup(NamedTuple):
-    bytes: int  # of weights, masters and the optimiser's state
+    bytes: int  # of weights, masters, the optimiser's state, and gradients that stay
     update: int  # of the optimiser's temporary tensors
 
 
 class _Held(NamedTuple):
-    bytes: int  # of weights, masters and the optimiser's state
-    update: int  # of the optimiser's temporary tensors
+    bytes: int
+    update: int
     clipping: RankStretch | None  # of the whole model
 
 
@@ -191,7 +191,10 @@ def _held(model: Shallow, setup: Setup, layout: Layout) -> _Held:
 def _held_by_group(shapes: tuple[Shape, ...], sharding: Sharding, update: Update) -> _OfGroup:
     tensors = [Tensor(shape, sharding) for shape in shapes]
     states = update.states(tensors)
-    return _OfGroup(states.weights + states.masters + states.moments, update.temporary_bytes([(tensors, 1)]))
+    held = states.weights + states.masters + states.moments
+    if update.formats.master and update.formats.gradient != update.formats.weight:
+        held += states.gradients  # buffers that stay
+    return _OfGroup(held, update.temporary_bytes([(tensors, 1)]))
 
 
 @lru_cache(maxsize=64)

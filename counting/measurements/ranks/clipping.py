@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from counting.measurements.allocations.steps import Clip
 from counting.measurements.optimizer import MASTERS
 from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
+from counting.measurements.ranks.stand_ins import like
 from counting.ranks.profile import RankStretch
 from counting.setup import Setup
 from counting.step.profile import Stretch
@@ -67,6 +69,23 @@ def clipping_on_rank(
         if recorder is not None:
             recorder.cut()
     return RankStretch(memory=Stretch(peak=tracker.peak - before, net=0), traffic=collectives.take())
+
+
+def clip_parts(meshes: Meshes, copied: Sequence[Tensor]) -> Clip:
+    """A function that clips gradients, which are the parts of a rank, each of the parameter in the same place.
+
+    Of the parameters in `copied` another stage counts the norm.
+    """
+    apart = {id(parameter) for parameter in copied}
+
+    def clip(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        counted, copies = list[Tensor](), list[Tensor]()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            of_kind = copies if id(parameter) in apart else counted
+            of_kind.append(with_gradient(like(parameter, gradient)))
+        scale_to_norm(counted, copies, meshes.pp, MAX_NORM)
+
+    return clip
 
 
 def with_gradient(gradient: Tensor) -> Tensor:

@@ -188,7 +188,8 @@ def _equal_tensors_of_lists_once() -> Iterator[None]:
             return plain(schema)  # type: ignore[no-any-return]
         assert not any(isinstance(other, list | tuple) for other in others), "one list"
         distinct = list(dict.fromkeys(tensors))
-        found: OutputSharding = plain(OpSchema(schema.op, (distinct, *others), schema.kwargs_schema, schema.schema_info))
+        shorter = OpSchema(schema.op, (distinct, *others), schema.kwargs_schema, schema.schema_info)
+        found: OutputSharding = plain(shorter)
         assert not found.needs_redistribute, "each tensor is taken as it is"
         if isinstance(found.output_spec, Sequence):
             of_tensor = dict(zip(distinct, found.output_spec, strict=True))
@@ -290,6 +291,14 @@ def local(tensor: Tensor) -> Tensor:
     while isinstance(tensor, WRAPPERS):
         tensor = tensor._local_tensor if isinstance(tensor, DTensor) else tensor.elem
     return tensor
+
+
+def like(tensor: Tensor, part: Tensor) -> Tensor:
+    """A tensor that is divided as `tensor`, of which this rank has `part`; `part` itself if `tensor` is not divided."""
+    if not isinstance(tensor, DTensor):
+        return part
+    mesh, placements = tensor.device_mesh, tensor.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
 def shapes_along(parameter: DTensor, dimension: int) -> Callable[[int], tuple[int, ...]]:
