@@ -21,7 +21,7 @@ RANK_NOTES = (
     "allocator's rounding and gaps.",
 )
 
-CLIPPING_NOTE = (
+CLIPPING_ON_RANKS_NOTE = (
     "Gradients are clipped by torch's clip_grad_norm_ on the parts that a rank stores: a norm for each tensor, and a "
     "copy of all of them before and after each of the sums over ranks; gradients are scaled in place."
 )
@@ -86,7 +86,7 @@ def traffic_after_backward(profile: RankProfile | PipelineProfile) -> list[tuple
 
 def rank_notes(setup: Setup) -> tuple[str, ...]:
     """What is assumed of a rank's memory."""
-    return (*RANK_NOTES, CLIPPING_NOTE) if setup.clip_gradients else RANK_NOTES
+    return (*RANK_NOTES, CLIPPING_ON_RANKS_NOTE) if setup.clip_gradients else RANK_NOTES
 
 
 def _runs(model: Shallow, profile: RankProfile, micro_batch: RankMicroBatch) -> Iterator[RunOfLayers]:

@@ -14,10 +14,12 @@ summed twice, and the roots of the first sums are there beside: 6 x 1,164 = 6,98
 
 from typing import NamedTuple
 
-from counting.formulas.memory.tape import Array, Tape
 from counting.ranks.profile import Axis, Collective, RankStretch, Traffic, Traffics
 from counting.step.profile import Stretch
 from torch_models.layout import Layout
+
+OF_FACTOR = 4  # numbers: the total norm, that and 1e-6, its inverse, and the product with the norm that is allowed
+OF_BOTH = 5  # numbers: the norms of experts and of all others, their squares, and the sum of these
 
 
 class Counted(NamedTuple):
@@ -33,64 +35,35 @@ class Counted(NamedTuple):
 
 def clipping_by_formula(counted: Counted, width: int, layout: Layout) -> RankStretch:
     """Return the peak of clipping and what it sends; `width` are the bytes of a number of a gradient."""
-    tape, traffic = Tape(grad=False), dict[str, Traffic]()
-    of_both = (counted.experts, _axes_of_experts(layout)), (counted.others, _axes(layout))
-    meshes = [(number, axes) for number, axes in of_both if number]
-    norms = [_norm(tape, number, axes, width, traffic) for number, axes in meshes]
-    total = norms[0] if len(norms) == 1 else _norm_of_both(tape, width)
-    del norms
+    dividing_experts = _above_one(("expert_fsdp", layout.expert_fsdp), ("ep", layout.ep))
+    dividing_others = _above_one(("fsdp", layout.shards), ("tp", layout.tp))
+    moments = [OF_FACTOR, _numbers_of_norm(counted.others, len(dividing_others))]
+    sizes = dict.fromkeys(dividing_others, counted.others)
+    if counted.experts:
+        # Their norm is there while that of the others is computed.
+        moments = [OF_FACTOR, OF_BOTH, moments[-1] + 1, _numbers_of_norm(counted.experts, len(dividing_experts))]
+        sizes |= dict.fromkeys(dividing_experts, counted.experts)
     if layout.pp > 1:
-        _add(traffic, "pp", width)
-    for _ in meshes:
-        _scale(tape, width)
-    del total
-    return RankStretch(memory=Stretch(peak=tape.peak, net=0), traffic=traffic)
+        sizes["pp"] = 1
+    traffic: Traffics = {
+        Collective("optimizer", "all_reduce", axis).key: Traffic(
+            calls=1, bytes_in=numbers * width, bytes_out=numbers * width
+        )
+        for axis, numbers in sizes.items()
+    }
+    return RankStretch(memory=Stretch(peak=max(moments) * width, net=0), traffic=traffic)
 
 
-def _axes(layout: Layout) -> list[Axis]:
-    """The axes that divide tensors of all ranks with different data, and of tp."""
-    sizes: tuple[tuple[Axis, int], ...] = ("fsdp", layout.shards), ("tp", layout.tp)
+def _numbers_of_norm(tensors: int, sums: int) -> int:
+    """How many numbers are there at most while the norm of so many tensors is computed, with sums over ranks.
+
+    Without sums: norms, their stack, and the norm of that. With one: norms, stack, squares, sums, roots. With a second
+    one the roots of the first too, whose squares are summed.
+    """
+    assert sums <= 2, "a mesh has two dimensions that divide tensors"
+    return (4 + sums) * tensors if sums else 2 * tensors + 1
+
+
+def _above_one(*sizes: tuple[Axis, int]) -> list[Axis]:
+    """The axes that divide anything."""
     return [axis for axis, size in sizes if size > 1]
-
-
-def _axes_of_experts(layout: Layout) -> list[Axis]:
-    sizes: tuple[tuple[Axis, int], ...] = ("expert_fsdp", layout.expert_fsdp), ("ep", layout.ep)
-    return [axis for axis, size in sizes if size > 1]
-
-
-def _norm(tape: Tape, number: int, axes: list[Axis], width: int, traffic: Traffics) -> Array:
-    """The norm of the tensors of one mesh."""
-    norms = tape.new(number, width)  # a number in a tensor of its own for each gradient
-    stacked = tape.new(number, width)
-    roots: Array | None = None
-    for axis in axes:
-        squares = tape.new(number, width)
-        sums = tape.new(number, width)
-        roots = tape.new(number, width)
-        del squares, sums
-        _add(traffic, axis, number * width)
-    total = tape.new(1, width)
-    del norms, stacked, roots
-    return total
-
-
-def _norm_of_both(tape: Tape, width: int) -> Array:
-    """The root of the sum of two squares, in place of the sum."""
-    squares = tape.new(1, width), tape.new(1, width)
-    total = tape.new(1, width)
-    del squares
-    return total
-
-
-def _scale(tape: Tape, width: int) -> None:
-    """The factor of all gradients of a mesh, max_norm / (total + 1e-6) and at most 1; they are scaled in place."""
-    above_zero = tape.new(1, width)
-    inverse = tape.new(1, width)
-    coefficient = tape.new(1, width)
-    del above_zero, inverse
-    at_most_one = tape.new(1, width)
-    del coefficient, at_most_one
-
-
-def _add(traffic: Traffics, axis: Axis, size: int) -> None:
-    traffic[Collective("optimizer", "all_reduce", axis).key] = Traffic(calls=1, bytes_in=size, bytes_out=size)

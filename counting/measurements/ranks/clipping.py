@@ -1,7 +1,7 @@
 """Gradient clipping on a rank: the bytes of its norms, and the collectives that sum them.
 
-The function that users call is run on gradients like those of the whole model: those of a layer as often as the model
-has such layers. Only the layers of the shallow model have others.
+What users call is run on gradients like those of the whole model: those of a layer of the shallow model, as often as
+the deep one has such a layer.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from counting.measurements.optimizer import MASTERS
 from counting.measurements.ranks.collectives import CollectiveCounter, axes_of
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
-from counting.measurements.ranks.stand_ins import like
+from counting.measurements.ranks.stand_ins import like, local
 from counting.ranks.profile import RankStretch
 from counting.setup import Setup
 from counting.step.profile import Stretch
@@ -29,28 +29,24 @@ if TYPE_CHECKING:
 
 MAX_NORM = 1.0  # nothing depends on it
 
-ParameterGroups = Sequence[tuple[Sequence[Tensor], int]]  # parameters, and how many equal ones of each there are
-
 
 def clipping_on_rank(
-    groups: ParameterGroups,
+    groups: Sequence[tuple[Sequence[Tensor], int]],
     copied: Sequence[Tensor],
     setup: Setup,
     layout: Layout,
     meshes: Meshes,
     recorder: "Recorder | None" = None,
 ) -> RankStretch:
-    """Clip gradients like those of the parameters of this rank; of those in `copied` another stage counts the norm.
+    """Clip gradients like those of the parameters of this rank, of which each group occurs a number of times.
 
-    A `recorder` has the ops as a stretch afterwards. Call it inside `measuring`.
+    Of those in `copied` another stage counts the norm. A `recorder` has the ops as a stretch afterwards. Call it inside
+    `measuring`.
     """
     dtype = MASTERS if stored_precision(setup, layout).gradients_apart else None
-    apart = {id(parameter) for parameter in copied}
-    counted, copies = list[Tensor](), list[Tensor]()
-    for parameters, times in groups:
-        for parameter in parameters:
-            of_kind = copies if id(parameter) in apart else counted
-            of_kind += [with_gradient(torch.zeros_like(parameter, dtype=dtype)) for _ in range(times)]
+    parameters = [parameter for of_group, times in groups for parameter in of_group for _ in range(times)]
+    gradients = [torch.zeros_like(local(parameter), dtype=dtype) for parameter in parameters]
+    clip = clip_parts(meshes, copied)
     collectives = CollectiveCounter(axes_of(meshes))
     collectives.phase = "optimizer"
 
@@ -60,12 +56,12 @@ def clipping_on_rank(
             recorder(*op)  # type: ignore[arg-type]
 
     with (
-        RankBytes([*counted, *copies], observe, collectives.of_tensors) as tracker,
+        RankBytes(gradients, observe, collectives.of_tensors) as tracker,
         contextlib.nullcontext() if recorder is None else recorder.of(tracker),
     ):
         before = tracker.live
         tracker.watch()
-        scale_to_norm(counted, copies, meshes.pp, MAX_NORM)
+        clip(parameters, gradients)
         if recorder is not None:
             recorder.cut()
     return RankStretch(memory=Stretch(peak=tracker.peak - before, net=0), traffic=collectives.take())
@@ -82,14 +78,10 @@ def clip_parts(meshes: Meshes, copied: Sequence[Tensor]) -> Clip:
         counted, copies = list[Tensor](), list[Tensor]()
         for parameter, gradient in zip(parameters, gradients, strict=True):
             of_kind = copies if id(parameter) in apart else counted
-            of_kind.append(with_gradient(like(parameter, gradient)))
+            divided = like(parameter, gradient)
+            leaf = divided.detach()
+            leaf.grad = divided
+            of_kind.append(leaf)
         scale_to_norm(counted, copies, meshes.pp, MAX_NORM)
 
     return clip
-
-
-def with_gradient(gradient: Tensor) -> Tensor:
-    """A tensor like `gradient`, whose gradient it is; it shares the memory."""
-    leaf = gradient.detach()
-    leaf.grad = gradient
-    return leaf
