@@ -120,7 +120,7 @@ class RankWork(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_rank: int
     stages: tuple[StageWork, ...]
     order: tuple[OrderedPass, ...]
-    optimizer: StretchWork  # update of all parameters of the rank; on one device with clipping before
+    optimizer: StretchWork  # update of all parameters of the rank, with clipping before
 
 
 class StepWork(msgspec.Struct, frozen=True, kw_only=True):
