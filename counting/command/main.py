@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Work out and print the results of a command. Files are written first, so that nothing is printed if that fails."""
+    """Work out and print the results. Files are written first, so that nothing is printed if that fails."""
     progress = Progress()
     try:
         results = results_of(options, progress)

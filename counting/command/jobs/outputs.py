@@ -79,7 +79,12 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
 
 
 def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:
+    from counting.command.plan_file import without_files
     from counting.report.page import Making, html_page
 
-    making = Making(f"{PROGRAM} {shlex.join(typed)}", f"model-training-cost-analysis {VERSION}")
+    making = Making(
+        command=f"{PROGRAM} {shlex.join(typed)}",
+        program=f"model-training-cost-analysis {VERSION}",
+        plan=without_files(results.plan or {}),
+    )
     return html_page(results, options.design, making)

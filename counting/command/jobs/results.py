@@ -46,6 +46,7 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
     if options.trace is not None and len(clusters) != 1:
         names = ", ".join(one.gpu.name for one in clusters)
         raise UserError(f"--trace writes one file: name one GPU, not {len(clusters)}: {names}")
+    read_by_people = not options.json or options.html is not None
     analyses = list(analyses_of(options, setup, layout, gpus, clusters, progress))
     spent = spent_on_models(analyses, budget) if budget and analyses else []
     from counting.report import Results
@@ -65,7 +66,5 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
         claim=claim_of_bill(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
-        on_catalogue=[]
-        if options.json and options.html is None
-        else [fits_of(analysis, load_gpus()) for analysis in analyses],
+        on_catalogue=[fits_of(analysis, load_gpus()) for analysis in analyses] if read_by_people else [],
     )

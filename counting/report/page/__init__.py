@@ -1,13 +1,13 @@
 """One self-contained HTML page of all results: no scripts, nothing that is fetched, below a megabyte."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import NamedTuple
 
 from counting.report.details import details
 from counting.report.document import json_document
 from counting.report.format import dollars
-from counting.report.page.elements import Html, element, joined
+from counting.report.page.elements import Html, element
 from counting.report.page.parts import block_in_html, fold, folded, notes_list
 from counting.report.page.plan import plan_in_toml, saved_document
 from counting.report.plain import plain_text
@@ -16,14 +16,18 @@ from counting.report.screen import screen_blocks
 from counting.report.screen.lines import listed
 
 MOST_BYTES = 1_000_000
+WHAT_IT_IS = "What training costs, each number with its conventions"
+FOLDS = "Numbers that are shown rounded have all their digits under the pointer. In print, every table is open."
+TOO_LARGE = "The JSON document is left out, because the page would be too large with it; the command prints it, too."
 # The page may use its own styles and the pictures within it, and nothing else; a browser enforces it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 class Making(NamedTuple):
-    """How a page is made: the command, and the name and version of the program."""
+    """How a page is made: the command, the flags that repeat it, and the name and version of the program."""
 
     command: str
+    plan: Mapping[str, object]
     program: str
 
 
@@ -60,9 +64,7 @@ def _page(results: Results, design_path: str | None, making: Making, size: _Size
     )
     body = element(
         "body",
-        element(
-            "header", element("h1", subject), element("p", "What training costs, each number with its conventions")
-        ),
+        element("header", element("h1", subject), element("p", WHAT_IT_IS)),
         element("main", *_sections(results, design_path, making, size)),
         element("footer", f"Made by {making.program}."),
     )
@@ -82,15 +84,14 @@ def _sections(results: Results, design_path: str | None, making: Making, size: _
     made = (
         element("p", "The command:"),
         element("pre", element("code", making.command)),
-        fold("The plan: all of its flags, as a TOML file", element("pre", element("code", plan_in_toml(results.plan)))),
+        fold(
+            "The plan: its flags as a TOML file, to repeat it",
+            element("pre", element("code", plan_in_toml(making.plan))),
+        ),
         document,
     )
     sections.append(element("section", element("h2", "How this page is made"), *made))
     return sections
-
-
-FOLDS = "Numbers that are shown rounded have all their digits under the pointer. In print, every table is open."
-TOO_LARGE = "The JSON document is left out, because the page would be too large with it; the command prints it, too."
 
 
 def _subject(results: Results) -> str:

@@ -1,0 +1,22 @@
+"""The drawings of all kinds of figures, on a `Sheet`, with matplotlib."""
+
+from collections.abc import Callable, Mapping
+
+from counting.report.figures.drawing.bill import draw_bill
+from counting.report.figures.drawing.comparison import draw_comparison
+from counting.report.figures.drawing.components import draw_flops, draw_parameters
+from counting.report.figures.drawing.memory import draw_memory
+from counting.report.figures.drawing.ranks import draw_ranks
+from counting.report.figures.drawing.sheet import Sheet
+from counting.report.results import Results
+
+__all__ = ["DRAWINGS", "Sheet"]
+
+DRAWINGS: Mapping[str, Callable[[Sheet, Results], None]] = {
+    "comparison": draw_comparison,
+    "bill": draw_bill,
+    "ranks": draw_ranks,
+    "memory": draw_memory,
+    "parameters": draw_parameters,
+    "flops": draw_flops,
+}
