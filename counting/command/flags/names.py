@@ -50,4 +50,8 @@ FLAGS = {
     "expert_imbalance": "--expert_imbalance",
     "power_watts": "--power_watts",
     "cluster": "--cluster",
+    "columns": "--columns",
+    "training_flops": "--training_flops",
+    "resamples": "--resamples",
+    "seed": "--seed",
 }
