@@ -87,8 +87,9 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
         for module in modules:
             module.zero_grad(set_to_none=True)
         # No variable may refer to the buffers of the step before: some are replaced.
-        existing_now = [*existing, *(_buffers(pipeline) if step else ())]
-        with RankBytes(existing_now, collectives, collectives.of_tensors) as tracker:
+        with RankBytes(
+            [*existing, *(_buffers(pipeline) if step else ())], collectives, collectives.of_tensors
+        ) as tracker:
             tracker.watch()
             moments: list[Moment] = []
             peaks: list[int] = []
