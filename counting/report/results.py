@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design import Design
+    from counting.cost.fit.result import FittedLaw
     from counting.cost.run import TrainingRun
     from counting.cost.scaling_laws.side_by_side import LawsSideBySide
     from counting.published.claim import Claim
@@ -42,6 +43,13 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, object] | None = None  # the given flags and their values, enough to repeat the command
     # For each analysis, whether its step fits each GPU of the catalogue. Not part of the JSON document.
     on_catalogue: "Sequence[tuple[Fit, ...]]" = ()
+
+
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of `fit`: the law, all that it rests on, and its file's name."""
+
+    output: str
+    fitted: "FittedLaw"
 
 
 class Calibrated(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,4 +50,5 @@ FLAGS = {
     "expert_imbalance": "--expert_imbalance",
     "power_watts": "--power_watts",
     "cluster": "--cluster",
+    "figure": "--figure",
 }
