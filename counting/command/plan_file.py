@@ -30,7 +30,7 @@ LISTS = (
 )  # flags with commas between their values; in a plan also an array
 NOT_IN_A_PLAN = ("plan", "help", "version")
 # Flags of what the run whose result is a plan prints or writes; another run has files of its own.
-FILES_WRITTEN = ("json", "markdown", "trace", "trace_memory", "html", "csv", "force")
+FILES_WRITTEN = ("json", "markdown", "trace", "trace_memory", "csv", "figure", "figure_size", "html", "force")
 TABLES = ("gpu_prices", "layout")  # flags with name=value pairs; in a plan also a table
 
 

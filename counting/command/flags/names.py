@@ -50,6 +50,7 @@ FLAGS = {
     "expert_imbalance": "--expert_imbalance",
     "power_watts": "--power_watts",
     "cluster": "--cluster",
+    "figure": "--figure",
     "columns": "--columns",
     "training_flops": "--training_flops",
     "resamples": "--resamples",

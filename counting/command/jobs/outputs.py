@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from counting.command.flags.laws import law_files
 from counting.command.flags.names import VERSION
 from counting.command.help import PROGRAM
+from counting.command.jobs.figures import drawn_figures, files_of_figures
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,
@@ -29,11 +30,11 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Raises UserError if it is also one that is read, is written twice, or cannot be written.
     """
-    written = {flag: getattr(options, flag) for flag in FILES}
+    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(options)
     configs = [file for config in options.model_config or () for file in files_of_config(config)]
     refuse_shared_files(
         {
-            **{f"--{flag}": path for flag, path in written.items()},
+            **written,
             "--csv": [os.path.join(options.csv, name) for name in csv_names(options)] if options.csv else None,
         },
         {
@@ -66,7 +67,11 @@ def csv_names(options: argparse.Namespace) -> list[str]:
 
 
 def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> None:
-    """Write what comes from the results of the whole command, whose arguments were `typed`."""
+    """Write what comes from the results of the whole command, whose arguments were `typed`.
+
+    Page and figures are made before the first file is written.
+    """
+    figures = list(drawn_figures(options, results))
     page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
@@ -76,6 +81,8 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
         write_folder(options.csv, csv_files(results, proof=options.proof), overwrite=options.force)
     if page is not None:
         write_whole(options.html, page, overwrite=options.force)
+    for path, content in figures:
+        write_whole(path, content, overwrite=options.force)
 
 
 def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:

@@ -4,7 +4,19 @@ A kind has a row in `kinds.py`, its conventions in words in `captions.py`, and i
 imports matplotlib. No number is worked out here: what is drawn are results, and curves of `counting.cost`.
 """
 
-from counting.report.figures.kinds import FIGURE_FORMATS, FIGURE_KINDS, FIGURE_SIZES, kinds_of
-from counting.report.figures.output import caption, draw, embedded_svg
+from counting.report.figures.kinds import FIGURE_FORMATS, FIGURE_KINDS, FIGURE_SIZES, FigureFormat, FigureSize, kinds_of
+from counting.report.figures.output import caption, check_matplotlib, draw, embedded_svg, why_no_figure
 
-__all__ = ["FIGURE_FORMATS", "FIGURE_KINDS", "FIGURE_SIZES", "caption", "draw", "embedded_svg", "kinds_of"]
+__all__ = [
+    "FIGURE_FORMATS",
+    "FIGURE_KINDS",
+    "FIGURE_SIZES",
+    "FigureFormat",
+    "FigureSize",
+    "caption",
+    "check_matplotlib",
+    "draw",
+    "embedded_svg",
+    "kinds_of",
+    "why_no_figure",
+]

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from counting.report.figures.words import FLOP_WORDS, PEAK_WORDS
-from counting.report.format import dollars, integer, recompute_in_words
-from counting.report.results import Results
+from counting.report.format import dollars, integer, recompute_in_words, scientific, short_percent
+from counting.report.results import Fitted, Results
 
 
 def _of_parameters(results: Results) -> str:
@@ -42,6 +42,24 @@ def _of_bill(results: Results) -> str:
     )
 
 
+def _of_law(results: Results) -> str:
+    plan = results.budget
+    assert plan is not None
+    words = (
+        f"C = {scientific(plan.training_flops)} FLOP, on {plan.best_gpu} at {short_percent(plan.mfu)} MFU. Loss = E + "
+        "A / N^alpha + B / D^beta with 6 N D = C, markers at the optimum. Laws are of different data and tokenisers, "
+        "so their losses do not compare; their optima do."
+    )
+    words += (
+        " Band and bar: 95 % of the law's bootstrap."
+        if plan.intervals
+        else f" {plan.scaling_law} has no interval: no draws of a bootstrap are published with it."
+    )
+    if plan.extrapolated:
+        words += " The optimum is beyond the runs that the law was fitted to."
+    return f"{words} M = 10⁶, B = 10⁹, T = 10¹²."
+
+
 def _of_memory(results: Results) -> str:
     (first, *_) = (analysis for analysis in results.analyses if analysis.timeline is not None)
     timeline, setup = first.timeline, first.setup
@@ -68,15 +86,32 @@ def _of_ranks(results: Results) -> str:
         else "The worst moment of the step on each class of equal ranks, without what the allocator reserves. "
     )
     if any(analysis.layout is not None and analysis.layout.pp > 1 for analysis in results.analyses):
-        words += "At each place of a pipeline (pp), the class that needs most, where they are many. "
+        words += "pp: the ranks of the pipeline in order. "
     return f"{words}A rank also holds the CUDA context and the buffers of communicators. GiB = 2³⁰ bytes."
 
 
-CAPTIONS: Mapping[str, Callable[[Results], str]] = {
+def _of_fit(results: Fitted) -> str:
+    fitted = results.fitted
+    words = (
+        "Loss = E + A / N^alpha + B / D^beta, fitted to all runs at once (approach 3 of Hoffmann et al. 2022: the "
+        f"least sum of Huber losses of the residuals). Median residual {100 * fitted.median_residual:.2g} %."
+    )
+    if fitted.derived is not None:
+        words += " 6 N D = C."
+    return words
+
+
+_CAPTIONS: Mapping[str, Callable[[Results], str]] = {
     "comparison": _of_comparison,
+    "law": _of_law,
     "bill": _of_bill,
     "ranks": _of_ranks,
     "memory": _of_memory,
     "parameters": _of_parameters,
     "flops": _of_flops,
 }
+
+
+def caption_of(kind: str, results: Results | Fitted) -> str:
+    """The conventions of the figure of this kind, which these results have."""
+    return _of_fit(results) if isinstance(results, Fitted) else _CAPTIONS[kind](results)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from counting.report.results import Results
+from counting.report.results import Fitted, Results
 
 FigureFormat = Literal["svg", "png", "pdf"]
 FigureSize = Literal["slide", "column"]
@@ -21,8 +21,11 @@ FIGURE_KINDS: Mapping[str, Callable[[Results], bool]] = {
     "parameters": lambda results: bool(results.analyses),
     "flops": lambda results: bool(results.analyses),
 }
+FIT_KIND = "fit"  # the only one of a fitted law
 
 
-def kinds_of(results: Results) -> tuple[str, ...]:
+def kinds_of(results: Results | Fitted) -> tuple[str, ...]:
     """The kinds that these results have, the one that says most of the job first."""
+    if isinstance(results, Fitted):
+        return (FIT_KIND,)
     return tuple(kind for kind, has in FIGURE_KINDS.items() if has(results))

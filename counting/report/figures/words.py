@@ -12,9 +12,17 @@ FLOP_WORDS = "Matrix products only, a multiply-add is 2 FLOPs; attention by the 
 PEAK_WORDS = "MFU is against the dense peak of the 16-bit training dtype; model FLOPs, without recomputation."
 
 
+LONGEST_TITLE = 32
+
+
 def model_title(name: str) -> str:
-    """The name of a model in a figure: that under which a bundled config is published, else its own."""
-    return published_name(name)
+    """The name of a model in a figure: that under which a bundled config is published, else its own; a long one is cut.
+
+    A legend leaves out names that begin with an underscore, so there is a space of no width before it.
+    """
+    title = published_name(name)
+    title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 1]}…"
+    return f"\u200b{title}" if title.startswith("_") else title
 
 
 def side_by_side(titles: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from counting.report.document import json_document
 from counting.report.format import dollars
 from counting.report.page.elements import Html, element
 from counting.report.page.parts import block_in_html, fold, folded, notes_list
+from counting.report.page.pictures import Picture, pictures_in_html, pictures_of
 from counting.report.page.plan import plan_in_toml, saved_document
 from counting.report.plain import plain_text
 from counting.report.results import Results
@@ -35,22 +36,24 @@ class _Size(NamedTuple):
     """What is left out of a page that would be too large; most pages have all."""
 
     document: bool = True
+    columns: bool = True  # the figures for narrow windows
     tables: bool = True
 
 
-SIZES = (_Size(), _Size(document=False), _Size(document=False, tables=False))
+SIZES = (_Size(), _Size(document=False), _Size(document=False, columns=False), _Size(False, False, False))
 
 
 def html_page(results: Results, design_path: str | None, making: Making) -> str:
-    """The page, at most `MOST_BYTES` long in UTF-8: if need be without the JSON document, then without the tables.
+    """The page, at most `MOST_BYTES` long in UTF-8: if need be with less: the rows of `SIZES` in turn.
 
     `design_path` is the file to which a designed model's config was written.
     """
-    pages = (_page(results, design_path, making, size) for size in SIZES)
+    pictures = pictures_of(results)
+    pages = (_page(results, design_path, making, pictures, size) for size in SIZES)
     return next((page for page in pages if len(page.encode()) <= MOST_BYTES), "")
 
 
-def _page(results: Results, design_path: str | None, making: Making, size: _Size) -> str:
+def _page(results: Results, design_path: str | None, making: Making, pictures: list[Picture] | str, size: _Size) -> str:
     subject = _subject(results)
     head = element(
         "head",
@@ -65,18 +68,24 @@ def _page(results: Results, design_path: str | None, making: Making, size: _Size
     body = element(
         "body",
         element("header", element("h1", subject), element("p", WHAT_IT_IS)),
-        element("main", *_sections(results, design_path, making, size)),
+        element("main", *_sections(results, design_path, making, pictures, size)),
         element("footer", f"Made by {making.program}."),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _sections(results: Results, design_path: str | None, making: Making, size: _Size) -> list[Html]:
+def _sections(
+    results: Results, design_path: str | None, making: Making, pictures: list[Picture] | str, size: _Size
+) -> list[Html]:
     warnings = element("section", notes_list(list(results.warnings)), class_="warnings") if results.warnings else Html()
     plain = plain_text(results)
     lines = (element("pre", plain),) if plain else ()
     blocks = (block_in_html(block) for block in screen_blocks(results, design_path))
     sections = [warnings, element("section", element("h2", "The answer"), *lines, *blocks)]
+    if isinstance(pictures, str):
+        sections.append(element("p", pictures, class_="hint"))
+    elif pictures:
+        sections.append(pictures_in_html(pictures, columns=size.columns))
     if size.tables:
         tables = folded(details(results, design_path))
         sections.append(element("section", element("h2", "Tables"), element("p", FOLDS, class_="hint"), tables))

@@ -15,7 +15,7 @@ from counting.report.results import Results
 MONEY_UNITS = ((12, "$ trillion"), (9, "$ billion"), (6, "$ million"), (3, "$ thousand"), (0, "$"))
 HOUR_UNITS = ((9, "billion"), (6, "million"), (3, "thousand"), (0, ""))
 PER_CENT = 0.01
-MOST_WITH_COST = 3  # lines whose middle outcome has its cost beside it
+MOST_WITH_COST = 2  # lines whose middle outcome has its cost beside it
 
 
 def draw_bill(sheet: Sheet, results: Results) -> None:
@@ -69,6 +69,7 @@ def _draw_costs(
                 textcoords="offset fontsize",
                 size=sheet.measures.small,
                 weight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.75},
             )
     axes.set_title("Cost against MFU", color=FAINT)
     _mfu_axis(axes)

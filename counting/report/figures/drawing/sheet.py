@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from counting.report.figures.drawing.colours import FAINT, INK, Look, series
@@ -21,6 +23,7 @@ from counting.report.figures.kinds import FigureFormat, FigureSize
 
 Units = tuple[tuple[int, str], ...]  # powers of ten with their symbols, the largest first
 
+_NOT_PRINTED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # XML takes few of these
 _POINTS_PER_INCH = 72
 _WIDTH_OF_A_LETTER = 0.57  # of the font's size, DejaVu Sans, in ordinary text
 _LINE_HEIGHT = 1.3
@@ -151,7 +154,7 @@ class Sheet:
         return [Patch(facecolor=x.colour, hatch=self.hatch(x), edgecolor=INK, label=x.name) for x in looks]
 
     def lines(self, names: Sequence[str]) -> list[Artist]:
-        """Entries of a legend for series with these names, in their order."""
+        """Entries of a legend for lines with markers of these names, in their order."""
         looks = [series(number) for number in range(len(names))]
         return [
             Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=name)
@@ -183,7 +186,11 @@ class Sheet:
     def save(self, file_format: FigureFormat, *, transparent: bool) -> bytes:
         """The file; the same drawing gives the same bytes."""
         buffer = io.BytesIO()
-        with self.style():
+        for text in self.figure.findobj(Text):
+            assert isinstance(text, Text)
+            text.set_text(_NOT_PRINTED.sub("\N{REPLACEMENT CHARACTER}", text.get_text()))
+        with self.style(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # an SVG has the letter all the same
             self.figure.savefig(
                 buffer,
                 format=file_format,
@@ -207,6 +214,7 @@ class Sheet:
         measures = self.measures
         thin = measures.line / 3
         return {
+            "text.parse_math": False,  # a dollar is a dollar
             "svg.hashsalt": "figure",
             "svg.fonttype": "none",
             "pdf.fonttype": 42,
