@@ -24,9 +24,9 @@ CLIPPED, CLIPPED_IN_FP32 = replace(IN_FP64, max_norm=MAX_NORM), replace(IN_FP32,
     [
         ("gpt_oss", {"fsdp": 2}, CLIPPED),
         ("llama", {"dp": 2}, CLIPPED),
-        ("smollm", {"fsdp": 2, "zero": 1}, replace(CLIPPED, micro_batches=2)),
+        pytest.param("smollm", {"fsdp": 2, "zero": 1}, replace(CLIPPED, micro_batches=2), marks=pytest.mark.sweep),
         ("deepseek_v3", {"tp": 2}, CLIPPED),
-        ("gpt_oss", {"tp": 2, "sequence_parallel": False}, CLIPPED),
+        pytest.param("gpt_oss", {"tp": 2, "sequence_parallel": False}, CLIPPED, marks=pytest.mark.sweep),
         ("qwen3_moe", {"dp": 2, "ep": 2}, CLIPPED_IN_FP32),
     ],
     ids=["fsdp", "dp", "zero1", "tp", "tp-without_sp", "ep"],
@@ -38,7 +38,7 @@ def test_two_ranks_train_as_one(family: str, fields: dict[str, Any], way: Way, t
 @pytest.mark.parametrize(
     ("family", "fields", "way"),
     [
-        ("llama", {"dp": 2, "fsdp": 2}, CLIPPED),
+        pytest.param("llama", {"dp": 2, "fsdp": 2}, CLIPPED, marks=pytest.mark.sweep),
         ("olmo2", {"fsdp": 2, "tp": 2}, CLIPPED),
         ("gpt_oss", {"fsdp": 4, "ep": 2}, CLIPPED),
         ("deepseek_v3", {"dp": 2, "fsdp": 2, "ep": 4}, CLIPPED_IN_FP32),
@@ -52,7 +52,7 @@ def test_four_ranks_train_as_one(family: str, fields: dict[str, Any], way: Way, 
 @pytest.mark.parametrize(
     ("family", "axes", "tolerance"),
     [
-        ("llama", {"pp": 2}, 1e-12),
+        pytest.param("llama", {"pp": 2}, 1e-12, marks=pytest.mark.sweep),
         # The last stage has the embedding again, and both have the sum of their gradients: it counts once.
         ("deepseek_v3", {"pp": 2}, 1e-5),
         ("deepseek_v3", {"pp": 2, "schedule": "dualpipev"}, 1e-5),
