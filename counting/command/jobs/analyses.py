@@ -11,7 +11,7 @@ from counting.analysis import Analysis, analyze
 from counting.command.arguments import asks_for_reserved, ignored_fields_of
 from counting.command.checks import times_a_step
 from counting.command.hints import why_not_timed
-from counting.command.jobs.figures import draws_memory
+from counting.command.jobs.figures import draws_memory, shows_memory
 from counting.command.lengths import common_length, with_length_from
 from counting.command.output_file import write_whole
 from counting.command.progress import Progress
@@ -55,7 +55,7 @@ def analyses_of(
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
         reserved = _asks_for_reserved(options, model, setup, layout)
         timed, not_timed = _to_time(options, model, setup, layout, clusters)
-        timeline = draws_memory(options)
+        timeline = isinstance(model, ModelSpec) and shows_memory(options)
         analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None, timeline=timeline)
         analysis = msgspec.structs.replace(analysis, not_timed=not_timed)
         if not reserved and asks_for_reserved(options):

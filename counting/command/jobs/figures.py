@@ -60,6 +60,13 @@ def draws_memory(options: argparse.Namespace) -> bool:
     return any(figure.kind == "memory" for figure in figures_of(options))
 
 
+def shows_memory(options: argparse.Namespace) -> bool:
+    """Whether a figure or the page shows the memory of a step over time: the page, where it is asked what fits."""
+    named = any(getattr(options, flag) is not None for flag in NAME_GPUS)
+    in_page = options.html is not None and named and options.tokens is None and "memory" in kinds_of_job(options)
+    return in_page or draws_memory(options)
+
+
 def files_of_figures(options: argparse.Namespace) -> dict[str, str | None]:
     """The files, by what names each of them."""
     return {

@@ -17,7 +17,7 @@ from counting.report.screen import screen_blocks
 from counting.report.screen.lines import listed
 
 MOST_BYTES = 1_000_000
-WHAT_IT_IS = "What training costs, each number with its conventions"
+SUBTITLE = "What training costs, each number with its conventions"
 FOLDS = "Numbers that are shown rounded have all their digits under the pointer. In print, every table is open."
 TOO_LARGE = "The JSON document is left out, because the page would be too large with it; the command prints it, too."
 # The page may use its own styles and the pictures within it, and nothing else; a browser enforces it.
@@ -67,7 +67,7 @@ def _page(results: Results, design_path: str | None, making: Making, pictures: l
     )
     body = element(
         "body",
-        element("header", element("h1", subject), element("p", WHAT_IT_IS)),
+        element("header", element("h1", subject), element("p", SUBTITLE)),
         element("main", *_sections(results, design_path, making, pictures, size)),
         element("footer", f"Made by {making.program}."),
     )

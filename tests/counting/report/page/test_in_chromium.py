@@ -45,7 +45,14 @@ def chromium(page: str, folder: Path, *flags: str) -> str:
     """What a headless Chromium prints of the page, with these flags."""
     (folder / "page.html").write_text(page, encoding="utf-8")
     assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command = [
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
     process = subprocess.run(
         [*command, *flags, (folder / "page.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
     )
