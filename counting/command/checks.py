@@ -47,6 +47,7 @@ NEEDS = {
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
+    "design_family": ("design",),
     "force": ("design", "trace", "trace_memory"),
 }
 

@@ -38,3 +38,6 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training, as 5M or 200k")
     budget.add_argument("--scaling_law", metavar="LAW", help=f"default {DEFAULT_LAW.name}")
     budget.add_argument("--design", metavar="FILE", help="design a model for the budget and write its config to FILE")
+    budget.add_argument(
+        "--design_family", metavar="FAMILY", help="of which family: llama (default), qwen3, deepseek_v3 (a mixture)"
+    )

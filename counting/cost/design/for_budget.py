@@ -6,7 +6,7 @@ from counting.analysis import Analysis, analyze
 from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design.architecture import Architecture
-from counting.cost.design.llama import design_model
+from counting.cost.design.model import DEFAULT_DESIGN_FAMILY, design_model
 from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
 from counting.setup import Setup
 from torch_models.errors import UserError
@@ -16,21 +16,24 @@ from torch_models.fields.config import spec_from_fields
 class Design(Architecture, frozen=True, kw_only=True):
     """A measured architecture, the tokens that the budget pays for, and the loss that the law predicts."""
 
+    mtp_parameters: int  # of multi-token prediction, beside the main model; 0 without
     tokens: int
-    tokens_per_parameter: float
+    tokens_per_parameter: float  # of the sized parameters, as the loss
     training_flops_per_token: int
     training_flops: int  # for all `tokens`; at most those of the budget
     scaling_law: str
     predicted_loss: float  # nats per token
 
 
-def design_for_budget(plan: BudgetPlan, name: str) -> Design:
-    """A Llama-style model of about `plan.optimal_parameters`; parameters and FLOPs are measured on its modules.
+def design_for_budget(plan: BudgetPlan, name: str, family: str = DEFAULT_DESIGN_FAMILY) -> Design:
+    """A model of `family` of about `plan.optimal_parameters`; parameters and FLOPs are measured on its modules.
 
-    The sequence length is the config's `max_position_embeddings`. `name` becomes the name of the model. Raises
-    UserError for a size outside the range of the design rules, and for a budget that does not pay for one token.
+    Of a mixture of experts, that is the number of active parameters. Multi-token prediction is trained if the family
+    has it. The sequence length is the config's `max_position_embeddings`. `name` becomes the name of the model. Raises
+    UserError for an unknown family, a size outside the range of its design rules, and for a budget that does not pay
+    for one token.
     """
-    architecture = design_model(plan.optimal_parameters)
+    architecture = design_model(plan.optimal_parameters, family)
     positions = architecture.config["max_position_embeddings"]
     assert isinstance(positions, int)
     analysis = analyze(spec_from_fields(architecture.config, name), Setup(sequence_length=positions), step=False)
@@ -51,10 +54,15 @@ def resolve_tokens(
         raise UserError(
             f"{training_flops:.3g} training FLOPs do not pay for one token of this model ({flops_per_token:.3g})"
         )
-    law, parameters = find_law(scaling_law), analysis.parameters.total
+    law, counted = find_law(scaling_law), analysis.parameters
+    parameters = counted.active if architecture.sized_by == "active" else counted.total
     return Design(
+        family=architecture.family,
         config=architecture.config,
-        parameters=parameters,
+        parameters=counted.total,
+        active_parameters=counted.active,
+        mtp_parameters=counted.mtp,
+        sized_by=architecture.sized_by,
         target_parameters=architecture.target_parameters,
         relative_error=parameters / architecture.target_parameters - 1,
         rules=architecture.rules,
