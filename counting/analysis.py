@@ -26,6 +26,7 @@ from counting.counts import (
 )
 from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
+from counting.records.tidy import Tidy
 from counting.setup import Setup, resolve
 from counting.step.fit import Fit
 from counting.step.flops import TrainingStep, training_step
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Proof = Literal["measured = formula", "measured, no formula"]
 
 
-class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
+class ParameterTotals(Tidy, frozen=True, kw_only=True):
     """Parameters of the main model; `mtp` and the correction biases are not in `total`."""
 
     total: int
@@ -63,7 +64,7 @@ class ParameterTotals(msgspec.Struct, frozen=True, kw_only=True):
     mtp_moment_bytes: int
 
 
-class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
+class LayerAnalysis(Tidy, frozen=True, kw_only=True):
     """One distinct layer. FLOPs and bytes are those of one forward pass over one micro-batch."""
 
     kind: str
@@ -92,7 +93,7 @@ class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
         return self.peak_memory_bytes / 10**9
 
 
-class Analysis(msgspec.Struct, frozen=True, kw_only=True):
+class Analysis(Tidy, frozen=True, kw_only=True):
     """All measured numbers of one model, with the checks of each. Converts to JSON and back without loss."""
 
     name: str

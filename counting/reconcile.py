@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from counting.counts import Counts
+from counting.records.tidy import Tidy
 
 WHOLE = "total"  # the component of a number that is not divided into components
 IDENTITY = ("kind", "count", "found", "ascending")  # what identifies layers and passes; not compared as counts
@@ -45,7 +46,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         return text
 
 
-class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+class Agreement(Tidy, frozen=True, kw_only=True):
     """Every number of an analysis with its witnesses."""
 
     witnesses: tuple[str, ...]

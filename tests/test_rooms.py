@@ -51,17 +51,19 @@ ROOMS = {
         " torch_models.training"
         " torch_models.builder torch_models.checkpoints"
     ),
+    # Results as rows: numbers as they are. Every result knows how to become rows; a row knows no result.
+    "counting.records": "",
     # What one step is run with, and what every witness says of it.
     "counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
-        "counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
+        "counting.records counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.megatron_rules counting.pipeline_rules counting.layout": (
         "counting.setup torch_models.errors torch_models.layout torch_models.parallel torch_models.spec"
         " torch_models.stages"
     ),
     "counting.ranks": (
-        "counting.counts counting.recipes counting.setup counting.step torch_models.layout torch_models.spec"
-        " torch_models.stages"
+        "counting.counts counting.recipes counting.records counting.setup counting.step torch_models.layout"
+        " torch_models.spec torch_models.stages"
     ),
     # What a step does, and how long that takes on a cluster.
     "counting.work": "counting.ranks",
@@ -85,32 +87,31 @@ ROOMS = {
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
         " torch_models.fields"
     ),
-    # Results as rows: numbers as they are.
-    "counting.records": "",
     # The caching allocator: events in, reserved bytes out.
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
-    "counting.reconcile": "counting.counts",
+    "counting.reconcile": "counting.counts counting.records",
     "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
         "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
-        " counting.layout counting.measurements counting.ranks counting.recipes counting.reconcile"
+        " counting.layout counting.measurements counting.ranks counting.recipes counting.records counting.reconcile"
         " counting.setup counting.step counting.via_transformers counting.work torch_models.errors torch_models.fields"
         " torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
-        "counting.analysis counting.counts counting.ranks counting.step counting.recipes counting.setup"
-        " torch_models.errors torch_models.fields torch_models.spec"
+        "counting.analysis counting.counts counting.ranks counting.step counting.recipes counting.records"
+        " counting.setup torch_models.errors torch_models.fields torch_models.spec"
     ),
     "counting.published": (
-        "counting.analysis counting.timing counting.cost counting.formulas.kv_cache counting.setup counting.step"
+        "counting.analysis counting.timing counting.cost counting.formulas.kv_cache counting.records counting.setup"
+        " counting.step"
         " counting.work torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     # A user's own measurements: of steps, beside what the analysis says of them; and of the machine, which needs torch.
     "counting.calibration.machine": "counting.calibration.found torch_models.errors",
     "counting.calibration": (
-        "counting.analysis counting.cost counting.setup counting.step torch_models.errors torch_models.layout"
-        " torch_models.spec"
+        "counting.analysis counting.cost counting.records counting.setup counting.step torch_models.errors"
+        " torch_models.layout torch_models.spec"
     ),
     "counting": (
         "counting.analysis counting.cost counting.measurements counting.reconcile counting.setup counting.step"
@@ -119,7 +120,7 @@ ROOMS = {
     # What a user sees: nothing imports the report but the command, and the command but the top file.
     "counting.report": (
         "counting.analysis counting.calibration counting.cost counting.counts counting.ranks counting.step"
-        " counting.published counting.recipes counting.reconcile counting.setup torch_models.layout"
+        " counting.published counting.recipes counting.reconcile counting.records counting.setup torch_models.layout"
     ),
     "counting.command": (
         "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"

@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from counting.records.tidy import Tidy
+
 DeviceKind = Literal["cpu", "cuda"]
 FoundCollective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all"]
 
@@ -58,7 +60,7 @@ class FoundLink(msgspec.Struct, frozen=True, kw_only=True):
         return self.ranks // self.in_node
 
 
-class FoundMachine(msgspec.Struct, frozen=True, kw_only=True):
+class FoundMachine(Tidy, frozen=True, kw_only=True):
     """One device of the machine, and its links where several ranks measured."""
 
     device: DeviceKind

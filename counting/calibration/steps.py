@@ -7,6 +7,7 @@ import msgspec
 from counting.analysis import Analysis, analyze
 from counting.calibration.scale import ScaledRow, check_number, fit_scale, median_error
 from counting.cost.cluster import Calibration, Cluster
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.time import StepTime
 from torch_models.errors import ArgumentError, ConfigError, UserError
@@ -37,7 +38,7 @@ class CalibratedStep(msgspec.Struct, frozen=True, kw_only=True):
     seconds: ScaledRow
 
 
-class CalibratedCluster(msgspec.Struct, frozen=True, kw_only=True):
+class CalibratedCluster(Tidy, frozen=True, kw_only=True):
     """The scale of a cluster and its software, and the rows that it was fitted to."""
 
     gpu: str

@@ -48,7 +48,7 @@ NEEDS = {
     "scaling_law": ("training_budget",),
     "design": ("training_budget",),
     "design_family": ("design",),
-    "force": ("design", "trace", "trace_memory"),
+    "force": ("design", "trace", "trace_memory", "html"),
 }
 
 # At most one flag of each row can be given, because they set the same quantity.
@@ -71,7 +71,7 @@ WITHOUT_CLUSTER = {
 }
 
 NAME_GPUS = ("gpus", "gpu_file", "cluster")
-NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory")
+NAME_FILES = ("gpu_file", "cluster", "design", "trace", "trace_memory", "html")
 NO_FLAGS = {"plan", "from_plan"}  # options that are not flags of the analysis
 
 

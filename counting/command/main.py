@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _calibrate(arguments[1:])
             return 0
         options = read_flags(arguments)
-        _run(options)
+        _run(options, arguments)
     except UserError as error:
         print(error_line(error, options.plan, options.from_plan), file=sys.stderr)
         return EXIT_USER_ERROR
@@ -38,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> None:
-    """Work out and print the results. Files are written first, so that nothing is printed if that fails."""
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Work out and print the results of a command. Files are written first, so that nothing is printed if that fails."""
     progress = Progress()
     try:
         results = results_of(options, progress)
     finally:
         progress.erase()
-    write_outputs(options, results)
+    write_outputs(options, results, arguments)
     from counting.report import json_document, print_results
 
     for warning in length_warnings(results.analyses):

@@ -13,6 +13,7 @@ import msgspec
 
 from counting.cost.hardware import Gpu, find_gpu, load_gpus
 from counting.cost.scaling_laws import DEFAULT_LAW, compute_optimum, extrapolates, find_law, predicted_loss
+from counting.records.tidy import Tidy
 from torch_models.errors import ArgumentError
 
 SECONDS_PER_HOUR = 3600
@@ -36,7 +37,7 @@ class GpuOption(msgspec.Struct, frozen=True, kw_only=True):
     training_flops: int
 
 
-class BudgetPlan(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetPlan(Tidy, frozen=True, kw_only=True):
     """The compute-optimal use of a budget, with its assumptions."""
 
     budget_usd: float

@@ -14,6 +14,7 @@ from counting.analysis import Analysis
 from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token, trains_mtp
 from counting.cost.scaling_laws import extrapolates, find_law, optimal_tokens, predicted_loss
+from counting.records.tidy import Tidy
 from torch_models.errors import UserError
 
 
@@ -29,7 +30,7 @@ class LawOnModel(msgspec.Struct, frozen=True, kw_only=True):
     extrapolated: bool
 
 
-class BudgetOnModel(msgspec.Struct, frozen=True, kw_only=True):
+class BudgetOnModel(Tidy, frozen=True, kw_only=True):
     """The whole budget spent on one model."""
 
     model: str

@@ -14,6 +14,7 @@ from counting.cost.budget import DEFAULT_MFU, exactly, gpu_names
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.run import Outcome, RunPlan, plan_run
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
+from counting.records.tidy import Tidy
 from torch_models.errors import ArgumentError
 
 
@@ -35,7 +36,7 @@ class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
     cost_over_cheapest: float
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+class Comparison(Tidy, frozen=True, kw_only=True):
     """The compared models, and the settings that they share."""
 
     tokens: int

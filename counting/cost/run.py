@@ -36,6 +36,7 @@ from counting.cost.conventions import (
 )
 from counting.cost.hardware import Gpu
 from counting.recipes import Precision, model_states
+from counting.records.tidy import Tidy
 from counting.step.time import StepTime
 from torch_models.errors import ArgumentError
 
@@ -117,7 +118,7 @@ class ImpliedMfu(msgspec.Struct, frozen=True, kw_only=True):
     mfu: float
 
 
-class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
+class GpuRun(Tidy, frozen=True, kw_only=True):
     """The run on one kind of GPU."""
 
     gpu: str
@@ -137,7 +138,7 @@ class GpuRun(msgspec.Struct, frozen=True, kw_only=True):
     step_fits: bool | None
 
 
-class TrainingRun(msgspec.Struct, frozen=True, kw_only=True):
+class TrainingRun(Tidy, frozen=True, kw_only=True):
     """One model trained once, on each kind of GPU."""
 
     model: str

@@ -25,6 +25,7 @@ from counting.published.runs import (
     load_published_runs,
     measure_published,
 )
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from torch_models.fields.config import spec_from_fields
 
@@ -75,7 +76,7 @@ class CostAtMfu(msgspec.Struct, frozen=True, kw_only=True):
     costs_usd: tuple[float, ...]
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class Claim(Tidy, frozen=True, kw_only=True):
     """The results, in the order of the argument."""
 
     run: ExaminedRun

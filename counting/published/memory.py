@@ -13,6 +13,7 @@ import msgspec
 from counting.analysis import Analysis
 from counting.cost.fits import worst_rank
 from counting.published.rows import Record, RepeatedRow, analysis_or_reason, check_rows, read_records
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.memory import StepMemory
 from torch_models.layout import Layout
@@ -48,7 +49,7 @@ class MemoryFigure(msgspec.Struct, frozen=True, kw_only=True):
     relative_difference: float  # the middle of low and high / stated - 1
 
 
-class ExaminedMemory(msgspec.Struct, frozen=True, kw_only=True):
+class ExaminedMemory(Tidy, frozen=True, kw_only=True):
     """A published row with this project's figures; none of a row that is not run, for the reason `not_run`."""
 
     name: str

@@ -20,6 +20,7 @@ from counting.cost.run import ImpliedMfu, implied_mfus
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from counting.formulas.kv_cache import kv_cache_bytes_per_token
 from counting.published.rows import Record, check_names, read_records
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from torch_models.fields.config import read_spec
 from torch_models.spec import ModelSpec
@@ -164,7 +165,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-class ExaminedRun(msgspec.Struct, frozen=True, kw_only=True):
+class ExaminedRun(Tidy, frozen=True, kw_only=True):
     """A published run with this project's numbers beside it."""
 
     name: str

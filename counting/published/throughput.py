@@ -20,6 +20,7 @@ from counting.cost.cluster import Cluster
 from counting.cost.conventions import Convention, flops_by_convention
 from counting.cost.hardware import find_gpu
 from counting.published.rows import Record, RepeatedRow, RunSettings, check_names, check_rows, read_records
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.time import StepTime
 from counting.timing import timed_step
@@ -94,7 +95,7 @@ class ThroughputRecords(Record, frozen=True, kw_only=True):
     ratios: tuple[PublishedRatio, ...]
 
 
-class ExaminedThroughput(msgspec.Struct, frozen=True, kw_only=True):
+class ExaminedThroughput(Tidy, frozen=True, kw_only=True):
     """A published row with this project's time of the same step; none of a row that is not run."""
 
     name: str
@@ -147,7 +148,7 @@ class ExaminedRatio(msgspec.Struct, frozen=True, kw_only=True):
     relative_error: float
 
 
-class Throughput(msgspec.Struct, frozen=True, kw_only=True):
+class Throughput(Tidy, frozen=True, kw_only=True):
     """All rows, with what their errors come to."""
 
     rows: tuple[ExaminedThroughput, ...]

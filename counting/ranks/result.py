@@ -25,6 +25,7 @@ from counting.ranks.profile import (
     total_traffic,
 )
 from counting.ranks.shallow import Shallow
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.memory import StepMemory
 from torch_models.layout import Layout
@@ -42,7 +43,7 @@ class RankCollective(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int
 
 
-class RankAnalysis(msgspec.Struct, frozen=True, kw_only=True):
+class RankAnalysis(Tidy, frozen=True, kw_only=True):
     """Ranks that hold, compute and send the same; `first_rank` is the lowest of them."""
 
     count: int

@@ -1,14 +1,18 @@
 """One row of a table to take away."""
 
-from typing import TypedDict
+from typing import NamedTuple
 
 
-class TidyRow(TypedDict):
-    """One number of a result; a list of these is what pandas and polars read in one call."""
+class TidyRow(NamedTuple):
+    """One number of a result, as the JSON document has it.
 
-    scope: str  # what it is about: the model, a layer, a rank class, a GPU
-    component: str  # a part of the scope, as `attention`; empty for the whole
+    pandas and polars read a list of these in one call, with the names of the columns, and polars with their types:
+    `value` is Float64 there, whatever the first rows have. Integers are exact here, of any size; a float has 53 bits.
+    """
+
+    scope: str  # what it is about, from the whole to the part: "deepseek_v3 / step / optimiser step"
+    component: str  # a part of the quantity, as `attention`, or `total`; empty where it is not divided
     quantity: str  # as in the JSON document: `forward_flops`
-    value: int | float | str | bool | None
-    unit: str  # as `FLOP`, `byte`, `parameter`, `token`; empty for a ratio or a name
-    convention: str  # what it is counted by; empty where there is nothing to choose
+    value: float  # an int where the number is exact; 1 and 0 for yes and no
+    unit: str  # spelt out: FLOP, byte, parameter, token, second, USD; of a yes or no "1 = yes"
+    convention: str  # the sentence that says how it is counted; empty where there is nothing to say

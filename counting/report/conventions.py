@@ -1,28 +1,7 @@
 """Words and notes that several reports share: FLOP conventions, sizes, recipes and memory."""
 
-from counting.cost.conventions import Convention
 from counting.recipes import bytes_per_parameter, find_optimizer, find_precision
 from counting.report.format import Bytes, integer
-
-CONVENTIONS: dict[Convention, str] = {
-    "6N": "6 N",
-    "6N_full_attention": "6 N' + full attention",
-    "6N_causal_attention": "6 N' + causal attention",
-    "own": "the model's own count",
-}
-
-MFU_NOTE = (
-    "MFU is relative to the dense peak of the 16-bit training dtype. FLOPs are the model's own count: three forward "
-    "passes, without recomputation."
-)
-STATES_NOTE = (
-    "GPUs at least: the smallest number whose memory holds parameters, gradients and optimiser state, sharded evenly. "
-    "Memory is what the driver reports if that is known, else the vendor's figure with one GB taken as 2^30 bytes."
-)
-CONVENTION_NOTE = (
-    "N: active parameters, those that one token uses. N': N without the input embedding, which is a lookup. Causal: "
-    "half of attention's square. Only the model's own count includes multi-token prediction."
-)
 
 
 def how_counted(length: str, mtp_trained: bool) -> str:

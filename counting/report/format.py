@@ -9,9 +9,31 @@ TIME_UNITS = ((0, "s"), (-3, "ms"), (-6, "µs"), (-9, "ns"))
 BYTE_UNITS = ((9, "GB"), (6, "MB"), (3, "KB"), (0, "bytes"))
 
 
-def integer(value: int) -> str:
+class Number(str):
+    """A number as it is shown, maybe rounded or in another unit; `value` is the number itself, as the JSON has it."""
+
+    value: int | float
+
+    def __new__(cls, shown: str, value: int | float) -> "Number":
+        """`shown` with `value` beside it."""
+        number = super().__new__(cls, shown)
+        number.value = value
+        return number
+
+
+def integer(value: int) -> Number:
     """1234567 -> 1,234,567."""
-    return f"{value:,}"
+    return Number(f"{value:,}", value)
+
+
+def decimal(value: float, places: int) -> Number:
+    """1234.567 to 1 place -> 1,234.6."""
+    return Number(f"{value:,.{places}f}", value)
+
+
+def significant(value: float) -> Number:
+    """Six digits at most, zeros at the end left out: 989.0 -> 989, 1234.5 -> 1,234.5."""
+    return Number(f"{value:,g}", value)
 
 
 def numbered(number: int, noun: str) -> str:
@@ -25,32 +47,37 @@ def share(part: int, whole: int) -> str:
     return "< 0.01 %" if part and percent < 0.01 else f"{percent:.2f} %"
 
 
-def shifted(value: int, decimals: int, *, places: int | None = None) -> str:
+def shifted(value: int, decimals: int, *, places: int | None = None) -> Number:
     """`value` / 10^`decimals` with all decimal digits, or rounded to `places`."""
     if places is not None:
-        return f"{value / 10**decimals:,.{places}f}"
+        return Number(f"{value / 10**decimals:,.{places}f}", value)
     whole, rest = divmod(value, 10**decimals)
-    return f"{whole}.{rest:0{decimals}d}".rstrip("0").rstrip(".")
+    return Number(f"{whole}.{rest:0{decimals}d}".rstrip("0").rstrip("."), value)
 
 
-def percent(part: float, places: int = 2) -> str:
+def percent(part: float, places: int = 2) -> Number:
     """0.4373 -> 43.73 %."""
-    return f"{100 * part:,.{places}f} %"
+    return Number(f"{100 * part:,.{places}f} %", part)
 
 
-def dollars(amount: float) -> str:
+def signed_percent(part: float, places: int = 2) -> Number:
+    """-0.1234 -> -12.34 %, 0.1234 -> +12.34 %."""
+    return Number(f"{100 * part:+.{places}f} %", part)
+
+
+def dollars(amount: float) -> Number:
     """Whole dollars from $1,000 on; dollars and cents below."""
-    return f"${amount:,.0f}" if amount >= 1000 else f"${amount:,.2f}"
+    return Number(f"${amount:,.0f}" if amount >= 1000 else f"${amount:,.2f}", amount)
 
 
-def scientific(value: float) -> str:
+def scientific(value: float) -> Number:
     """Four digits and a power of ten: 1.234e+24."""
-    return f"{value:.3e}"
+    return Number(f"{value:.3e}", value)
 
 
 def optional(value: float | None, places: int = 0) -> str:
     """`value` with `places` decimals, or a dash if it is None."""
-    return NONE if value is None else f"{value:,.{places}f}"
+    return NONE if value is None else decimal(value, places)
 
 
 def length_source(source: str | None) -> str:

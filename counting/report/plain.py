@@ -1,14 +1,17 @@
 """The plain lines for scripts: no tables, no separators in numbers."""
 
-from collections.abc import Sequence
-
 from counting.analysis import Analysis
 from counting.cost.budget import BudgetPlan
 from counting.report.format import shifted
+from counting.report.results import Results
 
 
-def plain_text(analyses: Sequence[Analysis], budget: BudgetPlan | None) -> str:
-    """A block of lines for each model and for the budget; each block names its model if there are several."""
+def plain_text(results: Results) -> str:
+    """A block of lines for each model and for the budget; each block names its model if there are several.
+
+    A comparison has none, and replaces those of its models.
+    """
+    analyses, budget = results.analyses if results.comparison is None else (), results.budget
     blocks = [
         ([f"Model: {analysis.name}"] if len(analyses) > 1 else []) + analysis_lines(analysis) for analysis in analyses
     ]

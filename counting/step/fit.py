@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from counting.records.tidy import Tidy
 from torch_models.spec import Kernels, ModelRecompute
 
 FitBasis = Literal["allocated", "reserved"]
@@ -20,7 +21,7 @@ class Remedy(msgspec.Struct, frozen=True, kw_only=True):
     needed_bytes: int
 
 
-class Fit(msgspec.Struct, frozen=True, kw_only=True):
+class Fit(Tidy, frozen=True, kw_only=True):
     """Whether one step, or one rank of it, fits one device: a GPU, or one die of a board with two.
 
     `basis` names the bytes that are compared with the capacity, beside those that a process uses before its first

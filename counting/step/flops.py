@@ -1,12 +1,11 @@
 """FLOPs of one training step as a result. Torch-free."""
 
-import msgspec
-
 from counting.counts import AttentionCore, StepFlops, model_flops
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 
 
-class TrainingStep(msgspec.Struct, frozen=True, kw_only=True):
+class TrainingStep(Tidy, frozen=True, kw_only=True):
     """FLOPs of one training step, all micro-batches together, including multi-token prediction if it is trained.
 
     Model FLOPs are three times the forward pass, independent of recomputation. Hardware FLOPs are all executed FLOPs:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from counting.recipes import ModelStates, states_measurable
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.phase import Outside, Phase, Position, RunOfLayers, pass_micro_batch, worst_of
 from counting.step.profile import Passes, StepProfile, Stretch
@@ -119,7 +120,7 @@ class ReservedParts(msgspec.Struct, frozen=True, kw_only=True):
         return sum(pool.fragment_bytes for pool in self.pools)
 
 
-class StepMemory(msgspec.Struct, frozen=True, kw_only=True):
+class StepMemory(Tidy, frozen=True, kw_only=True):
     """The phases of one training step in order, the model states, and the assumptions."""
 
     states: ModelStates

@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from counting.records.tidy import Tidy
+
 NO_TIME_BY_FORMULA = (
     "How long a step takes is not worked out: by Megatron-LM's rules there is an estimate of memory by formula, and no "
     "step is run whose ops could be timed."
@@ -45,7 +47,7 @@ class NotTimed(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""  # what to give so that it is; empty if nothing helps, or if the reason says it
 
 
-class StepTime(msgspec.Struct, frozen=True, kw_only=True):
+class StepTime(Tidy, frozen=True, kw_only=True):
     """One step on one kind of GPU. `seconds` is the estimate or the calibrated prediction, as `basis` says.
 
     `bound_seconds` is what no run beats: best products, no launch, all communication hidden. `low_seconds` to

@@ -9,5 +9,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     outputs.add_argument(
         "--trace_memory", metavar="FILE", help="write the step's memory snapshot, for the viewer at pytorch.org"
     )
+    outputs.add_argument(
+        "--html", metavar="FILE", help="write one page of the answer, all tables and figures, to read, print or send"
+    )
     outputs.add_argument("--trace", metavar="FILE", help="write a step over time, for the viewer at ui.perfetto.dev")
     outputs.add_argument("--force", action="store_true", help="let the flags that write a file replace it")

@@ -1,14 +1,18 @@
 """The files that a command writes beside its answer."""
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from counting.command.flags.names import VERSION
+from counting.command.help import PROGRAM
 from counting.command.output_file import files_of_config, refuse_shared_files, refuse_unwritable, write_whole
 
 if TYPE_CHECKING:
     from counting.report import Results
 
-FILES = ("design", "trace", "trace_memory")  # the flags that name one file to write
+FILES = ("design", "trace", "trace_memory", "html")  # the flags that name one file to write
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -32,7 +36,17 @@ def check_outputs(options: argparse.Namespace) -> None:
             refuse_unwritable(path, overwrite=options.force)
 
 
-def write_outputs(options: argparse.Namespace, results: "Results") -> None:
-    """Write what comes from the results of the whole command."""
+def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> None:
+    """Write what comes from the results of the whole command, whose arguments were `typed`."""
+    page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
+    if page is not None:
+        write_whole(options.html, page, overwrite=options.force)
+
+
+def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:
+    from counting.report.page import Making, html_page
+
+    making = Making(f"{PROGRAM} {shlex.join(typed)}", f"model-training-cost-analysis {VERSION}")
+    return html_page(results, options.design, making)

@@ -61,5 +61,7 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
         claim=claim_of_bill(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
-        on_catalogue=[] if options.json else [fits_of(analysis, load_gpus()) for analysis in analyses],
+        on_catalogue=[]
+        if options.json and options.html is None
+        else [fits_of(analysis, load_gpus()) for analysis in analyses],
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from counting.records.tidy import Tidy
 from torch_models.errors import UserError
 
 LARGEST_RELATIVE_ERROR = 0.005
@@ -14,7 +15,7 @@ LARGEST_RELATIVE_ERROR = 0.005
 SizedBy = Literal["total", "active"]  # which parameters of a design are brought to the target
 
 
-class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+class Architecture(Tidy, frozen=True, kw_only=True):
     """A designed config.json, and its distance from the requested number of parameters."""
 
     family: str

@@ -1,16 +1,12 @@
 """The table of the GPUs on which a training step fits."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from counting.report.format import integer
 from counting.report.screen.fits import remedy_in_words
-from counting.report.tables import rows_table
+from counting.report.tables import Table, rows_table
 from counting.setup import Setup
 from counting.step.fit import Fit
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 CAPTION = (
     "Needed: the most bytes that the caching allocator reserves, an estimate or, where that is not worked out, the "
@@ -24,7 +20,7 @@ CAPTION = (
 OF_A_RANK = " Communicators: one for each axis over which the rank sends; 0 where their buffers are not known."
 
 
-def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
+def fits_table(fits: Sequence[Fit], setup: Setup) -> Table:
     """A row for each GPU, in bytes."""
     reserved = any(fit.reserved_bytes is not None for fit in fits)
     headings = ["GPU", "fits", "allocated", *(["reserved"] if reserved else []), "needed", "capacity", "left"]
@@ -36,7 +32,7 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
     for fit in fits:
         cheapest = fit.remedies[0] if fit.remedies else None
         sizes = (fit.needed_bytes, fit.capacity_bytes, fit.spare_bytes)
-        of_step = [integer(fit.allocated_bytes)]
+        of_step: list[str] = [integer(fit.allocated_bytes)]
         if reserved:
             of_step.append("" if fit.reserved_bytes is None else integer(fit.reserved_bytes))
         remedy = (remedy_in_words(cheapest, setup), integer(cheapest.needed_bytes)) if cheapest else ("", "")
@@ -44,5 +40,5 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> "Table":
         row = [fit.gpu, answer if fit.kernels == setup.kernels else f"{answer} (eager)", *of_step]
         row += [*map(integer, sizes), *remedy]
         table.add_row(*row[: len(headings)])
-    table.caption, table.caption_justify = f"{CAPTION}{OF_A_RANK if spread else ''}", "left"
+    table.caption = f"{CAPTION}{OF_A_RANK if spread else ''}"
     return table

@@ -1,16 +1,12 @@
 """The table of the FLOPs of a forward pass."""
 
-from typing import TYPE_CHECKING
-
 from counting.analysis import Analysis
 from counting.report.format import integer, share
 from counting.report.model.components import component_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from counting.report.tables import Table
 
 
-def flop_table(analysis: Analysis) -> "Table":
+def flop_table(analysis: Analysis) -> Table:
     """FLOPs by component, for each distinct layer and for the model; below, totals by form of attention."""
     table = component_table(f"Forward FLOPs of {_sequences(analysis.setup.micro_batch_size)}", analysis.layers, "model")
     for component, count in analysis.forward_flops_by_component.items():
@@ -20,12 +16,12 @@ def flop_table(analysis: Analysis) -> "Table":
     table.add_section()
     windowed = analysis.forward_flops_full_attention != analysis.forward_flops
 
-    def add(label: str, per_layer: list[int], count: int, style: str | None = None) -> None:
+    def add(label: str, per_layer: list[int], count: int, bold: bool = False) -> None:
         numbers = (*map(integer, per_layer), integer(count), share(count, analysis.forward_flops))
-        table.add_row(label, *numbers, style=style)
+        table.add_row(label, *numbers, bold=bold)
 
     title = "total, attention within windows" if windowed else "total, full attention"
-    add(title, [layer.forward_flops for layer in analysis.layers], analysis.forward_flops, "bold")
+    add(title, [layer.forward_flops for layer in analysis.layers], analysis.forward_flops, bold=True)
     causal = [layer.forward_flops_causal for layer in analysis.layers]
     half = "total, causal within windows" if windowed else "total, causal half of the square"
     add(half, causal, analysis.forward_flops_causal)

@@ -1,16 +1,12 @@
 """The table of a model's parameters."""
 
-from typing import TYPE_CHECKING
-
 from counting.analysis import Analysis
 from counting.report.format import integer, share
 from counting.report.model.components import component_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from counting.report.tables import Table
 
 
-def parameter_table(analysis: Analysis) -> "Table":
+def parameter_table(analysis: Analysis) -> Table:
     """Parameters by component, for each distinct layer and for the model; below, active and not included ones."""
     parameters = analysis.parameters
     table = component_table("Parameters", analysis.layers, "model")
@@ -20,9 +16,7 @@ def parameter_table(analysis: Analysis) -> "Table":
             table.add_row(component, *map(integer, row), integer(count), share(count, parameters.total))
     table.add_section()
     per_layer = [integer(layer.parameters) for layer in analysis.layers]
-    table.add_row(
-        "total", *per_layer, integer(parameters.total), share(parameters.total, parameters.total), style="bold"
-    )
+    table.add_row("total", *per_layer, integer(parameters.total), share(parameters.total, parameters.total), bold=True)
     blank = [""] * len(analysis.layers)
 
     def add(label: str, count: int) -> None:

@@ -1,7 +1,7 @@
 """The tables of a step that is spread over ranks: memory, FLOPs and collectives of each class of equal ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -12,15 +12,12 @@ from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_rank
 from counting.report.model.reserved import reserved_tables
 from counting.report.model.stages import places_table, stages_table
 from counting.report.model.step_memory import step_memory_table
-from counting.report.tables import rows_table
+from counting.report.tables import Table, rows_table
 from counting.step.phase import Phase
 from torch_models.layout import Layout
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-
-def rank_tables(analysis: Analysis) -> "Iterator[Table]":
+def rank_tables(analysis: Analysis) -> Iterator[Table]:
     """The classes side by side; memory and FLOPs of each; what each sends; and the sums over all ranks."""
     layout, classes = analysis.layout, analysis.rank_classes
     if layout is None or not classes:
@@ -76,7 +73,7 @@ def _alike(classes: Sequence[RankAnalysis], of: Callable[[RankAnalysis], _Of]) -
     return [(each, f" (from {each.first_rank})" if len(distinct) > 1 else "") for each in distinct]
 
 
-def _classes_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table":
+def _classes_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> Table:
     fields = ["weights", "gradients", "masters", "moments"]
     if not any(each.memory.states.masters for each in classes):
         fields.remove("masters")
@@ -91,11 +88,10 @@ def _classes_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table"
         if layout.framework == "torch"
         else "Parameters: numbers that a rank updates. Weights and gradients are whole on each rank."
     )
-    table.caption_justify = "left"
     return table
 
 
-def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> "Table":
+def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> Table:
     """FLOPs of one step by component: those of a rank, and those of the undivided model on one device."""
     step = analysis.training
     assert step is not None
@@ -119,7 +115,6 @@ def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> "Tabl
     divided = "; those of pp have layers of their own, those of cp positions" if _divides(analysis) else ""
     skipped = " " + SKIPPED if any(each.skipped_by_causality for each, _ in alike) else ""
     table.caption = f"By component: forward. Each rank of dp and fsdp has micro-batches of its own{divided}.{skipped}"
-    table.caption_justify = "left"
     return table
 
 
@@ -128,7 +123,7 @@ def _divides(analysis: Analysis) -> bool:
     return layout is not None and layout.pp * layout.cp > 1
 
 
-def _collectives_table(classes: tuple[RankAnalysis, ...]) -> "Table":
+def _collectives_table(classes: tuple[RankAnalysis, ...]) -> Table:
     """Every collective that a rank calls in a step."""
     headings = ["phase", "axis", "operation", "calls", "bytes in", "bytes out"]
     alike = _alike(classes, lambda each: each.collectives)
@@ -152,11 +147,10 @@ def _collectives_table(classes: tuple[RankAnalysis, ...]) -> "Table":
             "torch has a buffer for each message before the first pass: together the bytes out of all receives."
         )
     table.caption = " ".join(sentences)
-    table.caption_justify = "left"
     return table
 
 
-def _sums_table(analysis: Analysis, layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table":
+def _sums_table(analysis: Analysis, layout: Layout, classes: tuple[RankAnalysis, ...]) -> Table:
     """The sums over all ranks beside what the undivided model gives."""
     undivided, micro_batches = analysis.undivided, analysis.setup.micro_batches
     assert undivided is not None and micro_batches is not None
@@ -188,5 +182,5 @@ def _sums_table(analysis: Analysis, layout: Layout, classes: tuple[RankAnalysis,
         )
     if layout.expert_imbalance != 1:
         sentences.append("The busiest rank stands for all, so the sum has more FLOPs.")
-    table.caption, table.caption_justify = " ".join(sentences), "left"
+    table.caption = " ".join(sentences)
     return table

@@ -1,18 +1,13 @@
 """The tables of a pipeline: the stages of each of its ranks and what they hold, and the layers of each stage."""
 
-from typing import TYPE_CHECKING
-
 from counting.ranks.result import RankAnalysis, worst_by_place
 from counting.report.format import integer
 from counting.report.layout import schedule_in_words
-from counting.report.tables import rows_table
+from counting.report.tables import Table, rows_table
 from torch_models.layout import Layout
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-
-def places_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table":
+def places_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> Table:
     """A row for each rank of the pipeline: its stages, its passes in flight, its states, and its largest peak."""
     title = f"The pipeline, bytes a rank: {integer(layout.pp)} ranks, {schedule_in_words(layout)}"
     headings = ["stages", "rank of pp", "ranks", "in flight", "parameters", "states", "peak"]
@@ -22,17 +17,15 @@ def places_table(layout: Layout, classes: tuple[RankAnalysis, ...]) -> "Table":
         count = sum(other.count for other in classes if other.stage == each.stage)
         memory = each.memory
         numbers = (each.stage, count, each.in_flight, each.parameters, memory.states.total, memory.peak_bytes)
-        style = "bold" if memory.peak_bytes == worst else None
-        table.add_row(", ".join(map(str, each.stages)), *map(integer, numbers), style=style)
+        table.add_row(", ".join(map(str, each.stages)), *map(integer, numbers), bold=memory.peak_bytes == worst)
     table.caption = (
         "In flight: passes forward that wait for their backward pass, at most, of all stages of the rank. Bold: the "
         "largest peak."
     )
-    table.caption_justify = "left"
     return table
 
 
-def stages_table(layout: Layout) -> "Table":
+def stages_table(layout: Layout) -> Table:
     """A row for each stage of the pipeline: its rank, its layers, and what else it has."""
     ranks = {stage: rank for rank in range(layout.pp) for stage in layout.stages_of_rank(rank)}
     counts = layout.stage_layers or ()
@@ -46,5 +39,4 @@ def stages_table(layout: Layout) -> "Table":
         table.add_row(integer(stage), ", ".join(has), *map(integer, numbers))
         first += count
     table.caption = "Layers are counted from 0. Multi-token prediction is in the last stage."
-    table.caption_justify = "left"
     return table

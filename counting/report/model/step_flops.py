@@ -1,12 +1,9 @@
 """The table of one training step's FLOPs."""
 
-from typing import TYPE_CHECKING
-
+from counting.report.format import integer
+from counting.report.tables import Table, rows_table
 from counting.setup import Setup
 from counting.step.flops import TrainingStep
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 RECOMPUTED = {
     "none": "nothing is recomputed in the layers",
@@ -16,17 +13,13 @@ RECOMPUTED = {
 }
 
 
-def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
+def step_flops_table(step: TrainingStep, setup: Setup) -> Table:
     """Model and hardware FLOPs of one step, by component and pass."""
-    from rich.table import Table
+    table = rows_table(_title(setup), ("component", "forward", "backward", "recomputed", "executed"))
+    table.caption = _caption(step, setup)
 
-    table = Table(title=_title(setup), title_justify="left", caption=_caption(step, setup), caption_justify="left")
-    table.add_column("component", no_wrap=True)
-    for heading in ("forward", "backward", "recomputed", "executed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-
-    def add(label: str, *counts: int | None, style: str | None = None) -> None:
-        table.add_row(label, *("" if count is None else f"{count:,}" for count in counts), style=style)
+    def add(label: str, *counts: int | None, bold: bool = False) -> None:
+        table.add_row(label, *("" if count is None else integer(count) for count in counts), bold=bold)
 
     for component, forward in step.forward_flops_by_component.items():
         backward = step.backward_flops_by_component[component]
@@ -35,11 +28,11 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> "Table":
             add(component, forward, backward, recomputed, executed)
     table.add_section()
     passes = (step.forward_flops, step.backward_flops, step.recomputed_flops)
-    add("hardware FLOPs", *passes, step.hardware_flops, style="bold")
+    add("hardware FLOPs", *passes, step.hardware_flops, bold=True)
     add("… for each token", None, None, None, step.hardware_flops_per_token)
     table.add_section()
     of_backward = step.model_flops - step.forward_flops
-    add("model FLOPs, 3 × forward", step.forward_flops, of_backward, None, step.model_flops, style="bold")
+    add("model FLOPs, 3 × forward", step.forward_flops, of_backward, None, step.model_flops, bold=True)
     add("… for each token", None, None, None, step.model_flops_per_token)
     add("… with the causal half of attention", None, None, None, step.model_flops_causal)
     if step.flash_backward_extra_flops:

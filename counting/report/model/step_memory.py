@@ -1,14 +1,10 @@
 """The table of one training step's memory, phase by phase."""
 
-from typing import TYPE_CHECKING
-
 from counting.report.format import integer, recompute_in_words, shifted
+from counting.report.tables import Table
 from counting.setup import Setup
 from counting.step.memory import StepMemory
 from counting.step.phase import PARTS, Phase
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LABELS = {
     "optimizer_state": "optimiser state",
@@ -20,13 +16,11 @@ LABELS = {
 
 def step_memory_table(
     memory: StepMemory, setup: Setup, *, of: str = "the training step", recipe: str | None = None
-) -> "Table":
+) -> Table:
     """A row for each kind of memory, a column for the peak of each phase; the phase with the highest peak is bold.
 
     `of` names the step or the rank; `recipe` describes the formats of its states, if not as the setup's does.
     """
-    from rich.table import Table
-
     (peak,) = (phase for phase in memory.phases if phase.name == memory.peak_phase)
     batches = "1 micro-batch" if setup.micro_batches == 1 else f"{setup.micro_batches:,} micro-batches"
     recompute = recompute_in_words(setup.recompute)
@@ -35,11 +29,10 @@ def step_memory_table(
         f"recompute {recompute}, {batches} of {setup.tokens:,} tokens; the peak is in the {peak.name}"
         + "".join(f", {place}" for place in _places(peak, setup))
     )
-    table = Table(title=title, title_justify="left", caption=_caption(memory, setup, recipe), caption_justify="left")
-    table.add_column("", no_wrap=True)
+    table = Table(title=title, caption=_caption(memory, setup, recipe))
+    table.add_column("", is_number=False)
     for phase in memory.phases:
-        worst = phase.name == memory.peak_phase
-        table.add_column(phase.name, justify="right", no_wrap=True, style="bold" if worst else None)
+        table.add_column(phase.name, bold=phase.name == memory.peak_phase)
     table.add_row("peak in", *(", ".join(_places(phase, setup)) for phase in memory.phases))
     for part in PARTS:
         numbers = [getattr(phase, part) for phase in memory.phases]

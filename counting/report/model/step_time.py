@@ -1,14 +1,10 @@
 """The table of how long a training step takes on each GPU, and where its time goes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from counting.report.format import integer, percent
-from counting.report.tables import rows_table
+from counting.report.format import decimal, percent
+from counting.report.tables import Table, rows_table
 from counting.step.time import NotTimed, StepTime
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 TIME_PARTS = {
     "products": "products",
@@ -24,7 +20,7 @@ TIME_CAPTION = (
 )
 
 
-def time_table(times: Sequence[StepTime]) -> "Table":
+def time_table(times: Sequence[StepTime]) -> Table:
     """A column for each GPU."""
     table = rows_table("How long a training step takes, seconds", ["", *(time.gpu for time in times)])
     axes = dict.fromkeys(axis for time in times for axis in time.breakdown.communication)
@@ -43,14 +39,14 @@ def time_table(times: Sequence[StepTime]) -> "Table":
     ):
         table.add_row(label, *(_seconds(getattr(time, field)) for time in times))
     table.add_section()
-    table.add_row("tokens/s a GPU", *(integer(round(time.tokens_per_second_per_gpu)) for time in times))
+    table.add_row("tokens/s a GPU", *(decimal(time.tokens_per_second_per_gpu, 0) for time in times))
     for label, field in (("MFU", "mfu"), ("of the bound", "bound_mfu"), ("HFU", "hfu")):
         table.add_row(label, *(percent(getattr(time, field), 1) for time in times))
     table.add_row("rates of", *(time.rates_of for time in times))
     table.add_row("basis", *(time.basis for time in times))
     calibrated = any(time.basis == "calibrated" for time in times)
     band = "the spread of the measured steps" if calibrated else "the errors of 8 of 10 published runs"
-    table.caption, table.caption_justify = TIME_CAPTION.format(band=band), "left"
+    table.caption = TIME_CAPTION.format(band=band)
     return table
 
 
@@ -72,4 +68,4 @@ def time_notes(times: Sequence[StepTime], not_timed: Sequence[NotTimed] = ()) ->
 
 
 def _seconds(value: float) -> str:
-    return f"{value:,.4f}"
+    return decimal(value, 4)

@@ -1,13 +1,13 @@
 """Tables of published bills and stated figures beside this project's numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from counting.cost.conventions import Convention
 from counting.published.runs import ExaminedRun, Figure, Quantity
-from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
-from counting.report.format import NONE, optional, percent, scientific
+from counting.records.conventions import CONVENTION_NOTE, FLOP_CONVENTIONS
+from counting.report.format import NONE, Number, decimal, optional, percent, scientific, signed_percent
 from counting.report.published.grouped import grouped
-from counting.report.tables import print_notes, print_tables, rows_table
+from counting.report.tables import Notes, Part, rows_table
 
 # Quantity -> label, divisor for printing, number of decimals.
 QUANTITIES: dict[Quantity, tuple[str, float, int]] = {
@@ -30,8 +30,8 @@ SHORT_CONVENTIONS: dict[Convention, str] = {
 }
 
 
-def print_published(runs: Sequence[ExaminedRun]) -> None:
-    """Print the MFU that published hours imply, and the stated figures beside ours."""
+def published_parts(runs: Sequence[ExaminedRun]) -> Iterator[Part]:
+    """The MFU that published hours imply, and the stated figures beside ours."""
     headings = ("run", "GPU", "tokens", "GPU-hours", "FLOPs, own", "6 N", "+ full", "+ causal", "own")
     hours = rows_table("The MFU that published hours and speeds imply", headings, names=2)
     figures = rows_table(
@@ -39,25 +39,26 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
     )
     for run in runs:
         if run.implied_mfu:
-            mfu = {entry.convention: percent(entry.mfu) for entry in run.implied_mfu}
+            mfu: dict[str, Number] = {entry.convention: percent(entry.mfu) for entry in run.implied_mfu}
             flops = {entry.convention: entry.training_flops for entry in run.implied_mfu}.get("own")
             hours.add_row(
                 run.name,
-                run.gpu,
-                optional(None if run.tokens is None else run.tokens / 10**12, 1) + ("" if run.tokens is None else " T"),
+                run.gpu or "",
+                NONE if run.tokens is None else Number(f"{run.tokens / 10**12:,.1f} T", run.tokens),
                 optional(run.gpu_hours),
                 NONE if flops is None else scientific(flops),
-                *(mfu.get(convention, NONE) for convention in CONVENTIONS),
+                *(mfu.get(convention, NONE) for convention in FLOP_CONVENTIONS),
             )
         if run.figures:
-            figures.add_row(run.name, style="bold")
+            figures.add_row(run.name, bold=True)
             for figure in run.figures:
                 name, *cells = _figure_cells(figure)
                 figures.add_row(f"  {name}", *cells)
             figures.add_section()
-    print_tables(hours, figures)
-    print_notes(
-        [
+    yield hours
+    yield figures
+    yield Notes(
+        (
             "MFU is relative to the dense 16-bit peak. Columns: 6 N; + full: 6 N' + full attention; + causal: 6 N' + "
             "causal attention; own: the model's own count, three forward passes, with multi-token prediction.",
             CONVENTION_NOTE,
@@ -67,12 +68,12 @@ def print_published(runs: Sequence[ExaminedRun]) -> None:
             ),
             *(f"{names}: {note}." for names, note in grouped((run.name, run.note) for run in runs)),
             *(f"{names}: {source}." for names, source in grouped((run.name, run.source) for run in runs)),
-        ]
+        )
     )
 
 
 def _figure_cells(figure: Figure) -> tuple[str, str, str, str, str]:
     name, unit, places = QUANTITIES[figure.quantity]
     convention = "" if figure.convention is None else SHORT_CONVENTIONS[figure.convention]
-    stated, ours = (optional(value / unit, places) for value in (figure.stated, figure.ours))
-    return name, convention, stated, ours, f"{100 * figure.relative_difference:+.2f} %"
+    stated, ours = (Number(decimal(value / unit, places), value) for value in (figure.stated, figure.ours))
+    return name, convention, stated, ours, signed_percent(figure.relative_difference)

@@ -1,25 +1,26 @@
 """Tables of published memory beside what is predicted for the same settings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from counting.published.memory import BYTES_PER_GIB, ExaminedMemory, MemoryFigure
+from counting.report.format import decimal, signed_percent
 from counting.report.published.grouped import grouped
-from counting.report.tables import print_notes, print_tables, rows_table
+from counting.report.tables import Notes, Part, rows_table
 
 MEMORY_HEADINGS = ("stated", "predicted", "difference")
 
 
-def print_published_memory(rows: Sequence[ExaminedMemory]) -> None:
-    """Print the stated peaks of memory beside ours, and why the other rows are not run."""
+def published_memory_parts(rows: Sequence[ExaminedMemory]) -> Iterator[Part]:
+    """The stated peaks of memory beside ours, and why the other rows are not run."""
     figures = rows_table("Stated peaks of memory, and ours, GiB", ("run, bytes", "GPU", *MEMORY_HEADINGS), names=2)
     for row in rows:
         if row.figures:
-            figures.add_row(row.name, row.gpu, style="bold")
+            figures.add_row(row.name, row.gpu, bold=True)
         for figure in row.figures:
             figures.add_row(f"  {figure.quantity}", "", *memory_cells(figure))
-    print_tables(figures)
-    print_notes(
-        [
+    yield figures
+    yield Notes(
+        (
             "Allocated: blocks of the caching allocator, with workspaces of kernels. Reserved: an estimate, least and "
             "most over orders of addresses; the difference is that of their middle. Nothing is fitted to the figures.",
             *(
@@ -28,7 +29,7 @@ def print_published_memory(rows: Sequence[ExaminedMemory]) -> None:
             ),
             *(f"Not run: {names}: {why}." for names, why in grouped(((row.name, row.not_run) for row in rows), ";")),
             *(f"{names}: {source}." for names, source in grouped(((row.name, row.source) for row in rows), ";")),
-        ]
+        )
     )
 
 
@@ -36,7 +37,7 @@ def memory_cells(figure: MemoryFigure) -> tuple[str, str, str]:
     """What is stated, what is predicted, and the difference."""
     low, high = (f"{bytes_ / BYTES_PER_GIB:.2f}" for bytes_ in (figure.low_bytes, figure.high_bytes))
     return (
-        f"{figure.stated_gib:.2f}",
+        decimal(figure.stated_gib, 2),
         low if low == high else f"{low}-{high}",
-        f"{100 * figure.relative_difference:+.2f} %",
+        signed_percent(figure.relative_difference),
     )

@@ -1,11 +1,11 @@
 """Tables of published speeds beside this project's times of the same steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from counting.published.throughput import ErrorSummary, ExaminedThroughput, SpeedQuantity, Throughput
-from counting.report.format import recompute_in_words
+from counting.report.format import decimal, integer, percent, recompute_in_words, signed_percent
 from counting.report.published.grouped import grouped
-from counting.report.tables import print_notes, print_tables, rows_table
+from counting.report.tables import Notes, Part, rows_table
 
 SPEED_HEADINGS = ("bound", "estimate", "measured", "error")
 ERROR_HEADINGS = ("rows", "median", "signed", "10th", "90th", "worst")
@@ -20,8 +20,8 @@ WHAT_IT_IS = (
 )
 
 
-def print_published_throughput(throughput: Throughput) -> None:
-    """Print the times of all rows that are run, what their errors come to, the ratios, and why others are not run."""
+def published_throughput_parts(throughput: Throughput) -> Iterator[Part]:
+    """The times of all rows that are run, what their errors come to, the ratios, and why others are not run."""
     times = rows_table(
         "Published steps, and how long they are said to take, seconds",
         ("run", "GPUs", *SPEED_HEADINGS, "MFU"),
@@ -30,18 +30,18 @@ def print_published_throughput(throughput: Throughput) -> None:
     rows, run = throughput.rows, [row for row in throughput.rows if row.step_time is not None]
     for row in run:
         assert row.step_time is not None and row.layout is not None
-        mfu = f"{100 * row.step_time.mfu:.1f} %"
+        mfu = percent(row.step_time.mfu, 1)
         times.add_row(row.name, f"{row.layout.num_gpus:,} {row.cluster.gpu}", *speed_cells(row), mfu)
     errors = rows_table("Errors of the estimates", ("of", *ERROR_HEADINGS, "the worst"), names=1)
     for found in throughput.errors:
-        errors.add_row(kind_of_errors(found), str(found.rows), *error_cells(found), found.worst)
+        errors.add_row(kind_of_errors(found), integer(found.rows), *error_cells(found), found.worst)
     ratios = rows_table("Ratios of two steps", ("ratio", "measured", "estimated", "error"), names=1)
     for ratio in throughput.ratios:
-        cells = f"{ratio.measured:.3f}", f"{ratio.estimated:.3f}", signed(ratio.relative_error)
+        cells = decimal(ratio.measured, 3), decimal(ratio.estimated, 3), signed_percent(ratio.relative_error, 1)
         ratios.add_row(ratio.name, *cells)
-    print_tables(times, errors, ratios)
-    print_notes(
-        [
+    yield from (times, errors, ratios)
+    yield Notes(
+        (
             WHAT_IT_IS,
             *(f"{row.name}: printed {printed(row)}; here {settings(row)}." for row in run),
             *(f"{names}: {ran}." for names, ran in grouped(((row.name, row.ran) for row in run), ";")),
@@ -51,7 +51,7 @@ def print_published_throughput(throughput: Throughput) -> None:
                 for names, why in grouped(((r.name, r.not_run) for r in throughput.rows), ";")
             ),
             *(f"{names}: {source}." for names, source in grouped(((r.name, r.source) for r in rows), ";")),
-        ]
+        )
     )
 
 
@@ -59,7 +59,7 @@ def speed_cells(row: ExaminedThroughput) -> tuple[str, str, str, str]:
     """Bound, estimate, measured, and the error, of a row that is run."""
     time, measured, error = row.step_time, row.measured_seconds, row.relative_error
     assert time is not None and measured is not None and error is not None
-    return seconds(time.bound_seconds), seconds(time.seconds), seconds(measured), signed(error)
+    return seconds(time.bound_seconds), seconds(time.seconds), seconds(measured), signed_percent(error, 1)
 
 
 def printed(row: ExaminedThroughput) -> str:
@@ -69,22 +69,17 @@ def printed(row: ExaminedThroughput) -> str:
 
 def seconds(value: float) -> str:
     """Four digits at least, and two decimals at most: 13.75, 0.7656."""
-    return f"{value:.2f}" if value >= 10 else f"{value:.3f}"
-
-
-def signed(error: float) -> str:
-    """-0.1234 -> -12.3 %."""
-    return f"{100 * error:+.1f} %"
+    return decimal(value, 2 if value >= 10 else 3)
 
 
 def error_cells(errors: ErrorSummary) -> tuple[str, str, str, str, str]:
     """The absolute and the signed median, the 10th and the 90th percentile, and the worst error."""
     return (
-        f"{100 * errors.median_absolute:.1f} %",
-        signed(errors.median),
-        signed(errors.tenth),
-        signed(errors.ninetieth),
-        signed(errors.worst_error),
+        percent(errors.median_absolute, 1),
+        signed_percent(errors.median, 1),
+        signed_percent(errors.tenth, 1),
+        signed_percent(errors.ninetieth, 1),
+        signed_percent(errors.worst_error, 1),
     )
 
 

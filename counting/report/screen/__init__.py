@@ -7,6 +7,7 @@ from counting.report.results import Results
 from counting.report.screen.lines import Lines
 
 LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most, for one model and for each further one
+UNBOUNDED = 10**6  # columns
 
 
 def screen_text(results: Results, design_path: str | None, width: int, plain_lines: int) -> str:
@@ -21,10 +22,15 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
     text = ""
     for detail in _details(results):
         blocks = _blocks(results, design_path, width, detail)
-        text = "\n\n".join("\n".join(block.lines) for block in blocks if block.lines)
+        text = "\n\n".join("\n".join(block.lines) for block in blocks)
         if len(text.splitlines()) <= room:
             break
     return text
+
+
+def screen_blocks(results: Results, design_path: str | None) -> list[Lines]:
+    """The blocks of the first screen where the number of lines does not matter: all that it can say."""
+    return _blocks(results, design_path, UNBOUNDED, next(_details(results)))
 
 
 class _Detail(NamedTuple):
@@ -70,7 +76,7 @@ def _details(results: Results) -> Iterator[_Detail]:
 
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
-    """The blocks in the order of printing; a block is empty if its result was not requested."""
+    """The blocks in the order of printing, without those of results that were not requested."""
     blocks = [Lines(width, notes=detail.notes) for _ in range(7)]
     ignored, compared, run, budget, published, claim, models = blocks
     if any(analysis.ignored_fields for analysis in results.analyses):
@@ -104,8 +110,8 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
     _budget(budget, results, design_path)
     if results.analyses:
         _models(models, results, detail)
-    fits = [] if compared.lines or budget.lines else _fits(results, width, detail, with_runs=bool(run.lines))
-    return [*fits, *blocks]
+    fits = [] if compared.said or budget.said else _fits(results, width, detail, with_runs=bool(run.said))
+    return [block for block in (*fits, *blocks) if block.said]
 
 
 def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> list[Lines]:

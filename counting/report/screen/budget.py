@@ -72,9 +72,18 @@ def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
 def design_screen(lines: Lines, design: "Design", path: str) -> None:
     """Add the model designed for the budget."""
     config = design.config
+    mixture = design.sized_by == "active"
+    active = f" of {readable(design.parameters)}" if mixture else ""
     lines.fact(
         "designed",
-        f"{path}: {config['num_hidden_layers']} layers × {config['hidden_size']}, {readable(design.parameters)} "
-        f"parameters as measured, {design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
+        f"{path}: {design.family}, {config['num_hidden_layers']} layers × {config['hidden_size']}, "
+        f"{readable(design.sized_parameters)}{active} parameters {'active, ' if mixture else ''}as measured, "
+        f"{design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
         f"predicted loss {design.predicted_loss:.3f}",
     )
+    if mixture:
+        lines.fact(
+            "N is active",
+            f"{config['num_experts_per_tok']} of {config['n_routed_experts']} experts for a token; a law of dense models "
+            "does not count the others, and they usually lower the loss",
+        )

@@ -1,7 +1,7 @@
 """The claim on the first screen: whether it is possible, and what the bill contains and leaves out."""
 
 from counting.published.claim import Claim
-from counting.report.conventions import CONVENTIONS
+from counting.records.conventions import FLOP_CONVENTIONS
 from counting.report.format import FLOP_UNITS, dollars, optional, percent, readable, readable_dollars
 from counting.report.screen.lines import Lines
 
@@ -16,11 +16,11 @@ def claim_screen(lines: Lines, claim: Claim) -> None:
         f"{claim.total_gpu_hours:,.0f} {run.gpu}-hours ({phases}) at {dollars(claim.price_usd_per_hour)}; pre-training "
         f"takes {claim.days:.1f} days on {optional(run.num_gpus)} GPUs",
     )
-    implied = "; ".join(f"{CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in run.implied_mfu)
+    implied = "; ".join(f"{FLOP_CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in run.implied_mfu)
     possible = max(entry.mfu for entry in run.implied_mfu) <= 1
     lines.fact("is it possible", f"{'yes' if possible else 'not by every count'}, the hours imply an MFU of: {implied}")
     stated = "; ".join(
-        f"{CONVENTIONS[figure.convention]} {percent(figure.stated)}"
+        f"{FLOP_CONVENTIONS[figure.convention]} {percent(figure.stated)}"
         for figure in claim.measured.figures
         if figure.quantity == "mfu" and figure.convention is not None
     )

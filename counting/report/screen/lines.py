@@ -1,8 +1,9 @@
-"""Lines of the first screen: headings, labelled facts, and columns of numbers, in plain text."""
+"""What the first screen says: headings, labelled facts and columns of numbers, and these as plain text lines."""
 
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 INDENT = 2
 LABEL = 16  # columns of a label, including the blank after it
@@ -12,21 +13,52 @@ BETWEEN_COLUMNS = "  "
 SHORTEST_NAME = 8
 
 
+@dataclass(frozen=True)
+class Question:
+    """The heading of a block: what the lines below answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A label and its text; a label that begins with blanks is of a part of the fact above."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A text without a label."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows of numbers below their headings, of which the first `names` columns are left-aligned words."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int
+
+
 class Lines:
-    """Collects text lines that are at most `width` columns wide; notes only with `notes`."""
+    """Collects what a block of the first screen says, for lines of at most `width` columns; notes only with `notes`."""
 
     def __init__(self, width: int, *, notes: bool = True) -> None:
         self.width = width
         self.notes = notes
-        self.lines: list[str] = []
+        self.said: list[Question | Fact | Sentence | Grid] = []
 
     def heading(self, text: str) -> None:
         """Add the heading of a block."""
-        self.lines += self._wrapped(text, "", " " * 2 * INDENT)
+        self.said.append(Question(text))
 
     def fact(self, label: str, text: str) -> None:
-        """Add a label, with the wrapped text to the right of it."""
-        self.lines += self._wrapped(text, f"{' ' * INDENT}{label:{LABEL - 1}} ", " " * (INDENT + LABEL))
+        """Add a label, with the text to the right of it."""
+        self.said.append(Fact(label, text))
 
     def note(self, label: str, text: str) -> None:
         """A fact that explains others; left out where the answers need its place."""
@@ -34,32 +66,52 @@ class Lines:
             self.fact(label, text)
 
     def text(self, text: str) -> None:
-        """Add wrapped text without a label."""
-        self.lines += self._wrapped(text, " " * INDENT, " " * 2 * INDENT)
+        """Add text without a label."""
+        self.said.append(Sentence(text))
 
     def columns(self, rows: Sequence[Sequence[str]], *, names: int = 1) -> None:
         """Add a table; the first row has the headings, and the first `names` columns are left-aligned.
 
-        Columns with a heading only are left out. In a table that is too wide, gaps get narrower, then names are cut.
+        Columns with a heading only are left out.
         """
         kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
-        widths = {index: max(len(row[index]) for row in rows) for index in kept}
-        beyond = INDENT + sum(widths.values()) + len(BETWEEN_COLUMNS) * (len(kept) - 1) - self.width
-        between = BETWEEN_COLUMNS
-        if beyond > 0:
-            between, beyond = " ", beyond - (len(kept) - 1) * (len(BETWEEN_COLUMNS) - 1)
-        for index in [index for index in kept if index < names]:
-            cut = min(max(beyond, 0), max(widths[index] - SHORTEST_NAME, 0))
-            widths[index] -= cut
-            beyond -= cut
-        for row in rows:
-            cells = [self._cell(row[index], widths[index], index < names) for index in kept]
-            self.lines.append((" " * INDENT + between.join(cells)).rstrip())
+        headings, *others = (tuple(row[index] for index in kept) for row in rows)
+        self.said.append(Grid(headings, tuple(others), sum(index < names for index in kept)))
 
     def rows_left(self, rows: int) -> None:
         """Add a line on how many rows were left out, if any."""
         if rows:
             self.text(f"and {rows} row{'' if rows == 1 else 's'} more, which the details have")
+
+    @property
+    def lines(self) -> list[str]:
+        """What was added as text lines; in a table that is too wide, gaps get narrower, then names are cut."""
+        return [line for what in self.said for line in self._lines_of(what)]
+
+    def _lines_of(self, what: Question | Fact | Sentence | Grid) -> list[str]:
+        if isinstance(what, Grid):
+            return self._grid(what)
+        if isinstance(what, Fact):
+            first = f"{' ' * INDENT}{what.label:{LABEL - 1}} "
+            return self._wrapped(what.text, first, " " * (INDENT + LABEL))
+        return self._wrapped(what.text, "" if isinstance(what, Question) else " " * INDENT, " " * 2 * INDENT)
+
+    def _grid(self, grid: Grid) -> list[str]:
+        rows = (grid.headings, *grid.rows)
+        widths = [max(len(row[index]) for row in rows) for index in range(len(grid.headings))]
+        beyond = INDENT + sum(widths) + len(BETWEEN_COLUMNS) * (len(widths) - 1) - self.width
+        between = BETWEEN_COLUMNS
+        if beyond > 0:
+            between, beyond = " ", beyond - (len(widths) - 1) * (len(BETWEEN_COLUMNS) - 1)
+        for index in range(grid.names):
+            cut = min(max(beyond, 0), max(widths[index] - SHORTEST_NAME, 0))
+            widths[index] -= cut
+            beyond -= cut
+        lines = []
+        for row in rows:
+            cells = [self._cell(row[index], widths[index], index < grid.names) for index in range(len(widths))]
+            lines.append((" " * INDENT + between.join(cells)).rstrip())
+        return lines
 
     @staticmethod
     def _cell(text: str, width: int, at_the_left: bool) -> str:
@@ -69,13 +121,18 @@ class Lines:
 
     def _wrapped(self, text: str, first: str, others: str) -> list[str]:
         lines = textwrap.wrap(
-            NUMBER_AND_UNIT.sub(NO_BREAK, text),
+            with_unit(text),
             self.width,
             initial_indent=first,
             subsequent_indent=others,
             break_on_hyphens=False,
         )
         return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def with_unit(text: str) -> str:
+    """`text` with blanks between a number and its unit that are no place for a line to end."""
+    return NUMBER_AND_UNIT.sub(NO_BREAK, text)
 
 
 def listed(names: Sequence[str]) -> str:

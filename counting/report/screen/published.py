@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
 from counting.published.throughput import ExaminedRatio, Throughput
-from counting.report.conventions import CONVENTIONS
+from counting.records.conventions import FLOP_CONVENTIONS
+from counting.report.format import signed_percent
 from counting.report.published.memory import MEMORY_HEADINGS, memory_cells
 from counting.report.published.throughput import (
     ERROR_HEADINGS,
@@ -13,7 +14,6 @@ from counting.report.published.throughput import (
     WHAT_IT_IS,
     error_cells,
     kind_of_errors,
-    signed,
     speed_cells,
 )
 from counting.report.screen.lines import Lines
@@ -34,12 +34,12 @@ def published_screen(lines: Lines, runs: Sequence[ExaminedRun]) -> None:
 
 
 def _row_of_run(run: ExaminedRun) -> tuple[str, ...]:
-    mfu = {entry.convention: f"{100 * entry.mfu:.1f}" for entry in run.implied_mfu}
+    mfu: dict[str, str] = {entry.convention: f"{100 * entry.mfu:.1f}" for entry in run.implied_mfu}
     largest = max((figure.relative_difference for figure in run.figures), key=abs, default=None)
     return (
         run.name,
         run.gpu or "",
-        *(mfu.get(convention, "") for convention in CONVENTIONS),
+        *(mfu.get(convention, "") for convention in FLOP_CONVENTIONS),
         str(len(run.figures) or ""),
         "" if largest is None else f"{100 * largest:+.2f} %",
     )
@@ -78,5 +78,6 @@ def published_throughput_screen(lines: Lines, throughput: Throughput) -> None:
 
 def _ratio(ratio: ExaminedRatio) -> str:
     return (
-        f"{ratio.name}: {ratio.measured:.3f} measured, {ratio.estimated:.3f} estimated ({signed(ratio.relative_error)})"
+        f"{ratio.name}: {ratio.measured:.3f} measured, {ratio.estimated:.3f} estimated "
+        f"({signed_percent(ratio.relative_error, 1)})"
     )

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from counting.cost.conventions import FEWEST_FLOPS
 from counting.cost.run import MFU_RANGE, GpuRun, TrainingRun
-from counting.report.conventions import CONVENTIONS, what_states_leave_out
+from counting.records.conventions import FLOP_CONVENTIONS
+from counting.report.conventions import what_states_leave_out
+from counting.report.details.run import is_above_the_peak
 from counting.report.format import (
     FLOP_UNITS,
     NONE,
@@ -17,7 +19,6 @@ from counting.report.format import (
     scientific,
     short_percent,
 )
-from counting.report.run import is_above_the_peak
 from counting.report.screen.lines import Lines, listed
 
 LEFT_OUT = "failed runs, evaluation, storage and people"
@@ -53,7 +54,9 @@ def run_screen(lines: Lines, runs: Sequence[TrainingRun], most: int, *, bands: b
         for gpu in run.gpus[:most]:
             if gpu.implied_mfu:
                 name = _where(run, gpu, several)
-                mfus = "; ".join(f"{CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in gpu.implied_mfu)
+                mfus = "; ".join(
+                    f"{FLOP_CONVENTIONS[entry.convention]} {percent(entry.mfu)}" for entry in gpu.implied_mfu
+                )
                 lines.fact("implied MFU", f"{name}: {mfus}")
                 if not several and len(run.gpus) == 1:
                     lines.fact("is it possible", _verdict(gpu, run.precision))

@@ -6,8 +6,11 @@ from counting.report.format import (
     FLOP_UNITS,
     NONE,
     Bytes,
+    Number,
+    decimal,
     dollars,
     gib,
+    integer,
     length_source,
     optional,
     percent,
@@ -18,6 +21,8 @@ from counting.report.format import (
     share,
     shifted,
     short_percent,
+    signed_percent,
+    significant,
     three_digits,
 )
 
@@ -110,3 +115,21 @@ def test_bytes_beside_each_other_have_one_unit() -> None:
     assert Bytes(372_888)(372_888) == "372.9 KB"
     assert Bytes(17)(17) == "17 bytes"
     assert gib(80 * 2**30) == "80.0 GiB"
+
+
+@pytest.mark.parametrize(
+    ("number", "shown", "value"),
+    [
+        (integer(1234567), "1,234,567", 1234567),
+        (decimal(1234.56, 1), "1,234.6", 1234.56),
+        (significant(1234.5), "1,234.5", 1234.5),
+        (percent(0.43731), "43.73 %", 0.43731),
+        (signed_percent(-0.12345, 1), "-12.3 %", -0.12345),
+        (dollars(5576000.4), "$5,576,000", 5576000.4),
+        (scientific(123456), "1.235e+05", 123456),
+        (shifted(1234567890, 9, places=1), "1.2", 1234567890),
+        (shifted(1500000000, 9), "1.5", 1500000000),
+    ],
+)
+def test_a_number_keeps_its_value(number: Number, shown: str, value: float) -> None:
+    assert (number, number.value, type(number.value)) == (shown, value, type(value))

@@ -6,8 +6,9 @@ import pytest
 
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
-from counting.report.budget import print_budget
-from counting.report.model import print_analysis
+from counting.report.details.budget import budget_parts
+from counting.report.model import analysis_parts
+from counting.report.printing import print_parts
 from counting.setup import Setup
 from counting.step.fit import Fit, Remedy
 from tests.shrunken import DEEPSEEK_V3
@@ -45,7 +46,7 @@ def integer(cell: str) -> int:
     [("Parameters", "total"), ("Forward FLOPs of one sequence", "total, full attention"), ("Peak memory", "peak")],
 )
 def test_rows_sum_to_totals(title: str, total: str, deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    print_analysis(deepseek)
+    print_parts(analysis_parts(deepseek))
     rows = columns_of(capsys.readouterr().out, title)
     labels = [row[0] for row in rows]
     end = labels.index(total)
@@ -57,7 +58,7 @@ def test_rows_sum_to_totals(title: str, total: str, deepseek: Analysis, capsys: 
 
 
 def test_layers_times_count_are_the_model(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    print_analysis(deepseek)
+    print_parts(analysis_parts(deepseek))
     rows = columns_of(capsys.readouterr().out, "Parameters")
     header, attention = rows[0], next(row for row in rows if row[0] == "attention")
     assert header[1:4] == ["dense layer × 3", "moe layer × 58", "model"]
@@ -65,7 +66,7 @@ def test_layers_times_count_are_the_model(deepseek: Analysis, capsys: pytest.Cap
 
 
 def test_conventions_are_printed(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    print_analysis(deepseek)
+    print_parts(analysis_parts(deepseek))
     out = " ".join(capsys.readouterr().out.split())
     assert all(note in out for note in deepseek.notes)
     assert "batch 1, sequence length 4,096 (given), fused kernels." in out
@@ -77,8 +78,8 @@ def test_nothing_is_cut(
     width: int, deepseek: Analysis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    print_analysis(deepseek)
-    print_budget(plan_budget(1e9, gpus=["H100", "B200"]))
+    print_parts(analysis_parts(deepseek))
+    print_parts(budget_parts(plan_budget(1e9, gpus=["H100", "B200"])))
     out = capsys.readouterr().out
     for line in out.splitlines():
         assert not re.search(r"…(?! (with|without|of|for)\b)", line)
@@ -90,12 +91,12 @@ def test_nothing_is_cut(
 
 def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     analysis = analyze(spec_from_fields(DEEPSEEK_V3, "[red]odd[/blue]"), Setup(sequence_length=16), step=False)
-    print_analysis(analysis)
+    print_parts(analysis_parts(analysis))
     assert "[red]odd[/blue]" in capsys.readouterr().out
 
 
 def test_windows_have_their_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    print_analysis(analyze("mistral_7b", Setup(sequence_length=8192), step=False))
+    print_parts(analysis_parts(analyze("mistral_7b", Setup(sequence_length=8192), step=False)))
     labels = [row[0] for row in columns_of(capsys.readouterr().out, "Forward FLOPs of one sequence")]
     assert labels[-3:] == ["total, attention within windows", "total, causal within windows", "total, full attention"]
 
@@ -105,7 +106,7 @@ def test_a_narrow_table_comes_in_parts(
 ) -> None:
     """Each part has the names; a row that says nothing in a part is left out there, and stands in the other."""
     monkeypatch.setenv("COLUMNS", "80")
-    print_analysis(deepseek)
+    print_parts(analysis_parts(deepseek))
     out = capsys.readouterr().out
     layers, model = columns_of(out, "Parameters"), columns_of(out, "Parameters, continued")
     assert layers[0] == ["component", "dense layer × 3", "moe layer × 58"]
@@ -115,7 +116,7 @@ def test_a_narrow_table_comes_in_parts(
 
 
 def test_rows_of_zeros_are_left_out(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
-    print_analysis(deepseek)
+    print_parts(analysis_parts(deepseek))
     out = capsys.readouterr().out
     for title in ("Parameters", "Forward FLOPs", "Peak memory of one layer", "Memory of the training step"):
         for row in columns_of(out, title)[1:]:
@@ -153,7 +154,7 @@ def test_where_a_step_fits(capsys: pytest.CaptureFixture[str]) -> None:
             remedies=(remedy,),
         ),
     )
-    print_analysis(analysis, fits)
+    print_parts(analysis_parts(analysis, fits))
     rows = columns_of(capsys.readouterr().out, "On one device of each GPU")
     assert rows[1:] == [
         ["large", "yes", f"{peak:,}", f"{peak + 10:,}", f"{peak + 30:,}", "20", "", ""],

@@ -10,8 +10,9 @@ from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu
 from counting.ranks.result import RankAnalysis
 from counting.report import Results, json_document
-from counting.report.model import print_analysis
+from counting.report.model import analysis_parts
 from counting.report.model.ranks import rank_tables
+from counting.report.printing import print_parts
 from counting.step.phase import PARTS
 from tests.counting.spread import COLLECTIVES, pipeline, rank_class, spread
 from tests.shrunken import LLAMA
@@ -44,7 +45,7 @@ def with_moments(ranks: RankAnalysis, moments: int) -> RankAnalysis:
 
 
 def details(analysis: Analysis, capsys: pytest.CaptureFixture[str]) -> str:
-    print_analysis(analysis)
+    print_parts(analysis_parts(analysis))
     return capsys.readouterr().out
 
 
@@ -251,7 +252,7 @@ def test_no_number_is_cut(
 
 def test_the_table_of_fits_is_of_the_worst_rank(small: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     analysis = spread(small, LAYOUT, rank_class(54 * 10**9, count=64))
-    print_analysis(analysis, fits_on(analysis, [find_gpu("H100")]))
+    print_parts(analysis_parts(analysis, fits_on(analysis, [find_gpu("H100")])))
     assert "The worst rank on one device of each GPU, bytes" in " ".join(capsys.readouterr().out.split())
 
 

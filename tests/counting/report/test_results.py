@@ -13,8 +13,9 @@ from counting.cost.comparison import compare
 from counting.cost.design import design_for_budget
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results, json_document, print_results
-from counting.report.design import print_design
+from counting.report.details.design import design_parts
 from counting.report.plain import analysis_lines, budget_lines
+from counting.report.printing import print_parts
 from counting.setup import Setup
 from tests.shrunken import LLAMA
 
@@ -137,7 +138,7 @@ def test_a_comparison_stands_for_its_models(small: Analysis, capsys: pytest.Capt
 
 def test_a_design(capsys: pytest.CaptureFixture[str]) -> None:
     design = design_for_budget(plan_budget(10_000), name="mine")
-    print_design(design, "[b]mine.json")
+    print_parts(design_parts(design, "[b]mine.json"))
     out = " ".join(capsys.readouterr().out.split())
     config = design.config
     assert "written to [b]mine.json" in out

@@ -11,12 +11,13 @@ from counting.cost.comparison import compare
 from counting.cost.run import RunPlan, plan_run
 from counting.published.claim import examine_claim
 from counting.published.runs import examine_published_runs
-from counting.report.budget import print_budget_on_model
-from counting.report.claim import print_claim
-from counting.report.comparison import print_comparison
+from counting.report.details.budget import budget_on_model_parts
+from counting.report.details.claim import claim_parts
+from counting.report.details.comparison import comparison_parts
+from counting.report.details.run import run_parts
 from counting.report.format import NONE
-from counting.report.published.bills import print_published
-from counting.report.run import print_run
+from counting.report.printing import print_parts
+from counting.report.published.bills import published_parts
 from counting.setup import Setup
 from tests.counting.batches import with_micro_batches
 
@@ -51,7 +52,7 @@ def words(text: str) -> str:
 def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     plan = RunPlan(tokens=148 * 10**11, gpus=("H800", "B200"), num_gpus=64, mfus=(0.5,))
     run = plan_run(with_micro_batches(deepseek, 15_360), plan)
-    print_run(run)
+    print_parts(run_parts(run))
     out = capsys.readouterr().out
     assert all(len(line) <= WIDTH for line in out.splitlines())
     rows = cells(out, "Time, cost and energy")
@@ -70,7 +71,7 @@ def test_a_run(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_of_a_foreign_length_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    print_run(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",))))
+    print_parts(run_parts(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",)))))
     assert (
         "At sequence length 2,048 (from max_sequence_length) the products of attention are 8 % of the model's FLOPs; "
         "give the sequence length of the training run if it is another."
@@ -81,7 +82,7 @@ def test_implied_mfu_above_1_is_above_the_peak(capsys: pytest.CaptureFixture[str
     """At a length where attention is more than half of DeepSeek-V3's FLOPs, if its full square is counted."""
     plan = RunPlan(tokens=148 * 10**11, gpus=("H800",), gpu_hours=2_000_000)
     run = plan_run(analyze("deepseek_v3", Setup(sequence_length=32_768), step=False), plan)
-    print_run(run)
+    print_parts(run_parts(run))
     out = capsys.readouterr().out
     implied, rows = run.gpus[0].implied_mfu, cells(out, "What 2,000,000 GPU-hours imply")
     assert [row[1] for row in rows[1:]] == [
@@ -98,26 +99,28 @@ def test_implied_mfu_above_1_is_above_the_peak(capsys: pytest.CaptureFixture[str
 
 def test_fp8_is_held_against_its_own_peak(capsys: pytest.CaptureFixture[str]) -> None:
     in_fp8 = analyze("llama_7b", Setup(precision="fp8"), step=False)
-    print_run(plan_run(in_fp8, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000)))
+    print_parts(run_parts(plan_run(in_fp8, RunPlan(tokens=10**12, gpus=("H100",), gpu_hours=8_000))))
     out = capsys.readouterr().out
     rows = cells(out, "What 8,000 GPU-hours imply")
     assert all(row[-1].endswith(" %, in FP8") for row in rows[1:])
     assert cells(out, "Time, cost and energy")[1][1].endswith(" %, in FP8")
     assert "mpossible" not in words(out)
     llama = analyze("llama_7b", step=False)
-    print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=82_432)))
+    print_parts(run_parts(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",), gpu_hours=82_432))))
     assert "mpossible" not in words(capsys.readouterr().out)
 
 
 def test_all_of_the_peak_is_possible(capsys: pytest.CaptureFixture[str]) -> None:
-    print_run(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",), mfus=(1.0,))))
+    print_parts(
+        run_parts(plan_run(analyze("llama_7b", step=False), RunPlan(tokens=10**12, gpus=("A100",), mfus=(1.0,))))
+    )
     assert cells(capsys.readouterr().out, "Time, cost and energy")[1][1] == "100.00 %"
 
 
 def test_fp32_does_not_reach_the_16_bit_peak(capsys: pytest.CaptureFixture[str]) -> None:
     for precision, said in (("fp32", True), ("mixed", False)):
         llama = analyze("llama_7b", Setup(precision=precision), step=False)
-        print_run(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",))))
+        print_parts(run_parts(plan_run(llama, RunPlan(tokens=10**12, gpus=("A100",)))))
         assert ("No GPU multiplies fp32 numbers at its 16-bit peak" in words(capsys.readouterr().out)) == said
 
 
@@ -126,7 +129,7 @@ def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) ->
     assert llama.memory is not None
     analyses = [deepseek, llama]
     comparison = compare(analyses, RunPlan(tokens=10**12, gpus=("H100",), mfus=(0.4,)))
-    print_comparison(comparison)
+    print_parts(comparison_parts(comparison))
     out = capsys.readouterr().out
     sizes, bill = cells(out, "Training 1,000,000,000,000 tokens on H100 at 40 % MFU"), cells(out, "The bill")
     assert [row[0] for row in sizes[1:]] == [row[0] for row in bill[1:]] == ["deepseek_v3", "llama_7b"]
@@ -141,20 +144,20 @@ def test_a_comparison(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) ->
 def test_a_budget_on_a_model(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_budget(5_000_000)
     spent = spend_on(deepseek, plan)
-    print_budget_on_model(spent, plan)
+    print_parts(budget_on_model_parts(spent, plan))
     out = capsys.readouterr().out
     rows = cells(out, "The scaling law course applied to it")
     assert [row[:2] for row in rows[1:]] == [["total", "671,026,404,352"], ["active", "37,552,282,624"]]
     assert rows[1][-1] == f"{spent.readings[0].predicted_loss:.5f} *"
     assert "fitted to dense models" in words(out)
     llama = spend_on(analyze("llama_7b", step=False), plan)
-    print_budget_on_model(llama, plan)
+    print_parts(budget_on_model_parts(llama, plan))
     assert "fitted to dense models" not in words(capsys.readouterr().out)
 
 
 def test_published(capsys: pytest.CaptureFixture[str]) -> None:
     runs = examine_published_runs()
-    print_published(runs)
+    print_parts(published_parts(runs))
     out = capsys.readouterr().out
     assert all(len(line) <= WIDTH for line in out.splitlines())
     hours, figures = cells(out, "The MFU that"), cells(out, "Stated figures, and ours")
@@ -181,7 +184,7 @@ def test_published(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_claim_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
-    print_claim(examine_claim())
+    print_parts(claim_parts(examine_claim()))
     out = capsys.readouterr().out
     assert all(len(line) <= WIDTH for line in out.splitlines())
     assert cells(out, "1. The claim: DeepSeek-V3 for $5,576,000")[-1] == ["total", "2,788,000", "$5,576,000"]

@@ -8,11 +8,11 @@ from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results
+from counting.report.details.run import run_parts
 from counting.report.format import readable_seconds
 from counting.report.model.step_time import time_notes, time_table
-from counting.report.run import print_run
+from counting.report.printing import print_parts
 from counting.report.screen.time import times_in_words
-from counting.report.tables import print_tables
 from counting.setup import Setup
 from counting.step.time import NO_TIME_BY_FORMULA, NotTimed, StepTime
 from tests.counting.spread import rank_class, spread
@@ -96,7 +96,7 @@ def test_a_predicted_run(llama: Analysis, capsys: pytest.CaptureFixture[str]) ->
     start = lines.index("Training llama_7b on 1 T tokens with 64 GPUs at the MFU predicted for each")
     assert [line.split()[:2] for line in lines[start + 2 : start + 4]] == [["H100", "40"], ["A100", "30–50"]]  # noqa: RUF001
     assert "30–50 %, assumed" in lines[start + 3]  # noqa: RUF001
-    print_run(two[0])
+    print_parts(run_parts(two[0]))
     assert "predicted" in capsys.readouterr().out
 
 
@@ -118,7 +118,7 @@ def test_the_rows_of_the_table_sum_to_the_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    print_tables(time_table([TIME, OTHER]))
+    print_parts([time_table([TIME, OTHER])])
     rows = {}
     for line in capsys.readouterr().out.splitlines():
         cells = [cell.strip() for cell in line.replace("│", "|").split("|")[1:-1]]
@@ -239,7 +239,7 @@ def test_a_run_of_steps_that_do_not_fit_is_said(llama: Analysis, capsys: pytest.
     results = planned(llama, "H100", "A100", "V100")
     assert [gpu.step_fits for gpu in results.runs[0].gpus] == [True, True, False]
     assert "does not fit V100: no such run is possible" in words(printed(capsys, results))
-    print_run(results.runs[0])
+    print_parts(run_parts(results.runs[0]))
     assert "does not fit V100 as it is: no such run is possible" in words(capsys.readouterr().out)
     several = Results(analyses=results.analyses * 2, runs=results.runs * 2)
     assert "does not fit llama_7b, llama_7b on V100: no such" in words(printed(capsys, several))

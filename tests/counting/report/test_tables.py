@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from counting.report.tables import output_width, print_notes, print_tables, rows_table
+from counting.report.printing import output_width, print_parts
+from counting.report.tables import Heading, Notes, facts_table, rows_table
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def lines_of(
     table = rows_table("A title", ["name", *("ABCDE"[: len(rows[0]) - 1])])
     for row in rows:
         table.add_row(*row)
-    print_tables(table)
+    print_parts([table])
     return capsys.readouterr().out.splitlines()
 
 
@@ -61,7 +62,7 @@ def test_colours_leave_no_blanks_at_the_ends(
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     lines = lines_of(monkeypatch, capsys, 80, [["one", "1"], ["another", "22"]])
-    print_notes(["a note of [b]two words", "and another"])
+    print_parts([Notes(("a note of [b]two words", "and another"))])
     notes = capsys.readouterr().out
     assert all("\x1b[" in text for text in ("".join(lines), notes))
     assert "[b]two" in notes
@@ -80,7 +81,29 @@ def test_rows_that_say_nothing_in_a_part_keep_its_sections(
     table.add_row("second", "0", long)
     table.add_section()
     table.add_row("third", long, long)
-    print_tables(table)
+    print_parts([table])
     first, second = capsys.readouterr().out.split("T, continued\n")
     assert ("second" in first, "first" in second) == (False, False)
     assert first.count("├") == second.count("├") == 1
+
+
+def test_text_is_never_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Square brackets, names of emoji and backslashes are printed as they are, wherever they stand."""
+    monkeypatch.setenv("COLUMNS", "100")
+    odd = "[b]odd[/b] :fire: \\"
+    table = rows_table(f"title {odd}", [f"heading {odd}", "n"])
+    table.add_row(f"cell {odd}", "1")
+    table.caption = f"caption {odd}"
+    facts = facts_table("facts", [(f"name {odd}", f"value {odd}")])
+    print_parts([Heading(f"name {odd}", f"text {odd}"), table, Notes((f"note {odd}",)), facts])
+    out = capsys.readouterr().out
+    assert out.count(odd) == 9
+    assert f"name {odd} text {odd}\n" in out
+
+
+def test_a_row_has_no_more_cells_than_columns() -> None:
+    table = rows_table("T", ["name", "A", "B"])
+    table.add_row("one")
+    assert table.rows[0].cells == ("one", "", "")
+    with pytest.raises(AssertionError, match="a cell without a column"):
+        table.add_row("one", "1", "2", "3")

@@ -1,22 +1,24 @@
 """Tables of the examined claim."""
 
+from collections.abc import Iterator
+
 from counting.published.claim import Claim
-from counting.report.conventions import CONVENTION_NOTE, CONVENTIONS
-from counting.report.format import dollars, integer, optional, percent, scientific, shifted
-from counting.report.tables import facts_table, print_notes, print_tables, rows_table
+from counting.records.conventions import CONVENTION_NOTE, FLOP_CONVENTIONS
+from counting.report.format import decimal, dollars, integer, optional, percent, scientific, shifted, significant
+from counting.report.tables import Notes, Part, facts_table, rows_table
 
 
-def print_claim(claim: Claim) -> None:
-    """Print the tables and the conclusions."""
+def claim_parts(claim: Claim) -> Iterator[Part]:
+    """The tables and the conclusions."""
     run = claim.run
     bill = rows_table(
         f"1. The claim: {run.name} for {dollars(claim.total_cost_usd)}",
         ("phase", f"{run.gpu}-hours", f"at {dollars(claim.price_usd_per_hour)}/hour"),
     )
     for phase in claim.phases:
-        bill.add_row(phase.phase, f"{phase.gpu_hours:,.0f}", dollars(phase.cost_usd))
+        bill.add_row(phase.phase, decimal(phase.gpu_hours, 0), dollars(phase.cost_usd))
     bill.add_section()
-    bill.add_row("total", f"{claim.total_gpu_hours:,.0f}", dollars(claim.total_cost_usd), style="bold")
+    bill.add_row("total", decimal(claim.total_gpu_hours, 0), dollars(claim.total_cost_usd), bold=True)
 
     headings = ("counted as", "FLOPs per token", "training FLOPs", "TFLOP/s per GPU", "implied MFU", "measured MFU")
     meaning = rows_table(
@@ -27,10 +29,10 @@ def print_claim(claim: Claim) -> None:
     stated = {figure.convention: figure.stated for figure in claim.measured.figures if figure.quantity == "mfu"}
     for entry in run.implied_mfu:
         meaning.add_row(
-            CONVENTIONS[entry.convention],
+            FLOP_CONVENTIONS[entry.convention],
             integer(entry.training_flops_per_token),
             scientific(entry.training_flops or 0),
-            f"{entry.tflop_per_s:,.1f}",
+            decimal(entry.tflop_per_s, 1),
             percent(entry.mfu),
             percent(stated[entry.convention]) if entry.convention in stated else "",
         )
@@ -42,9 +44,9 @@ def print_claim(claim: Claim) -> None:
     for gpu in claim.on_gpus:
         elsewhere.add_row(
             gpu.gpu,
-            f"{gpu.peak_dense_tflop_per_s:,g}",
-            f"{gpu.price_usd_per_hour:,.2f}",
-            f"{gpu.gpu_hours:,.0f}",
+            significant(gpu.peak_dense_tflop_per_s),
+            decimal(gpu.price_usd_per_hour, 2),
+            decimal(gpu.gpu_hours, 0),
             dollars(gpu.cost_usd),
         )
 
@@ -58,9 +60,9 @@ def print_claim(claim: Claim) -> None:
             shifted(model.total_parameters, 9, places=2),
             shifted(model.active_parameters, 9, places=2),
             integer(model.training_flops_per_token),
-            f"{model.gpu_hours:,.0f}",
+            decimal(model.gpu_hours, 0),
             dollars(model.cost_usd),
-            f"{model.cost_over_claim:.2f}",
+            decimal(model.cost_over_claim, 2),
         )
 
     prices = [f"{dollars(price)}/hour" for price in claim.prices_usd_per_hour]
@@ -70,10 +72,10 @@ def print_claim(claim: Claim) -> None:
     for row in claim.costs:
         implied = row.mfu == claim.mfu
         costs.add_row(
-            percent(row.mfu) + (" (implied)" if implied else ""),
-            f"{row.gpu_hours:,.0f}",
+            f"{percent(row.mfu)} (implied)" if implied else percent(row.mfu),
+            decimal(row.gpu_hours, 0),
             *map(dollars, row.costs_usd),
-            style="bold" if implied else None,
+            bold=implied,
         )
     mfus = sorted(entry.mfu for entry in run.implied_mfu)
     verdict = [
@@ -95,12 +97,12 @@ def print_claim(claim: Claim) -> None:
             "of a cluster nor salaries.",
         ),
     ]
-    print_tables(bill, meaning, elsewhere, models, costs, facts_table("6. Conclusions", verdict))
-    print_notes(
-        [
+    yield from (bill, meaning, elsewhere, models, costs, facts_table("6. Conclusions", verdict))
+    yield Notes(
+        (
             f"MFU is relative to the dense 16-bit peak, also for a run in FP8. {CONVENTION_NOTE}",
             "Table 3 shows the scale, not a quote: A100 has no FP8, and two kinds of GPU need not reach the same "
             "share of their peaks. The dense models of table 4 are Llama-style designs of this program, and measured.",
             f"Sources: {run.source}; prices of other GPUs: configs/gpus.json.",
-        ]
+        )
     )

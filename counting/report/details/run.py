@@ -1,39 +1,23 @@
 """Tables of one model's training run."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from counting.cost.run import GpuRun, TrainingRun
-from counting.report.conventions import (
+from counting.records.conventions import (
+    BILL_NOTE,
     CONVENTION_NOTE,
-    CONVENTIONS,
+    ENERGY_NOTE,
+    FLOP_CONVENTIONS,
     MFU_NOTE,
     STATES_NOTE,
-    how_counted,
-    parameter_sizes,
-    recipe_in_words,
-    what_states_leave_out,
 )
-from counting.report.format import dollars, integer, length_source, optional, percent, scientific
-from counting.report.tables import facts_table, print_notes, print_tables, rows_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-ENERGY_NOTE = (
-    "MWh: GPU-hours x the power limit that is set, else the board's, an upper bound for the boards alone; hosts, "
-    "network and cooling are not included."
-)
-BILL_NOTE = (
-    "GPU-hours are those of one run without failures. The cost does not include failed runs, evaluation, storage and "
-    "people."
-)
+from counting.report.conventions import how_counted, parameter_sizes, recipe_in_words, what_states_leave_out
+from counting.report.format import decimal, dollars, integer, length_source, optional, percent, scientific
+from counting.report.tables import Notes, Part, Table, facts_table, rows_table
 
 
-def print_run(run: TrainingRun) -> None:
-    """Print the tables of one model's training on each kind of GPU."""
-    from rich.markup import escape
-
+def run_parts(run: TrainingRun) -> Iterator[Part]:
+    """The tables of one model's training on each kind of GPU."""
     length = f"sequence length {integer(run.sequence_length)}"
     source = length_source(run.sequence_length_source)
     how = how_counted(f"{length}, {source}", run.mtp_trained)
@@ -61,20 +45,23 @@ def print_run(run: TrainingRun) -> None:
         for outcome in gpu.outcomes:
             table.add_row(
                 gpu.gpu,
-                f"{_utilisation(outcome.mfu, gpu)}{', predicted' * (outcome.mfu_source == 'predicted')}",
+                f"{_utilisation(outcome.mfu, gpu)}, predicted"
+                if outcome.mfu_source == "predicted"
+                else _utilisation(outcome.mfu, gpu),
                 optional(gpu.num_gpus),
-                f"{gpu.price_usd_per_hour:,.2f}",
-                f"{outcome.gpu_hours:,.0f}",
+                decimal(gpu.price_usd_per_hour, 2),
+                decimal(outcome.gpu_hours, 0),
                 optional(outcome.days, 1),
                 optional(outcome.tokens_per_second),
                 dollars(outcome.cost_usd),
                 optional(outcome.energy_mwh),
             )
         table.add_section()
-    print_tables(facts_table(f"Training {escape(run.model)}", facts), table)
+    yield facts_table(f"Training {run.model}", facts)
+    yield table
     implied = [gpu for gpu in run.gpus if gpu.implied_mfu]
     if implied:
-        print_tables(_implied_table(run, implied))
+        yield _implied_table(run, implied)
     notes = []
     if run.sequence_length_source != "given":
         notes.append(
@@ -101,7 +88,7 @@ def print_run(run: TrainingRun) -> None:
                 f"{integer(gpu.num_gpus)} {gpu.gpu} cannot hold the model states: at least "
                 f"{integer(gpu.fewest_gpus)} are needed, or a part must be kept in host memory."
             )
-    print_notes(notes)
+    yield Notes(tuple(notes))
 
 
 def _utilisation(mfu: float, gpu: GpuRun) -> str:
@@ -116,7 +103,7 @@ def is_above_the_peak(mfu: float, gpu: GpuRun) -> bool:
     return mfu * gpu.peak_dense_tflop_per_s > gpu.attainable_tflop_per_s
 
 
-def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
+def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> Table:
     headings = ("GPU", "convention", "FLOPs per token", "training FLOPs", "TFLOP/s per GPU", "MFU")
     if run.tokens_per_second_per_gpu is not None:
         given = f"{run.tokens_per_second_per_gpu:,g} tokens per second and GPU"
@@ -127,10 +114,10 @@ def _implied_table(run: TrainingRun, gpus: Sequence[GpuRun]) -> "Table":
         for entry in gpu.implied_mfu:
             table.add_row(
                 gpu.gpu,
-                CONVENTIONS[entry.convention],
+                FLOP_CONVENTIONS[entry.convention],
                 integer(entry.training_flops_per_token),
                 scientific(entry.training_flops or 0),
-                f"{entry.tflop_per_s:,.1f}",
+                decimal(entry.tflop_per_s, 1),
                 _utilisation(entry.mfu, gpu),
             )
         table.add_section()

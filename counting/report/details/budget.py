@@ -1,15 +1,17 @@
 """Tables of a budget: the FLOPs that it buys, the compute-optimal model, and the budget spent on a given model."""
 
+from collections.abc import Iterator
+
 from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
 from counting.cost.scaling_laws import find_law
 from counting.report.conventions import how_counted
-from counting.report.format import integer, scientific
-from counting.report.tables import facts_table, print_notes, print_tables, rows_table
+from counting.report.format import Number, decimal, integer, scientific, significant
+from counting.report.tables import Notes, Part, facts_table, rows_table
 
 
-def print_budget(budget: BudgetPlan) -> None:
-    """Print the FLOPs that the budget buys on each GPU, and the compute-optimal model for the best one."""
+def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
+    """The FLOPs that the budget buys on each GPU, and the compute-optimal model for the best one."""
     title = f"What ${budget.budget_usd:,.2f} buys at {budget.mfu:.3g} of the dense peak"
     table = rows_table(title, ("GPU", "$/hour", "peak TFLOP/s", "dtype", "GPU-hours", "FLOPs bought"))
     more = [] if budget.more_on is None else [budget.more_on]
@@ -21,12 +23,12 @@ def print_budget(budget: BudgetPlan) -> None:
             else f"{option.gpu} (buys more, in catalogue)"
             if option in more
             else option.gpu,
-            f"{option.price_usd_per_hour:,.2f}",
-            f"{option.peak_dense_tflop_per_s:,g}",
+            decimal(option.price_usd_per_hour, 2),
+            significant(option.peak_dense_tflop_per_s),
             option.training_dtype,
-            f"{option.gpu_hours:,.0f}",
-            f"{float(option.training_flops):.4g}",
-            style="bold" if best else None,
+            decimal(option.gpu_hours, 0),
+            Number(f"{float(option.training_flops):.4g}", option.training_flops),
+            bold=best,
         )
     law = find_law(budget.scaling_law)
     facts = [
@@ -38,20 +40,19 @@ def print_budget(budget: BudgetPlan) -> None:
         *([] if budget.days is None else [("Days", f"{budget.days:,.1f} on {budget.num_gpus:,} {budget.best_gpu}")]),
         ("Predicted loss", f"{budget.predicted_loss:.5f} nats per token"),
     ]
-    print_tables(table, facts_table("The compute-optimal model, C = 6 N D", facts))
+    yield table
+    yield facts_table("The compute-optimal model, C = 6 N D", facts)
     if budget.extrapolated:
         note = (
             "The law is extrapolated: it was fitted to models of "
             f"{law.fitted_parameters[0] / 1e6:g} million to {law.fitted_parameters[1] / 1e9:g} billion parameters on "
             f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens."
         )
-        print_notes([note])
+        yield Notes((note,))
 
 
-def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
-    """Print the tokens that the budget trains one model on, and the prediction of the scaling law for it."""
-    from rich.markup import escape
-
+def budget_on_model_parts(spent: BudgetOnModel, budget: BudgetPlan) -> Iterator[Part]:
+    """The tokens that the budget trains one model on, and the prediction of the scaling law for it."""
     law = find_law(spent.scaling_law)
     how = how_counted(f"sequence length {integer(spent.sequence_length)}", spent.mtp_trained)
     facts = [
@@ -64,12 +65,13 @@ def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
         table.add_row(
             reading.taken_as,
             integer(reading.parameters),
-            f"{reading.tokens_per_parameter:,.2f}",
+            decimal(reading.tokens_per_parameter, 2),
             scientific(reading.optimal_tokens),
-            f"{reading.tokens_over_optimal:,.3g}",
-            f"{reading.predicted_loss:.5f}" + (" *" if reading.extrapolated else ""),
+            Number(f"{reading.tokens_over_optimal:,.3g}", reading.tokens_over_optimal),
+            f"{reading.predicted_loss:.5f} *" if reading.extrapolated else decimal(reading.predicted_loss, 5),
         )
-    print_tables(facts_table(f"The budget spent on {escape(spent.model)}", facts), table)
+    yield facts_table(f"The budget spent on {spent.model}", facts)
+    yield table
     notes = [
         "Law's optimum: the number of tokens for which a model of this size is compute-optimal. More tokens are usual "
         "if the model must be cheap to run; with fewer tokens, a smaller model would reach the same loss for less.",
@@ -82,4 +84,4 @@ def print_budget_on_model(spent: BudgetOnModel, budget: BudgetPlan) -> None:
         )
     if any(reading.extrapolated for reading in spent.readings):
         notes.append("* extrapolated beyond the sizes or tokens that the law was fitted to.")
-    print_notes(notes)
+    yield Notes(tuple(notes))

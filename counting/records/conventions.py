@@ -1,0 +1,134 @@
+"""The sentences that say how numbers are counted, each once; reports print them, rows carry them. See DESIGN §4."""
+
+import re
+
+# --- FLOPs and parameters ----------------------------------------------------------------------------------------
+
+FLOPS_NOTE = (
+    "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, or within its window."
+)
+CAUSAL_FLOPS_NOTE = "A multiply-add is 2 FLOPs; matrix products only; attention without the keys in the future."
+FULL_SQUARE_NOTE = (
+    "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, also with a window."
+)
+FORWARD_NOTE = "One forward pass over one micro-batch."
+MODEL_FLOPS_NOTE = "Model FLOPs: three forward passes by the model's own count, without recomputation."
+HARDWARE_FLOPS_NOTE = "Hardware FLOPs: all that is executed, forward, backward and recomputed."
+BUDGET_FLOPS_NOTE = "FLOPs that the GPU-hours pay for: hours x dense 16-bit peak x MFU."
+PARAMETERS_NOTE = "Numbers that the optimiser updates; multi-token prediction and correction biases stand beside them."
+ACTIVE_NOTE = "Parameters that one token uses."
+# How papers count training FLOPs: the names of `counting.cost.conventions` -> in words.
+FLOP_CONVENTIONS = {
+    "6N": "6 N",
+    "6N_full_attention": "6 N' + full attention",
+    "6N_causal_attention": "6 N' + causal attention",
+    "own": "the model's own count",
+}
+CONVENTION_NOTE = (
+    "N: active parameters, those that one token uses. N': N without the input embedding, which is a lookup. Causal: "
+    "half of attention's square. Only the model's own count includes multi-token prediction."
+)
+
+# --- Memory ------------------------------------------------------------------------------------------------------
+
+LAYER_MEMORY_NOTE = (
+    "The worst moment of one layer's forward pass, in 16 bits, with activations checkpointed at the layers' boundaries."
+)
+STEP_MEMORY_NOTE = (
+    "Bytes that the step allocates at the worst moment, without workspaces in kernels and the allocator's rounding."
+)
+MODEL_STATES_NOTE = "Parameters, gradients and optimiser state in the formats of the setup's precision."
+RESERVED_BYTES_NOTE = "An estimate of what torch's caching allocator reserves."
+FITS_NOTE = (
+    "Needed: the most bytes that are reserved or, where that is not worked out, allocated; with the CUDA context and, "
+    "of a rank, its communicators. Capacity: of one device, as the driver reports it if that is known."
+)
+STATES_NOTE = (
+    "GPUs at least: the smallest number whose memory holds parameters, gradients and optimiser state, sharded evenly. "
+    "Memory is what the driver reports if that is known, else the vendor's figure with one GB taken as 2^30 bytes."
+)
+COLLECTIVES_NOTE = "Of one step; bytes are totals over all calls, into and out of the collective of one rank."
+
+# --- Time and money ----------------------------------------------------------------------------------------------
+
+MFU_NOTE = (
+    "MFU is relative to the dense peak of the 16-bit training dtype. FLOPs are the model's own count: three forward "
+    "passes, without recomputation."
+)
+HFU_NOTE = "HFU is relative to the dense peak of the 16-bit training dtype. FLOPs are those that are executed."
+STEP_TIME_NOTE = (
+    "Seconds of one step, on the rank of the pipeline with the most work; of communication, what nothing hides."
+)
+BAND_NOTE = "Low to high: the errors of 8 of 10 published runs or, where steps were measured, the spread of these."
+BOUND_NOTE = "The bound: no run is faster."
+BILL_NOTE = (
+    "GPU-hours are those of one run without failures. The cost does not include failed runs, evaluation, storage and "
+    "people."
+)
+ENERGY_NOTE = (
+    "MWh: GPU-hours x the power limit that is set, else the board's, an upper bound for the boards alone; hosts, "
+    "network and cooling are not included."
+)
+
+# --- Laws, published figures, machines -----------------------------------------------------------------------------
+
+LOSS_NOTE = "Loss: in nats per token, on the data that the law was fitted to."
+OPTIMUM_NOTE = "The lowest loss of the scaling law at C = 6 N D."
+TOKENS_OF_MODEL_NOTE = "The number of tokens for which a model of this size is compute-optimal by the scaling law."
+DESIGN_NOTE = "Parameters of the design / those of the target - 1."
+ROUTING_NOTE = "If dense: every routed expert runs for every token, and adds 6 FLOPs for each parameter."
+AGREES_NOTE = "This project's figure / the stated one - 1."
+TIME_ERROR_NOTE = "Estimated / measured - 1: below 0 where the estimate is too fast."
+CALIBRATION_NOTE = "Each measured step is predicted by the scale that the other rows give."
+MACHINE_NOTE = "Measured on the machine at hand."
+SETTING_NOTE = "A setting of the step."
+
+# What of a result, as "class.quantity" -> its sentence; the first that matches.
+_GOVERNED = tuple(
+    (re.compile(pattern), sentence)
+    for pattern, sentence in (
+        (r"(Setup|Layout|MicroBatch)\.", SETTING_NOTE),
+        (r"Calibration\.|ScaledRow\.|\.median_error$", CALIBRATION_NOTE),
+        (r"Found\w+\.", MACHINE_NOTE),
+        (
+            r"(ErrorSummary|ExaminedRatio|ExaminedThroughput)\.\w*(median|tenth|ninetieth|error|estimated)",
+            TIME_ERROR_NOTE,
+        ),
+        (r"relative_difference", AGREES_NOTE),
+        (r"(Architecture|Design)\.relative_error", DESIGN_NOTE),
+        (r"LawOnModel\.(optimal_tokens|tokens_over_optimal)", TOKENS_OF_MODEL_NOTE),
+        (r"if_dense|saved_by_routing", ROUTING_NOTE),
+        (r"RankCollective\.", COLLECTIVES_NOTE),
+        (r"(GpuOption|BudgetPlan|Design)\.training_flops$", BUDGET_FLOPS_NOTE),
+        (r"BudgetPlan\.(optimal|tokens_per_parameter)", OPTIMUM_NOTE),
+        (r"(Fit|Remedy)\.", FITS_NOTE),
+        (r"reserved_bytes$|ReservedParts\.|PoolOfStream\.", RESERVED_BYTES_NOTE),
+        (r"LayerAnalysis\.peak_memory|LayerMemory\.", LAYER_MEMORY_NOTE),
+        (r"^(Layer)?Analysis\.\w*forward_flops_causal", f"{FORWARD_NOTE} {CAUSAL_FLOPS_NOTE}"),
+        (r"flops_causal", CAUSAL_FLOPS_NOTE),
+        (r"forward_flops_full_attention", f"{FORWARD_NOTE} {FULL_SQUARE_NOTE}"),
+        (r"^(Layer)?Analysis\.\w*forward_flops|attention_core_flops", f"{FORWARD_NOTE} {FLOPS_NOTE}"),
+        (r"\.hardware_flops", HARDWARE_FLOPS_NOTE),
+        (r"\.model_flops|\.training_flops|flops_per_token", MODEL_FLOPS_NOTE),
+        (r"flops|attention_core|skipped_by_causality", FLOPS_NOTE),
+        (r"\.(\w*fewest_gpus)$", STATES_NOTE),
+        (r"state_bytes|moment_bytes|beside_states|update_bytes", MODEL_STATES_NOTE),
+        (r"bytes", STEP_MEMORY_NOTE),
+        (r"\.active", ACTIVE_NOTE),
+        (r"parameters|linear_weights|correction_bias", PARAMETERS_NOTE),
+        (r"\.hfu$", HFU_NOTE),
+        (r"bound_", BOUND_NOTE),
+        (r"mfu", MFU_NOTE),
+        (r"\.energy_mwh$", ENERGY_NOTE),
+        (r"gpu_hours|cost|days", BILL_NOTE),
+        (r"predicted_loss", LOSS_NOTE),
+        (r"StepTime\.(low|high)_seconds$", BAND_NOTE),
+        (r"StepTime\.seconds|TimeBreakdown\.", STEP_TIME_NOTE),
+    )
+)
+
+
+def governing_sentence(of: str, quantity: str) -> str:
+    """The sentence that says how `quantity` of the class `of` is counted; empty if there is none."""
+    name = f"{of}.{quantity}"
+    return next((sentence for pattern, sentence in _GOVERNED if pattern.search(name)), "")
