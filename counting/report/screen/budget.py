@@ -84,6 +84,6 @@ def design_screen(lines: Lines, design: "Design", path: str) -> None:
     if mixture:
         lines.fact(
             "N is active",
-            f"{config['num_experts_per_tok']} of {config['n_routed_experts']} experts for a token; a law of dense models "
-            "does not count the others, and they usually lower the loss",
+            f"{config['num_experts_per_tok']} of {config['n_routed_experts']} experts for a token; a law of dense "
+            "models does not count the others, and they usually lower the loss",
         )

@@ -82,6 +82,7 @@ class MixtureTier(msgspec.Struct, frozen=True, kw_only=True):
     eligible_groups: int
     routed_scaling_factor: float
     vocabularies: tuple[int, ...]  # the preferred one first
+    vocabulary_rule: str
     rule: str
 
     @property
@@ -100,6 +101,7 @@ _SMALL = MixtureTier(
     eligible_groups=1,
     routed_scaling_factor=2.446,
     vocabularies=(102_400, 129_280, 163_840),
+    vocabulary_rule="102,400 as DeepSeek-V2-Lite, else that of DeepSeek-V3 or Moonlight-16B-A3B",
     rule="queries projected directly, as DeepSeek-V2-Lite (arXiv 2405.04434, appendix B); experts in one group, "
     "weights scaled by 2.446, as Moonlight-16B-A3B (arXiv 2502.16982)",
 )
@@ -113,6 +115,7 @@ _LARGE = MixtureTier(
     eligible_groups=4,
     routed_scaling_factor=2.5,
     vocabularies=(129_280,),
+    vocabulary_rule="as DeepSeek-V3",
     rule="queries from a latent of 1,536, a token's experts from 4 of 8 groups, weights scaled by 2.5, as DeepSeek-V3 "
     "(arXiv 2412.19437, §4.2)",
 )
@@ -380,8 +383,9 @@ def _rules(shape: MixtureShape, trends: MixtureTrends, parameters: int, active: 
         f"sigmoid scores and a correction bias without gradient (arXiv 2412.19437, §2.1.2); {tier.rule}",
         "multi-token prediction: one module, as DeepSeek-V3 (arXiv 2412.19437, §2.2); the budget pays for it, and no N "
         "includes it",
-        f"vocabulary {shape.vocabulary:,}, head of its own: as {tier.like}; from {large_from() / 1e9:.1f}e9 active "
-        "parameters as DeepSeek-V3, the geometric mean of DeepSeek-V2-Lite and V2",
+        f"vocabulary {shape.vocabulary:,}, head of its own: {tier.vocabulary_rule}",
+        f"what is copied, is of DeepSeek-V3 from {large_from() / 1e9:.1f}e9 active parameters on (the geometric mean of "
+        "DeepSeek-V2-Lite and DeepSeek-V2), and of DeepSeek-V2-Lite below",
         f"{_POSITIONS:,} positions and RoPE base 10,000: as in pre-training, before the stages of long contexts (arXiv "
         "2405.04434, §3.1.2; 2412.19437, §4.2)",
         "RMSNorm epsilon 1e-6, silu and no biases: as DeepSeek-V3",
