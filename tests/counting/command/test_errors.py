@@ -139,7 +139,7 @@ def test_one_line_and_exit_2(flags: str, message: str, folder: Path, capsys: pyt
     no_length = {field: value for field, value in LLAMA.items() if field != "max_position_embeddings"}
     (folder / "no_length.json").write_text(json.dumps(no_length))
     if flags.endswith("--design x.json") and "budget 5" in flags:
-        message = "cannot design a model"
+        message = "cannot design a llama model"
     assert main(flags.split()) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

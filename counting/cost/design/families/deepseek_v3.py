@@ -39,6 +39,7 @@ _ROTATED = 64
 _KEY_VALUE_RANK = 512
 _HEADS_STEP = 4
 _FINEST_SIZE = 128
+_SMALL_SIZE = 2560
 _EXPERTS_STEP = 32
 _POSITIONS = 4096
 _ROPE_THETA = 10_000.0
@@ -239,10 +240,11 @@ def _shallow_shapes(target: int, trends: MixtureTrends) -> Iterator[MixtureShape
     for hidden_size in sizes_in_range(hidden_sizes(_FINEST_SIZE), typical_ratio, lowest, highest):
         ideal_heads = trends.heads_to_width.ideal * hidden_size / _HEAD_DIM
         ideal_width = trends.active_to_width.ideal * hidden_size / tier.granularity
-        for heads in multiples_near(ideal_heads, _HEADS_STEP, _tolerance(hidden_size)):
+        tolerance = 0.4 if hidden_size < _SMALL_SIZE else 0.15  # small models have few shapes to choose from
+        for heads in multiples_near(ideal_heads, _HEADS_STEP, tolerance):
             if not trends.heads_to_width.admits(heads * _HEAD_DIM / hidden_size):
                 continue
-            for expert_width in multiples_near(ideal_width, _expert_step(hidden_size), _tolerance(hidden_size)):
+            for expert_width in multiples_near(ideal_width, _expert_step(hidden_size), tolerance):
                 if trends.active_to_width.admits(tier.granularity * expert_width / hidden_size):
                     for vocabulary in tier.vocabularies:
                         yield msgspec.structs.replace(
@@ -252,12 +254,7 @@ def _shallow_shapes(target: int, trends: MixtureTrends) -> Iterator[MixtureShape
 
 def _expert_step(hidden_size: int) -> int:
     """What the width of an expert is a multiple of."""
-    return 64 if hidden_size < 2560 else 128
-
-
-def _tolerance(hidden_size: int) -> float:
-    """How far heads and experts may be from what their ratios say: small models have few shapes to choose from."""
-    return 0.4 if hidden_size < 2560 else 0.15
+    return 64 if hidden_size < _SMALL_SIZE else 128
 
 
 def _fill(shape: MixtureShape, target: int) -> tuple[int, int]:
@@ -384,8 +381,8 @@ def _rules(shape: MixtureShape, trends: MixtureTrends, parameters: int, active: 
         "multi-token prediction: one module, as DeepSeek-V3 (arXiv 2412.19437, §2.2); the budget pays for it, and no N "
         "includes it",
         f"vocabulary {shape.vocabulary:,}, head of its own: {tier.vocabulary_rule}",
-        f"what is copied, is of DeepSeek-V3 from {large_from() / 1e9:.1f}e9 active parameters on (the geometric mean of "
-        "DeepSeek-V2-Lite and DeepSeek-V2), and of DeepSeek-V2-Lite below",
+        f"what is copied, is of DeepSeek-V3 from {large_from() / 1e9:.1f}e9 active parameters on (the geometric mean "
+        "of DeepSeek-V2-Lite and DeepSeek-V2), and of DeepSeek-V2-Lite below",
         f"{_POSITIONS:,} positions and RoPE base 10,000: as in pre-training, before the stages of long contexts (arXiv "
         "2405.04434, §3.1.2; 2412.19437, §4.2)",
         "RMSNorm epsilon 1e-6, silu and no biases: as DeepSeek-V3",

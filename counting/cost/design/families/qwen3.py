@@ -224,6 +224,8 @@ def _config(shape: Qwen3Shape) -> dict[str, object]:
         "rope_theta": _ROPE_THETA,
         "attention_bias": False,
         "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": shape.layers,
         "tie_word_embeddings": shape.tied,
         "torch_dtype": "bfloat16",
     }
