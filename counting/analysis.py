@@ -217,13 +217,6 @@ def count_by_formula(spec: ModelSpec) -> Counts:
     return parameters(spec)
 
 
-def count_active_by_formula(spec: ModelSpec) -> int:
-    """The parameters of the main model that one token uses, by formula; as quick as `count_by_formula`."""
-    from counting.formulas.parameters import inactive_parameters, parameters
-
-    return parameters(spec).total - sum(inactive_parameters(layer) * count for layer, count in spec.layer_groups())
-
-
 def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | None) -> Analysis:
     from counting.formulas.memory import simulate
     from counting.formulas.model import by_formula

@@ -10,7 +10,7 @@ from functools import cache
 
 import msgspec
 
-from counting.analysis import count_active_by_formula, count_by_formula
+from counting.analysis import count_by_formula
 from counting.cost.design.architecture import (
     LARGEST_RELATIVE_ERROR,
     Architecture,
@@ -83,7 +83,6 @@ class MixtureTier(msgspec.Struct, frozen=True, kw_only=True):
     eligible_groups: int
     routed_scaling_factor: float
     vocabularies: tuple[int, ...]  # the preferred one first
-    vocabulary_rule: str
     rule: str
 
     @property
@@ -102,7 +101,6 @@ _SMALL = MixtureTier(
     eligible_groups=1,
     routed_scaling_factor=2.446,
     vocabularies=(102_400, 129_280, 163_840),
-    vocabulary_rule="102,400 as DeepSeek-V2-Lite, else that of DeepSeek-V3 or Moonlight-16B-A3B",
     rule="queries projected directly, as DeepSeek-V2-Lite (arXiv 2405.04434, appendix B); experts in one group, "
     "weights scaled by 2.446, as Moonlight-16B-A3B (arXiv 2502.16982)",
 )
@@ -116,7 +114,6 @@ _LARGE = MixtureTier(
     eligible_groups=4,
     routed_scaling_factor=2.5,
     vocabularies=(129_280,),
-    vocabulary_rule="as DeepSeek-V3",
     rule="queries from a latent of 1,536, a token's experts from 4 of 8 groups, weights scaled by 2.5, as DeepSeek-V3 "
     "(arXiv 2412.19437, §4.2)",
 )
@@ -159,8 +156,7 @@ def design_deepseek_v3(target_parameters: int) -> Architecture:
     """
     trends = _trends(target_parameters)
     _, shape = min(_candidates(target_parameters, trends), key=lambda candidate: candidate[0])
-    spec = _model_spec(shape)
-    parameters, active = count_by_formula(spec).total, count_active_by_formula(spec)
+    parameters, active = count_by_formula(_model_spec(shape)).total, _active(shape)
     return Architecture(
         family="deepseek_v3",
         config=_config(shape),
@@ -259,11 +255,14 @@ def _expert_step(hidden_size: int) -> int:
 
 def _fill(shape: MixtureShape, target: int) -> tuple[int, int]:
     """(Further layers, active parameters): the layers of experts that bring the shape nearest to the target."""
-    first, second = (
-        count_active_by_formula(_model_spec(msgspec.structs.replace(shape, layers=shape.layers + more)))
-        for more in (0, 1)
-    )
-    return whole_layers(first, second, target)
+    deeper = msgspec.structs.replace(shape, layers=shape.layers + 1)
+    return whole_layers(_active(shape), _active(deeper), target)
+
+
+def _active(shape: MixtureShape) -> int:
+    """The active parameters: all but gate, up and down of the experts that a token does not use."""
+    unused = (shape.layers - shape.tier.dense_layers) * (shape.experts - shape.tier.top_k)
+    return count_by_formula(_model_spec(shape)).total - unused * 3 * shape.hidden_size * shape.expert_width
 
 
 def _model_spec(shape: MixtureShape) -> ModelSpec:
@@ -380,7 +379,8 @@ def _rules(shape: MixtureShape, trends: MixtureTrends, parameters: int, active: 
         f"sigmoid scores and a correction bias without gradient (arXiv 2412.19437, §2.1.2); {tier.rule}",
         "multi-token prediction: one module, as DeepSeek-V3 (arXiv 2412.19437, §2.2); the budget pays for it, and no N "
         "includes it",
-        f"vocabulary {shape.vocabulary:,}, head of its own: {tier.vocabulary_rule}",
+        f"vocabulary {shape.vocabulary:,}, head of its own: as {tier.like}, or where a small model needs it to meet "
+        "its size, a larger published one",
         f"what is copied, is of DeepSeek-V3 from {large_from() / 1e9:.1f}e9 active parameters on (the geometric mean "
         "of DeepSeek-V2-Lite and DeepSeek-V2), and of DeepSeek-V2-Lite below",
         f"{_POSITIONS:,} positions and RoPE base 10,000: as in pre-training, before the stages of long contexts (arXiv "
