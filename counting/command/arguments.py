@@ -24,6 +24,7 @@ from counting.command.amounts import (
     parse_whole_number,
 )
 from counting.command.checks import NAME_GPUS, times_a_step
+from counting.command.flags.laws import ChosenLaws, parse_laws
 from counting.cost.budget import BudgetPlan, plan_budget
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import Gpu, read_gpus
@@ -170,7 +171,12 @@ def run_plan_of(options: argparse.Namespace, own: Sequence[Gpu]) -> RunPlan | No
     )
 
 
-def budget_of(options: argparse.Namespace, own: Sequence[Gpu]) -> BudgetPlan | None:
+def laws_of(options: argparse.Namespace) -> ChosenLaws | None:
+    """The laws of --scaling_law; None without it."""
+    return _parsed(options.scaling_law, parse_laws)
+
+
+def budget_of(options: argparse.Namespace, own: Sequence[Gpu], laws: ChosenLaws | None) -> BudgetPlan | None:
     """What the budget buys; None without --training_budget."""
     if options.training_budget is None:
         return None
@@ -180,10 +186,24 @@ def budget_of(options: argparse.Namespace, own: Sequence[Gpu]) -> BudgetPlan | N
             gpus=chosen_gpus(options, own) or None,
             num_gpus=_parsed(options.num_gpus, parse_num_gpus),
             mfu=_parsed(options.mfu, parse_mfu),
-            scaling_law=options.scaling_law,
+            scaling_law=laws and laws.followed,
             prices_usd_per_hour=_prices(options, own),
         ),
     )
+
+
+def beyond_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked beyond plain compute: `unique_tokens`, `inference_tokens`, `expansion_rate`; without flag, None."""
+    rate = _parsed(options.expansion_rate, parse_ratio)
+    if rate is not None:
+        from counting.cost.scaling_laws.mixtures import check_expansion_rate  # few commands need it
+
+        check_expansion_rate(rate)
+    return {
+        "unique_tokens": _parsed(options.unique_tokens, lambda text: parse_tokens(text, "--unique_tokens")),
+        "inference_tokens": _parsed(options.inference_tokens, lambda text: parse_tokens(text, "--inference_tokens")),
+        "expansion_rate": rate,
+    }
 
 
 def _prices(options: argparse.Namespace, own: Sequence[Gpu]) -> dict[str, float] | None:

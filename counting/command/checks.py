@@ -46,13 +46,20 @@ NEEDS = {
     "clip_gradients": ("model_config",),
     "compare": ("tokens",),
     "scaling_law": ("training_budget",),
+    "unique_tokens": ("training_budget",),
+    "inference_tokens": ("training_budget",),
+    "expansion_rate": ("training_budget",),
     "design": ("training_budget",),
     "design_family": ("design",),
-    "force": ("design", "trace", "trace_memory", "html"),
+    "force": ("design", "trace", "trace_memory", "html", "csv"),
 }
 
-# At most one flag of each row can be given, because they set the same quantity.
-ALTERNATIVES = (("mfu", "gpu_hours", "tokens_per_second_per_gpu"), ("price", "gpu_prices"))
+# At most one flag of each row can be given, because they set the same thing.
+ALTERNATIVES = (
+    ("mfu", "gpu_hours", "tokens_per_second_per_gpu"),
+    ("price", "gpu_prices"),
+    ("json", "markdown"),
+)
 
 # What --layout does not go with -> the reason.
 WITHOUT_LAYOUT = {
@@ -88,6 +95,10 @@ def check_flags(options: argparse.Namespace) -> None:
     for flag in NAME_FILES:
         if flag in given and not getattr(options, flag):
             raise UserError(f"--{flag} '': must name a file")
+    if options.csv == "":
+        raise UserError("--csv '': must name a folder")
+    if {"json", "markdown"} <= given:
+        raise UserError("give either --json or --markdown: both are all that is printed")
     for flag, others in NEEDS.items():
         if flag in given and not given & set(others):
             raise UserError(f"--{flag} needs {' or '.join(f'--{other}' for other in others)}")

@@ -5,6 +5,7 @@ import textwrap
 
 from counting.cost.hardware import load_gpus
 from counting.cost.scaling_laws import LAWS
+from counting.cost.scaling_laws.allocation import allocation_laws
 from counting.recipes import OPTIMIZERS, PRECISIONS
 from torch_models.fields.bundled import bundled_data
 
@@ -48,7 +49,10 @@ def names_of_flags() -> str:
     known = {
         "models in configs/ (--model_config)": models,
         "GPUs (--gpus; with their sources in configs/gpus.json)": [gpu.name for gpu in load_gpus()],
-        "scaling laws (--scaling_law)": [law.name for law in LAWS],
+        "scaling laws (--scaling_law; the last say only N or D)": [
+            *(law.name for law in LAWS),
+            *(law.name for law in allocation_laws()),
+        ],
         "recipes (--precision)": [entry.name for entry in PRECISIONS],
         "optimizers (--optimizer)": [entry.name for entry in OPTIMIZERS],
     }

@@ -52,6 +52,10 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if options.json:
         print(json_document(results))
+    elif options.markdown:
+        from counting.report.export.markdown import markdown_text
+
+        print(markdown_text(results, options.design, proof=options.proof))
     else:
         print_results(results, options.design, details=options.details, proof=options.proof)
 

@@ -1,10 +1,11 @@
-"""Writes files completely or not at all, and none that is read or written by another flag too."""
+"""Writes files, one or a folder of them, completely or not at all, and none that another flag reads or writes too."""
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch_models.errors import UserError, show_name
@@ -61,6 +62,74 @@ def write_whole(path: str, content: str | bytes, *, overwrite: bool) -> None:
                 os.unlink(temporary)
 
 
+def refuse_unwritable_folder(path: str, names: Iterable[str], *, overwrite: bool) -> None:
+    """Check early what `write_folder` needs of the folder and of the files with these names in it.
+
+    Raises UserError if there is a file of that name, if the folder is not there and cannot be made because the one
+    that it is in is not there either, if it may not be written, or if one of the files exists.
+    """
+    shown = show_name(path)
+    try:
+        os.fsencode(path)
+        if "\0" in path:
+            raise ValueError("a name has no null byte")
+        folder = Path(path)
+        exists, is_folder, parent = os.path.lexists(path), folder.is_dir(), folder.parent
+        parent_is_folder = parent.is_dir()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown}: cannot be written: {_reason(error)}") from None
+    if exists and not is_folder:
+        raise UserError(f"{shown}: is not a folder; name a folder for several files")
+    if not exists and not parent_is_folder:
+        raise UserError(f"{shown}: there is no folder {show_name(str(parent))}")
+    if not os.access(folder if exists else parent, os.W_OK | os.X_OK):
+        raise UserError(f"{shown}: cannot be written: {os.strerror(errno.EACCES)}")
+    for name in names if exists else ():
+        refuse_unwritable(os.path.join(path, name), overwrite=overwrite)
+
+
+def write_folder(path: str, files: Mapping[str, str], *, overwrite: bool) -> None:
+    """Write all files, names with their texts, or none; the folder is made if it is not there.
+
+    All texts are on the disk before the first file has its name. Without `overwrite` no file is replaced, and if one
+    appears meanwhile, those that have their names by then are removed again.
+    """
+    refuse_unwritable_folder(path, files, overwrite=overwrite)
+    made, named = False, list[str]()
+    try:
+        if not os.path.isdir(path):
+            os.mkdir(path)
+            made = True
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path) as parts:
+            for name, text in files.items():
+                _write_part(os.path.join(parts, name), text, _mode(os.path.join(path, name)))
+            for name in files:
+                part, whole = os.path.join(parts, name), os.path.join(path, name)
+                if overwrite:
+                    os.replace(part, whole)
+                else:
+                    _rename_to_new(part, whole)
+                    named.append(whole)
+    except OSError as error:
+        for whole in named:
+            os.unlink(whole)
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        if isinstance(error, FileExistsError) and error.filename2:
+            shown = show_name(str(error.filename2))
+            raise UserError(f"{shown}: exists already; give --force to replace it, or another name") from None
+        raise UserError(f"{show_name(path)}: cannot be written: {_reason(error)}") from None
+
+
+def _write_part(path: str, text: str, mode: int) -> None:
+    with open(path, "xb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _rename_to_new(temporary: str, path: str) -> None:
     """Rename, but raise FileExistsError if `path` exists by now; a plain rename would replace it."""
     try:
@@ -86,12 +155,14 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def refuse_shared_files(written: Mapping[str, str | None], read: Mapping[str, Sequence[str] | str | None]) -> None:
+def refuse_shared_files(
+    written: Mapping[str, Sequence[str] | str | None], read: Mapping[str, Sequence[str] | str | None]
+) -> None:
     """Raises UserError if two flags of `written` name one file, or one of them names a file of `read`.
 
     Both have the names of files by flag; None is a flag that is not given.
     """
-    outputs = [(flag, name) for flag, name in written.items() if name is not None]
+    outputs = [(flag, name) for flag, names in written.items() for name in _names(names)]
     for number, (flag, name) in enumerate(outputs):
         for other, same in outputs[:number]:
             if _is_one_file(name, same):

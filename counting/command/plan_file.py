@@ -22,9 +22,19 @@ from counting.command.checks import ALTERNATIVES, given_flags
 from torch_models.errors import ConfigError, UserError, show_name
 
 MAX_PLAN_BYTES = 1_000_000
-LISTS = ("gpus", "ignore_fields", "stage_layers")  # flags with commas between their values; in a plan also an array
+LISTS = (
+    "gpus",
+    "ignore_fields",
+    "stage_layers",
+    "scaling_law",
+)  # flags with commas between their values; in a plan also an array
 NOT_IN_A_PLAN = ("plan", "help", "version")
-FILES_WRITTEN = ("json", "trace", "trace_memory", "html")  # by the run whose result is a plan; another run has files of its own
+FILES_WRITTEN = (
+    "json",
+    "trace",
+    "trace_memory",
+    "html",
+)  # by the run whose result is a plan; another run has files of its own
 TABLES = ("gpu_prices", "layout")  # flags with name=value pairs; in a plan also a table
 
 

@@ -6,13 +6,25 @@ The model FLOPs utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, §4.1
 training dtype. The cost does not include networking, storage, restarts and failed runs.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import msgspec
 
 from counting.cost.hardware import Gpu, find_gpu, load_gpus
-from counting.cost.scaling_laws import DEFAULT_LAW, compute_optimum, extrapolates, find_law, predicted_loss
+from counting.cost.scaling_laws import (
+    DEFAULT_LAW,
+    OptimumIntervals,
+    ScalingLaw,
+    compute_optimum,
+    extrapolates,
+    find_law,
+    optimum_intervals,
+    orders_beyond,
+    predicted_loss,
+)
+from counting.cost.scaling_laws.wrong_choice import LawsApart, laws_apart
 from counting.records.tidy import Tidy
 from torch_models.errors import ArgumentError
 
@@ -43,6 +55,7 @@ class BudgetPlan(Tidy, frozen=True, kw_only=True):
     budget_usd: float
     mfu: float
     scaling_law: str
+    law: ScalingLaw
     best_gpu: str  # the option with the most training FLOPs; the first one if several have as many
     gpu_hours: float
     training_flops: int  # rounded down to whole FLOPs
@@ -50,7 +63,10 @@ class BudgetPlan(Tidy, frozen=True, kw_only=True):
     optimal_tokens: int
     tokens_per_parameter: float
     predicted_loss: float  # nats per token
+    intervals: OptimumIntervals | None  # 95 %; None for a law without draws of a bootstrap
     extrapolated: bool  # N or D is outside the range of the runs that the law was fitted to
+    orders_beyond: float  # by so many orders of magnitude
+    apart: LawsApart  # the law and the published ones, at these FLOPs
     options: tuple[GpuOption, ...]
     num_gpus: int | None  # number of `best_gpu` used at the same time
     days: float | None  # `gpu_hours` on `num_gpus` GPUs; None without `num_gpus`
@@ -63,16 +79,17 @@ def plan_budget(
     *,
     gpus: Sequence[str | Gpu] | None = None,
     mfu: float = DEFAULT_MFU,
-    scaling_law: str = DEFAULT_LAW.name,
+    scaling_law: str | os.PathLike[str] | ScalingLaw = DEFAULT_LAW.name,
     prices_usd_per_hour: Mapping[str, float] | None = None,
     num_gpus: int | None = None,
 ) -> BudgetPlan:
     """The best of `gpus` for `budget_usd`, and the compute-optimal N and D for the FLOPs that it buys.
 
     `gpus` contains names of catalogue entries or `Gpu` objects; if it is None, `DEFAULT_GPUS` are compared.
-    `prices_usd_per_hour` maps GPU names to prices that replace or complete those of the catalogue. Raises UserError for
-    a budget outside 0.01 to 1e15 dollars, an MFU outside 1e-6 to 1, no GPU or the same one twice, an unknown GPU or
-    law, a missing or invalid price, `num_gpus` below one, and a budget too small to train any model.
+    `prices_usd_per_hour` maps GPU names to prices that replace or complete those of the catalogue. `scaling_law` is a
+    name, the path of a law's file, or a law. Raises UserError for a budget outside 0.01 to 1e15 dollars, an MFU outside
+    1e-6 to 1, no GPU or the same one twice, an unknown GPU or law, a file that is no law, a missing or invalid price,
+    `num_gpus` below one, and a budget too small to train any model.
     """
     budget_usd = check_dollars(budget_usd)
     mfu = check_mfu(mfu)
@@ -87,6 +104,7 @@ def plan_budget(
         budget_usd=budget_usd,
         mfu=mfu,
         scaling_law=law.name,
+        law=law,
         best_gpu=best.gpu,
         gpu_hours=best.gpu_hours,
         training_flops=best.training_flops,
@@ -94,7 +112,10 @@ def plan_budget(
         optimal_tokens=optimum.tokens,
         tokens_per_parameter=optimum.tokens / optimum.parameters,
         predicted_loss=predicted_loss(law, optimum.parameters, optimum.tokens),
+        intervals=optimum_intervals(law, best.training_flops),
         extrapolated=extrapolates(law, optimum.parameters, optimum.tokens),
+        orders_beyond=orders_beyond(law, optimum.parameters, optimum.tokens),
+        apart=laws_apart(law, best.training_flops),
         options=options,
         num_gpus=num_gpus,
         days=None if num_gpus is None else days_on(num_gpus, exactly(budget_usd) / exactly(best.price_usd_per_hour)),

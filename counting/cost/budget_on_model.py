@@ -13,7 +13,8 @@ import msgspec
 from counting.analysis import Analysis
 from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token, trains_mtp
-from counting.cost.scaling_laws import extrapolates, find_law, optimal_tokens, predicted_loss
+from counting.cost.scaling_laws import Interval, extrapolates, loss_interval, optimal_tokens, predicted_loss
+from counting.cost.scaling_laws.intervals import optimal_tokens_interval
 from counting.records.tidy import Tidy
 from torch_models.errors import UserError
 
@@ -25,8 +26,10 @@ class LawOnModel(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     tokens_per_parameter: float
     optimal_tokens: float  # the D for which this N is compute-optimal
+    optimal_tokens_interval: Interval | None  # 95 %; None for a law without draws of a bootstrap, as below
     tokens_over_optimal: float
     predicted_loss: float  # nats per token, on the tokens that the budget pays for
+    predicted_loss_interval: Interval | None
     extrapolated: bool
 
 
@@ -52,7 +55,7 @@ def spend_on(analysis: Analysis, plan: BudgetPlan) -> BudgetOnModel:
             f"{analysis.name}: {plan.training_flops:,} training FLOPs do not pay for one token "
             f"({float(per_token):.3g} FLOPs): give a larger budget or utilisation"
         )
-    law = find_law(plan.scaling_law)
+    law = plan.law
     parameters = analysis.parameters
     sizes: dict[Literal["total", "active"], int] = {"total": parameters.total, "active": parameters.active}
     if parameters.total == parameters.active:
@@ -66,8 +69,10 @@ def spend_on(analysis: Analysis, plan: BudgetPlan) -> BudgetOnModel:
                 parameters=size,
                 tokens_per_parameter=tokens / size,
                 optimal_tokens=optimum,
+                optimal_tokens_interval=optimal_tokens_interval(law, size),
                 tokens_over_optimal=tokens / optimum,
                 predicted_loss=predicted_loss(law, size, tokens),
+                predicted_loss_interval=loss_interval(law, size, tokens),
                 extrapolated=extrapolates(law, size, tokens),
             )
         )

@@ -74,6 +74,9 @@ ENERGY_NOTE = (
 
 LOSS_NOTE = "Loss: in nats per token, on the data that the law was fitted to."
 OPTIMUM_NOTE = "The lowest loss of the scaling law at C = 6 N D."
+SIX_ND_NOTE = "By the scaling law, at C = 6 N D."
+SERVING_NOTE = "Training is 6 N D FLOPs, and serving 2 N for each token."
+RUNS_NOTE = "As the runs that the law is fitted to say it."
 TOKENS_OF_MODEL_NOTE = "The number of tokens for which a model of this size is compute-optimal by the scaling law."
 DESIGN_NOTE = "Parameters of the design / those of the target - 1."
 ROUTING_NOTE = "If dense: every routed expert runs for every token, and adds 6 FLOPs for each parameter."
@@ -99,7 +102,12 @@ _GOVERNED = tuple(
         (r"LawOnModel\.(optimal_tokens|tokens_over_optimal)", TOKENS_OF_MODEL_NOTE),
         (r"if_dense|saved_by_routing", ROUTING_NOTE),
         (r"RankCollective\.", COLLECTIVES_NOTE),
-        (r"(GpuOption|BudgetPlan|Design)\.training_flops$", BUDGET_FLOPS_NOTE),
+        (r"(GpuOption|BudgetPlan|Design|LawsSideBySide|FittedOptimum)\.training_flops$", BUDGET_FLOPS_NOTE),
+        (r"FittedRun\.(parameters|tokens|training_flops|loss)|IsoflopBudget", RUNS_NOTE),
+        (r"(ServedModel|InferenceAware|ServingOnModel)\.\w*(flops|tokens|added|saved|share)", SERVING_NOTE),
+        (r"(DataLimited|MixtureOptimum)\.\w*flops|(LawOptimum|LawRow|ApproachOptimum|Optimum)\.", SIX_ND_NOTE),
+        (r"(DataLimited|MixtureOptimum|ServedModel|OptimumIntervals)\.\w*(parameters|tokens)", SIX_ND_NOTE),
+        (r"(ScalingLaw|MixtureBudget)\.fitted_", RUNS_NOTE),
         (r"BudgetPlan\.(optimal|tokens_per_parameter)", OPTIMUM_NOTE),
         (r"(Fit|Remedy)\.", FITS_NOTE),
         (r"reserved_bytes$|ReservedParts\.|PoolOfStream\.", RESERVED_BYTES_NOTE),
@@ -121,7 +129,7 @@ _GOVERNED = tuple(
         (r"mfu", MFU_NOTE),
         (r"\.energy_mwh$", ENERGY_NOTE),
         (r"gpu_hours|cost|days", BILL_NOTE),
-        (r"predicted_loss", LOSS_NOTE),
+        (r"loss", LOSS_NOTE),
         (r"StepTime\.(low|high)_seconds$", BAND_NOTE),
         (r"StepTime\.seconds|TimeBreakdown\.", STEP_TIME_NOTE),
     )

@@ -8,6 +8,7 @@ number the field's name as its quantity.
 SCOPES = {
     "Analysis": "{name}",
     "Architecture": "design",
+    "BeyondCompute": "budget",
     "BudgetOnModel": "{model}",
     "BudgetPlan": "budget",
     "Agreement": "",
@@ -19,13 +20,18 @@ SCOPES = {
     "ClaimedPhase": "{phase}",
     "ComparedModel": "{model}",
     "Comparison": "comparison",
+    "ApproachOptimum": "",
     "CostAtMfu": "MFU {mfu:.4g}",
+    "DataLimitedBudget": "data limited",
     "Design": "design",
     "ErrorSummary": "errors, {kind}, gate {gate}",
     "ExaminedMemory": "{name}",
     "ExaminedRatio": "{name}",
     "ExaminedRun": "{name}",
     "ExaminedThroughput": "{name}",
+    "FittedLaw": "fit",
+    "FittedOptimum": "at {training_flops:.6g} FLOPs",
+    "FittedRun": "run {line}",
     "Figure": "{quantity}, {convention}",
     "Fit": "fit on {gpu}",
     "FoundAttention": "{kernel}, head size {head_size}, {sequence_length} tokens",
@@ -35,10 +41,17 @@ SCOPES = {
     "GpuOption": "{gpu}",
     "GpuRun": "{gpu}",
     "ImpliedMfu": "{convention}",
+    "InferenceAwareBudget": "inference aware",
+    "IsoflopBudget": "at {training_flops:.6g} FLOPs",
     "LawOnModel": "{taken_as} N",
+    "LawOptimum": "{law}",
+    "LawRow": "{law}",
+    "LawsSideBySide": "laws",
     "LayerAnalysis": "{kind} layer",
     "MeasuredSpeed": "",
     "MemoryFigure": "{quantity}",
+    "MixtureBudget": "mixture",
+    "MixtureOnModel": "{model}",
     "OfModel": "{model}",
     "OnGpu": "{gpu}",
     "Outcome": "{mfu_source} MFU {mfu:.4g}",
@@ -47,16 +60,20 @@ SCOPES = {
     "PoolOfStream": "pool of {stream}",
     "RankAnalysis": "rank {first_rank}",
     "RankCollective": "{phase}, {op}, {axis}",
+    "RepeatsOnModel": "{model}, {taken_as} N",
     "Remedy": "recompute {recompute}, loss chunk {loss_chunk}",
     "Alternative": "{kernels}, recompute {recompute}, loss chunk {loss_chunk}",
     "ReservedParts": "reserved",
     "ScaledRow": "",
+    "ScalingLaw": "{name}",
+    "ServingOnModel": "{model}",
     "StatedMemory": "{quantity}",
     "StepMemory": "step",
     "StepTime": "step on {gpu}",
     "Throughput": "",
     "TrainingRun": "{model}",
     "TrainingStep": "step",
+    "WrongChoice": "{followed} where {holds} holds",
 }
 
 SHARE_A_SCOPE = {"Check"}  # several of one scope are not numbered: quantity and component tell them apart
@@ -64,6 +81,11 @@ SHARE_A_SCOPE = {"Check"}  # several of one scope are not numbered: quantity and
 # (Class, field) -> the scope of the struct in that field, in place of that of its class.
 FIELD_SCOPES = {
     ("BudgetPlan", "more_on"): "more on the catalogue",
+    ("FittedOptimum", "isoflop"): "isoflop",
+    ("FittedOptimum", "parametric"): "parametric",
+    ("LawsApart", "costliest"): "costliest",
+    ("LawsApart", "fewest_tokens_per_parameter"): "fewest tokens per parameter",
+    ("LawsApart", "most_tokens_per_parameter"): "most tokens per parameter",
     ("ComparedModel", "outcome"): "",
     ("RankAnalysis", "memory"): "",
 }
@@ -107,15 +129,20 @@ PARTS_IN_FIELD = {
     ("StepMemory", "states"): "state_bytes",
     ("StepTime", "breakdown"): "seconds",
 }
-PARTS_OF_ANY = {"Constant"}  # classes that are parts of the quantity that their field names
+# Classes that have the parts of the quantity that their field names, without this end.
+PARTS_OF_ANY = {"Constant": "", "Interval": "_interval"}
 # Classes of which these fields are no parts, but numbers of their own; all others are parts of the quantity.
 PARTS_OF_CLASS = {"Phase": ("peak_bytes", ("micro_batch", "layer"))}
 
 # Fields with several numbers -> the quantity of each, and the scope (a word and its place) or the components.
 SERIES: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "best_shape": ("best_shape", ("rows", "summed", "columns")),
+    "fitted_experts": ("fitted_experts", ("low", "high")),
+    "fitted_parameters": ("fitted_parameters", ("low", "high")),
+    "fitted_tokens": ("fitted_tokens", ("low", "high")),
     "costs_usd": ("cost_usd", "price"),
     "layer_backward_peak_bytes": ("backward_peak_bytes", "layer"),
+    "parabola": ("parabola", ("constant", "linear", "square")),
     "predicted_mfus": ("predicted_mfu", ("slow end", "predicted", "fast end")),
     "prices_usd_per_hour": ("price_usd_per_hour", "price"),
     "reserved_bytes": ("reserved_bytes", ("low", "high")),
@@ -125,7 +152,7 @@ SERIES: dict[str, tuple[str, str | tuple[str, ...]]] = {
 }
 
 # Fields without rows: witnesses are rows of the agreement, and resamples of a fit are data.
-WITHOUT_ROWS = {("Analysis", "agreement"), ("ScalingLaw", "bootstrap")}
+WITHOUT_ROWS = {("Analysis", "agreement"), ("IsoflopFit", "bootstrap"), ("ScalingLaw", "bootstrap")}
 # Fields that hold values as another document names them: their unit is what that document says.
 FOREIGN = {"config", "config_fields", "gpu_fields"}
 FOREIGN_UNIT = "as in its file"

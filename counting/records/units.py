@@ -29,6 +29,7 @@ _OF_NAME = {
     "recompute": "layer",
     "replays": NUMBER,
     "rows": "row",
+    "runs": "run",
     "scale": RATIO,
     "sequence_length": "token",
     "spread": RATIO,
@@ -39,6 +40,15 @@ _OF_NAME = {
     "threads": "thread",
     "zero": NUMBER,
 }
+_OF_NAME |= dict.fromkeys(
+    ("coefficient", "exponent", "parameter_coefficient", "parameter_exponent", "token_coefficient", "token_exponent"),
+    NUMBER,
+)
+_OF_NAME |= dict.fromkeys(("agreed", "at_best", "line", "minima", "objective", "parabola", "quantity", "seed"), NUMBER)
+_OF_NAME |= dict.fromkeys(("resamples", "resamples_at_bound", "starts"), NUMBER)
+_OF_NAME |= dict.fromkeys(("beyond_parameters", "beyond_tokens", "orders_beyond"), "order of magnitude")
+_OF_NAME |= dict.fromkeys(("added", "expansion_rate", "fitted_experts", "largest_excess", "saved"), RATIO)
+_OF_NAME |= dict.fromkeys(("wasted_compute", "residual", "median_residual"), RATIO)
 _OF_NAME |= dict.fromkeys(("dp", "fsdp", "tp", "cp", "ep", "pp"), "rank")
 _OF_NAME |= dict.fromkeys(("num_gpus", "gpus_per_node", "fewest_gpus", "gpus"), "GPU")
 _OF_NAME |= dict.fromkeys(("head_size", "best_shape", "sustained_shape"), NUMBER)
@@ -64,7 +74,7 @@ _OF_END = tuple(
         (r"gb_per_s$", "GB/second"),
         (r"usd_per_hour$", "USD/hour"),
         # Ratios.
-        (r"(mfus?|hfu|share|errors?|difference|imbalance)$|_over_|^saved_by_|^(measured|estimated)$", RATIO),
+        (r"(mfus?|hfu|share|ratio|errors?|difference|imbalance)$|_over_|^saved_by_|^(measured|estimated)$", RATIO),
         # Amounts.
         (r"flops|skipped_by_causality", "FLOP"),
         (r"bytes", "byte"),
@@ -72,6 +82,7 @@ _OF_END = tuple(
         (r"seconds$", "second"),
         (r"hours$", "GPU-hour"),
         (r"days$", "day"),
+        (r"epochs$", "epoch"),
         (r"usd$", "USD"),
         (r"mwh$", "MWh"),
         (r"watts$", "watt"),

@@ -101,7 +101,8 @@ def _field(content: Any, value: msgspec.Struct, field: str, place: _Place) -> It
     """The rows of what a field of `value` has, which is no number of its own."""
     of = type(value).__name__
     if isinstance(content, msgspec.Struct):
-        parts = field if type(content).__name__ in PARTS_OF_ANY else PARTS_IN_FIELD.get((of, field))
+        end = PARTS_OF_ANY.get(type(content).__name__)
+        parts = PARTS_IN_FIELD.get((of, field)) if end is None else field.removesuffix(end)
         if parts is not None:
             yield from _struct(content, place._replace(quantity=parts))
             return

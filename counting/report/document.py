@@ -48,9 +48,19 @@ def calibration_document(calibrated: Calibrated) -> str:
 
 
 def _budget(results: Results) -> dict[str, Any] | None:
-    """The fields of the budget, plus `design` (the designed model) and `models` (the budget on each analysed model)."""
+    """The fields of the budget; beside them `laws`, `design`, `models` (it on each), and what is in `_beyond`."""
     if results.budget is None:
         return None
-    beside = {"design": msgspec.to_builtins(results.design), "models": msgspec.to_builtins(results.spent)}
+    beside = {
+        "laws": msgspec.to_builtins(results.laws),
+        "design": msgspec.to_builtins(results.design),
+        "models": msgspec.to_builtins(results.spent),
+    }
     fields: dict[str, Any] = msgspec.to_builtins(results.budget)
-    return fields | beside
+    return fields | beside | _beyond(results)
+
+
+def _beyond(results: Results) -> dict[str, Any]:
+    """What was asked of a budget beyond plain compute; null where it was not."""
+    asked = ("data_limited", "inference_aware", "mixture")
+    return {name: msgspec.to_builtins(getattr(results.beyond, name, None)) for name in asked}

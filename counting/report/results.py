@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from counting.analysis import Analysis
     from counting.calibration.found import FoundMachine
     from counting.calibration.steps import CalibratedCluster
+    from counting.cost.beyond_compute import BeyondCompute
     from counting.cost.budget import BudgetPlan
     from counting.cost.budget_on_model import BudgetOnModel
     from counting.cost.comparison import Comparison
     from counting.cost.design import Design
     from counting.cost.run import TrainingRun
+    from counting.cost.scaling_laws.side_by_side import LawsSideBySide
     from counting.published.claim import Claim
     from counting.published.memory import ExaminedMemory
     from counting.published.runs import ExaminedRun
@@ -28,7 +30,9 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     runs: Sequence["TrainingRun"] = ()
     comparison: "Comparison | None" = None
     budget: "BudgetPlan | None" = None
+    laws: "LawsSideBySide | None" = None  # for the budget
     spent: Sequence["BudgetOnModel"] = ()  # the budget spent on each analysed model
+    beyond: "BeyondCompute | None" = None  # of the budget: repeated tokens, serving, mixtures of experts
     design: "Design | None" = None
     published: "Sequence[ExaminedRun] | None" = None  # of these three one: the figures of one kind
     published_memory: "Sequence[ExaminedMemory] | None" = None

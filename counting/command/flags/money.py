@@ -36,7 +36,25 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of a budget."""
     budget = parser.add_argument_group("a budget")
     budget.add_argument("--training_budget", metavar="USD", help="dollars to spend on training, as 5M or 200k")
-    budget.add_argument("--scaling_law", metavar="LAW", help=f"default {DEFAULT_LAW.name}")
+    budget.add_argument(
+        "--scaling_law",
+        metavar="LAWS",
+        help=f"a law, its file, or all; with commas, the first decides and the others stand beside it; default "
+        f"{DEFAULT_LAW.name}",
+    )
+    budget.add_argument(
+        "--unique_tokens", metavar="TOKENS", help="tokens that there are, as 300B: more repeat them, and are worth less"
+    )
+    budget.add_argument(
+        "--inference_tokens",
+        metavar="TOKENS",
+        help="tokens that the model serves in its life, as 2T, of the same budget",
+    )
+    budget.add_argument(
+        "--expansion_rate",
+        metavar="RATIO",
+        help="for a mixture: feed-forward parameters for each that a token uses, as 32 for 8 of 256 experts",
+    )
     budget.add_argument("--design", metavar="FILE", help="design a model for the budget and write its config to FILE")
     budget.add_argument(
         "--design_family", metavar="FAMILY", help="of which family: llama (default), qwen3, deepseek_v3 (a mixture)"

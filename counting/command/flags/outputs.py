@@ -7,6 +7,11 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of files that are written."""
     outputs = parser.add_argument_group("to take away")
     outputs.add_argument(
+        "--csv",
+        metavar="FOLDER",
+        help="write all numbers as rows with units and conventions, a CSV file a kind of result",
+    )
+    outputs.add_argument(
         "--trace_memory", metavar="FILE", help="write the step's memory snapshot, for the viewer at pytorch.org"
     )
     outputs.add_argument(

@@ -86,6 +86,7 @@ def flags_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument("--markdown", action="store_true", help="print the answer and all tables as GitHub's Markdown")
     parser.add_argument("--details", action="store_true", help="print all tables after the first screen")
     parser.add_argument("--proof", action="store_true", help="print every number with the value of each witness")
 

@@ -4,10 +4,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from counting.command.arguments import (
+    beyond_of,
     budget_of,
     chosen_gpus,
     cluster_of,
     clusters_of,
+    laws_of,
     layout_of,
     own_gpus,
     run_plan_of,
@@ -16,7 +18,14 @@ from counting.command.arguments import (
 from counting.command.checks import given_flags
 from counting.command.flags import PUBLISHED
 from counting.command.jobs.analyses import analyses_of, fits_of
-from counting.command.jobs.money import check_design_family, compared, designed, spent_on_models
+from counting.command.jobs.money import (
+    beyond_compute_of,
+    check_design_family,
+    compared,
+    designed,
+    side_by_side,
+    spent_on_models,
+)
 from counting.command.jobs.outputs import check_outputs
 from counting.command.jobs.published import claim_of_bill, published_bills, published_memory, published_throughput
 from counting.command.lengths import comparison_notes, length_warnings
@@ -36,7 +45,9 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
     own = own_gpus(options, cluster)
     gpus = chosen_gpus(options, own)
     layout, clusters = layout_of(options, gpus, cluster), clusters_of(options, gpus, cluster)
-    budget, run_plan, setup = budget_of(options, own), run_plan_of(options, own), setup_of(options)
+    asked = beyond_of(options)
+    laws = laws_of(options)
+    budget, run_plan, setup = budget_of(options, own, laws), run_plan_of(options, own), setup_of(options)
     if options.published not in (None, *PUBLISHED):
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
     check_design_family(options.design_family)
@@ -44,6 +55,7 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
         names = ", ".join(one.gpu.name for one in clusters)
         raise UserError(f"--trace writes one file: name one GPU, not {len(clusters)}: {names}")
     analyses = list(analyses_of(options, setup, layout, gpus, clusters, progress))
+    spent = spent_on_models(analyses, budget) if budget and analyses else []
     from counting.report import Results
 
     return Results(
@@ -51,7 +63,9 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
         runs=[plan_run(analysis, run_plan) for analysis in analyses] if run_plan and not options.compare else [],
         comparison=compared(analyses, run_plan) if run_plan and options.compare else None,
         budget=budget,
-        spent=spent_on_models(analyses, budget) if budget and analyses else [],
+        spent=spent,
+        beyond=beyond_compute_of(asked, budget, analyses, spent),
+        laws=side_by_side(laws, budget, analyses) if laws and budget else None,
         design=designed(budget, options.design, options.design_family, progress)
         if budget and options.design is not None
         else None,

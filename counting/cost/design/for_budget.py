@@ -7,7 +7,7 @@ from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design.architecture import Architecture
 from counting.cost.design.model import DEFAULT_DESIGN_FAMILY, design_model
-from counting.cost.scaling_laws import affordable_tokens, find_law, predicted_loss
+from counting.cost.scaling_laws import Interval, ScalingLaw, affordable_tokens, loss_interval, predicted_loss
 from counting.setup import Setup
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
@@ -23,6 +23,7 @@ class Design(Architecture, frozen=True, kw_only=True):
     training_flops: int  # for all `tokens`; at most those of the budget
     scaling_law: str
     predicted_loss: float  # nats per token
+    predicted_loss_interval: Interval | None  # 95 %; None for a law without draws of a bootstrap
 
 
 def design_for_budget(plan: BudgetPlan, name: str, family: str = DEFAULT_DESIGN_FAMILY) -> Design:
@@ -37,12 +38,10 @@ def design_for_budget(plan: BudgetPlan, name: str, family: str = DEFAULT_DESIGN_
     positions = architecture.config["max_position_embeddings"]
     assert isinstance(positions, int)
     analysis = analyze(spec_from_fields(architecture.config, name), Setup(sequence_length=positions), step=False)
-    return resolve_tokens(architecture, analysis, training_flops=plan.training_flops, scaling_law=plan.scaling_law)
+    return resolve_tokens(architecture, analysis, training_flops=plan.training_flops, law=plan.law)
 
 
-def resolve_tokens(
-    architecture: Architecture, analysis: Analysis, *, training_flops: float, scaling_law: str
-) -> Design:
+def resolve_tokens(architecture: Architecture, analysis: Analysis, *, training_flops: float, law: ScalingLaw) -> Design:
     """The design with D = floor(C / training FLOPs per token), and the loss that the law predicts at (N, D).
 
     `analysis` is that of `architecture`. FLOPs per token are rounded up, so that the total never exceeds
@@ -54,7 +53,7 @@ def resolve_tokens(
         raise UserError(
             f"{training_flops:.3g} training FLOPs do not pay for one token of this model ({flops_per_token:.3g})"
         )
-    law, counted = find_law(scaling_law), analysis.parameters
+    counted = analysis.parameters
     parameters = counted.active if architecture.sized_by == "active" else counted.total
     return Design(
         family=architecture.family,
@@ -72,4 +71,5 @@ def resolve_tokens(
         training_flops=tokens * flops_per_token,
         scaling_law=law.name,
         predicted_loss=predicted_loss(law, parameters, tokens),
+        predicted_loss_interval=loss_interval(law, parameters, tokens),
     )

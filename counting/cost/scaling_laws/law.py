@@ -5,7 +5,24 @@ The form is that of Hoffmann et al. 2022 (arXiv 2203.15556, eq. 10):
     L(N, D) = E + A / N^alpha + B / D^beta        nats per token
 """
 
+from collections.abc import Sequence
+from math import inf, isfinite, log10
+
 import msgspec
+
+from torch_models.errors import ConfigError
+
+CONSTANTS = (  # in the order of a draw of the bootstrap: E, A, B, alpha, beta
+    "irreducible_loss",
+    "parameter_coefficient",
+    "token_coefficient",
+    "parameter_exponent",
+    "token_exponent",
+)
+RANGES = ("fitted_parameters", "fitted_tokens")
+LARGEST_EXPONENT = 3  # of 10^36 parameters or tokens, the most that a budget buys, the power is still a float
+FEWEST_DRAWS = 40  # of which 2.5 % are one
+LONGEST_NAME = 60
 
 
 class Constant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -17,7 +34,11 @@ class Constant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class ScalingLaw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The constants of one fit, their source, and the range of the runs that they were fitted to."""
+    """The constants of one fit, their source, and the range of the runs that they were fitted to.
+
+    Raises `ConfigError` for a constant that is not positive or outside its interval, for a range that is none, and for
+    draws of the bootstrap that are not positive or too few.
+    """
 
     name: str
     irreducible_loss: Constant  # E
@@ -34,14 +55,42 @@ class ScalingLaw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # loss follow from these, and not from the ends of the single intervals.
     bootstrap: tuple[tuple[float, float, float, float, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.name != self.name.strip() or not self.name.isprintable() or "," in self.name or not self.name:
+            raise ConfigError("name", self.name, "must be a name on one line, without commas and outer spaces")
+        if len(self.name) > LONGEST_NAME:
+            raise ConfigError("name", self.name, f"must have at most {LONGEST_NAME} characters")
+        for field in CONSTANTS:
+            _check_constant(field, getattr(self, field))
+        for field in RANGES:
+            low, high = getattr(self, field)
+            if not 0 < low <= high < inf:
+                raise ConfigError(field, [low, high], "must be the smallest and the largest, two numbers above 0")
+        if self.runs is not None and self.runs < 1:
+            raise ConfigError("runs", self.runs, "must be a whole number, at least 1")
+        _check_draws(self.bootstrap)
+
 
 def predicted_loss(law: ScalingLaw, parameters: float, tokens: float) -> float:
     """The loss in nats per token of a model of `parameters` trained on `tokens`."""
-    loss: float = (
-        law.irreducible_loss.value
-        + law.parameter_coefficient.value / parameters**law.parameter_exponent.value
-        + law.token_coefficient.value / tokens**law.token_exponent.value
+    return loss_of_constants(constants_of(law), parameters, tokens)
+
+
+def constants_of(law: ScalingLaw) -> tuple[float, float, float, float, float]:
+    """(E, A, B, alpha, beta)."""
+    return (
+        law.irreducible_loss.value,
+        law.parameter_coefficient.value,
+        law.token_coefficient.value,
+        law.parameter_exponent.value,
+        law.token_exponent.value,
     )
+
+
+def loss_of_constants(constants: Sequence[float], parameters: float, tokens: float) -> float:
+    """The loss in nats per token, of E, A, B, alpha, beta as given."""
+    irreducible, of_parameters, of_tokens, alpha, beta = constants
+    loss: float = irreducible + of_parameters / parameters**alpha + of_tokens / tokens**beta
     return loss
 
 
@@ -50,3 +99,37 @@ def extrapolates(law: ScalingLaw, parameters: float, tokens: float) -> bool:
     smallest, largest = law.fitted_parameters
     fewest, most = law.fitted_tokens
     return not (smallest <= parameters <= largest and fewest <= tokens <= most)
+
+
+def orders_beyond(law: ScalingLaw, parameters: float, tokens: float) -> float:
+    """By how many orders of magnitude N or D, whichever is farther, is outside what the law was fitted to, or 0."""
+    ends = ((parameters, law.fitted_parameters), (tokens, law.fitted_tokens))
+    return max(0.0, *(log10(max(low / number, number / high)) for number, (low, high) in ends))
+
+
+def _check_constant(field: str, constant: Constant) -> None:
+    """Raises ConfigError if the constant is not above 0, or outside its interval."""
+    value, low, high = constant.value, constant.low, constant.high
+    if not 0 < value < inf:
+        raise ConfigError(f"{field}.value", value, "must be a number above 0")
+    if field.endswith("exponent") and value > LARGEST_EXPONENT:
+        raise ConfigError(f"{field}.value", value, f"must be a number above 0 and at most {LARGEST_EXPONENT}")
+    if (low is None) != (high is None):
+        given = "low" if high is None else "high"
+        rule = "is one end of an interval: give both, low and high, or neither"
+        raise ConfigError(f"{field}.{given}", low if high is None else high, rule)
+    if low is not None and not 0 <= low <= value:
+        raise ConfigError(f"{field}.low", low, f"must be from 0 to the value, {value:g}")
+    if high is not None and not value <= high < inf:
+        raise ConfigError(f"{field}.high", high, f"must be a number, at least the value, {value:g}")
+
+
+def _check_draws(draws: Sequence[Sequence[float]]) -> None:
+    """Raises ConfigError for draws of which one is no set of constants, or which are too few for an interval."""
+    for number, draw in enumerate(draws):
+        if draw[0] < 0 or min(draw[1:]) <= 0 or max(draw[3:]) > LARGEST_EXPONENT or not all(map(isfinite, draw)):
+            rule = f"must be E, A, B, alpha, beta, all positive, the last two at most {LARGEST_EXPONENT}"
+            raise ConfigError(f"bootstrap[{number}]", list(draw), rule)
+    if 0 < len(draws) < FEWEST_DRAWS:
+        rule = f"must be at least {FEWEST_DRAWS} draws for an interval of 95 %, or none"
+        raise ConfigError("bootstrap", f"{len(draws)} draws", rule)

@@ -1,68 +1,56 @@
-"""The published laws, by name."""
+"""The published laws of the table `configs/scaling_laws.json`, by name, and any law by name or file.
 
-from math import exp
+To add a law, add an entry with its source to that file; `fit` writes files of the same fields.
+"""
 
-from counting.cost.scaling_laws.law import Constant, ScalingLaw
-from torch_models.errors import ArgumentError
+import os
+from pathlib import Path
 
-# Over 400 models of 70M to 16B parameters on 5 to 500 billion tokens (Hoffmann et al. 2022, abstract and §1).
-HOFFMANN_PARAMETERS = (70e6, 16e9)
-HOFFMANN_TOKENS = (5e9, 500e9)
+import msgspec
 
-LAWS = (
-    ScalingLaw(
-        name="course",
-        irreducible_loss=Constant(value=1.69),
-        parameter_coefficient=Constant(value=406.4),
-        token_coefficient=Constant(value=410.7),
-        parameter_exponent=Constant(value=0.34),
-        token_exponent=Constant(value=0.29),
-        source="this project's default: Hoffmann et al. 2022, eq. 10, with a token exponent of 0.29 (printed: 0.28)",
-        fitted_parameters=HOFFMANN_PARAMETERS,
-        fitted_tokens=HOFFMANN_TOKENS,
-    ),
-    ScalingLaw(
-        name="hoffmann-2022",
-        irreducible_loss=Constant(value=1.69),
-        parameter_coefficient=Constant(value=406.4),
-        token_coefficient=Constant(value=410.7),
-        parameter_exponent=Constant(value=0.34),
-        token_exponent=Constant(value=0.28),
-        source="Hoffmann et al. 2022 (arXiv 2203.15556), eq. 10, as printed",
-        fitted_parameters=HOFFMANN_PARAMETERS,
-        fitted_tokens=HOFFMANN_TOKENS,
-    ),
-    ScalingLaw(
-        name="hoffmann-2022-unrounded",
-        irreducible_loss=Constant(value=exp(0.5267228)),
-        parameter_coefficient=Constant(value=exp(6.0073404)),
-        token_coefficient=Constant(value=exp(6.0179186)),
-        parameter_exponent=Constant(value=0.33917084),
-        token_exponent=Constant(value=0.2849083),
-        source="Hoffmann et al. 2022, constants of the paper's source, quoted by Besiroglu et al. 2024",
-        fitted_parameters=HOFFMANN_PARAMETERS,
-        fitted_tokens=HOFFMANN_TOKENS,
-    ),
-    ScalingLaw(
-        name="besiroglu-2024",
-        irreducible_loss=Constant(value=1.8172),
-        parameter_coefficient=Constant(value=482.01),
-        token_coefficient=Constant(value=2085.43),
-        parameter_exponent=Constant(value=0.3478),
-        token_exponent=Constant(value=0.3658),
-        source="Besiroglu et al. 2024 (arXiv 2404.10102), refitted to a subset of the runs of Hoffmann et al.",
-        fitted_parameters=HOFFMANN_PARAMETERS,
-        fitted_tokens=HOFFMANN_TOKENS,
-    ),
-)
+from counting.cost.scaling_laws.allocation import allocation_laws
+from counting.cost.scaling_laws.law import ScalingLaw
+from counting.cost.scaling_laws.law_file import read_law
+from torch_models.errors import ArgumentError, ConfigError, show_name
+from torch_models.fields.bundled import bundled_data
 
+LAWS = msgspec.json.decode((bundled_data() / "scaling_laws.json").read_bytes(), type=tuple[ScalingLaw, ...])
 DEFAULT_LAW = LAWS[0]
+SHOWN_BESIDE = "it is shown beside those with a loss"
 
 
-def find_law(name: str) -> ScalingLaw:
-    """The law called `name`, in upper or lower case; raises an ArgumentError that lists the known ones."""
-    for law in LAWS:
-        if isinstance(name, str) and law.name == name.strip().lower():
-            return law
-    known = ", ".join(law.name for law in LAWS)
-    raise ArgumentError("scaling_law", name, f"is not known: choose from {known}")
+def find_law(law: str | os.PathLike[str] | ScalingLaw) -> ScalingLaw:
+    """The law called so, in upper or lower case, or the one in the file of that path; a law is returned as it is.
+
+    Raises an ArgumentError that lists the known ones, and a UserError for a file that is no law.
+    """
+    if isinstance(law, ScalingLaw):
+        return law
+    named = law.strip().lower() if isinstance(law, str) else ""
+    for known in LAWS:
+        if known.name == named:
+            return known
+    if isinstance(law, os.PathLike) or (isinstance(law, str) and is_law_file(law)):
+        return _own(read_law(law), show_name(os.fspath(law)))
+    if named in (one.name for one in allocation_laws()):
+        raise ArgumentError("scaling_law", law, f"says only N or D and no loss, so nothing follows it: {SHOWN_BESIDE}")
+    names = ", ".join(known.name for known in LAWS)
+    raise ArgumentError("scaling_law", law, f"is not known: choose from {names}, or name a file of a law, as law.json")
+
+
+def is_law_file(name: str) -> bool:
+    """Whether `name` is a file's and no law's: it ends in .json, has a folder in it, or is there."""
+    if not name.strip() or "\0" in name:
+        return False
+    try:
+        return name.lower().endswith(".json") or os.sep in name or Path(name).is_file()
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def _own(law: ScalingLaw, shown: str) -> ScalingLaw:
+    """The law of a file; raises ConfigError if a published law of other constants has its name."""
+    for known in LAWS:
+        if known.name == law.name.lower() and known != law:
+            raise ConfigError("name", law.name, "is a published law's, with other constants: give it another", shown)
+    return law

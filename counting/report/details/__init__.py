@@ -28,6 +28,14 @@ def details(results: Results, design_path: str | None) -> Iterator[Part]:
         from counting.report.details.budget import budget_on_model_parts, budget_parts
 
         yield from budget_parts(results.budget)
+        if results.laws is not None:
+            from counting.report.details.laws import side_by_side_parts
+
+            yield from side_by_side_parts(results.laws)
+        if results.beyond is not None:
+            from counting.report.details.beyond import beyond_parts
+
+            yield from beyond_parts(results.beyond)
         for spent in results.spent:
             yield from budget_on_model_parts(spent, results.budget)
     if results.design is not None and design_path is not None:

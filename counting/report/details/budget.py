@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
-from counting.cost.scaling_laws import find_law
 from counting.report.conventions import how_counted
-from counting.report.format import Number, decimal, integer, scientific, significant
-from counting.report.tables import Notes, Part, facts_table, rows_table
+from counting.report.details.laws import apart_parts, count_range, law_parts, loss_range
+from counting.report.format import NONE, Number, decimal, integer, scientific, significant
+from counting.report.tables import Notes, Part, Table, facts_table, rows_table
 
 
 def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
@@ -30,7 +30,7 @@ def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
             Number(f"{float(option.training_flops):.4g}", option.training_flops),
             bold=best,
         )
-    law = find_law(budget.scaling_law)
+    law, intervals = budget.law, budget.intervals
     facts = [
         ("Scaling law", f"{law.name}: {law.source}"),
         ("Model", f"{budget.optimal_parameters:,} parameters ({budget.optimal_parameters / 1e9:.4g} billion)"),
@@ -40,6 +40,16 @@ def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
         *([] if budget.days is None else [("Days", f"{budget.days:,.1f} on {budget.num_gpus:,} {budget.best_gpu}")]),
         ("Predicted loss", f"{budget.predicted_loss:.5f} nats per token"),
     ]
+    if intervals is not None:
+        facts += [
+            ("Parameters, 95 %", count_range(intervals.parameters)),
+            ("Tokens, 95 %", count_range(intervals.tokens)),
+            (
+                "Tokens per parameter, 95 %",
+                f"{intervals.tokens_per_parameter.low:.4g} to {intervals.tokens_per_parameter.high:.4g}",
+            ),
+            ("Predicted loss, 95 %", f"{loss_range(intervals.loss)} nats per token"),
+        ]
     yield table
     yield facts_table("The compute-optimal model, C = 6 N D", facts)
     if budget.extrapolated:
@@ -49,18 +59,19 @@ def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
             f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens."
         )
         yield Notes((note,))
+    yield from law_parts(law)
+    yield from apart_parts(budget.apart)
 
 
 def budget_on_model_parts(spent: BudgetOnModel, budget: BudgetPlan) -> Iterator[Part]:
     """The tokens that the budget trains one model on, and the prediction of the scaling law for it."""
-    law = find_law(spent.scaling_law)
     how = how_counted(f"sequence length {integer(spent.sequence_length)}", spent.mtp_trained)
     facts = [
         ("Tokens", f"{integer(spent.tokens)} in {budget.gpu_hours:,.0f} {budget.best_gpu}-hours"),
         ("Training FLOPs per token", f"{integer(spent.training_flops_per_token)} ({how})"),
     ]
     headings = ("N taken as", "parameters", "tokens per N", "law's optimum, tokens", "× optimum", "predicted loss")
-    table = rows_table(f"The scaling law {law.name} applied to it", headings)
+    table = rows_table(f"The scaling law {spent.scaling_law} applied to it", headings)
     for reading in spent.readings:
         table.add_row(
             reading.taken_as,
@@ -72,6 +83,8 @@ def budget_on_model_parts(spent: BudgetOnModel, budget: BudgetPlan) -> Iterator[
         )
     yield facts_table(f"The budget spent on {spent.model}", facts)
     yield table
+    if budget.intervals is not None:
+        yield _reading_intervals(spent)
     notes = [
         "Law's optimum: the number of tokens for which a model of this size is compute-optimal. More tokens are usual "
         "if the model must be cheap to run; with fewer tokens, a smaller model would reach the same loss for less.",
@@ -85,3 +98,16 @@ def budget_on_model_parts(spent: BudgetOnModel, budget: BudgetPlan) -> Iterator[
     if any(reading.extrapolated for reading in spent.readings):
         notes.append("* extrapolated beyond the sizes or tokens that the law was fitted to.")
     yield Notes(tuple(notes))
+
+
+def _reading_intervals(spent: BudgetOnModel) -> Table:
+    """The 95 % intervals of what the law says of the model."""
+    table = rows_table("95 % intervals", ("N taken as", "law's optimum, tokens", "predicted loss"))
+    for reading in spent.readings:
+        tokens, loss = reading.optimal_tokens_interval, reading.predicted_loss_interval
+        table.add_row(
+            reading.taken_as,
+            NONE if tokens is None else count_range(tokens),
+            NONE if loss is None else loss_range(loss),
+        )
+    return table

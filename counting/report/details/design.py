@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from counting.cost.design import Design
+from counting.report.details.laws import loss_range
 from counting.report.tables import Notes, Part, facts_table
 
 
@@ -37,6 +38,8 @@ def design_parts(design: Design, path: str) -> Iterator[Part]:
         ("Training FLOPs", f"{float(design.training_flops):.6g}, of all tokens that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
+    if design.predicted_loss_interval is not None:
+        facts.append(("Predicted loss, 95 %", f"{loss_range(design.predicted_loss_interval)} nats per token"))
     yield facts_table(f"A model designed for the budget, written to {path}", facts)
     yield Notes(tuple(design.rules))
 

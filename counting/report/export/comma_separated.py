@@ -14,7 +14,7 @@ from counting.records.walk import tidy_rows
 from counting.report.results import Results
 
 # Fields of `Results` -> the file with their rows, where it is not named as the field.
-FILES = {
+FILE_OF_FIELD = {
     "spent": "budget",
     "design": "budget",
     "published_memory": "published",
@@ -37,7 +37,7 @@ def rows_by_file(results: Results, *, proof: bool = False) -> dict[str, list[Tid
         if field not in NO_RESULTS and content:
             found = [content] if isinstance(content, msgspec.Struct) else content
             rows = [row for result in found for row in tidy_rows(result)]
-            files.setdefault(FILES.get(field, field), []).extend(rows)
+            files.setdefault(FILE_OF_FIELD.get(field, field), []).extend(rows)
     if proof:
         several = len(results.analyses) > 1
         files[WITNESSES] = [

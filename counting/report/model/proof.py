@@ -18,14 +18,20 @@ STORED = "checkpoint"  # the witness that knows only sums over the model
 
 def print_proof(agreement: Agreement, name: str) -> None:
     """Print the numbers of the model `name` that have several witnesses, then those that have one."""
-    print("\n" + textwrap.fill(f"{name}: {proof_in_words(agreement)}", output_width(), break_on_hyphens=False))
+    width = output_width()
+    print("\n" + textwrap.fill(f"{name}: {proof_in_words(agreement)}", width, break_on_hyphens=False))
+    print(f"\n{proof_text(agreement, width)}")
+
+
+def proof_text(agreement: Agreement, width: int) -> str:
+    """The lists of numbers, first those that have several witnesses, in lines of at most `width` columns."""
     by_witnesses: dict[tuple[str, ...], list[Check]] = {}
     for check in agreement.checks:
         by_witnesses.setdefault(tuple(check.values), []).append(check)
-    width = output_width()
-    for witnesses, checks in sorted(by_witnesses.items(), key=lambda entry: len(entry[0]) == 1):
-        print(f"\n{_numbers(checks)}{_title(witnesses)}")
-        print("\n".join(_rows(checks, width)))
+    lists = sorted(by_witnesses.items(), key=lambda entry: len(entry[0]) == 1)
+    return "\n\n".join(
+        "\n".join([f"{_numbers(checks)}{_title(witnesses)}", *_rows(checks, width)]) for witnesses, checks in lists
+    )
 
 
 def proof_in_words(agreement: Agreement) -> str:

@@ -60,7 +60,9 @@ def _page(results: Results, design_path: str | None, making: Making, size: _Size
     )
     body = element(
         "body",
-        element("header", element("h1", subject), element("p", "What training costs, each number with its conventions")),
+        element(
+            "header", element("h1", subject), element("p", "What training costs, each number with its conventions")
+        ),
         element("main", *_sections(results, design_path, making, size)),
         element("footer", f"Made by {making.program}."),
     )

@@ -44,6 +44,7 @@ class _Detail(NamedTuple):
     tables: bool = True  # of several models, where each one fits
     parts: bool = True  # of the peak of the worst rank, and of what is predicted of a run its band
     settings: bool = True  # of a spread step, and what is in the memory that it needs
+    laws: bool = True  # each of several laws
 
 
 def _details(results: Results) -> Iterator[_Detail]:
@@ -73,6 +74,7 @@ def _details(results: Results) -> Iterator[_Detail]:
     yield from (least._replace(gpus=number) for number in fewer)
     yield from (least._replace(gpus=number, remedies=False) for number in fewer)
     yield from (least._replace(gpus=1, times=number, remedies=False) for number in fewer)
+    yield least._replace(gpus=1, times=1, remedies=False, laws=False)
 
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
@@ -107,7 +109,7 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
         from counting.report.screen.run import run_screen
 
         run_screen(run, results.runs, detail.gpus, bands=detail.parts)
-    _budget(budget, results, design_path)
+    _budget(budget, results, design_path, laws=detail.laws)
     if results.analyses:
         _models(models, results, detail)
     fits = [] if compared.said or budget.said else _fits(results, width, detail, with_runs=bool(run.said))
@@ -156,12 +158,22 @@ def _times(results: Results, width: int, detail: _Detail) -> list[Lines]:
     return [block]
 
 
-def _budget(lines: Lines, results: Results, design_path: str | None) -> None:
+def _budget(lines: Lines, results: Results, design_path: str | None, *, laws: bool) -> None:
     if results.budget is None:
         return
     from counting.report.screen.budget import budget_screen, design_screen, spent_screen
+    from counting.report.screen.laws import apart_screen, laws_screen
 
-    budget_screen(lines, results.budget)
+    side_by_side = results.laws is not None and laws
+    budget_screen(lines, results.budget, shorter=side_by_side and not lines.notes)
+    if results.laws is not None and laws:
+        laws_screen(lines, results.laws)
+    else:
+        apart_screen(lines, results.budget.apart, more=results.laws is not None)
+    if results.beyond is not None:
+        from counting.report.screen.beyond import beyond_screen
+
+        beyond_screen(lines, results.beyond)
     if results.design is not None and design_path is not None:
         design_screen(lines, results.design, design_path)
     if results.spent:

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
 from counting.cost.hardware import find_gpu
+from counting.cost.scaling_laws import LAWS
 from counting.report.format import dollars, readable, readable_dollars, scientific, short_percent, three_digits
+from counting.report.screen.laws import loss_with_interval, with_interval
 from counting.report.screen.lines import Lines
 
 if TYPE_CHECKING:
     from counting.cost.design import Design
 
 
-def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
-    """Add the best GPU, and the compute-optimal model with its tokens."""
+def budget_screen(lines: Lines, budget: BudgetPlan, *, shorter: bool = False) -> None:
+    """Add the best GPU, and the compute-optimal model with its tokens; `shorter` without a GPU that buys more."""
     best = next(option for option in budget.options if option.gpu == budget.best_gpu)
     lines.heading(f"What {readable_dollars(budget.budget_usd)} buys at {short_percent(budget.mfu)} MFU")
     lines.fact(
@@ -30,7 +32,7 @@ def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
         if options:
             lines.note(label, ", ".join(f"{option.gpu} {scientific(option.training_flops)}" for option in options))
     more = budget.more_on
-    if more is not None:
+    if more is not None and not shorter:
         lines.fact(
             "more on",
             f"{more.gpu}, of all in the catalogue with a price: {scientific(more.training_flops)} at "
@@ -39,19 +41,35 @@ def budget_screen(lines: Lines, budget: BudgetPlan) -> None:
         )
     if budget.days is not None and budget.num_gpus is not None:
         lines.fact("days", f"{three_digits(budget.days)} on {budget.num_gpus:,} {best.gpu}")
+    intervals = budget.intervals
+    parameters, tokens, ratio, loss = (
+        (None,) * 4
+        if intervals is None
+        else (intervals.parameters, intervals.tokens, intervals.tokens_per_parameter, intervals.loss)
+    )
+    brackets = "" if intervals is None else " (in brackets: 95 %)"
     lines.fact(
         "best model",
-        f"{readable(budget.optimal_parameters)} parameters on {readable(budget.optimal_tokens)} tokens, "
-        f"{three_digits(budget.tokens_per_parameter)} per parameter; predicted loss {budget.predicted_loss:.3f} "
-        "nats per token",
+        f"{with_interval(readable(budget.optimal_parameters), parameters)} parameters on "
+        f"{with_interval(readable(budget.optimal_tokens), tokens)} tokens, "
+        f"{with_interval(three_digits(budget.tokens_per_parameter), ratio)} per parameter; predicted loss "
+        f"{loss_with_interval(budget.predicted_loss, loss)} nats per token{brackets}",
     )
-    extrapolated = "; extrapolated beyond what it was fitted to" if budget.extrapolated else ""
-    lines.fact("by the law", f"{budget.scaling_law}{extrapolated}")
+    lines.fact("by the law", _followed(budget))
+
+
+def _followed(budget: BudgetPlan) -> str:
+    """The law, its number of runs if it says it, how far it is extrapolated, and why a file gives no intervals."""
+    law = budget.law
+    runs = "" if law.runs is None else f", fitted to {law.runs:,} runs"
+    beyond = f"; extrapolated by {budget.orders_beyond:.1f} orders of magnitude" if budget.extrapolated else ""
+    without = "" if law in LAWS or law.bootstrap else "; its file has no draws, so there are no intervals"
+    return f"{law.name}{runs}{beyond}{without}"
 
 
 def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
     """Add a table of the budget spent on each analysed model."""
-    rows = [("the budget on", "tokens", "N taken as", "tokens per N", "× law's optimum", "loss")]
+    rows = [("the budget on", "tokens", "N taken as", "tokens per N", "× optimum", "loss")]
     for model in spent:
         for index, reading in enumerate(model.readings):
             rows.append(
@@ -61,7 +79,8 @@ def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
                     f"{reading.taken_as}, {readable(reading.parameters)}",
                     three_digits(reading.tokens_per_parameter),
                     three_digits(reading.tokens_over_optimal),
-                    f"{reading.predicted_loss:.3f}{'*' if reading.extrapolated else ''}",
+                    loss_with_interval(reading.predicted_loss, reading.predicted_loss_interval)
+                    + "*" * reading.extrapolated,
                 )
             )
     lines.columns(rows)
@@ -79,7 +98,7 @@ def design_screen(lines: Lines, design: "Design", path: str) -> None:
         f"{path}: {design.family}, {config['num_hidden_layers']} layers × {config['hidden_size']}, "
         f"{readable(design.sized_parameters)}{active} parameters {'active, ' if mixture else ''}as measured, "
         f"{design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
-        f"predicted loss {design.predicted_loss:.3f}",
+        f"predicted loss {loss_with_interval(design.predicted_loss, design.predicted_loss_interval)}",
     )
     if mixture:
         lines.fact(

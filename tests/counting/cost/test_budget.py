@@ -13,6 +13,9 @@ from counting.cost.budget import (
     plan_budget,
 )
 from counting.cost.hardware import find_gpu
+from counting.cost.scaling_laws import find_law
+from counting.cost.scaling_laws.wrong_choice import laws_apart
+from tests.counting.cost.scaling_laws.own_laws import law_of
 from torch_models.errors import UserError
 
 
@@ -26,6 +29,29 @@ def test_five_million_dollars_on_the_default_gpus() -> None:
     assert plan.predicted_loss == pytest.approx(1.89696, abs=5e-6)
     assert plan.gpu_hours == 1_250_000
     assert plan.extrapolated
+
+
+def test_a_law_of_one_s_own_and_its_intervals() -> None:
+    """Draws of E alone move the loss, not N and D: of 1.6 to 2 in steps of 0.01, 2.5 % is 1.61, 97.5 % is 1.99."""
+    draws = [(1.6 + n / 100, 406.4, 410.7, 0.34, 0.29) for n in range(41)]
+    law = law_of((1.69, 406.4, 410.7, 0.34, 0.29), *draws)
+    plan, course = plan_budget(5e6, scaling_law=law), plan_budget(5e6)
+    assert (plan.law, plan.scaling_law, plan.optimal_parameters) == (law, "own", course.optimal_parameters)
+    assert plan.intervals is not None
+    n, d = plan.intervals.parameters, plan.intervals.tokens
+    assert [n.low, n.high] == pytest.approx([plan.optimal_parameters] * 2, rel=1e-9)
+    assert [d.low, d.high] == pytest.approx([plan.optimal_tokens] * 2, rel=1e-9)
+    ends = [plan.intervals.loss.low, plan.intervals.loss.high]
+    assert ends == pytest.approx([plan.predicted_loss - 1.69 + e for e in (1.61, 1.99)], rel=1e-12)
+    assert [optimum.law for optimum in plan.apart.optima][:2] == ["own", "course"]
+    assert (course.intervals, course.apart) == (None, laws_apart(find_law("course"), course.training_flops))
+
+
+def test_how_far_beyond_the_law_is() -> None:
+    """N = 47.476 G is 10^0.472 of 16 G, D = 1.97151 T is 10^0.596 of 500 G."""
+    assert plan_budget(5e6).orders_beyond == pytest.approx(0.5958, abs=1e-4)
+    inside = plan_budget(1e3)
+    assert (inside.extrapolated, inside.orders_beyond) == (False, 0)
 
 
 def test_each_option_of_five_million_dollars() -> None:

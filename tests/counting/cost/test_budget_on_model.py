@@ -8,8 +8,9 @@ from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
 from counting.cost.conventions import training_flops_per_token
-from counting.cost.scaling_laws import find_law, optimal_tokens, predicted_loss
+from counting.cost.scaling_laws import find_law, loss_interval, optimal_tokens, predicted_loss
 from counting.setup import Setup
+from tests.counting.cost.scaling_laws.own_laws import law_of
 from torch_models.errors import UserError
 
 
@@ -76,6 +77,20 @@ def test_mtp_costs_tokens_and_the_law_is_the_plans(deepseek: Analysis) -> None:
     assert on.scaling_law == "hoffmann-2022"
     law = find_law("hoffmann-2022")
     assert on.readings[1].predicted_loss == predicted_loss(law, 37_552_282_624, on.tokens)
+
+
+def test_a_law_of_one_s_own_and_its_intervals(llama: Analysis) -> None:
+    """Draws of E move the loss alone; without draws there is no interval."""
+    draws = [(1.6 + n / 100, 406.4, 410.7, 0.34, 0.29) for n in range(41)]
+    law = law_of((1.69, 406.4, 410.7, 0.34, 0.29), *draws)
+    (own,) = spend_on(llama, plan_budget(5_000_000, scaling_law=law)).readings
+    assert own.predicted_loss_interval == loss_interval(law, own.parameters, own.tokens_per_parameter * own.parameters)
+    assert own.predicted_loss_interval is not None
+    assert own.predicted_loss_interval.low == pytest.approx(own.predicted_loss - 1.69 + 1.61)
+    assert own.optimal_tokens_interval is not None
+    assert own.optimal_tokens_interval.high == pytest.approx(own.optimal_tokens)
+    (course,) = spend_on(llama, plan_budget(5_000_000)).readings
+    assert (course.predicted_loss_interval, course.optimal_tokens_interval) == (None, None)
 
 
 def test_too_little_for_one_token() -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 
 import counting
+from counting.cost.scaling_laws.law import CONSTANTS, Constant, ScalingLaw
 from counting.records import Tidy
 from counting.setup import Setup
 from torch_models.layout import Layout
@@ -17,6 +18,18 @@ from torch_models.layout import Layout
 WITH_TORCH = ("counting.measurements", "counting.via_transformers", "counting.calibration.machine")
 SETUP = Setup(sequence_length=17, micro_batches=3, global_batch_tokens=51, mtp=True, recompute=5, loss_chunk=11)
 LAYOUT = Layout(num_gpus=19, gpus_per_node=7, dp=2, pp=2, stages_per_rank=2, stage_layers=(3, 4))
+LAW = ScalingLaw(  # a law checks its numbers, as setup and layout do
+    name="law",
+    source="made up",
+    **{
+        field: Constant(value=number / 8 + 0.5, low=number / 8, high=number + 1.75)
+        for number, field in enumerate(CONSTANTS)
+    },
+    fitted_parameters=(51.5, 52.5),
+    fitted_tokens=(53.5, 54.5),
+    runs=55,
+    bootstrap=((1.0, 2.0, 3.0, 0.4, 0.5),) * 100,
+)
 
 
 def kinds_of_results() -> list[type[Tidy]]:
@@ -59,7 +72,7 @@ def _of_type(type_: inspect.Type, numbers: Iterator[int]) -> Any:
         case inspect.DictType(key_type=key, value_type=value):
             return {_of_type(key, numbers): _of_type(value, numbers)}
         case inspect.StructType(cls=cls, fields=fields):
-            known = {Setup: SETUP, Layout: LAYOUT}.get(cls)
+            known = {Setup: SETUP, Layout: LAYOUT, ScalingLaw: LAW}.get(cls)
             return known or cls(**{field.name: _of_type(field.type, numbers) for field in fields})
     raise TypeError(type_)
 
@@ -77,6 +90,11 @@ def numbers_in(document: Any) -> Iterator[float]:
 
 
 def numbers_of(result: Any, *, without: tuple[str, ...] = ()) -> list[float]:
-    """Every number that the result has in a JSON document, but for these fields, in order of size."""
-    document = msgspec.json.decode(msgspec.json.encode(result))
-    return sorted(numbers_in({field: inner for field, inner in document.items() if field not in without}))
+    """Every number that the result has in a JSON document, but for fields of these names, in order of size."""
+    return sorted(numbers_in(_without(msgspec.json.decode(msgspec.json.encode(result)), without)))
+
+
+def _without(document: Any, fields: tuple[str, ...]) -> Any:
+    if isinstance(document, dict):
+        return {field: _without(inner, fields) for field, inner in document.items() if field not in fields}
+    return [_without(inner, fields) for inner in document] if isinstance(document, list) else document

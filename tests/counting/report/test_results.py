@@ -12,6 +12,7 @@ from counting.cost.budget_on_model import spend_on
 from counting.cost.comparison import compare
 from counting.cost.design import design_for_budget
 from counting.cost.run import RunPlan, plan_run
+from counting.cost.scaling_laws.side_by_side import laws_side_by_side
 from counting.report import Results, json_document, print_results
 from counting.report.details.design import design_parts
 from counting.report.plain import analysis_lines, budget_lines
@@ -55,6 +56,7 @@ def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
         budget=budget,
         spent=[spend_on(small, budget)],
         design=design_for_budget(budget, "mine"),
+        laws=laws_side_by_side(budget.training_flops, budget.law),
     )
     document = json.loads(json_document(results))
     assert list(document) == KEYS
@@ -62,7 +64,8 @@ def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
     assert document["runs"] == decoded(results.runs)
     assert [outcome["mfu_source"] for outcome in document["runs"][0]["gpus"][0]["outcomes"]] == ["assumed"] * 3
     assert document["comparison"] == decoded(results.comparison)
-    design, models = document["budget"].pop("design"), document["budget"].pop("models")
+    design, models, laws = (document["budget"].pop(key) for key in ("design", "models", "laws"))
+    assert decoded(results.laws) == laws
     assert document["budget"] == decoded(budget)
     assert design == decoded(results.design)
     assert models == decoded(results.spent)

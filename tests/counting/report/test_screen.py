@@ -37,6 +37,8 @@ COMMANDS = [
     "--model_config llama_7b --tokens 1T --gpus H100 --tokens_per_second_per_gpu 11000",
     "--training_budget 5000000",
     "--training_budget 5000000 --num_gpus 1024 --model_config deepseek_v3",
+    "--training_budget 5000000 --unique_tokens 300B --inference_tokens 2T --expansion_rate 16",
+    "--training_budget 5M --unique_tokens 300B --inference_tokens 2T --expansion_rate 16 --model_config deepseek_v3",
     "--model_config llama_7b --tokens 1T --gpus H100 --training_budget 5000000",
     "--model_config llama_7b deepseek_v3 mistral_7b",
     "--model_config llama_7b deepseek_v3 --gpus H100,H200",

@@ -41,11 +41,11 @@ def small() -> Analysis:
 
 def test_tokens_by_hand_and_measured_parameters_counted(small: Analysis) -> None:
     # 3 x 101 / 10 tokens: 31 FLOPs per token, rounded up; 1000 / 31 = 32.3
-    design = resolve_tokens(design_model(10**9), small, training_flops=1000.0, scaling_law="Course")
+    design = resolve_tokens(design_model(10**9), small, training_flops=1000.0, law=find_law("course"))
     assert (design.training_flops_per_token, design.tokens, design.training_flops) == (31, 32, 992)
     assert (design.parameters, design.relative_error, design.scaling_law) == (2 * 10**9, 1.0, "course")
 
 
 def test_a_budget_below_one_token_is_refused(small: Analysis) -> None:
     with pytest.raises(UserError, match=r"10 training FLOPs do not pay for one token of this model \(31\)"):
-        resolve_tokens(design_model(10**9), small, training_flops=10.0, scaling_law="course")
+        resolve_tokens(design_model(10**9), small, training_flops=10.0, law=find_law("course"))

@@ -129,6 +129,9 @@ def test_a_law_is_found_in_any_case() -> None:
 
 
 def test_an_unknown_law_is_an_error_that_lists_the_known_ones() -> None:
-    known = "course, hoffmann-2022, hoffmann-2022-unrounded, besiroglu-2024"
-    with pytest.raises(UserError, match=f"^scaling_law = 'kaplan': is not known: choose from {known}$"):
+    known = "course, hoffmann-2022, hoffmann-2022-unrounded, besiroglu-2024, muennighoff-2023"
+    with pytest.raises(
+        UserError,
+        match=f"^scaling_law = 'kaplan': is not known: choose from {known}, or name a file of a law, as law.json$",
+    ):
         find_law("kaplan")

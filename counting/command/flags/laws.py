@@ -1,0 +1,51 @@
+"""The laws that --scaling_law names: the one that the budget follows, and those that are shown beside it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from counting.cost.scaling_laws import LAWS, ScalingLaw, find_law
+from counting.cost.scaling_laws.allocation import AllocationLaw, allocation_laws
+
+ALL = "all"
+
+
+class ChosenLaws(NamedTuple):
+    """What --scaling_law says."""
+
+    followed: ScalingLaw
+    beside: tuple[ScalingLaw | AllocationLaw, ...]  # all that are named; empty if one is
+
+
+def parse_laws(text: str) -> ChosenLaws:
+    """`besiroglu-2024`, `law.json`, `all`, or several of these with commas between them; the first is followed.
+
+    Of `all`, that is the default law. A law that says only N or D is never followed. Raises UserError for an unknown
+    name, for a file that is no law, and where no law predicts a loss.
+    """
+    names = _names(text)
+    laws: list[ScalingLaw | AllocationLaw] = []
+    for name in names:
+        if name.lower() == ALL:
+            laws += [*LAWS, *allocation_laws()]
+        else:
+            beside = [law for law in allocation_laws() if law.name == name.lower()] if len(names) > 1 else []
+            laws += beside or [find_law(name)]
+    losses = [law for law in laws if isinstance(law, ScalingLaw)]
+    followed = losses[0] if losses else find_law(names[0])  # which says that nothing follows such a law
+    return ChosenLaws(followed, tuple(laws) if len(laws) > 1 else ())
+
+
+def law_files(text: str | None) -> list[str]:
+    """Those of the laws that are files."""
+    return [] if text is None else [name for name in _names(text) if _is_file(name)]
+
+
+def _names(text: str) -> list[str]:
+    return [text] if _is_file(text) else [name.strip() for name in text.split(",")]
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a file's name, or with a null byte
+        return False

@@ -1,0 +1,256 @@
+"""Training runs into a scaling law, with intervals and doubts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, log
+from statistics import median
+from typing import TYPE_CHECKING
+
+from counting.cost.fit.budgets import FEWEST_BUDGETS, repeated_budgets
+from counting.cost.fit.doubts import (
+    doubts_of_extrapolation,
+    doubts_of_isoflops,
+    doubts_of_law,
+    doubts_of_runs,
+    doubts_of_search,
+    orders_beyond,
+)
+from counting.cost.fit.result import (
+    ApproachOptimum,
+    FittedLaw,
+    FittedOptimum,
+    FittedRun,
+    IsoflopFit,
+    PowerLaw,
+)
+from counting.cost.fit.runs import TrainedRun, check_runs
+from counting.cost.scaling_laws import (
+    Constant,
+    ScalingLaw,
+    optimum_intervals,
+    predicted_loss,
+)
+from counting.cost.scaling_laws.intervals import Interval, interval_of
+from counting.cost.scaling_laws.law import CONSTANTS, constants_of
+from counting.cost.scaling_laws.optimum import log_optimum
+from torch_models.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from counting.cost.fit.isoflop import PowerLaws
+    from counting.cost.fit.parametric import ParametricFit
+
+RESAMPLES = 1000
+FEWEST_RESAMPLES, MOST_RESAMPLES = 100, 5000
+LARGER_BUDGET = 10  # times the largest of the runs: the second budget that is answered by default
+LARGEST_FLOPS = 1e36
+METHOD = (
+    "Hoffmann et al. 2022 (arXiv 2203.15556), approach 3: Huber loss of log loss, delta 1e-3, 4,500 starts; 95 % "
+    "intervals by bootstrap of the runs"
+)
+_DIGITS = 10  # of a draw, of which a thousand stand in a file
+
+
+def fit_law(
+    runs: Sequence[TrainedRun],
+    *,
+    name: str = "fitted",
+    source: str = "fitted to training runs",
+    training_flops: Sequence[float] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    check: bool = True,
+    columns: Mapping[str, str] | None = None,
+    derived: str | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> FittedLaw:
+    """Fit the parametric law to `runs`, and IsoFLOP parabolas where budgets repeat.
+
+    `training_flops` are the budgets to answer, by default the largest of the runs and ten times it. The same runs, seed
+    and number of resamples give the same result. `check` also fits twenty resamples from the full grid, which takes
+    most of the time. `columns` and `derived` say where the runs are from; `show` gets progress. Raises UserError for
+    runs that determine no law, and ArgumentError for numbers out of range.
+    """
+    check_runs(runs)
+    _check_arguments(training_flops, resamples, seed)
+    import numpy as np
+
+    from counting.cost.fit.parametric import fit_parametric
+
+    fit = fit_parametric(
+        np.array([run.parameters for run in runs]),
+        np.array([run.tokens for run in runs]),
+        np.array([run.loss for run in runs]),
+        resamples=resamples,
+        seed=seed,
+        check=check,
+        show=show,
+    )
+    law = _law(fit, runs, name, source)
+    show("fitting the parabolas of budgets that repeat ...")
+    isoflop, left_out, isoflop_laws = _isoflop(runs, resamples, seed)
+    optima = tuple(_optimum(law, isoflop_laws, flops, why) for flops, why in _budgets(runs, training_flops))
+    fitted_runs = tuple(_with_residual(run, law) for run in runs)
+    doubts = [
+        *doubts_of_law(law, fit.at_bound, resamples, fit.draws_at_bound),
+        *doubts_of_runs(runs, fitted_runs),
+        *doubts_of_search(fit.check),
+        *doubts_of_isoflops(isoflop, left_out, optima),
+        *doubts_of_extrapolation(optima),
+    ]
+    of_n, of_d = _optimum_powers(law)
+    return FittedLaw(
+        law=law,
+        runs=fitted_runs,
+        derived=derived,
+        columns=dict(columns or {}),
+        objective=fit.objective,
+        starts=fit.starts,
+        at_best=fit.at_best,
+        minima=fit.minima,
+        resamples=resamples,
+        resamples_at_bound=fit.draws_at_bound,
+        seed=seed,
+        check=fit.check,
+        parameters_power=of_n,
+        tokens_power=of_d,
+        isoflop=isoflop,
+        isoflop_left_out=left_out,
+        optima=optima,
+        median_residual=median(abs(run.residual) for run in fitted_runs),
+        warnings=tuple(doubts),
+    )
+
+
+def _check_arguments(training_flops: Sequence[float], resamples: int, seed: int) -> None:
+    for flops in training_flops:
+        if not 1 <= flops <= LARGEST_FLOPS:
+            rule = f"must be FLOPs from 1 to {LARGEST_FLOPS:.0e}, as 5.76e23"
+            raise ArgumentError("training_flops", flops, rule)
+    if not FEWEST_RESAMPLES <= resamples <= MOST_RESAMPLES:
+        rule = f"must be a whole number from {FEWEST_RESAMPLES} to {MOST_RESAMPLES:,}"
+        raise ArgumentError("resamples", resamples, rule)
+    if not 0 <= seed < 2**32:
+        raise ArgumentError("seed", seed, f"must be a whole number from 0 to {2**32 - 1:,}")
+
+
+def _law(fit: "ParametricFit", runs: Sequence[TrainedRun], name: str, source: str) -> ScalingLaw:
+    draws = tuple(tuple(float(f"{number:.{_DIGITS}g}") for number in draw) for draw in fit.draws)
+    constants = {
+        field: _around(value, interval_of([draw[index] for draw in draws]))
+        for index, (field, value) in enumerate(zip(CONSTANTS, fit.constants, strict=True))
+    }
+    sizes, tokens = [run.parameters for run in runs], [run.tokens for run in runs]
+    return ScalingLaw(
+        **constants,
+        name=name,
+        source=source,
+        fitted_parameters=(min(sizes), max(sizes)),
+        fitted_tokens=(min(tokens), max(tokens)),
+        runs=len(runs),
+        method=METHOD,
+        bootstrap=draws,  # type: ignore[arg-type]
+    )
+
+
+def _around(value: float, interval: Interval) -> Constant:
+    """The value with its interval, which is widened to it if all draws but a few are on one side."""
+    return Constant(value=value, low=min(interval.low, value), high=max(interval.high, value))
+
+
+def _with_residual(run: TrainedRun, law: ScalingLaw) -> FittedRun:
+    predicted = predicted_loss(law, run.parameters, run.tokens)
+    return FittedRun(
+        line=run.line,
+        parameters=run.parameters,
+        tokens=run.tokens,
+        training_flops=run.training_flops,
+        loss=run.loss,
+        predicted_loss=predicted,
+        residual=log(run.loss / predicted),
+    )
+
+
+def _optimum_powers(law: ScalingLaw) -> tuple[PowerLaw, PowerLaw]:
+    """N and D over C at the law's optimum (Hoffmann et al. 2022, eq. 4): powers a = beta / (alpha + beta) and 1 - a."""
+
+    def powers(constants: Sequence[float]) -> tuple[float, float, float, float]:
+        at_one, at_e = log_optimum(constants, 1.0), log_optimum(constants, exp(1.0))
+        return exp(at_one[0]), at_e[0] - at_one[0], exp(at_one[1]), at_e[1] - at_one[1]
+
+    return _power_laws(powers(constants_of(law)), [powers(draw) for draw in law.bootstrap])
+
+
+def _power_laws(
+    fitted: Sequence[float], draws: Sequence[tuple[float, float, float, float]]
+) -> tuple[PowerLaw, PowerLaw]:
+    constants = [_around(value, interval_of([draw[index] for draw in draws])) for index, value in enumerate(fitted)]
+    return (
+        PowerLaw(coefficient=constants[0], exponent=constants[1]),
+        PowerLaw(coefficient=constants[2], exponent=constants[3]),
+    )
+
+
+def _isoflop(
+    runs: Sequence[TrainedRun], resamples: int, seed: int
+) -> tuple[IsoflopFit | None, str | None, "PowerLaws | None"]:
+    """Approach 2, or why there is none."""
+    groups = repeated_budgets(runs)
+    if not groups:
+        return None, "no budget repeats: it needs four runs of different sizes within 10 % of one budget", None
+    from counting.cost.fit.isoflop import fit_isoflops
+
+    budgets, laws = fit_isoflops(groups, resamples=resamples, seed=seed)
+    if laws is None:
+        used = sum(budget.left_out is None for budget in budgets)
+        reasons = list(dict.fromkeys(budget.left_out for budget in budgets if budget.left_out))
+        of_these = f"; of the others, one {reasons[0]}" if reasons else ""
+        number = f"{used} budget has" if used == 1 else f"{used} budgets have"
+        return None, f"{number} a minimum among the runs, and a power law needs {FEWEST_BUDGETS}{of_these}", None
+    of_n, of_d = _power_laws(laws.fitted, laws.draws)
+    return IsoflopFit(budgets=budgets, parameters_power=of_n, tokens_power=of_d, bootstrap=laws.draws), None, laws
+
+
+def _budgets(runs: Sequence[TrainedRun], given: Sequence[float]) -> list[tuple[float, str]]:
+    if given:
+        return [(flops, "given") for flops in given]
+    largest = max(run.training_flops for run in runs)
+    return [(largest, "the largest of the runs"), (LARGER_BUDGET * largest, f"{LARGER_BUDGET} times the largest")]
+
+
+def _optimum(law: ScalingLaw, isoflop: "PowerLaws | None", flops: float, chosen: str) -> FittedOptimum:
+    parametric = _parametric_optimum(law, flops)
+    smallest, largest = law.fitted_parameters
+    fewest, most = law.fitted_tokens
+    return FittedOptimum(
+        training_flops=flops,
+        chosen=chosen,
+        parametric=parametric,
+        isoflop=_isoflop_optimum(isoflop, flops) if isoflop else None,
+        beyond_parameters=orders_beyond(parametric.parameters.value, smallest, largest),
+        beyond_tokens=orders_beyond(parametric.tokens.value, fewest, most),
+    )
+
+
+def _parametric_optimum(law: ScalingLaw, flops: float) -> ApproachOptimum:
+    log_n, log_d = log_optimum(constants_of(law), flops)
+    parameters, tokens = exp(log_n), exp(log_d)
+    intervals = optimum_intervals(law, flops)
+    assert intervals is not None, "a fitted law has draws"
+    return ApproachOptimum(
+        parameters=_around(parameters, intervals.parameters),
+        tokens=_around(tokens, intervals.tokens),
+        tokens_per_parameter=_around(tokens / parameters, intervals.tokens_per_parameter),
+        loss=_around(predicted_loss(law, parameters, tokens), intervals.loss),
+    )
+
+
+def _isoflop_optimum(laws: "PowerLaws", flops: float) -> ApproachOptimum:
+    def at(powers: Sequence[float]) -> tuple[float, float, float]:
+        of_n, exponent_n, of_d, exponent_d = powers
+        parameters, tokens = of_n * flops**exponent_n, of_d * flops**exponent_d
+        return parameters, tokens, tokens / parameters
+
+    drawn = [at(draw) for draw in laws.draws]
+    parameters, tokens, ratio = (
+        _around(value, interval_of([draw[index] for draw in drawn])) for index, value in enumerate(at(laws.fitted))
+    )
+    return ApproachOptimum(parameters=parameters, tokens=tokens, tokens_per_parameter=ratio, loss=None)
