@@ -10,6 +10,7 @@ import pytest
 from counting.analysis import analyze
 from counting.command.flags import flags_parser
 from counting.command.hints import FLAGS, HINTS, error_line
+from counting.cost.beyond_compute import beyond_compute
 from counting.cost.budget import plan_budget
 from counting.cost.cluster import Cluster
 from counting.cost.comparison import compare
@@ -159,6 +160,9 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         "network_link = null: the layout has groups across nodes, and the speed of the links of Ours there is unknown: "
         'give it in a --cluster file, as {"gpu": "Ours", "network_link": {"gb_per_s": 50}}, of one GPU in one dir',
     ),
+    (lambda: beyond_compute(plan_budget(5e6), unique_tokens=0), "--unique_tokens = 0: must be a whole number, at"),
+    (lambda: beyond_compute(plan_budget(5e6), inference_tokens=0), "--inference_tokens = 0: must be a whole"),
+    (lambda: beyond_compute(plan_budget(5e6), expansion_rate=0), "--expansion_rate = 0: must be a number from 1"),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
 

@@ -65,7 +65,9 @@ def test_what_was_found_stands_as_it_encodes(small: Analysis) -> None:
     assert [outcome["mfu_source"] for outcome in document["runs"][0]["gpus"][0]["outcomes"]] == ["assumed"] * 3
     assert document["comparison"] == decoded(results.comparison)
     design, models, laws = (document["budget"].pop(key) for key in ("design", "models", "laws"))
-    assert decoded(results.laws) == laws
+    assert laws == decoded(results.laws)
+    beyond = {key: document["budget"].pop(key) for key in ("data_limited", "inference_aware", "mixture")}
+    assert beyond == dict.fromkeys(beyond)  # which were not asked for
     assert document["budget"] == decoded(budget)
     assert design == decoded(results.design)
     assert models == decoded(results.spent)
