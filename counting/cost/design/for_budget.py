@@ -3,6 +3,7 @@
 from math import ceil
 
 from counting.analysis import Analysis, analyze
+from counting.cost.beyond_compute import MixtureOnModel, mixture_on_model
 from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design.architecture import Architecture
@@ -24,6 +25,7 @@ class Design(Architecture, frozen=True, kw_only=True):
     scaling_law: str
     predicted_loss: float  # nats per token
     predicted_loss_interval: Interval | None  # 95 %; None for a law without draws of a bootstrap
+    mixture: MixtureOnModel | None  # the law of mixtures, of a design with experts; its losses are of other data
 
 
 def design_for_budget(plan: BudgetPlan, name: str, family: str = DEFAULT_DESIGN_FAMILY) -> Design:
@@ -72,4 +74,5 @@ def resolve_tokens(architecture: Architecture, analysis: Analysis, *, training_f
         scaling_law=law.name,
         predicted_loss=predicted_loss(law, parameters, tokens),
         predicted_loss_interval=loss_interval(law, parameters, tokens),
+        mixture=mixture_on_model(analysis, tokens) if architecture.sized_by == "active" else None,
     )

@@ -10,7 +10,7 @@ from counting.report.tables import Notes, Part, facts_table
 def design_parts(design: Design, path: str) -> Iterator[Part]:
     """The designed model, the tokens that the budget pays for, and the design rules."""
     config = design.config
-    mixture = design.sized_by == "active"
+    mixture = design.mixture
     off = f"({design.relative_error:+.3%} from N)"
     forward = "forward pass and multi-token prediction" if design.mtp_parameters else "forward pass"
     facts = [
@@ -38,6 +38,16 @@ def design_parts(design: Design, path: str) -> Iterator[Part]:
         ("Training FLOPs", f"{float(design.training_flops):.6g}, of all tokens that the budget pays for"),
         ("Predicted loss", f"{design.predicted_loss:.5f} nats per token ({design.scaling_law})"),
     ]
+    if mixture is not None:
+        beyond = f"{max(mixture.orders_beyond, 0):.1f} orders of magnitude beyond its runs"
+        facts.append(
+            (
+                "By the law of mixtures",
+                f"{mixture.predicted_loss:.5f}, and {mixture.dense_loss:.5f} for a dense model of as many parameters "
+                f"as are active here ({mixture.scaling_law}, on other data; expansion rate "
+                f"{mixture.expansion_rate:.3g}; {beyond})",
+            )
+        )
     if design.predicted_loss_interval is not None:
         facts.append(("Predicted loss, 95 %", f"{loss_range(design.predicted_loss_interval)} nats per token"))
     yield facts_table(f"A model designed for the budget, written to {path}", facts)
