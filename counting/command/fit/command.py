@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +12,7 @@ from counting.command.progress import Progress
 from counting.cost.fit import FittedLaw, fit_law, read_runs
 from counting.cost.fit.columns import QUANTITIES
 from counting.cost.fit.fitting import FEWEST_RESAMPLES, LARGER_BUDGET, MOST_RESAMPLES, RESAMPLES
+from counting.cost.fit.table import RunsFile
 from counting.cost.scaling_laws import LAWS
 from counting.cost.scaling_laws.law import LONGEST_NAME
 from counting.cost.scaling_laws.law_file import law_as_json
@@ -101,7 +102,7 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> FittedLaw:
     training_flops = _flops(options.training_flops)
     resamples = RESAMPLES if options.resamples is None else parse_whole_number(options.resamples, "resamples")
     seed = 0 if options.seed is None else parse_whole_number(options.seed, "seed")
-    file = read_runs(options.runs, columns)
+    file = _read(options.runs, columns)
     shown = show_name(options.runs)
     try:
         return fit_law(
@@ -119,6 +120,16 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> FittedLaw:
         raise
     except UserError as error:
         raise UserError(f"{shown}: {error}") from None
+
+
+def _read(path: str, columns: Mapping[str, str]) -> RunsFile:
+    """The runs of the file; an error that says to name columns names the flag."""
+    try:
+        return read_runs(path, columns)
+    except ArgumentError:
+        raise
+    except UserError as error:
+        raise UserError(str(error).replace(", as columns ", ", as --columns ")) from None
 
 
 def _columns(text: str | None) -> dict[str, str]:
