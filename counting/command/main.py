@@ -13,7 +13,7 @@ from counting.command.progress import Progress
 from counting.reconcile import DisagreementError
 from torch_models.errors import UserError
 
-CALIBRATE = "calibrate"  # the sub-command
+CALIBRATE, FIT = "calibrate", "fit"  # the sub-commands
 EXIT_USER_ERROR = 2
 EXIT_DISAGREEMENT = 3
 EXIT_INTERRUPTED = 130
@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] == CALIBRATE:
             _calibrate(arguments[1:])
+            return 0
+        if arguments and arguments[0] == FIT:
+            _fit(arguments[1:])
             return 0
         options = read_flags(arguments)
         _run(options, arguments)
@@ -64,3 +67,9 @@ def _calibrate(arguments: Sequence[str]) -> None:
     from counting.command.calibrate.command import calibrate_command
 
     calibrate_command(arguments)
+
+
+def _fit(arguments: Sequence[str]) -> None:
+    from counting.command.fit.command import fit_command
+
+    fit_command(arguments)

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from counting.report.results import Calibrated, Results
+from counting.report.results import Calibrated, Fitted, Results
 
 SCHEMA_VERSION = 2
 
@@ -43,6 +43,17 @@ def calibration_document(calibrated: Calibrated) -> str:
         "cluster": calibrated.document,
         "calibration": calibrated.steps,
         "machine": calibrated.machine,
+    }
+    return msgspec.json.encode(document).decode()
+
+
+def fit_document(result: Fitted) -> str:
+    """The law, its runs with residuals, both approaches and what is doubtful as one JSON document."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "output": result.output,
+        "warnings": result.fitted.warnings,
+        "fit": result.fitted,
     }
     return msgspec.json.encode(document).decode()
 

@@ -3,7 +3,7 @@
 from counting.report.details import details as results_in_parts
 from counting.report.plain import plain_text
 from counting.report.printing import output_width, print_parts
-from counting.report.results import Calibrated, Results
+from counting.report.results import Calibrated, Fitted, Results
 from counting.report.screen import screen_text
 
 
@@ -31,3 +31,10 @@ def print_calibration(calibrated: Calibrated) -> None:
     from counting.report.screen.calibration import calibration_text
 
     print(calibration_text(calibrated))
+
+
+def print_fit(result: Fitted) -> None:
+    """Print a law that was fitted."""
+    from counting.report.screen.fit import fit_text
+
+    print(fit_text(result, output_width()))

@@ -51,4 +51,8 @@ FLAGS = {
     "power_watts": "--power_watts",
     "cluster": "--cluster",
     "figure": "--figure",
+    "columns": "--columns",
+    "training_flops": "--training_flops",
+    "resamples": "--resamples",
+    "seed": "--seed",
 }

@@ -26,7 +26,7 @@ def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = flags_parser()
     if arguments and not arguments[0].startswith("-"):
-        rule = "is not a command; calibrate is one, else begin with a flag, as --model_config llama_7b"
+        rule = "is not a command; calibrate and fit are, else begin with a flag, as --model_config llama_7b"
         raise UserError(f"{show_name(arguments[0])}: {rule}")
     options = _parse(parser, arguments)
     if options.plan == "":
@@ -81,7 +81,8 @@ def flags_parser() -> argparse.ArgumentParser:
         description="What training a model costs; each number is measured and compared with a\n"
         "formula. One command for each job:\n\n"
         f"{job_examples()}\n\nA flag may have hyphens for its underscores.\n"
-        "calibrate --help: from measured steps, or this machine, to a file for --cluster.",
+        "calibrate --help: from measured steps, or this machine, to a file for --cluster.\n"
+        "fit --help: from training runs to a scaling law, a file for --scaling_law.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")

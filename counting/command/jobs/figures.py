@@ -42,7 +42,7 @@ def kinds_of_job(options: argparse.Namespace) -> tuple[str, ...]:
     """The kinds of figures that the results of these flags will have, best first."""
     from counting.report.figures import FIGURE_KINDS
 
-    models, layout = options.model_config is not None, options.layout is not None
+    models, layout = bool(options.model_config), options.layout is not None
     has = {
         "comparison": options.compare,
         "law": options.training_budget is not None,

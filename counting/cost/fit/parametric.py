@@ -35,7 +35,8 @@ CHECKED_RESAMPLES = 20
 # changes the smallest runs only; and an E of a thousandth of the lowest loss is none.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.01, 2.5
 SMALLEST_SHARE_OF_LOSS = 1e-3
-SAME = 1e-6  # relative difference of the objective, below which two minima are one
+SAME = 1e-6  # relative difference of the objective, below which two minima are one; and, of runs without noise:
+_EXACT = 1e-9  # an objective that is 0 but for rounding, its runs off by 1e-6
 _LARGEST_LOG = 690.0  # e^690 and e^-690 are still floats
 _NUMBERS = 2**15  # points x runs at once, so that what is computed with stays in a processor's cache
 _POLISHED = 16  # of the ends of a quick pass
@@ -110,7 +111,7 @@ def fit_parametric(
         draws=tuple(_constants(drawn)),
         objective=float(whole.values[best[0]]) * HUBER_DELTA * len(losses),
         starts=len(fitter.grid_PC),
-        at_best=int((whole.values <= whole.values[best[0]] * (1 + SAME)).sum()),
+        at_best=int(_as_low(whole.values, whole.values[best[0]]).sum()),
         minima=len(best),
         at_bound=(bool(at_bound[0, 2]), False, False, bool(at_bound[0, 3]), bool(at_bound[0, 4])),
         draws_at_bound=int(_at_bound(drawn, fitter).any(axis=1).sum()),
@@ -122,11 +123,17 @@ def _different(minima: Minima) -> list[int]:
     """The numbers of the best minima of which no two are one, at most `BEST_MINIMA`, the best one first."""
     best: list[int] = []
     for number in np.argsort(minima.values, kind="stable"):
-        if not best or minima.values[number] > minima.values[best[-1]] * (1 + SAME) + 1e-15:
+        if not best or not _as_low(minima.values[number], minima.values[best[-1]]):
             best.append(int(number))
         if len(best) == BEST_MINIMA:
             break
     return best
+
+
+def _as_low(values: Array, lowest: float) -> npt.NDArray[np.bool_]:
+    """Which values are the lowest one, but for rounding."""
+    as_low: npt.NDArray[np.bool_] = values <= lowest * (1 + SAME) + _EXACT
+    return as_low
 
 
 def _resampled(runs: int, resamples: int, seed: int) -> Array:
@@ -151,13 +158,14 @@ def _bootstrap(fitter: _Fitter, starts_PC: Array, weights_BR: Array, show: Show)
 
 def _check(fitter: _Fitter, weights_BR: Array, values_B: Array, show: Show) -> GridCheck:
     """Fit resamples from the full grid: a quick pass from all starts, then the best ends to the full tolerance."""
-    excess: list[float] = []
+    lowest_B = np.empty(len(weights_BR))
     for number, weights_R in enumerate(weights_BR):
         show(f"checking resample {number + 1} of {len(weights_BR)} from all {len(fitter.grid_PC):,} starts ...")
-        lowest = _lowest_of_grid(fitter, weights_R)
-        excess.append(float(values_B[number]) / lowest - 1 if lowest > 0 else 0.0)
-    agreed = sum(each <= SAME for each in excess)
-    return GridCheck(resamples=len(excess), agreed=agreed, largest_excess=max(0.0, *excess))
+        lowest_B[number] = _lowest_of_grid(fitter, weights_R)
+    values_B = values_B[: len(weights_BR)]
+    excess_B = (values_B - lowest_B) / np.maximum(lowest_B, _EXACT)
+    agreed = int((values_B <= lowest_B * (1 + SAME) + _EXACT).sum())
+    return GridCheck(resamples=len(weights_BR), agreed=agreed, largest_excess=max(0.0, float(excess_B.max())))
 
 
 def _lowest_of_grid(fitter: _Fitter, weights_R: Array) -> float:

@@ -20,7 +20,7 @@ def model_title(name: str) -> str:
 
     A legend leaves out names that begin with an underscore, so there is a space of no width before it.
     """
-    title = published_name(name)
+    title = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in published_name(name))
     title = title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 1]}…"
     return f"\u200b{title}" if title.startswith("_") else title
 

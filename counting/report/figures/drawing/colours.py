@@ -31,9 +31,9 @@ INK, FAINT = "#1A1A1A", "#595959"  # text, and text of less weight
 
 COMPONENT_LOOKS = {
     "word_embedding": Look(YELLOW, "", "word embedding"),
-    "positional_embedding": Look(PALE, "--", "positional embedding"),
+    "positional_embedding": Look(PALE, "++", "positional embedding"),
     "attention": Look(ORANGE, "", "attention"),
-    "mlp": Look(SKY, "", "MLP"),
+    "mlp": Look(SKY, "-", "MLP"),
     "router": Look(BLACK, "", "router", light=False),
     "routed_experts": Look(BLUE, "", "routed experts", light=False),
     "shared_experts": Look(GREEN, "//", "shared experts", light=False),
@@ -45,7 +45,7 @@ COMPONENT_LOOKS = {
 
 MEMORY_LOOKS = {
     "parameters": Look(BLUE, "", "parameters", light=False),
-    "gradients": Look(SKY, "", "gradients"),
+    "gradients": Look(SKY, "-", "gradients"),
     "optimizer_state": Look(GREEN, "//", "optimiser state", light=False),
     "activations": Look(ORANGE, "", "activations"),
     "gathered_parameters": Look(YELLOW, "||", "gathered parameters"),

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from counting.cost.fit import FittedLaw
-from counting.cost.fit.result import FittedRun
+from counting.cost.fit.result import FittedLaw, FittedRun
 from counting.cost.fit_curves import FitCurves, fit_curves
 from counting.report.figures.drawing.colours import FAINT, INK, series
 from counting.report.figures.drawing.sheet import Sheet, in_units

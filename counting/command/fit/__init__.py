@@ -1,0 +1,1 @@
+"""The sub-command `fit`: training runs into a scaling law's file."""
