@@ -125,7 +125,8 @@ ROOMS = {
     ),
     "counting.command": (
         "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"
-        " counting.published counting.recipes counting.reconcile counting.report counting.setup counting.step"
+        " counting.published counting.recipes counting.reconcile counting.records counting.report counting.setup"
+        " counting.step"
         " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",

@@ -7,12 +7,15 @@ RATIO, NUMBER, INDEX = "ratio", "number", "index"  # an index counts from 0
 
 _OF_NAME = {
     "calls": "call",
+    "changes": NUMBER,
     "context_rank": INDEX,
     "count": NUMBER,
+    "first": INDEX,
     "first_rank": INDEX,
     "high": RATIO,
     "in_flight": "micro-batch",
     "in_node": "rank",
+    "last": INDEX,
     "layer": INDEX,
     "layers": "layer",
     "loss_chunk": "token",
@@ -20,6 +23,7 @@ _OF_NAME = {
     "micro_batch": INDEX,
     "micro_batch_size": "sequence",
     "micro_batches": "micro-batch",
+    "micro_batches_shown": "micro-batch",
     "ninetieth": RATIO,
     "median": RATIO,
     "median_absolute": RATIO,

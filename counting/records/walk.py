@@ -124,6 +124,10 @@ def _table(table: Mapping[str, Any], quantity: str, component: str, place: _Plac
     for key, number in table.items():
         if isinstance(number, msgspec.Struct):
             yield from _struct(number, place.within(key))
+        elif isinstance(number, list | tuple):
+            named, word = SERIES[quantity]
+            for index, each in enumerate(number):
+                yield place.within(f"{word} {index}").row(named, key, each)
         elif isinstance(number, bool | int | float):
             if key in FLOP_CONVENTIONS:
                 yield place.within(key)._replace(convention=_in_words(key)).row(quantity, component, number)

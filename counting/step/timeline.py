@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.course import Course, thinned
 from counting.step.memory import CLIPPING, UPDATE, StepMemory
@@ -28,7 +29,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     last: int
 
 
-class StepTimeline(msgspec.Struct, frozen=True, kw_only=True):
+class StepTimeline(Tidy, frozen=True, kw_only=True):
     """The bytes at moments of a step, in order. Of moments in between, all have fewer bytes than a shown neighbour.
 
     `after_backward` are the worst moments of gradient clipping and of the update, whose course is not followed.

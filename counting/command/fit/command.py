@@ -2,16 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from counting.command.amounts import parse_whole_number
-from counting.command.output_file import refuse_shared_files, refuse_unwritable, write_whole
+from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
 from counting.command.progress import Progress
 from counting.cost.fit import FittedLaw, fit_law, read_runs
 from counting.cost.fit.columns import QUANTITIES
 from counting.cost.fit.fitting import FEWEST_RESAMPLES, LARGER_BUDGET, MOST_RESAMPLES, RESAMPLES
+from counting.cost.fit.table import RunsFile
 from counting.cost.scaling_laws import LAWS
 from counting.cost.scaling_laws.law import LONGEST_NAME
 from counting.cost.scaling_laws.law_file import law_as_json
@@ -19,6 +20,7 @@ from torch_models.errors import ArgumentError, UserError, show_name
 
 _SEE_HELP = "; fit --help lists the flags"
 _DEFAULT_NAME = "fitted"
+_ROWS = "fit.csv"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +63,8 @@ def fit_parser() -> argparse.ArgumentParser:
         help=f"of the runs, for the intervals: {FEWEST_RESAMPLES} to {MOST_RESAMPLES}; default {RESAMPLES}",
     )
     parser.add_argument("--seed", metavar="NUMBER", help="of the resamples; default 0")
-    parser.add_argument("--force", action="store_true", help="let --output replace FILE")
+    parser.add_argument("--csv", metavar="FOLDER", help=f"write all numbers as rows with units, as {_ROWS}")
+    parser.add_argument("--force", action="store_true", help="let --output and --csv replace a file")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     return parser
 
@@ -76,14 +79,13 @@ def fit_command(arguments: Sequence[str]) -> None:
     for flag, name in (("RUNS", options.runs), ("--output", options.output)):
         if name == "":
             raise UserError(f"{flag} '': must name a file")
-    refuse_shared_files({"--output": options.output}, {"fit": options.runs})
-    refuse_unwritable(options.output, overwrite=options.force)
+    check_rows_and_output(options, _ROWS, {"fit": options.runs})
     progress = Progress()
     try:
         fitted = _fitted(options, progress)
     finally:
         progress.erase()
-    write_whole(options.output, law_as_json(fitted.law), overwrite=options.force)
+    write_rows_and_output(options, {_ROWS: fitted}, law_as_json(fitted.law))
     from counting.report import Fitted, fit_document, print_fit
 
     result = Fitted(output=options.output, fitted=fitted)
@@ -100,7 +102,7 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> FittedLaw:
     training_flops = _flops(options.training_flops)
     resamples = RESAMPLES if options.resamples is None else parse_whole_number(options.resamples, "resamples")
     seed = 0 if options.seed is None else parse_whole_number(options.seed, "seed")
-    file = read_runs(options.runs, columns)
+    file = _read(options.runs, columns)
     shown = show_name(options.runs)
     try:
         return fit_law(
@@ -118,6 +120,16 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> FittedLaw:
         raise
     except UserError as error:
         raise UserError(f"{shown}: {error}") from None
+
+
+def _read(path: str, columns: Mapping[str, str]) -> RunsFile:
+    """The runs of the file; an error that says to name columns names the flag."""
+    try:
+        return read_runs(path, columns)
+    except ArgumentError:
+        raise
+    except UserError as error:
+        raise UserError(str(error).replace(", as columns ", ", as --columns ")) from None
 
 
 def _columns(text: str | None) -> dict[str, str]:

@@ -58,6 +58,14 @@ def test_a_name_that_is_not_known(text: str) -> None:
         parse_laws(text)
 
 
+def test_two_laws_of_one_name(law_file: str) -> None:
+    other = law_of((1.7, 406.4, 410.7, 0.34, 0.29))
+    Path("other.json").write_bytes(law_as_json(other))
+    with pytest.raises(UserError, match=r"^--scaling_law 'law.json,other.json': two laws are called own: give one of"):
+        parse_laws("law.json,other.json")
+    assert [law.name for law in parse_laws("law.json,law.json").beside] == ["own", "own"]
+
+
 def budget_of(flags: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main(["--json", "--training_budget", "5M", *flags.split()]) == 0
     budget: dict[str, Any] = json.loads(capsys.readouterr().out)["budget"]
