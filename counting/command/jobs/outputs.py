@@ -18,6 +18,7 @@ from counting.command.output_file import (
     write_folder,
     write_whole,
 )
+from counting.command.progress import Progress
 from torch_models.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def csv_names(options: argparse.Namespace) -> list[str]:
     return [f"{name}.csv" for name, wanted in asked.items() if wanted]
 
 
-def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> None:
+def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str], progress: Progress) -> None:
     """Write what comes from the results of the whole command, whose arguments were `typed`.
 
     All of them are made before the first file is written.
@@ -78,6 +79,8 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
         from counting.report.export.comma_separated import csv_files
 
         rows = csv_files(results, proof=options.proof)
+    if options.figure is not None or options.html is not None:
+        progress.show("drawing figures ...")
     figures = list(drawn_figures(options, results))
     page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
