@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from counting.cost.scaling_laws import LAWS, ScalingLaw, find_law
 from counting.cost.scaling_laws.allocation import AllocationLaw, allocation_laws
+from torch_models.errors import UserError, show_value
 
 ALL = "all"
 
@@ -31,6 +32,12 @@ def parse_laws(text: str) -> ChosenLaws:
             beside = [law for law in allocation_laws() if law.name == name.lower()] if len(names) > 1 else []
             laws += beside or [find_law(name)]
     losses = [law for law in laws if isinstance(law, ScalingLaw)]
+    called = {law.name: law for law in losses}
+    for law in losses:
+        if law != called[law.name]:
+            raise UserError(
+                f"--scaling_law {show_value(text)}: two laws are called {law.name}: give one of them another name"
+            )
     followed = losses[0] if losses else find_law(names[0])  # which says that nothing follows such a law
     return ChosenLaws(followed, tuple(laws) if len(laws) > 1 else ())
 

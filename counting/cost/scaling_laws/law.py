@@ -21,6 +21,7 @@ CONSTANTS = (  # in the order of a draw of the bootstrap: E, A, B, alpha, beta
 )
 RANGES = ("fitted_parameters", "fitted_tokens")
 LARGEST_EXPONENT = 3  # of 10^36 parameters or tokens, the most that a budget buys, the power is still a float
+LARGEST_CONSTANT = 1e300  # of E, A and B: beyond it, their sum is no number any more
 FEWEST_DRAWS = 40  # of which 2.5 % are one
 LONGEST_NAME = 60
 
@@ -112,8 +113,9 @@ def _check_constant(field: str, constant: Constant) -> None:
     value, low, high = constant.value, constant.low, constant.high
     if not 0 < value < inf:
         raise ConfigError(f"{field}.value", value, "must be a number above 0")
-    if field.endswith("exponent") and value > LARGEST_EXPONENT:
-        raise ConfigError(f"{field}.value", value, f"must be a number above 0 and at most {LARGEST_EXPONENT}")
+    largest = LARGEST_EXPONENT if field.endswith("exponent") else LARGEST_CONSTANT
+    if value > largest:
+        raise ConfigError(f"{field}.value", value, f"must be a number above 0 and at most {largest:g}")
     if (low is None) != (high is None):
         given = "low" if high is None else "high"
         rule = "is one end of an interval: give both, low and high, or neither"
@@ -127,7 +129,8 @@ def _check_constant(field: str, constant: Constant) -> None:
 def _check_draws(draws: Sequence[Sequence[float]]) -> None:
     """Raises ConfigError for draws of which one is no set of constants, or which are too few for an interval."""
     for number, draw in enumerate(draws):
-        if draw[0] < 0 or min(draw[1:]) <= 0 or max(draw[3:]) > LARGEST_EXPONENT or not all(map(isfinite, draw)):
+        numbers = all(map(isfinite, draw)) and draw[0] >= 0 and min(draw[1:]) > 0
+        if not numbers or max(draw[:3]) > LARGEST_CONSTANT or max(draw[3:]) > LARGEST_EXPONENT:
             rule = f"must be E, A, B, alpha, beta, all positive, the last two at most {LARGEST_EXPONENT}"
             raise ConfigError(f"bootstrap[{number}]", list(draw), rule)
     if 0 < len(draws) < FEWEST_DRAWS:

@@ -50,7 +50,7 @@ def is_law_file(name: str) -> bool:
 
 def _own(law: ScalingLaw, shown: str) -> ScalingLaw:
     """The law of a file; raises ConfigError if a published law of other constants has its name."""
-    for known in LAWS:
-        if known.name == law.name.lower() and known != law:
-            raise ConfigError("name", law.name, "is a published law's, with other constants: give it another", shown)
+    published = [known.name for known in LAWS if known != law] + [known.name for known in allocation_laws()]
+    if law.name.lower() in published:
+        raise ConfigError("name", law.name, "is a published law's, with other constants: give it another", shown)
     return law

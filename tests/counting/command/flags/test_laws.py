@@ -58,6 +58,14 @@ def test_a_name_that_is_not_known(text: str) -> None:
         parse_laws(text)
 
 
+def test_two_laws_of_one_name(law_file: str) -> None:
+    other = law_of((1.7, 406.4, 410.7, 0.34, 0.29))
+    Path("other.json").write_bytes(law_as_json(other))
+    with pytest.raises(UserError, match=r"^--scaling_law 'law.json,other.json': two laws are called own: give one of"):
+        parse_laws("law.json,other.json")
+    assert [law.name for law in parse_laws("law.json,law.json").beside] == ["own", "own"]
+
+
 def budget_of(flags: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main(["--json", "--training_budget", "5M", *flags.split()]) == 0
     budget: dict[str, Any] = json.loads(capsys.readouterr().out)["budget"]
@@ -128,6 +136,16 @@ def test_it_is_one_screen_and_says_how_far_the_laws_are_apart(
             in out
         )
         assert "4.8 % of the FLOPs" in out
+
+
+def test_where_there_is_no_place_for_all_it_says_where_they_are(
+    law_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--training_budget 5M --scaling_law law.json,all --model_config llama_7b --num_gpus 64"
+    assert main(flags.split()) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 30
+    assert "of the FLOPs; all are in the details" in " ".join(out.split())
 
 
 def test_all_laws_are_in_the_details(law_file: str, capsys: pytest.CaptureFixture[str]) -> None:

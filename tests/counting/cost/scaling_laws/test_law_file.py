@@ -122,6 +122,17 @@ LEFT_OUT = object()
         ("name", "", "name = '': must be a name on one line"),
         ("name", "a,b", "name = 'a,b': must be a name on one line, without commas and outer spaces"),
         ("name", "Course", "name = 'Course': is a published law's, with other constants: give it another"),
+        ("name", "kaplan-2020", "name = 'kaplan-2020': is a published law's, with other constants: give it another"),
+        (
+            "token_coefficient",
+            {"value": 1e301},
+            "token_coefficient.value = 1e+301: must be a number above 0 and at most",
+        ),
+        (
+            "token_coefficient",
+            {"value": 10**400},
+            "token_coefficient.value = an integer of 1329 bits: Number out of range",
+        ),
         ("name", "x" * 61, "must have at most 60 characters"),
         (
             "bootstrap",
