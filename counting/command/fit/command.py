@@ -10,7 +10,7 @@ from counting.command.amounts import parse_whole_number
 from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
 from counting.command.progress import Progress
 from counting.cost.fit import FittedLaw, fit_law, read_runs
-from counting.cost.fit.columns import QUANTITIES
+from counting.cost.fit.columns import FITTED_QUANTITIES
 from counting.cost.fit.fitting import FEWEST_RESAMPLES, LARGER_BUDGET, MOST_RESAMPLES, RESAMPLES
 from counting.cost.fit.table import RunsFile
 from counting.cost.scaling_laws import LAWS
@@ -137,8 +137,10 @@ def _columns(text: str | None) -> dict[str, str]:
     columns: dict[str, str] = {}
     for part in text.split(",") if text is not None else ():
         quantity, equals, name = (each.strip() for each in part.partition("="))
-        if not equals or not name or quantity not in QUANTITIES:
-            rule = f"must say which column is which, of {', '.join(QUANTITIES)}, as parameters=n_params,tokens=seen"
+        if not equals or not name or quantity not in FITTED_QUANTITIES:
+            rule = (
+                f"must say which column is which, of {', '.join(FITTED_QUANTITIES)}, as parameters=n_params,tokens=seen"
+            )
             raise ArgumentError("columns", text, rule)
         if quantity in columns:
             raise ArgumentError("columns", text, f"names {quantity} twice")

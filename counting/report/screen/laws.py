@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 def apart_screen(lines: Lines, apart: LawsApart, *, more: bool = False) -> None:
     """Add how far the laws with a loss are apart, and what following the budget's costs where another one holds.
 
-    `more` says that a table of all is in the details.
+    `more` says that a table of all was asked for, and is in the details.
     """
     fewest, most, costliest = apart.fewest_tokens_per_parameter, apart.most_tokens_per_parameter, apart.costliest
-    lines.note(
+    add = lines.fact if more else lines.note
+    add(
         "laws apart",
         f"{readable_range(fewest.tokens_per_parameter, most.tokens_per_parameter)} tokens per parameter; if "
         f"{costliest.holds} holds, this choice costs {costliest.excess_loss:.4f} nats, "

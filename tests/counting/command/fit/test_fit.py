@@ -10,8 +10,7 @@ from counting.command.fit import command as fit_command
 from counting.cost.fit import parametric
 from counting.cost.scaling_laws import read_law
 from model_training_cost_analysis import main
-from tests.counting.cost.fit.known_law import as_csv, runs_of
-from tests.counting.cost.fit.test_parametric import FEW
+from tests.counting.cost.fit.known_law import FEW_STARTS, as_csv, runs_of
 
 OUTPUT = "--output law.json --resamples 100"
 REPLACED = "--output would replace what fit reads: name another file for --output"
@@ -21,7 +20,7 @@ BUDGETS = (1e18, 1e19, 1e20, 1e21, 1e22)
 
 @pytest.fixture(autouse=True)
 def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parametric, "GRID", FEW)
+    monkeypatch.setattr(parametric, "GRID", FEW_STARTS)
     monkeypatch.setattr(parametric, "CHECKED_RESAMPLES", 2)
     monkeypatch.setenv("COLUMNS", "80")
 

@@ -138,6 +138,16 @@ def test_it_is_one_screen_and_says_how_far_the_laws_are_apart(
         assert "4.8 % of the FLOPs" in out
 
 
+def test_where_there_is_no_place_for_all_it_says_where_they_are(
+    law_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--training_budget 5M --scaling_law law.json,all --model_config llama_7b --num_gpus 64"
+    assert main(flags.split()) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 30
+    assert "of the FLOPs; all are in the details" in " ".join(out.split())
+
+
 def test_all_laws_are_in_the_details(law_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--training_budget", "5M", "--scaling_law", "law.json,all", "--details"]) == 0
     out = " ".join(capsys.readouterr().out.split())
