@@ -138,7 +138,9 @@ def _columns(text: str | None) -> dict[str, str]:
     for part in text.split(",") if text is not None else ():
         quantity, equals, name = (each.strip() for each in part.partition("="))
         if not equals or not name or quantity not in FITTED_QUANTITIES:
-            rule = f"must say which column is which, of {', '.join(FITTED_QUANTITIES)}, as parameters=n_params,tokens=seen"
+            rule = (
+                f"must say which column is which, of {', '.join(FITTED_QUANTITIES)}, as parameters=n_params,tokens=seen"
+            )
             raise ArgumentError("columns", text, rule)
         if quantity in columns:
             raise ArgumentError("columns", text, f"names {quantity} twice")
