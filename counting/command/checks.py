@@ -50,6 +50,7 @@ NEEDS = {
     "inference_tokens": ("training_budget",),
     "expansion_rate": ("training_budget",),
     "design": ("training_budget",),
+    "design_family": ("design",),
     "figure": ("model_config", "training_budget"),
     "figure_size": ("figure",),
     "force": ("design", "trace", "trace_memory", "html", "csv", "figure"),

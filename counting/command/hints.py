@@ -39,7 +39,6 @@ HINTS = (
         )
         for link, speed in (("node_link", 450), ("network_link", 50))
     ),
-    Hint(None, r"\bas columns (?=\w+=)", "as --columns "),
     Hint("gpus", r"give an entry with rates$", GIVE_RATES),
     Hint("execution", r"ask for one of them, or give eager$", "give --reserved on or --gpus too, or eager"),
     Hint("prices_usd_per_hour", r"^no price is known for (.+ .+):.*", r'\g<0>, as --gpu_prices "\1=2.50"', alone=True),

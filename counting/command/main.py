@@ -46,9 +46,9 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     progress = Progress()
     try:
         results = results_of(options, progress)
+        write_outputs(options, results, arguments, progress)
     finally:
         progress.erase()
-    write_outputs(options, results, arguments)
     from counting.report import json_document, print_results
 
     for warning in length_warnings(results.analyses):

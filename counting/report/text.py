@@ -35,6 +35,6 @@ def print_calibration(calibrated: Calibrated) -> None:
 
 def print_fit(result: Fitted) -> None:
     """Print a law that was fitted."""
-    from counting.report.screen.fit import fit_text
+    from counting.report.fit.screen import fit_text
 
     print(fit_text(result, output_width()))

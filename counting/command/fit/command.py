@@ -2,17 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from counting.command.amounts import parse_whole_number
 from counting.command.jobs.figures import drawn_figures, figure_files, files_of_figures
-from counting.command.output_file import refuse_shared_files, refuse_unwritable, write_whole
+from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
 from counting.command.progress import Progress
 from counting.cost.fit import FittedLaw, fit_law, read_runs
-from counting.cost.fit.columns import QUANTITIES
+from counting.cost.fit.columns import FITTED_QUANTITIES
 from counting.cost.fit.fitting import FEWEST_RESAMPLES, LARGER_BUDGET, MOST_RESAMPLES, RESAMPLES
+from counting.cost.fit.table import RunsFile
 from counting.cost.scaling_laws import LAWS
 from counting.cost.scaling_laws.law import LONGEST_NAME
 from counting.cost.scaling_laws.law_file import law_as_json
@@ -20,6 +21,7 @@ from torch_models.errors import ArgumentError, UserError, show_name
 
 _SEE_HELP = "; fit --help lists the flags"
 _DEFAULT_NAME = "fitted"
+_ROWS = "fit.csv"
 _FIGURE = "fit"
 
 
@@ -63,6 +65,7 @@ def fit_parser() -> argparse.ArgumentParser:
         help=f"of the runs, for the intervals: {FEWEST_RESAMPLES} to {MOST_RESAMPLES}; default {RESAMPLES}",
     )
     parser.add_argument("--seed", metavar="NUMBER", help="of the resamples; default 0")
+    parser.add_argument("--csv", metavar="FOLDER", help=f"write all numbers as rows with units, as {_ROWS}")
     parser.add_argument(
         "--figure",
         metavar="FILE",
@@ -75,7 +78,7 @@ def fit_parser() -> argparse.ArgumentParser:
         choices=("slide", "column"),
         help="a slide (default; 1600 x 900 pixels) or a column of a paper (3.3 inches wide)",
     )
-    parser.add_argument("--force", action="store_true", help="let --output and --figure replace FILE")
+    parser.add_argument("--force", action="store_true", help="let --output, --csv and --figure replace a file")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     return parser
 
@@ -93,10 +96,7 @@ def fit_command(arguments: Sequence[str]) -> None:
     if options.figure_size is not None and options.figure is None:
         raise UserError("--figure_size needs --figure")
     figures = figure_files(options.figure, (_FIGURE,), _FIGURE) if options.figure else ()
-    written = {"--output": options.output, **files_of_figures(options.figure, figures)}
-    refuse_shared_files(written, {"fit": options.runs})
-    for path in written.values():
-        refuse_unwritable(path, overwrite=options.force)
+    check_rows_and_output(options, _ROWS, {"fit": options.runs}, files_of_figures(options.figure, figures))
     progress = Progress()
     try:
         fitted = _fitted(options, progress)
@@ -106,9 +106,7 @@ def fit_command(arguments: Sequence[str]) -> None:
 
     result = Fitted(output=options.output, fitted=fitted)
     drawn = drawn_figures(figures, result, options.figure_size)
-    write_whole(options.output, law_as_json(fitted.law), overwrite=options.force)
-    for path, content in drawn:
-        write_whole(path, content, overwrite=options.force)
+    write_rows_and_output(options, {_ROWS: fitted}, law_as_json(fitted.law), drawn)
     for warning in fitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.json:
@@ -122,7 +120,7 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> FittedLaw:
     training_flops = _flops(options.training_flops)
     resamples = RESAMPLES if options.resamples is None else parse_whole_number(options.resamples, "resamples")
     seed = 0 if options.seed is None else parse_whole_number(options.seed, "seed")
-    file = read_runs(options.runs, columns)
+    file = _read(options.runs, columns)
     shown = show_name(options.runs)
     try:
         return fit_law(
@@ -142,13 +140,25 @@ def _fitted(options: argparse.Namespace, progress: Progress) -> FittedLaw:
         raise UserError(f"{shown}: {error}") from None
 
 
+def _read(path: str, columns: Mapping[str, str]) -> RunsFile:
+    """The runs of the file; an error that says to name columns names the flag."""
+    try:
+        return read_runs(path, columns)
+    except ArgumentError:
+        raise
+    except UserError as error:
+        raise UserError(str(error).replace(", as columns ", ", as --columns ")) from None
+
+
 def _columns(text: str | None) -> dict[str, str]:
     """What a number is -> the name of its column, from "parameters=n_params,tokens=seen"."""
     columns: dict[str, str] = {}
     for part in text.split(",") if text is not None else ():
         quantity, equals, name = (each.strip() for each in part.partition("="))
-        if not equals or not name or quantity not in QUANTITIES:
-            rule = f"must say which column is which, of {', '.join(QUANTITIES)}, as parameters=n_params,tokens=seen"
+        if not equals or not name or quantity not in FITTED_QUANTITIES:
+            rule = (
+                f"must say which column is which, of {', '.join(FITTED_QUANTITIES)}, as parameters=n_params,tokens=seen"
+            )
             raise ArgumentError("columns", text, rule)
         if quantity in columns:
             raise ArgumentError("columns", text, f"names {quantity} twice")

@@ -27,6 +27,7 @@ FLAGS = {
     "tokens_per_second_per_gpu": "--tokens_per_second_per_gpu",
     "budget_usd": "--training_budget",
     "scaling_law": "--scaling_law",
+    "design_family": "--design_family",
     "unique_tokens": "--unique_tokens",
     "inference_tokens": "--inference_tokens",
     "expansion_rate": "--expansion_rate",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch_models.errors import ArgumentError, UserError, show_name
 
 # What a number is -> the names of its column, in small letters and without spaces, hyphens and underscores.
-NAMES = {
+COLUMN_NAMES = {
     "parameters": {"n", "parameters", "params", "modelsize", "modelparameters", "modelparams"}
     | {f"{before}{after}" for before in ("n", "num", "total") for after in ("parameters", "params")},
     "tokens": {"d", "tokens", "tokensseen"}
@@ -15,13 +15,13 @@ NAMES = {
     "loss": {"l", "loss"}
     | {f"{before}loss" for before in ("final", "val", "validation", "eval", "test", "train", "training")},
 }
-QUANTITIES = tuple(NAMES)
-_SIZES = QUANTITIES[:3]  # of which two are enough
+FITTED_QUANTITIES = tuple(COLUMN_NAMES)
+_SIZES = FITTED_QUANTITIES[:3]  # of which two are enough
 COMMON = "parameters (N, params), tokens (D), training_flops (C, flops) and loss"
 
 
 def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) -> dict[str, int]:
-    """What a number is -> the place of its column; `given` maps some to the column's name, others by `NAMES`.
+    """What a number is -> the place of its column; `given` maps some to the column's name, others by `COLUMN_NAMES`.
 
     Raises UserError with the columns that were found, if the loss or two of N, D and C have none, or if two columns
     have the name of one.
@@ -36,7 +36,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) ->
             raise UserError(f"{where}: line 1: has the column {show_name(name)} twice")
         places[quantity] = names.index(name)
     taken = set(places.values())
-    for quantity, known in NAMES.items():
+    for quantity, known in COLUMN_NAMES.items():
         if quantity in places:
             continue
         fitting = [place for place, name in enumerate(names) if _plain(name) in known and place not in taken]
@@ -48,7 +48,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) ->
             )
         if fitting:
             places[quantity] = fitting[0]
-    missing = [quantity for quantity in QUANTITIES if quantity not in places]
+    missing = [quantity for quantity in FITTED_QUANTITIES if quantity not in places]
     if "loss" in missing or len(missing) > 1:
         raise UserError(
             f"{where}: line 1: has no column for {_needed(missing)}: it has {_listed(names)}; name them {COMMON}, "

@@ -110,7 +110,7 @@ def doubts_of_extrapolation(optima: Sequence[FittedOptimum]) -> list[str]:
     return found
 
 
-def orders_beyond(value: float, smallest: float, largest: float) -> float:
+def orders_from_range(value: float, smallest: float, largest: float) -> float:
     """Orders of magnitude of `value` above the largest, below 0 under the smallest; 0 within."""
     if value > largest:
         return log10(value / largest)

@@ -12,7 +12,7 @@ from counting.cost.fit.doubts import (
     doubts_of_law,
     doubts_of_runs,
     doubts_of_search,
-    orders_beyond,
+    orders_from_range,
 )
 from counting.cost.fit.result import (
     ApproachOptimum,
@@ -71,14 +71,12 @@ def fit_law(
     """
     check_runs(runs)
     _check_arguments(training_flops, resamples, seed)
-    import numpy as np
-
     from counting.cost.fit.parametric import fit_parametric
 
     fit = fit_parametric(
-        np.array([run.parameters for run in runs]),
-        np.array([run.tokens for run in runs]),
-        np.array([run.loss for run in runs]),
+        [run.parameters for run in runs],
+        [run.tokens for run in runs],
+        [run.loss for run in runs],
         resamples=resamples,
         seed=seed,
         check=check,
@@ -225,8 +223,8 @@ def _optimum(law: ScalingLaw, isoflop: "PowerLaws | None", flops: float, chosen:
         chosen=chosen,
         parametric=parametric,
         isoflop=_isoflop_optimum(isoflop, flops) if isoflop else None,
-        beyond_parameters=orders_beyond(parametric.parameters.value, smallest, largest),
-        beyond_tokens=orders_beyond(parametric.tokens.value, fewest, most),
+        beyond_parameters=orders_from_range(parametric.parameters.value, smallest, largest),
+        beyond_tokens=orders_from_range(parametric.tokens.value, fewest, most),
     )
 
 

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from counting.cost.fit.arrays import Floats
 from counting.cost.fit.budgets import FEWEST_BUDGETS, FEWEST_SIZES
 from counting.cost.fit.result import IsoflopBudget
 from counting.cost.fit.runs import TrainedRun
 
-Array = npt.NDArray[np.float64]
 _SEED_OF_ISOFLOPS = 1  # other draws than those of the parametric law, of the same seed
 
 
@@ -28,9 +27,9 @@ class Parabolas(NamedTuple):
     """Parabolas of the same runs with different weights, in x less its mean."""
 
     mean: float
-    constants_B3: Array  # of c0 + c1 (x - mean) + c2 (x - mean)^2
-    minimum_B: Array  # x; not a number where there is none among the runs
-    loss_B: Array  # there
+    constants_B3: Floats  # of c0 + c1 (x - mean) + c2 (x - mean)^2
+    minimum_B: Floats  # x; not a number where there is none among the runs
+    loss_B: Floats  # there
 
 
 class PowerLaws(NamedTuple):
@@ -47,7 +46,7 @@ def fit_isoflops(
     random = np.random.default_rng([seed, _SEED_OF_ISOFLOPS])
     budgets: list[IsoflopBudget] = []
     flops: list[float] = []
-    minima: list[tuple[Array, Array]] = []  # log N and log D of each usable budget, the fit and then its resamples
+    minima: list[tuple[Floats, Floats]] = []  # log N and log D of each usable budget, the fit and then its resamples
     for runs in groups:
         losses = np.array([run.loss for run in runs])
         counts = random.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples)
@@ -68,7 +67,7 @@ def fit_isoflops(
     return tuple(budgets), PowerLaws(fitted=_power_laws(laws_B4[0]), draws=tuple(draws))
 
 
-def parabolas(x_R: Array, y_R: Array, weights_BR: Array) -> Parabolas:
+def parabolas(x_R: Floats, y_R: Floats, weights_BR: Floats) -> Parabolas:
     """Least squares of y = c0 + c1 (x - mean) + c2 (x - mean)^2 under each row of weights, and the minimum.
 
     There is a minimum at x = mean - c1 / 2 c2 if c2 > 0 and it lies among the runs that have a weight; these need
@@ -122,7 +121,7 @@ def _left_out(runs: Sequence[TrainedRun], by_size: Parabolas, by_tokens: Parabol
     return "its lowest loss is at the smallest or the largest size, so that the best lies outside"
 
 
-def _lines(x_G: Array, y_BG: Array) -> Array:
+def _lines(x_G: Floats, y_BG: Floats) -> Floats:
     """(exp(intercept), slope) of the least-squares line of each row, through its points that are numbers.
 
     Not a number where fewer than two are.
@@ -138,6 +137,6 @@ def _lines(x_G: Array, y_BG: Array) -> Array:
         return np.stack([np.exp(mean_y_B - slope_B * mean_x_B), slope_B], axis=1)
 
 
-def _power_laws(row: Array) -> tuple[float, float, float, float]:
+def _power_laws(row: Floats) -> tuple[float, float, float, float]:
     of_n, exponent_n, of_d, exponent_d = map(float, row)
     return of_n, exponent_n, of_d, exponent_d

@@ -13,13 +13,11 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.intp]
+from counting.cost.fit.arrays import Flags, Floats, Places
+
 Objective = Callable[
-    [Array, Numbers], tuple[Array, Array]
+    [Floats, Places], tuple[Floats, Floats]
 ]  # (points, the numbers of their starts) -> values, gradients
 
 _DECREASE, _CURVATURE = 1e-4, 0.9  # of the weak Wolfe conditions
@@ -33,8 +31,8 @@ _CURVED = 1e-12  # cosine between a step and the change of the gradient, below w
 class Minima(NamedTuple):
     """Where the starts ended, in their order; `converged` where that is a minimum within the tolerances."""
 
-    points: Array
-    values: Array
+    points: Floats
+    values: Floats
     converged: Flags
 
 
@@ -42,19 +40,19 @@ class Minima(NamedTuple):
 class _Walk:
     """The points that still move."""
 
-    number_P: Numbers  # of their starts
-    point_PC: Array
-    value_P: Array
-    gradient_PC: Array
+    number_P: Places  # of their starts
+    point_PC: Floats
+    value_P: Floats
+    gradient_PC: Floats
     free_PC: Flags  # coordinates that are not held at a bound
-    inverse_PCC: Array  # of the Hessian, as learnt so far
+    inverse_PCC: Floats  # of the Hessian, as learnt so far
     fresh_P: Flags  # nothing is learnt yet
-    direction_PC: Array
-    fall_P: Array  # the slope along the direction
-    step_P: Array  # tried next, and the bracket around those that are good
-    low_P: Array
-    high_P: Array
-    idle_P: Numbers  # steps in a row that gained little
+    direction_PC: Floats
+    fall_P: Floats  # the slope along the direction
+    step_P: Floats  # tried next, and the bracket around those that are good
+    low_P: Floats
+    high_P: Floats
+    idle_P: Places  # steps in a row that gained little
 
     def keep(self, kept_P: Flags) -> None:
         """Drop the other points."""
@@ -63,7 +61,13 @@ class _Walk:
 
 
 def minimise(
-    objective: Objective, starts_SC: Array, lower_C: Array, upper_C: Array, *, slope: float = 1e-7, gain: float = 1e-12
+    objective: Objective,
+    starts_SC: Floats,
+    lower_C: Floats,
+    upper_C: Floats,
+    *,
+    slope: float = 1e-7,
+    gain: float = 1e-12,
 ) -> Minima:
     """Minimise from every start.
 
@@ -99,7 +103,7 @@ def minimise(
     return ended
 
 
-def _begun(objective: Objective, point_PC: Array, lower_C: Array, upper_C: Array) -> _Walk:
+def _begun(objective: Objective, point_PC: Floats, lower_C: Floats, upper_C: Floats) -> _Walk:
     """All starts, about to take a step of steepest descent, at most `_LONGEST_FIRST_STEP` long."""
     points, coordinates = point_PC.shape
     number_P = np.arange(points)
@@ -125,13 +129,13 @@ def _begun(objective: Objective, point_PC: Array, lower_C: Array, upper_C: Array
     )
 
 
-def _free(point_PC: Array, gradient_PC: Array, lower_C: Array, upper_C: Array) -> Flags:
+def _free(point_PC: Floats, gradient_PC: Floats, lower_C: Floats, upper_C: Floats) -> Flags:
     """False where a coordinate is at a bound and would leave the box."""
     held: Flags = ((point_PC <= lower_C) & (gradient_PC > 0)) | ((point_PC >= upper_C) & (gradient_PC < 0))
     return ~held
 
 
-def _take(walk: _Walk, taken: Numbers, trial_PC: Array, value_P: Array, gradient_PC: Array, gain: float) -> None:
+def _take(walk: _Walk, taken: Places, trial_PC: Floats, value_P: Floats, gradient_PC: Floats, gain: float) -> None:
     """Move the points `taken` to their trials, and learn of the curvature on the way."""
     moved_PC = trial_PC - walk.point_PC[taken]
     turned_PC = (gradient_PC - walk.gradient_PC[taken]) * walk.free_PC[taken]
@@ -141,7 +145,7 @@ def _take(walk: _Walk, taken: Numbers, trial_PC: Array, value_P: Array, gradient
     walk.point_PC[taken], walk.value_P[taken], walk.gradient_PC[taken] = trial_PC, value_P, gradient_PC
 
 
-def _turn(walk: _Walk, taken: Numbers, lower_C: Array, upper_C: Array) -> None:
+def _turn(walk: _Walk, taken: Places, lower_C: Floats, upper_C: Floats) -> None:
     """New directions in the free coordinates: quasi-Newton, or steepest descent where that does not lead down."""
     before_PC, gradient_PC = walk.free_PC[taken], walk.gradient_PC[taken]
     free_PC = _free(walk.point_PC[taken], gradient_PC, lower_C, upper_C)
@@ -165,7 +169,7 @@ def _bisect(walk: _Walk, refused_P: Flags, lower_P: Flags) -> None:
     walk.step_P = np.where(refused_P, middle_P, walk.step_P)
 
 
-def _updated(inverse_PCC: Array, moved_PC: Array, turned_PC: Array, fresh_P: Flags) -> Array:
+def _updated(inverse_PCC: Floats, moved_PC: Floats, turned_PC: Floats, fresh_P: Flags) -> Floats:
     """The BFGS update of the inverse Hessian (Nocedal and Wright 2006, eq. 6.17, and 6.20 before the first one)."""
     product_P = (moved_PC * turned_PC).sum(axis=1)
     turned_2_P = (turned_PC * turned_PC).sum(axis=1)

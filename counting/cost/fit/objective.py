@@ -13,9 +13,8 @@ Shape suffixes: P points, R runs, C the five constants.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from counting.cost.fit.arrays import Floats
 
 HUBER_DELTA = 1e-3  # of the logarithm of the loss, Hoffmann et al. 2022, §3.3: beyond it, a residual counts linearly
 
@@ -23,28 +22,28 @@ HUBER_DELTA = 1e-3  # of the logarithm of the loss, Hoffmann et al. 2022, §3.3:
 class HuberObjective:
     """The objective of one set of runs, at many points at once, each with weights of its own if there are weights."""
 
-    def __init__(self, parameters: Array, tokens: Array, losses: Array) -> None:
+    def __init__(self, parameters: Floats, tokens: Floats, losses: Floats) -> None:
         log_n, log_d = np.log(parameters), np.log(tokens)
         self.runs = len(losses)
         self._mean_n, self._mean_d = float(log_n.mean()), float(log_d.mean())
         self._n_R, self._d_R = log_n - self._mean_n, log_d - self._mean_d
         self._loss_R = np.log(losses)
 
-    def centred(self, points_PC: Array) -> Array:
+    def centred(self, points_PC: Floats) -> Floats:
         """Points as they are printed, (log A, log B, log E, alpha, beta), into centred ones."""
         return self._moved(points_PC, -1.0)
 
-    def printed(self, points_PC: Array) -> Array:
+    def printed(self, points_PC: Floats) -> Floats:
         """Centred points as (log A, log B, log E, alpha, beta)."""
         return self._moved(points_PC, 1.0)
 
-    def _moved(self, points_PC: Array, sign: float) -> Array:
+    def _moved(self, points_PC: Floats, sign: float) -> Floats:
         moved = points_PC.copy()
         moved[:, 0] += sign * self._mean_n * points_PC[:, 3]
         moved[:, 1] += sign * self._mean_d * points_PC[:, 4]
         return moved
 
-    def __call__(self, points_PC: Array, weights_PR: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, points_PC: Floats, weights_PR: Floats | None = None) -> tuple[Floats, Floats]:
         """f and its gradient at centred points, both divided by delta x runs, so that f is near the mean of |r|.
 
         `weights_PR` says how often each run counts: how often a resample drew it. Without it, each counts once. The sum

@@ -7,18 +7,17 @@ Shape suffixes: P points, R runs, B resamples, C the five constants (log A, log 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from counting.cost.fit.arrays import Flags, Floats, Places
 from counting.cost.fit.minimiser import Minima, minimise
 from counting.cost.fit.objective import HUBER_DELTA, HuberObjective
 from counting.cost.fit.result import GridCheck
 from counting.cost.fit.work import in_threads
 
-Array = npt.NDArray[np.float64]
 Show = Callable[[str], None]
 
 # The starts of appendix D.2: a, b, e, alpha, beta. The loss has a - alpha log N, with A = e^a.
@@ -35,7 +34,7 @@ CHECKED_RESAMPLES = 20
 # changes the smallest runs only; and an E of a thousandth of the lowest loss is none.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.01, 2.5
 SMALLEST_SHARE_OF_LOSS = 1e-3
-SAME = 1e-6  # relative difference of the objective, below which two minima are one; and, of runs without noise:
+_SAME = 1e-6  # relative difference of the objective, below which two minima are one; and, of runs without noise:
 _EXACT = 1e-9  # an objective that is 0 but for rounding, its runs off by 1e-6
 _LARGEST_LOG = 690.0  # e^690 and e^-690 are still floats
 _NUMBERS = 2**15  # points x runs at once, so that what is computed with stays in a processor's cache
@@ -60,7 +59,7 @@ class ParametricFit(NamedTuple):
 class _Fitter:
     """The runs, their objective and the box; `minima` of any starts, on threads."""
 
-    def __init__(self, parameters: Array, tokens: Array, losses: Array) -> None:
+    def __init__(self, parameters: Floats, tokens: Floats, losses: Floats) -> None:
         self.objective = HuberObjective(parameters, tokens, losses)
         low_loss, high_loss = float(losses.min()), float(losses.max())
         exponents = [LOWEST_EXPONENT] * 2, [HIGHEST_EXPONENT] * 2
@@ -68,15 +67,15 @@ class _Fitter:
         self.upper_C = np.array([np.inf, np.inf, np.log(high_loss), *exponents[1]])
         self.grid_PC = self.objective.centred(np.array(list(itertools.product(*GRID)), dtype=np.float64))
 
-    def minima(self, starts_PC: Array, weights: Callable[[slice], Array | None], *, quick: bool = False) -> Minima:
+    def minima(self, starts_PC: Floats, weights: Callable[[slice], Floats | None], *, quick: bool = False) -> Minima:
         """The minima from all starts; `weights` of a part of the starts is what each run counts there."""
         points = max(1, _NUMBERS // self.objective.runs)
         parts = [slice(first, first + points) for first in range(0, len(starts_PC), points)]
         found = in_threads(lambda part: self._part(starts_PC[part], weights(part), quick), parts)
         return Minima(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
-    def _part(self, starts_PC: Array, weights_PR: Array | None, quick: bool) -> Minima:
-        def weighted(points_PC: Array, numbers: npt.NDArray[np.intp]) -> tuple[Array, Array]:
+    def _part(self, starts_PC: Floats, weights_PR: Floats | None, quick: bool) -> Minima:
+        def weighted(points_PC: Floats, numbers: Places) -> tuple[Floats, Floats]:
             if weights_PR is None or len(weights_PR) == 1:
                 return self.objective(points_PC, weights_PR)
             return self.objective(points_PC, weights_PR[numbers])
@@ -88,14 +87,21 @@ class _Fitter:
 
 
 def fit_parametric(
-    parameters: Array, tokens: Array, losses: Array, *, resamples: int, seed: int, check: bool, show: Show
+    parameters: Sequence[float],
+    tokens: Sequence[float],
+    losses: Sequence[float],
+    *,
+    resamples: int,
+    seed: int,
+    check: bool,
+    show: Show,
 ) -> ParametricFit:
     """Fit the law to runs of N `parameters`, D `tokens` and `losses`; `show` gets progress.
 
     The result is the same on any number of threads. With `check`, the first `CHECKED_RESAMPLES` are also fitted
     from the full grid.
     """
-    fitter = _Fitter(parameters, tokens, losses)
+    fitter = _Fitter(np.array(parameters), np.array(tokens), np.array(losses))
     show(f"fitting {len(losses)} runs from {len(fitter.grid_PC):,} starts ...")
     whole = fitter.minima(fitter.grid_PC, lambda part: None)
     best = _different(whole)
@@ -130,19 +136,19 @@ def _different(minima: Minima) -> list[int]:
     return best
 
 
-def _as_low(values: Array, lowest: float) -> npt.NDArray[np.bool_]:
+def _as_low(values: Floats, lowest: float) -> Flags:
     """Which values are the lowest one, but for rounding."""
-    as_low: npt.NDArray[np.bool_] = values <= lowest * (1 + SAME) + _EXACT
+    as_low: Flags = values <= lowest * (1 + _SAME) + _EXACT
     return as_low
 
 
-def _resampled(runs: int, resamples: int, seed: int) -> Array:
+def _resampled(runs: int, resamples: int, seed: int) -> Floats:
     """How often each resample draws each run; every row sums to the number of runs."""
     drawn = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=resamples)
     return drawn.astype(np.float64)
 
 
-def _bootstrap(fitter: _Fitter, starts_PC: Array, weights_BR: Array, show: Show) -> tuple[Array, Array]:
+def _bootstrap(fitter: _Fitter, starts_PC: Floats, weights_BR: Floats, show: Show) -> tuple[Floats, Floats]:
     """The best minimum of each resample from any of the starts, and its value."""
     found: list[Minima] = []
     for number, start in enumerate(starts_PC, start=1):
@@ -156,7 +162,7 @@ def _bootstrap(fitter: _Fitter, starts_PC: Array, weights_BR: Array, show: Show)
     return points[best_B, every], values[best_B, every]
 
 
-def _check(fitter: _Fitter, weights_BR: Array, values_B: Array, show: Show) -> GridCheck:
+def _check(fitter: _Fitter, weights_BR: Floats, values_B: Floats, show: Show) -> GridCheck:
     """Fit resamples from the full grid: a quick pass from all starts, then the best ends to the full tolerance."""
     lowest_B = np.empty(len(weights_BR))
     for number, weights_R in enumerate(weights_BR):
@@ -164,23 +170,23 @@ def _check(fitter: _Fitter, weights_BR: Array, values_B: Array, show: Show) -> G
         lowest_B[number] = _lowest_of_grid(fitter, weights_R)
     values_B = values_B[: len(weights_BR)]
     excess_B = (values_B - lowest_B) / np.maximum(lowest_B, _EXACT)
-    agreed = int((values_B <= lowest_B * (1 + SAME) + _EXACT).sum())
+    agreed = int((values_B <= lowest_B * (1 + _SAME) + _EXACT).sum())
     return GridCheck(resamples=len(weights_BR), agreed=agreed, largest_excess=max(0.0, float(excess_B.max())))
 
 
-def _lowest_of_grid(fitter: _Fitter, weights_R: Array) -> float:
+def _lowest_of_grid(fitter: _Fitter, weights_R: Floats) -> float:
     quick = fitter.minima(fitter.grid_PC, lambda part: weights_R[None], quick=True)
     ends_PC = quick.points[np.argsort(quick.values, kind="stable")[:_POLISHED]]
     return float(fitter.minima(ends_PC, lambda part: weights_R[None]).values.min())
 
 
-def _constants(printed_PC: Array) -> list[tuple[float, ...]]:
+def _constants(printed_PC: Floats) -> list[tuple[float, ...]]:
     """(E, A, B, alpha, beta) of points as printed."""
     logs = np.exp(np.clip(printed_PC[:, [2, 0, 1]], -_LARGEST_LOG, _LARGEST_LOG))
     return [tuple(map(float, row)) for row in np.concatenate([logs, printed_PC[:, 3:]], axis=1)]
 
 
-def _at_bound(printed_PC: Array, fitter: _Fitter) -> npt.NDArray[np.bool_]:
+def _at_bound(printed_PC: Floats, fitter: _Fitter) -> Flags:
     near_lower = printed_PC <= fitter.lower_C + _AT_BOUND
     near_upper = printed_PC >= fitter.upper_C - _AT_BOUND
     return near_lower | near_upper

@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from counting.cost.fit.columns import QUANTITIES, find_columns
+from counting.cost.fit.columns import FITTED_QUANTITIES, find_columns
 from counting.cost.fit.runs import TrainedRun
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from torch_models.errors import ConfigError, UserError, show_name, show_value
@@ -100,7 +100,7 @@ def _run(values: Sequence[str], places: Mapping[str, int], header: Sequence[str]
     """One run; N, D or C, where it has no column, follows from C = 6 N D."""
     read = {
         quantity: _number(values[places[quantity]].strip(), quantity, header[places[quantity]].strip(), where)
-        for quantity in QUANTITIES
+        for quantity in FITTED_QUANTITIES
         if quantity in places
     }
     per_pair = FLOPS_PER_PARAMETER_AND_TOKEN

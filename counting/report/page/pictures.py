@@ -8,7 +8,7 @@ from counting.report.page.elements import Html, element
 from counting.report.results import Results
 from torch_models.errors import UserError
 
-NARROW = "(max-width: 40rem)"  # as in the style sheet
+NARROW = "screen and (max-width: 40rem)"  # as in the style sheet
 UNQUOTED = "!$'()*/:;=?@"  # what stands as it is in an address that an attribute has, also where it has several
 
 

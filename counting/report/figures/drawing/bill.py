@@ -14,7 +14,7 @@ from counting.report.results import Results
 
 MONEY_UNITS = ((12, "$ trillion"), (9, "$ billion"), (6, "$ million"), (3, "$ thousand"), (0, "$"))
 HOUR_UNITS = ((9, "billion"), (6, "million"), (3, "thousand"), (0, ""))
-PER_CENT = 0.01
+_PER_CENT = 0.01
 MOST_WITH_COST = 2  # lines whose middle outcome has its cost beside it
 
 
@@ -116,7 +116,7 @@ def _points(axes: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> 
 
 def _mfu_axis(axes: Axes) -> None:
     axes.set_xlabel("MFU (%)")
-    in_units(axes.xaxis, PER_CENT, 6)
+    in_units(axes.xaxis, _PER_CENT, 6)
     axes.grid(visible=True)
 
 

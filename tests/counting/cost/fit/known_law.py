@@ -7,6 +7,7 @@ import numpy as np
 from counting.cost.fit import TrainedRun
 
 TRUE = (1.69, 406.4, 410.7, 0.34, 0.28)  # E, A, B, alpha, beta: Hoffmann et al. 2022, eq. 10
+FEW_STARTS = ((5, 20), (5, 20), (0.5,), (0.5, 1.0), (0.5, 1.0))  # of a grid that is quick
 
 
 def runs_of(

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from counting.cost.fit import FittedLaw, TrainedRun, fit_law, parametric
-from counting.cost.fit.doubts import doubts_of_isoflops, doubts_of_law, doubts_of_search, orders_beyond
+from counting.cost.fit.doubts import doubts_of_isoflops, doubts_of_law, doubts_of_search, orders_from_range
 from counting.cost.fit.result import GridCheck
 from counting.cost.scaling_laws import compute_optimum, predicted_loss
 from counting.cost.scaling_laws.law import CONSTANTS
 from tests.counting.cost.fit.coverage import share_held
-from tests.counting.cost.fit.known_law import TRUE, runs_of
-from tests.counting.cost.fit.test_parametric import FEW
+from tests.counting.cost.fit.known_law import FEW_STARTS, TRUE, runs_of
 from torch_models.errors import ArgumentError
 
 SEED = 2  # of noise whose fit holds everything: by design, one number in twenty is outside its interval
@@ -23,7 +22,7 @@ BUDGETS = (1e18, 1e19, 1e20, 1e21, 1e22)
 
 @pytest.fixture(autouse=True)
 def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parametric, "GRID", FEW)
+    monkeypatch.setattr(parametric, "GRID", FEW_STARTS)
 
 
 def fitted(runs: Sequence[TrainedRun], **changed: Any) -> FittedLaw:
@@ -117,9 +116,9 @@ def test_runs_without_repeated_budgets_have_no_parabolas() -> None:
 
 
 def test_what_is_beyond_the_runs_is_told_in_orders_of_magnitude() -> None:
-    assert orders_beyond(5e9, 1e7, 1e9) == pytest.approx(0.69897)
-    assert orders_beyond(1e5, 1e7, 1e9) == pytest.approx(-2)
-    assert orders_beyond(1e8, 1e7, 1e9) == 0
+    assert orders_from_range(5e9, 1e7, 1e9) == pytest.approx(0.69897)
+    assert orders_from_range(1e5, 1e7, 1e9) == pytest.approx(-2)
+    assert orders_from_range(1e8, 1e7, 1e9) == 0
     found = fitted(runs_of(noise=0.002), training_flops=[1e20, 1e25])
     assert [at.beyond_parameters > 0 for at in found.optima] == [False, True]
     (told,) = [warning for warning in found.warnings if warning.startswith("at 1e+25 FLOPs the optimum lies outside")]

@@ -8,18 +8,16 @@ import pytest
 
 from counting.cost.fit import TrainedRun, parametric, work
 from counting.cost.fit.parametric import GRID, ParametricFit, fit_parametric
-from tests.counting.cost.fit.known_law import TRUE, runs_of
-
-FEW = ((5, 20), (5, 20), (0.5,), (0.5, 1.0), (0.5, 1.0))
+from tests.counting.cost.fit.known_law import FEW_STARTS, TRUE, runs_of
 
 
 @pytest.fixture
 def few_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parametric, "GRID", FEW)
+    monkeypatch.setattr(parametric, "GRID", FEW_STARTS)
 
 
 def fit(runs: Sequence[TrainedRun], *, resamples: int = 100, **changed: Any) -> ParametricFit:
-    columns = (np.array([getattr(run, name) for run in runs]) for name in ("parameters", "tokens", "loss"))
+    columns = ([getattr(run, name) for run in runs] for name in ("parameters", "tokens", "loss"))
     return fit_parametric(
         *columns, **{"resamples": resamples, "seed": 0, "check": False, "show": lambda text: None} | changed
     )

@@ -215,6 +215,8 @@ def test_markup_in_names_paths_and_warnings_is_text(made: dict[str, Results]) ->
     assert page.one("title").text == f"Training cost: {ODD}"
     for text in (f"note {ODD}", f"field {ODD}", f"w {ODD}", f"costs {ODD}", f"path {ODD}"):
         assert words(text) in words(page.text)
+    labels = [node.attributes["aria-label"] for node in page.all("div")]
+    assert {f"The budget spent on {ODD}", f"A model designed for the budget, written to path {ODD}"} <= set(labels)
     assert json.loads(saved_text(page))["analyses"][0]["name"] == ODD
     plan = page.all("code")[-1].text
     assert tomllib.loads(plan) == {"model_config": [ODD], "gpus": "\x7f\n\u2028é"}

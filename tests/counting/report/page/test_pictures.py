@@ -43,7 +43,7 @@ def test_every_kind_has_its_picture_in_two_sizes(results: Results, figures: list
     assert kinds == ("parameters", "flops")
     for kind, figure in zip(kinds, figures, strict=True):
         narrow, wide = figure.one("source").attributes, figure.one("img").attributes
-        assert narrow["media"] == "(max-width: 40rem)"
+        assert narrow["media"] == "screen and (max-width: 40rem)"
         for size, address in (("slide", wide["src"]), ("column", narrow["srcset"])):
             drawn = svg_in(address)
             assert drawn.split() == embedded_svg(kind, results, "slide" if size == "slide" else "column").split()

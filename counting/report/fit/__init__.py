@@ -1,0 +1,1 @@
+"""A scaling law that was fitted to training runs, as text."""
