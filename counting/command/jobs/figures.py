@@ -70,10 +70,13 @@ def draws_memory(options: argparse.Namespace) -> bool:
 
 
 def shows_memory(options: argparse.Namespace) -> bool:
-    """Whether a figure or the page shows the memory of a step over time: the page, where it is asked what fits."""
-    named = any(getattr(options, flag) is not None for flag in NAME_GPUS)
-    in_page = options.html is not None and named and options.tokens is None and "memory" in kinds_of_job(options)
-    return in_page or draws_memory(options)
+    """Whether a figure or the page shows the memory of a step over time.
+
+    The page does, where the question is whether the step of one model fits.
+    """
+    asks_for_fit = any(getattr(options, flag) is not None for flag in NAME_GPUS) and options.tokens is None
+    in_page = options.html is not None and asks_for_fit and len(options.model_config) == 1
+    return (in_page and "memory" in kinds_of_job(options)) or draws_memory(options)
 
 
 def files_of_figures(texts: Sequence[str] | None, figures: Sequence[FigureFile]) -> dict[str, str | None]:

@@ -15,8 +15,10 @@ from counting.report.plain import plain_text
 from counting.report.results import Results
 from counting.report.screen import screen_blocks
 from counting.report.screen.lines import listed
+from torch_models.errors import UserError
 
 MOST_BYTES = 1_000_000
+MOST_NAMES = 4  # of models in the title
 SUBTITLE = "What training costs, each number with its conventions"
 FOLDS = "Numbers that are shown rounded have all their digits under the pointer. In print, every table is open."
 TOO_LARGE = "The JSON document is left out, because the page would be too large with it; the command prints it, too."
@@ -46,11 +48,15 @@ SIZES = (_Size(), _Size(document=False), _Size(document=False, columns=False), _
 def html_page(results: Results, design_path: str | None, making: Making) -> str:
     """The page, at most `MOST_BYTES` long in UTF-8: if need be with less: the rows of `SIZES` in turn.
 
-    `design_path` is the file to which a designed model's config was written.
+    `design_path` is the file to which a designed model's config was written. Raises `UserError` if even the least page
+    is longer.
     """
     pictures = pictures_of(results)
     pages = (_page(results, design_path, making, pictures, size) for size in SIZES)
-    return next((page for page in pages if len(page.encode()) <= MOST_BYTES), "")
+    for page in pages:
+        if (size := len(page.encode())) <= MOST_BYTES:
+            return page
+    raise UserError(f"the page would have {size:,} bytes even without its tables, above {MOST_BYTES:,}: ask for less")
 
 
 def _page(results: Results, design_path: str | None, making: Making, pictures: list[Picture] | str, size: _Size) -> str:
@@ -105,6 +111,8 @@ def _sections(
 
 def _subject(results: Results) -> str:
     """What the page is about: the models, else the budget, else the published figures."""
+    if len(results.analyses) > MOST_NAMES:
+        return f"{len(results.analyses)} models"
     if results.analyses:
         return listed([analysis.name for analysis in results.analyses])
     if results.budget is not None:

@@ -8,6 +8,7 @@ from counting.report.page.elements import Html, element
 from counting.report.results import Results
 from torch_models.errors import UserError
 
+MOST_CHARACTERS = 200_000  # of one figure, both sizes together
 NARROW = "screen and (max-width: 40rem)"  # as in the style sheet
 UNQUOTED = "!$'()*/:;=?@"  # what stands as it is in an address that an attribute has, also where it has several
 
@@ -19,6 +20,11 @@ class Picture(NamedTuple):
     caption: str
     slide: str
     column: str
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the page does without it, as it is of very many things."""
+        return len(self.slide) + len(self.column) > MOST_CHARACTERS
 
 
 def pictures_of(results: Results) -> list[Picture] | str:
@@ -41,7 +47,10 @@ def pictures_of(results: Results) -> list[Picture] | str:
 
 def pictures_in_html(pictures: Sequence[Picture], *, columns: bool) -> Html:
     """One figure below the other; without `columns` also a narrow window has the size of a slide."""
-    return element("section", element("h2", "Figures"), *(_figure(picture, columns) for picture in pictures))
+    shown = (_figure(picture, columns) for picture in pictures if not picture.is_large)
+    large = ", ".join(picture.kind for picture in pictures if picture.is_large)
+    left_out = (element("p", f"Left out, because the page would be too large: {large}.", class_="hint"),) * bool(large)
+    return element("section", element("h2", "Figures"), *shown, *left_out)
 
 
 def _figure(picture: Picture, columns: bool) -> Html:

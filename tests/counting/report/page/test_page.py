@@ -19,6 +19,7 @@ from counting.setup import Setup
 from tests.counting.report.page.made import MAKING, every_kind, named, page_of
 from tests.counting.report.page.parsed import Node, numbers_of, parsed, saved_text, tables, words
 from tests.shrunken import LLAMA
+from torch_models.errors import UserError
 
 KINDS = ("model", "two models", "ranks", "comparison", "budget", "published", "claim")
 SCALES = (1, 1e-9, 1e-12, 1e-21)  # of shown numbers: GB, 10^9 parameters; tokens in T; FLOPs in 10^21
@@ -132,7 +133,7 @@ def assert_table_is(table: Table, rows: list[list[Node]]) -> None:
             assert bool(cell.all("b")) == (row.bold or column.bold)
 
 
-def test_title_names_what_it_is_of(pages: dict[str, Node]) -> None:
+def test_title_names_what_it_is_of(pages: dict[str, Node], made: dict[str, Results]) -> None:
     assert {kind: page.one("h1").text for kind, page in pages.items()} == {
         "model": "small",
         "two models": "small and mixed",
@@ -142,6 +143,8 @@ def test_title_names_what_it_is_of(pages: dict[str, Node]) -> None:
         "published": "Published figures, worked out again",
         "claim": "A claim about a bill",
     }
+    many = Results(analyses=[*made["two models"].analyses] * 3)
+    assert parsed(page_of(many)).one("h1").text == "6 models"
     assert all(page.one("title").text == f"Training cost: {page.one('h1').text}" for page in pages.values())
 
 
@@ -194,6 +197,11 @@ def test_a_page_that_would_be_too_large_has_less(made: dict[str, Results]) -> No
     page = parsed(page_of(noted))
     assert tables(page) == []
     assert words(page.one("h1").text) == "small"
+    warned = msgspec.structs.replace(results, warnings=notes)
+    with pytest.raises(
+        UserError, match=r"^the page would have 1,\d{3},\d{3} bytes even without its tables, above 1,000,000"
+    ):
+        page_of(warned)
 
 
 # --- Text is text ----------------------------------------------------------------------------------------------------

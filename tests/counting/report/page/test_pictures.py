@@ -60,6 +60,17 @@ def test_a_picture_is_a_document_of_its_own(results: Results) -> None:
     assert [node for node in page.all("img", "source", "figure", "picture") if "id" in node.attributes] == []
 
 
+def test_a_figure_of_very_many_things_is_left_out(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(kind: str, results: Results, size: str) -> str:
+        return "<svg>" + "x" * (150_000 if kind == "flops" else 50_000) + "</svg>"
+
+    monkeypatch.setattr("counting.report.figures.embedded_svg", large)
+    page = parsed(page_of(results))
+    assert [(node.attributes["alt"] or "").partition(":")[0] for node in page.all("img")] == ["parameters"]
+    said = [node.text for node in page.all("p") if node.text.startswith("Left out")]
+    assert said == ["Left out, because the page would be too large: flops."]
+
+
 def test_without_matplotlib_the_page_says_which_extra_has_it(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     page = parsed(page_of(results))
