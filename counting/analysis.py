@@ -20,9 +20,9 @@ from counting.counts import (
     LayerCounts,
     LayerMemory,
     ModelCounts,
-    Totals,
     WholeModel,
     model_flops,
+    with_checkpoint,
 )
 from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
@@ -33,6 +33,7 @@ from counting.step.flops import TrainingStep, training_step
 from counting.step.memory import StepMemory, step_memory
 from counting.step.notes import FOREIGN_NOTES, NOTES
 from counting.step.time import NO_TIME_BY_FORMULA, NotTimed, StepTime
+from counting.step.timeline import StepTimeline
 from counting.timing import check_clusters, checked_clusters, step_times
 from torch_models.errors import ArgumentError
 from torch_models.fields.config import ForeignConfig, read_model
@@ -120,6 +121,7 @@ class Analysis(Tidy, frozen=True, kw_only=True):
     rank_classes: tuple[RankAnalysis, ...] | None = None  # in the order of their lowest rank
     undivided: Undivided | None = None  # how the sums over the ranks follow from the undivided model
     step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave; by formula empty
+    timeline: StepTimeline | None = None  # of the step on one device, where it was asked for
     not_timed: tuple[NotTimed, ...] = ()  # GPUs that the command was given and whose time is not worked out
 
     @property
@@ -149,6 +151,7 @@ def analyze(
     cluster: Cluster | Sequence[Cluster] | None = None,
     step: bool = True,
     reserved: bool = False,
+    timeline: bool = False,
 ) -> Analysis:
     """Measure the model of `config` under `setup`, and compare the measurements with each other and with the formulas.
 
@@ -161,27 +164,28 @@ def analyze(
     measured too, which takes about as long again. With `layout`, the step is spread over ranks, and each class of equal
     ranks is measured. With `reserved`, what the caching allocator reserves is estimated too, of the step or, with a
     layout, of the ranks that need most: the whole model is run twice, not one layer of each kind. With `cluster`, one
-    or several, how long the step takes there. Raises `UserError` for wrong input, and `DisagreementError` if two
+    or several, how long the step takes there. With `timeline`, the memory of the step on one device over time, which is
+    measured once more. Raises `UserError` for wrong input, and `DisagreementError` if two
     measurements or formulas of one number differ.
     """
     if not isinstance(layout, Layout | None):
         raise ArgumentError("layout", layout, "must be a Layout")
-    for field, value in (("layout", layout), ("cluster", cluster)):
+    for field, value in (("layout", layout), ("cluster", cluster), ("timeline", timeline or None)):
         if value is not None and not step:
             raise ArgumentError("step", step, f"must be true with a {field}")
     if reserved and not step:
         raise ArgumentError("reserved", reserved, "is of a training step: give step too, or leave it out")
+    if timeline and layout is not None:
+        raise ArgumentError("timeline", timeline, "is of a step on one device: leave it out")
     if not isinstance(setup, Setup):
         raise ArgumentError("setup", setup, "must be a Setup")
     if setup.execution == "compiled" and not reserved and cluster is None:
         rule = "changes what is reserved and how long a step takes: ask for one of them, or give eager"
         raise ArgumentError("execution", setup.execution, rule)
     if isinstance(config, ModelSpec | ForeignConfig):
-        read_already = "the config is read already: give it where it is read"
-        if ignore_fields:
-            raise ArgumentError("ignore_fields", ignore_fields, read_already)
-        if text_only:
-            raise ArgumentError("text_only", text_only, read_already)
+        for field, given in (("ignore_fields", ignore_fields), ("text_only", text_only)):
+            if given:
+                raise ArgumentError(field, given, "the config is read already: give it where it is read")
         model = config
     else:
         model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
@@ -189,8 +193,9 @@ def analyze(
         through = f"{model.model_type or 'its family'} goes through transformers, and"
         if layout is not None:
             raise ArgumentError("layout", "given", f"{through} is measured on one device")
-        if cluster is not None:
-            raise ArgumentError("cluster", "given", f"{through} no step of it is run: leave it out")
+        for field, value in (("cluster", cluster), ("timeline", timeline or None)):
+            if value is not None:
+                raise ArgumentError(field, "given", f"{through} no step of it is run: leave it out")
         return _analyze_via_transformers(model, setup)
     clusters, layout = checked_clusters(cluster, layout)
     if layout is None:
@@ -207,7 +212,13 @@ def analyze(
     model = with_recompute(model, setup.recompute)
     analysis = _analyze_native(model, setup, step, layout)
     analysis = _with_times(analysis, model, clusters) if clusters else analysis
-    return _with_reserved(analysis, model) if reserved else analysis
+    analysis = _with_timeline(analysis, analysis.memory, model) if timeline and analysis.memory else analysis
+    if not reserved:
+        return analysis
+    from counting.reserved import memory_with_reserved
+
+    memory, classes = memory_with_reserved(analysis.memory, analysis.rank_classes, model, setup, layout)
+    return msgspec.structs.replace(analysis, memory=memory, rank_classes=classes)
 
 
 def count_by_formula(spec: ModelSpec) -> Counts:
@@ -262,23 +273,13 @@ def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]
     return msgspec.structs.replace(analysis, step_time=times, notes=notes)
 
 
-def _with_reserved(analysis: Analysis, spec: ModelSpec) -> Analysis:
-    """`analysis` with what is reserved: on one device or, of a step that is spread, on its worst ranks."""
-    from counting.reserved import ranks_with_reserved, with_reserved
+def _with_timeline(analysis: Analysis, memory: StepMemory, spec: ModelSpec) -> Analysis:
+    """`analysis` with the memory of its step over time, for which the step is measured once more."""
+    from counting.measurements.step import measure_courses
+    from counting.step.timeline import step_timeline
 
-    setup, layout, classes = analysis.setup, analysis.layout, analysis.rank_classes
-    if layout is None or classes is None:
-        assert analysis.memory is not None
-        return msgspec.structs.replace(analysis, memory=with_reserved(analysis.memory, spec, setup))
-    return msgspec.structs.replace(analysis, rank_classes=ranks_with_reserved(classes, spec, setup, layout))
-
-
-def _with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:
-    """The witnesses with their sums over the model, and the checkpoint as one more, which has nothing but the sums."""
-    summed = {name: msgspec.structs.replace(counts, totals=counts.own_totals()) for name, counts in witnesses.items()}
-    layers = next(iter(witnesses.values())).layers
-    same_layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in layers)
-    return {**summed, "checkpoint": ModelCounts(layers=same_layers, totals=stored)}
+    timeline = step_timeline(spec, analysis.setup, memory, *measure_courses(spec, analysis.setup))
+    return msgspec.structs.replace(analysis, timeline=timeline)
 
 
 def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
@@ -324,7 +325,7 @@ def _analysis(
     """The result without a step, and the merged counts of all witnesses; `stored` is what a checkpoint says."""
     if stored is not None:
         notes = (*notes, stored.note)
-        witnesses = witnesses if stored.totals is None else _with_checkpoint(witnesses, stored.totals)
+        witnesses = witnesses if stored.totals is None else with_checkpoint(witnesses, stored.totals)
     counts, agreement = reconcile(model.name, witnesses)
     whole = counts.whole_model()
     flops, core, mtp_flops = whole.forward_flops, whole.attention_core_flops, counts.mtp.forward_flops

@@ -7,7 +7,7 @@ The components are the rows of every table, the keys of the JSON and the ids of 
 (`mtp`) is counted by the same components, but never added to the main model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import ClassVar, TypeVar
 
@@ -307,3 +307,11 @@ def _sum(parts: Iterable[_N | None]) -> _N | None:
             return None
         total = part if index == 0 or total is None else total + part
     return total
+
+
+def with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:
+    """The witnesses with their sums over the model, and the checkpoint as one more, which has nothing but the sums."""
+    summed = {name: msgspec.structs.replace(counts, totals=counts.own_totals()) for name, counts in witnesses.items()}
+    layers = next(iter(witnesses.values())).layers
+    same_layers = tuple(LayerCounts(kind=layer.kind, count=layer.count) for layer in layers)
+    return {**summed, "checkpoint": ModelCounts(layers=same_layers, totals=stored)}

@@ -148,8 +148,6 @@ def _check_setup(setup: Setup) -> None:
         _refuse("precision", setup.precision, rule)
     if reason := NOT_ON_SHARDS.get(setup.optimizer):
         _refuse("optimizer", setup.optimizer, f"{reason}: give adamw, adamw-foreach, sgd or sgd-momentum")
-    if setup.clip_gradients:
-        _refuse("clip_gradients", True, "is not measured on ranks yet, which send each other their norms: leave it out")
     if setup.zero_gradients != "none":
         _refuse("zero_gradients", setup.zero_gradients, "is not measured on ranks yet: leave it out")
 

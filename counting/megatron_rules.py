@@ -27,6 +27,9 @@ def check_megatron(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) ->
     ):
         if value not in known:
             _refuse(field, value, f"has no formula by Megatron-LM's rules: give {' or '.join(known)}")
+    if setup.clip_gradients:
+        rule = "changes nothing that Megatron-LM holds when backward begins, which is all that is counted: leave it out"
+        _refuse("clip_gradients", True, rule)
     if layout.zero != 1:
         _refuse("zero", layout.zero, "must be 1 by Megatron-LM's rules, whose optimiser alone is divided: leave it out")
     if layout.grouping != "torchtitan":

@@ -56,6 +56,20 @@ def with_reserved(
     )
 
 
+def memory_with_reserved(
+    memory: StepMemory | None,
+    classes: tuple[RankAnalysis, ...] | None,
+    spec: ModelSpec,
+    setup: Setup,
+    layout: Layout | None,
+) -> tuple[StepMemory | None, tuple[RankAnalysis, ...] | None]:
+    """Both, with what is reserved on one device or, of a step that is spread, on its worst ranks."""
+    if layout is None or classes is None:
+        assert memory is not None, "a step that was measured"
+        return with_reserved(memory, spec, setup), classes
+    return memory, ranks_with_reserved(classes, spec, setup, layout)
+
+
 def ranks_with_reserved(
     classes: tuple[RankAnalysis, ...], spec: ModelSpec, setup: Setup, layout: Layout
 ) -> tuple[RankAnalysis, ...]:

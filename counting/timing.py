@@ -14,7 +14,7 @@ from counting.cost.cluster import Cluster
 from counting.counts import model_flops_per_token
 from counting.setup import Setup
 from counting.step.time import StepTime
-from counting.work import Norms, RankWork, StageWork, StepWork, StretchWork
+from counting.work import OWN_STYLE, LayerStyle, RankWork, StageWork, StepWork, StretchWork
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.recomputed_layers import with_recompute
@@ -24,25 +24,27 @@ if TYPE_CHECKING:
     from counting.cost.step_time import ChromeTrace
 
 
-def work_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None = None, norms: Norms = "fused") -> StepWork:
+def work_of_step(
+    spec: ModelSpec, setup: Setup, layout: Layout | None = None, style: LayerStyle = OWN_STYLE
+) -> StepWork:
     """The measured work of a step of `spec`; `setup` and `layout` are resolved, `layout` None is one device.
 
-    Measured once, however many clusters it is laid out on. `norms` are those of the cluster's software.
+    Measured once, however many clusters it is laid out on. `style` is that of the cluster's software.
     """
     # What a setup says of itself is left out, so that equal steps are measured once.
     measured = msgspec.structs.replace(setup, sequence_length_source="given", measured_dtype=None)
-    return _measured_work(with_recompute(spec, setup.recompute), measured, layout, norms)
+    return _measured_work(with_recompute(spec, setup.recompute), measured, layout, style)
 
 
 @lru_cache(maxsize=4)
-def _measured_work(spec: ModelSpec, setup: Setup, layout: Layout | None, norms: Norms) -> StepWork:
+def _measured_work(spec: ModelSpec, setup: Setup, layout: Layout | None, style: LayerStyle) -> StepWork:
     if layout is None:
         from counting.measurements.work.device import work_of_device
 
-        return work_of_device(spec, setup, norms)
+        return work_of_device(spec, setup, style)
     from counting.measurements.ranks import measure_work
 
-    return measure_work(spec, setup, layout, norms)
+    return measure_work(spec, setup, layout, style)
 
 
 def step_times(
@@ -63,7 +65,7 @@ def step_times(
     from counting.cost.step_time import step_time
 
     per_token = model_flops_per_token(forward_flops, setup.tokens)
-    works = [work_of_step(spec, setup, layout, cluster.norms) for cluster in clusters]
+    works = [work_of_step(spec, setup, layout, cluster.style) for cluster in clusters]
     return tuple(
         step_time(
             work,
@@ -136,7 +138,7 @@ def trace_of_step(spec: ModelSpec, setup: Setup, layout: Layout | None, cluster:
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so a step cannot be traced")
     from counting.cost.step_time import chrome_trace
 
-    return chrome_trace(work_of_step(spec, setup, layout, cluster.norms), setup, layout, cluster)
+    return chrome_trace(work_of_step(spec, setup, layout, cluster.style), setup, layout, cluster)
 
 
 def checked_clusters(cluster: object, layout: Layout | None) -> tuple[tuple[Cluster, ...], Layout | None]:

@@ -17,6 +17,22 @@ OpKind = Literal["product", "grouped_product", "attention", "memory"]
 
 # How RMSNorm runs: as one kernel, or, in torch before 2.9, op by op in fp32 unless it is compiled.
 Norms = Literal["fused", "op_by_op"]
+# How queries and keys are rotated: with cosines and sines, or as complex numbers of two fp32, of which torch's compiler
+# generates no code.
+Rotation = Literal["real", "complex"]
+# Whether query heads of a group read one head of keys and values, or each a copy of its own.
+KeyValueHeads = Literal["shared", "repeated"]
+
+
+class LayerStyle(msgspec.Struct, frozen=True, kw_only=True):
+    """How the software of a run writes what this project's modules may write otherwise: equal numbers by other ops."""
+
+    norms: Norms = "fused"
+    rotation: Rotation = "real"
+    key_value_heads: KeyValueHeads = "shared"
+
+
+OWN_STYLE = LayerStyle()  # that of the modules
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +120,7 @@ class RankWork(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_rank: int
     stages: tuple[StageWork, ...]
     order: tuple[OrderedPass, ...]
-    optimizer: StretchWork  # update of all parameters of the rank; on one device with clipping before
+    optimizer: StretchWork  # update of all parameters of the rank, with clipping before
 
 
 class StepWork(msgspec.Struct, frozen=True, kw_only=True):

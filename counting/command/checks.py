@@ -50,7 +50,10 @@ NEEDS = {
     "inference_tokens": ("training_budget",),
     "expansion_rate": ("training_budget",),
     "design": ("training_budget",),
-    "force": ("design", "trace", "trace_memory", "html", "csv"),
+    "design_family": ("design",),
+    "figure": ("model_config", "training_budget"),
+    "figure_size": ("figure",),
+    "force": ("design", "trace", "trace_memory", "html", "csv", "figure"),
 }
 
 # At most one flag of each row can be given, because they set the same thing.

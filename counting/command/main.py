@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
-    """Work out and print the results of a command. Files are written first, so that nothing is printed if that fails."""
+    """Work out and print the results. Files are written first, so that nothing is printed if that fails."""
     progress = Progress()
     try:
         results = results_of(options, progress)
+        write_outputs(options, results, arguments, progress)
     finally:
         progress.erase()
-    write_outputs(options, results, arguments)
     from counting.report import json_document, print_results
 
     for warning in length_warnings(results.analyses):

@@ -29,12 +29,8 @@ LISTS = (
     "scaling_law",
 )  # flags with commas between their values; in a plan also an array
 NOT_IN_A_PLAN = ("plan", "help", "version")
-FILES_WRITTEN = (
-    "json",
-    "trace",
-    "trace_memory",
-    "html",
-)  # by the run whose result is a plan; another run has files of its own
+# Flags of what the run whose result is a plan prints or writes; another run has files of its own.
+FILES_WRITTEN = ("json", "markdown", "trace", "trace_memory", "csv", "figure", "figure_size", "html", "force")
 TABLES = ("gpu_prices", "layout")  # flags with name=value pairs; in a plan also a table
 
 
@@ -62,6 +58,11 @@ def plan_as_arguments(path: str, parser: argparse.ArgumentParser) -> list[str]:
         keys[flag] = key
         arguments += _typed(actions[flag], key, value, shown)
     return arguments
+
+
+def without_files(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a run without those of the files that it wrote."""
+    return {flag: value for flag, value in plan.items() if flag not in FILES_WRITTEN}
 
 
 def with_plan(typed: argparse.Namespace, planned: argparse.Namespace) -> argparse.Namespace:
@@ -117,7 +118,7 @@ def _from_json(text: str, shown: str) -> dict[str, Any]:
         raise UserError(f"{shown}: not valid JSON: {_without_python(str(error))}") from None
     if isinstance(plan, dict) and ("schema_version" in plan or isinstance(plan.get("plan"), dict)):
         document = plan.get("plan")
-        plan = document and {flag: value for flag, value in document.items() if flag not in FILES_WRITTEN}
+        plan = document and without_files(document)
     if not isinstance(plan, dict):
         raise UserError(f"{shown}: must be an object of flags, or a document of --json with its plan")
     return plan

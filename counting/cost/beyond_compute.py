@@ -75,6 +75,7 @@ class MixtureOnModel(msgspec.Struct, frozen=True, kw_only=True):
     """The budget spent on one mixture of experts, under the law of mixtures."""
 
     model: str
+    scaling_law: str
     expansion_rate: float  # E: feed-forward parameters for each that a token uses
     parameters: int  # active
     total_parameters: int
@@ -175,7 +176,7 @@ def with_mixtures(
     law = LUDZIEJEWSKI_2025
     optimum = None if expansion_rate is None else mixture_optimum(plan.training_flops, expansion_rate, law)
     models = tuple(
-        _mixture(analysis, model)
+        mixture_on_model(analysis, model.tokens)
         for analysis, model in zip(analyses, spent, strict=True)
         if analysis.parameters.active < analysis.parameters.total
     )
@@ -202,6 +203,27 @@ def expansion_rate_of(parameters: ParameterTotals) -> float:
     return held / used
 
 
+def mixture_on_model(analysis: Analysis, tokens: int) -> MixtureOnModel:
+    """What the law of mixtures says of an analysed mixture of experts that is trained on `tokens`."""
+    law, rate = LUDZIEJEWSKI_2025, expansion_rate_of(analysis.parameters)
+    active = analysis.parameters.active
+    of_mixture = law_at(law, rate)
+    optimum = optimal_tokens(of_mixture, active)
+    return MixtureOnModel(
+        model=analysis.name,
+        scaling_law=law.name,
+        expansion_rate=rate,
+        parameters=active,
+        total_parameters=analysis.parameters.total,
+        tokens=tokens,
+        optimal_tokens=optimum,
+        tokens_over_optimal=tokens / optimum,
+        predicted_loss=predicted_loss(of_mixture, active, tokens),
+        dense_loss=predicted_loss(law_at(law, 1), active, tokens),
+        orders_beyond=orders_beyond_mixtures(law, active, tokens, rate),
+    )
+
+
 def _serving(analysis: Analysis, plan: BudgetPlan, inference_tokens: int) -> ServingOnModel:
     inference = floor(Fraction(analysis.forward_flops, analysis.setup.tokens) * inference_tokens)
     left = max(0, plan.training_flops - inference)
@@ -210,23 +232,4 @@ def _serving(analysis: Analysis, plan: BudgetPlan, inference_tokens: int) -> Ser
         inference_flops=inference,
         share=inference / plan.training_flops,
         tokens=floor(left / training_flops_per_token(analysis)),
-    )
-
-
-def _mixture(analysis: Analysis, spent: BudgetOnModel) -> MixtureOnModel:
-    law, rate = LUDZIEJEWSKI_2025, expansion_rate_of(analysis.parameters)
-    active = analysis.parameters.active
-    of_mixture = law_at(law, rate)
-    optimum = optimal_tokens(of_mixture, active)
-    return MixtureOnModel(
-        model=analysis.name,
-        expansion_rate=rate,
-        parameters=active,
-        total_parameters=analysis.parameters.total,
-        tokens=spent.tokens,
-        optimal_tokens=optimum,
-        tokens_over_optimal=spent.tokens / optimum,
-        predicted_loss=predicted_loss(of_mixture, active, spent.tokens),
-        dense_loss=predicted_loss(law_at(law, 1), active, spent.tokens),
-        orders_beyond=orders_beyond_mixtures(law, active, spent.tokens, rate),
     )

@@ -15,7 +15,7 @@ import msgspec
 
 from counting.cost.hardware import Gpu, Watts, find_gpu, gpu_entry, load_gpus, read_json_file
 from counting.cost.rates import GpuRates, Link, check_rates
-from counting.work import Norms
+from counting.work import KeyValueHeads, LayerStyle, Norms, Rotation
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name, show_value
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS
 
@@ -49,6 +49,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     attention_kernel: str | None = None  # a name in the rates, as "cuDNN"; None: as the measured op names it
     products_in_fp8: bool | None = None  # of linear layers; None: as the precision of the setup has it
     norms: Norms = "fused"  # how RMSNorm runs where it is not compiled
+    rotation: Rotation = "real"  # how queries and keys are rotated
+    key_value_heads: KeyValueHeads = "shared"  # of grouped queries
     overlap_expert_exchange: bool = False  # tokens travel to experts beside the ops of another micro-batch
 
     def __post_init__(self) -> None:
@@ -61,8 +63,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
             raise ArgumentError("attention_kernel", self.attention_kernel, "must be the name of a kernel, as cuDNN")
         if not isinstance(self.products_in_fp8, bool | None):
             raise ArgumentError("products_in_fp8", self.products_in_fp8, "must be true, false or none")
-        if self.norms not in get_args(Norms):
-            raise ArgumentError("norms", self.norms, f"must be one of {', '.join(get_args(Norms))}")
+        for field, known in (("norms", Norms), ("rotation", Rotation), ("key_value_heads", KeyValueHeads)):
+            if (value := getattr(self, field)) not in get_args(known):
+                raise ArgumentError(field, value, f"must be one of {', '.join(get_args(known))}")
         if not isinstance(self.overlap_expert_exchange, bool):
             raise ArgumentError("overlap_expert_exchange", self.overlap_expert_exchange, "must be true or false")
         if limit is None:
@@ -79,6 +82,11 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
         if limit < LOWEST_POWER_SHARE * board:
             rule = f"must be at least {LOWEST_POWER_SHARE:.0%} of the limit of the board of {self.gpu.name}, {board:g}"
             raise ArgumentError("power_watts", limit, f"{rule}: far below, what it does to products is unknown")
+
+    @property
+    def style(self) -> LayerStyle:
+        """How its software runs layers."""
+        return LayerStyle(norms=self.norms, rotation=self.rotation, key_value_heads=self.key_value_heads)
 
     @property
     def node_size(self) -> int:
@@ -99,6 +107,8 @@ class _ClusterFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     attention_kernel: str | None = None
     products_in_fp8: bool | None = None
     norms: Norms = "fused"
+    rotation: Rotation = "real"
+    key_value_heads: KeyValueHeads = "shared"
     overlap_expert_exchange: bool = False
 
 
@@ -144,6 +154,8 @@ def _cluster(content: dict[str, Any]) -> Cluster:
         attention_kernel=fields.attention_kernel,
         products_in_fp8=fields.products_in_fp8,
         norms=fields.norms,
+        rotation=fields.rotation,
+        key_value_heads=fields.key_value_heads,
         overlap_expert_exchange=fields.overlap_expert_exchange,
     )
 

@@ -40,6 +40,12 @@ def training_flops_per_token(analysis: Analysis) -> Fraction:
     return _per_token(analysis, analysis.forward_flops + trains_mtp(analysis) * analysis.mtp_forward_flops)
 
 
+def training_flops_by_component(analysis: Analysis) -> dict[str, Fraction]:
+    """The parts of `training_flops_per_token`, exact; `mtp`, if it is trained, is one of them."""
+    parts = {name: _per_token(analysis, flops) for name, flops in analysis.forward_flops_by_component.items()}
+    return {**parts, "mtp": _per_token(analysis, analysis.mtp_forward_flops)} if trains_mtp(analysis) else parts
+
+
 def main_attention_core(analysis: Analysis) -> AttentionCore:
     """FLOPs of the attention core in one forward pass of the main model, summed over its layers."""
     return sum((layer.attention_core_flops * layer.count for layer in analysis.layers), AttentionCore())

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from counting.counts import LayerMemory
+from counting.step.course import Change
 from torch_models.errors import UserError
 
 _aten = torch.ops.aten
@@ -24,12 +25,16 @@ class LiveBytes(TorchDispatchMode):
 
     Workspaces that a kernel allocates and frees inside one op are not visible. Storages are counted at their exact
     size; an allocator would round up. `existing` are tensors that exist before; `observe` is called after every op.
-    Raises `UserError` for a tensor that is not strided.
+    To `history`, if it is given, every allocation, release and change of size is added. Raises `UserError` for a tensor
+    that is not strided.
     """
 
-    def __init__(self, existing: Iterable[Tensor], observe: Observe | None = None) -> None:
+    def __init__(
+        self, existing: Iterable[Tensor], observe: Observe | None = None, history: list[Change] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._observe = observe
+        self._history = history
         self._serials: dict[int, int] = {}  # id of a live storage -> its serial number, which is never reused
         self._bytes: dict[int, int] = {}  # serial number of a live storage -> bytes
         self.born = 0
@@ -87,18 +92,25 @@ class LiveBytes(TorchDispatchMode):
         self.born += 1
         self._serials[key], self._bytes[serial] = serial, size
         self.live += size
+        self._note(serial, size)
         weakref.finalize(storage, self._release, key, serial)
 
     def _resized(self, serial: int, storage: torch.UntypedStorage) -> None:
         """Note the new size of a storage."""
         self.live += storage.nbytes() - self._bytes[serial]
         self._bytes[serial] = storage.nbytes()
+        self._note(serial, storage.nbytes())
         if self.live > self.peak:
             self.watch()
 
     def _release(self, key: int, serial: int) -> None:
         self.live -= self._bytes.pop(serial)
         del self._serials[key]
+        self._note(serial, 0)
+
+    def _note(self, serial: int, size: int) -> None:
+        if self._history is not None:
+            self._history.append(Change(serial, size))
 
 
 def _adds_in_place(total: Tensor, term: object) -> bool:

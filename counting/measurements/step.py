@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.live_bytes import LiveBytes
+from counting.measurements.meta_device import measuring
 from counting.measurements.parameters import buffer_bytes
-from counting.measurements.probe import Probe
+from counting.measurements.probe import Probe, build_probe
 from counting.measurements.update import with_update
 from counting.setup import Setup
+from counting.step.course import Change, Course, OfKind, courses_between
 from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
 from torch_models.modules.recompute import set_recompute
+from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from counting.measurements.work.recorder import Recorder
@@ -34,12 +37,16 @@ class Step(NamedTuple):
 
 
 class PassesRun(NamedTuple):
-    """The passes of the first micro-batch and, if there are more, of a later one; the FLOPs are of all."""
+    """The passes of the first micro-batch and, if there are more, of a later one; the FLOPs are of all.
+
+    `courses` are those of all stretches in the order of execution, if they were asked for.
+    """
 
     passes: Sequence[Passes]
     loss_held: int
     inputs: int
     flops: StepFlops
+    courses: Sequence[Course] = ()
 
 
 def run_step(probe: Probe, setup: Setup) -> Step:
@@ -64,14 +71,17 @@ def run_step(probe: Probe, setup: Setup) -> Step:
     return Step(run.flops, *with_update(memory, probe, setup))
 
 
-def run_passes(probe: Probe, setup: Setup, recorder: "Recorder | None" = None) -> PassesRun:
+def run_passes(
+    probe: Probe, setup: Setup, recorder: "Recorder | None" = None, history: list[Change] | None = None
+) -> PassesRun:
     """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer.
 
-    Gradients stay on the parameters. A `recorder` has the stretches of both afterwards, in the order of execution. Call
-    it inside `measuring`.
+    Gradients stay on the parameters. A `recorder` has the stretches of both afterwards, in the order of execution. With
+    an empty `history`, to which every allocation and release is added, the result has the courses. Call it inside
+    `measuring`.
     """
     assert setup.micro_batches is not None, "a resolved setup"
-    model, cuts = probe.model, list[Cut]()
+    model, cuts, places = probe.model, list[Cut](), list[int]()
     assert (model.num_mtp_layers > 0) == bool(setup.mtp and probe.spec.mtp_layers), "a probe of this setup"
     set_recompute(model, setup.recompute)
     model.lm_head.loss_chunk = setup.loss_chunk
@@ -94,7 +104,7 @@ def run_passes(probe: Probe, setup: Setup, recorder: "Recorder | None" = None) -
 
     with (
         Attribution() as attribution,
-        LiveBytes(existing, observe) as tracker,
+        LiveBytes(existing, observe, history) as tracker,
         contextlib.nullcontext() if recorder is None else recorder.of(tracker),
     ):
 
@@ -103,6 +113,7 @@ def run_passes(probe: Probe, setup: Setup, recorder: "Recorder | None" = None) -
             if recorder is not None and cuts:
                 recorder.cut(alive)
             cuts.append(Cut(tracker.at_peak, alive))
+            places.append(len(history or ()))
             tracker.watch()
 
         def cut_before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -135,7 +146,8 @@ def run_passes(probe: Probe, setup: Setup, recorder: "Recorder | None" = None) -
         )
         for counter in counters
     ]
-    stretches = stretches_between(cuts, {tracker.serial(p.grad) for p in parameters if p.grad is not None})
+    kept = {tracker.serial(p.grad) for p in parameters if p.grad is not None}
+    stretches = stretches_between(cuts, kept)
     number = len(stretches) // len(counters)
     kinds = [(spec.kind, count) for spec, count in probe.groups]
     return PassesRun(
@@ -143,9 +155,33 @@ def run_passes(probe: Probe, setup: Setup, recorder: "Recorder | None" = None) -
         loss_held,
         sum(tensor.untyped_storage().nbytes() for tensor in inputs),
         of_each[0] + of_each[-1] * (setup.micro_batches - 1),
+        courses_between([cut.now for cut in cuts], places, history, OfKind(kept)) if history else (),
     )
 
 
 def _let_go(parameter: Tensor) -> None:
     """Free the gradient, as a recipe does after adding it to a buffer of another format."""
     parameter.grad = None
+
+
+class MeasuredCourses(NamedTuple):
+    """The courses of the first micro-batch and, if there are more, of a later one, in the order of execution.
+
+    They are those of the embedding, of one layer of each kind, of the loss, of the layers in reverse order, and of the
+    embedding. `inputs` are the bytes of token ids, labels and rotary tables.
+    """
+
+    micro_batches: list[Sequence[Course]]
+    inputs: int
+
+
+def measure_courses(spec: ModelSpec, setup: Setup) -> MeasuredCourses:
+    """Run the passes of a step once more, with every allocation and release written down; `setup` must be resolved."""
+    history: list[Change] = []
+    with measuring():
+        dtype = getattr(torch, setup.precision_recipe.activation_dtype)
+        run = run_passes(build_probe(spec, setup.kernels, dtype, mtp=bool(setup.mtp)), setup, history=history)
+    number = len(run.courses) // len(run.passes)
+    return MeasuredCourses(
+        [run.courses[start : start + number] for start in range(0, len(run.courses), number)], run.inputs
+    )

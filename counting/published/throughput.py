@@ -24,7 +24,7 @@ from counting.records.tidy import Tidy
 from counting.setup import Setup
 from counting.step.time import StepTime
 from counting.timing import timed_step
-from counting.work import Norms
+from counting.work import KeyValueHeads, Norms, Rotation
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
@@ -46,6 +46,8 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
     products: Products = "bf16"  # what linear layers of decoder layers multiply
     overlap_expert_exchange: bool = False
     norms: Norms = "fused"
+    rotation: Rotation = "real"
+    key_value_heads: KeyValueHeads = "shared"
 
     def cluster(self) -> Cluster:
         """The cluster of these GPUs; nodes and links are the catalogue's."""
@@ -57,6 +59,8 @@ class PublishedCluster(Record, frozen=True, kw_only=True):
             products_in_fp8=self.products == "fp8",
             overlap_expert_exchange=self.overlap_expert_exchange,
             norms=self.norms,
+            rotation=self.rotation,
+            key_value_heads=self.key_value_heads,
         )
 
 

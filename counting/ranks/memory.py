@@ -1,13 +1,17 @@
-"""The memory of a rank over the whole model: the worst moment of each phase, from the profile of the shallow model."""
+"""The memory of a rank over the whole model: the worst moment of each phase, from the profile of the shallow model.
+
+Also what follows the backward pass, with a pipeline and without.
+"""
 
 from collections.abc import Iterator
 
-from counting.ranks.profile import RankMicroBatch, RankProfile, RankShare
+from counting.ranks.pipeline import PipelineProfile
+from counting.ranks.profile import RankMicroBatch, RankProfile, RankShare, Traffics
 from counting.ranks.shallow import Shallow
 from counting.recipes import ModelStates
 from counting.setup import Setup
-from counting.step.memory import UPDATE, StepMemory
-from counting.step.phase import Outside, Position, RunOfLayers, pass_micro_batch, worst_of
+from counting.step.memory import CLIPPING, UPDATE, StepMemory
+from counting.step.phase import Outside, Phase, Position, RunOfLayers, pass_micro_batch, worst_of
 
 RANK_NOTES = (
     "Beside the phases of one device, a rank has parameters that are gathered for a layer and freed after it, and the "
@@ -15,6 +19,11 @@ RANK_NOTES = (
     "ep it divides experts by their first dimension: with more ranks than experts it stores and gathers padding.",
     "Not counted: what the communication library and the CUDA context occupy, workspaces in kernels, and the "
     "allocator's rounding and gaps.",
+)
+
+CLIPPING_ON_RANKS_NOTE = (
+    "Gradients are clipped by torch's clip_grad_norm_ on the parts that a rank stores: a norm for each tensor, and a "
+    "copy of all of them before and after each of the sums over ranks; gradients are scaled in place."
 )
 
 
@@ -47,7 +56,7 @@ def rank_memory(model: Shallow, setup: Setup, profile: RankProfile, share: RankS
         first += count
     phases = (
         *(worst_of(alike) for alike in zip(*(phases for phases, _ in of_passes), strict=True)),
-        position.pass_through(profile.optimizer_step.memory, UPDATE),
+        *after_backward(position, profile),
     )
     worst = worst_of(phases)
     return StepMemory(
@@ -58,8 +67,26 @@ def rank_memory(model: Shallow, setup: Setup, profile: RankProfile, share: RankS
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
         proof=proof,
-        notes=RANK_NOTES,
+        notes=rank_notes(setup),
     )
+
+
+def after_backward(position: Position, profile: RankProfile | PipelineProfile) -> Iterator[Phase]:
+    """The worst moments of clipping, if gradients are clipped, and of the update."""
+    if profile.gradient_clipping is not None:
+        yield position.pass_through(profile.gradient_clipping.memory, CLIPPING)
+    yield position.pass_through(profile.optimizer_step.memory, UPDATE)
+
+
+def traffic_after_backward(profile: RankProfile | PipelineProfile) -> list[tuple[Traffics, int]]:
+    """What clipping and the update send, each once in a step."""
+    clipping = [] if profile.gradient_clipping is None else [(profile.gradient_clipping.traffic, 1)]
+    return [*clipping, (profile.optimizer_step.traffic, 1)]
+
+
+def rank_notes(setup: Setup) -> tuple[str, ...]:
+    """What is assumed of a rank's memory."""
+    return (*RANK_NOTES, CLIPPING_ON_RANKS_NOTE) if setup.clip_gradients else RANK_NOTES
 
 
 def _runs(model: Shallow, profile: RankProfile, micro_batch: RankMicroBatch) -> Iterator[RunOfLayers]:

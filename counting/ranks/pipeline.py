@@ -109,6 +109,7 @@ class PipelineProfile(msgspec.Struct, frozen=True, kw_only=True):
     further_after: int  # what one more micro-batch adds to them
     message_traffic: Traffics  # sent and received between stages by the micro-batches that run
     further_traffic: Traffics
+    gradient_clipping: RankStretch | None = None  # of all stages of the rank; None: gradients are not clipped
     optimizer_step: RankStretch
     flops: StepFlops  # of all stages of the rank and all micro-batches of the step
     shares: tuple[RankShare, ...]

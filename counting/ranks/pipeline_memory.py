@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
-from counting.ranks.memory import RANK_NOTES
+from counting.ranks.memory import after_backward, rank_notes, traffic_after_backward
 from counting.ranks.pipeline import (
     PassKind,
     PipelineAction,
@@ -15,7 +15,7 @@ from counting.ranks.profile import RankShare, RankStretch, Traffics, total_traff
 from counting.ranks.shallow import Shallow, shallow
 from counting.recipes import ModelStates
 from counting.setup import Setup
-from counting.step.memory import UPDATE, StepMemory
+from counting.step.memory import CLIPPING, UPDATE, StepMemory
 from counting.step.phase import Phase, Position, worst_of
 from torch_models.stages import Stage
 
@@ -74,7 +74,8 @@ def pipeline_memory(
             position.activations -= freed_with_the_last_layer(stage, one_pass)
     position.micro_batch = None
     position.communication += profile.messages_after + further * profile.further_after - messages
-    moments[UPDATE].append(position.pass_through(profile.optimizer_step.memory, UPDATE))
+    for phase in after_backward(position, profile):
+        moments[phase.name].append(phase)
     phases = tuple(worst_of(moments[name]) for name in ORDER if name in moments)
     worst = worst_of(phases)
     return StepMemory(
@@ -85,13 +86,13 @@ def pipeline_memory(
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
         proof=proof,
-        notes=(*RANK_NOTES, *PIPELINE_NOTES),
+        notes=(*rank_notes(setup), *PIPELINE_NOTES),
     )
 
 
 FORWARD, LOSS, LOSS_MTP = "forward", "head and loss", "head, loss and MTP"
 BACKWARD, EMBEDDING = "backward of a layer", "backward of the embedding"
-ORDER = (GATHERING, FORWARD, LOSS, LOSS_MTP, BACKWARD, EMBEDDING, REDUCTION, UPDATE)
+ORDER = (GATHERING, FORWARD, LOSS, LOSS_MTP, BACKWARD, EMBEDDING, REDUCTION, CLIPPING, UPDATE)
 
 
 def actions_with_passes(profile: PipelineProfile) -> Iterator[tuple[PipelineAction, StageProfile, StagePass]]:
@@ -168,7 +169,7 @@ def pipeline_traffic(stages: tuple[Stage, ...], setup: Setup, profile: PipelineP
     """The traffic of a step of the whole stages, over all micro-batches."""
     assert setup.micro_batches is not None, "a resolved setup"
     further = setup.micro_batches - profile.micro_batches_run
-    parts: list[tuple[Traffics, int]] = [(profile.message_traffic, 1), (profile.optimizer_step.traffic, 1)]
+    parts: list[tuple[Traffics, int]] = [(profile.message_traffic, 1), *traffic_after_backward(profile)]
     if further:
         parts.append((profile.further_traffic, further))
     for _, stage, one_pass in actions_with_passes(profile):

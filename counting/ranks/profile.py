@@ -146,6 +146,7 @@ class RankProfile(msgspec.Struct, frozen=True, kw_only=True):
     first_micro_batch: RankMicroBatch
     middle_micro_batch: RankMicroBatch | None = None
     last_micro_batch: RankMicroBatch | None = None  # None if there is only one
+    gradient_clipping: RankStretch | None = None  # of the whole model; None: gradients are not clipped
     optimizer_step: RankStretch
     flops: StepFlops  # of the whole model and all micro-batches, on local shapes
     shares: tuple[RankShare, ...]

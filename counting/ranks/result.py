@@ -9,7 +9,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import structs
 
-from counting.ranks.memory import rank_memory
+from counting.ranks.memory import rank_memory, traffic_after_backward
 from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.pipeline_memory import MAKES_GRADIENTS, pipeline_memory, pipeline_traffic
 from counting.ranks.profile import (
@@ -190,7 +190,7 @@ def step_traffic(model: Shallow, profile: RankProfile, micro_batches: int) -> Tr
     """The traffic of a step of the deep model, over all micro-batches."""
     counts = model.counts()
     passes = [(_traffic(each, counts), number) for each, number in profile.micro_batches(micro_batches)]
-    return total_traffic([*passes, (profile.optimizer_step.traffic, 1)])
+    return total_traffic([*passes, *traffic_after_backward(profile)])
 
 
 def _traffic(micro_batch: RankMicroBatch, counts: tuple[int, ...]) -> Traffics:

@@ -103,6 +103,7 @@ _GOVERNED = tuple(
         (r"if_dense|saved_by_routing", ROUTING_NOTE),
         (r"RankCollective\.", COLLECTIVES_NOTE),
         (r"(GpuOption|BudgetPlan|Design|LawsSideBySide|FittedOptimum)\.training_flops$", BUDGET_FLOPS_NOTE),
+        (r"(DataLimited|InferenceAware|LawRow|MixtureOptimum|Optimum|ServedModel)\.\w*loss$", LOSS_NOTE),
         (r"FittedRun\.(parameters|tokens|training_flops|loss)|IsoflopBudget", RUNS_NOTE),
         (r"(ServedModel|InferenceAware|ServingOnModel)\.\w*(flops|tokens|added|saved|share)", SERVING_NOTE),
         (r"(DataLimited|MixtureOptimum)\.\w*flops|(LawOptimum|LawRow|ApproachOptimum|Optimum)\.", SIX_ND_NOTE),
@@ -129,7 +130,7 @@ _GOVERNED = tuple(
         (r"mfu", MFU_NOTE),
         (r"\.energy_mwh$", ENERGY_NOTE),
         (r"gpu_hours|cost|days", BILL_NOTE),
-        (r"loss", LOSS_NOTE),
+        (r"loss$", LOSS_NOTE),
         (r"StepTime\.(low|high)_seconds$", BAND_NOTE),
         (r"StepTime\.seconds|TimeBreakdown\.", STEP_TIME_NOTE),
     )

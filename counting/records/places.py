@@ -67,9 +67,11 @@ SCOPES = {
     "ScaledRow": "",
     "ScalingLaw": "{name}",
     "ServingOnModel": "{model}",
+    "Span": "micro-batch {micro_batch}, {name}",
     "StatedMemory": "{quantity}",
     "StepMemory": "step",
     "StepTime": "step on {gpu}",
+    "StepTimeline": "step over time",
     "Throughput": "",
     "TrainingRun": "{model}",
     "TrainingStep": "step",
@@ -115,6 +117,7 @@ NAMES_OF_NUMBERS = {
     ("StatedMemory", "gib"): "{quantity}_gib, printed",
     ("StepMemory", "buffers"): "buffer_bytes",
     ("StepMemory", "peak_bytes"): "peak_bytes, total",
+    ("StepTimeline", "parts"): "allocated_bytes",
     ("StepTime", "seconds"): "seconds, total",
     ("LayerAnalysis", "peak_memory_bytes"): "peak_memory_bytes, total",
     ("LayerAnalysis", "peak_memory_no_grad_bytes"): "peak_memory_no_grad_bytes, total",
@@ -135,11 +138,13 @@ PARTS_OF_ANY = {"Constant": "", "Interval": "_interval"}
 PARTS_OF_CLASS = {"Phase": ("peak_bytes", ("micro_batch", "layer"))}
 
 # Fields with several numbers -> the quantity of each, and the scope (a word and its place) or the components.
-SERIES: dict[str, tuple[str, str | tuple[str, ...]]] = {
+SEVERAL_NUMBERS: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "best_shape": ("best_shape", ("rows", "summed", "columns")),
     "fitted_experts": ("fitted_experts", ("low", "high")),
     "fitted_parameters": ("fitted_parameters", ("low", "high")),
     "fitted_tokens": ("fitted_tokens", ("low", "high")),
+    "allocated_bytes": ("allocated_bytes", "moment"),
+    "changes": ("changes", "moment"),
     "costs_usd": ("cost_usd", "price"),
     "layer_backward_peak_bytes": ("backward_peak_bytes", "layer"),
     "parabola": ("parabola", ("constant", "linear", "square")),

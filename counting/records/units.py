@@ -7,12 +7,15 @@ RATIO, NUMBER, INDEX = "ratio", "number", "index"  # an index counts from 0
 
 _OF_NAME = {
     "calls": "call",
+    "changes": NUMBER,
     "context_rank": INDEX,
     "count": NUMBER,
+    "first": INDEX,
     "first_rank": INDEX,
     "high": RATIO,
     "in_flight": "micro-batch",
     "in_node": "rank",
+    "last": INDEX,
     "layer": INDEX,
     "layers": "layer",
     "loss_chunk": "token",
@@ -20,6 +23,7 @@ _OF_NAME = {
     "micro_batch": INDEX,
     "micro_batch_size": "sequence",
     "micro_batches": "micro-batch",
+    "micro_batches_shown": "micro-batch",
     "ninetieth": RATIO,
     "median": RATIO,
     "median_absolute": RATIO,
@@ -93,7 +97,7 @@ _OF_END = tuple(
 )
 
 
-def unit_of(quantity: str) -> str:
+def unit_of_quantity(quantity: str) -> str:
     """The unit of `quantity`; empty if its name does not say it, which a test does not allow."""
     if quantity in _OF_NAME:
         return _OF_NAME[quantity]

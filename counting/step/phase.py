@@ -58,9 +58,17 @@ class Position:
         self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
     ) -> Phase:
         """The worst moment of `stretch`; moves the position to its end."""
+        phase = self.moment(stretch, name, layer=layer, kind=kind, logits=logits)
+        self._move(stretch, 1)
+        return phase
+
+    def moment(
+        self, stretch: Stretch, name: str, *, layer: int | None = None, kind: str | None = None, logits: bool = False
+    ) -> Phase:
+        """The worst moment of `stretch`; the position stays where it is."""
         parts = stretch.peak_gradients + stretch.peak_gathered + stretch.peak_communication
         others = stretch.peak - parts + stretch.peak_released
-        phase = Phase(
+        return Phase(
             name=name,
             micro_batch=self.micro_batch,
             layer=layer,
@@ -74,8 +82,6 @@ class Position:
             logits_and_loss=others if logits else 0,
             transients=0 if logits else others,
         )
-        self._move(stretch, 1)
-        return phase
 
     def pass_run(self, stretch: Stretch, name: str, kind: str, layers: range) -> list[Phase]:
         """The worst moments of the first and the last of these equal layers, in the order of execution.

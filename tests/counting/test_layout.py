@@ -138,7 +138,6 @@ def test_experts_are_divided_in_one_way() -> None:
         ("optimizer", "adafactor", "rows and columns"),
         ("optimizer", "muon", "whole matrices"),
         ("optimizer", "adamw-8bit", "meta device"),
-        ("clip_gradients", True, "not measured on ranks yet"),
         ("zero_gradients", "in_place", "not measured on ranks yet"),
     ],
 )

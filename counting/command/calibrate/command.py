@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from counting.command.output_file import refuse_shared_files, refuse_unwritable, write_whole
+from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
+from counting.command.output_file import refuse_shared_files
 from counting.command.progress import Progress
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import read_json_file
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_MINUTES = 2.0
 _FEWEST_MINUTES, _MOST_MINUTES = 0.01, 120.0
+_ROWS = "calibration.csv"
 _SEE_HELP = "; calibrate --help lists the flags"
 
 
@@ -53,7 +55,8 @@ def calibrate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="FILE", help="the cluster's file to write")
     parser.add_argument("--cluster", metavar="FILE", help="a cluster's file to start from; what it has is kept")
-    parser.add_argument("--force", action="store_true", help="let --output replace FILE")
+    parser.add_argument("--csv", metavar="FOLDER", help=f"write all numbers as rows with units, as {_ROWS}")
+    parser.add_argument("--force", action="store_true", help="let --output and --csv replace a file")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     return parser
 
@@ -83,7 +86,8 @@ def calibrate_command(arguments: Sequence[str]) -> None:
     from counting.calibration.cluster_file import as_text
     from counting.report import calibration_document, print_calibration
 
-    write_whole(options.output, as_text(calibrated.document), overwrite=options.force)
+    found = calibrated.steps or calibrated.machine
+    write_rows_and_output(options, {_ROWS: found} if found else {}, as_text(calibrated.document))
     if options.json:
         print(calibration_document(calibrated))
     else:
@@ -92,8 +96,7 @@ def calibrate_command(arguments: Sequence[str]) -> None:
 
 def _start(options: argparse.Namespace) -> tuple[Cluster | None, dict[str, Any]]:
     """The cluster of --cluster, if it is given, and the fields of its file, which --output may replace."""
-    refuse_shared_files({"--output": options.output}, {"calibrate": options.rows})
-    refuse_unwritable(options.output, overwrite=options.force)
+    check_rows_and_output(options, _ROWS, {"calibrate": options.rows})
     if options.cluster is None:
         return None, {}
     cluster = read_cluster(options.cluster)

@@ -56,3 +56,6 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
         help="for a mixture: feed-forward parameters for each that a token uses, as 32 for 8 of 256 experts",
     )
     budget.add_argument("--design", metavar="FILE", help="design a model for the budget and write its config to FILE")
+    budget.add_argument(
+        "--design_family", metavar="FAMILY", help="of which family: llama (default), qwen3, deepseek_v3 (a mixture)"
+    )

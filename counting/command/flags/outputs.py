@@ -7,6 +7,19 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of files that are written."""
     outputs = parser.add_argument_group("to take away")
     outputs.add_argument(
+        "--figure",
+        metavar="FIGURE",
+        nargs="+",
+        action="extend",
+        help="draw FILE.svg, .png or .pdf: KIND=FILE, or FILE alone, which takes what fits the job; KIND: comparison, "
+        "law, bill, ranks, memory, parameters, flops; needs matplotlib",
+    )
+    outputs.add_argument(
+        "--figure_size",
+        choices=("slide", "column"),
+        help="of figures: a slide (default; 1600 x 900 pixels) or a column of a paper (3.3 inches wide)",
+    )
+    outputs.add_argument(
         "--csv",
         metavar="FOLDER",
         help="write all numbers as rows with units and conventions, a CSV file a kind of result",

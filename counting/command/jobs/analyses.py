@@ -11,6 +11,7 @@ from counting.analysis import Analysis, analyze
 from counting.command.arguments import asks_for_reserved, ignored_fields_of
 from counting.command.checks import times_a_step
 from counting.command.hints import why_not_timed
+from counting.command.jobs.figures import draws_memory, shows_memory
 from counting.command.lengths import common_length, with_length_from
 from counting.command.output_file import write_whole
 from counting.command.progress import Progress
@@ -54,7 +55,8 @@ def analyses_of(
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
         reserved = _asks_for_reserved(options, model, setup, layout)
         timed, not_timed = _to_time(options, model, setup, layout, clusters)
-        analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None)
+        timeline = isinstance(model, ModelSpec) and shows_memory(options)
+        analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None, timeline=timeline)
         analysis = msgspec.structs.replace(analysis, not_timed=not_timed)
         if not reserved and asks_for_reserved(options):
             analysis = _without_reserved(analysis)
@@ -88,7 +90,8 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     flags += ["reserved", "execution", "expandable_segments", "trace_memory", "cluster", "power_watts", "trace"]
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
-    return [flag for flag in flags if getattr(options, flag) not in (None, False)]
+    given = [flag for flag in flags if getattr(options, flag) not in (None, False)]
+    return [*given, *(["figure memory"] if draws_memory(options) else [])]
 
 
 def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:

@@ -56,9 +56,17 @@ def side_by_side(laws: ChosenLaws, budget: BudgetPlan, analyses: Sequence[Analys
     return laws_side_by_side(budget.training_flops, laws.followed, laws.beside, shape)
 
 
-def designed(budget: BudgetPlan, path: str, progress: Progress) -> "Design":
-    """The model designed for the budget, named as the file `path`."""
-    from counting.cost.design import design_for_budget
+def check_design_family(name: str | None) -> None:
+    """Raises ArgumentError if there is no design family of this name."""
+    if name is not None:
+        from counting.cost.design import find_design_family
+
+        find_design_family(name)
+
+
+def designed(budget: BudgetPlan, path: str, family: str | None, progress: Progress) -> "Design":
+    """The model of `family` designed for the budget, named as the file `path`."""
+    from counting.cost.design import DEFAULT_DESIGN_FAMILY, design_for_budget
 
     progress.show("designing a model ...")
-    return design_for_budget(budget, Path(path).stem)
+    return design_for_budget(budget, Path(path).stem, family or DEFAULT_DESIGN_FAMILY)

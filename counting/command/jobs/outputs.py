@@ -3,12 +3,13 @@
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from counting.command.flags.laws import law_files
 from counting.command.flags.names import VERSION
 from counting.command.help import PROGRAM
+from counting.command.jobs.figures import drawn_figures, figures_of, files_of_figures
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,
@@ -17,8 +18,11 @@ from counting.command.output_file import (
     write_folder,
     write_whole,
 )
+from counting.command.progress import Progress
+from torch_models.errors import UserError
 
 if TYPE_CHECKING:
+    from counting.records import Tidy
     from counting.report import Results
 
 FILES = ("design", "trace", "trace_memory", "html")  # the flags that name one file to write
@@ -29,11 +33,13 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Raises UserError if it is also one that is read, is written twice, or cannot be written.
     """
-    written = {flag: getattr(options, flag) for flag in FILES}
+    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(
+        options.figure, figures_of(options)
+    )
     configs = [file for config in options.model_config or () for file in files_of_config(config)]
     refuse_shared_files(
         {
-            **{f"--{flag}": path for flag, path in written.items()},
+            **written,
             "--csv": [os.path.join(options.csv, name) for name in csv_names(options)] if options.csv else None,
         },
         {
@@ -65,21 +71,74 @@ def csv_names(options: argparse.Namespace) -> list[str]:
     return [f"{name}.csv" for name, wanted in asked.items() if wanted]
 
 
-def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> None:
-    """Write what comes from the results of the whole command, whose arguments were `typed`."""
-    page = None if options.html is None else _page(options, results, typed)
-    if results.design is not None:
-        write_whole(options.design, results.design.config_json(), overwrite=options.force)
+def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str], progress: Progress) -> None:
+    """Write what comes from the results of the whole command, whose arguments were `typed`.
+
+    All of them are made before the first file is written.
+    """
+    rows = None
     if options.csv is not None:
         from counting.report.export.comma_separated import csv_files
 
-        write_folder(options.csv, csv_files(results, proof=options.proof), overwrite=options.force)
+        rows = csv_files(results, proof=options.proof)
+    if options.figure is not None or options.html is not None:
+        progress.show("drawing figures ...")
+    figures = drawn_figures(figures_of(options), results, options.figure_size)
+    page = None if options.html is None else _page(options, results, typed)
+    if results.design is not None:
+        write_whole(options.design, results.design.config_json(), overwrite=options.force)
+    if rows is not None:
+        write_folder(options.csv, rows, overwrite=options.force)
     if page is not None:
         write_whole(options.html, page, overwrite=options.force)
+    for path, content in figures:
+        write_whole(path, content, overwrite=options.force)
+
+
+def check_rows_and_output(
+    options: argparse.Namespace,
+    name: str,
+    read: Mapping[str, str | None],
+    figures: Mapping[str, str | None] | None = None,
+) -> None:
+    """Check early, for a command with --output, that file, the `figures`, and the file of rows with this name in --csv.
+
+    `read` and `figures` are the names of files, by what names them. Raises UserError as `check_outputs`.
+    """
+    if options.csv == "":
+        raise UserError("--csv '': must name a folder")
+    rows = None if options.csv is None else os.path.join(options.csv, name)
+    written = {"--output": options.output, **(figures or {})}
+    refuse_shared_files({**written, "--csv": rows}, read)
+    for path in written.values():
+        refuse_unwritable(path, overwrite=options.force)
+    if options.csv is not None:
+        refuse_unwritable_folder(options.csv, [name], overwrite=options.force)
+
+
+def write_rows_and_output(
+    options: argparse.Namespace,
+    results: Mapping[str, "Tidy"],
+    output: str | bytes,
+    figures: Sequence[tuple[str, bytes]] = (),
+) -> None:
+    """Write the content of --output, `figures` and, with --csv, the rows of each result under its name."""
+    if options.csv is not None:
+        from counting.report.export.comma_separated import csv_text
+
+        files = {name: csv_text(result.to_records()) for name, result in results.items()}
+        write_folder(options.csv, files, overwrite=options.force)
+    for path, content in ((options.output, output), *figures):
+        write_whole(path, content, overwrite=options.force)
 
 
 def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:
+    from counting.command.plan_file import without_files
     from counting.report.page import Making, html_page
 
-    making = Making(f"{PROGRAM} {shlex.join(typed)}", f"model-training-cost-analysis {VERSION}")
+    making = Making(
+        command=f"{PROGRAM} {shlex.join(typed)}",
+        program=f"model-training-cost-analysis {VERSION}",
+        plan=without_files(results.plan or {}),
+    )
     return html_page(results, options.design, making)

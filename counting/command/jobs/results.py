@@ -18,7 +18,14 @@ from counting.command.arguments import (
 from counting.command.checks import given_flags
 from counting.command.flags import PUBLISHED
 from counting.command.jobs.analyses import analyses_of, fits_of
-from counting.command.jobs.money import beyond_compute_of, compared, designed, side_by_side, spent_on_models
+from counting.command.jobs.money import (
+    beyond_compute_of,
+    check_design_family,
+    compared,
+    designed,
+    side_by_side,
+    spent_on_models,
+)
 from counting.command.jobs.outputs import check_outputs
 from counting.command.jobs.published import claim_of_bill, published_bills, published_memory, published_throughput
 from counting.command.lengths import comparison_notes, length_warnings
@@ -43,9 +50,11 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
     budget, run_plan, setup = budget_of(options, own, laws), run_plan_of(options, own), setup_of(options)
     if options.published not in (None, *PUBLISHED):
         raise ArgumentError("published", options.published, f"is not known: choose from {', '.join(PUBLISHED)}")
+    check_design_family(options.design_family)
     if options.trace is not None and len(clusters) != 1:
         names = ", ".join(one.gpu.name for one in clusters)
         raise UserError(f"--trace writes one file: name one GPU, not {len(clusters)}: {names}")
+    read_by_people = not options.json or options.html is not None
     analyses = list(analyses_of(options, setup, layout, gpus, clusters, progress))
     spent = spent_on_models(analyses, budget) if budget and analyses else []
     from counting.report import Results
@@ -58,14 +67,14 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
         spent=spent,
         beyond=beyond_compute_of(asked, budget, analyses, spent),
         laws=side_by_side(laws, budget, analyses) if laws and budget else None,
-        design=designed(budget, options.design, progress) if budget and options.design is not None else None,
+        design=designed(budget, options.design, options.design_family, progress)
+        if budget and options.design is not None
+        else None,
         published=published_bills(progress) if options.published == PUBLISHED[0] else None,
         published_memory=published_memory(progress) if options.published == PUBLISHED[1] else None,
         published_throughput=published_throughput(progress) if options.published == PUBLISHED[2] else None,
         claim=claim_of_bill(progress) if options.claim else None,
         plan=given_flags(options),
         warnings=[*length_warnings(analyses), *(comparison_notes(analyses) if options.compare else [])],
-        on_catalogue=[]
-        if options.json and options.html is None
-        else [fits_of(analysis, load_gpus()) for analysis in analyses],
+        on_catalogue=[fits_of(analysis, load_gpus()) for analysis in analyses] if read_by_people else [],
     )

@@ -3,10 +3,11 @@
 from math import ceil
 
 from counting.analysis import Analysis, analyze
+from counting.cost.beyond_compute import MixtureOnModel, mixture_on_model
 from counting.cost.budget import BudgetPlan
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design.architecture import Architecture
-from counting.cost.design.llama import design_model
+from counting.cost.design.model import DEFAULT_DESIGN_FAMILY, design_model
 from counting.cost.scaling_laws import Interval, ScalingLaw, affordable_tokens, loss_interval, predicted_loss
 from counting.setup import Setup
 from torch_models.errors import UserError
@@ -16,22 +17,26 @@ from torch_models.fields.config import spec_from_fields
 class Design(Architecture, frozen=True, kw_only=True):
     """A measured architecture, the tokens that the budget pays for, and the loss that the law predicts."""
 
+    mtp_parameters: int  # of multi-token prediction, beside the main model; 0 without
     tokens: int
-    tokens_per_parameter: float
+    tokens_per_parameter: float  # of the sized parameters, as the loss
     training_flops_per_token: int
     training_flops: int  # for all `tokens`; at most those of the budget
     scaling_law: str
     predicted_loss: float  # nats per token
     predicted_loss_interval: Interval | None  # 95 %; None for a law without draws of a bootstrap
+    mixture: MixtureOnModel | None  # the law of mixtures, of a design with experts; its losses are of other data
 
 
-def design_for_budget(plan: BudgetPlan, name: str) -> Design:
-    """A Llama-style model of about `plan.optimal_parameters`; parameters and FLOPs are measured on its modules.
+def design_for_budget(plan: BudgetPlan, name: str, family: str = DEFAULT_DESIGN_FAMILY) -> Design:
+    """A model of `family` of about `plan.optimal_parameters`; parameters and FLOPs are measured on its modules.
 
-    The sequence length is the config's `max_position_embeddings`. `name` becomes the name of the model. Raises
-    UserError for a size outside the range of the design rules, and for a budget that does not pay for one token.
+    Of a mixture of experts, that is the number of active parameters. Multi-token prediction is trained if the family
+    has it. The sequence length is the config's `max_position_embeddings`. `name` becomes the name of the model. Raises
+    UserError for an unknown family, a size outside the range of its design rules, and for a budget that does not pay
+    for one token.
     """
-    architecture = design_model(plan.optimal_parameters)
+    architecture = design_model(plan.optimal_parameters, family)
     positions = architecture.config["max_position_embeddings"]
     assert isinstance(positions, int)
     analysis = analyze(spec_from_fields(architecture.config, name), Setup(sequence_length=positions), step=False)
@@ -50,10 +55,15 @@ def resolve_tokens(architecture: Architecture, analysis: Analysis, *, training_f
         raise UserError(
             f"{training_flops:.3g} training FLOPs do not pay for one token of this model ({flops_per_token:.3g})"
         )
-    parameters = analysis.parameters.total
+    counted = analysis.parameters
+    parameters = counted.active if architecture.sized_by == "active" else counted.total
     return Design(
+        family=architecture.family,
         config=architecture.config,
-        parameters=parameters,
+        parameters=counted.total,
+        active_parameters=counted.active,
+        mtp_parameters=counted.mtp,
+        sized_by=architecture.sized_by,
         target_parameters=architecture.target_parameters,
         relative_error=parameters / architecture.target_parameters - 1,
         rules=architecture.rules,
@@ -64,4 +74,5 @@ def resolve_tokens(architecture: Architecture, analysis: Analysis, *, training_f
         scaling_law=law.name,
         predicted_loss=predicted_loss(law, parameters, tokens),
         predicted_loss_interval=loss_interval(law, parameters, tokens),
+        mixture=mixture_on_model(analysis, tokens) if architecture.sized_by == "active" else None,
     )

@@ -1,10 +1,13 @@
 """Published models that guide a design."""
 
 from functools import cache
+from typing import TypeVar
 
 import msgspec
 
 from torch_models.fields.bundled import bundled_data
+
+_Row = TypeVar("_Row")
 
 
 class PublishedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,12 +25,15 @@ class PublishedModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.hidden_size / self.layers
 
 
+def published_rows(file: str, row: type[_Row]) -> list[_Row]:
+    """The rows of the table `file` of `configs/`."""
+    return msgspec.json.decode((bundled_data() / file).read_bytes(), type=list[row])  # type: ignore[valid-type]
+
+
 @cache
 def published_models() -> tuple[PublishedModel, ...]:
     """The table `configs/published_models.json`, by size; the file is read on the first call."""
-    table = (bundled_data() / "published_models.json").read_bytes()
-    models = msgspec.json.decode(table, type=tuple[PublishedModel, ...])
-    return tuple(sorted(models, key=lambda model: model.parameters))
+    return tuple(sorted(published_rows("published_models.json", PublishedModel), key=lambda model: model.parameters))
 
 
 def published_peers(parameters: int) -> tuple[PublishedModel, ...]:

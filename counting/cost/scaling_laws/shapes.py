@@ -6,7 +6,7 @@ import msgspec
 
 from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core
-from counting.cost.design.llama import LARGEST_DESIGN, SMALLEST_DESIGN, design_model
+from counting.cost.design.families.llama import LLAMA_DESIGNS
 from counting.cost.scaling_laws.allocation import Allocation, AllocationLaw, allocate
 from counting.cost.scaling_laws.optimum import FLOPS_PER_PARAMETER_AND_TOKEN
 from counting.counts import model_flops_per_token
@@ -61,7 +61,7 @@ def shape_of(analysis: Analysis) -> LawShape | None:
 
 def designed_shape(parameters: float) -> LawShape:
     """The shape of a Llama-style model designed for `parameters`, or for the nearest number that a design may have."""
-    architecture = design_model(round(min(max(parameters, SMALLEST_DESIGN), LARGEST_DESIGN)))
+    architecture = LLAMA_DESIGNS.design(round(min(max(parameters, LLAMA_DESIGNS.smallest), LLAMA_DESIGNS.largest)))
     config: dict[str, Any] = architecture.config
     vocabularies = 1 if config["tie_word_embeddings"] else 2
     width = config["num_attention_heads"] * config["head_dim"]

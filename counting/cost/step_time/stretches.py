@@ -79,13 +79,13 @@ class StretchTimer:
         found: dict[str, list[OnLink]] = defaultdict(list)
         for key, traffic in ({} if bound else work.traffic).items():
             phase, operation, axis = collective_of(key)
-            if axis == "pp":
+            if operation in ("send", "receive"):
                 if exchanges and operation == "send":
                     group = group_of_axis(self._spread(key), axis, self.machine.gpus_per_node)
                     found["in_place"].append(OnLink(axis, link_of(group), self.message(traffic.bytes_in)))
                 continue
             on_link = self._on_link(key, traffic)
-            if axis == "ep":
+            if axis == "ep" and phase != "optimizer":
                 found[self._of_exchange].append(on_link)
             elif axis not in OF_FULLY_SHARD or phase == "optimizer":
                 found["in_place"].append(on_link)
@@ -110,7 +110,7 @@ class StretchTimer:
         found: dict[LinkField, LeastBytes] = {}
         for key, traffic in work.traffic.items():
             _, operation, axis = collective_of(key)
-            if axis != "pp" or exchanges:
+            if operation not in ("send", "receive") or exchanges:
                 layout, size = self._spread(key), self.machine.gpus_per_node
                 link = link_of(group_of_axis(layout, axis, size))
                 moved = least_bytes(operation, traffic, layout, axis, size)

@@ -1,12 +1,13 @@
 """What a rank holds, sends and computes in one step, in closed form: the `RankProfile` that is measured too."""
 
+from counting.formulas.layouts.clipping import clipping_by_formula
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import micro_batches
 from counting.formulas.layouts.search import worst_context_rank
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
-from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
+from counting.formulas.layouts.shards import Tensor, Update, counted_tensors, rank_shares, updated_numbers
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.local.shapes import depths_with_inputs, local_setup
 from counting.formulas.states import buffer_bytes, input_bytes
@@ -54,6 +55,9 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank
         first_micro_batch=first,
         middle_micro_batch=others[0] if len(others) == 2 else None,
         last_micro_batch=others[-1] if others else None,
+        gradient_clipping=clipping_by_formula(counted_tensors(groups), update.formats.gradient, layout)
+        if setup.clip_gradients
+        else None,
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=rank_flops(spec, setup, layout),
         shares=rank_shares(groups, layout, update),

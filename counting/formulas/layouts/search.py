@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from counting.formulas.layouts.clipping import Counted, clipping_by_formula
 from counting.formulas.layouts.formats import stored
 from counting.formulas.layouts.groups import layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import compute_of, micro_batches
@@ -36,7 +37,11 @@ def rank_cost(spec: ModelSpec, setup: Setup, layout: Layout) -> RankCost:
     """
     assert layout.pp == 1, "pipeline_by_formula has the ranks of a pipeline"
     places = list(_places(spec, setup, layout, largest_context_ranks(layout)))
-    return RankCost(max(each.peak for each in places), _traffic(shallow(spec), setup, places[0].passes))
+    first = places[0]
+    traffic = _traffic(shallow(spec), setup, first.passes)
+    if first.clipping is not None:
+        traffic |= first.clipping.traffic  # nothing else is sent in that phase
+    return RankCost(max(each.peak for each in places), traffic)
 
 
 def worst_context_rank(spec: ModelSpec, setup: Setup, layout: Layout) -> int:
@@ -52,6 +57,7 @@ class _Place(NamedTuple):
     context_rank: int
     passes: list[RankMicroBatch]
     peak: int
+    clipping: RankStretch | None
 
 
 def _places(spec: ModelSpec, setup: Setup, layout: Layout, context_ranks: tuple[int, ...]) -> Iterator[_Place]:
@@ -64,7 +70,8 @@ def _places(spec: ModelSpec, setup: Setup, layout: Layout, context_ranks: tuple[
         for each in passes:
             highest, position = _walk(model, each, position)
             peak = max(peak, highest)
-        yield _Place(context_rank, passes, max(peak, position + held.update))
+        after = max(held.update, held.clipping.memory.peak if held.clipping else 0)
+        yield _Place(context_rank, passes, max(peak, position + after), held.clipping)
 
 
 def distinct_context_ranks(layout: Layout) -> tuple[int, ...]:
@@ -143,9 +150,15 @@ def _parts(traffics: Traffics) -> Iterator[tuple[str, tuple[int, int, int]]]:
 # --- What is held ------------------------------------------------------------------------------------------------
 
 
-class _Held(NamedTuple):
-    bytes: int  # of weights, masters and the optimiser's state
+class _OfGroup(NamedTuple):
+    bytes: int  # of weights, masters, the optimiser's state, and gradients that stay
     update: int  # of the optimiser's temporary tensors
+
+
+class _Held(NamedTuple):
+    bytes: int
+    update: int
+    clipping: RankStretch | None  # of the whole model
 
 
 def _held(model: Shallow, setup: Setup, layout: Layout) -> _Held:
@@ -161,6 +174,7 @@ def _held(model: Shallow, setup: Setup, layout: Layout) -> _Held:
         if stacks:
             groups.append((stacks, expert_sharding(layout, experts), count))
     held = temporary = 0
+    tensors = Counted(0, 0)
     for shapes, sharding, count in groups:
         of_group = _held_by_group(shapes, sharding, update)
         held += of_group.bytes * count
@@ -168,14 +182,19 @@ def _held(model: Shallow, setup: Setup, layout: Layout) -> _Held:
             temporary += of_group.update * count
         else:
             temporary = max(temporary, of_group.update)
-    return _Held(held, temporary)
+        tensors = tensors.plus(len(shapes) * count, experts=sharding.scaled)
+    clipping = clipping_by_formula(tensors, update.formats.gradient, layout) if setup.clip_gradients else None
+    return _Held(held, temporary, clipping)
 
 
 @lru_cache(maxsize=1 << 14)
-def _held_by_group(shapes: tuple[Shape, ...], sharding: Sharding, update: Update) -> _Held:
+def _held_by_group(shapes: tuple[Shape, ...], sharding: Sharding, update: Update) -> _OfGroup:
     tensors = [Tensor(shape, sharding) for shape in shapes]
     states = update.states(tensors)
-    return _Held(states.weights + states.masters + states.moments, update.temporary_bytes([(tensors, 1)]))
+    held = states.weights + states.masters + states.moments
+    if update.formats.master and update.formats.gradient != update.formats.weight:
+        held += states.gradients  # buffers that stay
+    return _OfGroup(held, update.temporary_bytes([(tensors, 1)]))
 
 
 @lru_cache(maxsize=64)

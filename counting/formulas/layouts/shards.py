@@ -11,6 +11,7 @@ state.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from counting.formulas.layouts.clipping import Counted
 from counting.formulas.layouts.formats import Stored
 from counting.formulas.layouts.sharding import Shape, Sharding
 from counting.ranks.profile import RankShare
@@ -75,6 +76,15 @@ class Update(NamedTuple):
 def updated_numbers(tensors: Sequence[Tensor]) -> int:
     """Return how many numbers of these tensors the first rank updates."""
     return sum(sharding.updated(shape) for shape, sharding in tensors)
+
+
+def counted_tensors(groups: Sequence[tuple[Sequence[Tensor], int]]) -> Counted:
+    """Return how many tensors the first rank has, of groups that each occur a number of times."""
+    found = Counted(0, 0)
+    for tensors, times in groups:
+        for _, sharding in tensors:
+            found = found.plus(times, experts=sharding.scaled)
+    return found
 
 
 def rank_shares(

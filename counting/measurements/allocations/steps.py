@@ -64,10 +64,25 @@ def existing_tensors(model: nn.Module) -> list[Tensor]:
     return found
 
 
+Clip = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
+
+
+def _clip_whole(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Clip gradients of whole parameters."""
+    del parameters
+    leaves = []
+    for gradient in gradients:
+        leaf = gradient.detach()
+        leaf.grad = gradient
+        leaves.append(leaf)
+    scale(leaves)
+
+
 class TrainedParts:
     """The parameters of `modules` that this device stores, with their gradients; `local` gives its part of a tensor.
 
-    `precision` is the recipe by which they are stored.
+    `precision` is the recipe by which they are stored. `clip` is called with all parameters and with their gradients,
+    which are parts that this device stores.
     """
 
     def __init__(
@@ -75,9 +90,10 @@ class TrainedParts:
         modules: Sequence[nn.Module],
         precision: Precision,
         local: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        clip: Clip = _clip_whole,
     ) -> None:
         self.precision = precision
-        self._local = local
+        self._local, self._clip = local, clip
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self._tensors = [tensor for module in modules for tensor in trained_tensors(module)]
 
@@ -90,6 +106,10 @@ class TrainedParts:
     def gradients(self) -> list[Tensor]:
         """The gradients, in the order of the parameters; none of a recipe that frees each one."""
         return [self._local(p.grad) for p in self._parameters if p.grad is not None]
+
+    def clip(self, gradients: Sequence[Tensor]) -> None:
+        """Clip gradients, one of each parameter, as the optimiser finds them."""
+        self._clip(self._parameters, gradients)
 
     @contextlib.contextmanager
     def freeing_gradients(self) -> Iterator[None]:
@@ -121,7 +141,7 @@ def run_steps(setup: Setup, trained: TrainedParts, passes: Callable[[str], None]
             passes(f" of step {step}")
             gradients = update.gradients or trained.gradients()
             if setup.clip_gradients:
-                scale(_with_gradients(gradients))
+                trained.clip(gradients)
             update.step(gradients)
             del gradients
             if setup.zero_gradients == "none":
@@ -171,15 +191,6 @@ class MicroBatches:
 def _batch(setup: Setup, device: torch.device) -> Batch:
     token_ids, labels = (torch.zeros(*setup.micro_batch, dtype=torch.long, device=device) for _ in range(2))
     return token_ids, labels, None
-
-
-def _with_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
-    leaves = []
-    for gradient in gradients:
-        leaf = gradient.detach()
-        leaf.grad = gradient
-        leaves.append(leaf)
-    return leaves
 
 
 def _free_gradient(parameter: Tensor) -> None:

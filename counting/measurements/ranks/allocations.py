@@ -13,6 +13,7 @@ from counting.measurements.allocations.steps import (
     run_steps,
 )
 from counting.measurements.allocations.workspaces import Workspaces
+from counting.measurements.ranks.clipping import clip_parts
 from counting.measurements.ranks.live_bytes import RankBytes
 from counting.measurements.ranks.optimizer import stored_precision
 from counting.measurements.ranks.rank import divided_model
@@ -40,10 +41,11 @@ def log_of_this_rank(spec: ModelSpec, setup: Setup, layout: Layout, device: torc
     The process group has the ranks of `layout`. Call it inside `measuring`. Raises `UserError` for what cannot be
     divided so.
     """
-    model = divided_model(spec, setup, layout, build_meshes(layout, device.type), device)
+    meshes = build_meshes(layout, device.type)
+    model = divided_model(spec, setup, layout, meshes, device)
     if setup.execution == "compiled":
         compile_layers(model.model, setup, getattr(torch, setup.precision_recipe.activation_dtype))
-    trained = TrainedParts([model], stored_precision(setup, layout), local)
+    trained = TrainedParts([model], stored_precision(setup, layout), local, clip_parts(meshes, ()))
     log = RankAllocationLog([local(tensor) for tensor in existing_tensors(model)], device, Workspaces())
     with loss_context(layout), log:
         passes = MicroBatches(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from counting.measurements.ranks.stand_ins import name_of_group
@@ -60,13 +61,14 @@ _CALLS = {
 class CollectiveCounter:
     """Adds up the traffic of each collective; an instance is called with each op that runs.
 
-    `axes` is the result of `axes_of`.
+    `axes` is the result of `axes_of`. In the phase `optimizer`, call `of_tensors` with each op on DTensors.
     """
 
     def __init__(self, axes: Axes) -> None:
         self._axes = axes
         self._traffics: Traffics = {}
         self.phase: RankPhase = "forward"
+        self._of_mesh: set[Axis] = set()  # of the last op on DTensors
 
     def __call__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Count one op, if it is a collective. A collective that is not known is an `AssertionError`."""
@@ -79,10 +81,27 @@ class CollectiveCounter:
         call = _CALLS[name]
         sent = call.read(args, out)
         # Groups of the same ranks can be one group.
-        (axis,) = self._axes[_group_of([*args, *kwargs.values()])] & _axes_that_call(name, call.operation, sent)
+        calling = (
+            self._axes_that_sum_norms(name)
+            if self.phase == "optimizer"
+            else _axes_that_call(name, call.operation, sent)
+        )
+        (axis,) = self._axes[_group_of([*args, *kwargs.values()])] & calling
         key = Collective(self.phase, call.operation, axis).key
         once = Traffic(calls=1, bytes_in=_bytes(sent), bytes_out=_bytes(call.written(args, out)))
         self._traffics[key] = self._traffics.get(key, Traffic()) + once
+
+    def of_tensors(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the mesh of an op on DTensors, over which its arguments or its result may be summed."""
+        del function
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, DTensor):  # not a result that is not waited for yet
+                self._of_mesh = set(leaf.device_mesh.mesh_dim_names or ())  # type: ignore[arg-type]
+                return
+
+    def _axes_that_sum_norms(self, name: str) -> set[Axis]:
+        """Of clipping: stages of a pipeline have a collective of c10d, all else is DTensor's, over axes of its mesh."""
+        return {"pp"} if name.startswith("c10d::") else self._of_mesh
 
     def take(self) -> Traffics:
         """The traffic since the last call of this function."""

@@ -22,7 +22,7 @@ from counting.ranks.pipeline import PipelineProfile
 from counting.ranks.profile import RankProfile
 from counting.ranks.shallow import Shallow, shallow
 from counting.setup import Setup
-from counting.work import Norms, StepWork
+from counting.work import OWN_STYLE, LayerStyle, StepWork
 from torch_models.errors import UserError
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
@@ -65,26 +65,26 @@ def measure_pipeline(spec: ModelSpec, setup: Setup, layout: Layout) -> tuple[Pip
             return profiles_of_pipeline(stages_of(spec, layout), setup, layout)
 
 
-def measure_work(spec: ModelSpec, setup: Setup, layout: Layout, norms: Norms = "fused") -> StepWork:
+def measure_work(spec: ModelSpec, setup: Setup, layout: Layout, style: LayerStyle = OWN_STYLE) -> StepWork:
     """What the ranks of `layout` do in one step of `spec`, op by op; where it is measured is as in `measure_ranks`.
 
     Of the ranks of cp, which compute and send the same, the first is measured.
     """
     with ONE_AT_A_TIME:
         if dist.is_initialized():
-            work = _in_another_process("measure_work", spec, setup, layout, norms)
+            work = _in_another_process("measure_work", spec, setup, layout, style)
             assert isinstance(work, StepWork)
             return work
-        from counting.measurements.work.norms import norms_run_as
+        from counting.measurements.work.styles import layers_run_as
 
         if layout.pp > 1:
             from counting.measurements.ranks.pipeline.work import work_of_pipeline
 
-            with measuring(), norms_run_as(norms):
+            with measuring(), layers_run_as(style):
                 return work_of_pipeline(stages_of(spec, layout), setup, layout)
         from counting.measurements.work.rank import work_of_rank
 
-        with fake_world(layout.ranks, 0), measuring(), norms_run_as(norms):
+        with fake_world(layout.ranks, 0), measuring(), layers_run_as(style):
             return work_of_rank(shallow(spec), setup, layout, torch.device("meta"))
 
 

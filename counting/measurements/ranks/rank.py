@@ -3,6 +3,7 @@
 import torch
 
 from counting.measurements.parameters import buffer_bytes
+from counting.measurements.ranks.clipping import clipping_on_rank
 from counting.measurements.ranks.collectives import axes_of
 from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
 from counting.measurements.ranks.shares import rank_shares
@@ -59,6 +60,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
         first_micro_batch=first,
         middle_micro_batch=others[0] if len(others) == 2 else None,
         last_micro_batch=others[-1] if others else None,
+        gradient_clipping=clipping_on_rank(groups, (), setup, layout, meshes) if setup.clip_gradients else None,
         optimizer_step=RankStretch(memory=Stretch(peak=updates.peak(groups), net=0)),
         flops=run.flops,
         shares=rank_shares(

@@ -13,19 +13,19 @@ from counting.measurements.work.assembly import (
     step_work,
     works_of,
 )
-from counting.measurements.work.norms import norms_run_as
 from counting.measurements.work.recorder import Recorder
+from counting.measurements.work.styles import layers_run_as
 from counting.measurements.work.update import clipping_ops, recipe_op, record_sums, update_ops, zeroing_ops
 from counting.recipes import states_measurable
 from counting.setup import Setup
-from counting.work import Norms, Op, StepWork, StretchWork
+from counting.work import OWN_STYLE, LayerStyle, Op, StepWork, StretchWork
 from torch_models.spec import ModelSpec
 
 
-def work_of_device(spec: ModelSpec, setup: Setup, norms: Norms = "fused") -> StepWork:
+def work_of_device(spec: ModelSpec, setup: Setup, style: LayerStyle = OWN_STYLE) -> StepWork:
     """What one device does in a step of `spec`; `setup` must be resolved."""
     assert setup.micro_batches is not None, "a resolved setup"
-    with measuring(), norms_run_as(norms):
+    with measuring(), layers_run_as(style):
         dtype = getattr(torch, setup.precision_recipe.activation_dtype)
         probe = build_probe(spec, setup.kernels, dtype, mtp=bool(setup.mtp))
         recorder = Recorder()

@@ -1,6 +1,7 @@
 """Decoder layers as torch's compiler runs them: a rule over the ops that ran without it. An estimate; torch-free.
 
-Products, attention, collectives, sorts, scatters and the copies of `fully_shard` stay as they are. All other ops are
+Products, attention, collectives, sorts, scatters, ops on complex numbers and the copies of `fully_shard` stay as they
+are. All other ops are
 generated code, and a tensor that they make is in memory only
 
 - if one of the former reads it, or an op outside the layer, or nothing that was run: it is a result of the layer;
@@ -175,7 +176,9 @@ def _bytes(ops: Iterable[Op]) -> int:
 
 
 def _is_generated(raw: RawOp) -> bool:
-    return raw.kind == "memory" and raw.name.rstrip("_") not in NOT_GENERATED and not raw.name.startswith("_foreach")
+    if raw.kind != "memory" or raw.is_complex:
+        return False
+    return raw.name.rstrip("_") not in NOT_GENERATED and not raw.name.startswith("_foreach")
 
 
 def _values(stretches: Sequence[RawStretch], layers: Sequence[int]) -> list[list[_Value]]:

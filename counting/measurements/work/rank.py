@@ -5,18 +5,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from counting.measurements.ranks.clipping import clipping_on_rank
 from counting.measurements.ranks.collectives import axes_of
 from counting.measurements.ranks.optimizer import RankUpdates, adds_to_buffers, stored_precision
 from counting.measurements.ranks.rank import divided_model
 from counting.measurements.ranks.step import run_rank
 from counting.measurements.work.assembly import passes_of_micro_batch, step_work, works_of
 from counting.measurements.work.recorder import Recorder
+from counting.measurements.work.records import summarise
 from counting.measurements.work.update import record_sums, update_ops, zeroing_ops
 from counting.ranks.shallow import Shallow
 from counting.setup import Setup
 from counting.work import StepWork, StretchWork
 from torch_models.layout import Layout
-from torch_models.parallel.mesh import build_meshes
+from torch_models.parallel.mesh import Meshes, build_meshes
 
 PLACES = {1: ("first",), 2: ("first", "last"), 3: ("first", "middle", "last")}
 
@@ -49,15 +51,29 @@ def work_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.dev
         model.runs,
         list(zip(places, passes, strict=True)),
         setup.micro_batches,
-        update_of_rank(groups, setup, layout, device),
+        update_of_rank(groups, (), setup, layout, meshes, device),
     )
 
 
 def update_of_rank(
-    groups: Sequence[tuple[Sequence[Tensor], int]], setup: Setup, layout: Layout, device: torch.device
+    groups: Sequence[tuple[Sequence[Tensor], int]],
+    copied: Sequence[Tensor],
+    setup: Setup,
+    layout: Layout,
+    meshes: Meshes,
+    device: torch.device,
 ) -> StretchWork:
-    """The update of all parameters of a rank, `times` of each of the groups. Call it inside `measuring`."""
+    """Clipping and update of all parameters of a rank, `times` of each of the groups. Call it inside `measuring`.
+
+    `copied` are those whose gradients another stage counts in the norm.
+    """
+    clipping = StretchWork()
+    if setup.clip_gradients:
+        recorder = Recorder()
+        stretch = clipping_on_rank(groups, copied, setup, layout, meshes, recorder)
+        clipping = StretchWork(ops=summarise(recorder.take()[0]), traffic=stretch.traffic)
     updates = RankUpdates(setup, layout, device)
     trained = [(updates.trained(parameters), times) for parameters, times in groups]
     ops = update_ops(trained, stored_precision(setup, layout), setup.optimizer_recipe)
-    return StretchWork(ops=(*ops, *(zeroing_ops(trained) if adds_to_buffers(setup, layout) else ())))
+    zeroing = zeroing_ops(trained) if adds_to_buffers(setup, layout) else ()
+    return StretchWork(ops=(*clipping.ops, *ops, *zeroing), traffic=clipping.traffic)

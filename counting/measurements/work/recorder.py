@@ -57,7 +57,8 @@ class Recorder:
             return
         flops = op_flops(function, args, kwargs, out)
         if not flops:
-            self._ops.append(RawOp("memory", name, reads, writes))
+            is_complex = any(access.tensor.is_complex() for access in (*found.reads, *found.writes))
+            self._ops.append(RawOp("memory", name, reads, writes, is_complex=is_complex))
             return
         of = multiplied(name, flops, arguments_of(function, args, kwargs))
         self._ops.append(RawOp(of.kind, name, reads, writes, flops, of.computed_flops, of.dtype, of.shape, of.backward))

@@ -35,6 +35,7 @@ class RawOp(NamedTuple):
     dtype: str = "bfloat16"
     shape: tuple[int, ...] = ()
     backward: bool = False
+    is_complex: bool = False  # reads or writes complex numbers
 
 
 class RawStretch(NamedTuple):

@@ -15,7 +15,9 @@ from counting.report.results import Results
 
 # Fields of `Results` -> the file with their rows, where it is not named as the field.
 FILE_OF_FIELD = {
+    "laws": "budget",
     "spent": "budget",
+    "beyond": "budget",
     "design": "budget",
     "published_memory": "published",
     "published_throughput": "published",

@@ -49,16 +49,18 @@ def table_in_html(table: Table) -> Html:
         for row in table.rows
     ]
     headings = [column.heading for column in table.columns] if table.with_headings else []
-    return _scrolling(headings, classes, rows)
+    return _scrolling(table.title, headings, classes, rows)
 
 
-def _scrolling(headings: Sequence[str], classes: Sequence[str], rows: Iterable[Html]) -> Html:
+def _scrolling(label: str, headings: Sequence[str], classes: Sequence[str], rows: Iterable[Html]) -> Html:
+    """A table in a box that the keyboard scrolls too, named for readers that do not see it."""
     head = [
         element("th", heading, class_=class_ or False, scope="col")
         for heading, class_ in zip(headings, classes, strict=False)
     ]
     top = (element("thead", element("tr", *head)),) if head else ()
-    return element("div", element("table", *top, element("tbody", *rows)), class_="scroll", tabindex="0")
+    table = element("table", *top, element("tbody", *rows))
+    return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
 def _cell(name: str, text: str, class_: str, *, bold: bool = False) -> Html:
@@ -112,4 +114,4 @@ def _grid(grid: Grid) -> Html:
         element("tr", *(_cell("th" if index == 0 else "td", cell, classes[index]) for index, cell in enumerate(row)))
         for row in grid.rows
     ]
-    return _scrolling(grid.headings, classes, rows)
+    return _scrolling(", ".join(grid.headings), grid.headings, classes, rows)

@@ -9,9 +9,9 @@ from counting.report.page.elements import Html, element
 DELETE = "\x7f"  # the one character that JSON takes in a text and TOML does not
 
 
-def plan_in_toml(plan: Mapping[str, object] | None) -> str:
+def plan_in_toml(plan: Mapping[str, object]) -> str:
     """One line for each flag; JSON's texts, lists, numbers and truth values are TOML's."""
-    lines = [f"{flag} = {json.dumps(value, ensure_ascii=False)}" for flag, value in (plan or {}).items()]
+    lines = [f"{flag} = {json.dumps(value, ensure_ascii=False)}" for flag, value in plan.items()]
     return "\n".join(lines).replace(DELETE, "\\u007f")
 
 

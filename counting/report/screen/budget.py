@@ -91,9 +91,23 @@ def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
 def design_screen(lines: Lines, design: "Design", path: str) -> None:
     """Add the model designed for the budget."""
     config = design.config
+    mixture = design.mixture
+    active = f" of {readable(design.parameters)}" if mixture else ""
     lines.fact(
         "designed",
-        f"{path}: {config['num_hidden_layers']} layers × {config['hidden_size']}, {readable(design.parameters)} "
-        f"parameters as measured, {design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
+        f"{path}: {design.family}, {config['num_hidden_layers']} layers × {config['hidden_size']}, "
+        f"{readable(design.sized_parameters)}{active} parameters {'active, ' if mixture else ''}as measured, "
+        f"{design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
         f"predicted loss {loss_with_interval(design.predicted_loss, design.predicted_loss_interval)}",
     )
+    if mixture is not None:
+        beyond = (
+            f", {mixture.orders_beyond:.1f} orders of magnitude beyond its runs" if mixture.orders_beyond > 0 else ""
+        )
+        lines.fact(
+            "N is active",
+            f"{config['num_experts_per_tok']} of {config['n_routed_experts']} experts for a token; "
+            f"{design.scaling_law} does not count the others. {mixture.scaling_law}, on other data, has "
+            f"{mixture.predicted_loss:.3f} for the mixture and {mixture.dense_loss:.3f} for a dense model of this N"
+            f"{beyond}",
+        )

@@ -137,6 +137,8 @@ def _setup(analysis: "Analysis", layout: Layout) -> str:
         parts.append("compiled layers")
     if setup.loss_chunk is not None:
         parts.append(f"loss chunk {integer(setup.loss_chunk)}")
+    if setup.clip_gradients:
+        parts.append("clipped gradients")
     if setup.mtp:
         parts.append("multi-token prediction")
     return ", ".join([*parts, *routing_in_words(analysis, layout)])

@@ -190,6 +190,26 @@ def test_design_is_written_and_can_be_analysed(capsys: pytest.CaptureFixture[str
     assert os.listdir(folder) == ["mine.json"]
 
 
+def test_a_mixture_is_written_and_can_be_analysed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    flags = ["--training_budget", "50k", "--json", "--design", "mine.json", "--design_family", "DeepSeek_V3"]
+    assert main(flags) == 0
+    budget = json.loads(capsys.readouterr().out)["budget"]
+    design = budget["design"]
+    assert (design["family"], design["sized_by"]) == ("deepseek_v3", "active")
+    assert main(["--json", "--model_config", "mine.json", "--training_budget", "50k"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (analysis,), (spent,) = document["analyses"], document["budget"]["models"]
+    assert analysis["model_type"] == "deepseek_v3"
+    for ours, theirs in (("parameters", "total"), ("active_parameters", "active"), ("mtp_parameters", "mtp")):
+        assert design[ours] == analysis["parameters"][theirs]
+    assert abs(design["active_parameters"] / budget["optimal_parameters"] - 1) < 0.005
+    # The same budget on the file: as many tokens, and the same readings of both laws.
+    assert design["tokens"] == spent["tokens"]
+    (active,) = (reading for reading in spent["readings"] if reading["taken_as"] == "active")
+    assert design["predicted_loss"] == active["predicted_loss"]
+    assert design["mixture"] == document["budget"]["mixture"]["models"][0]
+
+
 def test_the_committed_design_is_what_the_command_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--training_budget", "5000000", "--design", "my_model_config.json"]) == 0
     assert "my_model_config.json" in capsys.readouterr().out

@@ -42,6 +42,15 @@ BAD_COMMANDS = {
     "--published figures": "--published = 'figures': is not known: choose from bills",
     "--published=": "--published = '': is not known: choose from bills",
     "--model_config llama_7b --design x.json": "--design needs --training_budget",
+    "--training_budget 5M --design_family qwen3": "--design_family needs --design",
+    "--training_budget 5M --design x.json --design_family gpt2": (
+        "--design_family = 'gpt2': is not known: choose from deepseek_v3, llama, qwen3"
+    ),
+    "--training_budget 5M --design x.json --design_family=": "--design_family = '': is not known: choose from",
+    "--training_budget 100 --design x.json --design_family qwen3": "cannot design a qwen3 model of ",
+    "--training_budget 1B --design x.json --design_family deepseek_v3": (
+        "active parameters: its design rules hold from 1,000,000,000 to 100,000,000,000 (from a third of DeepSeek-V2"
+    ),
     "--model_config no_length.json": "null: is missing, and so is max_sequence_length; give --seq_len\n",
     "--training_budget abc": "--training_budget = 'abc': must be a number of US dollars",
     "--training_budget -5": "--training_budget",
@@ -150,7 +159,7 @@ def test_one_line_and_exit_2(flags: str, message: str, folder: Path, capsys: pyt
     no_length = {field: value for field, value in LLAMA.items() if field != "max_position_embeddings"}
     (folder / "no_length.json").write_text(json.dumps(no_length))
     if flags.endswith("--design x.json") and "budget 5" in flags:
-        message = "cannot design a model"
+        message = "cannot design a llama model"
     assert main(flags.split()) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

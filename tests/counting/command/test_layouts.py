@@ -170,7 +170,7 @@ BAD_COMMANDS = {
     "--model_config llama_3_8b --framework torch": "--framework needs --layout",
     f"{SPREAD} fsdp=8 --precision fp8": "--precision = 'fp8': runs on no meta device",
     f"{SPREAD} fsdp=8 --optimizer muon": "--optimizer = 'muon': orthogonalises whole matrices",
-    f"{SPREAD} fsdp=8 --clip_gradients on": "--clip_gradients = true: is not measured on ranks yet",
+    f"{SPREAD} fsdp=8 --framework megatron --clip_gradients on": "--clip_gradients = true: changes nothing that",
     f"{SPREAD} fsdp=8 --zero_gradients in_place": "--zero_gradients = 'in_place': is not measured on ranks yet",
     "--model_config deepseek_v3 llama_3_8b --layout fsdp=64,ep=64": "--layout ep=64: divides experts, and no layer",
     "--model_config deepseek_v3 --layout fsdp=64,ep=48": "--layout ep=48: must divide the number of experts (256): "

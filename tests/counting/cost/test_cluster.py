@@ -55,6 +55,8 @@ def test_every_field(file: Path) -> None:
         "products_in_fp8": True,
         "overlap_expert_exchange": True,
         "norms": "op_by_op",
+        "rotation": "complex",
+        "key_value_heads": "repeated",
     }
     found = read(
         file,
@@ -76,6 +78,8 @@ def test_every_field(file: Path) -> None:
         products_in_fp8=True,
         overlap_expert_exchange=True,
         norms="op_by_op",
+        rotation="complex",
+        key_value_heads="repeated",
     )
 
 
@@ -144,6 +148,7 @@ def test_how_large_a_node_is(file: Path) -> None:
         ({"attention_kernel": 3}, "attention_kernel = 3: must be str | null, is int"),
         ({"overlap_expert_exchange": 1}, "overlap_expert_exchange = 1: must be bool, is int"),
         ({"norms": "eager"}, "norms = 'eager': must be 'fused' or 'op_by_op'"),
+        ({"rotation": "half"}, "rotation = 'half': must be 'real' or 'complex'"),
         ({"products_in_fp8": "yes"}, "products_in_fp8 = 'yes': must be bool | null, is str"),
         ({"gpu": OWN_GPU, "rates": {"launch_seconds": 1e-6}}, "rates.bf16 = null: is missing and has no default"),
     ],
@@ -200,6 +205,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         ({"gpu": "H100"}, "gpu = 'H100': must be a Gpu of the catalogue or of a file"),
         ({"gpus_per_node": True}, "gpus_per_node = true: must be a whole number from 1 to 1048576"),
         ({"norms": "eager"}, "norms = 'eager': must be one of fused, op_by_op"),
+        ({"key_value_heads": "own"}, "key_value_heads = 'own': must be one of shared, repeated"),
         ({"attention_kernel": 3}, "attention_kernel = 3: must be the name of a kernel, as cuDNN"),
         ({"products_in_fp8": 1}, "products_in_fp8 = 1: must be true, false or none"),
         ({"overlap_expert_exchange": None}, "overlap_expert_exchange = null: must be true or false"),

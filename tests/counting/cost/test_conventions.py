@@ -5,7 +5,12 @@ from fractions import Fraction
 import pytest
 
 from counting.analysis import Analysis, analyze
-from counting.cost.conventions import flops_by_convention, trained_parameters, training_flops_per_token
+from counting.cost.conventions import (
+    flops_by_convention,
+    trained_parameters,
+    training_flops_by_component,
+    training_flops_per_token,
+)
 from counting.setup import Setup
 
 
@@ -83,3 +88,13 @@ def test_insights_mfu_to_the_last_digit_without_the_router(deepseek: Analysis) -
     assert (f"{full / 989:.2%}", f"{causal / 989:.2%}") == ("43.73%", "38.94%")
     with_mtp = float(training_flops_per_token(deepseek) * tokens_per_gpu_second / 10**12) / 989
     assert with_mtp > 0.45
+
+
+def test_parts_of_training_flops_sum_to_them(deepseek: Analysis) -> None:
+    """Exactly; multi-token prediction is one of them where it is trained."""
+    parts = training_flops_by_component(deepseek)
+    assert sum(parts.values()) == training_flops_per_token(deepseek)
+    assert parts["mtp"] == Fraction(3 * deepseek.mtp_forward_flops, deepseek.setup.tokens)
+    assert parts["routed_experts"] == Fraction(
+        3 * deepseek.forward_flops_by_component["routed_experts"], deepseek.setup.tokens
+    )

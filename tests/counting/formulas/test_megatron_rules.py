@@ -50,6 +50,11 @@ def test_settings_without_a_formula(field: str, value: Any, known: str) -> None:
     assert refusal(**{field: value}) == (field, value, rule)
 
 
+def test_clipping_holds_nothing() -> None:
+    rule = "changes nothing that Megatron-LM holds when backward begins, which is all that is counted: leave it out"
+    assert refusal(clip_gradients=True) == ("clip_gradients", True, rule)
+
+
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("precision", ["mixed", "mixed-fp32-gradients"])
 def test_settings_with_one(recompute: Any, precision: str) -> None:

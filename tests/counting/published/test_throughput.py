@@ -342,7 +342,6 @@ def test_what_compiling_saves_as_measured() -> None:
     assert ratio.estimated > 1
 
 
-@pytest.mark.xfail(reason="not met: 1.216 is estimated for 1.157; see docs/published.md", strict=True)
 def test_what_compiling_saves() -> None:
     assert abs(ratio_of_compiling().relative_error) <= COMPILED_WITHIN
 

@@ -91,10 +91,11 @@ def numbers_in(document: Any) -> Iterator[float]:
 
 def numbers_of(result: Any, *, without: tuple[str, ...] = ()) -> list[float]:
     """Every number that the result has in a JSON document, but for fields of these names, in order of size."""
-    return sorted(numbers_in(_without(msgspec.json.decode(msgspec.json.encode(result)), without)))
+    return sorted(numbers_in(without_fields(msgspec.json.decode(msgspec.json.encode(result)), without)))
 
 
-def _without(document: Any, fields: tuple[str, ...]) -> Any:
+def without_fields(document: Any, fields: tuple[str, ...]) -> Any:
+    """The document without fields of these names, wherever they are."""
     if isinstance(document, dict):
-        return {field: _without(inner, fields) for field, inner in document.items() if field not in fields}
-    return [_without(inner, fields) for inner in document] if isinstance(document, list) else document
+        return {field: without_fields(inner, fields) for field, inner in document.items() if field not in fields}
+    return [without_fields(inner, fields) for inner in document] if isinstance(document, list) else document

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from counting.analysis import Analysis, analyze
+from counting.cost.budget import BudgetPlan
 from counting.cost.cluster import Cluster
 from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu
@@ -44,6 +45,18 @@ def test_what_is_counted_by_a_convention_says_so(kind: type[Tidy]) -> None:
     given = {"budget_usd", "published_gpu_hours"}
     silent = {row.quantity for row in made_up(kind).to_records() if row.unit in governed and not row.convention}
     assert silent - given == set()
+
+
+def test_an_interval_is_of_the_quantity_of_its_struct() -> None:
+    budget = made_up(BudgetPlan)
+    rows = budget.to_records()
+    constant = f"budget / {budget.law.name}"
+    assert [row.component for row in rows if row[:1] + row[2:3] == (constant, "irreducible_loss")] == [
+        "value",
+        "low",
+        "high",
+    ]
+    assert row_of(rows, "budget / intervals", "low", "tokens").value == budget.intervals.tokens.low
 
 
 def test_the_classes_that_have_rows() -> None:

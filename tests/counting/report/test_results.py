@@ -153,3 +153,36 @@ def test_a_design(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{design.tokens:,} (" in out
     assert f"{design.training_flops_per_token:,} (3 ×" in out
     assert all(" ".join(rule.split()) in out for rule in design.rules)
+
+
+def test_a_designed_mixture(capsys: pytest.CaptureFixture[str]) -> None:
+    design = design_for_budget(plan_budget(50_000), "mine", "deepseek_v3")
+    print_parts(design_parts(design, "mine.json"))
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    config = design.config
+    assert f"{config['n_routed_experts']} routed, {config['num_experts_per_tok']} of them for a token" in out
+    assert "Granularity 8 (SwiGLU width" in out
+    assert "Sparsity 16 (routed experts" in out  # 96 experts, 6 of them for a token
+    assert f"Parameters, measured {design.parameters:,} " in out
+    assert f"Active parameters, measured {design.active_parameters:,} ({design.relative_error:+.3%} from N)" in out
+    assert f"{design.mtp_parameters:,} parameters more, in no N" in out
+    assert "measured forward pass and multi-token prediction at sequence length 4096" in out
+    assert "per active parameter)" in out
+    assert design.mixture is not None
+    assert f"{design.mixture.predicted_loss:.5f}, and {design.mixture.dense_loss:.5f} for a dense model" in out
+    assert design.mixture.predicted_loss < design.mixture.dense_loss
+
+
+def test_a_designed_mixture_on_the_first_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    budget = plan_budget(50_000)
+    design = design_for_budget(budget, "mine", "deepseek_v3")
+    print_results(Results(analyses=[], budget=budget, design=design), "mine.json", details=False, proof=False)
+    out = " ".join(capsys.readouterr().out.split())
+    layers, width = design.config["num_hidden_layers"], design.config["hidden_size"]
+    assert f"mine.json: deepseek_v3, {layers} layers × {width}, " in out
+    assert "parameters active, as measured, " in out
+    assert design.mixture is not None
+    assert (
+        f"N is active 6 of 96 experts for a token; course does not count the others. {design.mixture.scaling_law}, "
+        in out
+    )

@@ -207,6 +207,12 @@ def test_one_micro_batch_of_a_pipeline_is_said(llama: Analysis, capsys: pytest.C
     assert "run with mixed, adamw, 1 micro-batch of 1 x 8,192 tokens a rank, recompute none" in said
 
 
+def test_clipped_gradients_are_said(llama: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    clipped = msgspec.structs.replace(llama, setup=msgspec.structs.replace(llama.setup, clip_gradients=True))
+    said = words(printed(capsys, Results(analyses=[spread(clipped, FSDP, rank_class(10**9, count=64))])))
+    assert "recompute none, clipped gradients" in said
+
+
 def test_of_many_ranks_the_first_peaks_are_there_and_the_last(
     llama: Analysis, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ class Way:
     experts: int | None = None  # another number of experts than that of the shrunken family
     expert_width: int | None = None  # another intermediate size of the experts, where there are any
     micro_batches: int = 1  # of a step on each rank; gradients are synchronised after the last
+    max_norm: float | None = None  # gradients are clipped to it; of models that a layout divides
 
     def in_one_process(self) -> "Way":
         """The same module, neither wrapped nor compiled nor computed twice."""

@@ -4,12 +4,13 @@ Both compute in fp64, so that what is left between them is the order of sums. Ro
 compute in fp32 in any case.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tests.torch_models.ecosystem.comparison import assert_close
@@ -18,7 +19,8 @@ from tests.worlds import World
 from torch_models import loss_normalizer
 from torch_models.layout import Layout
 from torch_models.parallel.apply import apply_layout
-from torch_models.parallel.mesh import build_meshes
+from torch_models.parallel.clipping import clip_gradients
+from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.sharded import set_gradient_synchronisation
 from torch_models.parallel.tensor import loss_context
 from torch_models.training.model import TrainingModel
@@ -36,7 +38,8 @@ def assert_trains_as_undivided(
 ) -> None:
     """Every rank has the losses, gradients and weights of the undivided model."""
     layout = layout_of(fields)
-    expected = _take_steps(_undivided(family, fields, way), layout_of({}), way, range(layout.data_ranks), optimizer)
+    undivided_model, data = _undivided(family, fields, way), range(layout.data_ranks)
+    expected = _take_steps(undivided_model, layout_of({}), None, way, data, optimizer)
     in_fp32 = way.kernels == "eager" or any("mlp.experts" in name for name in expected.weights)
     for found in world.run(train_divided, family, fields, way, optimizer):
         assert_close(found, expected, max(TOLERANCE[way.dtype], TOLERANCE_OF_PARTS_IN_FP32 if in_fp32 else 0))
@@ -53,21 +56,30 @@ def layout_of(fields: Fields) -> Layout:
 
 def divided_model(family: str, fields: Fields, way: Way = IN_FP64) -> TrainingModel:
     """The model of a family, divided over the ranks of this world."""
-    layout = layout_of(fields)
-    model = _undivided(family, fields, way)
+    return _divided_model(family, layout_of(fields), fields, way)[0]
+
+
+def _divided_model(family: str, layout: Layout, fields: Fields, way: Way) -> tuple[TrainingModel, Meshes]:
+    model, meshes = _undivided(family, fields, way), build_meshes(layout, "cpu")
     precision = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if way.mixed_precision else {}
-    apply_layout(model, layout, build_meshes(layout, "cpu"), **precision)
-    return model
+    apply_layout(model, layout, meshes, **precision)
+    return model, meshes
 
 
 def train_divided(family: str, fields: Fields, way: Way, optimizer: Literal["sgd", "adamw"]) -> Trained:
     """Train on this rank. Ranks of one tp group have the same batches."""
     layout = layout_of(fields)
-    return _take_steps(divided_model(family, fields, way), layout, way, [dist.get_rank() // layout.tp], optimizer)
+    model, meshes = _divided_model(family, layout, fields, way)
+    return _take_steps(model, layout, meshes, way, [dist.get_rank() // layout.tp], optimizer)
 
 
 def _take_steps(
-    model: TrainingModel, layout: Layout, way: Way, ranks: Iterable[int], optimizer_name: Literal["sgd", "adamw"]
+    model: TrainingModel,
+    layout: Layout,
+    meshes: Meshes | None,
+    way: Way,
+    ranks: Iterable[int],
+    optimizer_name: Literal["sgd", "adamw"],
 ) -> Trained:
     """Take steps on the micro-batches of these ranks, one after the other."""
     optimizer: torch.optim.Optimizer
@@ -90,11 +102,28 @@ def _take_steps(
             total += loss.detach()
         losses.append(_mean_over_ranks(total))
         _assert_complete(model)
+        clip([model], meshes, way)
         if step == 0:
             gradients = {name: undivided(weight.grad) for name, weight in model.named_parameters()}
         optimizer.step()
         optimizer.zero_grad()
     return Trained(losses, gradients, {name: undivided(tensor) for name, tensor in model.state_dict().items()})
+
+
+def clip(modules: Sequence[nn.Module], meshes: Meshes | None, way: Way) -> None:
+    """Clip the gradients if the way says so: those of one device by torch's function, those of ranks by ours.
+
+    They are clipped indeed: the norm was above its maximum, which it has afterwards on one device.
+    """
+    if way.max_norm is None:
+        return
+    if meshes is not None:
+        assert clip_gradients(modules, meshes, way.max_norm) > way.max_norm
+        return
+    (model,) = modules
+    assert nn.utils.clip_grad_norm_(model.parameters(), way.max_norm) > way.max_norm
+    squares = sum(parameter.grad.square().sum() for parameter in model.parameters() if parameter.grad is not None)
+    torch.testing.assert_close(squares, torch.full_like(squares, way.max_norm**2), rtol=1e-4, atol=0)
 
 
 def _assert_complete(model: TrainingModel) -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.torch_models.ecosystem.training_steps import Way, batch, fields_of, undivided
-from tests.torch_models.parallel.divided_steps import Fields, layout_of
+from tests.torch_models.parallel.divided_steps import Fields, clip, layout_of
 from tests.worlds import World
 from torch_models import build_training_model, initialize, loss_normalizer, set_recompute
 from torch_models.builder import build_stage_model
@@ -63,6 +63,7 @@ def train_plain(family: str, way: Way, ranks: int) -> tuple[Tensor, Tensors, Ten
             loss.backward()
             total += loss.detach()
         losses.append(total)
+        clip([model], None, way)
         if step == 0:
             gradients = {name: _gradient(weight) for name, weight in model.named_parameters()}
         optimizer.step()
@@ -95,6 +96,7 @@ def train_stages(family: str, fields: Fields, way: Way) -> tuple[Tensor | None, 
         token_ids, labels = (torch.cat(each) for each in zip(*of_step, strict=True))
         loss = pipeline.step(token_ids, labels, normalizer=normalizer)
         losses.append(_mean(loss, layout, way))
+        clip(modules, meshes, way)
         if step == 0:
             gradients = {name: _gradient(weight) for module in modules for name, weight in module.named_parameters()}
         optimizer.step()

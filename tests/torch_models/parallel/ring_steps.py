@@ -13,6 +13,7 @@ from torch import Tensor
 from counting.measurements.ranks.stand_ins import replaced
 from tests.torch_models.ecosystem.comparison import assert_close
 from tests.torch_models.ecosystem.training_steps import VOCABULARY, Trained, Way, first_model, undivided
+from tests.torch_models.parallel.divided_steps import clip
 from tests.torch_models.parallel.ring_kernels import kernels_on_the_cpu
 from tests.worlds import World
 from torch_models import loss_normalizer
@@ -94,6 +95,7 @@ def _take_steps(
             dist.all_reduce(total)
             total /= dist.get_world_size()
         losses.append(total.cpu())
+        clip([model], meshes if dist.is_initialized() else None, way)
         if step == 0:
             gradients = {name: undivided(weight.grad).cpu() for name, weight in model.named_parameters()}
         optimizer.step()

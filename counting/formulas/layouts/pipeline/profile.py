@@ -7,6 +7,7 @@ from msgspec import structs
 
 from counting.counts import Counts, StepFlops
 from counting.formulas.flops import fused_core_backward, head_flops
+from counting.formulas.layouts.clipping import clipping_by_formula
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import formats, stored
 from counting.formulas.layouts.groups import layer_shapes
@@ -20,7 +21,7 @@ from counting.formulas.layouts.pipeline.passes import (
 )
 from counting.formulas.layouts.search import distinct_context_ranks
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding, numbers
-from counting.formulas.layouts.shards import Tensor, Update, rank_shares, updated_numbers
+from counting.formulas.layouts.shards import Tensor, Update, counted_tensors, rank_shares, updated_numbers
 from counting.formulas.layouts.traffic import Sending, counted
 from counting.formulas.local.held import local_layer_held
 from counting.formulas.local.shapes import division_of, local_layer, local_setup
@@ -156,11 +157,19 @@ def _profile(
         further_after=further_after,
         message_traffic=messages.traffic(run),
         further_traffic=_further_traffic(own, messages, (actions, longer), more, passes) if more else {},
+        gradient_clipping=_clipping(own, groups, setup, layout, update) if setup.clip_gradients else None,
         optimizer_step=RankStretch(memory=Stretch(peak=update.temporary_bytes(groups), net=0)),
         flops=_flops(own, setup, layout, actions),
         shares=_shares(groups, layout, update, pipeline_rank),
         context_rank=context_rank,
     )
+
+
+def _clipping(own: Sequence[Stage], groups: Groups, setup: Setup, layout: Layout, update: Update) -> RankStretch:
+    """Clipping; of an embedding that the last stage has again, the first one counts the norm."""
+    again = bool(setup.mtp) and any(stage.is_last for stage in own)
+    tensors = counted_tensors(groups)
+    return clipping_by_formula(tensors._replace(others=tensors.others - again), update.formats.gradient, layout)
 
 
 def _exchange(stage: Stage, setup: Setup, layout: Layout, update: Update) -> PassesByKey:

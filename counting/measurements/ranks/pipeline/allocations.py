@@ -9,6 +9,7 @@ from counting.allocator.events import Event
 from counting.measurements.allocations.steps import TrainedParts, existing_tensors, run_steps
 from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.ranks.allocations import RankAllocationLog
+from counting.measurements.ranks.clipping import clip_parts
 from counting.measurements.ranks.optimizer import stored_precision
 from counting.measurements.ranks.rank import apply_to
 from counting.measurements.ranks.stand_ins import local
@@ -16,6 +17,7 @@ from counting.ranks.pipeline import micro_batches_to_run
 from counting.setup import Setup
 from torch_models.builder import build_stage_model
 from torch_models.layout import Layout
+from torch_models.parallel.clipping import copied_embeddings
 from torch_models.parallel.mesh import build_meshes
 from torch_models.parallel.pipeline import ONE_STAGE, build_pipeline, messages_of, pipeline_rank_of
 from torch_models.spec import ModelSpec
@@ -64,7 +66,8 @@ def log_of_this_pipeline_rank(spec: ModelSpec, setup: Setup, layout: Layout, dev
             pipeline.step(*batch())
             log.mark(f"passes{of_step}")
 
-        run_steps(setup, TrainedParts(modules, stored_precision(setup, layout), local), passes, log.mark)
+        clip = clip_parts(meshes, copied_embeddings(modules))
+        run_steps(setup, TrainedParts(modules, stored_precision(setup, layout), local, clip), passes, log.mark)
         del of_others
     return list(log.events)  # later releases go on in the log
 

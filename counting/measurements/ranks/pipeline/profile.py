@@ -10,6 +10,7 @@ from msgspec import structs
 
 from counting.counts import StepFlops
 from counting.measurements.parameters import buffer_bytes
+from counting.measurements.ranks.clipping import clipping_on_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst_in_pipeline
 from counting.measurements.ranks.fake_world import fake_world
 from counting.measurements.ranks.optimizer import RankUpdates
@@ -44,6 +45,7 @@ from counting.ranks.shallow import shallow
 from counting.setup import Setup
 from counting.step.profile import Stretch
 from torch_models.layout import Layout
+from torch_models.parallel.clipping import copied_embeddings
 from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.stages import Stage
 from torch_models.training.stage import StageModel
@@ -103,6 +105,7 @@ class _Stages:
         self._setup, self._layout, self._meshes = setup, layout, meshes
         self._device = torch.device(OF_MODULES)
         self._updates = RankUpdates(setup, layout, self._device)
+        self._clippings: dict[tuple[Stage, ...], RankStretch] = {}
 
     def measure(self, stages: Sequence[Stage], orders: Sequence[ExtendedOrder]) -> list[_MeasuredStage]:
         """Run the passes of all stages that occur in `orders`; returns the stages in order."""
@@ -153,10 +156,19 @@ class _Stages:
             further_after=order.further_after,
             message_traffic=order.traffic,
             further_traffic=total_traffic([(order.further_traffic, 1), *further]),
+            gradient_clipping=self._clipping(own, groups) if setup.clip_gradients else None,
             optimizer_step=RankStretch(memory=Stretch(peak=self._updates.peak(groups), net=0)),
             flops=flops,
             shares=self._shares(groups, pipeline_rank),
         )
+
+    def _clipping(self, own: Sequence[_MeasuredStage], groups: ParameterGroups) -> RankStretch:
+        """Clipping on a rank with the stages `own`; of ranks with equal stages one is measured."""
+        key = tuple(representative(each.stage) for each in own)
+        if key not in self._clippings:
+            copied = copied_embeddings([each.module for each in own])
+            self._clippings[key] = clipping_on_rank(groups, copied, self._setup, self._layout, self._meshes)
+        return self._clippings[key]
 
     def _stage_profile(self, one: _MeasuredStage, order: ExtendedOrder) -> StageProfile:
         number, model = one.stage.number, shallow(one.stage.spec)

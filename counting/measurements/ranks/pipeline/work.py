@@ -34,16 +34,19 @@ from counting.ranks.shallow import shallow
 from counting.setup import Execution, Setup
 from counting.work import PassWork, RankWork, StageWork, StepWork, StretchWork
 from torch_models.layout import Layout
+from torch_models.parallel.clipping import copied_embeddings
 from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.pipeline import messages_of
 from torch_models.spec import LayerSpec
 from torch_models.stages import Stage
+from torch_models.training.stage import StageModel
 
 _Weights = dict[LayerSpec, StretchWork]  # of a `weight_backward`
 
 
 class _RecordedStage(NamedTuple):
     passes: dict[str, PassWork]
+    module: StageModel
     parameters: ParameterGroups
 
 
@@ -76,7 +79,9 @@ def work_of_pipeline(stages: Sequence[Stage], setup: Setup, layout: Layout) -> S
             measured = tuple(map(representative, own))
             if measured not in updates:
                 groups = [group for stage in measured for group in recorded[stage].parameters]
-                updates[measured] = update_of_rank(groups, setup, layout, torch.device(OF_MODULES))
+                copied = copied_embeddings([recorded[stage].module for stage in measured])
+                device = torch.device(OF_MODULES)
+                updates[measured] = update_of_rank(groups, copied, setup, layout, meshes, device)
             passes = [recorded[stage].passes for stage in measured]
             ranks.append(
                 RankWork(
@@ -144,7 +149,9 @@ def _recorded(
         if one.step.kind == "weight_backward" and not stage.is_first:
             weights |= zip(layers, work.layers, strict=True)
     return _RecordedStage(
-        {key: works.get(key, standing[kind]) for key, kind in kinds.items()}, stage_parameters(stage, prepared.module)
+        {key: works.get(key, standing[kind]) for key, kind in kinds.items()},
+        prepared.module,
+        stage_parameters(stage, prepared.module),
     )
 
 

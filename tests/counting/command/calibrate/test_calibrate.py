@@ -15,11 +15,13 @@ from counting.setup import Setup
 from model_training_cost_analysis import main
 from tests.counting.calibration.found_machines import NODE, found_machine
 from tests.shrunken import LLAMA
+from torch_models.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("equal_steps_once")
 
 FACTORS = (1.1, 1.2, 1.3)
 OUTPUT = "--output cluster.json"
+LAYOUT = Layout(num_gpus=4, fsdp=2, tp=2)
 ONE_OF_TWO = (
     "calibrate takes a file of measured steps or --measure, one of the two: the file that one of them writes is given "
     "to the other with --cluster"
@@ -87,6 +89,24 @@ def test_json_has_the_file_and_every_row(rows: Path, capsys: pytest.CaptureFixtu
         float(line.rpartition(",")[2]) for line in (rows / "rows.csv").read_text().splitlines()[1:]
     ]
     assert document["machine"] is None
+
+
+def test_steps_of_ranks_that_clip_their_gradients(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each takes 1.2 times its estimate, which is longer than that of a step without clipping."""
+    lines, cluster = [",".join((*COLUMNS, "clip_gradients"))], Cluster(gpu=find_gpu("H100"))
+    for length in (16, 32, 64):
+        plain, clipped = (
+            analyze("tiny", Setup(sequence_length=length, clip_gradients=clips), layout=LAYOUT, cluster=cluster)
+            for clips in (False, True)
+        )
+        assert plain.step_time is not None
+        assert clipped.step_time is not None
+        assert clipped.step_time[0].seconds > plain.step_time[0].seconds
+        seconds = 1.2 * clipped.step_time[0].seconds
+        lines.append(f'tiny,{length},H100,4,"fsdp=2,tp=2",1,1,none,eager,{seconds!r},on')
+    (rows / "rows.csv").write_text("\n".join(lines) + "\n")
+    found = json.loads(run(f"rows.csv {OUTPUT} --json", capsys))["calibration"]["calibration"]
+    assert found["scale"] == pytest.approx(1.2)
 
 
 def test_a_machine_that_was_measured_is_printed_and_written(

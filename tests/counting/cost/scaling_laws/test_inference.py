@@ -156,7 +156,9 @@ def test_the_result_keeps_its_promises(law: ScalingLaw, inference_tokens: int) -
         assert model.training_flops == 6 * model.parameters * model.tokens
         assert model.inference_flops == 2 * model.parameters * inference_tokens
         assert model.total_flops == model.training_flops + model.inference_flops
+        assert model.inference_share == model.inference_flops / model.total_flops
     assert cheapest.predicted_loss <= plain.predicted_loss < best.predicted_loss
+    assert result.added == plain.inference_flops / plain.training_flops
     assert result.saved == pytest.approx(1 - cheapest.total_flops / plain.total_flops)
 
 

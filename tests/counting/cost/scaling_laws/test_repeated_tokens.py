@@ -4,15 +4,18 @@ from math import exp, inf, log
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from counting.cost.scaling_laws import LAWS, ScalingLaw, compute_optimum, find_law, optimal_tokens, predicted_loss
 from counting.cost.scaling_laws.inverses import log_optimal_parameters, reducible_loss, training_flops_for_loss
 from counting.cost.scaling_laws.law import constants_of
+from counting.cost.scaling_laws.optimum import log_optimum
 from counting.cost.scaling_laws.repeated_tokens import (
     MUENNIGHOFF_2023,
     RepeatDecay,
     data_limited_optimum,
     effective_sizes,
+    log_data_limited_optimum,
     loss_with_repeats,
     lowest_loss,
 )
@@ -157,11 +160,43 @@ def test_optimal_parameters_and_optimal_tokens_undo_each_other(law: ScalingLaw) 
     assert exp(log_optimal_parameters(constants_of(law), log_tokens)) == pytest.approx(7e9, rel=1e-12)
 
 
-def test_extrapolation_is_said() -> None:
-    assert not data_limited_optimum(C4, 1e22, 25 * 10**9).extrapolated
-    assert data_limited_optimum(C4, 1e22, 10**7).epochs > MUENNIGHOFF_2023.most_epochs
-    assert data_limited_optimum(C4, 1e22, 10**7).extrapolated
-    assert data_limited_optimum(C4, 1e24, 10**11).extrapolated  # more than 9 billion parameters
+@pytest.mark.parametrize(
+    ("training_flops", "unique_tokens", "limit"),
+    [
+        (1e22, 25 * 10**9, None),
+        (1e23, 10**14, "parameters"),  # 29 billion on 570 billion
+        (1.2e22, 10**6, "epochs"),  # and levelled off
+        (1e24, 10**9, "tokens"),
+    ],
+)
+def test_extrapolation_is_said(training_flops: float, unique_tokens: int, limit: str | None) -> None:
+    """Beyond 9 billion parameters, 900 billion tokens or 500 epochs of the decay, of a law without ends."""
+    law = replace(C4, fitted_parameters=(1, 1e30), fitted_tokens=(1, 1e30))
+    best = data_limited_optimum(law, training_flops, unique_tokens)
+    beyond = {"parameters": best.parameters > 9e9, "tokens": best.tokens > 900e9, "epochs": best.epochs > 500}
+    assert best.extrapolated == any(beyond.values())
+    assert limit is None or beyond[limit]
+    for changed in ("most_parameters", "most_tokens", "most_epochs"):
+        only = {name: inf for name in ("most_parameters", "most_tokens", "most_epochs") if name != changed}
+        of_one = data_limited_optimum(law, training_flops, unique_tokens, replace(MUENNIGHOFF_2023, **only))
+        assert of_one.extrapolated == beyond[changed.removeprefix("most_")]
+    inside = replace(C4, fitted_parameters=(1, 1e30), fitted_tokens=(1, 10))
+    assert data_limited_optimum(inside, training_flops, unique_tokens).extrapolated
+
+
+def test_what_the_limit_costs_is_beside_it() -> None:
+    best = data_limited_optimum(C4, 1e22, 25 * 10**9)
+    plain = compute_optimum(C4, 1e22)
+    assert best.unlimited_share == best.unlimited_flops / 1e22 < 1
+    assert best.plain_epochs == plain.tokens / 25e9
+    assert best.tokens_per_parameter == best.tokens / best.parameters
+    assert best.epochs == best.tokens / 25e9
+
+
+@by_law
+def test_a_draw_with_enough_unique_tokens_has_its_plain_optimum(law: ScalingLaw) -> None:
+    constants = constants_of(law)
+    assert log_data_limited_optimum(constants, 1e22, 10**15) == log_optimum(constants, 1e22)
 
 
 @by_law

@@ -37,6 +37,7 @@ def one(operation: str, axis: str, phase: str = "forward") -> dict[str, Traffic]
         (one("reduce_scatter", "tp", "backward"), "in_place"),
         (one("all_gather", "cp", "backward"), "in_place"),
         (one("all_reduce", "fsdp", "optimizer"), "in_place"),
+        (one("all_reduce", "pp", "optimizer"), "in_place"),
     ],
 )
 def test_where_a_collective_runs(traffic: dict[str, Traffic], place: str) -> None:
@@ -44,7 +45,7 @@ def test_where_a_collective_runs(traffic: dict[str, Traffic], place: str) -> Non
     (key,) = traffic
     axis = key.split()[2]
     (on_link,) = getattr(found, place)
-    assert (on_link.axis, on_link.link) == (axis, "network_link" if axis == "dp" else "node_link")
+    assert (on_link.axis, on_link.link) == (axis, "network_link" if axis in ("dp", "pp") else "node_link")
     assert on_link.seconds > 0
     assert found.collectives == (on_link,)
 
@@ -57,6 +58,17 @@ def test_exchanges_of_experts_run_in_place_or_beside() -> None:
     assert not plain.beside
     assert not overlapped.in_place
     assert plain.in_place[0].seconds == pytest.approx(3 / 4, abs=1e-4)  # of 1 GB at 1 GB/s, for the three others
+
+
+def test_norms_of_experts_are_summed_in_place() -> None:
+    """Clipping waits for all norms, also where the exchange of tokens is overlapped."""
+    layout = Layout(num_gpus=4, dp=1, fsdp=4, ep=4)
+    found = timer(layout, overlap_expert_exchange=True).stretch(
+        StretchWork(traffic=one("all_reduce", "ep", "optimizer"))
+    )
+    (on_link,) = found.in_place
+    assert on_link.seconds == pytest.approx(2 * 3 / 4, abs=1e-4)  # twice round the ring of four, 1 GB at 1 GB/s
+    assert not found.beside
 
 
 def test_ring_attention_passes_whole_buffers_on() -> None:
@@ -100,6 +112,8 @@ def test_what_a_stretch_moves_at_least_is_summed_by_link() -> None:
     bound = StretchTimer(SETUP, LAYOUT, cluster(), "bound")
     in_node, across = LeastBytes(received=0.75 * GIGA, sent=0.75 * GIGA), LeastBytes(GIGA, GIGA, GIGA, GIGA)
     assert bound.least_traffic(work) == {"node_link": in_node, "network_link": across}
+    norms = bound.least_traffic(StretchWork(traffic=one("all_reduce", "pp", "optimizer")))
+    assert norms == {"network_link": LeastBytes(GIGA, GIGA, GIGA, GIGA)}
     exchanged = bound.least_traffic(work, exchanges=True)
     assert exchanged == {"node_link": in_node, "network_link": across._replace(sent=2 * GIGA)}
     assert not bound.stretch(work).collectives

@@ -60,6 +60,7 @@ def random_setup(pick: random.Random, spec: ModelSpec, lengths: list[int]) -> Se
             optimizer=pick.choice(["adamw", "adamw-foreach", "sgd", "sgd-momentum"]),
             loss_chunk=pick.choice([None, None, length * sequences // 3 + 1]),  # a few chunks, the last one shorter
             mtp=pick.choice([None, False]),
+            clip_gradients=pick.random() < 0.3,
         ),
         spec,
     )

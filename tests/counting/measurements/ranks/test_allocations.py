@@ -1,5 +1,6 @@
 """The log of a rank: its peaks are those of the rank's memory, and each allocation has its stream."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -84,6 +85,19 @@ LLAMA = spec_from_fields(FAMILIES["llama"], "llama")
 def test_streams(axes: dict[str, Any], streams: set[str]) -> None:
     events = log_of_rank(LLAMA, resolved(LLAMA, sequence_length=40), layout_of(**axes), 0)
     assert {event.stream for event in allocations(events)} == streams
+
+
+def test_clipping_allocates_norms_and_four_copies_of_them() -> None:
+    """In each of two steps, of 30 gradients in fp32: norms; the stack of these, squares, sums, roots; and the total.
+
+    Then that and 1e-6, its inverse, its product with the norm that is allowed, and the factor, at most 1.
+    """
+
+    def sizes(*, clips: bool) -> Counter[int]:
+        setup = resolved(LLAMA, sequence_length=40, clip_gradients=clips)
+        return Counter(event.bytes for event in allocations(log_of_rank(LLAMA, setup, layout_of(fsdp=4), 0)))
+
+    assert sizes(clips=True) - sizes(clips=False) == Counter({4: 2 * (30 + 1 + 4), 4 * 30: 2 * 4})
 
 
 def test_what_the_streams_of_fully_shard_make() -> None:

@@ -28,9 +28,9 @@ LENGTHS = {"deepseek_v3": 32}
 
 # Family, ranks, axes.
 SMALL = [
-    ("llama", 2, {"fsdp": 2}),
-    ("llama", 2, {"tp": 2}),
-    ("mixtral", 2, {"fsdp": 2, "ep": 2, "grouping": "torchtitan"}),
+    ("llama", 2, {"fsdp": 2}, {}),
+    ("llama", 2, {"tp": 2}, {"clip_gradients": True}),
+    ("mixtral", 2, {"fsdp": 2, "ep": 2, "grouping": "torchtitan"}, {"clip_gradients": True}),
 ]
 MATRIX = [
     ("smollm", 2, {"fsdp": 2, "grouping": "torchtitan"}),
@@ -54,7 +54,7 @@ SETUPS: list[dict[str, Any]] = [
     {"micro_batches": 3},
     {"recompute": "full", "loss_chunk": 8, "optimizer": "sgd-momentum"},
     {"recompute": "selective", "precision": "bf16", "micro_batch_size": 2},
-    {"recompute": "per_op", "micro_batches": 2},
+    {"recompute": "per_op", "micro_batches": 2, "clip_gradients": True},
 ]
 
 
@@ -70,9 +70,11 @@ def compare(worlds: dict[int, World], family: str, ranks: int, axes: dict[str, A
         assert profile == fake
 
 
-@pytest.mark.parametrize(("family", "ranks", "axes"), SMALL)
-def test_real_equals_fake(worlds: dict[int, World], family: str, ranks: int, axes: dict[str, Any]) -> None:
-    compare(worlds, family, ranks, axes, {"micro_batches": 2})
+@pytest.mark.parametrize(("family", "ranks", "axes", "run"), SMALL)
+def test_real_equals_fake(
+    worlds: dict[int, World], family: str, ranks: int, axes: dict[str, Any], run: dict[str, Any]
+) -> None:
+    compare(worlds, family, ranks, axes, {"micro_batches": 2, **run})
 
 
 @pytest.mark.sweep

@@ -6,6 +6,7 @@ import pytest
 
 from counting.measurements.ranks import measure_work
 from counting.measurements.ranks.process import measure_model
+from counting.ranks.profile import Traffic, total_traffic
 from counting.ranks.result import step_traffic
 from counting.ranks.shallow import shallow
 from tests.counting.measurements.rank_runs import layout_of, resolved
@@ -28,10 +29,10 @@ def model_of(fields: dict[str, Any]) -> ModelSpec:
         (LLAMA, {"fsdp": 2, "dp": 2, "zero": 2, "grouping": "torchtitan"}, {"micro_batches": 2}),
         (LLAMA, {"dp": 4}, {"precision": "mixed-fp32-gradients"}),
         (LLAMA, {"tp": 4}, {"loss_chunk": 7}),
-        (LLAMA, {"tp": 2, "sequence_parallel": False, "fsdp": 2}, {"recompute": "selective"}),
+        (LLAMA, {"tp": 2, "sequence_parallel": False, "fsdp": 2}, {"recompute": "selective", "clip_gradients": True}),
         (LLAMA, {"cp": 2, "fsdp": 2}, {"micro_batches": 3}),
         (GEMMA2, {"fsdp": 4}, {}),
-        (GPT_OSS, {"fsdp": 4, "ep": 2}, {}),
+        (GPT_OSS, {"fsdp": 4, "ep": 2}, {"clip_gradients": True}),
         (DEEPSEEK_V3 | {"num_nextn_predict_layers": 1}, {"fsdp": 4, "ep": 4}, {"mtp": True, "recompute": "per_op"}),
     ],
 )
@@ -46,7 +47,8 @@ def test_flops_and_traffic_are_those_of_the_profile(
     profile = measure_model(shallow(spec), setup, layout)
     assert setup.micro_batches is not None
     assert step_flops(work) == profile.flops.hardware
-    assert step_traffic_of(work) == step_traffic(shallow(spec), profile, setup.micro_batches)
+    of_update = total_traffic([(step_traffic_of(work), 1), (work.ranks[0].optimizer.traffic, 1)])
+    assert of_update == step_traffic(shallow(spec), profile, setup.micro_batches)
 
 
 def test_gradients_are_reduced_in_the_last_micro_batch() -> None:
@@ -73,6 +75,36 @@ def test_update_of_the_first_shard() -> None:
     assert sum(read for name, read, _ in calls if name == "_fused_adamw_") == 16 * numbers + 4 * 30
     assert sum(written for name, _, written in calls if name == "_fused_adamw_") == 12 * numbers
     assert {name for name, _, _ in calls} == {"_foreach_add_", "_fused_adamw_"}
+
+
+def test_clipping_of_a_rank() -> None:
+    """Of 30 tensors on 4 ranks: gradients are read for their norms and again, with a factor, to be scaled.
+
+    Norms are stacked, squared, summed over the ranks and their roots taken, 4 x 30 bytes each time; then a norm of all.
+    To it 1e-6 is added; max_norm over that, at most 1, is the factor.
+    """
+    spec = model_of(LLAMA)
+    layout = layout_of(fsdp=4)
+    plain, clipped = (
+        measure_work(spec, resolved(spec, sequence_length=32, clip_gradients=clips), layout).ranks[0].optimizer
+        for clips in (False, True)
+    )
+    gradients, norms = 4 * (3 * (4 * 64 * 64 + 3 * 64 * 112 + 2 * 64) + 2 * 96 * 64 + 64) // 4, 4 * 30
+    clipping = clipped.ops[: len(clipped.ops) - len(plain.ops)]
+    assert clipped.ops[len(clipping) :] == plain.ops
+    assert [(op.name, op.calls, op.bytes_read, op.bytes_written) for op in clipping] == [
+        ("_foreach_norm", 1, gradients, norms),
+        ("stack", 1, norms, norms),
+        ("pow", 2, norms, norms),
+        ("linalg_vector_norm", 1, norms, 4),
+        ("add", 1, 4, 4),
+        ("reciprocal", 1, 4, 4),
+        ("mul", 1, 4, 4),
+        ("clamp", 1, 4, 4),
+        ("_foreach_mul_", 1, gradients + 4, gradients),
+    ]
+    assert clipped.traffic == {"optimizer all_reduce fsdp": Traffic(calls=1, bytes_in=norms, bytes_out=norms)}
+    assert not plain.traffic
 
 
 @pytest.mark.parametrize(("axes", "sums"), [({"tp": 2}, True), ({"tp": 2, "fsdp": 2}, False)])

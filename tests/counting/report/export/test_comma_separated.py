@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from counting.calibration.found import FoundMachine
+from counting.calibration.steps import CalibratedCluster
 from counting.command import output_file
 from counting.command.flags.parser import read_flags
-from counting.command.jobs.outputs import csv_names
+from counting.command.jobs.outputs import check_rows_and_output, csv_names, write_rows_and_output
+from counting.cost.fit import FittedLaw
 from counting.published.claim import Claim
 from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
@@ -21,8 +24,9 @@ from counting.records import TidyRow
 from counting.report import Results
 from counting.report.export.comma_separated import csv_files, csv_text, rows_by_file
 from model_training_cost_analysis import main
-from tests.counting.records.made_up import made_up, numbers_in
+from tests.counting.records.made_up import made_up, numbers_in, numbers_of, without_fields
 from tests.shrunken import DEEPSEEK_V3, LLAMA
+from torch_models.errors import UserError
 
 HEADINGS = ["scope", "component", "quantity", "value", "unit", "convention"]
 
@@ -46,7 +50,8 @@ def values_in(path: Path) -> list[float]:
 def run_and_budget(configs: tuple[str, str]) -> list[str]:
     model, *_ = configs
     run = ["--gpus", "H100,A100", "--tokens", "3T", "--num_gpus", "7", "--seq_len", "16"]
-    return ["--model_config", model, *run, "--training_budget", "5M"]
+    beyond = ["--unique_tokens", "1B", "--inference_tokens", "2T", "--scaling_law", "all"]
+    return ["--model_config", model, *run, "--training_budget", "5M", *beyond]
 
 
 def comparison(configs: tuple[str, str]) -> list[str]:
@@ -61,9 +66,7 @@ def test_numbers_are_those_of_the_document_to_the_digit(
     flags = [*flags_of(configs), "--csv", str(folder)]
     assert main([*flags, "--json"]) == 0
     captured = capsys.readouterr()
-    document = json.loads(captured.out)
-    for analysis in document["analyses"]:
-        del analysis["agreement"]
+    document = without_fields(json.loads(captured.out), ("agreement", "bootstrap"))
     results = {key: document[key] for key in ("analyses", "runs", "comparison", "budget", "published", "claim")}
     written = {f"{key}.csv": sorted(numbers_in(content)) for key, content in results.items() if content}
     assert {path.name: values_in(path) for path in folder.iterdir()} == written
@@ -180,7 +183,7 @@ def test_a_file_that_appears_meanwhile_leaves_nothing(
 
     monkeypatch.setattr(output_file, "_rename_to_new", rename_but_not_the_second)
     folder = tmp_path / "out"
-    with pytest.raises(output_file.UserError, match=r"out/b\.csv: exists already"):
+    with pytest.raises(UserError, match=r"out/b\.csv: exists already"):
         output_file.write_folder(str(folder), {"a.csv": "a", "b.csv": "b"}, overwrite=False)
     assert not folder.exists()
 
@@ -189,3 +192,28 @@ def test_a_plan_may_name_the_folder(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(f'training_budget = "5M"\ncsv = "{tmp_path / "out"}"\n')
     options: Namespace = read_flags(["--plan", str(tmp_path / "plan.toml")])
     assert options.csv == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [FittedLaw, CalibratedCluster, FoundMachine])
+def test_rows_beside_the_output_of_another_command(kind: type[Any], tmp_path: Path) -> None:
+    output, folder, result = tmp_path / "out.json", tmp_path / "rows", made_up(kind)
+    options = Namespace(output=str(output), csv=str(folder), force=False)
+    check_rows_and_output(options, "found.csv", {"read": None})
+    write_rows_and_output(options, {"found.csv": result}, "{}")
+    assert output.read_text() == "{}"
+    assert values_in(folder / "found.csv") == numbers_of(result, without=("bootstrap",))
+    with pytest.raises(UserError, match=r"out\.json: exists already"):
+        check_rows_and_output(options, "found.csv", {})
+    output.unlink()
+    with pytest.raises(UserError, match=r"found\.csv: exists already"):
+        check_rows_and_output(options, "found.csv", {})
+    options = Namespace(output=str(folder / "found.csv"), csv=str(folder), force=True)
+    with pytest.raises(UserError, match="--output and --csv name one file"):
+        check_rows_and_output(options, "found.csv", {})
+
+
+@pytest.mark.parametrize("command", [["fit", "runs.csv"], ["calibrate", "rows.csv"]])
+def test_other_commands_take_a_folder_of_rows(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of([*command, "--output", "out.json", "--csv", "/no/such/folder"], capsys)
+    assert line == "error: /no/such/folder: there is no folder /no/such"
+    assert error_of([*command, "--output", "out.json", "--csv", ""], capsys) == "error: --csv '': must name a folder"

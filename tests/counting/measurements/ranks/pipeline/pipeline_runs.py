@@ -19,12 +19,15 @@ from counting.ranks.pipeline_memory import actions_with_passes
 from counting.ranks.profile import RankStretch, Traffics
 from counting.ranks.shallow import shallow
 from counting.setup import Setup
+from counting.step.profile import Stretch
 from torch_models.builder import build_stage_model
 from torch_models.layout import Layout
-from torch_models.parallel.mesh import build_meshes
+from torch_models.parallel.clipping import clip_gradients
+from torch_models.parallel.mesh import Meshes, build_meshes
 from torch_models.parallel.pipeline import Pipeline, build_pipeline, pipeline_rank_of
 from torch_models.spec import ModelSpec
 from torch_models.stages import Stage, stages_of
+from torch_models.training.stage import StageModel
 
 OF_BATCHES: tuple[PassKind, ...] = ("forward", "backward", "input_backward", "weight_backward")
 Moment = tuple[PassKind, int, int, int]  # a pass: kind, stage, micro-batch; the most bytes that were alive during it
@@ -37,6 +40,7 @@ class WholeRun(NamedTuple):
     peak: int  # of the whole step
     left: int  # alive after the step, without gradients of parameters
     traffic: Traffics
+    clipping: RankStretch | None
 
 
 def run_whole(spec: ModelSpec, setup: Setup, layout: Layout, rank: int, steps: int = 1) -> WholeRun:
@@ -83,7 +87,9 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
         for module in modules:
             module.zero_grad(set_to_none=True)
         # No variable may refer to the buffers of the step before: some are replaced.
-        with RankBytes([*existing, *(_buffers(pipeline) if step else ())], collectives) as tracker:
+        with RankBytes(
+            [*existing, *(_buffers(pipeline) if step else ())], collectives, collectives.of_tensors
+        ) as tracker:
             tracker.watch()
             moments: list[Moment] = []
             peaks: list[int] = []
@@ -95,7 +101,19 @@ def run_step(spec: ModelSpec, setup: Setup, layout: Layout, device: torch.device
             gradients = {tracker.serial(p.grad) for m in modules for p in m.parameters() if p.grad is not None}
             left = sum(size for serial, size in tracker.alive().items() if serial not in gradients)
             traffic = collectives.take()
-    return WholeRun(moments, max(peaks), left, traffic)
+            clipping = _clip(modules, meshes, tracker, collectives) if setup.clip_gradients else None
+    return WholeRun(moments, max(peaks), left, traffic, clipping)
+
+
+def _clip(
+    modules: Sequence[StageModel], meshes: Meshes, tracker: RankBytes, collectives: CollectiveCounter
+) -> RankStretch:
+    """Clip the gradients that are there, as a user does."""
+    collectives.phase = "optimizer"
+    before = tracker.live
+    tracker.watch()
+    clip_gradients(modules, meshes, 1.0)
+    return RankStretch(memory=Stretch(peak=tracker.peak - before, net=0), traffic=collectives.take())
 
 
 def _let_go(parameter: Tensor) -> None:

@@ -20,13 +20,13 @@ from torch_models.stages import Stage, stages_of
 SMALL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llama", {"pp": 2}, {"precision": "mixed-fp32-gradients"}),
     ("llama", {"pp": 2, "fsdp": 2, "tp": 2}, {}),
-    ("mixtral", {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "zbv"}, {}),
+    ("mixtral", {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "zbv"}, {"clip_gradients": True}),
 ]
 MATRIX: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llama", {"pp": 2, "fsdp": 2, "schedule": "zb"}, {}),
     ("llama", {"pp": 2, "dp": 2, "cp": 2, "schedule": "interleaved"}, {"recompute": "selective"}),
     ("deepseek_v3", {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"recompute": "full", "mtp": True}),
-    ("deepseek_v3", {"pp": 2}, {"mtp": True}),
+    ("deepseek_v3", {"pp": 2}, {"mtp": True, "clip_gradients": True}),
 ]
 MICRO_BATCHES = 4
 
@@ -81,7 +81,8 @@ def compare(family: str, axes: dict[str, Any], run: dict[str, Any]) -> None:
         assert rank.pipeline_rank == profile.pipeline_rank
         assert flops_of(rank, compiled=False) == flops_of(rank, compiled=True) == profile.flops.hardware
         of_passes = [(stretch.traffic, times) for stretch, times in step_of(rank)]
-        found = total_traffic([*of_passes, (messages_of_step(rank, of_all), 1)])
+        found = total_traffic([*of_passes, (messages_of_step(rank, of_all), 1), (rank.optimizer.traffic, 1)])
+        assert bool(rank.optimizer.traffic) is setup.clip_gradients
         assert found == pipeline_traffic(stages, setup, profile)
         assert rank.optimizer.ops
 

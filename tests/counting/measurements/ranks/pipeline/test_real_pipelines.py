@@ -22,13 +22,13 @@ LENGTHS = {"deepseek_v3": 32}  # tokens of which the experts get equally many ro
 SMALL = [
     ("llama", 2, {"pp": 2}, {}),
     ("mixtral", 2, {"pp": 2, "schedule": "dualpipev"}, {}),
-    ("llama", 4, {"pp": 2, "fsdp": 2}, {}),
+    ("llama", 4, {"pp": 2, "fsdp": 2}, {"clip_gradients": True}),
     ("llama", 4, {"pp": 2, "tp": 2, "schedule": "zbv"}, {}),
 ]
 MATRIX = [
     ("llama", 2, {"pp": 2, "schedule": "gpipe"}, {}),
     ("llama", 2, {"pp": 2, "schedule": "interleaved"}, {"recompute": "selective"}),
-    ("llama", 2, {"pp": 2, "schedule": "zb"}, {"precision": "bf16"}),
+    ("llama", 2, {"pp": 2, "schedule": "zb"}, {"precision": "bf16", "clip_gradients": True}),
     ("deepseek_v3", 2, {"pp": 2, "schedule": "zbv"}, {"recompute": "full"}),
     ("llama", 4, {"pp": 4}, {}),
     ("llama", 4, {"pp": 4, "schedule": "dualpipev"}, {}),
@@ -36,8 +36,8 @@ MATRIX = [
     ("llama", 4, {"pp": 2, "fsdp": 2, "schedule": "zb"}, {}),
     ("llama", 4, {"pp": 2, "dp": 2, "schedule": "zbv"}, {}),
     ("mixtral", 4, {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"recompute": "full"}),
-    ("deepseek_v3", 4, {"pp": 2, "fsdp": 2, "ep": 2}, {"mtp": True}),
-    ("deepseek_v3", 4, {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"mtp": True}),
+    ("deepseek_v3", 4, {"pp": 2, "fsdp": 2, "ep": 2}, {"mtp": True, "clip_gradients": True}),
+    ("deepseek_v3", 4, {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"mtp": True, "clip_gradients": True}),
 ]
 
 
@@ -53,6 +53,7 @@ def compare(worlds: dict[int, World], family: str, ranks: int, axes: dict[str, A
             profile = profiles[rank // layout.ranks_of_stage]
             assert found == run_whole(spec, setup, layout, rank, steps=2)
             assert profile.micro_batches_run == setup.micro_batches
+            assert found.clipping == profile.gradient_clipping
             assert (found.moments, found.peak) == composed_moments(profile, stages_of(spec, layout))
 
 

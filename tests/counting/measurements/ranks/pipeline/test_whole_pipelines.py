@@ -21,13 +21,13 @@ from torch_models.stages import stages_of
 SMALL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llama", {"pp": 3}, {}),
     ("llama", {"pp": 2, "fsdp": 2, "schedule": "interleaved"}, {}),
-    ("mixtral", {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"recompute": "full"}),
+    ("mixtral", {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"recompute": "full", "clip_gradients": True}),
 ]
 MATRIX: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("llama", {"pp": 4, "schedule": "gpipe"}, {}),
     ("llama", {"pp": 3}, {"precision": "mixed-fp32-gradients"}),
     ("llama", {"pp": 2, "dp": 2, "schedule": "interleaved", "stages_per_rank": 4}, {}),
-    ("llama", {"pp": 2, "fsdp": 2, "tp": 2, "schedule": "dualpipev"}, {}),
+    ("llama", {"pp": 2, "fsdp": 2, "tp": 2, "schedule": "dualpipev"}, {"clip_gradients": True}),
     ("olmo2", {"pp": 2, "tp": 2, "schedule": "dualpipev"}, {"recompute": 2}),
     ("gpt_oss", {"pp": 2, "fsdp": 2, "schedule": "zb"}, {"recompute": "selective"}),
     ("llama", {"pp": 2, "fsdp": 2, "schedule": "zb", "grouping": "layers"}, {}),
@@ -36,7 +36,7 @@ MATRIX: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("mixtral", {"pp": 2, "dp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"loss_chunk": 16}),
     ("deepseek_v3", {"pp": 2, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"recompute": "full", "mtp": True}),
     ("deepseek_v3", {"pp": 4, "fsdp": 2, "ep": 2, "schedule": "dualpipev"}, {"mtp": True}),
-    ("deepseek_v3", {"pp": 2}, {"recompute": "full", "mtp": True}),
+    ("deepseek_v3", {"pp": 2}, {"recompute": "full", "mtp": True, "clip_gradients": True}),
 ]
 
 
@@ -49,6 +49,7 @@ def compare(family: str, axes: dict[str, Any], run: dict[str, Any], micro_batche
         whole = run_whole(spec, setup, layout, profile.pipeline_rank * layout.ranks_of_stage, steps)
         moments, most = composed_moments(profile, stages_of(spec, layout), micro_batches - profile.micro_batches_run)
         assert whole.peak == most
+        assert whole.clipping == profile.gradient_clipping
         if profile.micro_batches_run == micro_batches:
             assert whole.moments == moments
         else:

@@ -6,20 +6,23 @@ follows from the target. Parameters are counted by formula.
 """
 
 from collections.abc import Iterator
-from itertools import count
 from math import ceil, exp, floor, fsum, log
 
 import msgspec
 
 from counting.analysis import count_by_formula
-from counting.cost.design.architecture import Architecture
+from counting.cost.design.architecture import (
+    LARGEST_RELATIVE_ERROR,
+    Architecture,
+    DesignFamily,
+    best_shape,
+    hidden_size_rule,
+    hidden_sizes,
+    sizes_in_range,
+    whole_layers,
+)
 from counting.cost.design.published_models import published_peers
-from torch_models.errors import UserError
 from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerRun, LayerSpec, ModelSpec, RotarySpec
-
-SMALLEST_DESIGN = 250_000_000  # below it, steps of whole layers and tiles are too coarse to reach every N within 0.5 %
-LARGEST_DESIGN = 10**13  # above it, there is no published dense model near enough to guide a design
-LARGEST_RELATIVE_ERROR = 0.005
 
 HEAD_DIM = 128
 WIDTH_STEP = 256
@@ -79,26 +82,23 @@ class LlamaShape(msgspec.Struct, frozen=True, kw_only=True):
         return self.intermediate_size / self.hidden_size
 
 
-def design_model(target_parameters: int) -> Architecture:
+def design_llama(target_parameters: int) -> Architecture:
     """The Llama-style config with the smallest penalty, within 0.5 % of `target_parameters`.
 
     The penalty is the sum of five terms: (1) the deviation of hidden size / layers from the geometric mean of published
     models of that size and (2) of the SwiGLU width from 8/3 of the hidden size, each divided by the largest deviation
     that its rule allows; (3) a quarter of the same quotient for the number of parameters; (4) 0.5 for each key/value
     head fewer than 8; (5) the relative growth of the vocabulary over the preferred size.
-    Raises UserError if `target_parameters` is not between 2.5 x 10^8 and 10^13.
     """
-    if not SMALLEST_DESIGN <= target_parameters <= LARGEST_DESIGN:
-        raise UserError(
-            f"cannot design a model of {target_parameters:,} parameters: the design rules hold from "
-            f"{SMALLEST_DESIGN:,} to {LARGEST_DESIGN:,}; change the budget, the GPUs or the utilisation"
-        )
     tier = LARGE_TIER if target_parameters >= LARGE_FROM else SMALL_TIER
-    _, shape = min(_candidates(target_parameters, tier), key=lambda candidate: candidate[0])
+    shape = best_shape(_candidates(target_parameters, tier), "llama", target_parameters)
     parameters = count_by_formula(_model_spec(shape, tier)).total
     return Architecture(
+        family="llama",
         config=_config(shape, tier),
         parameters=parameters,
+        active_parameters=parameters,
+        sized_by="total",
         target_parameters=target_parameters,
         relative_error=parameters / target_parameters - 1,
         rules=_rules(shape, target_parameters, tier),
@@ -129,21 +129,19 @@ def _candidates(target: int, tier: Tier) -> Iterator[tuple[float, LlamaShape]]:
 
 def _one_layer_shapes(target: int, tier: Tier, lowest_ratio: float, highest_ratio: float) -> Iterator[LlamaShape]:
     """The shapes to try, each with one layer: those near the published range of hidden size / layers."""
-    for hidden_size in _hidden_sizes():
-        groups, *fewer_groups = _key_value_heads(hidden_size // HEAD_DIM)
+
+    def typical_ratio(hidden_size: int) -> float:
         shape = LlamaShape(
             hidden_size=hidden_size,
             intermediate_size=round(SWIGLU_RATIO * hidden_size),
-            num_key_value_heads=groups,
+            num_key_value_heads=_key_value_heads(hidden_size // HEAD_DIM)[0],
             vocab_size=tier.vocab_sizes[0],
         )
-        ratio = hidden_size / _fill(shape, target, tier)[0]
-        if ratio > 1.2 * highest_ratio:
-            return  # too few layers; wider shapes have even fewer
-        if ratio < lowest_ratio / 1.2:
-            continue
+        return hidden_size / _fill(shape, target, tier)[0]
+
+    for hidden_size in sizes_in_range(hidden_sizes(), typical_ratio, lowest_ratio, highest_ratio):
         for intermediate_size in _swiglu_widths(hidden_size):
-            for num_key_value_heads in (groups, *fewer_groups):
+            for num_key_value_heads in _key_value_heads(hidden_size // HEAD_DIM):
                 for vocab_size in tier.vocab_sizes:
                     yield LlamaShape(
                         hidden_size=hidden_size,
@@ -158,16 +156,8 @@ def _fill(shape: LlamaShape, target: int, tier: Tier) -> tuple[int, int]:
     first, second = (
         count_by_formula(_model_spec(msgspec.structs.replace(shape, layers=layers), tier)).total for layers in (1, 2)
     )
-    further = second - first
-    further_layers = max(0, round((target - first) / further))
-    return 1 + further_layers, first + further_layers * further
-
-
-def _hidden_sizes() -> Iterator[int]:
-    """Multiples of 256 from 512, of 512 from 2,048 and of 1,024 from 8,192, an infinite sequence."""
-    yield from range(512, 2048, 256)
-    yield from range(2048, 8192, 512)
-    yield from count(8192, 1024)
+    further, parameters = whole_layers(first, second, target)
+    return 1 + further, parameters
 
 
 def _swiglu_widths(hidden_size: int) -> range:
@@ -244,8 +234,7 @@ def _rules(shape: LlamaShape, target: int, tier: Tier) -> tuple[str, ...]:
     return (
         f"hidden size / layers = {shape.hidden_size / shape.layers:.0f}: within {min(ratios):.0f} to {max(ratios):.0f} "
         f"(mean {mean:.0f}) of published models nearest in size: {', '.join(model.name for model in peers)}",
-        f"hidden size {shape.hidden_size}: a multiple of 256, whole tiles of a matrix multiply; of 512 from 2,048 and "
-        "of 1,024 from 8,192 on",
+        hidden_size_rule(shape.hidden_size),
         f"head_dim {HEAD_DIM}: as Llama-1 to 3 from 7B on (arXiv 2302.13971, 2407.21783)",
         f"{shape.heads} query heads share {shape.num_key_value_heads} key/value heads (Ainslie et al. 2023, arXiv "
         "2305.13245): 8 as Llama-3 at every size (arXiv 2407.21783, table 3), fewer where 8 do not divide the query "
@@ -255,3 +244,13 @@ def _rules(shape: LlamaShape, target: int, tier: Tier) -> tuple[str, ...]:
         f"vocabulary {shape.vocab_size:,}: {tier.rule}",
         "RMSNorm epsilon 1e-5, silu and no biases: as Llama-2 and Llama-3",
     )
+
+
+LLAMA_DESIGNS = DesignFamily(
+    name="llama",
+    smallest=250_000_000,
+    largest=10**13,
+    sized_by="total",
+    range_source="below, steps of whole layers and tiles are too coarse; above, no published dense model is near",
+    design=design_llama,
+)

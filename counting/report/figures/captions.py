@@ -1,0 +1,119 @@
+"""The conventions of each kind of figure in words, which stand at its foot."""
+
+from collections.abc import Callable, Mapping
+
+from counting.report.figures.words import FLOP_WORDS, PEAK_WORDS
+from counting.report.format import dollars, integer, recompute_in_words, scientific, short_percent
+from counting.report.results import Fitted, Results
+
+
+def _of_parameters(results: Results) -> str:
+    words = "What the optimiser updates, tied matrices once; M = 10⁶, B = 10⁹, T = 10¹²."
+    if any(analysis.parameters.total != analysis.parameters.active for analysis in results.analyses):
+        words += " Active: those that one token uses."
+    if any(analysis.parameters.mtp for analysis in results.analyses):
+        words += " Multi-token prediction stands beside the main model and is not in the bar."
+    return f"{words} Counted on the modules."
+
+
+def _of_flops(results: Results) -> str:
+    lengths = sorted({analysis.sequence_length for analysis in results.analyses})
+    return (
+        f"3 × the forward pass over sequences of {' or '.join(map(integer, lengths))} tokens, without recomputation. "
+        f"{FLOP_WORDS}"
+    )
+
+
+def _of_comparison(results: Results) -> str:
+    comparison = results.comparison
+    assert comparison is not None
+    length = comparison.models[0].sequence_length
+    return (
+        f"Active parameters: those that one token uses. FLOPs: the model's own count at {integer(length)} tokens a "
+        f"sequence, 3 × forward. {FLOP_WORDS} {PEAK_WORDS} GPU-hours = FLOPs / (peak × MFU); cost = GPU-hours × "
+        f"{dollars(comparison.price_usd_per_hour)}; without failed runs, evaluation, storage and people."
+    )
+
+
+def _of_bill(results: Results) -> str:
+    return (
+        f"GPU-hours = training FLOPs / (peak × MFU); cost = GPU-hours × price of an hour. {PEAK_WORDS} Without failed "
+        "runs, evaluation, storage and people."
+    )
+
+
+def _of_law(results: Results) -> str:
+    plan = results.budget
+    assert plan is not None
+    words = (
+        f"C = {scientific(plan.training_flops)} FLOP, on {plan.best_gpu} at {short_percent(plan.mfu)} MFU. Loss = E + "
+        "A / N^alpha + B / D^beta with 6 N D = C, markers at the optimum. Laws are of different data and tokenisers, "
+        "so their losses do not compare; their optima do."
+    )
+    words += (
+        " Band and bar: 95 % of the law's bootstrap."
+        if plan.intervals
+        else f" {plan.scaling_law} has no interval: no draws of a bootstrap are published with it."
+    )
+    if plan.extrapolated:
+        words += " The optimum is beyond the runs that the law was fitted to."
+    return f"{words} M = 10⁶, B = 10⁹, T = 10¹²."
+
+
+def _of_memory(results: Results) -> str:
+    (first, *_) = (analysis for analysis in results.analyses if analysis.timeline is not None)
+    timeline, setup = first.timeline, first.setup
+    assert timeline is not None and setup.micro_batches is not None
+    words = (
+        f"One device; {setup.precision}, {setup.optimizer}, {integer(setup.micro_batch[0])} × "
+        f"{integer(setup.micro_batch[1])} tokens a micro-batch, recompute {recompute_in_words(setup.recompute)}. "
+        "Measured allocation by allocation, at exact sizes; time is their order, not seconds."
+    )
+    if not timeline.all_moments:
+        words += " Each group of neighbouring moments is drawn at its worst."
+    if timeline.micro_batches > timeline.micro_batches_shown:
+        words += f" Micro-batches 3 to {integer(timeline.micro_batches)} repeat the second."
+    words += " Update: its worst moment."
+    if first.fits:
+        return f"{words} A GPU also holds the CUDA context and what the allocator reserves; GiB = 2³⁰ bytes."
+    return f"{words} GB = 10⁹ bytes."
+
+
+def _of_ranks(results: Results) -> str:
+    words = (
+        "The worst moment of the step on each class of equal ranks. Reserved: by torch's allocator, an estimate. "
+        if any(each.memory.reserved_bytes for analysis in results.analyses for each in analysis.rank_classes or ())
+        else "The worst moment of the step on each class of equal ranks, without what the allocator reserves. "
+    )
+    if any(analysis.layout is not None and analysis.layout.pp > 1 for analysis in results.analyses):
+        words += "pp: the ranks of the pipeline in order. "
+    compared = any(analysis.fits for analysis in results.analyses)
+    unit = "GiB = 2³⁰ bytes" if compared else "GB = 10⁹ bytes"
+    return f"{words}A rank also holds the CUDA context and the buffers of communicators. {unit}."
+
+
+def _of_fit(results: Fitted) -> str:
+    fitted = results.fitted
+    words = (
+        "Loss = E + A / N^alpha + B / D^beta, fitted to all runs at once (approach 3 of Hoffmann et al. 2022: the "
+        f"least sum of Huber losses of the residuals). Median residual {100 * fitted.median_residual:.2g} %."
+    )
+    if fitted.derived is not None:
+        words += " 6 N D = C."
+    return words
+
+
+_CAPTIONS: Mapping[str, Callable[[Results], str]] = {
+    "comparison": _of_comparison,
+    "law": _of_law,
+    "bill": _of_bill,
+    "ranks": _of_ranks,
+    "memory": _of_memory,
+    "parameters": _of_parameters,
+    "flops": _of_flops,
+}
+
+
+def caption_of(kind: str, results: Results | Fitted) -> str:
+    """The conventions of the figure of this kind, which these results have."""
+    return _of_fit(results) if isinstance(results, Fitted) else _CAPTIONS[kind](results)
