@@ -121,3 +121,12 @@ def test_progress_says_what_is_done() -> None:
     fit(runs_of(noise=0.005), show=said.append)
     assert said[0] == "fitting 24 runs from 16 starts ..."
     assert said[1].startswith("fitting 100 resamples from minimum 1 of ")
+
+
+def test_a_draw_is_the_best_from_all_minima(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the minima comes first: the worst of the grid, and its best."""
+    runs = runs_of(noise=0.005)
+    monkeypatch.setattr(parametric, "GRID", ((5,), (5,), (0.5,), (0.5,), (0.5, 2.0)))
+    best = fit(runs).draws
+    monkeypatch.setattr(parametric, "_different", lambda minima: list(np.argsort(-minima.values)))
+    assert fit(runs).draws == best
