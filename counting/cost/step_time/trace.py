@@ -148,7 +148,7 @@ def _title(one: OrderedPass) -> str:
 
 
 def _update(rank: RankStep) -> Iterator[_Shown]:
-    begin = rank.passes.end + rank.further
+    begin = rank.update_begin + rank.further
     for segment in rank.update.segments:
         yield segment.row, segment.name, begin + segment.start, begin + segment.end, None
 

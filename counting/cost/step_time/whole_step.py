@@ -8,9 +8,9 @@ from counting.cost.step_time.collectives import LeastBytes, LinkField, least_sec
 from counting.cost.step_time.pipeline import RankTime, Stages, TimedPass, lay_out_ranks
 from counting.cost.step_time.streams import PassTime, TimedStretch, lay_out_pass
 from counting.cost.step_time.stretches import StretchTimer
-from counting.ranks.profile import Axis
+from counting.ranks.profile import Axis, collective_of
 from counting.step.time import TimeBreakdown
-from counting.work import OrderedPass, PassWork, StageWork, StepWork
+from counting.work import OrderedPass, PassWork, RankWork, StageWork, StepWork
 
 ROUNDING = 1e-9  # relative: what is left of a step that has no bubble
 AND = " + "  # between the keys of two passes that are one chain
@@ -25,6 +25,7 @@ class RankStep(NamedTuple):
     order: tuple[OrderedPass, ...]  # without a pipeline, forward and backward of a micro-batch are one
     passes: RankTime
     update: PassTime
+    update_begin: float  # without the micro-batches that the order leaves out
     further: float  # of micro-batches that the order leaves out
     breakdown: TimeBreakdown  # of its own, its bubble up to the end of the step
 
@@ -46,7 +47,8 @@ def lay_out_step(work: StepWork, timer: StretchTimer, *, names: bool = False) ->
     """The step as the estimate has it; with `names` the passes have segments.
 
     Where the order has fewer micro-batches than the step, each further one takes as long as the one in the middle of
-    the order takes the rank that is longest in it.
+    the order takes the rank that is longest in it. Where gradients are clipped, stages of a pipeline add up their
+    norms, so that no update begins before all passes have ended.
     """
     share = timer.machine.beside_collectives_share
     titles = _Titles(work) if names else None
@@ -65,12 +67,20 @@ def lay_out_step(work: StepWork, timer: StretchTimer, *, names: bool = False) ->
     number, further = _further(work, orders[0])
     added = [_middle(order, timetable, number) if further else PassTime() for order in orders]
     longest = max(each.seconds for each in added) * further
-    end = max(one.end + update.seconds for one, update in zip(passes, updates, strict=True)) + longest
+    begins = [one.end for one in passes]
+    if any(_sums_over_stages(rank) for rank in work.ranks):
+        begins = [max(begins)] * len(begins)
+    end = max(begin + update.seconds for begin, update in zip(begins, updates, strict=True)) + longest
     ranks = tuple(
-        RankStep(order, one, update, longest, _breakdown(one, update, more, further, end))
-        for order, one, update, more in zip(orders, passes, updates, added, strict=True)
+        RankStep(order, one, update, begin, longest, _breakdown(one, update, more, further, end))
+        for order, one, update, begin, more in zip(orders, passes, updates, begins, added, strict=True)
     )
     return WholeStep(end, ranks, timetable)
+
+
+def _sums_over_stages(rank: RankWork) -> bool:
+    """Whether the update begins with a sum over the ranks of pp."""
+    return any(collective_of(key).axis == "pp" for key in rank.optimizer.traffic)
 
 
 def bound_of_step(work: StepWork, timer: StretchTimer) -> float:

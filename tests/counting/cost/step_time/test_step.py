@@ -24,6 +24,7 @@ from tests.counting.cost.hand_made import (
     SETUP,
     TERA,
     cluster,
+    copies,
     gathered,
     pipeline_step,
     sharded_step,
@@ -150,6 +151,20 @@ def test_a_pipeline_waits_for_the_known_part(stages: int, micro_batches: int) ->
     assert time.breakdown.bubble == pytest.approx(3 * (stages - 1))
     assert time.breakdown.optimizer == pytest.approx(2)
     assert time.bound_seconds == pytest.approx(time.seconds / 2)
+
+
+@pytest.mark.parametrize(("clips", "seconds"), [(False, 12), (True, 14)])
+def test_stages_that_clip_wait_for_the_norms_of_all(clips: bool, seconds: float) -> None:
+    """The passes of two stages end after 9 s and 7 s, and their updates take 2 s and 5 s."""
+    work, layout = pipeline_step(2, 2), Layout(num_gpus=2, dp=1, pp=2)
+    norm = {"optimizer all_reduce pp": Traffic(calls=1, bytes_in=4, bytes_out=4)} if clips else {}
+    ranks = tuple(
+        structs.replace(rank, optimizer=StretchWork(ops=(copies(update),), traffic=norm))
+        for rank, update in zip(work.ranks, (2, 5), strict=True)
+    )
+    time = time_of(structs.replace(work, ranks=ranks), layout)
+    assert time.seconds == pytest.approx(seconds, abs=1e-3)
+    assert time.bound_seconds <= time.seconds / 2
 
 
 def test_a_pipeline_whose_order_is_extended_takes_as_long_as_the_whole_one() -> None:
