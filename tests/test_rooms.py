@@ -48,8 +48,7 @@ ROOMS = {
     ),
     "torch_models": (
         "torch_models.errors torch_models.spec torch_models.fields torch_models.first_values torch_models.modules"
-        " torch_models.training"
-        " torch_models.builder torch_models.checkpoints"
+        " torch_models.training torch_models.builder torch_models.checkpoints"
     ),
     # Results as rows: numbers as they are. Every result knows how to become rows; a row knows no result.
     "counting.records": "",

@@ -18,9 +18,8 @@ def html_table(title: str, rows: Sequence[TidyRow]) -> str:
 
     The convention of a number is what the pointer shows over its row.
     """
-    telling = [index for index, row in enumerate(rows) if row.value]
-    chosen = sorted(telling, key=lambda index: _distance(rows[index]))[:MOST_ROWS]
-    body = "".join(_html_row(rows[index]) for index in sorted(chosen))
+    chosen = sorted((row for row in rows if row.value), key=_distance)[:MOST_ROWS]
+    body = "".join(map(_html_row, chosen))
     left = len(rows) - len(chosen)
     caption = f"{title}: {left} more rows in to_records()" if left else title
     heading = "".join(f"<th>{column}</th>" for column in SHOWN)
@@ -33,9 +32,9 @@ def _distance(row: TidyRow) -> tuple[bool, int]:
 
 
 def _html_row(row: TidyRow) -> str:
-    cells = (row.scope, row.component, row.quantity, _digits(row.value), row.unit)
-    inner = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-    return f'<tr title="{escape(row.convention)}">{inner}</tr>'
+    words = [f"<td>{escape(word)}</td>" for word in (row.scope, row.component, row.quantity)]
+    number = f'<td style="text-align: right">{_digits(row.value)}</td><td>{escape(row.unit)}</td>'
+    return f'<tr title="{escape(row.convention)}">{"".join(words)}{number}</tr>'
 
 
 def _digits(value: float) -> str:

@@ -138,7 +138,7 @@ PARTS_OF_ANY = {"Constant": "", "Interval": "_interval"}
 PARTS_OF_CLASS = {"Phase": ("peak_bytes", ("micro_batch", "layer"))}
 
 # Fields with several numbers -> the quantity of each, and the scope (a word and its place) or the components.
-SERIES: dict[str, tuple[str, str | tuple[str, ...]]] = {
+SEVERAL_NUMBERS: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "best_shape": ("best_shape", ("rows", "summed", "columns")),
     "fitted_experts": ("fitted_experts", ("low", "high")),
     "fitted_parameters": ("fitted_parameters", ("low", "high")),

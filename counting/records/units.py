@@ -97,7 +97,7 @@ _OF_END = tuple(
 )
 
 
-def unit_of(quantity: str) -> str:
+def unit_of_quantity(quantity: str) -> str:
     """The unit of `quantity`; empty if its name does not say it, which a test does not allow."""
     if quantity in _OF_NAME:
         return _OF_NAME[quantity]

@@ -15,12 +15,12 @@ from counting.records.places import (
     PARTS_OF_ANY,
     PARTS_OF_CLASS,
     SCOPES,
-    SERIES,
+    SEVERAL_NUMBERS,
     SHARE_A_SCOPE,
     WITHOUT_ROWS,
 )
 from counting.records.record import TidyRow
-from counting.records.units import YES_OR_NO, unit_of
+from counting.records.units import YES_OR_NO, unit_of_quantity
 
 BETWEEN = " / "  # the parts of a scope
 TOTAL = "total"  # the component of a number whose components are rows too
@@ -40,7 +40,7 @@ class _Place(NamedTuple):
         return self._replace(scope=(*self.scope, scope)) if scope else self
 
     def row(self, quantity: str, component: str, value: float) -> TidyRow:
-        unit, number = self.unit or unit_of(quantity), value
+        unit, number = self.unit or unit_of_quantity(quantity), value
         if isinstance(value, bool):
             unit, number = YES_OR_NO, int(value)
         convention = governing_sentence(self.of, quantity) if self.convention is None else self.convention
@@ -125,7 +125,7 @@ def _table(table: Mapping[str, Any], quantity: str, component: str, place: _Plac
         if isinstance(number, msgspec.Struct):
             yield from _struct(number, place.within(key))
         elif isinstance(number, list | tuple):
-            named, word = SERIES[quantity]
+            named, word = SEVERAL_NUMBERS[quantity]
             for index, each in enumerate(number):
                 yield place.within(f"{word} {index}").row(named, key, each)
         elif isinstance(number, bool | int | float):
@@ -158,7 +158,7 @@ def _sequence(content: list[Any] | tuple[Any, ...], field: str, place: _Place) -
         numbered = f"{scope} ({again + 1})" if alike else scope
         yield from _struct(each, place.within(numbered))
     numbers = [each for each in content if isinstance(each, int | float)]
-    quantity, names = SERIES.get(field, (field.removesuffix("s"), field.removesuffix("s").replace("_", " ")))
+    quantity, names = SEVERAL_NUMBERS.get(field, (field.removesuffix("s"), field.removesuffix("s").replace("_", " ")))
     for index, number in enumerate(numbers):
         if isinstance(names, str):
             yield place.within(f"{names} {index}").row(quantity, "", number)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from math import ceil, floor
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -12,6 +12,7 @@ from torch_models.errors import UserError
 
 LARGEST_RELATIVE_ERROR = 0.005
 
+_Shape = TypeVar("_Shape")
 SizedBy = Literal["total", "active"]  # which parameters of a design are brought to the target
 
 
@@ -86,6 +87,17 @@ def sizes_in_range(
             return  # too few layers; wider shapes have even fewer
         if ratio >= lowest / 1.2:
             yield hidden_size
+
+
+def best_shape(candidates: Iterable[tuple[float, _Shape]], family: str, target: int) -> _Shape:
+    """The shape with the smallest penalty, of (penalty, shape); the first one of several. Raises UserError for none."""
+    best = min(candidates, key=lambda candidate: candidate[0], default=None)
+    if best is None:
+        raise UserError(
+            f"no {family} model by its design rules is within {LARGEST_RELATIVE_ERROR:.1%} of {target:,} parameters; "
+            "change the budget by a percent"
+        )
+    return best[1]
 
 
 def multiples_near(ideal: float, step: int, share: float) -> range:

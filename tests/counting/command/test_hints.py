@@ -14,6 +14,7 @@ from counting.cost.beyond_compute import beyond_compute
 from counting.cost.budget import plan_budget
 from counting.cost.cluster import Cluster
 from counting.cost.comparison import compare
+from counting.cost.design import design_model
 from counting.cost.hardware import find_gpu
 from counting.cost.run import RunPlan, plan_run
 from counting.cost.step_time import check_cluster
@@ -159,6 +160,10 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         lambda: without_links(1),
         "network_link = null: the layout has groups across nodes, and the speed of the links of Ours there is unknown: "
         'give it in a --cluster file, as {"gpu": "Ours", "network_link": {"gb_per_s": 50}}, of one GPU in one dir',
+    ),
+    (
+        lambda: design_model(10**9, "gpt2"),
+        "--design_family = 'gpt2': is not known: choose from deepseek_v3, llama, qwen3",
     ),
     (lambda: beyond_compute(plan_budget(5e6), unique_tokens=0), "--unique_tokens = 0: must be a whole number, at"),
     (lambda: beyond_compute(plan_budget(5e6), inference_tokens=0), "--inference_tokens = 0: must be a whole"),

@@ -12,7 +12,7 @@ from torch_models.fields.config import spec_from_fields
 
 
 def rows_of_html(html: str) -> list[list[str]]:
-    return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr title=.*?</tr>", html)]
+    return [re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr title=.*?</tr>", html)]
 
 
 def test_a_budget_is_shown_as_a_table() -> None:
@@ -27,6 +27,7 @@ def test_the_whole_model_stands_before_its_layers() -> None:
     analysis = analyze(DEEPSEEK_V3, Setup(sequence_length=8), step=False)
     rows = rows_of_html(analysis._repr_html_())
     assert len(rows) == MOST_ROWS
+    assert rows[0][0] == "config"
     assert ["config", "total", "parameters", f"{analysis.parameters.total:,}", "parameter"] in rows
     assert ["config", "total", "forward_flops", f"{analysis.forward_flops:,}", "FLOP"] in rows
     left = len(analysis.to_records()) - MOST_ROWS
@@ -39,4 +40,5 @@ def test_markup_in_a_name_is_text() -> None:
     assert "<script>" not in html
     assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;&amp;</td>" in html
     quoted = html_table('a "kind"', [TidyRow("s", "", "q", 1.25, "u", 'says "so"')])
-    assert '<tr title="says &quot;so&quot;"><td>s</td><td></td><td>q</td><td>1.25</td><td>u</td></tr>' in quoted
+    assert '<tr title="says &quot;so&quot;"><td>s</td><td></td><td>q</td>' in quoted
+    assert '<td style="text-align: right">1.25</td><td>u</td></tr>' in quoted

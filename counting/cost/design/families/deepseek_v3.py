@@ -15,6 +15,7 @@ from counting.cost.design.architecture import (
     LARGEST_RELATIVE_ERROR,
     Architecture,
     DesignFamily,
+    best_shape,
     hidden_size_rule,
     hidden_sizes,
     multiples_near,
@@ -155,7 +156,7 @@ def design_deepseek_v3(target_parameters: int) -> Architecture:
     not searched: it is the multiple of 32 that is nearest to what the fourth ratio says.
     """
     trends = _trends(target_parameters)
-    _, shape = min(_candidates(target_parameters, trends), key=lambda candidate: candidate[0])
+    shape = best_shape(_candidates(target_parameters, trends), "deepseek_v3", target_parameters)
     parameters, active = count_by_formula(_model_spec(shape)).total, _active(shape)
     return Architecture(
         family="deepseek_v3",

@@ -15,6 +15,7 @@ from counting.cost.design.architecture import (
     LARGEST_RELATIVE_ERROR,
     Architecture,
     DesignFamily,
+    best_shape,
     hidden_size_rule,
     hidden_sizes,
     sizes_in_range,
@@ -90,7 +91,7 @@ def design_llama(target_parameters: int) -> Architecture:
     head fewer than 8; (5) the relative growth of the vocabulary over the preferred size.
     """
     tier = LARGE_TIER if target_parameters >= LARGE_FROM else SMALL_TIER
-    _, shape = min(_candidates(target_parameters, tier), key=lambda candidate: candidate[0])
+    shape = best_shape(_candidates(target_parameters, tier), "llama", target_parameters)
     parameters = count_by_formula(_model_spec(shape, tier)).total
     return Architecture(
         family="llama",

@@ -14,6 +14,7 @@ from counting.cost.design.architecture import (
     LARGEST_RELATIVE_ERROR,
     Architecture,
     DesignFamily,
+    best_shape,
     hidden_size_rule,
     hidden_sizes,
     multiples_near,
@@ -79,7 +80,7 @@ def design_qwen3(target_parameters: int) -> Architecture:
     and a quarter of the deviation of the number of parameters, in units of 0.5 %.
     """
     trends = _trends(target_parameters)
-    _, shape = min(_candidates(target_parameters, trends), key=lambda candidate: candidate[0])
+    shape = best_shape(_candidates(target_parameters, trends), "qwen3", target_parameters)
     parameters = count_by_formula(_model_spec(shape)).total
     return Architecture(
         family="qwen3",
