@@ -17,7 +17,7 @@ PINS := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint bench clean
+.PHONY: help run test test-all lint bench figures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,11 @@ lint: $(VENV)/dev.stamp ## Check style, format and types
 
 bench: $(VENV)/run.stamp ## Measure time and memory, as ratios to "import torch", and a step against its prediction
 	$(BIN)/python tests/benchmark.py
+
+figures: $(VENV)/test.stamp ## Draw the pictures of README and docs again
+	$(BIN)/python model_training_cost_analysis.py --compare --model_config deepseek_v3 llama_3_1_405b --tokens 15T --gpus H100 --figure docs/figures/comparison.svg --force
+	$(BIN)/python model_training_cost_analysis.py --model_config llama_3_2_1b --seq_len 4096 --micro_batch_size 2 --gpus L40S --figure docs/figures/memory.svg --force
+	$(BIN)/python model_training_cost_analysis.py --training_budget 5M --gpus H100 --figure docs/figures/law.svg --force
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ EXAMPLES = [
 
 def test_readme_is_short_and_shows_every_job() -> None:
     assert len(README.splitlines()) <= 220
-    assert 3 <= len(PAGES) - 1 <= 7
+    assert 3 <= len(PAGES) - 1 <= 8
     shown = " ".join(flags for flags, _ in BLOCKS)
     for flag in ("llama_7b", "--gpus H100,B200", "--tokens", "--compare", "--training_budget", "--gpu_hours"):
         assert flag in shown
@@ -115,3 +116,33 @@ def test_every_room_is_in_contributing() -> None:
     rooms = [path.parent for package in ("torch_models", "counting") for path in (ROOT / package).rglob("__init__.py")]
     assert len(rooms) >= 10
     assert [str(room.relative_to(ROOT)) for room in rooms if f"{room.name}/" not in tour] == []
+
+
+# --- Pictures are what `make figures` draws ----------------------------------------------------------------------
+
+PICTURES = dict(
+    re.findall(
+        r"model_training_cost_analysis\.py (.+ --figure docs/figures/(\w+\.svg)) --force",
+        (ROOT / "Makefile").read_text(encoding="utf-8"),
+    )
+)
+
+
+def words_of(picture: Path) -> list[str]:
+    texts = ElementTree.fromstring(picture.read_text(encoding="utf-8")).iter("{http://www.w3.org/2000/svg}text")
+    return [text.text or "" for text in texts]
+
+
+def test_every_picture_is_made_by_a_documented_command() -> None:
+    assert set(PICTURES.values()) == {path.name for path in (ROOT / "docs" / "figures").iterdir()}
+    assert len(PICTURES) == 3
+    for flags, name in PICTURES.items():
+        assert f"\n{flags}\n" in PAGES["figures.md"]
+        assert f"](figures/{name})" in PAGES["figures.md"]
+
+
+@pytest.mark.parametrize(("flags", "name"), PICTURES.items())
+def test_picture_says_what_the_command_draws(flags: str, name: str, folder: Path) -> None:
+    """The same words and numbers; lines may differ by a version of matplotlib."""
+    assert main(shlex.split(flags.replace("docs/figures/", ""))) == 0
+    assert words_of(folder / name) == words_of(ROOT / "docs" / "figures" / name)

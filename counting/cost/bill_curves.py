@@ -10,7 +10,7 @@ import msgspec
 from counting.cost.budget import HOURS_PER_DAY
 from counting.cost.run import GpuRun, TrainingRun
 
-POINTS = 41
+POINTS_OF_A_BILL = 41
 LEAST_MFU, MOST_MFU = 0.2, 0.7  # shown, unless an outcome is beyond
 BEYOND = 1.15  # times an outcome's MFU, where it is
 MOST_OF_THE_PRICE = 2.0
@@ -39,7 +39,7 @@ def bill_curves(runs: Sequence[TrainingRun]) -> tuple[BillCurves, ...]:
     outcomes = [outcome for run in runs for on_gpu in run.gpus for outcome in on_gpu.outcomes]
     low = min(LEAST_MFU, *(outcome.mfu / BEYOND for outcome in outcomes))
     high = min(1.0, max(MOST_MFU, *(outcome.mfu * BEYOND for outcome in outcomes)))
-    mfus = [low + (high - low) * point / (POINTS - 1) for point in range(POINTS)]
+    mfus = [low + (high - low) * point / (POINTS_OF_A_BILL - 1) for point in range(POINTS_OF_A_BILL)]
     dearest = MOST_OF_THE_PRICE * max(on_gpu.price_usd_per_hour for run in runs for on_gpu in run.gpus)
     return tuple(_curves(run, on_gpu, mfus, dearest) for run in runs for on_gpu in run.gpus)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counting.command.amounts import parse_whole_number
+from counting.command.jobs.figures import drawn_figures, figure_files, files_of_figures
 from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
 from counting.command.progress import Progress
 from counting.cost.fit import FittedLaw, fit_law, read_runs
@@ -21,6 +22,7 @@ from torch_models.errors import ArgumentError, UserError, show_name
 _SEE_HELP = "; fit --help lists the flags"
 _DEFAULT_NAME = "fitted"
 _ROWS = "fit.csv"
+_FIGURE = "fit"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,7 +66,19 @@ def fit_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", metavar="NUMBER", help="of the resamples; default 0")
     parser.add_argument("--csv", metavar="FOLDER", help=f"write all numbers as rows with units, as {_ROWS}")
-    parser.add_argument("--force", action="store_true", help="let --output and --csv replace a file")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        help="draw runs, law and residuals to FILE.svg, .png or .pdf; needs matplotlib",
+    )
+    parser.add_argument(
+        "--figure_size",
+        choices=("slide", "column"),
+        help="a slide (default; 1600 x 900 pixels) or a column of a paper (3.3 inches wide)",
+    )
+    parser.add_argument("--force", action="store_true", help="let --output, --csv and --figure replace a file")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     return parser
 
@@ -79,16 +93,20 @@ def fit_command(arguments: Sequence[str]) -> None:
     for flag, name in (("RUNS", options.runs), ("--output", options.output)):
         if name == "":
             raise UserError(f"{flag} '': must name a file")
-    check_rows_and_output(options, _ROWS, {"fit": options.runs})
+    if options.figure_size is not None and options.figure is None:
+        raise UserError("--figure_size needs --figure")
+    figures = figure_files(options.figure, (_FIGURE,), _FIGURE) if options.figure else ()
+    check_rows_and_output(options, _ROWS, {"fit": options.runs}, files_of_figures(options.figure, figures))
     progress = Progress()
     try:
         fitted = _fitted(options, progress)
     finally:
         progress.erase()
-    write_rows_and_output(options, {_ROWS: fitted}, law_as_json(fitted.law))
     from counting.report import Fitted, fit_document, print_fit
 
     result = Fitted(output=options.output, fitted=fitted)
+    drawn = drawn_figures(figures, result, options.figure_size)
+    write_rows_and_output(options, {_ROWS: fitted}, law_as_json(fitted.law), drawn)
     for warning in fitted.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.json:

@@ -1,7 +1,7 @@
 """The figures that a command draws: their kinds and files, checked before anything is measured."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,8 +9,8 @@ from counting.command.checks import NAME_GPUS
 from torch_models.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from counting.report import Results
-    from counting.report.figures import FigureFormat
+    from counting.report import Fitted, Results
+    from counting.report.figures import FigureFormat, FigureSize
 
 
 class FigureFile(NamedTuple):
@@ -22,18 +22,27 @@ class FigureFile(NamedTuple):
 
 
 def figures_of(options: argparse.Namespace) -> tuple[FigureFile, ...]:
-    """What `--figure` names, in its order; raises UserError for a kind or suffix that is not known.
-
-    And for a kind that this job does not have, for one that is given twice, and without matplotlib.
-    """
+    """What `--figure` names, in its order; raises as `figure_files`."""
     if options.figure is None:
         return ()
+    known = kinds_of_job(options)
+    asks_for_fit = any(getattr(options, flag) is not None for flag in NAME_GPUS)
+    # A file without a kind takes the first, but memory over time only where GPUs are named.
+    return figure_files(options.figure, known, next(kind for kind in known if kind != "memory" or asks_for_fit))
+
+
+def figure_files(texts: Sequence[str], known: Sequence[str], that_fits: str) -> tuple[FigureFile, ...]:
+    """The figures of `texts`, each KIND=FILE or FILE, of a job that has the `known` kinds.
+
+    Raises UserError for a kind or suffix that is not known, for a kind that the job does not have, for one that is
+    given twice, and without matplotlib.
+    """
     from counting.report.figures import check_matplotlib
 
-    for text in options.figure:
-        if options.figure.count(text) > 1:
+    for text in texts:
+        if texts.count(text) > 1:
             raise ArgumentError("figure", text, "is given twice")
-    found = tuple(_figure(text, options) for text in options.figure)
+    found = tuple(_figure(text, tuple(known), that_fits) for text in texts)
     check_matplotlib()
     return found
 
@@ -70,30 +79,30 @@ def shows_memory(options: argparse.Namespace) -> bool:
     return (in_page and "memory" in kinds_of_job(options)) or draws_memory(options)
 
 
-def files_of_figures(options: argparse.Namespace) -> dict[str, str | None]:
+def files_of_figures(texts: Sequence[str] | None, figures: Sequence[FigureFile]) -> dict[str, str | None]:
     """The files, by what names each of them."""
-    return {
-        f"--figure {text}": figure.path for text, figure in zip(options.figure or (), figures_of(options), strict=True)
-    }
+    return {f"--figure {text}": figure.path for text, figure in zip(texts or (), figures, strict=True)}
 
 
-def drawn_figures(options: argparse.Namespace, results: "Results") -> Iterator[tuple[str, bytes]]:
-    """The path and content of each figure."""
-    for kind, path, file_format in figures_of(options):
-        from counting.report.figures import draw
+def drawn_figures(
+    figures: Sequence[FigureFile], results: "Results | Fitted", size: "FigureSize | None"
+) -> list[tuple[str, bytes]]:
+    """The path and content of each figure; None is the size of a slide."""
+    if not figures:
+        return []
+    from counting.report.figures import draw
 
-        yield path, draw(kind, results, file_format, options.figure_size or "slide")
+    return [(path, draw(kind, results, file_format, size or "slide")) for kind, path, file_format in figures]
 
 
-def _figure(text: str, options: argparse.Namespace) -> FigureFile:
+def _figure(text: str, known: tuple[str, ...], that_fits: str) -> FigureFile:
     from counting.report.figures import FIGURE_FORMATS, why_no_figure
 
     kind, equals, path = text.partition("=")
     if not equals or not kind.isidentifier():
         kind, path = "", text
     if not path:
-        raise ArgumentError("figure", text, "must name a file, as figure.svg or memory=figure.svg")
-    known = kinds_of_job(options)
+        raise ArgumentError("figure", text, f"must name a file, as figure.svg or {that_fits}=figure.svg")
     if kind and kind not in known:
         raise ArgumentError("figure", text, f"{kind} {why_no_figure(kind, known)}")
     suffix = Path(path).suffix.lower().removeprefix(".")
@@ -101,10 +110,4 @@ def _figure(text: str, options: argparse.Namespace) -> FigureFile:
     if file_format is None:
         names = ", ".join(f".{each}" for each in FIGURE_FORMATS)
         raise ArgumentError("figure", text, f"must end in one of {names}, which says the format")
-    return FigureFile(kind or _that_fits(known, options), path, file_format)
-
-
-def _that_fits(known: Sequence[str], options: argparse.Namespace) -> str:
-    """The kind that a file without one takes: the first, but memory over time only where GPUs are named."""
-    asks_for_fit = any(getattr(options, flag) is not None for flag in NAME_GPUS)
-    return next(kind for kind in known if kind != "memory" or asks_for_fit)
+    return FigureFile(kind or that_fits, path, file_format)

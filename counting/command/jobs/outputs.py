@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from counting.command.flags.laws import law_files
 from counting.command.flags.names import VERSION
 from counting.command.help import PROGRAM
-from counting.command.jobs.figures import drawn_figures, files_of_figures
+from counting.command.jobs.figures import drawn_figures, figures_of, files_of_figures
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,
@@ -33,7 +33,9 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Raises UserError if it is also one that is read, is written twice, or cannot be written.
     """
-    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(options)
+    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(
+        options.figure, figures_of(options)
+    )
     configs = [file for config in options.model_config or () for file in files_of_config(config)]
     refuse_shared_files(
         {
@@ -81,7 +83,7 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
         rows = csv_files(results, proof=options.proof)
     if options.figure is not None or options.html is not None:
         progress.show("drawing figures ...")
-    figures = list(drawn_figures(options, results))
+    figures = drawn_figures(figures_of(options), results, options.figure_size)
     page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
@@ -93,28 +95,41 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
         write_whole(path, content, overwrite=options.force)
 
 
-def check_rows_and_output(options: argparse.Namespace, name: str, read: Mapping[str, str | None]) -> None:
-    """Check early, for a command with --output, that file and the file of rows with this name in the folder of --csv.
+def check_rows_and_output(
+    options: argparse.Namespace,
+    name: str,
+    read: Mapping[str, str | None],
+    figures: Mapping[str, str | None] | None = None,
+) -> None:
+    """Check early, for a command with --output, that file, the `figures`, and the file of rows with this name in --csv.
 
-    `read` are the names of files that are read, by what names them. Raises UserError as `check_outputs`.
+    `read` and `figures` are the names of files, by what names them. Raises UserError as `check_outputs`.
     """
     if options.csv == "":
         raise UserError("--csv '': must name a folder")
     rows = None if options.csv is None else os.path.join(options.csv, name)
-    refuse_shared_files({"--output": options.output, "--csv": rows}, read)
-    refuse_unwritable(options.output, overwrite=options.force)
+    written = {"--output": options.output, **(figures or {})}
+    refuse_shared_files({**written, "--csv": rows}, read)
+    for path in written.values():
+        refuse_unwritable(path, overwrite=options.force)
     if options.csv is not None:
         refuse_unwritable_folder(options.csv, [name], overwrite=options.force)
 
 
-def write_rows_and_output(options: argparse.Namespace, results: Mapping[str, "Tidy"], output: str | bytes) -> None:
-    """Write the content of --output and, with --csv, the rows of each result under its name."""
+def write_rows_and_output(
+    options: argparse.Namespace,
+    results: Mapping[str, "Tidy"],
+    output: str | bytes,
+    figures: Sequence[tuple[str, bytes]] = (),
+) -> None:
+    """Write the content of --output, `figures` and, with --csv, the rows of each result under its name."""
     if options.csv is not None:
         from counting.report.export.comma_separated import csv_text
 
         files = {name: csv_text(result.to_records()) for name, result in results.items()}
         write_folder(options.csv, files, overwrite=options.force)
-    write_whole(options.output, output, overwrite=options.force)
+    for path, content in ((options.output, output), *figures):
+        write_whole(path, content, overwrite=options.force)
 
 
 def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Training runs into a scaling law, with intervals and doubts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, log
+from math import e, exp, log
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,8 @@ from counting.cost.scaling_laws import (
     optimum_intervals,
     predicted_loss,
 )
-from counting.cost.scaling_laws.intervals import Interval, interval_of
-from counting.cost.scaling_laws.law import CONSTANTS, constants_of
+from counting.cost.scaling_laws.intervals import LARGEST_LOG, Interval, interval_of
+from counting.cost.scaling_laws.law import CONSTANTS, FEWEST_DRAWS, constants_of
 from counting.cost.scaling_laws.optimum import log_optimum
 from torch_models.errors import ArgumentError
 
@@ -154,6 +154,11 @@ def _around(value: float, interval: Interval) -> Constant:
     return Constant(value=value, low=min(interval.low, value), high=max(interval.high, value))
 
 
+def _power_of_e(exponent: float) -> float:
+    """e^exponent; of runs that say nothing, the largest or smallest power that is still a float."""
+    return exp(min(max(exponent, -LARGEST_LOG), LARGEST_LOG))
+
+
 def _with_residual(run: TrainedRun, law: ScalingLaw) -> FittedRun:
     predicted = predicted_loss(law, run.parameters, run.tokens)
     return FittedRun(
@@ -171,8 +176,8 @@ def _optimum_powers(law: ScalingLaw) -> tuple[PowerLaw, PowerLaw]:
     """N and D over C at the law's optimum (Hoffmann et al. 2022, eq. 4): powers a = beta / (alpha + beta) and 1 - a."""
 
     def powers(constants: Sequence[float]) -> tuple[float, float, float, float]:
-        at_one, at_e = log_optimum(constants, 1.0), log_optimum(constants, exp(1.0))
-        return exp(at_one[0]), at_e[0] - at_one[0], exp(at_one[1]), at_e[1] - at_one[1]
+        at_one, at_e = log_optimum(constants, 1.0), log_optimum(constants, e)
+        return _power_of_e(at_one[0]), at_e[0] - at_one[0], _power_of_e(at_one[1]), at_e[1] - at_one[1]
 
     return _power_laws(powers(constants_of(law)), [powers(draw) for draw in law.bootstrap])
 
@@ -203,6 +208,8 @@ def _isoflop(
         of_these = f"; of the others, one {reasons[0]}" if reasons else ""
         number = f"{used} budget has" if used == 1 else f"{used} budgets have"
         return None, f"{number} a minimum among the runs, and a power law needs {FEWEST_BUDGETS}{of_these}", None
+    if len(laws.draws) < FEWEST_DRAWS:
+        return None, f"only {len(laws.draws)} of {resamples:,} resamples have minima among their runs", None
     of_n, of_d = _power_laws(laws.fitted, laws.draws)
     return IsoflopFit(budgets=budgets, parameters_power=of_n, tokens_power=of_d, bootstrap=laws.draws), None, laws
 
@@ -230,13 +237,13 @@ def _optimum(law: ScalingLaw, isoflop: "PowerLaws | None", flops: float, chosen:
 
 def _parametric_optimum(law: ScalingLaw, flops: float) -> ApproachOptimum:
     log_n, log_d = log_optimum(constants_of(law), flops)
-    parameters, tokens = exp(log_n), exp(log_d)
+    parameters, tokens = _power_of_e(log_n), _power_of_e(log_d)
     intervals = optimum_intervals(law, flops)
     assert intervals is not None, "a fitted law has draws"
     return ApproachOptimum(
         parameters=_around(parameters, intervals.parameters),
         tokens=_around(tokens, intervals.tokens),
-        tokens_per_parameter=_around(tokens / parameters, intervals.tokens_per_parameter),
+        tokens_per_parameter=_around(_power_of_e(log_d - log_n), intervals.tokens_per_parameter),
         loss=_around(predicted_loss(law, parameters, tokens), intervals.loss),
     )
 
@@ -244,8 +251,8 @@ def _parametric_optimum(law: ScalingLaw, flops: float) -> ApproachOptimum:
 def _isoflop_optimum(laws: "PowerLaws", flops: float) -> ApproachOptimum:
     def at(powers: Sequence[float]) -> tuple[float, float, float]:
         of_n, exponent_n, of_d, exponent_d = powers
-        parameters, tokens = of_n * flops**exponent_n, of_d * flops**exponent_d
-        return parameters, tokens, tokens / parameters
+        log_n, log_d = log(of_n) + exponent_n * log(flops), log(of_d) + exponent_d * log(flops)
+        return _power_of_e(log_n), _power_of_e(log_d), _power_of_e(log_d - log_n)
 
     drawn = [at(draw) for draw in laws.draws]
     parameters, tokens, ratio = (

@@ -20,6 +20,7 @@ from counting.cost.fit.budgets import FEWEST_BUDGETS, FEWEST_SIZES
 from counting.cost.fit.result import IsoflopBudget
 from counting.cost.fit.runs import TrainedRun
 
+_LARGEST_LOG = 700.0  # e^700 is still a float
 _SEED_OF_ISOFLOPS = 1  # other draws than those of the parametric law, of the same seed
 
 
@@ -134,7 +135,7 @@ def _lines(x_G: Floats, y_BG: Floats) -> Floats:
         from_x_BG = np.where(there_BG, x_G - mean_x_B[:, None], 0.0)
         from_y_BG = np.where(there_BG, y_BG - mean_y_B[:, None], 0.0)
         slope_B = (from_x_BG * from_y_BG).sum(axis=1) / (from_x_BG**2).sum(axis=1)
-        return np.stack([np.exp(mean_y_B - slope_B * mean_x_B), slope_B], axis=1)
+        return np.stack([np.exp(np.clip(mean_y_B - slope_B * mean_x_B, -_LARGEST_LOG, _LARGEST_LOG)), slope_B], axis=1)
 
 
 def _power_laws(row: Floats) -> tuple[float, float, float, float]:

@@ -8,7 +8,7 @@ from counting.report.results import Fitted, Results
 
 
 def _of_parameters(results: Results) -> str:
-    words = "What the optimiser updates, tied matrices once; B = 10⁹."
+    words = "What the optimiser updates, tied matrices once; M = 10⁶, B = 10⁹, T = 10¹²."
     if any(analysis.parameters.total != analysis.parameters.active for analysis in results.analyses):
         words += " Active: those that one token uses."
     if any(analysis.parameters.mtp for analysis in results.analyses):
@@ -75,8 +75,8 @@ def _of_memory(results: Results) -> str:
         words += f" Micro-batches 3 to {integer(timeline.micro_batches)} repeat the second."
     words += " Update: its worst moment."
     if first.fits:
-        words += " A GPU also holds the CUDA context and what the allocator reserves; GiB = 2³⁰ bytes."
-    return words
+        return f"{words} A GPU also holds the CUDA context and what the allocator reserves; GiB = 2³⁰ bytes."
+    return f"{words} GB = 10⁹ bytes."
 
 
 def _of_ranks(results: Results) -> str:
@@ -87,7 +87,9 @@ def _of_ranks(results: Results) -> str:
     )
     if any(analysis.layout is not None and analysis.layout.pp > 1 for analysis in results.analyses):
         words += "pp: the ranks of the pipeline in order. "
-    return f"{words}A rank also holds the CUDA context and the buffers of communicators. GiB = 2³⁰ bytes."
+    compared = any(analysis.fits for analysis in results.analyses)
+    unit = "GiB = 2³⁰ bytes" if compared else "GB = 10⁹ bytes"
+    return f"{words}A rank also holds the CUDA context and the buffers of communicators. {unit}."
 
 
 def _of_fit(results: Fitted) -> str:

@@ -25,7 +25,7 @@ def model_title(name: str) -> str:
     return f"\u200b{title}" if title.startswith("_") else title
 
 
-def side_by_side(titles: Sequence[str]) -> str:
+def joined_titles(titles: Sequence[str]) -> str:
     """One title, two joined by "and", or the number of models."""
     return f"{len(titles)} models" if len(titles) > 2 else " and ".join(titles)
 

@@ -8,13 +8,13 @@ from counting.cost.bill_curves import BillCurves, bill_curves
 from counting.cost.run import GpuRun, TrainingRun
 from counting.report.figures.drawing.colours import FAINT, series
 from counting.report.figures.drawing.sheet import Sheet, in_units, unit_of
-from counting.report.figures.words import model_title, side_by_side
+from counting.report.figures.words import joined_titles, model_title
 from counting.report.format import dollars, integer, readable, readable_dollars, short_percent
 from counting.report.results import Results
 
 MONEY_UNITS = ((12, "$ trillion"), (9, "$ billion"), (6, "$ million"), (3, "$ thousand"), (0, "$"))
 HOUR_UNITS = ((9, "billion"), (6, "million"), (3, "thousand"), (0, ""))
-PER_CENT = 0.01
+_PER_CENT = 0.01
 MOST_WITH_COST = 2  # lines whose middle outcome has its cost beside it
 
 
@@ -28,7 +28,7 @@ def draw_bill(sheet: Sheet, results: Results) -> None:
     by_mfu, by_time, by_price = sheet.panels(
         rows,
         columns,
-        title=f"What training costs: {side_by_side(titles)} on {readable(tokens)} tokens",
+        title=f"What training costs: {joined_titles(titles)} on {readable(tokens)} tokens",
         subtitle=_shared(pairs),
         legend=sheet.lines([_name(run, on_gpu, titles) for run, on_gpu in pairs]) if len(pairs) > 1 else (),
         inches=4.1,
@@ -116,7 +116,7 @@ def _points(axes: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> 
 
 def _mfu_axis(axes: Axes) -> None:
     axes.set_xlabel("MFU (%)")
-    in_units(axes.xaxis, PER_CENT, 6)
+    in_units(axes.xaxis, _PER_CENT, 6)
     axes.grid(visible=True)
 
 

@@ -20,6 +20,8 @@ from counting.report.format import (
 )
 from counting.report.results import Results
 
+MOST_NAMED_ABOVE = 3  # bars on a slide with their models' names above them; of more, the names stand beside them
+
 
 class _Panel(NamedTuple):
     """One quantity: its heading, its value of each model, and how that is written."""
@@ -92,27 +94,34 @@ def _panels(comparison: Comparison) -> tuple[_Panel, ...]:
 def _draw_panel(
     axes: Axes, sheet: Sheet, panel: _Panel, models: Sequence[ComparedModel], titles: Sequence[str]
 ) -> None:
+    beside = sheet.is_slide and len(models) > MOST_NAMED_ABOVE
+    size = sheet.measures.small if beside else sheet.measures.text
     largest = max(panel.value(model) for model in models)
     axes.set_xlim(0, largest * (1.42 if sheet.is_slide else 1.6))
-    axes.set_ylim(len(models) - 0.5, -0.75)
+    axes.set_ylim(len(models) - 0.5, -0.5 if beside else -0.75)
     for row, model in enumerate(models):
         colour = series(row).colour
         value = panel.value(model)
         part = value if panel.part is None else panel.part(model)
-        axes.barh(row, part, height=0.5, color=colour, edgecolor=colour)
+        height = 0.7 if beside else 0.5
+        axes.barh(row, part, height=height, color=colour, edgecolor=colour)
         if part < value:
-            hatch = "/" if sheet.is_slide else "////"
             axes.barh(
                 row,
                 value - part,
                 left=part,
-                height=0.5,
+                height=height,
                 color="white",
-                hatch=hatch,
+                hatch="/" if sheet.is_slide else "////",
                 edgecolor=colour,
                 hatchcolor=colour,
             )
-        axes.text(0, row - 0.3, titles[row], va="bottom", size=sheet.measures.small)
-        axes.text(value + largest / 60, row, panel.text(model), va="center", weight="bold")
+        if not beside:
+            axes.text(0, row - 0.3, titles[row], va="bottom", size=sheet.measures.small)
+        axes.text(value + largest / 60, row, panel.text(model), va="center", weight="bold", size=size)
     axes.set_title(panel.heading, color=FAINT)
-    axes.set_axis_off()
+    axes.set_xticks([])
+    axes.set_yticks(range(len(models)) if beside else [], titles if beside else [])
+    axes.tick_params(axis="y", length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

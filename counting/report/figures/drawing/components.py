@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from counting.cost.conventions import training_flops_by_component, training_flops_per_token
 from counting.report.figures.drawing.colours import COMPONENT_LOOKS, INK, Look
 from counting.report.figures.drawing.sheet import Sheet, Units, in_units, unit_of
-from counting.report.figures.words import model_title, side_by_side
+from counting.report.figures.words import joined_titles, model_title
 from counting.report.format import COUNT_UNITS, FLOP_UNITS, readable
 from counting.report.results import Results
 
@@ -28,7 +28,7 @@ def draw_parameters(sheet: Sheet, results: Results) -> None:
         of = analysis.parameters
         active = "" if of.active == of.total else f"\n{readable(of.active)} active"
         bars.append(_Bar(model_title(analysis.name), of.by_component, readable(of.total) + active))
-    title = f"Parameters by component: {side_by_side([bar.title for bar in bars])}"
+    title = f"Parameters by component: {joined_titles([bar.title for bar in bars])}"
     _stacked_bars(sheet, bars, title, "parameters", COUNT_UNITS)
 
 
@@ -39,7 +39,7 @@ def draw_flops(sheet: Sheet, results: Results) -> None:
         parts = {name: float(flops) for name, flops in training_flops_by_component(analysis).items()}
         total = readable(float(training_flops_per_token(analysis)), FLOP_UNITS)
         bars.append(_Bar(model_title(analysis.name), parts, total))
-    title = f"FLOPs to train one token: {side_by_side([bar.title for bar in bars])}"
+    title = f"FLOPs to train one token: {joined_titles([bar.title for bar in bars])}"
     _stacked_bars(sheet, bars, title, "training FLOPs per token", FLOP_UNITS)
 
 

@@ -12,7 +12,7 @@ from counting.report.figures.drawing.sheet import Sheet, in_units
 from counting.report.format import COUNT_UNITS, readable, three_digits
 from counting.report.results import Fitted
 
-PER_CENT = 0.01
+_PER_CENT = 0.01
 SMALLER = 0.7  # markers of runs, relative to those of a few points
 
 
@@ -87,7 +87,7 @@ def _draw_residuals(axes: Axes, sheet: Sheet, groups: Sequence[Sequence[FittedRu
     axes.axhline(0, color=INK, linewidth=sheet.measures.line / 3)
     axes.set_title("Residuals", color=FAINT)
     _sizes(axes)
-    in_units(axes.yaxis, PER_CENT, 6)
+    in_units(axes.yaxis, _PER_CENT, 6)
     axes.set_ylabel("log loss - log predicted loss (%)")
     axes.grid(visible=True)
 

@@ -9,7 +9,7 @@ from counting.analysis import Analysis
 from counting.report.figures.drawing.capacity import draw_capacities, memory_axis
 from counting.report.figures.drawing.colours import FAINT, INK, MEMORY_LOOKS
 from counting.report.figures.drawing.sheet import Sheet
-from counting.report.figures.words import ByteUnit, byte_unit, model_title, needed_of_gpus, side_by_side
+from counting.report.figures.words import ByteUnit, byte_unit, joined_titles, model_title, needed_of_gpus
 from counting.report.results import Results
 from counting.step.memory import CLIPPING
 from counting.step.timeline import StepTimeline
@@ -27,7 +27,7 @@ def draw_memory(sheet: Sheet, results: Results) -> None:
     all_axes = sheet.panels(
         rows,
         columns,
-        title=f"Memory of a training step: {side_by_side(titles)}",
+        title=f"Memory of a training step: {joined_titles(titles)}",
         subtitle=needed_of_gpus(shown[0].fits or ()) if len(shown) == 1 else "",
         legend=sheet.areas(MEMORY_LOOKS[part] for part in in_some),
         inches=1.9 * rows,

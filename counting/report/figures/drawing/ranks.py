@@ -10,7 +10,7 @@ from counting.ranks.result import RankAnalysis, worst_by_place
 from counting.report.figures.drawing.capacity import draw_capacities, memory_axis
 from counting.report.figures.drawing.colours import FAINT, INK, MEMORY_LOOKS, RESERVED_LOOK
 from counting.report.figures.drawing.sheet import Sheet
-from counting.report.figures.words import byte_unit, layout_title, model_title, needed_of_gpus, side_by_side
+from counting.report.figures.words import byte_unit, joined_titles, layout_title, model_title, needed_of_gpus
 from counting.report.format import integer, numbered, readable
 from counting.report.results import Results
 from counting.step.phase import Phase
@@ -80,7 +80,7 @@ def _who(spread: Sequence[Analysis]) -> str:
     """What is spread, and how, if that is one thing; else how many."""
     models = list(dict.fromkeys(model_title(analysis.name) for analysis in spread))
     layouts = list(dict.fromkeys(layout_title(analysis.layout) for analysis in spread))
-    return f"{side_by_side(models)}, {layouts[0] if len(layouts) == 1 else f'{len(layouts)} layouts'}"
+    return f"{joined_titles(models)}, {layouts[0] if len(layouts) == 1 else f'{len(layouts)} layouts'}"
 
 
 def _bars(analysis: Analysis, first: float) -> list[_Bar]:

@@ -11,6 +11,7 @@ from counting.command.flags.parser import flags_parser
 from counting.command.jobs.figures import figures_of, kinds_of_job
 from counting.report.figures import FIGURE_KINDS, FIGURE_SIZES
 from model_training_cost_analysis import main
+from tests.counting.report.figures.results import fitted_law
 from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA
 
@@ -105,8 +106,8 @@ BAD = {
     f"{SMALL} --figure x.gif": "--figure = 'x.gif': must end in one of .svg, .png, .pdf, which says the format",
     f"{SMALL} --figure flops": "--figure = 'flops': must end in one of .svg, .png, .pdf, which says the format",
     f"{SMALL} --figure x.svg.": "--figure = 'x.svg.': must end in one of .svg, .png, .pdf",
-    f"{SMALL} --figure flops=": "--figure = 'flops=': must name a file, as figure.svg or memory=figure.svg",
-    f"{SMALL} --figure=": "--figure = '': must name a file, as figure.svg or memory=figure.svg",
+    f"{SMALL} --figure flops=": "--figure = 'flops=': must name a file, as figure.svg or parameters=figure.svg",
+    f"{SMALL} --figure=": "--figure = '': must name a file, as figure.svg or parameters=figure.svg",
     f"{SMALL} --figure x.svg x.svg": "--figure = 'x.svg': is given twice",
     f"{SMALL} --figure x.svg flops=./x.svg": "./x.svg: --figure x.svg and --figure flops=./x.svg name one file",
     f"{SMALL} --figure x.svg --html x.svg": "--html and --figure x.svg name one file: name another for one of them",
@@ -132,6 +133,37 @@ def test_errors_are_one_line_and_nothing_is_written(
     assert (out, error.count("\n")) == ("", 1)
     assert written(small) == ["old.svg"]
     assert (small / "old.svg").read_text() == "old"
+
+
+FIT = "fit runs.csv --output law.json"
+BAD_FITS = {
+    f"{FIT} --figure bill=x.svg": "--figure = 'bill=x.svg': bill is of another job: choose from fit",
+    f"{FIT} --figure x.txt": "--figure = 'x.txt': must end in one of .svg, .png, .pdf",
+    f"{FIT} --figure x.svg fit=x.svg": "x.svg: --figure x.svg and --figure fit=x.svg name one file",
+    f"{FIT} --figure old.svg": "old.svg: exists already; give --force to replace it, or another name",
+    f"{FIT} --figure no/x.svg": "no/x.svg: there is no folder no",
+    f"{FIT} --figure_size column": "--figure_size needs --figure",
+}
+
+
+@pytest.mark.parametrize(("flags", "rule"), BAD_FITS.items())
+def test_errors_of_fit_come_before_it_fits(
+    flags: str, rule: str, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("counting.command.fit.command._fitted")
+    (small / "runs.csv").write_text("a test does not read it")
+    (small / "old.svg").write_text("old")
+    assert main(flags.split()) == 2
+    assert rule in capsys.readouterr().err
+    assert written(small) == ["old.svg", "runs.csv"]
+
+
+def test_figure_of_a_fit(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("counting.command.fit.command._fitted", lambda options, progress: fitted_law())
+    (small / "runs.csv").write_text("a test does not read it")
+    assert main(f"{FIT} --json --figure a.svg --figure fit=b.png --figure_size column".split()) == 0
+    assert written(small) == ["a.svg", "b.png", "runs.csv"]
+    assert "fitted to 7 runs" in (small / "a.svg").read_text()
 
 
 def test_force_replaces(small: Path) -> None:

@@ -194,3 +194,24 @@ def test_intervals_hold_the_constants_of_a_known_law() -> None:
     """In 90 to 99 % of 200 repetitions. By chance alone, a share of 95 % has a standard deviation of 1.5 %."""
     held = share_held(repetitions=200, resamples=200)
     assert {name: share for name, share in held.items() if not 0.90 <= share <= 0.99} == {}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_runs_that_follow_no_law_are_doubted_and_never_crash(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    runs = [
+        TrainedRun(line=line, parameters=size, tokens=tokens, training_flops=6 * size * tokens, loss=loss)
+        for line, (size, tokens, loss) in enumerate(
+            zip(10 ** random.uniform(6, 10, 24), 10 ** random.uniform(8, 12, 24), random.uniform(1, 5, 24), strict=True)
+        )
+    ]
+    found = fitted(runs, training_flops=[1e18, 1e30])
+    doubts = " ".join(found.warnings)
+    assert "do not decide" in doubts
+    assert "of the resamples end at a bound" in doubts
+    assert all(constant.low is not None and constant.low <= constant.value for constant in constants_with_ends(found))
+
+
+def constants_with_ends(found: FittedLaw) -> list[Any]:
+    ends = [getattr(found.law, field) for field in CONSTANTS]
+    return ends + [getattr(at.parametric, name) for at in found.optima for name in ("parameters", "tokens", "loss")]
