@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from counting.cost.cluster import Cluster, read_cluster
     from counting.cost.comparison import compare
     from counting.cost.design import design_for_budget
+    from counting.cost.fit import FittedLaw, TrainedRun, fit_law, read_runs
     from counting.cost.fits import fits_on
     from counting.cost.hardware import find_gpu, load_gpus, read_gpus
     from counting.cost.run import RunPlan, plan_run
@@ -31,10 +32,12 @@ __all__ = [
     "Analysis",
     "Cluster",
     "DisagreementError",
+    "FittedLaw",
     "Layout",
     "RunPlan",
     "Setup",
     "StepTime",
+    "TrainedRun",
     "UserError",
     "analyze",
     "compare",
@@ -42,6 +45,7 @@ __all__ = [
     "design_for_budget",
     "find_gpu",
     "find_law",
+    "fit_law",
     "fits_on",
     "load_gpus",
     "measure_memory",
@@ -49,16 +53,19 @@ __all__ = [
     "plan_run",
     "read_cluster",
     "read_gpus",
+    "read_runs",
 ]
 
 _HOMES = {
     "Analysis": "counting.analysis",
     "Cluster": "counting.cost.cluster",
     "DisagreementError": "counting.reconcile",
+    "FittedLaw": "counting.cost.fit",
     "Layout": "torch_models.layout",
     "RunPlan": "counting.cost.run",
     "Setup": "counting.setup",
     "StepTime": "counting.step.time",
+    "TrainedRun": "counting.cost.fit",
     "UserError": "torch_models.errors",
     "analyze": "counting.analysis",
     "compare": "counting.cost.comparison",
@@ -66,6 +73,7 @@ _HOMES = {
     "design_for_budget": "counting.cost.design",
     "find_gpu": "counting.cost.hardware",
     "find_law": "counting.cost.scaling_laws",
+    "fit_law": "counting.cost.fit",
     "fits_on": "counting.cost.fits",
     "load_gpus": "counting.cost.hardware",
     "measure_memory": "counting.measurements.tools",
@@ -73,6 +81,7 @@ _HOMES = {
     "plan_run": "counting.cost.run",
     "read_cluster": "counting.cost.cluster",
     "read_gpus": "counting.cost.hardware",
+    "read_runs": "counting.cost.fit",
 }
 
 

@@ -20,10 +20,12 @@ def test_what_is_promised_is_public() -> None:
         "Analysis",
         "Cluster",
         "DisagreementError",
+        "FittedLaw",
         "Layout",
         "RunPlan",
         "Setup",
         "StepTime",
+        "TrainedRun",
         "UserError",
         "analyze",
         "compare",
@@ -31,6 +33,7 @@ def test_what_is_promised_is_public() -> None:
         "design_for_budget",
         "find_gpu",
         "find_law",
+        "fit_law",
         "fits_on",
         "load_gpus",
         "measure_memory",
@@ -38,6 +41,7 @@ def test_what_is_promised_is_public() -> None:
         "plan_run",
         "read_cluster",
         "read_gpus",
+        "read_runs",
     }
     assert set(torch_models.__all__) >= {"build", "build_mtp", "load_checkpoint", "read_spec", "set_recompute"}
     assert set(torch_models.__all__) >= {"build_training_model", "check_batch", "initialize", "loss_normalizer"}

@@ -107,6 +107,8 @@ def test_no_cycles_are_collected(tmp_path: Path) -> None:
 OF_A_BUDGET = {"torch", "rich", "numpy", "counting.measurements", "counting.published", "counting.cost.design"}
 OF_A_MODEL = {"rich", "transformers", "tomllib", "counting.published"}
 OF_TIME_AND_CALIBRATION = {
+    "counting.command.fit",
+    "counting.cost.fit",
     "counting.measurements.work",
     "counting.cost.step_time",
     "counting.calibration",
@@ -120,6 +122,7 @@ OF_TIME_AND_CALIBRATION = {
     [
         (["--training_budget", "5M"], OF_A_BUDGET | OF_TIME_AND_CALIBRATION),
         (["--training_budget", "5000000", "--json"], {"torch", "rich", "counting.cost.comparison"}),
+        (["fit", "none.csv", "--output", "law.json"], {"torch", "rich", "numpy", "counting.report"}),
         (["--published", "--claim", "--json", "--bad"], {"torch", "rich", "counting.report", "counting.published"}),
         (["--model_config", "llama_7b"], OF_A_MODEL | OF_TIME_AND_CALIBRATION),
         (
@@ -127,7 +130,7 @@ OF_TIME_AND_CALIBRATION = {
             OF_A_MODEL | OF_TIME_AND_CALIBRATION,
         ),
     ],
-    ids=["a budget", "its JSON", "a flag that is unknown", "a model", "a pipeline"],
+    ids=["a budget", "its JSON", "a fit of no file", "a flag that is unknown", "a model", "a pipeline"],
 )
 def test_what_is_not_needed_is_not_imported(flags: list[str], left_out: set[str], tmp_path: Path) -> None:
     code = (

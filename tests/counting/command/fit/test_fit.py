@@ -1,6 +1,9 @@
 """The sub-command: what it prints and writes, and its errors."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +198,41 @@ def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     flags = {option for action in fit_command.fit_parser()._actions for option in action.option_strings}
     assert {"--columns", "--output", "--training_flops", "--resamples", "--seed", "--force", "--json"} <= flags
     assert all(flag in printed for flag in flags)
+
+
+def as_process(folder: Path, code: str) -> "subprocess.Popen[str]":
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[4])}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_fit_needs_numpy_and_neither_torch_nor_scipy(runs: Path) -> None:
+    code = (
+        "import sys; from counting.cost.fit import parametric; from model_training_cost_analysis import main;"
+        f"parametric.GRID = {FEW_STARTS!r}; status = main(['fit', 'runs.csv', *{OUTPUT.split()!r}]);"
+        "print(status, sorted({'numpy', 'torch', 'scipy', 'rich', 'counting.measurements'} & set(sys.modules)))"
+    )
+    with as_process(runs, code) as process:
+        printed, _ = process.communicate(timeout=60)
+    assert printed.splitlines()[-1] == "0 ['numpy']"
+
+
+def test_a_fit_can_be_stopped(runs: Path) -> None:
+    """An interrupt in the middle of the search, on its threads: exit status 130, no message and no file."""
+    code = (
+        "from counting.cost.fit import work; from counting.command import start_up; import os, signal, sys;"
+        "begun = work.in_threads; work.in_threads = lambda work, parts: "
+        "begun(lambda part: (os.kill(os.getpid(), signal.SIGINT), work(part))[1], parts);"
+        "from counting.cost.fit import parametric; parametric.in_threads = work.in_threads;"
+        f"sys.argv = ['', 'fit', 'runs.csv', *{OUTPUT.split()!r}]; start_up.command()"
+    )
+    with as_process(runs, code) as process:
+        printed, error = process.communicate(timeout=60)
+    assert (process.returncode, printed, error) == (130, "", "")
+    assert [path.name for path in runs.iterdir()] == ["runs.csv"]
