@@ -51,7 +51,6 @@ FLAGS = {
     "expert_imbalance": "--expert_imbalance",
     "power_watts": "--power_watts",
     "cluster": "--cluster",
-    "figure": "--figure",
     "columns": "--columns",
     "training_flops": "--training_flops",
     "resamples": "--resamples",

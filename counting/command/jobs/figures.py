@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from counting.command.checks import NAME_GPUS
-from torch_models.errors import ArgumentError
+from torch_models.errors import UserError, show_value
 
 if TYPE_CHECKING:
     from counting.report import Fitted, Results
@@ -41,7 +41,7 @@ def figure_files(texts: Sequence[str], known: Sequence[str], that_fits: str) -> 
 
     for text in texts:
         if texts.count(text) > 1:
-            raise ArgumentError("figure", text, "is given twice")
+            raise _refused(text, "is given twice")
     found = tuple(_figure(text, tuple(known), that_fits) for text in texts)
     check_matplotlib()
     return found
@@ -102,12 +102,16 @@ def _figure(text: str, known: tuple[str, ...], that_fits: str) -> FigureFile:
     if not equals or not kind.isidentifier():
         kind, path = "", text
     if not path:
-        raise ArgumentError("figure", text, f"must name a file, as figure.svg or {that_fits}=figure.svg")
+        raise _refused(text, f"must name a file, as figure.svg or {that_fits}=figure.svg")
     if kind and kind not in known:
-        raise ArgumentError("figure", text, f"{kind} {why_no_figure(kind, known)}")
+        raise _refused(text, f"{kind} {why_no_figure(kind, known)}")
     suffix = Path(path).suffix.lower().removeprefix(".")
     file_format = next((each for each in FIGURE_FORMATS if each == suffix), None)
     if file_format is None:
         names = ", ".join(f".{each}" for each in FIGURE_FORMATS)
-        raise ArgumentError("figure", text, f"must end in one of {names}, which says the format")
+        raise _refused(text, f"must end in one of {names}, which says the format")
     return FigureFile(kind or that_fits, path, file_format)
+
+
+def _refused(text: str, rule: str) -> UserError:
+    return UserError(f"--figure = {show_value(text)}: {rule}")

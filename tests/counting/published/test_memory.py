@@ -18,7 +18,8 @@ from counting.published.memory import (
     load_published_memory,
 )
 from counting.published.rows import RunSettings
-from counting.report.published.memory import memory_cells, print_published_memory
+from counting.report.printing import print_parts
+from counting.report.published.memory import memory_cells, published_memory_parts
 from counting.report.screen.lines import Lines
 from counting.report.screen.published import published_memory_screen
 from counting.setup import Setup
@@ -104,7 +105,7 @@ def test_a_row_that_is_not_run_says_why() -> None:
 
 def test_reports(examined: ExaminedMemory, capsys: pytest.CaptureFixture[str]) -> None:
     not_run = examine_memory(msgspec.structs.replace(row_of(None, "it has no settings"), name="other"))
-    print_published_memory([examined, not_run])
+    print_parts(published_memory_parts([examined, not_run]))
     out = " ".join(capsys.readouterr().out.split())
     for figure in examined.figures:
         assert all(cell in out for cell in memory_cells(figure))

@@ -30,7 +30,9 @@ from counting.published.throughput import (
     summed_up,
     tokens_per_gpu,
 )
-from counting.report.published.throughput import print_published_throughput, seconds, signed, speed_cells
+from counting.report.format import signed_percent
+from counting.report.printing import print_parts
+from counting.report.published.throughput import published_throughput_parts, seconds, speed_cells
 from counting.report.screen.lines import Lines
 from counting.report.screen.published import published_throughput_screen
 from counting.setup import Setup
@@ -245,7 +247,7 @@ def test_reports(small: ExaminedThroughput, capsys: pytest.CaptureFixture[str]) 
     noted = msgspec.structs.replace(small, ran="what ran", differs="what is off")
     kept = msgspec.structs.replace(noted, name="kept", gate=False)
     examined = summed_up([noted, kept, examine_throughput(row_of(None, "other"))])
-    print_published_throughput(examined)
+    print_parts(published_throughput_parts(examined))
     out = " ".join(capsys.readouterr().out.split())
     for expected in (
         "Not run: other: it has no settings.",
@@ -281,7 +283,7 @@ def test_as_a_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 def test_cells() -> None:
     assert (seconds(13.75), seconds(0.76561)) == ("13.75", "0.766")
-    assert signed(-0.1234) == "-12.3 %"
+    assert signed_percent(-0.1234, 1) == "-12.3 %"
 
 
 # --- The gates --------------------------------------------------------------------------------------------------------

@@ -161,6 +161,17 @@ class Sheet:
             for look, name in zip(looks, names, strict=True)
         ]
 
+    def _fix_places(self) -> None:
+        """Lay the axes out, and round their places: the solver's last digits, and ids made of them, vary."""
+        engine = self.figure.get_layout_engine()
+        if engine is None:
+            return
+        engine.execute(self.figure)
+        self.figure.set_layout_engine("none")
+        for axes in self.figure.axes:
+            x, y, width, height = (round(each, 6) for each in axes.get_position().bounds)
+            axes.set_position((x, y, width, height))
+
     def hatch(self, look: Look) -> str:
         """The hatch of `look`, as dense for its size on a column as on a slide."""
         return look.hatch * (1 if self.is_slide else 3)
@@ -191,6 +202,7 @@ class Sheet:
             text.set_text(_NOT_PRINTED.sub("\N{REPLACEMENT CHARACTER}", text.get_text()))
         with self.style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # an SVG has the letter all the same
+            self._fix_places()
             self.figure.savefig(
                 buffer,
                 format=file_format,

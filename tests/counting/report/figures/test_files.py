@@ -35,8 +35,8 @@ def test_each_kind_is_one_that_its_results_have(kind: str) -> None:
 
 @pytest.mark.parametrize("file_format", ["svg", "png", "pdf"])
 def test_the_same_results_give_the_same_bytes(file_format: FigureFormat) -> None:
-    first, second = (draw("comparison", results_of("comparison"), file_format) for _ in range(2))
-    assert first == second
+    first, *others = (draw("bill", results_of("bill"), file_format) for _ in range(4))
+    assert others == [first] * 3
     assert first.startswith({"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[file_format])
     assert not re.search(rb"(?i)<dc:date>|CreationDate|\(matplotlib|matplotlib v", first)
 
