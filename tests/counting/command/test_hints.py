@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from counting.analysis import analyze
+from counting.command.fit.command import fit_parser
 from counting.command.flags import flags_parser
 from counting.command.hints import FLAGS, HINTS, error_line
 from counting.cost.beyond_compute import beyond_compute
@@ -15,11 +16,14 @@ from counting.cost.budget import plan_budget
 from counting.cost.cluster import Cluster
 from counting.cost.comparison import compare
 from counting.cost.design import design_model
+from counting.cost.fit import fit_law
+from counting.cost.fit.columns import find_columns
 from counting.cost.hardware import find_gpu
 from counting.cost.run import RunPlan, plan_run
 from counting.cost.step_time import check_cluster
 from counting.layout import resolve_layout
 from counting.setup import Setup, resolve
+from tests.counting.cost.fit.known_law import runs_of
 from tests.foreign_families import GPT2
 from tests.shrunken import LLAMA
 from torch_models.errors import ArgumentError, ConfigError, UserError
@@ -168,6 +172,13 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     (lambda: beyond_compute(plan_budget(5e6), unique_tokens=0), "--unique_tokens = 0: must be a whole number, at"),
     (lambda: beyond_compute(plan_budget(5e6), inference_tokens=0), "--inference_tokens = 0: must be a whole"),
     (lambda: beyond_compute(plan_budget(5e6), expansion_rate=0), "--expansion_rate = 0: must be a number from 1"),
+    (lambda: fit_law(runs_of(), resamples=9), "--resamples = 9: must be a whole number from 100 to 5,000"),
+    (lambda: fit_law(runs_of(), seed=-1), "--seed = -1: must be a whole number from 0 to"),
+    (lambda: fit_law(runs_of(), training_flops=[0]), "--training_flops = 0: must be FLOPs from 1 to 1e+36"),
+    (
+        lambda: find_columns(["n", "d", "loss"], {"tokens": "seen"}, "runs.csv"),
+        "--columns = 'tokens=seen': runs.csv has no column of that name: it has n, d, loss",
+    ),
     (without_a_length, "config: max_position_embeddings = null: is missing, and so is max_sequence_length; give --seq"),
 ]
 
@@ -201,7 +212,8 @@ def test_every_hint_is_one_of_an_error() -> None:
 
 
 def test_every_flag_in_the_tables_exists() -> None:
-    known = {flag for action in flags_parser()._actions for flag in action.option_strings}
+    parsers = (flags_parser(), fit_parser())
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     flags = {flag.partition(" ")[0] for flag in FLAGS.values()}  # without the axis of a layout
     named = {*flags, *re.findall(r"--\w+", " ".join(hint.instead for hint in HINTS))}
     assert len(named) > 10
