@@ -25,7 +25,7 @@ from counting.counts import (
     with_checkpoint,
 )
 from counting.ranks.result import RankAnalysis, Undivided
-from counting.reconcile import Agreement, reconcile
+from counting.reconcile import Agreement, Check, DisagreementError, reconcile
 from counting.records.tidy import Tidy
 from counting.setup import Setup, resolve
 from counting.step.fit import Fit
@@ -274,11 +274,15 @@ def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]
 
 
 def _with_timeline(analysis: Analysis, memory: StepMemory, spec: ModelSpec) -> Analysis:
-    """`analysis` with the memory of its step over time, for which the step is measured once more."""
+    """`analysis` with the memory of its step over time, for which the step is measured once more: to the same peak."""
     from counting.measurements.step import measure_courses
     from counting.step.timeline import step_timeline
 
     timeline = step_timeline(spec, analysis.setup, memory, *measure_courses(spec, analysis.setup))
+    values = {"step by phases": memory.peak_bytes, "step over time": timeline.peak_bytes}
+    check = Check(quantity="step_bytes", scope="step", component="peak", values=values)
+    if not check.agree:
+        raise DisagreementError(spec.name, [check])
     return msgspec.structs.replace(analysis, timeline=timeline)
 
 

@@ -15,8 +15,12 @@ PROGRAM = "python3 model_training_cost_analysis.py"
 
 # Job -> the lines of one command.
 EXAMPLES = {
-    "Does it fit?": (PROGRAM, "--model_config llama_3_8b --gpus H100,B200"),
-    "How long, how much?": (PROGRAM, "--model_config llama_3_8b --layout fsdp=64 --gpus H100 --tokens 15T"),
+    "Does it fit?": (PROGRAM, "--model_config llama_3_8b --layout fsdp=64 --gpus H100,B200"),
+    "How long, how much? On a slide, too": (
+        PROGRAM,
+        "--compare --model_config deepseek_v3 llama_3_1_405b --tokens 15T",
+        "--gpus H100 --figure slide.png",
+    ),
     "What shall I train for my money?": (PROGRAM, "--training_budget 5M --gpus A100,H100 --num_gpus 256"),
     "Is this claim true?": (
         PROGRAM,

@@ -112,6 +112,7 @@ NAMES_OF_NUMBERS = {
     ("ParameterTotals", "active_without_embedding"): "active_parameters_without_embedding",
     ("ParameterTotals", "active_without_vocabulary"): "active_parameters_without_vocabulary",
     ("ParameterTotals", "mtp"): "mtp_parameters",
+    ("Phase", "peak_bytes"): "peak_bytes, total",
     ("RankAnalysis", "count"): "ranks",
     ("RankCollective", "count"): "calls",
     ("StatedMemory", "gib"): "{quantity}_gib, printed",
@@ -135,7 +136,7 @@ PARTS_IN_FIELD = {
 # Classes that have the parts of the quantity that their field names, without this end.
 PARTS_OF_ANY = {"Constant": "", "Interval": "_interval"}
 # Classes of which these fields are no parts, but numbers of their own; all others are parts of the quantity.
-PARTS_OF_CLASS = {"Phase": ("peak_bytes", ("micro_batch", "layer"))}
+PARTS_OF_CLASS = {"Phase": ("peak_bytes", ("micro_batch", "layer", "peak_bytes"))}
 
 # Fields with several numbers -> the quantity of each, and the scope (a word and its place) or the components.
 SEVERAL_NUMBERS: dict[str, tuple[str, str | tuple[str, ...]]] = {

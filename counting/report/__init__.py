@@ -1,4 +1,8 @@
-"""Formats all results: text for people, plain lines and JSON for programs. Only this package formats numbers."""
+"""Formats all results: text for people, plain lines and JSON for programs. Only this package formats numbers.
+
+`screen/` (the first screens), `model/`, `details/`, `published/` and `fit/` (tables as data), `page/` (HTML), `export/`
+(Markdown, files of rows), `figures/` (pictures).
+"""
 
 from counting.report.document import calibration_document, fit_document, json_document
 from counting.report.results import Calibrated, Fitted, Results

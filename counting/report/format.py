@@ -31,6 +31,11 @@ def decimal(value: float, places: int) -> Number:
     return Number(f"{value:,.{places}f}", value)
 
 
+def in_unit(value: float, power: int, digits: int = 6) -> Number:
+    """`value` / 10^`power` with so many digits at most, zeros at the end left out: 1234567, 6, 4 -> 1.235."""
+    return Number(f"{value / 10**power:.{digits}g}", value)
+
+
 def significant(value: float) -> Number:
     """Six digits at most, zeros at the end left out: 989.0 -> 989, 1234.5 -> 1,234.5."""
     return Number(f"{value:,g}", value)

@@ -1,37 +1,21 @@
 """Prints tables, notes and headings, fitted to the width of the output."""
 
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from counting.report.tables import Heading, Notes, Part, Table
+from counting.report.width import output_width
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table as RichTable
 
-WIDTH_OF_A_PIPE = 100  # columns, if the output is no terminal and COLUMNS is not set
-NARROWEST = 40
 WIDTH_WITHOUT_BOUNDS = 1000
 HEIGHT = 25
 BLANKS_AT_THE_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$", re.MULTILINE)  # with colour codes
-
-
-def output_width() -> int:
-    """The width in columns: of the terminal on stdout, else COLUMNS, else `WIDTH_OF_A_PIPE`; at least `NARROWEST`."""
-    width = 0
-    try:
-        if sys.stdout.isatty():
-            width = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):  # stdout is closed or not a file
-        pass
-    if not width:
-        given = os.environ.get("COLUMNS", "")
-        width = int(given) if given.isascii() and given.isdigit() else 0
-    return max(width or WIDTH_OF_A_PIPE, NARROWEST)
 
 
 def print_parts(parts: Iterable[Part]) -> None:

@@ -1,11 +1,11 @@
 """Tables, notes and headings as data; text, Markdown and HTML are made of them, so nothing is formatted twice."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 
-@dataclass(kw_only=True)
-class Column:
+class Column(msgspec.Struct, kw_only=True):
     """A column of a table: left-aligned words or right-aligned numbers; cells are cut into lines only if `wraps`."""
 
     heading: str
@@ -14,8 +14,7 @@ class Column:
     bold: bool = False
 
 
-@dataclass(kw_only=True)
-class Row:
+class Row(msgspec.Struct, kw_only=True):
     """A row of a table; its cells are plain text, in which a number may be a `Number`."""
 
     cells: tuple[str, ...]
@@ -23,13 +22,12 @@ class Row:
     ends_section: bool = False
 
 
-@dataclass(kw_only=True)
-class Table:
+class Table(msgspec.Struct, kw_only=True):
     """A table; all its text is plain, no markup of any kind. The caption, if any, stands below it."""
 
     title: str
-    columns: list[Column] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    columns: list[Column] = msgspec.field(default_factory=list)
+    rows: list[Row] = msgspec.field(default_factory=list)
     caption: str = ""
     with_headings: bool = True
     narrowest: int = 0  # width in columns of text
@@ -50,16 +48,14 @@ class Table:
             self.rows[-1].ends_section = True
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(msgspec.Struct, frozen=True):
     """The heading of all tables of one model: its name, and a sentence on it."""
 
     name: str
     text: str
 
 
-@dataclass(frozen=True)
-class Notes:
+class Notes(msgspec.Struct, frozen=True):
     """Notes below a table, one sentence or more each."""
 
     texts: tuple[str, ...]

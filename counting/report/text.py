@@ -1,10 +1,9 @@
 """Results as text: plain lines for scripts, the first screen for people, then tables if requested."""
 
-from counting.report.details import details as results_in_parts
 from counting.report.plain import plain_text
-from counting.report.printing import output_width, print_parts
 from counting.report.results import Calibrated, Fitted, Results
 from counting.report.screen import screen_text
+from counting.report.width import output_width
 
 
 def print_results(results: Results, design_path: str | None, *, details: bool, proof: bool) -> None:
@@ -18,6 +17,9 @@ def print_results(results: Results, design_path: str | None, *, details: bool, p
     screen = screen_text(results, design_path, output_width(), plain_lines)
     print("\n\n".join(text for text in (plain, screen) if text))
     if details:
+        from counting.report.details import details as results_in_parts
+        from counting.report.printing import print_parts
+
         print_parts(results_in_parts(results, design_path))
     if proof:
         from counting.report.model.proof import print_proof

@@ -42,8 +42,7 @@ class Fit(Tidy, frozen=True, kw_only=True):
     capacity_bytes: int
     basis: FitBasis
     remedies: tuple[Remedy, ...]  # cheapest first; empty if the step fits, or if no variant fits
+    spare_bytes: int = 0  # capacity less what is needed, whatever is given for it; negative if the step does not fit
 
-    @property
-    def spare_bytes(self) -> int:
-        """Free bytes of the device; negative if the step does not fit."""
-        return self.capacity_bytes - self.needed_bytes
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "spare_bytes", self.capacity_bytes - self.needed_bytes)

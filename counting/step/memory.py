@@ -108,16 +108,12 @@ class ReservedParts(msgspec.Struct, frozen=True, kw_only=True):
     allocated_bytes: int
     pools: tuple[PoolOfStream, ...]
     peak_allocated_bytes: int
+    idle_bytes: int = 0  # of all streams, as the next; both are summed up from `pools`, whatever is given for them
+    fragment_bytes: int = 0
 
-    @property
-    def idle_bytes(self) -> int:
-        """Segments or pages without a block in use, of all streams."""
-        return sum(pool.idle_bytes for pool in self.pools)
-
-    @property
-    def fragment_bytes(self) -> int:
-        """Free blocks beside blocks in use, of all streams."""
-        return sum(pool.fragment_bytes for pool in self.pools)
+    def __post_init__(self) -> None:
+        for field in ("idle_bytes", "fragment_bytes"):
+            msgspec.structs.force_setattr(self, field, sum(getattr(pool, field) for pool in self.pools))
 
 
 class StepMemory(Tidy, frozen=True, kw_only=True):

@@ -32,14 +32,13 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     communication_buffers: int
     logits_and_loss: int
     transients: int
+    peak_bytes: int = 0  # the sum of all parts, whatever is given for it
 
-    @property
-    def peak_bytes(self) -> int:
-        """The sum of all parts."""
-        return sum(getattr(self, field) for field in PARTS)
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "peak_bytes", sum(getattr(self, part) for part in PARTS))
 
 
-PARTS = Phase.__struct_fields__[4:]
+PARTS = Phase.__struct_fields__[4:-1]
 
 
 class Position:

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
 from counting.command.output_file import refuse_shared_files
 from counting.command.progress import Progress
+from counting.command.sub_command import SubCommandParser
 from counting.cost.cluster import Cluster, read_cluster
 from counting.cost.hardware import read_json_file
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_name
@@ -17,23 +18,13 @@ if TYPE_CHECKING:
 _DEFAULT_MINUTES = 2.0
 _FEWEST_MINUTES, _MOST_MINUTES = 0.01, 120.0
 _ROWS = "calibration.csv"
-_SEE_HELP = "; calibrate --help lists the flags"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raises a UserError of one line, in place of argparse's usage and exit."""
-        raise UserError(f"{message}{_SEE_HELP}")
 
 
 def calibrate_parser() -> argparse.ArgumentParser:
     """The parser of the flags of `calibrate`."""
-    parser = _Parser(
-        prog="model_training_cost_analysis calibrate",
-        allow_abbrev=False,
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write a file for --cluster, from steps that you have measured or from this machine:\n\n"
+    parser = SubCommandParser(
+        "calibrate",
+        "Write a file for --cluster, from steps that you have measured or from this machine:\n\n"
         "    calibrate rows.csv --output cluster.json\n"
         "    calibrate --measure --output cluster.json\n"
         "    torchrun --nproc_per_node 8 model_training_cost_analysis.py \\\n"

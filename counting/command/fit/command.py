@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from counting.command.amounts import parse_whole_number
 from counting.command.jobs.figures import drawn_figures, figure_files, files_of_figures
 from counting.command.jobs.outputs import check_rows_and_output, write_rows_and_output
 from counting.command.progress import Progress
+from counting.command.sub_command import SubCommandParser
 from counting.cost.fit import FittedLaw, fit_law, read_runs
 from counting.cost.fit.columns import FITTED_QUANTITIES
 from counting.cost.fit.fitting import FEWEST_RESAMPLES, LARGER_BUDGET, MOST_RESAMPLES, RESAMPLES
@@ -19,26 +19,16 @@ from counting.cost.scaling_laws.law import LONGEST_NAME
 from counting.cost.scaling_laws.law_file import law_as_json
 from torch_models.errors import ArgumentError, UserError, show_name
 
-_SEE_HELP = "; fit --help lists the flags"
 _DEFAULT_NAME = "fitted"
 _ROWS = "fit.csv"
 _FIGURE = "fit"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raises a UserError of one line, in place of argparse's usage and exit."""
-        raise UserError(f"{message}{_SEE_HELP}")
-
-
 def fit_parser() -> argparse.ArgumentParser:
     """The parser of the flags of `fit`."""
-    parser = _Parser(
-        prog="model_training_cost_analysis fit",
-        allow_abbrev=False,
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fit a scaling law to training runs, and write it as a file for --scaling_law:\n\n"
+    parser = SubCommandParser(
+        "fit",
+        "Fit a scaling law to training runs, and write it as a file for --scaling_law:\n\n"
         "    fit runs.csv --output law.json\n"
         "    fit runs.csv --output law.json --columns parameters=n_params,tokens=seen\n"
         "    fit runs.csv --output law.json --training_flops 1e21,5.76e23",

@@ -12,7 +12,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         help="draw FILE.svg, .png or .pdf: KIND=FILE, or FILE alone, which takes what fits the job; KIND: comparison, "
-        "law, bill, ranks, memory, parameters, flops; needs matplotlib",
+        "law, bill, ranks, memory, parameters, flops (the figure of a fitted law: fit --help); needs matplotlib",
     )
     outputs.add_argument(
         "--figure_size",

@@ -78,11 +78,9 @@ def flags_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="What training a model costs; each number is measured and compared with a\n"
-        "formula. One command for each job:\n\n"
-        f"{job_examples()}\n\nA flag may have hyphens for its underscores.\n"
-        "calibrate --help: from measured steps, or this machine, to a file for --cluster.\n"
-        "fit --help: from training runs to a scaling law, a file for --scaling_law.",
+        description="What training a model costs, measured and by formula. One command for each job:\n\n"
+        f"{job_examples()}\n\nFlags may have hyphens. calibrate --help: from measured steps or this machine to\n"
+        "a file for --cluster. fit --help: from training runs to one for --scaling_law.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     parser.add_argument("--plan", metavar="FILE", help="more flags, from a TOML file; typed flags override them")

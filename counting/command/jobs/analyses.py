@@ -11,7 +11,6 @@ from counting.analysis import Analysis, analyze
 from counting.command.arguments import asks_for_reserved, ignored_fields_of
 from counting.command.checks import times_a_step
 from counting.command.hints import why_not_timed
-from counting.command.jobs.figures import draws_memory, shows_memory
 from counting.command.lengths import common_length, with_length_from
 from counting.command.output_file import write_whole
 from counting.command.progress import Progress
@@ -55,7 +54,7 @@ def analyses_of(
         progress.show(f"measuring {model.name} ({number} of {len(models)}) ...")
         reserved = _asks_for_reserved(options, model, setup, layout)
         timed, not_timed = _to_time(options, model, setup, layout, clusters)
-        timeline = isinstance(model, ModelSpec) and shows_memory(options)
+        timeline = isinstance(model, ModelSpec) and _shows_memory(options)
         analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None, timeline=timeline)
         analysis = msgspec.structs.replace(analysis, not_timed=not_timed)
         if not reserved and asks_for_reserved(options):
@@ -91,7 +90,19 @@ def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
     flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
     flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
     given = [flag for flag in flags if getattr(options, flag) not in (None, False)]
-    return [*given, *(["figure memory"] if draws_memory(options) else [])]
+    if options.figure is not None:
+        from counting.command.jobs.figures import draws_memory
+
+        given += ["figure memory"] if draws_memory(options) else []
+    return given
+
+
+def _shows_memory(options: argparse.Namespace) -> bool:
+    if options.figure is None and options.html is None:
+        return False
+    from counting.command.jobs.figures import shows_memory
+
+    return shows_memory(options)
 
 
 def _resolved(layout: Layout, model: ModelSpec, setup: Setup) -> tuple[Setup, Layout]:

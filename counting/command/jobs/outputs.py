@@ -2,14 +2,11 @@
 
 import argparse
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from counting.command.flags.laws import law_files
 from counting.command.flags.names import VERSION
-from counting.command.help import PROGRAM
-from counting.command.jobs.figures import drawn_figures, figures_of, files_of_figures
 from counting.command.output_file import (
     files_of_config,
     refuse_shared_files,
@@ -19,13 +16,14 @@ from counting.command.output_file import (
     write_whole,
 )
 from counting.command.progress import Progress
-from torch_models.errors import UserError
+from torch_models.errors import UserError, show_value
 
 if TYPE_CHECKING:
     from counting.records import Tidy
     from counting.report import Results
 
 FILES = ("design", "trace", "trace_memory", "html")  # the flags that name one file to write
+_OF_A_PAGE = (".html", ".htm")
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -33,9 +31,11 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Raises UserError if it is also one that is read, is written twice, or cannot be written.
     """
-    written = {f"--{flag}": getattr(options, flag) for flag in FILES} | files_of_figures(
-        options.figure, figures_of(options)
-    )
+    written: dict[str, str | None] = {f"--{flag}": getattr(options, flag) for flag in FILES}
+    if options.figure is not None:
+        from counting.command.jobs.figures import figures_of, files_of_figures
+
+        written |= files_of_figures(options.figure, figures_of(options))
     configs = [file for config in options.model_config or () for file in files_of_config(config)]
     refuse_shared_files(
         {
@@ -50,6 +50,9 @@ def check_outputs(options: argparse.Namespace) -> None:
             "--scaling_law": law_files(options.scaling_law),
         },
     )
+    if options.html is not None and not options.html.lower().endswith(_OF_A_PAGE):
+        rule = "must end in .html or .htm, by which a browser knows a page"
+        raise UserError(f"--html = {show_value(options.html)}: {rule}")
     for path in written.values():
         if path is not None:
             refuse_unwritable(path, overwrite=options.force)
@@ -83,7 +86,11 @@ def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequen
         rows = csv_files(results, proof=options.proof)
     if options.figure is not None or options.html is not None:
         progress.show("drawing figures ...")
-    figures = drawn_figures(figures_of(options), results, options.figure_size)
+    figures: list[tuple[str, bytes]] = []
+    if options.figure is not None:
+        from counting.command.jobs.figures import drawn_figures, figures_of
+
+        figures = drawn_figures(figures_of(options), results, options.figure_size)
     page = None if options.html is None else _page(options, results, typed)
     if results.design is not None:
         write_whole(options.design, results.design.config_json(), overwrite=options.force)
@@ -133,6 +140,9 @@ def write_rows_and_output(
 
 
 def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:
+    import shlex
+
+    from counting.command.help import PROGRAM
     from counting.command.plan_file import without_files
     from counting.report.page import Making, html_page
 

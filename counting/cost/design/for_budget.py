@@ -25,6 +25,8 @@ class Design(Architecture, frozen=True, kw_only=True):
     scaling_law: str
     predicted_loss: float  # nats per token
     predicted_loss_interval: Interval | None  # 95 %; None for a law without draws of a bootstrap
+    granularity: float | None  # width of a dense layer / width of an expert; None without experts, as the next
+    sparsity: float | None  # routed experts / those of a token
     mixture: MixtureOnModel | None  # the law of mixtures, of a design with experts; its losses are of other data
 
 
@@ -74,5 +76,16 @@ def resolve_tokens(architecture: Architecture, analysis: Analysis, *, training_f
         scaling_law=law.name,
         predicted_loss=predicted_loss(law, parameters, tokens),
         predicted_loss_interval=loss_interval(law, parameters, tokens),
+        granularity=_ratio(architecture, "intermediate_size", "moe_intermediate_size"),
+        sparsity=_ratio(architecture, "n_routed_experts", "num_experts_per_tok"),
         mixture=mixture_on_model(analysis, tokens) if architecture.sized_by == "active" else None,
     )
+
+
+def _ratio(architecture: Architecture, part: str, other: str) -> float | None:
+    """Two sizes of the config of a mixture of experts, divided; None of a dense model."""
+    if architecture.sized_by != "active":
+        return None
+    above, below = architecture.config[part], architecture.config[other]
+    assert isinstance(above, int) and isinstance(below, int)
+    return above / below

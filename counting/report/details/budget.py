@@ -6,7 +6,7 @@ from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
 from counting.report.conventions import how_counted
 from counting.report.details.laws import apart_parts, count_range, law_parts, loss_range
-from counting.report.format import NONE, Number, decimal, integer, scientific, significant
+from counting.report.format import NONE, Number, decimal, in_unit, integer, scientific, significant
 from counting.report.tables import Notes, Part, Table, facts_table, rows_table
 
 
@@ -33,8 +33,8 @@ def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
     law, intervals = budget.law, budget.intervals
     facts = [
         ("Scaling law", f"{law.name}: {law.source}"),
-        ("Model", f"{budget.optimal_parameters:,} parameters ({budget.optimal_parameters / 1e9:.4g} billion)"),
-        ("Tokens", f"{budget.optimal_tokens:,} ({budget.optimal_tokens / 1e9:.4g} billion)"),
+        ("Model", f"{budget.optimal_parameters:,} parameters ({in_unit(budget.optimal_parameters, 9, 4)} billion)"),
+        ("Tokens", f"{budget.optimal_tokens:,} ({in_unit(budget.optimal_tokens, 9, 4)} billion)"),
         ("Tokens per parameter", f"{budget.tokens_per_parameter:.2f}"),
         ("GPU-hours", f"{budget.gpu_hours:,.0f} on {budget.best_gpu}"),
         *([] if budget.days is None else [("Days", f"{budget.days:,.1f} on {budget.num_gpus:,} {budget.best_gpu}")]),
@@ -55,8 +55,8 @@ def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
     if budget.extrapolated:
         note = (
             "The law is extrapolated: it was fitted to models of "
-            f"{law.fitted_parameters[0] / 1e6:g} million to {law.fitted_parameters[1] / 1e9:g} billion parameters on "
-            f"{law.fitted_tokens[0] / 1e9:g} to {law.fitted_tokens[1] / 1e9:g} billion tokens."
+            f"{in_unit(law.fitted_parameters[0], 6)} million to {in_unit(law.fitted_parameters[1], 9)} billion "
+            f"parameters on {in_unit(law.fitted_tokens[0], 9)} to {in_unit(law.fitted_tokens[1], 9)} billion tokens."
         )
         yield Notes((note,))
     yield from law_parts(law)

@@ -57,16 +57,13 @@ def design_parts(design: Design, path: str) -> Iterator[Part]:
 def _facts_of_experts(design: Design) -> list[tuple[str, str]]:
     """The experts of a mixture, with their granularity and sparsity."""
     config = design.config
-    width, expert_width = (design.config[field] for field in ("intermediate_size", "moe_intermediate_size"))
-    routed, used = config["n_routed_experts"], config["num_experts_per_tok"]
-    assert isinstance(width, int) and isinstance(expert_width, int)
-    assert isinstance(routed, int) and isinstance(used, int)
     return [
         (
             "Experts",
-            f"{routed} routed, {used} of them for a token, and {config['n_shared_experts']} shared, each of width "
-            f"{expert_width}, in all layers but the first {config['first_k_dense_replace']}",
+            f"{config['n_routed_experts']} routed, {config['num_experts_per_tok']} of them for a token, and "
+            f"{config['n_shared_experts']} shared, each of width {config['moe_intermediate_size']}, in all layers but "
+            f"the first {config['first_k_dense_replace']}",
         ),
-        ("Granularity", f"{width / expert_width:g} (SwiGLU width of a dense layer / of an expert)"),
-        ("Sparsity", f"{routed / used:.3g} (routed experts / those of a token)"),
+        ("Granularity", f"{design.granularity:g} (SwiGLU width of a dense layer / of an expert)"),
+        ("Sparsity", f"{design.sparsity:.3g} (routed experts / those of a token)"),
     ]

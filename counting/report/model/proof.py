@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from counting.reconcile import Agreement, Check
 from counting.report.format import integer
-from counting.report.printing import output_width
+from counting.report.width import output_width
 
 MARGIN, EQUALS = "  ", " = "
 WORKED_OUT = ("formula", "simulation")  # the witnesses that are computed, not measured

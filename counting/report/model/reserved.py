@@ -23,6 +23,5 @@ def reserved_tables(memory: StepMemory, *, of: str = "the training step") -> lis
     for pool in parts.pools:
         table.add_row(pool.stream, *map(integer, (pool.reserved_bytes, pool.idle_bytes, pool.fragment_bytes)))
     table.add_section()
-    reserved = sum(pool.reserved_bytes for pool in parts.pools)
-    table.add_row("all", *map(integer, (reserved, parts.idle_bytes, parts.fragment_bytes)))
+    table.add_row("all", *map(integer, (high, parts.idle_bytes, parts.fragment_bytes)))
     return [table]

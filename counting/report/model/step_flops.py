@@ -24,15 +24,14 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> Table:
     for component, forward in step.forward_flops_by_component.items():
         backward = step.backward_flops_by_component[component]
         recomputed = step.recomputed_flops_by_component[component]
-        if executed := forward + backward + recomputed:
+        if executed := step.hardware_flops_by_component[component]:
             add(component, forward, backward, recomputed, executed)
     table.add_section()
     passes = (step.forward_flops, step.backward_flops, step.recomputed_flops)
     add("hardware FLOPs", *passes, step.hardware_flops, bold=True)
     add("… for each token", None, None, None, step.hardware_flops_per_token)
     table.add_section()
-    of_backward = step.model_flops - step.forward_flops
-    add("model FLOPs, 3 × forward", step.forward_flops, of_backward, None, step.model_flops, bold=True)
+    add("model FLOPs, 3 × forward", step.forward_flops, step.model_backward_flops, None, step.model_flops, bold=True)
     add("… for each token", None, None, None, step.model_flops_per_token)
     add("… with the causal half of attention", None, None, None, step.model_flops_causal)
     if step.flash_backward_extra_flops:

@@ -24,9 +24,9 @@ def _folded(part: Part) -> Html:
     return fold(part.title, table_in_html(part), *caption)
 
 
-def fold(title: str, *content: str, opened: bool = False) -> Html:
+def fold(title: str, *content: str) -> Html:
     """Content that is shown when its title is clicked, and in print."""
-    return element("details", element("summary", title), *content, open=opened)
+    return element("details", element("summary", title), *content)
 
 
 def notes_list(texts: Sequence[str]) -> Html:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from counting.report.format import integer, percent, readable, three_digits
-from counting.report.printing import output_width
 from counting.report.results import Calibrated
 from counting.report.screen.lines import Lines, listed
+from counting.report.width import output_width
 
 if TYPE_CHECKING:
     from counting.calibration.found import FoundAttention, FoundLink, FoundMachine

@@ -3,7 +3,8 @@
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 INDENT = 2
 LABEL = 16  # columns of a label, including the blank after it
@@ -13,30 +14,26 @@ BETWEEN_COLUMNS = "  "
 SHORTEST_NAME = 8
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """The heading of a block: what the lines below answer."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(msgspec.Struct, frozen=True):
     """A label and its text; a label that begins with blanks is of a part of the fact above."""
 
     label: str
     text: str
 
 
-@dataclass(frozen=True)
-class Sentence:
+class Sentence(msgspec.Struct, frozen=True):
     """A text without a label."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(msgspec.Struct, frozen=True):
     """Rows of numbers below their headings, of which the first `names` columns are left-aligned words."""
 
     headings: tuple[str, ...]

@@ -171,6 +171,7 @@ def test_lossless_to_json_within_the_analysis(llama: Analysis) -> None:
         "capacity_bytes",
         "basis",
         "remedies",
+        "spare_bytes",
     }
 
 

@@ -124,7 +124,7 @@ def test_components_sum_to_the_total(measured: Analysis) -> None:
     for row in rows:
         if row.component not in ("", "total"):
             parts[row.scope, row.quantity] += row.value
-    assert len(whole) == 15
+    assert len(whole) == 21
     for place in whole.keys() - {("config / step", "peak_bytes")}:  # the parts are those of each phase
         assert parts[place] == pytest.approx(whole[place], rel=1e-12)
 

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from counting.report.printing import output_width, print_parts
+from counting.report.printing import print_parts
 from counting.report.tables import Heading, Notes, facts_table, rows_table
+from counting.report.width import output_width
 
 
 @pytest.mark.parametrize(

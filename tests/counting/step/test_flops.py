@@ -58,6 +58,9 @@ def test_llama_7b_by_hand() -> None:
     assert step.backward_flops == 32 * 1_829_656_068_096 + 2 * head
     assert step.recomputed_flops == 32 * 897_648_164_864
     assert step.flash_backward_extra_flops == 32 * CORE // 2
+    assert step.model_backward_flops == 2 * step.forward_flops
+    assert step.hardware_flops_by_component["lm_head"] == 3 * head
+    assert sum(step.hardware_flops_by_component.values()) == step.hardware_flops
     assert step.model_flops == 3 * step.forward_flops == analysis.model_flops
     assert step.model_flops - step.model_flops_causal == 3 * 32 * CORE // 2
     assert step.hardware_flops == step.forward_flops + step.backward_flops + step.recomputed_flops

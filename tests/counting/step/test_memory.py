@@ -8,7 +8,7 @@ import torch
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
-from counting.step.phase import PARTS
+from counting.step.phase import PARTS, Phase
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, LLAMA
 from tests.witnesses import derived, measured, memory_of, setup_of
 from torch_models import build_training_model, set_recompute
@@ -246,3 +246,13 @@ def test_a_chunked_loss_trades_logits_for_copies_of_the_head_s_gradient() -> Non
     assert loss_bytes(None) > 3 * 4 * 16384 * 32000
     gradients = 3 * 2 * 4096 * 32000
     assert gradients < loss_bytes(1024) < gradients + 4 * 2 * 16384 * 4096
+
+
+def test_the_peak_of_a_phase_is_the_sum_of_its_parts_in_the_document_too() -> None:
+    """10 + 20 + 30 + 1 + 2 + 3 + 4 + 5 = 75, also of a copy that has other parts, and whatever is given for it."""
+    parts = dict(zip(PARTS, (10, 20, 30, 1, 2, 3, 4, 5), strict=True))
+    phase = Phase(name="forward", micro_batch=0, layer=None, layer_kind=None, **parts)
+    assert phase.peak_bytes == 75
+    assert msgspec.json.decode(msgspec.json.encode(phase))["peak_bytes"] == 75
+    assert msgspec.structs.replace(phase, optimizer_state=0).peak_bytes == 45
+    assert msgspec.structs.replace(phase, peak_bytes=1) == phase

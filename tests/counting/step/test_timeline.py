@@ -11,6 +11,7 @@ from counting import Layout, Setup, analyze
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from counting.measurements.step import measure_courses
+from counting.reconcile import DisagreementError
 from counting.step import timeline as timelines
 from counting.step.course import Change, Instant, OfKind, course_of, thinned
 from counting.step.phase import PARTS
@@ -90,6 +91,14 @@ def test_totals_are_those_of_a_step_that_is_only_watched(monkeypatch: pytest.Mon
     watched = [live for before, live in pairwise(watched) if live != before]
     assert len(watched) > 100
     assert all(live in totals for live in watched), "each after the one before"
+
+
+def test_another_peak_than_the_phases_have_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepTimeline, "peak_bytes", property(lambda timeline: 1))
+    with pytest.raises(
+        DisagreementError, match=r"^shrunken: step_bytes, step, peak: .* differs from step over time 1, "
+    ):
+        timeline_of(small())
 
 
 def test_later_micro_batches_repeat_the_second() -> None:

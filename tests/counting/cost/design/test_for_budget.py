@@ -49,3 +49,13 @@ def test_tokens_by_hand_and_measured_parameters_counted(small: Analysis) -> None
 def test_a_budget_below_one_token_is_refused(small: Analysis) -> None:
     with pytest.raises(UserError, match=r"10 training FLOPs do not pay for one token of this model \(31\)"):
         resolve_tokens(design_model(10**9), small, training_flops=10.0, law=find_law("course"))
+
+
+def test_granularity_and_sparsity_are_those_of_the_experts(small: Analysis) -> None:
+    """A dense layer is as wide as 8 experts, and 6 of 96 experts are a token's: 16."""
+    design = design_for_budget(plan_budget(50_000), "mixed", "deepseek_v3")
+    config = design.config
+    assert (config["n_routed_experts"], config["num_experts_per_tok"]) == (96, 6)
+    assert (design.granularity, design.sparsity) == (8.0, 16.0)
+    dense = resolve_tokens(design_model(10**9), small, training_flops=1000.0, law=find_law("course"))
+    assert (dense.granularity, dense.sparsity) == (None, None)

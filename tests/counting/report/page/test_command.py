@@ -65,9 +65,15 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("--html there.html", "there.html: exists already; give --force to replace it, or another name"),
         ("--html no/p.html", "no/p.html: there is no folder no"),
-        ("--html folder --force", "folder: is a folder; name a file in it"),
+        ("--html folder.html --force", "folder.html: is a folder; name a file in it"),
+        ("--html x.txt", "--html = 'x.txt': must end in .html or .htm, by which a browser knows a page"),
+        ("--html -", "--html = '-': must end in .html or .htm, by which a browser knows a page"),
+        ("--html html", "--html = 'html': must end in .html or .htm, by which a browser knows a page"),
         ("--html ''", "--html '': must name a file"),
-        ("--html p --trace_memory p", "p: --trace_memory and --html name one file: name another for one of them"),
+        (
+            "--html p.HTM --trace_memory p.HTM",
+            "p.HTM: --trace_memory and --html name one file: name another for one of them",
+        ),
         (
             "--html 'tiny <i>' --force",
             "tiny <i>: --html would replace what --model_config reads: name another file for --html",
@@ -78,11 +84,16 @@ def test_what_cannot_be_written_is_refused(
     flags: str, error: str, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tiny / "there.html").write_text("mine")
-    (tiny / "folder").mkdir()
+    (tiny / "folder.html").mkdir()
     before = sorted(tiny.iterdir())
     assert error_of(shlex.split(flags), capsys) == f"error: {error}\n"
     assert sorted(tiny.iterdir()) == before
     assert (tiny / "there.html").read_text() == "mine"
+
+
+def test_the_suffix_may_have_capitals_and_three_letters(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--html", "P.HTM"]) == 0
+    assert (tiny / "P.HTM").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_force_replaces(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

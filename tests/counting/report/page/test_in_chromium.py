@@ -30,6 +30,9 @@ addEventListener("load", () => {{
     scrolls: [...page.querySelectorAll(".scroll")].some(box => box.scrollWidth > box.clientWidth),
     ink: getComputedStyle(page.body).color,
     paper: getComputedStyle(inside).backgroundColor,
+    filters: [...page.querySelectorAll("figure img")].map(image => getComputedStyle(image).filter),
+    cards: [...page.querySelectorAll("figure img")].map(image => getComputedStyle(image).backgroundColor),
+    hints: [...page.querySelectorAll(".scroll")].map(box => getComputedStyle(box).backgroundAttachment),
   }});
 }});
 </script></body></html>"""
@@ -85,10 +88,19 @@ def test_it_fits_the_window_and_is_legible(width: int, scheme: int, page: str, t
     assert found["page"] <= width
     assert found["right"] <= width
     assert found["scrolls"] == (width == 390)
+    assert set(found["hints"]) == {"local, local, scroll, scroll"}, "covers move with the table, shadows do not"
     ink, paper = luminance(found["ink"]), luminance(found["paper"])
     assert (ink < paper) == (scheme == LIGHT)
     darker, lighter = sorted((ink, paper))
     assert (lighter + 0.05) / (darker + 0.05) >= 7
+
+
+def test_figures_have_the_same_colours_in_dark_mode(page: str, tmp_path: Path) -> None:
+    """No filter changes them; they stand on a white card, as their text is dark."""
+    found = measured(page, tmp_path, 1280, DARK)
+    assert found["filters"]
+    assert set(found["filters"]) == {"none"}
+    assert set(found["cards"]) == {"rgb(255, 255, 255)"}
 
 
 def test_in_print_every_table_is_open(page: str, tmp_path: Path) -> None:
