@@ -30,7 +30,7 @@ GRID = (
 )
 BEST_MINIMA = 5  # that resamples start from
 CHECKED_RESAMPLES = 20
-_CHECKED_RUNS = 10_000  # runs x checked resamples, as far as three of these remain: the time of the check
+_CHECKED_RUNS = 5_000  # runs x checked resamples, as far as three of these remain: the time of the check
 # Where a fit may not leave: an exponent of 0 makes A / N^alpha a second E; with an exponent above the grid's, a term
 # changes the smallest runs only; and an E of a thousandth of the lowest loss is none.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.01, 2.5
@@ -42,7 +42,7 @@ _NUMBERS = 2**15  # points x runs at once, so that what is computed with stays i
 _POLISHED = 16  # of the ends of a quick pass
 _AT_BOUND = 1e-9
 _NO_TERM = -700.0  # a or b, centred, of a term that is left out: e^-700 is 0 beside any loss
-DECIDED = 5.99  # 95 % of chi-squared with two degrees of freedom: a term has a coefficient and an exponent
+DECIDED = 9.21  # 99 % of chi-squared with two degrees of freedom: a term has a coefficient and an exponent
 _ROUNDING = 1e-6  # residuals below it are those of losses as they are written, and say nothing
 
 
@@ -118,7 +118,7 @@ def fit_parametric(
 ) -> ParametricFit:
     """Fit the law to runs of N `parameters`, D `tokens` and `losses`; `show` gets progress.
 
-    The result is the same on any number of threads. With `check`, the first `CHECKED_RESAMPLES`, fewer of more than 500
+    The result is the same on any number of threads. With `check`, the first `CHECKED_RESAMPLES`, fewer of more than 250
     runs, are also fitted from the full grid.
     """
     fitter = _Fitter(np.array(parameters), np.array(tokens), np.array(losses))

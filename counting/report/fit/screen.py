@@ -96,9 +96,8 @@ def _fit(lines: Lines, fitted: "FittedLaw") -> None:
         f"{fitted.resamples:,} resamples from the best {fitted.minima} minima of {fitted.starts:,} starts{agreed}",
     )
     if fitted.undecided_terms:
-        lines.fact(
-            "undecided", f"the term of {' and that of '.join(fitted.undecided_terms)}: no interval of it, N and D"
-        )
+        terms = " and that of ".join(fitted.undecided_terms)
+        lines.fact("undecided", f"the term of {terms}, and so N and D: no intervals of these")
     ratio = fitted.flops_per_parameter_and_token / 6
     if not isclose(ratio, 1, rel_tol=0.005):
         lines.fact("FLOPs", f"as in the file, {three_digits(ratio)} × 6 N D at the median")
