@@ -98,17 +98,24 @@ def recompute_in_words(recompute: str | int) -> str:
 # --- Readable: three digits and a unit ---------------------------------------------------------------------------
 
 
+_FEWEST, _MOST = 1e-9, 1e18  # outside, a number is easier to read with a power of ten
+
+
 def three_digits(value: float) -> str:
-    """1.8273 -> 1.83, 182.73 -> 183, 18273 -> 18,273; zeros at the end are left out: 2.5, 15."""
+    """1.8273 -> 1.83, 182.73 -> 183, 18273 -> 18,273; zeros at the end are left out: 2.5, 15. 1.8e20 -> 1.80e+20."""
     if not value:
         return "0"
+    if not _FEWEST <= value < _MOST:
+        return f"{value:.2e}"
     rounded = float(f"{value:.3g}") if value < 1000 else float(round(value))
     text = f"{rounded:,.{max(0, 2 - floor(log10(rounded)))}f}"
     return text.rstrip("0").rstrip(".") if rounded == value and "." in text else text
 
 
 def readable(value: float, units: tuple[tuple[int, str], ...] = COUNT_UNITS) -> str:
-    """6738415616 -> 6.74 B; a value smaller than every unit has no unit."""
+    """6738415616 -> 6.74 B; a value smaller than every unit has no unit, nor has a count of a million T: 1.00e+18."""
+    if units[0] == COUNT_UNITS[0] and value >= _MOST:
+        return f"{value:.2e}"
     rounded = float(f"{value:.3g}")
     for power, unit in units:
         if rounded >= 10**power:
@@ -128,8 +135,14 @@ def readable_dollars(amount: float) -> str:
 
 
 def readable_range(low: float, high: float, prefix: str = "") -> str:
-    """Two numbers joined by a dash, in the unit of `high`; one number if both ends have the same digits."""
+    """Two numbers joined by a dash, in the unit of `high`; one number if both ends have the same digits.
+
+    Each has its own unit if `high` is beyond all units, or `low` next to nothing beside it.
+    """
     power, unit = next(((power, f" {unit}") for power, unit in COUNT_UNITS if high >= 10**power), (0, ""))
+    if high >= _MOST or low < _FEWEST * 10**power:
+        each = [readable(value) for value in (low, high)]
+        return f"{prefix}{each[0] if each[0] == each[1] else NONE.join(each)}"
     ends = [three_digits(value / 10**power) for value in (low, high)]
     return f"{prefix}{ends[0] if ends[0] == ends[1] else NONE.join(ends)}{unit}"
 

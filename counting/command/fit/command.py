@@ -15,6 +15,7 @@ from counting.cost.fit.columns import FITTED_QUANTITIES
 from counting.cost.fit.fitting import FEWEST_RESAMPLES, LARGER_BUDGET, MOST_RESAMPLES, RESAMPLES
 from counting.cost.fit.table import RunsFile
 from counting.cost.scaling_laws import LAWS
+from counting.cost.scaling_laws.allocation import allocation_laws
 from counting.cost.scaling_laws.law import LONGEST_NAME
 from counting.cost.scaling_laws.law_file import law_as_json
 from torch_models.errors import ArgumentError, UserError, show_name
@@ -47,7 +48,8 @@ def fit_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--training_flops",
         metavar="FLOPS",
-        help=f"budgets to answer, as 1e21,5.76e23; default the largest of the runs and {LARGER_BUDGET} times it",
+        help="budgets to answer, as the runs count them: 1e21,5.76e23; default the largest of the runs and "
+        f"{LARGER_BUDGET} times it",
     )
     parser.add_argument(
         "--resamples",
@@ -176,4 +178,5 @@ def _name(output: str) -> str:
     """The law's name: that of its file, less what the name of a law may not have and the ending."""
     stem = "".join(character for character in Path(output).stem if character.isprintable() and character != ",")
     name = stem.strip()[:LONGEST_NAME].strip()
-    return name if name and name not in {law.name for law in LAWS} else _DEFAULT_NAME
+    published = {law.name for law in LAWS} | {law.name for law in allocation_laws()}
+    return name if name and name.lower() not in published else _DEFAULT_NAME

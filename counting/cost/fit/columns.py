@@ -20,11 +20,11 @@ _SIZES = FITTED_QUANTITIES[:3]  # of which two are enough
 COMMON = "parameters (N, params), tokens (D), training_flops (C, flops) and loss"
 
 
-def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) -> dict[str, int]:
+def find_columns(header: Sequence[str], given: Mapping[str, str], where: str, line: int = 1) -> dict[str, int]:
     """What a number is -> the place of its column; `given` maps some to the column's name, others by `COLUMN_NAMES`.
 
-    Raises UserError with the columns that were found, if the loss or two of N, D and C have none, or if two columns
-    have the name of one.
+    `line` is that of the header. Raises UserError with the columns that were found, if the loss or two of N, D and C
+    have none, or if two columns have the name of one.
     """
     names = [name.strip() for name in header]
     places: dict[str, int] = {}
@@ -33,7 +33,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) ->
             rule = f"{where} has no column of that name: it has {_listed(names)}"
             raise ArgumentError("columns", f"{quantity}={name}", rule)
         if names.count(name) > 1:
-            raise UserError(f"{where}: line 1: has the column {show_name(name)} twice")
+            raise UserError(f"{where}: line {line}: has the column {show_name(name)} twice")
         places[quantity] = names.index(name)
     taken = set(places.values())
     for quantity, known in COLUMN_NAMES.items():
@@ -43,7 +43,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) ->
         if len(fitting) > 1:
             both = " and ".join(show_name(names[place]) for place in fitting[:2])
             raise UserError(
-                f"{where}: line 1: {both} may both be the {quantity}: say which, as columns {quantity}="
+                f"{where}: line {line}: {both} may both be the {quantity}: say which, as columns {quantity}="
                 f"{show_name(names[fitting[0]])}"
             )
         if fitting:
@@ -51,7 +51,7 @@ def find_columns(header: Sequence[str], given: Mapping[str, str], where: str) ->
     missing = [quantity for quantity in FITTED_QUANTITIES if quantity not in places]
     if "loss" in missing or len(missing) > 1:
         raise UserError(
-            f"{where}: line 1: has no column for {_needed(missing)}: it has {_listed(names)}; name them {COMMON}, "
+            f"{where}: line {line}: has no column for {_needed(missing)}: it has {_listed(names)}; name them {COMMON}, "
             "of N, D and C two or all, or say which is which, as columns parameters=n_params,tokens=seen"
         )
     return places

@@ -116,10 +116,10 @@ def _left_out(runs: Sequence[TrainedRun], by_size: Parabolas, by_tokens: Parabol
     curvature = by_size.constants_B3[0, 2]
     for values in ({run.parameters for run in runs}, {run.tokens for run in runs}):
         if len(values) < FEWEST_SIZES:
-            return f"has {len(values)} different sizes, and a parabola needs {FEWEST_SIZES}"
+            return f"{len(values)} different sizes, and a parabola needs {FEWEST_SIZES}"
     if not curvature > 0:
-        return "its losses bend downwards, so that no size is the best"
-    return "its lowest loss is at the smallest or the largest size, so that the best lies outside"
+        return "the losses bend downwards, so that no size is the best"
+    return "the lowest loss is at the smallest or the largest size, so that the best lies outside"
 
 
 def _lines(x_G: Floats, y_BG: Floats) -> Floats:

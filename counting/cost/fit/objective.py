@@ -43,6 +43,13 @@ class HuberObjective:
         moved[:, 1] += sign * self._mean_d * points_PC[:, 4]
         return moved
 
+    def residuals(self, point_C: Floats) -> Floats:
+        """r of each run at one centred point."""
+        a, b, e, alpha, beta = point_C
+        of_n_R, of_d_R = np.exp(a - alpha * self._n_R), np.exp(b - beta * self._d_R)
+        residuals_R: Floats = np.log(of_n_R + of_d_R + np.exp(e)) - self._loss_R
+        return residuals_R
+
     def __call__(self, points_PC: Floats, weights_PR: Floats | None = None) -> tuple[Floats, Floats]:
         """f and its gradient at centred points, both divided by delta x runs, so that f is near the mean of |r|.
 

@@ -30,6 +30,7 @@ GRID = (
 )
 BEST_MINIMA = 5  # that resamples start from
 CHECKED_RESAMPLES = 20
+_CHECKED_RUNS = 5_000  # runs x checked resamples, as far as three of these remain: the time of the check
 # Where a fit may not leave: an exponent of 0 makes A / N^alpha a second E; with an exponent above the grid's, a term
 # changes the smallest runs only; and an E of a thousandth of the lowest loss is none.
 LOWEST_EXPONENT, HIGHEST_EXPONENT = 0.01, 2.5
@@ -40,6 +41,9 @@ _LARGEST_LOG = 690.0  # e^690 and e^-690 are still floats
 _NUMBERS = 2**15  # points x runs at once, so that what is computed with stays in a processor's cache
 _POLISHED = 16  # of the ends of a quick pass
 _AT_BOUND = 1e-9
+_NO_TERM = -700.0  # a or b, centred, of a term that is left out: e^-700 is 0 beside any loss
+DECIDED = 9.21  # 99 % of chi-squared with two degrees of freedom: a term has a coefficient and an exponent
+_ROUNDING = 1e-6  # residuals below it are those of losses as they are written, and say nothing
 
 
 class ParametricFit(NamedTuple):
@@ -53,6 +57,7 @@ class ParametricFit(NamedTuple):
     minima: int
     at_bound: tuple[bool, ...]  # of each constant
     draws_at_bound: int
+    decided: tuple[bool, bool]  # the term of parameters, and that of tokens
     check: GridCheck | None
 
 
@@ -67,14 +72,29 @@ class _Fitter:
         self.upper_C = np.array([np.inf, np.inf, np.log(high_loss), *exponents[1]])
         self.grid_PC = self.objective.centred(np.array(list(itertools.product(*GRID)), dtype=np.float64))
 
-    def minima(self, starts_PC: Floats, weights: Callable[[slice], Floats | None], *, quick: bool = False) -> Minima:
-        """The minima from all starts; `weights` of a part of the starts is what each run counts there."""
+    def minima(
+        self,
+        starts_PC: Floats,
+        weights: Callable[[slice], Floats | None],
+        *,
+        quick: bool = False,
+        without: int | None = None,
+    ) -> Minima:
+        """The minima from all starts; `weights` of a part of the starts is what each run counts there.
+
+        `without` is the place of a or b, whose term is then left out.
+        """
+        lower_C, upper_C = self.lower_C.copy(), self.upper_C.copy()
+        if without is not None:
+            lower_C[without] = upper_C[without] = _NO_TERM
         points = max(1, _NUMBERS // self.objective.runs)
         parts = [slice(first, first + points) for first in range(0, len(starts_PC), points)]
-        found = in_threads(lambda part: self._part(starts_PC[part], weights(part), quick), parts)
+        found = in_threads(lambda part: self._part(starts_PC[part], weights(part), quick, lower_C, upper_C), parts)
         return Minima(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
-    def _part(self, starts_PC: Floats, weights_PR: Floats | None, quick: bool) -> Minima:
+    def _part(
+        self, starts_PC: Floats, weights_PR: Floats | None, quick: bool, lower_C: Floats, upper_C: Floats
+    ) -> Minima:
         def weighted(points_PC: Floats, numbers: Places) -> tuple[Floats, Floats]:
             if weights_PR is None or len(weights_PR) == 1:
                 return self.objective(points_PC, weights_PR)
@@ -82,8 +102,8 @@ class _Fitter:
 
         with np.errstate(all="ignore"):  # far out on a line of search; the minimiser takes no such step
             if quick:
-                return minimise(weighted, starts_PC, self.lower_C, self.upper_C, slope=1e-3, gain=1e-5)
-            return minimise(weighted, starts_PC, self.lower_C, self.upper_C)
+                return minimise(weighted, starts_PC, lower_C, upper_C, slope=1e-3, gain=1e-5)
+            return minimise(weighted, starts_PC, lower_C, upper_C)
 
 
 def fit_parametric(
@@ -98,8 +118,8 @@ def fit_parametric(
 ) -> ParametricFit:
     """Fit the law to runs of N `parameters`, D `tokens` and `losses`; `show` gets progress.
 
-    The result is the same on any number of threads. With `check`, the first `CHECKED_RESAMPLES` are also fitted
-    from the full grid.
+    The result is the same on any number of threads. With `check`, the first `CHECKED_RESAMPLES`, fewer of more than 250
+    runs, are also fitted from the full grid.
     """
     fitter = _Fitter(np.array(parameters), np.array(tokens), np.array(losses))
     show(f"fitting {len(losses)} runs from {len(fitter.grid_PC):,} starts ...")
@@ -108,7 +128,10 @@ def fit_parametric(
     starts_PC = whole.points[best]
     weights_BR = _resampled(len(losses), resamples, seed)
     draws_BC, values_B = _bootstrap(fitter, starts_PC, weights_BR, show)
-    checked = _check(fitter, weights_BR[:CHECKED_RESAMPLES], values_B, show) if check else None
+    most = min(CHECKED_RESAMPLES, max(3, _CHECKED_RUNS // len(losses)))
+    checked = _check(fitter, weights_BR[:most], values_B, show) if check else None
+    show("fitting the runs without either term ...")
+    decided = [_is_decided(fitter, starts_PC[0], float(whole.values[best[0]]), place) for place in (0, 1)]
     fitted = fitter.objective.printed(starts_PC[:1])
     drawn = fitter.objective.printed(draws_BC)
     at_bound = _at_bound(fitted, fitter)
@@ -121,8 +144,27 @@ def fit_parametric(
         minima=len(best),
         at_bound=(bool(at_bound[0, 2]), False, False, bool(at_bound[0, 3]), bool(at_bound[0, 4])),
         draws_at_bound=int(_at_bound(drawn, fitter).any(axis=1).sum()),
+        decided=(decided[0], decided[1]),
         check=checked,
     )
+
+
+def _is_decided(fitter: _Fitter, fitted_C: Floats, value: float, place: int) -> bool:
+    """Whether the runs are described worse without the term of the coefficient at `place`.
+
+    The tau test of robust regression (Hampel et al. 1986, "Robust Statistics", §7.2): with psi the derivative of
+    Huber's loss rho, 2 sum(rho without - rho) mean(psi') / mean(psi^2) is chi-squared distributed if the term is none.
+    """
+    starts_PC = np.concatenate([fitted_C[None], fitter.grid_PC])
+    starts_PC[:, [place, place + 3]] = _NO_TERM, LOWEST_EXPONENT
+    without = fitter.minima(np.unique(starts_PC, axis=0), lambda part: None, without=place)
+    residuals_R = fitter.objective.residuals(fitted_C)
+    # mean(psi') is the share of residuals within delta; where these are few, from as wide a middle as half of them.
+    middle = max(HUBER_DELTA, float(np.median(np.abs(residuals_R))))
+    within = float((np.abs(residuals_R) <= middle).mean()) * HUBER_DELTA / middle
+    psi_2 = float((np.clip(residuals_R, -HUBER_DELTA, HUBER_DELTA) ** 2).mean())
+    more = (float(without.values.min()) - value) * HUBER_DELTA * fitter.objective.runs
+    return 2 * more * within / max(psi_2, _ROUNDING**2) > DECIDED
 
 
 def _different(minima: Minima) -> list[int]:

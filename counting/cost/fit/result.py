@@ -61,9 +61,10 @@ class ApproachOptimum(msgspec.Struct, frozen=True, kw_only=True):
 class FittedOptimum(msgspec.Struct, frozen=True, kw_only=True):
     """The best N and D for a budget by both approaches."""
 
-    training_flops: float
+    training_flops: float  # as the file counts them
     chosen: str  # why this budget: given, or the largest of the runs
-    parametric: ApproachOptimum
+    parametric: ApproachOptimum | None  # None where the law's optimum has no parameter or no token
+    left_out: str | None  # why it is None
     isoflop: ApproachOptimum | None
     beyond_parameters: float  # orders of magnitude of N beyond the runs' range, by the parametric law; 0 within
     beyond_tokens: float
@@ -82,6 +83,7 @@ class FittedLaw(Tidy, frozen=True, kw_only=True):
 
     law: ScalingLaw  # approach 3, as the file has it
     runs: tuple[FittedRun, ...]
+    flops_per_parameter_and_token: float  # C / N D of the runs, the median: 6 where one of the three was not given
     derived: str | None  # which of N, D and C follows from the other two by C = 6 N D; None if all were given
     columns: dict[str, str]  # what a number is -> the column of the file
     objective: float  # the sum of Huber losses at the minimum
@@ -89,6 +91,7 @@ class FittedLaw(Tidy, frozen=True, kw_only=True):
     at_best: int  # starts of the grid that end at the best minimum
     minima: int  # different ones that resamples start from
     resamples: int
+    undecided_terms: tuple[str, ...]  # parameters, tokens: what the runs are described as well without
     resamples_at_bound: int  # of these, fits with a constant at a bound
     seed: int
     check: GridCheck | None

@@ -45,6 +45,8 @@ def check_runs(runs: Sequence[TrainedRun]) -> None:
     if len(runs) < FEWEST_RUNS:
         given = "1 run is" if len(runs) == 1 else f"{len(runs)} runs are"
         raise UserError(f"{given} too few: five constants and their residuals need at least {FEWEST_RUNS}")
+    if len({run.loss for run in runs}) == 1:
+        raise UserError(f"all {len(runs)} runs have the same loss, {runs[0].loss:g}: nothing in it depends on N or D")
     budgets = [run.training_flops for run in runs]
     if max(budgets) <= ONE_BUDGET * min(budgets):
         raise UserError(

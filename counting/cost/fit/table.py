@@ -18,7 +18,7 @@ from counting.cost.fit.runs import TrainedRun
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
 from torch_models.errors import ConfigError, UserError, show_name, show_value
 
-MOST_RUNS = 5000
+MOST_RUNS = 2000  # a fit of so many takes minutes
 MAX_RUNS_BYTES = 5_000_000
 LARGEST_NUMBER = 1e36
 _RULES = {
@@ -51,15 +51,18 @@ def read_runs(path: str | os.PathLike[str], columns: Mapping[str, str] | None = 
     lines = csv.reader(io.StringIO(_text(path, shown)), strict=True)
     runs: list[TrainedRun] = []
     try:
-        header = next(lines, [])
+        header = next((values for values in lines if any(value.strip() for value in values)), [])
+        line = lines.line_num
         if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-            raise UserError(f"{shown}: line 1: columns must be separated by commas, but are by {show_value(header[0])}")
-        places = find_columns(header, columns or {}, shown)
+            raise UserError(
+                f"{shown}: line {line}: columns must be separated by commas, but are by {show_value(header[0])}"
+            )
+        places = find_columns(header, columns or {}, shown, line)
         first = lines.line_num + 1
         for values in lines:
             if any(value.strip() for value in values):
                 if len(runs) == MOST_RUNS:
-                    raise UserError(f"{shown}: line {first}: a file has at most {MOST_RUNS} runs")
+                    raise UserError(f"{shown}: line {first}: a file has at most {MOST_RUNS:,} runs: leave some out")
                 if len(values) != len(header):
                     rule = f"has {len(values)} values in {len(header)} columns"
                     raise UserError(f"{shown}: line {first}: {rule}")
@@ -77,7 +80,7 @@ def _text(path: str | os.PathLike[str], shown: str) -> str:
     """The text of the file, without the mark that some programs put before UTF-8, and with line feeds alone."""
     try:
         if not Path(path).is_file():
-            raise UserError(f"{shown}: {'must be a file of runs' if Path(path).exists() else 'no such file'}")
+            raise UserError(f"{shown}: {_no_file(path)}")
         with Path(path).open("rb") as file:
             content = file.read(MAX_RUNS_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -86,7 +89,7 @@ def _text(path: str | os.PathLike[str], shown: str) -> str:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{shown}: cannot be read: {reason}") from None
     if len(content) > MAX_RUNS_BYTES:
-        raise UserError(f"{shown}: a file of runs has at most {MAX_RUNS_BYTES} bytes")
+        raise UserError(f"{shown}: a file of runs has at most {MAX_RUNS_BYTES:,} bytes and {MOST_RUNS:,} runs")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -94,6 +97,15 @@ def _text(path: str | os.PathLike[str], shown: str) -> str:
     if not text.strip():
         raise UserError(f"{shown}: is empty: its first line must name the columns, as parameters,tokens,loss")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _no_file(path: str | os.PathLike[str]) -> str:
+    """Why `path` cannot be read, if it is no file."""
+    if os.fspath(path) == "-":
+        return "standard input is not read: write the runs to a file, and name it"
+    if not Path(path).exists():
+        return "no such file"
+    return "must be a file of runs" if Path(path).is_dir() else "pipes and devices are not read: name a file of runs"
 
 
 def _run(values: Sequence[str], places: Mapping[str, int], header: Sequence[str], line: int, where: str) -> TrainedRun:
@@ -118,6 +130,8 @@ def _number(text: str, quantity: str, column: str, where: str) -> float:
         number = float(text) if text.isascii() and "_" not in text else -inf
     except ValueError:
         number = -inf
+    if LARGEST_NUMBER < number < inf:
+        raise ConfigError(column, text, f"must be at most {LARGEST_NUMBER:g}", where)
     if not 0 < number <= LARGEST_NUMBER:
         raise ConfigError(column, text, _RULES[quantity], where)
     return number

@@ -1,5 +1,6 @@
 """The first screen of `fit`: the law with its intervals, its residuals, and both approaches side by side."""
 
+from math import isclose
 from typing import TYPE_CHECKING
 
 from counting.report.format import NONE, numbered, readable, readable_range, scientific, signed_percent, three_digits
@@ -74,7 +75,8 @@ def _of_powers(of_n: "PowerLaw", of_d: "PowerLaw") -> str:
 
 def _optimum(lines: Lines, at: "FittedOptimum") -> None:
     chosen = "" if at.chosen == "given" else f"; {at.chosen}"
-    lines.fact(f"{at.training_flops:.3g} FLOPs", f"{_of_approach(at.parametric)}{chosen}")
+    found = f"{NONE}: {at.left_out}" if at.parametric is None else _of_approach(at.parametric)
+    lines.fact(f"{at.training_flops:.3g} FLOPs", f"{found}{chosen}")
     if at.isoflop is not None:
         lines.fact("IsoFLOP", _of_approach(at.isoflop))
 
@@ -93,6 +95,12 @@ def _fit(lines: Lines, fitted: "FittedLaw") -> None:
         "intervals",
         f"{fitted.resamples:,} resamples from the best {fitted.minima} minima of {fitted.starts:,} starts{agreed}",
     )
+    if fitted.undecided_terms:
+        terms = " and that of ".join(fitted.undecided_terms)
+        lines.fact("undecided", f"the term of {terms}, and so N and D: no intervals of these")
+    ratio = fitted.flops_per_parameter_and_token / 6
+    if not isclose(ratio, 1, rel_tol=0.005):
+        lines.fact("FLOPs", f"as in the file, {three_digits(ratio)} × 6 N D at the median")
     if fitted.derived is not None:
         lines.fact("not in the file", fitted.derived)
 
@@ -109,8 +117,12 @@ def _count(constant: "Constant") -> str:
 
 def _with_interval(constant: "Constant") -> str:
     low, high = constant.low, constant.high
-    within = "" if low is None or high is None else f" ({low:.3f}{NONE}{high:.3f})"
-    return f"{constant.value:.3f}{within}"
+    within = "" if low is None or high is None else f" ({_places(low)}{NONE}{_places(high)})"
+    return f"{_places(constant.value)}{within}"
+
+
+def _places(value: float) -> str:
+    return f"{value:.3f}" if value < 1e6 else f"{value:.3g}"
 
 
 def _digits(value: float | None) -> str:

@@ -90,6 +90,8 @@ def test_readable() -> None:
         "15 T",
         "160,320",
     ]
+    assert [readable(value) for value in (9.99e17, 1e18, 1.4264e27)] == ["999,000 T", "1.00e+18", "1.43e+27"]
+    assert [three_digits(value) for value in (1e-8, 6.8e-130, 2e18)] == ["0.00000001", "6.80e-130", "2.00e+18"]
     assert [readable(value) for value in (999_400_000, 999_600_000)] == ["999 M", "1.00 B"]
     assert readable(42_863_689_728, FLOP_UNITS) == "42.9 GFLOP"
     assert readable(2_523_955_986_432, FLOP_UNITS) == "2.52 TFLOP"
@@ -101,6 +103,8 @@ def test_a_range_has_the_unit_of_its_larger_end() -> None:
     assert readable_range(158_754, 264_591) == f"158,754{NONE}264,591"
     assert readable_range(7.35, 12.25) == f"7.35{NONE}12.2"
     assert readable_range(2_664_000, 2_664_000) == "2.66 M"
+    assert readable_range(2e17, 1.01e304) == f"200,000 T{NONE}1.01e+304"
+    assert readable_range(6.8e-118, 22.6e12) == f"6.80e-118{NONE}22.6 T"
 
 
 def test_shares_in_short() -> None:

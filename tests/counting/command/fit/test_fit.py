@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from counting.command.fit import command as fit_command
 from counting.cost.fit import parametric
-from counting.cost.scaling_laws import read_law
+from counting.cost.scaling_laws import LAWS, find_law, read_law
+from counting.cost.scaling_laws.allocation import allocation_laws
+from counting.report.format import NONE
 from model_training_cost_analysis import main
 from tests.counting.cost.fit.known_law import FEW_STARTS, as_csv, runs_of
 
@@ -118,11 +121,35 @@ def test_columns_of_other_names(runs: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("output", "name"),
-    [("my-runs.json", "my-runs"), ("course.json", "fitted"), ("a,b.json", "ab"), (",.json", "fitted")],
+    [
+        ("my-runs.json", "my-runs"),
+        ("a,b.json", "ab"),
+        (",.json", "fitted"),
+        ("Course.json", "fitted"),
+        *((f"{law.name}.json", "fitted") for law in (*LAWS, *allocation_laws())),
+    ],
 )
 def test_the_law_is_named_as_its_file(runs: Path, output: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(f"runs.csv --output {output} --resamples 100", capsys)
-    assert read_law(output).name == name
+    assert find_law(output).name == name
+
+
+def test_a_law_without_an_optimum_is_written(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss does not depend on D, so that its term is any."""
+    some = runs_of((1.7, 400, 0, 0.34, 0.3), budgets=BUDGETS, sizes=8, noise=0.003)
+    (runs / "worse.csv").write_text(
+        as_csv([msgspec.structs.replace(run, loss=1e-5 * run.parameters**0.5 * run.tokens**0.1) for run in some])
+    )
+    (runs / "without.csv").write_text(as_csv(some))
+    for name in ("worse", "without"):
+        screen = run(f"{name}.csv --output {name}.json --resamples 100 --csv rows --force", capsys)
+        assert max(map(len, screen.splitlines())) <= 80
+        assert "  undecided " in screen
+        assert find_law(f"{name}.json").bootstrap == ()
+        assert (runs / "rows" / "fit.csv").is_file()
+    assert find_law("without.json").token_exponent.low is None
+    screen = run("worse.csv --output worse.json --resamples 100 --force", capsys)
+    assert f"  1e+22 FLOPs     {NONE}: the law has N " in screen
 
 
 @pytest.mark.parametrize("when", ["the fit", "the check"])

@@ -24,6 +24,7 @@ def share_held(repetitions: int, resamples: int) -> dict[str, float]:
         runs = runs_of(noise=NOISE, budgets=BUDGETS, sizes=9, seed=seed)
         fitted = fit_law(runs, resamples=resamples, seed=seed, training_flops=[ANSWERED], check=False)
         at = fitted.optima[0].parametric
+        assert at is not None
         true_loss = loss_of_constants(TRUE, at.parameters.value, at.tokens.value)
         found = [getattr(fitted.law, name) for name in CONSTANTS] + [at.parameters, at.tokens, at.loss]
         true = (*TRUE, float(np.exp(log_n)), float(np.exp(log_d)), true_loss)

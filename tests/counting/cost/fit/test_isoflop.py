@@ -73,9 +73,9 @@ def test_budgets_without_a_best_size_are_left_out_with_the_reason() -> None:
     two_sizes = [run(2 + index, 1e21, size, 3 + index / 10) for index, size in enumerate([1e7, 1e7, 2e7, 2e7])]
     budgets, laws = fit_isoflops([at_the_edge, downwards, two_sizes, bowl(6e18, 1e7, 3.0)], resamples=100, seed=0)
     assert [budget.left_out for budget in budgets] == [
-        "its lowest loss is at the smallest or the largest size, so that the best lies outside",
-        "its losses bend downwards, so that no size is the best",
-        "has 2 different sizes, and a parabola needs 3",
+        "the lowest loss is at the smallest or the largest size, so that the best lies outside",
+        "the losses bend downwards, so that no size is the best",
+        "2 different sizes, and a parabola needs 3",
         None,
     ]
     assert [budget.parameters is None for budget in budgets] == [True, True, True, False]

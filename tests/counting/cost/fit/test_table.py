@@ -1,7 +1,9 @@
 """Runs in a file: names of columns, what follows from C = 6 N D, and every error in one line."""
 
+import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from counting.cost.fit import read_runs
@@ -95,6 +97,9 @@ def test_line_ends_and_marks_of_other_systems(folder: Path) -> None:
         (["n,d,loss", "1e7,1e9,nan"], "line 2: loss = 'nan': must be a loss above 0 in plain digits, as 3.41"),
         (["n,d,loss", "1e7,1e9,inf"], "line 2: loss = 'inf': must be a loss above 0 in plain digits, as 3.41"),
         (["n,d,loss", "1e7,1e9,"], "line 2: loss = '': must be a loss above 0 in plain digits, as 3.41"),
+        (["n,d,loss", "1e300,1e9,3"], "line 2: n = '1e300': must be at most 1e+36"),
+        (["", "", "n,d", "1,2"], f"{NO}loss: it has n, d{MISSING}".replace("line 1", "line 3")),
+        (["n,d,loss", *["1e7,1e9,3"] * 2001], "line 2002: a file has at most 2,000 runs: leave some out"),
         (["n,c,loss", "1e7,0,3"], "line 2: c = '0': must be a number above 0 in plain digits, as 6e18"),
         (["n,d,loss", '1e7,1e9,"3'], "line 2: not comma-separated values: unexpected end of data"),
     ],
@@ -103,6 +108,32 @@ def test_what_is_wrong_with_a_file(folder: Path, lines: list[str], error: str) -
     with pytest.raises(UserError) as raised:
         read_runs(write(folder, *lines))
     assert str(raised.value) == f"runs.csv: {error}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "N,D,loss\r\n2e8,5e9,3\r\n",
+        "N,D,loss\r2e8,5e9,3\r",
+        '"N","D","loss"\n"2e8","5e9","3"\n',
+        " N , D , loss \n 2e8 , 5e9 , 3 \n",
+        "\n,,\nN,D,loss\n\n2e8,5e9,3\n,,\n",
+    ],
+)
+def test_spellings_of_one_file(folder: Path, text: str) -> None:
+    (folder / "runs.csv").write_bytes(text.encode())
+    assert [(run.parameters, run.tokens, run.loss) for run in read_runs("runs.csv").runs] == [(2e8, 5e9, 3)]
+
+
+def test_pipes_are_not_read(folder: Path) -> None:
+    os.mkfifo("pipe")
+    for name, error in {
+        "pipe": "pipes and devices are not read: name a file of runs",
+        "/dev/null": "pipes and devices are not read: name a file of runs",
+        "-": "standard input is not read: write the runs to a file, and name it",
+    }.items():
+        with pytest.raises(UserError, match=f"^{name}: {error}$"):
+            read_runs(name)
 
 
 def test_files_that_are_none(folder: Path) -> None:
@@ -114,7 +145,7 @@ def test_files_that_are_none(folder: Path) -> None:
         ".": "must be a file of runs",
         "empty.csv": "is empty: its first line must name the columns, as parameters,tokens,loss",
         "latin.csv": "is not text in UTF-8: save it as comma-separated values in that encoding",
-        "long.csv": "a file of runs has at most 5000000 bytes",
+        "long.csv": "a file of runs has at most 5,000,000 bytes and 2,000 runs",
     }.items():
         with pytest.raises(UserError, match=f"^{name}: {error}$"):
             read_runs(name)
@@ -156,3 +187,5 @@ def test_runs_that_determine_no_law(folder: Path) -> None:
             ]
         )
     check_runs(runs)
+    with pytest.raises(UserError, match=r"^all 24 runs have the same loss, 3: nothing in it depends on N or D$"):
+        check_runs([msgspec.structs.replace(run, loss=3.0) for run in runs])
