@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from counting.cost.scaling_laws import LAWS, ScalingLaw, find_law
 from counting.cost.scaling_laws.allocation import AllocationLaw, allocation_laws
-from torch_models.errors import UserError, show_value
+from counting.cost.scaling_laws.published import is_law_file
+from torch_models.errors import ArgumentError, UserError, show_value
 
 ALL = "all"
 
@@ -30,7 +31,7 @@ def parse_laws(text: str) -> ChosenLaws:
             laws += [*LAWS, *allocation_laws()]
         else:
             beside = [law for law in allocation_laws() if law.name == name.lower()] if len(names) > 1 else []
-            laws += beside or [find_law(name)]
+            laws += beside or [_found(name)]
     losses = [law for law in laws if isinstance(law, ScalingLaw)]
     called = {law.name: law for law in losses}
     for law in losses:
@@ -40,6 +41,17 @@ def parse_laws(text: str) -> ChosenLaws:
             )
     followed = losses[0] if losses else find_law(names[0])  # which says that nothing follows such a law
     return ChosenLaws(followed, tuple(laws) if len(laws) > 1 else ())
+
+
+def _found(name: str) -> ScalingLaw:
+    """The law of that name or file; raises UserError, for an unknown name with all that the flag takes."""
+    only = [law.name for law in allocation_laws()]
+    known = [*(law.name for law in LAWS), *only]
+    if name.strip().lower() not in known and not is_law_file(name):
+        names = f"{', '.join(law.name for law in LAWS)}, {ALL}, or name a file of a law, as law.json"
+        rule = f"is not known: choose from {names}; beside one of these also {', '.join(only)}"
+        raise ArgumentError("scaling_law", name, rule)
+    return find_law(name)
 
 
 def law_files(text: str | None) -> list[str]:

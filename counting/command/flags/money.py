@@ -39,8 +39,8 @@ def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--scaling_law",
         metavar="LAWS",
-        help=f"a law, its file, or all; with commas, the first decides and the others stand beside it; default "
-        f"{DEFAULT_LAW.name}",
+        help=f"a law's name, a file as law.json, all, or several with commas: the first is followed, the others stand "
+        f"beside it; default {DEFAULT_LAW.name}",
     )
     budget.add_argument(
         "--unique_tokens", metavar="TOKENS", help="tokens that there are, as 300B: more repeat them, and are worth less"

@@ -6,7 +6,7 @@ The form is that of Hoffmann et al. 2022 (arXiv 2203.15556, eq. 10):
 """
 
 from collections.abc import Sequence
-from math import inf, isfinite, log10
+from math import inf, isfinite, log, log10
 
 import msgspec
 
@@ -24,6 +24,7 @@ LARGEST_EXPONENT = 3  # of 10^36 parameters or tokens, the most that a budget bu
 LARGEST_CONSTANT = 1e300  # of E, A and B: beyond it, their sum is no number any more
 FEWEST_DRAWS = 40  # of which 2.5 % are one
 LONGEST_NAME = 60
+NEAR = 0.01  # of a constant: so far it may be from draws that are all alike
 
 
 class Constant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +39,7 @@ class ScalingLaw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The constants of one fit, their source, and the range of the runs that they were fitted to.
 
     Raises `ConfigError` for a constant that is not positive or outside its interval, for a range that is none, and for
-    draws of the bootstrap that are not positive or too few.
+    draws of the bootstrap that are not positive, too few, or far from the constants.
     """
 
     name: str
@@ -70,6 +71,8 @@ class ScalingLaw(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if self.runs is not None and self.runs < 1:
             raise ConfigError("runs", self.runs, "must be a whole number, at least 1")
         _check_draws(self.bootstrap)
+        if self.bootstrap:
+            _check_constants_are_near(constants_of(self), self.bootstrap)
 
 
 def predicted_loss(law: ScalingLaw, parameters: float, tokens: float) -> float:
@@ -136,3 +139,19 @@ def _check_draws(draws: Sequence[Sequence[float]]) -> None:
     if 0 < len(draws) < FEWEST_DRAWS:
         rule = f"must be at least {FEWEST_DRAWS} draws for an interval of 95 %, or none"
         raise ConfigError("bootstrap", f"{len(draws)} draws", rule)
+
+
+def _check_constants_are_near(constants: Sequence[float], draws: Sequence[Sequence[float]]) -> None:
+    """Raises ConfigError for a constant that is farther from the range of its draws than that range is wide.
+
+    A and B are compared as logarithms. A constant may be outside its draws, which can all be on one side of it.
+    """
+    for index, (field, value) in enumerate(zip(CONSTANTS, constants, strict=True)):
+        low, high = (end(draw[index] for draw in draws) for end in (min, max))
+        if field.endswith("coefficient"):
+            beyond, width, near = max(log(low) - log(value), log(value) - log(high)), log(high) - log(low), NEAR
+        else:
+            beyond, width, near = max(low - value, value - high), high - low, NEAR * value
+        if beyond > width + near:
+            rule = f"must be near its draws in the bootstrap, which are from {low:g} to {high:g}"
+            raise ConfigError(f"{field}.value", value, rule)

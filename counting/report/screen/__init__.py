@@ -8,6 +8,7 @@ from counting.report.screen.lines import Lines
 
 LINES_OF_ONE, LINES_OF_FURTHER = 30, 10  # at most, for one model and for each further one
 UNBOUNDED = 10**6  # columns
+BUDGETS: tuple[Literal["whole", "short", "least"], ...] = ("whole", "short", "least")
 
 
 def screen_text(results: Results, design_path: str | None, width: int, plain_lines: int) -> str:
@@ -15,8 +16,8 @@ def screen_text(results: Results, design_path: str | None, width: int, plain_lin
 
     The text and the `plain_lines` above it should fit in the allowed number of lines. If they do not, each model is
     shortened to three lines. Then notes are left out; of several models the tables of fits, of which one of times takes
-    the place; the models; the parts of a peak and the settings of a spread step; the last GPUs of a long list; and last
-    of all their times.
+    the place; the models; what a budget says beside its optimum; the parts of a peak and the settings of a spread step;
+    the last GPUs of a long list; their times; and last of all the table of laws.
     """
     room = LINES_OF_ONE + LINES_OF_FURTHER * max(0, len(results.analyses) - 1) - plain_lines
     text = ""
@@ -45,6 +46,7 @@ class _Detail(NamedTuple):
     parts: bool = True  # of the peak of the worst rank, and of what is predicted of a run its band
     settings: bool = True  # of a spread step, and what is in the memory that it needs
     laws: bool = True  # each of several laws
+    budget: Literal["whole", "short", "least"] = "whole"
 
 
 def _details(results: Results) -> Iterator[_Detail]:
@@ -69,12 +71,16 @@ def _details(results: Results) -> Iterator[_Detail]:
     if not any(analysis.rank_classes for analysis in results.analyses):
         yield from (short._replace(gpus=number) for number in fewer)
     yield none
+    if results.budget is not None:
+        yield none._replace(budget="short")
+        yield none._replace(budget="least")
     yield none._replace(parts=False)
     least = none._replace(parts=False, settings=False)
     yield from (least._replace(gpus=number) for number in fewer)
     yield from (least._replace(gpus=number, remedies=False) for number in fewer)
     yield from (least._replace(gpus=1, times=number, remedies=False) for number in fewer)
-    yield least._replace(gpus=1, times=1, remedies=False, laws=False)
+    without_laws = least._replace(gpus=1, times=1, remedies=False, laws=False)
+    yield from (without_laws._replace(budget=said) for said in BUDGETS)
 
 
 def _blocks(results: Results, design_path: str | None, width: int, detail: _Detail) -> list[Lines]:
@@ -109,7 +115,7 @@ def _blocks(results: Results, design_path: str | None, width: int, detail: _Deta
         from counting.report.screen.run import run_screen
 
         run_screen(run, results.runs, detail.gpus, bands=detail.parts)
-    _budget(budget, results, design_path, laws=detail.laws)
+    _budget(budget, results, design_path, detail)
     if results.analyses:
         _models(models, results, detail)
     fits = [] if compared.said or budget.said else _fits(results, width, detail, with_runs=bool(run.said))
@@ -158,31 +164,34 @@ def _times(results: Results, width: int, detail: _Detail) -> list[Lines]:
     return [block]
 
 
-def _budget(lines: Lines, results: Results, design_path: str | None, *, laws: bool) -> None:
+def _budget(lines: Lines, results: Results, design_path: str | None, detail: _Detail) -> None:
     if results.budget is None:
         return
     from counting.report.screen.budget import budget_screen, design_screen, spent_screen
     from counting.report.screen.laws import apart_screen, laws_screen
 
-    side_by_side = results.laws is not None and laws
-    budget_screen(lines, results.budget, shorter=side_by_side and not lines.notes)
-    if results.laws is not None and laws:
+    side_by_side, least = results.laws is not None and detail.laws, detail.budget == "least"
+    said = "short" if detail.budget == "whole" and side_by_side and not lines.notes else detail.budget
+    budget_screen(lines, results.budget, said, in_table=side_by_side)
+    if results.laws is not None and detail.laws:
         laws_screen(lines, results.laws)
     else:
-        apart_screen(lines, results.budget.apart, more=results.laws is not None)
+        apart_screen(lines, results.budget.apart, more=results.laws is not None, costs=not least)
     if results.beyond is not None:
         from counting.report.screen.beyond import beyond_screen
 
-        beyond_screen(lines, results.beyond)
+        beyond_screen(lines, results.beyond, asked_only=least and bool(results.spent))
     if results.design is not None and design_path is not None:
-        design_screen(lines, results.design, design_path)
+        design_screen(lines, results.design, design_path, experts=not least)
     if results.spent:
-        spent_screen(lines, results.spent)
+        spent_screen(lines, results.spent, results.beyond)
 
 
 def _models(lines: Lines, results: Results, detail: _Detail) -> None:
     from counting.report.screen.model import conventions_screen, model_screen, short_model_screen
 
+    if detail.budget == "least":
+        return
     if detail.models == "none":
         lines.heading(
             "The model is in the details." if len(results.analyses) == 1 else "The models are in the details."

@@ -10,21 +10,32 @@ from counting.cost.beyond_compute import (
     MixtureOnModel,
 )
 from counting.cost.scaling_laws.mixtures import MixtureOptimum
+from counting.cost.scaling_laws.repeated_tokens import MUENNIGHOFF_2023
 from counting.report.format import readable, short_percent, three_digits
 from counting.report.screen.lines import Lines
 
+HEADINGS = ("parameters", "tokens", "loss", "")
 
-def beyond_screen(lines: Lines, beyond: BeyondCompute) -> None:
-    """Add a table of what was asked, each for itself, and notes that say what it costs."""
-    rows: list[tuple[str, ...]] = [("beyond plain compute", "parameters", "tokens", "loss", "")]
+
+def beyond_screen(lines: Lines, beyond: BeyondCompute, *, asked_only: bool = False) -> None:
+    """Add a table of what was asked, each for itself, and notes that say what it costs.
+
+    With `asked_only`, given mixtures have no row, and the star is explained elsewhere.
+    """
+    narrow = lines.narrow
+    rows: list[tuple[str, ...]] = [("beyond compute" if narrow else "beyond plain compute", *HEADINGS)]
     if beyond.data_limited is not None:
-        rows.append(_data_limited_row(beyond.data_limited))
+        rows.append(_data_limited_row(beyond.data_limited, narrow=narrow))
     if beyond.inference_aware is not None:
-        rows.append(_inference_aware_row(beyond.inference_aware))
+        rows.append(_inference_aware_row(beyond.inference_aware, narrow=narrow))
     if beyond.mixture is not None:
-        rows += _mixture_rows(beyond.mixture)
+        rows += _mixture_rows(beyond.mixture, narrow=narrow, models=not asked_only)
+    if len(rows) == 1:
+        return
     lines.columns(rows)
-    if any(cell.endswith("*") for row in rows for cell in row):
+    if beyond.data_limited is not None:
+        _too_many_epochs(lines, beyond.data_limited)
+    if not asked_only and any(cell.endswith("*") for row in rows for cell in row):
         lines.text(f"* beyond the runs of its law{_how_far(beyond.mixture)}")
     if beyond.data_limited is not None:
         _data_limited_notes(lines, beyond.data_limited)
@@ -34,10 +45,11 @@ def beyond_screen(lines: Lines, beyond: BeyondCompute) -> None:
         _mixture_notes(lines, beyond.mixture)
 
 
-def _data_limited_row(limited: DataLimitedBudget) -> tuple[str, ...]:
+def _data_limited_row(limited: DataLimitedBudget, *, narrow: bool) -> tuple[str, ...]:
     best = limited.optimum
+    noun = "" if narrow else " token" if best.unique_tokens == 1 else " tokens"
     return (
-        f"{readable(best.unique_tokens)} unique tokens",
+        f"{readable(best.unique_tokens)} unique{noun}",
         readable(best.parameters),
         readable(best.tokens),
         _loss(best.predicted_loss, extrapolated=best.extrapolated),
@@ -45,21 +57,24 @@ def _data_limited_row(limited: DataLimitedBudget) -> tuple[str, ...]:
     )
 
 
-def _inference_aware_row(aware: InferenceAwareBudget) -> tuple[str, ...]:
+def _inference_aware_row(aware: InferenceAwareBudget, *, narrow: bool) -> tuple[str, ...]:
     best = aware.optimum.best
     return (
-        f"and serving {readable(aware.optimum.inference_tokens)}",
+        f"{'' if narrow else 'and '}serving {readable(aware.optimum.inference_tokens)}",
         readable(best.parameters),
         readable(best.tokens),
         _loss(best.predicted_loss, extrapolated=best.extrapolated),
-        f"{short_percent(best.inference_share)} is serving",
+        f"{short_percent(best.inference_share)} {'' if narrow else 'is '}serving",
     )
 
 
-def _mixture_rows(mixture: MixtureBudget) -> Iterator[tuple[str, ...]]:
+def _mixture_rows(mixture: MixtureBudget, *, narrow: bool, models: bool) -> Iterator[tuple[str, ...]]:
     for name, of in _every(mixture):
+        if isinstance(of, MixtureOnModel) and not models:
+            continue
+        rate = three_digits(of.expansion_rate)
         yield (
-            f"{name}, expansion {three_digits(of.expansion_rate)}",
+            (f"mixture × {rate}" if of is mixture.optimum else name) if narrow else f"{name}, expansion {rate}",
             f"{readable(of.parameters)} active",
             readable(of.tokens),
             _loss(of.predicted_loss, extrapolated=of.orders_beyond > 0),
@@ -86,6 +101,14 @@ def _how_far(mixture: MixtureBudget | None) -> str:
     return f"; that of mixtures by {orders:.1f} orders of magnitude" if orders > 0 else ""
 
 
+def _too_many_epochs(lines: Lines, limited: DataLimitedBudget) -> None:
+    """Add that the most epochs shown are beyond the runs of the fit, if they are."""
+    most = max(limited.optimum.epochs, *(model.epochs for model in limited.models), 0.0)
+    if most > MUENNIGHOFF_2023.most_epochs:
+        end = f"{MUENNIGHOFF_2023.most_epochs:g} (Muennighoff et al. 2023)"
+        lines.text(f"{three_digits(most)} epochs: the runs of the fit end at {end}, where many already did harm")
+
+
 def _data_limited_notes(lines: Lines, limited: DataLimitedBudget) -> None:
     best = limited.optimum
     if best.epochs <= 1:
@@ -97,12 +120,6 @@ def _data_limited_notes(lines: Lines, limited: DataLimitedBudget) -> None:
         f"{short_percent(best.unlimited_share)} of the FLOPs reach that loss if every token is new, by {limited.worth}"
         f"{other}",
     )
-    readings: dict[str, list[str]] = {}
-    for row in limited.models:
-        losses = readings.setdefault(f"{row.model}: {three_digits(row.epochs)} epochs, loss ", [])
-        losses.append(f"{row.predicted_loss:.3f} (N {row.taken_as})")
-    for model, losses in readings.items():
-        lines.note("", model + ", ".join(losses))
 
 
 def _inference_aware_notes(lines: Lines, aware: InferenceAwareBudget) -> None:

@@ -1,7 +1,7 @@
 """A budget on the first screen: FLOPs, the compute-optimal model, and the budget spent on given models."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from counting.cost.budget import BudgetPlan
 from counting.cost.budget_on_model import BudgetOnModel
@@ -12,11 +12,17 @@ from counting.report.screen.laws import loss_with_interval, with_interval
 from counting.report.screen.lines import Lines
 
 if TYPE_CHECKING:
+    from counting.cost.beyond_compute import BeyondCompute
     from counting.cost.design import Design
 
 
-def budget_screen(lines: Lines, budget: BudgetPlan, *, shorter: bool = False) -> None:
-    """Add the best GPU, and the compute-optimal model with its tokens; `shorter` without a GPU that buys more."""
+def budget_screen(
+    lines: Lines, budget: BudgetPlan, said: Literal["whole", "short", "least"] = "whole", *, in_table: bool = False
+) -> None:
+    """Add the best GPU, and the compute-optimal model with its tokens.
+
+    Short is without a GPU that buys more; the least has of the model one line, and none if it is `in_table` of laws.
+    """
     best = next(option for option in budget.options if option.gpu == budget.best_gpu)
     lines.heading(f"What {readable_dollars(budget.budget_usd)} buys at {short_percent(budget.mfu)} MFU")
     lines.fact(
@@ -32,7 +38,7 @@ def budget_screen(lines: Lines, budget: BudgetPlan, *, shorter: bool = False) ->
         if options:
             lines.note(label, ", ".join(f"{option.gpu} {scientific(option.training_flops)}" for option in options))
     more = budget.more_on
-    if more is not None and not shorter:
+    if more is not None and said == "whole":
         lines.fact(
             "more on",
             f"{more.gpu}, of all in the catalogue with a price: {scientific(more.training_flops)} at "
@@ -41,6 +47,10 @@ def budget_screen(lines: Lines, budget: BudgetPlan, *, shorter: bool = False) ->
         )
     if budget.days is not None and budget.num_gpus is not None:
         lines.fact("days", f"{three_digits(budget.days)} on {budget.num_gpus:,} {best.gpu}")
+    if said == "least":
+        if not in_table:
+            lines.fact("best model", _in_short(budget))
+        return
     intervals = budget.intervals
     parameters, tokens, ratio, loss = (
         (None,) * 4
@@ -58,6 +68,11 @@ def budget_screen(lines: Lines, budget: BudgetPlan, *, shorter: bool = False) ->
     lines.fact("by the law", _followed(budget))
 
 
+def _in_short(budget: BudgetPlan) -> str:
+    size, tokens = readable(budget.optimal_parameters), readable(budget.optimal_tokens)
+    return f"{size} on {tokens} tokens, loss {budget.predicted_loss:.3f}, by {budget.law.name}"
+
+
 def _followed(budget: BudgetPlan) -> str:
     """The law, its number of runs if it says it, how far it is extrapolated, and why a file gives no intervals."""
     law = budget.law
@@ -67,11 +82,18 @@ def _followed(budget: BudgetPlan) -> str:
     return f"{law.name}{runs}{beyond}{without}"
 
 
-def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
-    """Add a table of the budget spent on each analysed model."""
-    rows = [("the budget on", "tokens", "N taken as", "tokens per N", "× optimum", "loss")]
+def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel], beyond: "BeyondCompute | None" = None) -> None:
+    """Add a table of the budget spent on each analysed model, with what is asked of it beyond plain compute."""
+    limited = None if beyond is None else beyond.data_limited
+    served = None if beyond is None else beyond.inference_aware
+    repeats = iter(() if limited is None else limited.models)
+    serving = iter(() if served is None else served.models)
+    rows = [("the budget on", "tokens", "N taken as", "tokens per N", "× optimum", "loss", "epochs", "repeats", "left")]
     for model in spent:
+        left = next(serving, None)
         for index, reading in enumerate(model.readings):
+            repeated, star = next(repeats, None), "*" * reading.extrapolated
+            interval = None if lines.narrow else reading.predicted_loss_interval
             rows.append(
                 (
                     "" if index else model.model,
@@ -79,28 +101,40 @@ def spent_screen(lines: Lines, spent: Sequence[BudgetOnModel]) -> None:
                     f"{reading.taken_as}, {readable(reading.parameters)}",
                     three_digits(reading.tokens_per_parameter),
                     three_digits(reading.tokens_over_optimal),
-                    loss_with_interval(reading.predicted_loss, reading.predicted_loss_interval)
-                    + "*" * reading.extrapolated,
+                    loss_with_interval(reading.predicted_loss, interval) + star,
+                    "" if repeated is None or index else three_digits(repeated.epochs),
+                    "" if repeated is None else f"{repeated.predicted_loss:.3f}{star}",
+                    "" if left is None or index else readable(left.tokens),
                 )
             )
-    lines.columns(rows)
+    lines.columns(rows, less=("tokens per N", "× optimum", "epochs"))
+    notes = []
     if any(reading.extrapolated for model in spent for reading in model.readings):
-        lines.text("* beyond the sizes or tokens that the law was fitted to")
+        notes.append("* beyond the sizes or tokens that the law was fitted to")
+    if limited is not None:
+        notes.append(f"repeats: the loss with {readable(limited.optimum.unique_tokens)} unique")
+    if served is not None:
+        notes.append(f"left: tokens of training, beside serving {readable(served.optimum.inference_tokens)}")
+    if len(notes) > 1:
+        notes = [note.replace("sizes or tokens that the law was fitted to", "runs of its law") for note in notes]
+    if notes:
+        lines.text("; ".join(notes))
 
 
-def design_screen(lines: Lines, design: "Design", path: str) -> None:
-    """Add the model designed for the budget."""
+def design_screen(lines: Lines, design: "Design", path: str, *, experts: bool = True) -> None:
+    """Add the model designed for the budget, and if `experts` what its N means if it is a mixture of them."""
     config = design.config
     mixture = design.mixture
     active = f" of {readable(design.parameters)}" if mixture else ""
+    interval = None if lines.narrow else design.predicted_loss_interval
     lines.fact(
         "designed",
         f"{path}: {design.family}, {config['num_hidden_layers']} layers × {config['hidden_size']}, "
         f"{readable(design.sized_parameters)}{active} parameters {'active, ' if mixture else ''}as measured, "
         f"{design.relative_error:+.2%} from the best; {readable(design.tokens)} tokens, "
-        f"predicted loss {loss_with_interval(design.predicted_loss, design.predicted_loss_interval)}",
+        f"predicted loss {loss_with_interval(design.predicted_loss, interval)}",
     )
-    if mixture is not None:
+    if mixture is not None and experts:
         beyond = (
             f", {mixture.orders_beyond:.1f} orders of magnitude beyond its runs" if mixture.orders_beyond > 0 else ""
         )

@@ -11,19 +11,22 @@ if TYPE_CHECKING:
     from counting.cost.scaling_laws.side_by_side import LawsSideBySide
 
 
-def apart_screen(lines: Lines, apart: LawsApart, *, more: bool = False) -> None:
+def apart_screen(lines: Lines, apart: LawsApart, *, more: bool = False, costs: bool = True) -> None:
     """Add how far the laws with a loss are apart, and what following the budget's costs where another one holds.
 
-    `more` says that a table of all was asked for, and is in the details.
+    `more` says that a table of all was asked for, and is in the details; without `costs` only how far they are apart.
     """
     fewest, most, costliest = apart.fewest_tokens_per_parameter, apart.most_tokens_per_parameter, apart.costliest
     add = lines.fact if more else lines.note
-    add(
-        "laws apart",
-        f"{readable_range(fewest.tokens_per_parameter, most.tokens_per_parameter)} tokens per parameter; if "
-        f"{costliest.holds} holds, this choice costs {costliest.excess_loss:.4f} nats, "
-        f"{short_percent(round(costliest.wasted_compute, 3))} of the FLOPs{'; all are in the details' * more}",
+    wrong = (
+        f"; if {costliest.holds} holds, this choice costs {costliest.excess_loss:.4f} nats, "
+        f"{short_percent(round(costliest.wasted_compute, 3))} of the FLOPs"
     )
+    ratios = readable_range(fewest.tokens_per_parameter, most.tokens_per_parameter)
+    if costs:
+        add("laws apart", f"{ratios} tokens per parameter{wrong}{'; all are in the details' * more}")
+    else:
+        add("laws apart", f"{ratios} tokens per N{'; all in the details' * more}")
 
 
 def laws_screen(lines: Lines, laws: "LawsSideBySide") -> None:
@@ -43,8 +46,13 @@ def laws_screen(lines: Lines, laws: "LawsSideBySide") -> None:
             )
         )
     lines.columns(rows)
-    none = f"; {NONE}: it says only N or D" if any(row.predicted_loss is None for row in laws.rows) else ""
-    lines.text(f"costs: nats, and share of C, lost if {laws.followed} holds{none}")
+    without = any(row.predicted_loss is None for row in laws.rows)
+    if lines.narrow:
+        none = f"; {NONE}: only N or D" if without else ""
+        lines.text(f"costs if {laws.followed} holds: nats, share of C{none}")
+    else:
+        none = f"; {NONE}: it says only N or D" if without else ""
+        lines.text(f"costs: nats, and share of C, lost if {laws.followed} holds{none}")
     if lines.notes:
         _conversion(lines, laws)
 

@@ -12,6 +12,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=[A-Za-z%×])")
 BETWEEN_COLUMNS = "  "
 SHORTEST_NAME = 8
+NARROW = 72  # columns; below, labels are shorter, so that they are not cut
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -39,6 +40,7 @@ class Grid(msgspec.Struct, frozen=True):
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     names: int
+    less: tuple[str, ...] = ()  # headings of the columns that a narrow output leaves out, the first one first
 
 
 class Lines:
@@ -48,6 +50,11 @@ class Lines:
         self.width = width
         self.notes = notes
         self.said: list[Question | Fact | Sentence | Grid] = []
+
+    @property
+    def narrow(self) -> bool:
+        """Whether labels should be short."""
+        return self.width < NARROW
 
     def heading(self, text: str) -> None:
         """Add the heading of a block."""
@@ -66,14 +73,14 @@ class Lines:
         """Add text without a label."""
         self.said.append(Sentence(text))
 
-    def columns(self, rows: Sequence[Sequence[str]], *, names: int = 1) -> None:
+    def columns(self, rows: Sequence[Sequence[str]], *, names: int = 1, less: Sequence[str] = ()) -> None:
         """Add a table; the first row has the headings, and the first `names` columns are left-aligned.
 
-        Columns with a heading only are left out.
+        Columns with a heading only are left out, and those of `less` where the table would be too wide.
         """
         kept = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
         headings, *others = (tuple(row[index] for index in kept) for row in rows)
-        self.said.append(Grid(headings, tuple(others), sum(index < names for index in kept)))
+        self.said.append(Grid(headings, tuple(others), sum(index < names for index in kept), tuple(less)))
 
     def rows_left(self, rows: int) -> None:
         """Add a line on how many rows were left out, if any."""
@@ -94,8 +101,13 @@ class Lines:
         return self._wrapped(what.text, "" if isinstance(what, Question) else " " * INDENT, " " * 2 * INDENT)
 
     def _grid(self, grid: Grid) -> list[str]:
-        rows = (grid.headings, *grid.rows)
-        widths = [max(len(row[index]) for row in rows) for index in range(len(grid.headings))]
+        rows = [grid.headings, *grid.rows]
+        widths = _widths(rows)
+        for heading in grid.less:
+            if INDENT + sum(widths) + len(widths) - 1 > self.width and heading in rows[0]:
+                left_out = rows[0].index(heading)
+                rows = [row[:left_out] + row[left_out + 1 :] for row in rows]
+                widths = _widths(rows)
         beyond = INDENT + sum(widths) + len(BETWEEN_COLUMNS) * (len(widths) - 1) - self.width
         between = BETWEEN_COLUMNS
         if beyond > 0:
@@ -125,6 +137,10 @@ class Lines:
             break_on_hyphens=False,
         )
         return [line.replace(NO_BREAK, " ") for line in lines]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def with_unit(text: str) -> str:

@@ -28,7 +28,7 @@ LAW = ScalingLaw(  # a law checks its numbers, as setup and layout do
     fitted_parameters=(51.5, 52.5),
     fitted_tokens=(53.5, 54.5),
     runs=55,
-    bootstrap=((1.0, 2.0, 3.0, 0.4, 0.5),) * 100,
+    bootstrap=((1.0, 2.0, 3.0, 0.4, 0.5), (0.25, 0.25, 0.25, 1.25, 1.5)) * 50,
 )
 
 

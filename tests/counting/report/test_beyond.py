@@ -120,3 +120,65 @@ def test_a_law_of_ones_own_has_intervals(
     out = printed(f"{EVERY} --scaling_law law.json --details", capsys)
     assert "95 % intervals of the best of the budget: " in out
     assert "The best model with 300 B unique tokens, by own" in out
+
+
+THREE = "--unique_tokens 300B --inference_tokens 2T --expansion_rate 16"
+DESIGN = "--design x.json --force --design_family deepseek_v3"
+
+
+@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize(
+    ("flags", "models"),
+    [
+        (f"--scaling_law all {THREE} --model_config deepseek_v3", 1),
+        ("--scaling_law all --model_config llama_3_8b", 1),
+        (f"{DESIGN} --unique_tokens 300B", 1),
+        (f"--scaling_law all {THREE.replace('300', '1')} --num_gpus 64 {DESIGN} --model_config deepseek_v3", 1),
+        ("--scaling_law law.json,all --unique_tokens 1B --inference_tokens 2T --model_config llama_7b deepseek_v3", 2),
+    ],
+)
+def test_whatever_is_asked_is_one_screen(
+    flags: str,
+    models: int,
+    width: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", str(width))
+    Path("law.json").write_bytes(law_as_json(law_of(COURSE, *draws_near(COURSE))))
+    lines = printed(f"{BUDGET} {flags}", capsys).splitlines()
+    assert len(lines) <= 20 + 10 * models
+    assert max(map(len, lines)) <= width
+    out = "\n".join(lines)
+    if "unique" in flags:
+        assert f"  {flags.partition('--unique_tokens ')[2][:-1].split('B')[0]} B unique" in out
+    if "serving 2 T" in out:
+        assert " left" in out
+    if "--design" not in flags:
+        assert "  kaplan-2020 " in out
+
+
+def test_a_given_model_has_what_was_asked_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its epochs and loss with the unique tokens, and the tokens that serving leaves: each for itself, as in JSON."""
+    flags = f"{BUDGET} --unique_tokens 300B --inference_tokens 2T --model_config llama_3_8b"
+    out = printed(flags, capsys)
+    budget = in_json(flags, capsys)["budget"]
+    (repeats,), (served,) = budget["data_limited"]["models"], budget["inference_aware"]["models"]
+    rows = [line.split() for line in out.splitlines()]
+    (headings,) = [row for row in rows if row[:3] == ["the", "budget", "on"]]
+    (row,) = [row for row in rows if row[:1] == ["llama_3_8b"] and "total," in row]
+    assert headings[-4:] == ["loss", "epochs", "repeats", "left"]
+    assert row[-5:] == ["1.935*", f"{repeats['epochs']:.1f}", f"{repeats['predicted_loss']:.3f}*", "9.03", "T"]
+    assert (row[-4], row[-3], f"{served['tokens'] / 1e12:.2f}") == ("32.3", "1.953*", "9.03")
+    beside = "left: tokens of training, beside serving 2 T"
+    assert f"* beyond the runs of its law; repeats: the loss with 300 B unique; {beside}" in " ".join(out.split())
+
+
+def test_epochs_beyond_the_runs_of_the_fit_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    told = "epochs: the runs of the fit end at 500 (Muennighoff et al. 2023), where many already did harm"
+    out = " ".join(printed(f"{BUDGET} --unique_tokens 1B", capsys).split())
+    assert f"1,920 {told}" in out
+    assert told not in " ".join(printed(f"{BUDGET} --unique_tokens 300B", capsys).split())
+    assert "  1 unique token " in printed(f"{BUDGET} --unique_tokens 1", capsys)

@@ -58,6 +58,23 @@ def test_a_name_that_is_not_known(text: str) -> None:
         parse_laws(text)
 
 
+@pytest.mark.parametrize("text", ["course,", ""])
+def test_an_unknown_name_is_answered_with_all_that_the_flag_takes(text: str) -> None:
+    with pytest.raises(UserError, match="is not known") as refused:
+        parse_laws(text)
+    assert all(f" {name}" in str(refused.value) for name in (*ALL, "all", "law.json"))
+
+
+def test_the_help_names_all_files_and_commas(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a law's name, a file as law.json, all, or several with commas: the first is followed" in out
+
+
 def test_two_laws_of_one_name(law_file: str) -> None:
     other = law_of((1.7, 406.4, 410.7, 0.34, 0.29))
     Path("other.json").write_bytes(law_as_json(other))
@@ -139,13 +156,21 @@ def test_it_is_one_screen_and_says_how_far_the_laws_are_apart(
 
 
 def test_where_there_is_no_place_for_all_it_says_where_they_are(
-    law_file: str, capsys: pytest.CaptureFixture[str]
+    law_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The table goes last: with a model it stays, even on a narrow screen; with all that a budget can be asked not."""
     flags = "--training_budget 5M --scaling_law law.json,all --model_config llama_7b --num_gpus 64"
     assert main(flags.split()) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) <= 30
-    assert "of the FLOPs; all are in the details" in " ".join(out.split())
+    assert all(f"  {name}" in out for name in ("own", *ALL))
+    monkeypatch.setenv("COLUMNS", "60")
+    every = "--unique_tokens 300B --inference_tokens 2T --expansion_rate 16 --design mine.json"
+    assert main([*flags.split(), *every.split()]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) <= 30
+    assert "tokens per N; all in the details" in " ".join(out.split())
+    assert "kaplan-2020" not in out
 
 
 def test_all_laws_are_in_the_details(law_file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ def test_it_goes_from_and_to_what_is_asked_for() -> None:
 
 
 def test_a_law_with_draws_has_a_band() -> None:
-    law = law_of((1.69, 406.4, 410.7, 0.34, 0.29), *((1.6 + n / 300, 400.0, 410.0, 0.34, 0.29) for n in range(60)))
+    law = law_of((1.69, 406.4, 410.7, 0.34, 0.29), *((1.6 + n / 300, 406.4, 410.7, 0.34, 0.29) for n in range(60)))
     curve = loss_curve(law, FLOPS, points=5)
     assert curve.intervals == optimum_intervals(law, FLOPS)
     assert curve.low_loss is not None

@@ -45,7 +45,9 @@ def test_a_law_is_read(tmp_path: Path) -> None:
     assert find_law(law) is law
 
 
-@pytest.mark.parametrize("law", [*LAWS, law_of((1.69, 406.4, 410.7, 0.34, 0.29), *[(1.0, 2.0, 3.0, 0.4, 0.5)] * 40)])
+@pytest.mark.parametrize(
+    "law", [*LAWS, law_of((1.69, 406.4, 410.7, 0.34, 0.29), *[(1.7, 405.0, 410.0, 0.34, 0.29)] * 40)]
+)
 def test_what_is_written_is_read_again(law: ScalingLaw, tmp_path: Path) -> None:
     (tmp_path / "law.json").write_bytes(law_as_json(law))
     assert find_law(tmp_path / "law.json") == law
@@ -150,6 +152,11 @@ LEFT_OUT = object()
             [[1, 2, 3, 0, 1]] * 40,
             "bootstrap[0] = [1.0, 2.0, 3.0, 0.0, 1.0]: must be E, A, B, alpha, beta, ",
         ),
+        (
+            "bootstrap",
+            [[9.9, 4e5, 1500, 0.9, 0.1]] * 40,
+            "irreducible_loss.value = 1.7: must be near its draws in the bootstrap, which are from 9.9 to 9.9",
+        ),
         ("bootstrap", "none", "bootstrap = 'none': must be a list of draws, each of which must be five numbers"),
         ("exponent", 1, "exponent = 1: this field is not understood"),
     ],
@@ -207,3 +214,12 @@ def test_constants_too_far_apart_are_no_traceback() -> None:
         compute_optimum(far, 1e20)
     with pytest.raises(UserError, match=r"^the scaling law own has no optimum that is a number"):
         optimal_tokens(law_of((1.0, 1e-300, 1e300, 0.3, 1e-3)), 10**9)
+
+
+def test_constants_are_near_their_draws() -> None:
+    """E of 2.0 to 2.2 allows 1.8 less 1 %, to 2.4; A of 400 to 800, by its logarithm, 400 / 2 less 1 %."""
+    draws = [(2.0 + n / 200, 400.0 * 2 ** (n / 40), 410.7, 0.34, 0.29) for n in range(41)]
+    assert law_of((1.79, 201.0, 410.7, 0.34, 0.29), *draws).bootstrap == tuple(draws)
+    for constants, field in (((1.75, 500.0), "irreducible_loss"), ((2.1, 190.0), "parameter_coefficient")):
+        with pytest.raises(UserError, match=rf"^{field}.value = .*: must be near its draws in the bootstrap, which"):
+            law_of((*constants, 410.7, 0.34, 0.29), *draws)

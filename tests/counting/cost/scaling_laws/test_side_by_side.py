@@ -58,7 +58,7 @@ def test_a_law_of_n_or_d_has_no_loss_and_what_it_costs_by_the_law_that_is_follow
 
 
 def test_the_law_that_is_followed_comes_first_and_once() -> None:
-    own = law_of((1.69, 406.4, 410.7, 0.34, 0.29), *[(1.6, 400.0, 410.0, 0.34, 0.29)] * 40)
+    own = law_of((1.69, 406.4, 410.7, 0.34, 0.29), *[(1.7, 405.0, 410.0, 0.34, 0.29)] * 40)
     rows = laws_side_by_side(FLOPS, own, (LAWS[1], own, LAWS[1])).rows
     assert [row.law for row in rows] == ["own", "hoffmann-2022"]
     assert (rows[0].excess_loss, rows[0].wasted_compute) == (0, 0)
