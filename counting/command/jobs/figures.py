@@ -64,6 +64,18 @@ def kinds_of_job(options: argparse.Namespace) -> tuple[str, ...]:
     return tuple(kind for kind in FIGURE_KINDS if has.get(kind))
 
 
+def check_readable(options: argparse.Namespace, gpus: int) -> None:
+    """Raises UserError for a figure that would have more models, or lines of models on `gpus` GPUs, than are readable.
+
+    For the models of `--model_config`, before they are measured.
+    """
+    from counting.report.figures import why_too_many
+
+    for text, figure in zip(options.figure or (), figures_of(options), strict=True):
+        if (rule := why_too_many(figure.kind, len(options.model_config or ()), max(gpus, 1))) is not None:
+            raise _refused(text, rule)
+
+
 def draws_memory(options: argparse.Namespace) -> bool:
     """Whether a figure needs the memory of a step over time."""
     return any(figure.kind == "memory" for figure in figures_of(options))
@@ -99,6 +111,8 @@ def _figure(text: str, known: tuple[str, ...], that_fits: str) -> FigureFile:
     from counting.report.figures import FIGURE_FORMATS, why_no_figure
 
     kind, equals, path = text.partition("=")
+    if equals and not kind:
+        raise _refused(text, f"must name a kind before =, as {that_fits}={path or 'figure.svg'}, or a file alone")
     if not equals or not kind.isidentifier():
         kind, path = "", text
     if not path:

@@ -4,7 +4,16 @@ A kind has a row in `kinds.py`, its conventions in words in `captions.py`, and i
 imports matplotlib. No number is worked out here: what is drawn are results, and curves of `counting.cost`.
 """
 
-from counting.report.figures.kinds import FIGURE_FORMATS, FIGURE_KINDS, FIGURE_SIZES, FigureFormat, FigureSize, kinds_of
+from counting.report.figures.kinds import (
+    FIGURE_FORMATS,
+    FIGURE_KINDS,
+    FIGURE_SIZES,
+    FigureFormat,
+    FigureSize,
+    kinds_of,
+    why_too_many,
+    why_too_much,
+)
 from counting.report.figures.output import caption, check_matplotlib, draw, embedded_svg, why_no_figure
 
 __all__ = [
@@ -19,4 +28,6 @@ __all__ = [
     "embedded_svg",
     "kinds_of",
     "why_no_figure",
+    "why_too_many",
+    "why_too_much",
 ]

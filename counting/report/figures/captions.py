@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from counting.report.figures.words import FLOP_WORDS, PEAK_WORDS
+from counting.analysis import Analysis
+from counting.report.figures.words import FLOP_WORDS, PEAK_WORDS, model_title
 from counting.report.format import dollars, integer, recompute_in_words, scientific, short_percent
 from counting.report.results import Fitted, Results
 
@@ -36,10 +37,27 @@ def _of_comparison(results: Results) -> str:
 
 
 def _of_bill(results: Results) -> str:
+    lengths = {model_title(run.model): integer(run.sequence_length) for run in results.runs}
+    if len(set(lengths.values())) == 1:
+        at = f"at {next(iter(lengths.values()))} tokens a sequence"
+    else:
+        at = f"at tokens a sequence: {', '.join(f'{title} {length}' for title, length in lengths.items())}"
     return (
-        f"GPU-hours = training FLOPs / (peak × MFU); cost = GPU-hours × price of an hour. {PEAK_WORDS} Without failed "
-        "runs, evaluation, storage and people."
+        f"FLOPs: the model's own count, 3 × forward, {at}. {FLOP_WORDS} GPU-hours = training FLOPs / (peak × MFU); "
+        f"cost = GPU-hours × price of an hour. {PEAK_WORDS} {_markers(results)} Without failed runs, evaluation, storage and "
+        "people."
     )
+
+
+def _markers(results: Results) -> str:
+    """What the markers on a line of a bill are."""
+    every = {tuple(outcome.mfu for outcome in on_gpu.outcomes) for run in results.runs for on_gpu in run.gpus}
+    if len(every) > 1:
+        return "Markers: the run at its MFU, low, middle and high where there are three."
+    (mfus,) = every
+    names = ("low", "middle", "high") if len(mfus) == 3 else ("",) * len(mfus)
+    said = [f"{short_percent(mfu)} {name}".strip() for mfu, name in zip(sorted(mfus), names, strict=True)]
+    return f"Markers: MFU of {', '.join(said)}."
 
 
 def _of_law(results: Results) -> str:
@@ -55,6 +73,12 @@ def _of_law(results: Results) -> str:
         if plan.intervals
         else f" {plan.scaling_law} has no interval: no draws of a bootstrap are published with it."
     )
+    laws = results.laws
+    no_loss = [row.law for row in laws.rows if row.predicted_loss is None] if laws is not None else []
+    if no_loss:
+        words += f" Without a curve, as they say N or D and no loss: {', '.join(no_loss)}."
+    elif laws is None:
+        words += " Only laws of this form: others say N or D and no loss."
     if plan.extrapolated:
         words += " The optimum is beyond the runs that the law was fitted to."
     return f"{words} M = 10⁶, B = 10⁹, T = 10¹²."
@@ -89,7 +113,22 @@ def _of_ranks(results: Results) -> str:
         words += "pp: the ranks of the pipeline in order. "
     compared = any(analysis.fits for analysis in results.analyses)
     unit = "GiB = 2³⁰ bytes" if compared else "GB = 10⁹ bytes"
+    steps = dict.fromkeys(_step(analysis) for analysis in results.analyses if analysis.rank_classes)
+    words = f"{'; or '.join(steps)}. {words}"
     return f"{words}A rank also holds the CUDA context and the buffers of communicators. {unit}."
+
+
+def _step(analysis: Analysis) -> str:
+    """What a step of a layout is run with."""
+    setup, layout = analysis.setup, analysis.layout
+    assert layout is not None and setup.micro_batches is not None
+    noun = "micro-batch" if setup.micro_batches == 1 else "micro-batches"
+    words = (
+        f"{setup.precision}, {setup.optimizer}, {integer(setup.micro_batches)} {noun} of "
+        f"{integer(setup.micro_batch[0])} × {integer(setup.micro_batch[1])} tokens, recompute "
+        f"{recompute_in_words(setup.recompute)}"
+    )
+    return words if layout.schedule is None else f"{words}, schedule {layout.schedule}"
 
 
 def _of_fit(results: Fitted) -> str:

@@ -4,7 +4,14 @@ import re
 from typing import TYPE_CHECKING
 
 from counting.report.figures.captions import caption_of
-from counting.report.figures.kinds import FIGURE_KINDS, FIT_KIND, FigureFormat, FigureSize, kinds_of
+from counting.report.figures.kinds import (
+    FIGURE_KINDS,
+    FIT_KIND,
+    FigureFormat,
+    FigureSize,
+    kinds_of,
+    why_too_much,
+)
 from counting.report.results import Fitted, Results
 from torch_models.errors import UserError
 
@@ -18,7 +25,8 @@ def draw(kind: str, results: Results | Fitted, file_format: FigureFormat, size: 
     """The figure as a file: on white, with its caption. The same results give the same bytes.
 
     `size` is that of a slide, 1600 x 900 pixels, or of a column of a paper, 3.3 inches wide. Raises `UserError` for a
-    kind that these results do not have, and where matplotlib is not installed.
+    kind that these results do not have, for more models or lines than are readable, and
+    without a matplotlib that works.
     """
     sheet = _drawn(kind, results, size, with_caption=True)
     return sheet.save(file_format, transparent=False)
@@ -52,18 +60,29 @@ def why_no_figure(kind: str, known: tuple[str, ...]) -> str:
 
 
 def check_matplotlib() -> None:
-    """Raises `UserError` where matplotlib is not installed."""
+    """Raises `UserError` where matplotlib is not installed, or is there and cannot be imported."""
+    extra = 'of the extra figures: pip install "model-training-cost-analysis[figures]"'
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name == "matplotlib":
+            raise UserError(f"a figure needs matplotlib, {extra}") from None
+        raise UserError(_broken(error, extra)) from None
     except ImportError as error:
-        if error.name != "matplotlib":
-            raise
-        extra = 'pip install "model-training-cost-analysis[figures]"'
-        raise UserError(f"a figure needs matplotlib, of the extra figures: {extra}") from None
+        raise UserError(_broken(error, extra)) from None
+
+
+def _broken(error: ImportError, extra: str) -> str:
+    reason = " ".join(str(error).split()).rstrip(".") or "no reason given"
+    return f"matplotlib cannot be imported ({reason}): install it again, {extra}"
 
 
 def _drawn(kind: str, results: Results | Fitted, size: FigureSize, *, with_caption: bool) -> "Sheet":
     check_kind(kind, results)
+    if (rule := why_too_much(kind, results)) is not None:
+        raise UserError(f"figure {kind!r}: {rule}")
     check_matplotlib()
     from counting.report.figures.drawing import Sheet, draw_on
 

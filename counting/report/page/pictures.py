@@ -19,17 +19,17 @@ class Picture(NamedTuple):
     kind: str
     caption: str
     slide: str
-    column: str
+    column: str  # empty, as the slide, if there are too many things for a picture
 
     @property
     def is_large(self) -> bool:
         """Whether the page does without it, as it is of very many things."""
-        return len(self.slide) + len(self.column) > MOST_CHARACTERS
+        return not self.slide or len(self.slide) + len(self.column) > MOST_CHARACTERS
 
 
 def pictures_of(results: Results) -> list[Picture] | str:
     """The figures that these results have; or, where they cannot be drawn, in words why."""
-    from counting.report.figures import caption, embedded_svg, kinds_of
+    from counting.report.figures import caption, embedded_svg, kinds_of, why_too_much
 
     try:
         return [
@@ -39,6 +39,8 @@ def pictures_of(results: Results) -> list[Picture] | str:
                 embedded_svg(kind, results, "slide"),
                 embedded_svg(kind, results, "column"),
             )
+            if why_too_much(kind, results) is None
+            else Picture(kind, "", "", "")
             for kind in kinds_of(results)
         ]
     except UserError as error:  # matplotlib is an extra
@@ -49,7 +51,7 @@ def pictures_in_html(pictures: Sequence[Picture], *, columns: bool) -> Html:
     """One figure below the other; without `columns` also a narrow window has the size of a slide."""
     shown = (_figure(picture, columns) for picture in pictures if not picture.is_large)
     large = ", ".join(picture.kind for picture in pictures if picture.is_large)
-    left_out = (element("p", f"Left out, because the page would be too large: {large}.", class_="hint"),) * bool(large)
+    left_out = (element("p", f"Left out, because it is of too many things: {large}.", class_="hint"),) * bool(large)
     return element("section", element("h2", "Figures"), *shown, *left_out)
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from counting.cost.bill_curves import BillCurves, bill_curves
 from counting.cost.run import GpuRun, TrainingRun
-from counting.report.figures.drawing.colours import FAINT, series
+from counting.report.figures.drawing.colours import FAINT, Series, crossed, series
 from counting.report.figures.drawing.sheet import Sheet, in_units, unit_of
 from counting.report.figures.words import joined_titles, model_title
 from counting.report.format import dollars, integer, readable, readable_dollars, short_percent
@@ -23,6 +23,7 @@ def draw_bill(sheet: Sheet, results: Results) -> None:
     curves = bill_curves(results.runs)
     pairs = [(run, on_gpu) for run in results.runs for on_gpu in run.gpus]
     titles = list(dict.fromkeys(model_title(run.model) for run in results.runs))
+    looks = _looks(results.runs)
     tokens = results.runs[0].tokens
     rows, columns = (1, 3) if sheet.is_slide else (3, 1)
     by_mfu, by_time, by_price = sheet.panels(
@@ -30,13 +31,22 @@ def draw_bill(sheet: Sheet, results: Results) -> None:
         columns,
         title=f"What training costs: {joined_titles(titles)} on {readable(tokens)} tokens",
         subtitle=_shared(pairs),
-        legend=sheet.lines([_name(run, on_gpu, titles) for run, on_gpu in pairs]) if len(pairs) > 1 else (),
+        legend=sheet.lines([_name(run, on_gpu, titles) for run, on_gpu in pairs], looks) if len(pairs) > 1 else (),
         inches=4.1,
     )
     largest = max(max(each.costs_usd) for each in curves)
-    _draw_costs(by_mfu, sheet, curves, pairs, largest)
-    _draw_times(by_time, curves, pairs)
-    _draw_prices(by_price, curves, pairs)
+    _draw_costs(by_mfu, sheet, curves, pairs, looks, largest)
+    _draw_times(by_time, curves, pairs, looks)
+    _draw_prices(by_price, curves, pairs, looks)
+
+
+def _looks(runs: Sequence[TrainingRun]) -> list[Series]:
+    """Of each model on each GPU: the model has the colour and the GPU line and marker, where there are several."""
+    if len(runs) == 1:
+        return [series(number) for number in range(len(runs[0].gpus))]
+    if all(len(run.gpus) == 1 for run in runs):
+        return [series(number) for number in range(len(runs))]
+    return [crossed(model, gpu) for model, run in enumerate(runs) for gpu in range(len(run.gpus))]
 
 
 def _shared(pairs: Sequence[tuple[TrainingRun, GpuRun]]) -> str:
@@ -55,11 +65,16 @@ def _name(run: TrainingRun, on_gpu: GpuRun, titles: Sequence[str]) -> str:
 
 
 def _draw_costs(
-    axes: Axes, sheet: Sheet, curves: Sequence[BillCurves], pairs: Sequence[tuple[TrainingRun, GpuRun]], largest: float
+    axes: Axes,
+    sheet: Sheet,
+    curves: Sequence[BillCurves],
+    pairs: Sequence[tuple[TrainingRun, GpuRun]],
+    looks: Sequence[Series],
+    largest: float,
 ) -> None:
-    for number, (curve, (_, on_gpu)) in enumerate(zip(curves, pairs, strict=True)):
-        _line(axes, number, curve.mfus, curve.costs_usd)
-        _points(axes, number, [each.mfu for each in on_gpu.outcomes], [each.cost_usd for each in on_gpu.outcomes])
+    for look, curve, (_, on_gpu) in zip(looks, curves, pairs, strict=True):
+        _line(axes, look, curve.mfus, curve.costs_usd)
+        _points(axes, look, [each.mfu for each in on_gpu.outcomes], [each.cost_usd for each in on_gpu.outcomes])
         if len(pairs) <= MOST_WITH_COST:
             middle = on_gpu.outcomes[len(on_gpu.outcomes) // 2]
             axes.annotate(
@@ -76,12 +91,14 @@ def _draw_costs(
     _money_axis(axes, largest)
 
 
-def _draw_times(axes: Axes, curves: Sequence[BillCurves], pairs: Sequence[tuple[TrainingRun, GpuRun]]) -> None:
+def _draw_times(
+    axes: Axes, curves: Sequence[BillCurves], pairs: Sequence[tuple[TrainingRun, GpuRun]], looks: Sequence[Series]
+) -> None:
     in_days = all(curve.days is not None for curve in curves)
-    for number, (curve, (_, on_gpu)) in enumerate(zip(curves, pairs, strict=True)):
-        _line(axes, number, curve.mfus, (curve.days if in_days else curve.gpu_hours) or ())
+    for look, curve, (_, on_gpu) in zip(looks, curves, pairs, strict=True):
+        _line(axes, look, curve.mfus, (curve.days if in_days else curve.gpu_hours) or ())
         times = [(each.days if in_days else each.gpu_hours) or 0 for each in on_gpu.outcomes]
-        _points(axes, number, [each.mfu for each in on_gpu.outcomes], times)
+        _points(axes, look, [each.mfu for each in on_gpu.outcomes], times)
     axes.set_title("Days against MFU" if in_days else "GPU-hours against MFU", color=FAINT)
     _mfu_axis(axes)
     largest = max(max((curve.days if in_days else curve.gpu_hours) or ()) for curve in curves)
@@ -91,11 +108,13 @@ def _draw_times(axes: Axes, curves: Sequence[BillCurves], pairs: Sequence[tuple[
     axes.set_ylabel("days" if in_days else f"GPU-hours ({symbol})" if symbol else "GPU-hours")
 
 
-def _draw_prices(axes: Axes, curves: Sequence[BillCurves], pairs: Sequence[tuple[TrainingRun, GpuRun]]) -> None:
-    for number, (curve, (_, on_gpu)) in enumerate(zip(curves, pairs, strict=True)):
-        _line(axes, number, curve.prices_usd_per_hour, curve.costs_at_prices_usd)
+def _draw_prices(
+    axes: Axes, curves: Sequence[BillCurves], pairs: Sequence[tuple[TrainingRun, GpuRun]], looks: Sequence[Series]
+) -> None:
+    for look, curve, (_, on_gpu) in zip(looks, curves, pairs, strict=True):
+        _line(axes, look, curve.prices_usd_per_hour, curve.costs_at_prices_usd)
         middle = on_gpu.outcomes[len(on_gpu.outcomes) // 2]
-        _points(axes, number, [on_gpu.price_usd_per_hour], [middle.cost_usd])
+        _points(axes, look, [on_gpu.price_usd_per_hour], [middle.cost_usd])
     at = sorted({short_percent(curve.priced_at) for curve in curves})
     axes.set_title(f"Cost against price, at {' to '.join((at[0], at[-1]) if len(at) > 1 else at)} MFU", color=FAINT)
     axes.set_xlim(0, curves[0].prices_usd_per_hour[-1])
@@ -104,13 +123,11 @@ def _draw_prices(axes: Axes, curves: Sequence[BillCurves], pairs: Sequence[tuple
     _money_axis(axes, max(curve.costs_at_prices_usd[-1] for curve in curves))
 
 
-def _line(axes: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
-    look = series(number)
+def _line(axes: Axes, look: Series, x: Sequence[float], y: Sequence[float]) -> None:
     axes.plot(x, y, color=look.colour, linestyle=look.line)
 
 
-def _points(axes: Axes, number: int, x: Sequence[float], y: Sequence[float]) -> None:
-    look = series(number)
+def _points(axes: Axes, look: Series, x: Sequence[float], y: Sequence[float]) -> None:
     axes.plot(x, y, color=look.colour, marker=look.marker, linestyle="none", clip_on=False, zorder=3)
 
 

@@ -45,7 +45,7 @@ COMPONENT_LOOKS = {
 
 MEMORY_LOOKS = {
     "parameters": Look(BLUE, "", "parameters", light=False),
-    "gradients": Look(SKY, "-", "gradients"),
+    "gradients": Look(SKY, "|", "gradients"),
     "optimizer_state": Look(GREEN, "//", "optimiser state", light=False),
     "activations": Look(ORANGE, "", "activations"),
     "gathered_parameters": Look(YELLOW, "||", "gathered parameters"),
@@ -74,6 +74,11 @@ SERIES = (
     Series(BLACK, (0, (8, 2)), "X"),
     Series(GREY, (0, (3, 3)), "*"),
 )
+
+
+def crossed(colour: int, line: int) -> Series:
+    """The look of a pair of things: the colour says which the first is, line and marker which the second is."""
+    return Series(series(colour).colour, series(line).line, series(line).marker)
 
 
 def series(number: int) -> Series:

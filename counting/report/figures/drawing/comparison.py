@@ -87,7 +87,7 @@ def _panels(comparison: Comparison) -> tuple[_Panel, ...]:
             lambda m: readable(m.training_flops_per_token, FLOP_UNITS),
         ),
         hours,
-        _Panel("Cost in US dollars", lambda m: m.outcome.cost_usd, bill),
+        _Panel("Cost in US dollars (× the cheapest)", lambda m: m.outcome.cost_usd, bill),
     )
 
 

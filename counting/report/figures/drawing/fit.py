@@ -21,7 +21,8 @@ def draw_fit(sheet: Sheet, results: Fitted) -> None:
     fitted = results.fitted
     curves = fit_curves(fitted)
     rows, columns, ratios = (1, 2, {"width_ratios": (3, 2)}) if sheet.is_slide else (2, 1, {"height_ratios": (3, 2)})
-    legend = sheet.lines([f"{each.budget.training_flops:.3g} FLOP" for each in curves.budgets])
+    names = [f"{each.budget.training_flops:.3g} FLOP" for each in curves.budgets]
+    legend = sheet.lines(names, [series(number) for number in range(len(names))])
     losses, residuals = sheet.panels(
         rows,
         columns,

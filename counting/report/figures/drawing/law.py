@@ -1,10 +1,13 @@
 """The loss over model sizes at the budget, by the law that the budget follows and by published ones."""
 
+from collections.abc import Sequence
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from counting.cost.budget import BudgetPlan
 from counting.cost.design import published_models
+from counting.cost.design.published_models import PublishedModel
 from counting.cost.scaling_laws import LAWS
 from counting.cost.scaling_laws.curve import LossCurve, loss_curve
 from counting.report.figures.drawing.colours import FAINT, INK, series
@@ -21,28 +24,33 @@ def draw_law(sheet: Sheet, results: Results) -> None:
     plan = results.budget
     assert plan is not None
     curves = _curves(plan, results)
-    axes, below = sheet.panels(
-        2,
+    sizes = (curves[0].parameters[0], curves[0].parameters[-1])
+    published = [model for model in published_models() if sizes[0] <= model.parameters <= sizes[1]]
+    ratios = {"height_ratios": (3, 1)} if published else {}
+    axes, *below = sheet.panels(
+        1 + bool(published),
         1,
         title=f"What {readable_dollars(plan.budget_usd)} of training buys: loss over model size",
         subtitle=_optimum(plan),
-        legend=sheet.lines([curve.law for curve in curves]),
+        legend=sheet.lines([curve.law for curve in curves], [series(number) for number in range(len(curves))]),
         inches=2.7,
-        height_ratios=(3, 1),
+        **ratios,
     )
     for number, curve in enumerate(curves):
         _draw_curve(axes, number, curve, sheet.measures.line * (1 if number == 0 else 0.6))
     _draw_interval(axes, curves[0])
     _draw_spent(axes, results)
-    sizes = (curves[0].parameters[0], curves[0].parameters[-1])
-    for each in (axes, below):
+    for each in (axes, *below):
         each.set_xscale("log")
         each.set_xlim(*sizes)
-    axes.tick_params(labelbottom=False)
     _name_sizes(axes)
     axes.set_ylabel("predicted loss\n(nats per token)")
     axes.grid(visible=True)
-    _draw_published(below, sheet)
+    for each in below:
+        axes.tick_params(labelbottom=False)
+        _draw_published(each, sheet, published)
+    (*_, lowest) = (axes, *below)
+    lowest.set_xlabel("parameters N, on D = C / 6N tokens")
 
 
 def _curves(plan: BudgetPlan, results: Results) -> list[LossCurve]:
@@ -115,10 +123,8 @@ def _draw_spent(axes: Axes, results: Results) -> None:
             )
 
 
-def _draw_published(axes: Axes, sheet: Sheet) -> None:
+def _draw_published(axes: Axes, sheet: Sheet, shown: Sequence[PublishedModel]) -> None:
     """The sizes of published models, and the names of as many as there is room for."""
-    low, high = axes.get_xlim()
-    shown = [model for model in published_models() if low <= model.parameters <= high]
     sizes = [model.parameters for model in shown]
     axes.plot(sizes, [0] * len(sizes), color=FAINT, marker="|", linestyle="none", clip_on=False, gid="published models")
     axes.set_ylim(0, 1)
@@ -144,7 +150,6 @@ def _draw_published(axes: Axes, sheet: Sheet) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_ylabel("published", color=FAINT, size=sheet.measures.small)
     _name_sizes(axes)
-    axes.set_xlabel("parameters N, on D = C / 6N tokens")
 
 
 def _name_sizes(axes: Axes) -> None:

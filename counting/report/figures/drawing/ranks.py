@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from counting.analysis import Analysis
 from counting.ranks.result import RankAnalysis, worst_by_place
-from counting.report.figures.drawing.capacity import draw_capacities, memory_axis
+from counting.report.figures.drawing.capacity import FARTHEST_OF_BARS, draw_capacities, memory_axis
 from counting.report.figures.drawing.colours import FAINT, INK, MEMORY_LOOKS, RESERVED_LOOK
 from counting.report.figures.drawing.sheet import Sheet
 from counting.report.figures.words import byte_unit, joined_titles, layout_title, model_title, needed_of_gpus
@@ -40,7 +40,7 @@ def draw_ranks(sheet: Sheet, results: Results) -> None:
     fits = {fit.gpu: fit for analysis in spread for fit in analysis.fits or ()}
     peak = max(map(_top, all_bars))
     looks = [look for part, look in MEMORY_LOOKS.items() if any(getattr(bar.worst, part) for bar in all_bars)]
-    looks += [RESERVED_LOOK] if any(bar.ranks.memory.reserved_bytes for bar in all_bars) else []
+    looks += [RESERVED_LOOK] if any(_top(bar) > bar.worst.peak_bytes for bar in all_bars) else []
     (axes,) = sheet.panels(
         1,
         1,
@@ -51,8 +51,8 @@ def draw_ranks(sheet: Sheet, results: Results) -> None:
     )
     unit = byte_unit(peak, compared=bool(fits))
     axes.set_xlim(-0.9, all_bars[-1].place + 0.9)
-    memory_axis(axes, sheet, peak, tuple(fits.values()), unit)
-    draw_capacities(axes, sheet, peak, tuple(fits.values()), unit)
+    memory_axis(axes, sheet, peak, tuple(fits.values()), unit, FARTHEST_OF_BARS)
+    draw_capacities(axes, sheet, peak, tuple(fits.values()), unit, FARTHEST_OF_BARS)
     for bar in all_bars:
         _draw_bar(axes, sheet, bar)
         if len(all_bars) <= (MOST_LABELLED if sheet.is_slide else MOST_CLASSES):

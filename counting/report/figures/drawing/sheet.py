@@ -2,7 +2,6 @@
 
 import io
 import re
-import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +17,19 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from counting.report.figures.drawing.colours import FAINT, INK, Look, series
+from counting.report.figures.drawing.colours import FAINT, INK, Look, Series
+from counting.report.figures.drawing.letters import width_of, wrapped
 from counting.report.figures.kinds import FigureFormat, FigureSize
 
 Units = tuple[tuple[int, str], ...]  # powers of ten with their symbols, the largest first
 
 _NOT_PRINTED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # XML takes few of these
 _POINTS_PER_INCH = 72
-_WIDTH_OF_A_LETTER = 0.57  # of the font's size, DejaVu Sans, in ordinary text
 _LINE_HEIGHT = 1.3
+_ROOM = 0.94  # of the width of a line: hinted letters are a little wider than they are by the font
 
-
-_LEGEND = {"columnspacing": 1.4, "handlelength": 1.6, "handletextpad": 0.5}  # in units of the font's size
+_LEGEND = {"columnspacing": 1.4, "handletextpad": 0.5}  # in units of the font's size
+_AREA_IN_LEGEND, _LINE_IN_LEGEND = 1.6, 4.0  # so long that a line shows its dashes on both sides of the marker
 
 
 class _Measures(NamedTuple):
@@ -94,10 +94,11 @@ class Sheet:
         measures, figure = self.measures, self.figure
         margin = self._margin
         blocks = [  # text, size, weight, colour
-            (self._lines(title, measures.title), measures.title, "bold", INK),
+            (self._lines(title, measures.title, "bold"), measures.title, "bold", INK),
             (self._lines(subtitle, measures.text), measures.text, "normal", FAINT),
         ]
-        in_a_row, legend_inches = self._legend_size([str(entry.get_label()) for entry in legend])
+        handle = _LINE_IN_LEGEND if any(isinstance(entry, Line2D) for entry in legend) else _AREA_IN_LEGEND
+        in_a_row, legend_inches = self._legend_size([str(entry.get_label()) for entry in legend], handle)
         head = sum(self._inches(size, lines) for lines, size, *_ in blocks) + legend_inches
         caption_lines = self._lines(self._caption, measures.small)
         foot = self._inches(measures.small, caption_lines) + (margin / 2 if caption_lines else 0)
@@ -124,6 +125,7 @@ class Sheet:
                 ncols=in_a_row,
                 borderpad=0.3,
                 borderaxespad=0,
+                handlelength=handle,
                 **_LEGEND,
             )
             top -= legend_inches
@@ -153,9 +155,8 @@ class Sheet:
         """Entries of a legend for areas."""
         return [Patch(facecolor=x.colour, hatch=self.hatch(x), edgecolor=INK, label=x.name) for x in looks]
 
-    def lines(self, names: Sequence[str]) -> list[Artist]:
-        """Entries of a legend for lines with markers of these names, in their order."""
-        looks = [series(number) for number in range(len(names))]
+    def lines(self, names: Sequence[str], looks: Sequence[Series]) -> list[Artist]:
+        """Entries of a legend for lines with markers of these names and looks, in their order."""
         return [
             Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=name)
             for look, name in zip(looks, names, strict=True)
@@ -178,28 +179,26 @@ class Sheet:
 
     def fits_in(self, text: str, inches: float) -> bool:
         """Whether small text is not wider than so many inches."""
-        return len(text) * self.measures.small * _WIDTH_OF_A_LETTER * 1.25 < inches * _POINTS_PER_INCH
+        return width_of(text, self.measures.small) * 1.15 < inches * _POINTS_PER_INCH
 
     @property
     def _margin(self) -> float:
         return self.measures.text / _POINTS_PER_INCH
 
-    def _legend_size(self, names: Sequence[str]) -> tuple[int, float]:
+    def _legend_size(self, names: Sequence[str], handle: float) -> tuple[int, float]:
         """Entries in a row, and inches of all rows."""
         if not names:
             return 1, 0
         size, room = self.measures.small, self.measures.width - 2 * self._margin
-        handle = _LEGEND["handlelength"] + _LEGEND["handletextpad"] + _LEGEND["columnspacing"]
-        widest = (max(map(len, names)) * _WIDTH_OF_A_LETTER + handle) * size / _POINTS_PER_INCH
+        around = (handle + sum(_LEGEND.values())) * size
+        widest = (max(width_of(name, size) for name in names) + around) / _POINTS_PER_INCH
         in_a_row = max(1, min(len(names), int(room / widest)))
         return in_a_row, (-(-len(names) // in_a_row) * 1.45 + 1) * size / _POINTS_PER_INCH
 
     def save(self, file_format: FigureFormat, *, transparent: bool) -> bytes:
         """The file; the same drawing gives the same bytes."""
         buffer = io.BytesIO()
-        for text in self.figure.findobj(Text):
-            assert isinstance(text, Text)
-            text.set_text(_NOT_PRINTED.sub("\N{REPLACEMENT CHARACTER}", text.get_text()))
+        self._clean()
         with self.style(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # an SVG has the letter all the same
             self._fix_places()
@@ -213,10 +212,21 @@ class Sheet:
         content = buffer.getvalue()
         return _shorter(content.decode()).encode() if file_format == "svg" else content
 
-    def _lines(self, text: str, size: float) -> list[str]:
+    def _clean(self) -> None:
+        """Replace what XML does not take in texts and ids, and make each id one of its own."""
+        seen = dict[str, int]()
+        for artist in self.figure.findobj():
+            if isinstance(artist, Text):
+                artist.set_text(_NOT_PRINTED.sub("\N{REPLACEMENT CHARACTER}", artist.get_text()))
+            if (gid := artist.get_gid()) is not None:
+                gid = _NOT_PRINTED.sub("\N{REPLACEMENT CHARACTER}", gid)
+                seen[gid] = seen.get(gid, 0) + 1
+                artist.set_gid(gid if seen[gid] == 1 else f"{gid} ({seen[gid]})")
+
+    def _lines(self, text: str, size: float, weight: str = "normal") -> list[str]:
         """`text` in lines that are not wider than the sheet."""
-        room = (self.measures.width - 2 * self._margin) * _POINTS_PER_INCH
-        return textwrap.wrap(text, max(8, int(room / (size * _WIDTH_OF_A_LETTER))))
+        room = (self.measures.width - 2 * self._margin) * _POINTS_PER_INCH * _ROOM
+        return wrapped(text, room, size, weight)
 
     @staticmethod
     def _inches(size: float, lines: Sequence[str]) -> float:

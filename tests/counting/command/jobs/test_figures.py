@@ -107,6 +107,10 @@ BAD = {
     f"{SMALL} --figure flops": "--figure = 'flops': must end in one of .svg, .png, .pdf, which says the format",
     f"{SMALL} --figure x.svg.": "--figure = 'x.svg.': must end in one of .svg, .png, .pdf",
     f"{SMALL} --figure flops=": "--figure = 'flops=': must name a file, as figure.svg or parameters=figure.svg",
+    f"{SMALL} --figure =x.svg": "--figure = '=x.svg': must name a kind before =, as parameters=x.svg, or a file alone",
+    f"{SMALL}{' small.json' * 8} --figure flops=x.svg": "flops shows at most 8 models in one figure, not 9: name fewer",
+    f"{SMALL}{' small.json' * 4} --figure memory=x.svg": "memory shows at most 4 models in one figure, not 5",
+    f"{SMALL}{' small.json' * 4} --tokens 1T --gpus H100,A100,B200,H200 --figure x.svg": "not 4 GPUs and 20 lines",
     f"{SMALL} --figure=": "--figure = '': must name a file, as figure.svg or parameters=figure.svg",
     f"{SMALL} --figure x.svg x.svg": "--figure = 'x.svg': is given twice",
     f"{SMALL} --figure x.svg flops=./x.svg": "./x.svg: --figure x.svg and --figure flops=./x.svg name one file",
@@ -192,3 +196,20 @@ def test_without_matplotlib_the_error_names_the_extra(
     rule = 'a figure needs matplotlib, of the extra figures: pip install "model-training-cost-analysis[figures]"'
     assert capsys.readouterr().err == f"error: {rule}\n"
     assert written(small) == []
+
+
+def test_a_matplotlib_that_is_broken_is_an_error_of_one_line(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page is made all the same, and says it."""
+    (small / "broken").mkdir()
+    (small / "broken" / "matplotlib.py").write_text("raise ImportError('no shared library:\\n libx.so')")
+    monkeypatch.delitem(sys.modules, "matplotlib")
+    monkeypatch.syspath_prepend(small / "broken")
+    assert main(f"{SMALL} --figure x.svg".split()) == 2
+    rule = "matplotlib cannot be imported (no shared library: libx.so): install it again, of the extra figures: pip install"
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {rule}")
+    assert error.count("\n") == 1
+    assert main(f"{SMALL} --html x.html".split()) == 0
+    assert "no shared library: libx.so" in (small / "x.html").read_text()

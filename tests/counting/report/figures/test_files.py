@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from counting.report.figures import FIGURE_KINDS, FigureFormat, FigureSize, draw, embedded_svg, kinds_of
-from counting.report.results import Results
+from counting.report.figures.drawing.letters import width_of, wrapped
+from counting.report.results import Fitted, Results
 from tests.counting.report.figures.drawn import sheet_of
 from tests.counting.report.figures.results import dense, results_of, routed
 from torch_models.errors import UserError
@@ -120,6 +121,7 @@ def test_embedded_svg_stands_in_a_page() -> None:
         ("$x^2$", "$x^2$"),
         ("_underscore", "\u200b_underscore"),
         ("a\x01b", "a\ufffdb"),
+        ("a\nb", "a b"),
         ("模型", "模型"),
         ("m" * 90, "m" * 31 + "…"),
     ],
@@ -147,3 +149,35 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.Monkey
 def test_kind_that_these_results_do_not_have(kind: str, rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         draw(kind, results_of("memory"), "svg")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_with_control_characters_is_valid_xml(kind: str) -> None:
+    """In texts and in ids, of which no two are alike."""
+    results, name = results_of(kind), "a\x01\ud800b"
+    if isinstance(results, Fitted):
+        fitted = results.fitted
+        law = msgspec.structs.replace(fitted.law, name=name)
+        results = Fitted(output="x", fitted=msgspec.structs.replace(fitted, law=law))
+    else:
+        results = Results(
+            analyses=[msgspec.structs.replace(each, name=name) for each in results.analyses],
+            runs=[msgspec.structs.replace(each, model=name) for each in results.runs],
+            comparison=results.comparison,
+            budget=results.budget,
+            spent=[msgspec.structs.replace(each, model=name) for each in results.spent],
+        )
+    ids = [each.get("id") for each in ElementTree.fromstring(draw(kind, results, "svg")).iter() if each.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_lines_are_as_wide_as_their_letters() -> None:
+    for text in ("W" * 40, "W" * 20 + " " + "i" * 90, "one two three"):
+        lines = wrapped(text, 200, 20, "bold")
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+        assert max(width_of(each, 20, "bold") for each in lines) <= 200
+
+
+def test_too_many_models_for_one_figure() -> None:
+    with pytest.raises(UserError, match="flops shows at most 8 models in one figure, not 9: name fewer"):
+        draw("flops", Results(analyses=[dense()] * 9), "svg")

@@ -68,7 +68,7 @@ def test_a_figure_of_very_many_things_is_left_out(results: Results, monkeypatch:
     page = parsed(page_of(results))
     assert [(node.attributes["alt"] or "").partition(":")[0] for node in page.all("img")] == ["parameters"]
     said = [node.text for node in page.all("p") if node.text.startswith("Left out")]
-    assert said == ["Left out, because the page would be too large: flops."]
+    assert said == ["Left out, because it is of too many things: flops."]
 
 
 def test_without_matplotlib_the_page_says_which_extra_has_it(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
