@@ -44,8 +44,8 @@ def _of_bill(results: Results) -> str:
         at = f"at tokens a sequence: {', '.join(f'{title} {length}' for title, length in lengths.items())}"
     return (
         f"FLOPs: the model's own count, 3 × forward, {at}. {FLOP_WORDS} GPU-hours = training FLOPs / (peak × MFU); "
-        f"cost = GPU-hours × price of an hour. {PEAK_WORDS} {_markers(results)} Without failed runs, evaluation, storage and "
-        "people."
+        f"cost = GPU-hours × price of an hour. {PEAK_WORDS} {_markers(results)} Without failed runs, "
+        "evaluation, storage and people."
     )
 
 

@@ -207,7 +207,7 @@ def test_a_matplotlib_that_is_broken_is_an_error_of_one_line(
     monkeypatch.delitem(sys.modules, "matplotlib")
     monkeypatch.syspath_prepend(small / "broken")
     assert main(f"{SMALL} --figure x.svg".split()) == 2
-    rule = "matplotlib cannot be imported (no shared library: libx.so): install it again, of the extra figures: pip install"
+    rule = "matplotlib cannot be imported (no shared library: libx.so): install it again, of the extra figures"
     error = capsys.readouterr().err
     assert error.startswith(f"error: {rule}")
     assert error.count("\n") == 1

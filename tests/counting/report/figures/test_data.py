@@ -6,6 +6,7 @@ import pytest
 from matplotlib.patches import Polygon
 
 from counting.cost.bill_curves import bill_curves
+from counting.cost.budget import plan_budget
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design import published_models
 from counting.cost.fit_curves import fit_curves
@@ -163,6 +164,11 @@ def test_fit_by_budget() -> None:
         ("comparison", "MFU is against the dense peak"),
         ("memory", "time is their order, not seconds"),
         ("ranks", "Reserved: by torch's allocator, an estimate"),
+        ("ranks", "mixed, adamw, 2 micro-batches of 1 × 32 tokens, recompute none"),
+        ("ranks", "schedule 1f1b"),
+        ("bill", "3 × forward, at 32 tokens a sequence"),
+        ("bill", "Markers: MFU of 30 % low, 40 % middle, 50 % high"),
+        ("law", "others say N or D and no loss"),
         ("bill", "GPU-hours = training FLOPs / (peak × MFU)"),
         ("law", "95 % of the law's bootstrap"),
         ("fit", "approach 3 of Hoffmann et al. 2022"),
@@ -173,3 +179,16 @@ def test_caption_states_the_conventions(kind: str, words: str) -> None:
     assert words in caption(kind, results)
     shown = " ".join(" ".join(texts(sheet_of(kind, results))).split())
     assert " ".join(caption(kind, results).split()) in shown
+
+
+def test_bill_has_a_colour_for_each_model_and_a_line_for_each_gpu() -> None:
+    lines = axes_of("bill", jobs("bill"))[0].lines[::2]
+    looks = [(each.get_color(), each.get_linestyle()) for each in lines]
+    assert [colour == looks[0][0] for colour, _ in looks] == [True, True, False, False]
+    assert [style == looks[0][1] for _, style in looks] == [True, False, True, False]
+
+
+def test_law_without_a_published_model_in_range_has_one_panel() -> None:
+    budget = plan_budget(5e12, gpus=["H100"])
+    (axes,) = axes_of("law", Results(budget=budget))
+    assert axes.get_xlabel().startswith("parameters N")
