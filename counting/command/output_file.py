@@ -13,6 +13,7 @@ from torch_models.fields.bundled import bundled_data
 from torch_models.fields.file import CONFIG_FILE
 
 _OF_A_CHECKPOINT = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json")
+_ENDINGS_OF_FILES = {".csv", ".html", ".json", ".md", ".pdf", ".png", ".svg"}  # of what else can be written
 
 
 def refuse_unwritable(path: str, *, overwrite: bool) -> None:
@@ -39,34 +40,63 @@ def refuse_unwritable(path: str, *, overwrite: bool) -> None:
 
 def write_whole(path: str, content: str | bytes, *, overwrite: bool) -> None:
     """Write text or bytes to `path` in one step; without `overwrite`, an existing file is never replaced."""
-    refuse_unwritable(path, overwrite=overwrite)
-    temporary = None
+    write_together({path: content}, overwrite=overwrite)
+
+
+def write_together(files: Mapping[str, str | bytes], *, folder: str | None = None, overwrite: bool) -> None:
+    """Write all files, paths with their contents, or none; the `folder` of some of them is made if it is not there.
+
+    All contents are on the disk under other names before the first file has its own. Without `overwrite` no file is
+    replaced. If a file cannot have its name, those that were not there before are removed again.
+    """
+    made, parts, named = False, dict[str, str](), list[str]()
+    path = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=Path(path).parent)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, _mode(path))
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(descriptor)
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _rename_to_new(temporary, path)
-    except FileExistsError:
-        raise UserError(f"{show_name(path)}: exists already; give --force to replace it, or another name") from None
-    except OSError as error:
-        raise UserError(f"{show_name(path)}: cannot be written: {_reason(error)}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        if folder is not None:
+            path = folder
+            refuse_unwritable_folder(folder, (), overwrite=overwrite)
+            if not os.path.isdir(folder):
+                os.mkdir(folder)
+                made = True
+        for path, content in files.items():
+            refuse_unwritable(path, overwrite=overwrite)
+            descriptor, parts[path] = tempfile.mkstemp(prefix=".", suffix=".part", dir=Path(path).parent)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, _mode(path))
+                file.write(content if isinstance(content, bytes) else content.encode())
+                file.flush()
+                os.fsync(descriptor)
+        for path, part in parts.items():
+            is_new = not os.path.lexists(path)
+            if overwrite:
+                os.replace(part, path)
+            else:
+                _rename_to_new(part, path)
+            if is_new:
+                named.append(path)
+    except BaseException as error:
+        for each in (*named, *parts.values()):
+            with contextlib.suppress(OSError):
+                os.unlink(each)
+        if made and folder is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        if isinstance(error, FileExistsError):
+            raise UserError(f"{show_name(path)}: exists already; give --force to replace it, or another name") from None
+        if isinstance(error, OSError):
+            raise UserError(f"{show_name(path)}: cannot be written: {_reason(error)}") from None
+        raise
+    for part in parts.values():  # a hard link leaves the other name
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
 
 
 def refuse_unwritable_folder(path: str, names: Iterable[str], *, overwrite: bool) -> None:
-    """Check early what `write_folder` needs of the folder and of the files with these names in it.
+    """Check early what `write_together` needs of the folder and of the files with these names in it.
 
-    Raises UserError if there is a file of that name, if the folder is not there and cannot be made because the one
-    that it is in is not there either, if it may not be written, or if one of the files exists.
+    Raises UserError if there is a file of that name, if the folder is not there and has the name of a file by its
+    ending, or cannot be made because the one that it is in is not there either, if it may not be written, or if one
+    of the files exists.
     """
     shown = show_name(path)
     try:
@@ -78,6 +108,8 @@ def refuse_unwritable_folder(path: str, names: Iterable[str], *, overwrite: bool
         parent_is_folder = parent.is_dir()
     except (OSError, ValueError) as error:
         raise UserError(f"{shown}: cannot be written: {_reason(error)}") from None
+    if not exists and (ending := folder.suffix.lower()) in _ENDINGS_OF_FILES:
+        raise UserError(f"{shown}: {ending} is the ending of one file; name a folder for several files")
     if exists and not is_folder:
         raise UserError(f"{shown}: is not a folder; name a folder for several files")
     if not exists and not parent_is_folder:
@@ -86,48 +118,6 @@ def refuse_unwritable_folder(path: str, names: Iterable[str], *, overwrite: bool
         raise UserError(f"{shown}: cannot be written: {os.strerror(errno.EACCES)}")
     for name in names if exists else ():
         refuse_unwritable(os.path.join(path, name), overwrite=overwrite)
-
-
-def write_folder(path: str, files: Mapping[str, str], *, overwrite: bool) -> None:
-    """Write all files, names with their texts, or none; the folder is made if it is not there.
-
-    All texts are on the disk before the first file has its name. Without `overwrite` no file is replaced, and if one
-    appears meanwhile, those that have their names by then are removed again.
-    """
-    refuse_unwritable_folder(path, files, overwrite=overwrite)
-    made, named = False, list[str]()
-    try:
-        if not os.path.isdir(path):
-            os.mkdir(path)
-            made = True
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path) as parts:
-            for name, text in files.items():
-                _write_part(os.path.join(parts, name), text, _mode(os.path.join(path, name)))
-            for name in files:
-                part, whole = os.path.join(parts, name), os.path.join(path, name)
-                if overwrite:
-                    os.replace(part, whole)
-                else:
-                    _rename_to_new(part, whole)
-                    named.append(whole)
-    except OSError as error:
-        for whole in named:
-            os.unlink(whole)
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
-        if isinstance(error, FileExistsError) and error.filename2:
-            shown = show_name(str(error.filename2))
-            raise UserError(f"{shown}: exists already; give --force to replace it, or another name") from None
-        raise UserError(f"{show_name(path)}: cannot be written: {_reason(error)}") from None
-
-
-def _write_part(path: str, text: str, mode: int) -> None:
-    with open(path, "xb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _rename_to_new(temporary: str, path: str) -> None:

@@ -12,8 +12,7 @@ from counting.command.output_file import (
     refuse_shared_files,
     refuse_unwritable,
     refuse_unwritable_folder,
-    write_folder,
-    write_whole,
+    write_together,
 )
 from counting.command.progress import Progress
 from torch_models.errors import UserError, show_value
@@ -77,29 +76,25 @@ def csv_names(options: argparse.Namespace) -> list[str]:
 def write_outputs(options: argparse.Namespace, results: "Results", typed: Sequence[str], progress: Progress) -> None:
     """Write what comes from the results of the whole command, whose arguments were `typed`.
 
-    All of them are made before the first file is written.
+    All of them are written, or none.
     """
-    rows = None
+    files: dict[str, str | bytes] = {}
+    if results.design is not None:
+        files[options.design] = results.design.config_json()
     if options.csv is not None:
         from counting.report.export.comma_separated import csv_files
 
         rows = csv_files(results, proof=options.proof)
+        files |= {os.path.join(options.csv, name): text for name, text in rows.items()}
     if options.figure is not None or options.html is not None:
         progress.show("drawing figures ...")
-    figures: list[tuple[str, bytes]] = []
     if options.figure is not None:
         from counting.command.jobs.figures import drawn_figures, figures_of
 
-        figures = drawn_figures(figures_of(options), results, options.figure_size)
-    page = None if options.html is None else _page(options, results, typed)
-    if results.design is not None:
-        write_whole(options.design, results.design.config_json(), overwrite=options.force)
-    if rows is not None:
-        write_folder(options.csv, rows, overwrite=options.force)
-    if page is not None:
-        write_whole(options.html, page, overwrite=options.force)
-    for path, content in figures:
-        write_whole(path, content, overwrite=options.force)
+        files |= dict(drawn_figures(figures_of(options), results, options.figure_size))
+    if options.html is not None:
+        files[options.html] = _page(options, results, typed)
+    write_together(files, folder=options.csv, overwrite=options.force)
 
 
 def check_rows_and_output(
@@ -129,14 +124,13 @@ def write_rows_and_output(
     output: str | bytes,
     figures: Sequence[tuple[str, bytes]] = (),
 ) -> None:
-    """Write the content of --output, `figures` and, with --csv, the rows of each result under its name."""
+    """Write the content of --output, `figures` and, with --csv, the rows of each result under its name; or nothing."""
+    files: dict[str, str | bytes] = {options.output: output, **dict(figures)}
     if options.csv is not None:
         from counting.report.export.comma_separated import csv_text
 
-        files = {name: csv_text(result.to_records()) for name, result in results.items()}
-        write_folder(options.csv, files, overwrite=options.force)
-    for path, content in ((options.output, output), *figures):
-        write_whole(path, content, overwrite=options.force)
+        files |= {os.path.join(options.csv, name): csv_text(of.to_records()) for name, of in results.items()}
+    write_together(files, folder=options.csv, overwrite=options.force)
 
 
 def _page(options: argparse.Namespace, results: "Results", typed: Sequence[str]) -> str:

@@ -183,9 +183,43 @@ def test_a_file_that_appears_meanwhile_leaves_nothing(
 
     monkeypatch.setattr(output_file, "_rename_to_new", rename_but_not_the_second)
     folder = tmp_path / "out"
+    files = {str(folder / name): name for name in ("a.csv", "b.csv")}
     with pytest.raises(UserError, match=r"out/b\.csv: exists already"):
-        output_file.write_folder(str(folder), {"a.csv": "a", "b.csv": "b"}, overwrite=False)
-    assert not folder.exists()
+        output_file.write_together(files, folder=str(folder), overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]], ids=["new", "force"])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_no_file_is_written_if_the_disk_is_full_at_the_last(
+    call: str, force: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows and a page: the last of them fails, when its content is written or when it is to have its name."""
+
+    page, calls = str(tmp_path / "page.html"), list[Any]()
+    of, name = {"fsync": (os, "fsync"), "rename": (os, "replace") if force else (output_file, "_rename_to_new")}[call]
+    done = getattr(of, name)
+
+    def all_but_the_last(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        done(*args)
+
+    monkeypatch.setattr(of, name, all_but_the_last)
+    line = error_of([*BUDGET, "--csv", str(tmp_path / "out"), "--html", page, *force], capsys)
+    assert line == f"error: {page}: cannot be written: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["slide.png", "rows.csv", "A.HTML", "a.json", "a.md", "a.pdf", "a.svg"])
+def test_a_folder_is_not_named_as_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / name
+    line = error_of([*BUDGET, "--csv", str(folder)], capsys)
+    ending = folder.suffix.lower()
+    assert line == f"error: {folder}: {ending} is the ending of one file; name a folder for several files"
+    folder.mkdir()
+    assert main([*BUDGET, "--csv", str(folder)]) == 0
 
 
 def test_a_plan_may_name_the_folder(tmp_path: Path) -> None:
