@@ -77,10 +77,10 @@ ROOMS = {
         " torch_models.spec torch_models.stages"
     ),
     "counting.measurements": (
-        "counting.allocator counting.counts counting.ranks counting.recipes counting.setup counting.step counting.work"
-        " counting.workspaces torch_models.errors torch_models.layout torch_models.spec torch_models.stages"
-        " torch_models.recomputed_layers torch_models.modules torch_models.builder torch_models.checkpoints"
-        " torch_models.parallel torch_models.training"
+        "counting.allocator counting.counts counting.ranks counting.recipes counting.records counting.setup"
+        " counting.step counting.work counting.workspaces torch_models.errors torch_models.layout torch_models.spec"
+        " torch_models.stages torch_models.recomputed_layers torch_models.modules torch_models.builder"
+        " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
         "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"

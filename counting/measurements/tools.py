@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
@@ -21,12 +20,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from counting.measurements.dispatch import Attribution, FlopCounter, ForwardHooks
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
+from counting.records import Tidy
 from torch_models.errors import ArgumentError, UserError
 
 LONGEST_LIST = 5  # of names in a message
 
 
-class ModuleFlops(msgspec.Struct, frozen=True, kw_only=True):
+class ModuleFlops(Tidy, frozen=True, kw_only=True):
     """FLOPs of one forward and backward pass, exact integers."""
 
     forward: int
@@ -39,7 +39,7 @@ class ModuleFlops(msgspec.Struct, frozen=True, kw_only=True):
         return self.forward + self.backward
 
 
-class ModuleMemory(msgspec.Struct, frozen=True, kw_only=True):
+class ModuleMemory(Tidy, frozen=True, kw_only=True):
     """Bytes of one forward and backward pass, exact integers."""
 
     peak_bytes: int  # all live bytes at the worst moment, including weights, buffers, inputs and gradients

@@ -28,6 +28,9 @@ CONVENTION_NOTE = (
     "N: active parameters, those that one token uses. N': N without the input embedding, which is a lookup. Causal: "
     "half of attention's square. Only the model's own count includes multi-token prediction."
 )
+MODULE_FLOPS_NOTE = (
+    "A multiply-add is 2 FLOPs; one forward and one backward pass on the inputs that were given, as executed."
+)
 
 # --- Memory ------------------------------------------------------------------------------------------------------
 
@@ -46,6 +49,9 @@ FITS_NOTE = (
 STATES_NOTE = (
     "GPUs at least: the smallest number whose memory holds parameters, gradients and optimiser state, sharded evenly. "
     "Memory is what the driver reports if that is known, else the vendor's figure with one GB taken as 2^30 bytes."
+)
+MODULE_MEMORY_NOTE = (
+    "Bytes of all tensors that live at once in one forward and backward pass, without the allocator's rounding."
 )
 COLLECTIVES_NOTE = "Of one step; bytes are totals over all calls, into and out of the collective of one rank."
 
@@ -69,6 +75,11 @@ ENERGY_NOTE = (
     "MWh: GPU-hours x the power limit that is set, else the board's, an upper bound for the boards alone; hosts, "
     "network and cooling are not included."
 )
+PEAK_NOTE = "Dense, of one GPU, without sparsity: in 16 bits; attainable: of FP8 where the run's precision is that."
+PRICE_NOTE = "USD for one hour of one GPU: as given, else that of the catalogue."
+POWER_NOTE = "The power limit of one board: the one that is set, else the board's own."
+SPEED_NOTE = "Tokens of the run, or of one step, / the seconds that it takes without failures."
+STEPS_NOTE = "Tokens of the run / tokens of the global batch, rounded up."
 
 # --- Laws, published figures, machines -----------------------------------------------------------------------------
 
@@ -76,6 +87,9 @@ LOSS_NOTE = "Loss: in nats per token, on the data that the law was fitted to."
 OPTIMUM_NOTE = "The lowest loss of the scaling law at C = 6 N D."
 SIX_ND_NOTE = "By the scaling law, at C = 6 N D."
 SERVING_NOTE = "Training is 6 N D FLOPs, and serving 2 N for each token."
+LAW_NOTE = "Of the loss in N parameters and D tokens: E + A / N^alpha + B / D^beta, in nats per token."
+BEYOND_NOTE = "How far outside the runs that the law is fitted to, in powers of ten; 0 within them."
+RESIDUAL_NOTE = "Logarithm of the loss of the run / that of the law: above 0: the run is worse; a median is of absolute ones."
 RUNS_NOTE = "As the runs that the law is fitted to say it."
 TOKENS_OF_MODEL_NOTE = "The number of tokens for which a model of this size is compute-optimal by the scaling law."
 DESIGN_NOTE = "Parameters of the design / those of the target - 1."
@@ -93,16 +107,21 @@ _GOVERNED = tuple(
         (r"(Setup|Layout|MicroBatch)\.", SETTING_NOTE),
         (r"Calibration\.|ScaledRow\.|\.median_error$", CALIBRATION_NOTE),
         (r"Found\w+\.", MACHINE_NOTE),
+        (r"ModuleFlops\.", MODULE_FLOPS_NOTE),
+        (r"ModuleMemory\.", MODULE_MEMORY_NOTE),
         (
             r"(ErrorSummary|ExaminedRatio|ExaminedThroughput)\.\w*(median|tenth|ninetieth|error|estimated)",
             TIME_ERROR_NOTE,
         ),
         (r"relative_difference", AGREES_NOTE),
         (r"(Architecture|Design)\.relative_error", DESIGN_NOTE),
-        (r"LawOnModel\.(optimal_tokens|tokens_over_optimal)", TOKENS_OF_MODEL_NOTE),
+        (r"(Law|Mixture)OnModel\.(optimal_tokens|tokens_over_optimal)", TOKENS_OF_MODEL_NOTE),
         (r"if_dense|saved_by_routing", ROUTING_NOTE),
         (r"RankCollective\.", COLLECTIVES_NOTE),
         (r"(GpuOption|BudgetPlan|Design|LawsSideBySide|FittedOptimum)\.training_flops$", BUDGET_FLOPS_NOTE),
+        (r"ScalingLaw\.(parameter|token)_(coefficient|exponent)$", LAW_NOTE),
+        (r"orders_beyond$|\.beyond_(parameters|tokens)$", BEYOND_NOTE),
+        (r"(^|_|\.)residual$", RESIDUAL_NOTE),
         (r"(DataLimited|InferenceAware|LawRow|MixtureOptimum|Optimum|ServedModel)\.\w*loss$", LOSS_NOTE),
         (r"FittedRun\.(parameters|tokens|training_flops|loss)|IsoflopBudget", RUNS_NOTE),
         (r"(ServedModel|InferenceAware|ServingOnModel)\.\w*(flops|tokens|added|saved|share)", SERVING_NOTE),
@@ -110,7 +129,8 @@ _GOVERNED = tuple(
         (r"(DataLimited|MixtureOptimum|ServedModel|OptimumIntervals)\.\w*(parameters|tokens)", SIX_ND_NOTE),
         (r"(ScalingLaw|MixtureBudget)\.fitted_", RUNS_NOTE),
         (r"BudgetPlan\.(optimal|tokens_per_parameter)", OPTIMUM_NOTE),
-        (r"(Fit|Remedy)\.", FITS_NOTE),
+        (r"(Fit|Remedy)\.|\.step_fits$", FITS_NOTE),
+        (r"ReservedParts\.\w*allocated", STEP_MEMORY_NOTE),
         (r"reserved_bytes$|ReservedParts\.|PoolOfStream\.", RESERVED_BYTES_NOTE),
         (r"LayerAnalysis\.peak_memory|LayerMemory\.", LAYER_MEMORY_NOTE),
         (r"^(Layer)?Analysis\.\w*forward_flops_causal", f"{FORWARD_NOTE} {CAUSAL_FLOPS_NOTE}"),
@@ -129,6 +149,11 @@ _GOVERNED = tuple(
         (r"bound_", BOUND_NOTE),
         (r"mfu", MFU_NOTE),
         (r"\.energy_mwh$", ENERGY_NOTE),
+        (r"(peak_dense|attainable)_tflop_per_s$", PEAK_NOTE),
+        (r"price_usd_per_hour$", PRICE_NOTE),
+        (r"power(_limit)?_watts$", POWER_NOTE),
+        (r"\.tokens_per_second(_per_gpu)?$", SPEED_NOTE),
+        (r"TrainingRun\.steps$", STEPS_NOTE),
         (r"gpu_hours|cost|days", BILL_NOTE),
         (r"loss$", LOSS_NOTE),
         (r"StepTime\.(low|high)_seconds$", BAND_NOTE),
@@ -136,8 +161,16 @@ _GOVERNED = tuple(
     )
 )
 
+# (Class, component) -> its sentence, where components of one quantity are counted in different ways.
+_GOVERNED_COMPONENTS = {
+    ("AttentionCore", "causal"): f"{FORWARD_NOTE} {CAUSAL_FLOPS_NOTE}",
+    ("AttentionCore", "full_square"): f"{FORWARD_NOTE} {FULL_SQUARE_NOTE}",
+}
 
-def governing_sentence(of: str, quantity: str) -> str:
+
+def governing_sentence(of: str, quantity: str, component: str) -> str:
     """The sentence that says how `quantity` of the class `of` is counted; empty if there is none."""
+    if (of, component) in _GOVERNED_COMPONENTS:
+        return _GOVERNED_COMPONENTS[of, component]
     name = f"{of}.{quantity}"
     return next((sentence for pattern, sentence in _GOVERNED if pattern.search(name)), "")

@@ -15,4 +15,4 @@ class TidyRow(NamedTuple):
     quantity: str  # as in the JSON document: `forward_flops`
     value: float  # an int where the number is exact; 1 and 0 for yes and no
     unit: str  # spelt out: FLOP, byte, parameter, token, second, USD; of a yes or no "1 = yes"
-    convention: str  # the sentence that says how it is counted; empty where there is nothing to say
+    convention: str  # the sentence that says how it is counted; empty of what is given or plainly counted

@@ -43,7 +43,7 @@ class _Place(NamedTuple):
         unit, number = self.unit or unit_of_quantity(quantity), value
         if isinstance(value, bool):
             unit, number = YES_OR_NO, int(value)
-        convention = governing_sentence(self.of, quantity) if self.convention is None else self.convention
+        convention = governing_sentence(self.of, quantity, component) if self.convention is None else self.convention
         return TidyRow(BETWEEN.join(self.scope), component, quantity, number, unit, convention)
 
 
@@ -134,7 +134,7 @@ def _table(table: Mapping[str, Any], quantity: str, component: str, place: _Plac
             elif component:
                 yield place.within(key).row(quantity, component, number)
             else:
-                yield place.row(quantity, key, number)
+                yield place.row(quantity, key or TOTAL, number)  # the module without a name is the whole
 
 
 def _foreign(content: Any, place: _Place, name: str = "") -> Iterator[TidyRow]:

@@ -84,7 +84,7 @@ def _part(part: Part) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     if table.title:
         yield f"### {escaped(table.title)}"
-    rows = [_cells(row.cells, bold=row.bold) for row in table.rows]
+    rows = [_cells(row.cells, bold=row.bold and table.with_headings) for row in table.rows]
     if table.with_headings:
         numbers = [column.is_number for column in table.columns]
         yield _grid([escaped(column.heading) for column in table.columns], numbers, rows)

@@ -17,6 +17,30 @@ FP32 = 4  # bytes
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
 
+def test_results_are_rows_and_a_table() -> None:
+    """One Linear(3, 5) on 2 rows: 60 FLOPs forward, and as many backward for the weight."""
+    module, x = nn.Sequential(nn.Linear(3, 5)), torch.ones(2, 3)
+    flops, memory = count_flops(module, x), measure_memory(module, x)
+    rows = flops.to_records()
+    assert [row[:5] for row in rows] == [
+        ("module", "forward", "flops", 60, "FLOP"),
+        ("module", "backward", "flops", 60, "FLOP"),
+        ("module", "total", "module_flops", 120, "FLOP"),
+        ("module", "0", "module_flops", 120, "FLOP"),
+    ]
+    assert {row.convention.partition(";")[0] for row in rows} == {"A multiply-add is 2 FLOPs"}
+    rows = memory.to_records()
+    assert [row[:5] for row in rows] == [
+        ("module", "", "peak_bytes", memory.peak_bytes, "byte"),
+        ("module", "", "held_bytes", memory.held_bytes, "byte"),
+        ("module", "total", "module_bytes", 40, "byte"),
+        ("module", "0", "module_bytes", 40, "byte"),
+    ]
+    assert {row.convention.partition(" that ")[0] for row in rows} == {"Bytes of all tensors"}
+    assert "<td>flops</td>" in flops._repr_html_()
+    assert "<caption>ModuleMemory</caption>" in memory._repr_html_()
+
+
 # --- FLOPs by hand -----------------------------------------------------------------------------------------------
 
 

@@ -42,3 +42,10 @@ def test_markup_in_a_name_is_text() -> None:
     quoted = html_table('a "kind"', [TidyRow("s", "", "q", 1.25, "u", 'says "so"')])
     assert '<tr title="says &quot;so&quot;"><td>s</td><td></td><td>q</td>' in quoted
     assert '<td style="text-align: right">1.25</td><td>u</td></tr>' in quoted
+
+
+def test_zeros_are_not_shown_and_a_unit_is_text() -> None:
+    rows = [TidyRow("s", "", "nothing", 0, "u", ""), TidyRow("s", "", "q", 2, "<i>&", "")]
+    html = html_table("kind", rows)
+    assert rows_of_html(html) == [["s", "", "q", "2", "&lt;i&gt;&amp;"]]
+    assert "<caption>kind: 1 more rows in to_records()</caption>" in html

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from counting.analysis import Analysis
 from counting.calibration.found import FoundMachine
 from counting.calibration.steps import CalibratedCluster
 from counting.command import output_file
 from counting.command.flags.parser import read_flags
 from counting.command.jobs.outputs import check_rows_and_output, csv_names, write_rows_and_output
+from counting.cost.beyond_compute import BeyondCompute
+from counting.cost.budget import BudgetPlan
+from counting.cost.budget_on_model import BudgetOnModel
+from counting.cost.design import Design
 from counting.cost.fit import FittedLaw
+from counting.cost.scaling_laws.side_by_side import LawsSideBySide
 from counting.published.claim import Claim
 from counting.published.memory import ExaminedMemory
 from counting.published.runs import ExaminedRun
@@ -96,6 +103,36 @@ def test_witnesses_are_a_file_with_proof(
 )
 def test_names_of_files_are_known_before_anything_is_measured(flags: list[str], results: Results) -> None:
     assert csv_names(read_flags([*flags, "--csv", "out"])) == list(csv_files(results))
+
+
+def test_witnesses_of_several_models_name_theirs() -> None:
+    one = replace(made_up(Analysis), name="one")
+    two = replace(one, name="two")
+    scopes = {
+        number: [row.scope for row in rows_by_file(Results(analyses=analyses), proof=True)["witnesses"]]
+        for number, analyses in ((1, [one]), (2, [one, two]))
+    }
+    of_one = [row.scope for row in one.agreement.to_records()]
+    assert of_one
+    assert scopes[1] == of_one
+    assert scopes[2] == [f"{name} / {scope}" for name in ("one", "two") for scope in of_one]
+
+
+def test_all_of_a_budget_is_one_file() -> None:
+    """As the names that are checked early say: the laws, what is spent, what is beyond, and the design too."""
+    parts = {
+        "budget": made_up(BudgetPlan),
+        "laws": made_up(LawsSideBySide),
+        "spent": [made_up(BudgetOnModel)],
+        "beyond": made_up(BeyondCompute),
+        "design": made_up(Design),
+    }
+    flags = ["--training_budget", "5M", "--design", "d.json", "--unique_tokens", "1B", "--csv", "out"]
+    files = rows_by_file(Results(**parts))
+    assert [f"{name}.csv" for name in files] == csv_names(read_flags(flags)) == ["budget.csv"]
+    for part in parts.values():
+        for each in part if isinstance(part, list) else [part]:
+            assert {*each.to_records()} <= {*files["budget"]}
 
 
 def test_each_kind_of_result_has_rows() -> None:

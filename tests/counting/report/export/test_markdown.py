@@ -1,8 +1,10 @@
 """The report in GitHub's Markdown: read by a reader of Markdown, it says what the tables say."""
 
 import json
+from collections import Counter
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
@@ -11,8 +13,8 @@ from counting.analysis import analyze
 from counting.cost.budget import plan_budget
 from counting.report import Results
 from counting.report.details import details
-from counting.report.export.markdown import escaped, markdown_text
-from counting.report.tables import Table
+from counting.report.export.markdown import _as_it_is, _table, escaped, markdown_text
+from counting.report.tables import Column, Heading, Notes, Row, Table
 from counting.setup import Setup
 from model_training_cost_analysis import main
 from tests.shrunken import DEEPSEEK_V3
@@ -55,6 +57,61 @@ def test_tables_say_what_the_details_say(results: Results) -> None:
     for table in shown:
         headings = [column.heading for column in table.columns]
         assert [headings, *([*row.cells] for row in table.rows)] in found, table.title
+
+
+def test_all_that_the_text_says_of_tables_is_said(results: Results) -> None:
+    """Every title, name, cell, caption and note, also of tables without headings, as escaped text."""
+    text = markdown_text(results, None, proof=False)
+    said, kinds = set(text.splitlines()), Counter[str]()
+    cells = {cell.strip().strip("*:") for line in said for cell in line.lstrip("- ").split("|")}
+    for part in details(results, None):
+        if isinstance(part, Heading):
+            assert f"## {escaped(part.name)}: tables" in said
+            assert escaped(f"{part.name} {part.text}") in said
+        elif isinstance(part, Notes):
+            assert {f"- {escaped(note)}" for note in part.texts} <= said
+        else:
+            assert not part.title or f"### {escaped(part.title)}" in said
+            assert not part.caption or escaped(part.caption) in said
+            for row in part.rows:
+                if part.with_headings:
+                    assert {escaped(cell).strip() for cell in row.cells} <= cells
+                else:
+                    name, *others = row.cells
+                    assert any(
+                        line.startswith(f"- **{escaped(name)}:** ") and all(escaped(cell) in line for cell in others)
+                        for line in said
+                    )
+            kinds += Counter({"caption": bool(part.caption), "no headings": not part.with_headings})
+        kinds[type(part).__name__] += 1
+    assert all(kinds[kind] for kind in ("caption", "no headings", "Heading", "Notes", "Table")), kinds
+
+
+def made_table(**fields: Any) -> str:
+    columns = [Column(heading="name", is_number=False), Column(heading="value", is_number=True)]
+    rows = [Row(cells=("a", "1")), Row(cells=("b", "2"), bold=True)]
+    return "\n\n".join(_table(Table(title="Title", columns=columns, rows=rows, **fields)))
+
+
+def test_a_table_to_the_character() -> None:
+    """Names on the left, numbers on the right, the total bold, the caption below."""
+    assert made_table(caption="Of a $ and b_c.") == (
+        "### Title\n\n| name  | value |\n| ----- | ----: |\n| a     |     1 |\n| **b** | **2** |\n\nOf a \\$ and b_c."
+    )
+
+
+def test_a_table_without_headings_is_a_list() -> None:
+    assert made_table(with_headings=False).endswith("- **a:** 1\n- **b:** 2")
+
+
+def test_a_fence_is_longer_than_any_in_its_text() -> None:
+    assert list(_as_it_is("a")) == ["```text\na\n```"]
+    assert list(_as_it_is("a\n````\nb")) == ["`````text\na\n````\nb\n`````"]
+    assert list(_as_it_is("")) == []
+
+
+def test_a_dollar_is_no_formula() -> None:
+    assert escaped("$5 to $6") == r"\$5 to \$6"
 
 
 def test_the_answer_stands_first(results: Results) -> None:
