@@ -102,6 +102,7 @@ def test_both_approaches_side_by_side() -> None:
     assert at.isoflop is not None
     power = found.isoflop.parameters_power
     assert at.isoflop.parameters.value == pytest.approx(power.coefficient.value * 1e20**power.exponent.value)
+    assert at.parametric is not None
     assert at.isoflop.parameters.value == pytest.approx(at.parametric.parameters.value, rel=0.15)
     assert at.isoflop.loss is None
 
@@ -167,13 +168,13 @@ def test_doubts_of_the_search_and_of_parabolas() -> None:
     found = fitted(runs_of(noise=0.002, sizes=9))
     assert found.isoflop is not None
     few = "IsoFLOP power laws go through 4 budgets: below 5, their intervals say little"
-    assert doubts_of_isoflops(found.isoflop, None, found.optima, found.runs) == [few]
+    assert doubts_of_isoflops(found.isoflop, None, found.optima, runs_of()) == [few]
     at = found.optima[0]
     assert at.isoflop is not None
     lower = msgspec.structs.replace(
         at.isoflop, parameters=msgspec.structs.replace(at.isoflop.parameters, low=1, high=2)
     )
-    apart = doubts_of_isoflops(found.isoflop, None, [msgspec.structs.replace(at, isoflop=lower)], found.runs)
+    apart = doubts_of_isoflops(found.isoflop, None, [msgspec.structs.replace(at, isoflop=lower)], runs_of())
     assert (
         apart[1] == "the intervals of N by the two approaches do not meet at 1e+21 FLOPs: the law's form may not hold"
     )
