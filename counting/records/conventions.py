@@ -89,7 +89,9 @@ SIX_ND_NOTE = "By the scaling law, at C = 6 N D."
 SERVING_NOTE = "Training is 6 N D FLOPs, and serving 2 N for each token."
 LAW_NOTE = "Of the loss in N parameters and D tokens: E + A / N^alpha + B / D^beta, in nats per token."
 BEYOND_NOTE = "How far outside the runs that the law is fitted to, in powers of ten; 0 within them."
-RESIDUAL_NOTE = "Logarithm of the loss of the run / that of the law: above 0: the run is worse; a median is of absolute ones."
+RESIDUAL_NOTE = (
+    "Logarithm of the loss of the run / that of the law: above 0: a worse run; a median is of absolute ones."
+)
 RUNS_NOTE = "As the runs that the law is fitted to say it."
 TOKENS_OF_MODEL_NOTE = "The number of tokens for which a model of this size is compute-optimal by the scaling law."
 DESIGN_NOTE = "Parameters of the design / those of the target - 1."
