@@ -114,7 +114,7 @@ def three_digits(value: float) -> str:
 
 def readable(value: float, units: tuple[tuple[int, str], ...] = COUNT_UNITS) -> str:
     """6738415616 -> 6.74 B; a value smaller than every unit has no unit, nor has a count of a million T: 1.00e+18."""
-    if units[0] == COUNT_UNITS[0] and value >= _MOST:
+    if COUNT_UNITS[0] in units and value >= _MOST:
         return f"{value:.2e}"
     rounded = float(f"{value:.3g}")
     for power, unit in units:

@@ -91,6 +91,7 @@ def test_readable() -> None:
         "160,320",
     ]
     assert [readable(value) for value in (9.99e17, 1e18, 1.4264e27)] == ["999,000 T", "1.00e+18", "1.43e+27"]
+    assert readable(0.941292, ()) == "0.941"
     assert [three_digits(value) for value in (1e-8, 6.8e-130, 2e18)] == ["0.00000001", "6.80e-130", "2.00e+18"]
     assert [readable(value) for value in (999_400_000, 999_600_000)] == ["999 M", "1.00 B"]
     assert readable(42_863_689_728, FLOP_UNITS) == "42.9 GFLOP"

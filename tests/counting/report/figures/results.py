@@ -122,6 +122,8 @@ def fitted_law() -> FittedLaw:
         at_best=1,
         minima=1,
         resamples=0,
+        undecided_terms=(),
+        flops_per_parameter_and_token=6,
         resamples_at_bound=0,
         seed=0,
         check=None,
