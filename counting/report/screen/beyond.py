@@ -14,7 +14,7 @@ from counting.cost.scaling_laws.repeated_tokens import MUENNIGHOFF_2023
 from counting.report.format import readable, short_percent, three_digits
 from counting.report.screen.lines import Lines
 
-HEADINGS = ("parameters", "tokens", "loss", "")
+BEYOND_HEADINGS = ("parameters", "tokens", "loss", "")
 
 
 def beyond_screen(lines: Lines, beyond: BeyondCompute, *, asked_only: bool = False) -> None:
@@ -23,7 +23,7 @@ def beyond_screen(lines: Lines, beyond: BeyondCompute, *, asked_only: bool = Fal
     With `asked_only`, given mixtures have no row, and the star is explained elsewhere.
     """
     narrow = lines.narrow
-    rows: list[tuple[str, ...]] = [("beyond compute" if narrow else "beyond plain compute", *HEADINGS)]
+    rows: list[tuple[str, ...]] = [("beyond compute" if narrow else "beyond plain compute", *BEYOND_HEADINGS)]
     if beyond.data_limited is not None:
         rows.append(_data_limited_row(beyond.data_limited, narrow=narrow))
     if beyond.inference_aware is not None:

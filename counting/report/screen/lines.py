@@ -12,7 +12,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 NUMBER_AND_UNIT = re.compile(r"(?<=\d) (?=[A-Za-z%×])")
 BETWEEN_COLUMNS = "  "
 SHORTEST_NAME = 8
-NARROW = 72  # columns; below, labels are shorter, so that they are not cut
+SHORT_LABELS_BELOW = 72  # columns; labels are shorter there, so that they are not cut
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class Lines:
     @property
     def narrow(self) -> bool:
         """Whether labels should be short."""
-        return self.width < NARROW
+        return self.width < SHORT_LABELS_BELOW
 
     def heading(self, text: str) -> None:
         """Add the heading of a block."""
