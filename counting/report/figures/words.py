@@ -18,7 +18,8 @@ LONGEST_TITLE = 32
 def model_title(name: str) -> str:
     """The name of a model in a figure: that under which a bundled config is published, else its own; a long one is cut.
 
-    It is one line: what breaks lines is a space. A legend leaves out names that begin with an underscore, so there is a space of no width before it.
+    It is one line: what breaks lines is a space. A legend leaves out names that begin with an underscore, so
+    there is a space of no width before it.
     """
     one_line = " ".join(published_name(name).split())
     title = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in one_line)
