@@ -133,14 +133,18 @@ def fit_law(
 
 def _check_arguments(training_flops: Sequence[float], resamples: int, seed: int) -> None:
     for flops in training_flops:
-        if not 1 <= flops <= LARGEST_FLOPS:
+        if isinstance(flops, bool) or not isinstance(flops, int | float) or not 1 <= flops <= LARGEST_FLOPS:
             rule = f"must be FLOPs from 1 to {LARGEST_FLOPS:.0e}, as 5.76e23"
             raise ArgumentError("training_flops", flops, rule)
-    if not FEWEST_RESAMPLES <= resamples <= MOST_RESAMPLES:
+    if not _is_whole(resamples) or not FEWEST_RESAMPLES <= resamples <= MOST_RESAMPLES:
         rule = f"must be a whole number from {FEWEST_RESAMPLES} to {MOST_RESAMPLES:,}"
         raise ArgumentError("resamples", resamples, rule)
-    if not 0 <= seed < 2**32:
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
         raise ArgumentError("seed", seed, f"must be a whole number from 0 to {2**32 - 1:,}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _flops_per_pair(runs: Sequence[TrainedRun]) -> float:

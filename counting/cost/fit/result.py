@@ -74,7 +74,7 @@ class GridCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Resamples that were also fitted from every start of the grid: whether the few starts miss a better minimum."""
 
     resamples: int
-    agreed: int  # within `TOLERANCE` of the objective
+    agreed: int  # of these, how many have the lowest objective of the grid, but for rounding
     largest_excess: float  # of the objective from the few starts over that of the grid, relative
 
 

@@ -69,6 +69,14 @@ def test_law_of_noisy_runs() -> None:
             assert constant.low <= constant.value <= constant.high
 
 
+def test_draws_have_ten_digits() -> None:
+    """Intervals of N and D rest on them, and the constants depend on each other."""
+    law = fitted(runs_of(noise=0.005)).law
+    digits = [len(f"{number!r}".replace(".", "").lstrip("0")) for draw in law.bootstrap for number in draw]
+    assert max(digits) <= 10
+    assert sum(digits) > 9 * len(digits)
+
+
 def test_residuals_are_of_each_run() -> None:
     runs = runs_of(noise=0.003)
     found = fitted(runs)
@@ -185,6 +193,9 @@ def test_doubts_of_the_search_and_of_parabolas() -> None:
     [
         ({"resamples": 99}, r"resamples = 99: must be a whole number from 100 to 5,000"),
         ({"resamples": 5001}, r"resamples = 5001: must be a whole number from 100 to 5,000"),
+        ({"resamples": 100.5}, r"resamples = 100.5: must be a whole number from 100 to 5,000"),
+        ({"seed": 1.5}, r"seed = 1.5: must be a whole number from 0 to 4,294,967,295"),
+        ({"training_flops": ["1e20"]}, r"training_flops = '1e20': must be FLOPs from 1 to 1e\+36, as 5.76e23"),
         ({"seed": -1}, r"seed = -1: must be a whole number from 0 to 4,294,967,295"),
         ({"training_flops": [0.5]}, r"training_flops = 0.5: must be FLOPs from 1 to 1e\+36, as 5.76e23"),
         ({"training_flops": [float("nan")]}, r"training_flops = nan: must be FLOPs from 1 to 1e\+36, as 5.76e23"),

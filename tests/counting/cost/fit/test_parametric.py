@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from counting.cost.fit import TrainedRun, parametric, work
+from counting.cost.fit.minimiser import Minima
 from counting.cost.fit.parametric import GRID, ParametricFit, fit_parametric
 from tests.counting.cost.fit.known_law import FEW_STARTS, TRUE, runs_of
 
@@ -121,6 +122,13 @@ def test_progress_says_what_is_done() -> None:
     fit(runs_of(noise=0.005), show=said.append)
     assert said[0] == "fitting 24 runs from 16 starts ..."
     assert said[1].startswith("fitting 100 resamples from minimum 1 of ")
+
+
+def test_resamples_start_from_the_five_best_minima_that_differ() -> None:
+    """The lowest is there twice, but for rounding, and so is one of the others."""
+    values = np.array([7.0, 2.0, 3.0, 1.0, 1.0 * (1 + 1e-12), 5.0, 4.0, 3.0, 6.0])
+    minima = Minima(points=np.zeros((9, 5)), values=values, converged=np.ones(9, dtype=bool))
+    assert [values[number] for number in parametric._different(minima)] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_a_draw_is_the_best_from_all_minima(monkeypatch: pytest.MonkeyPatch) -> None:
