@@ -18,7 +18,6 @@ from counting.command.arguments import (
 from counting.command.checks import given_flags
 from counting.command.flags import PUBLISHED
 from counting.command.jobs.analyses import analyses_of, fits_of
-from counting.command.jobs.figures import check_readable
 from counting.command.jobs.money import (
     beyond_compute_of,
     check_design_family,
@@ -46,6 +45,8 @@ def results_of(options: argparse.Namespace, progress: Progress) -> "Results":
     own = own_gpus(options, cluster)
     gpus = chosen_gpus(options, own)
     if options.figure is not None:
+        from counting.command.jobs.figures import check_readable
+
         check_readable(options, len(gpus))
     layout, clusters = layout_of(options, gpus, cluster), clusters_of(options, gpus, cluster)
     asked = beyond_of(options)

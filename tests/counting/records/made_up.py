@@ -33,11 +33,11 @@ LAW = ScalingLaw(  # a law checks its numbers, as setup and layout do
 
 
 def kinds_of_results() -> list[type[Tidy]]:
-    """Every class of results, wherever it is."""
+    """Every class of results that needs no torch, whatever else the process has loaded."""
     for module in pkgutil.walk_packages(counting.__path__, "counting."):
         if not module.name.startswith(WITH_TORCH):
             importlib.import_module(module.name)
-    return list(dict.fromkeys(_below(Tidy)))
+    return [kind for kind in dict.fromkeys(_below(Tidy)) if not kind.__module__.startswith(WITH_TORCH)]
 
 
 def _below(kind: type[Tidy]) -> Iterator[type[Tidy]]:
