@@ -12,7 +12,7 @@ _Done = TypeVar("_Done")
 def in_threads(work: Callable[[_Part], _Done], parts: Sequence[_Part]) -> list[_Done]:
     """What `work` returns for each part, in order. Threads are enough: numpy's loops run beside each other.
 
-    An interrupt ends the parts that run, each a fraction of a second, and starts no other.
+    An interrupt ends the parts that run, each a second or two, and starts no other.
     """
     threads = min(cores_here(), len(parts))
     if threads <= 1:
