@@ -43,7 +43,7 @@ from torch_models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from counting.measurements.checkpoint import StoredTotals
-    from counting.via_transformers.config import ForeignModel
+    from counting.via_transformers.reading.config import ForeignModel
 
 Proof = Literal["measured = formula", "measured, no formula"]
 
@@ -303,7 +303,7 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
         if getattr(setup, field) != plain:
             rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"
             raise ArgumentError(field, getattr(setup, field), rule)
-    from counting.via_transformers.config import read_foreign
+    from counting.via_transformers.reading.config import read_foreign
 
     model = read_foreign(foreign)
     setup = msgspec.structs.replace(resolve(setup, model), measured_dtype="bfloat16")

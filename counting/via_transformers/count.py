@@ -17,10 +17,10 @@ from counting.measurements.live_bytes import layer_memory
 from counting.measurements.parameters import count_parameters, moments_by_recipe
 from counting.measurements.trace import CORE, core_of, counted, trace
 from counting.setup import Setup
-from counting.via_transformers.decoders import no_count_of, one_line
 from counting.via_transformers.discover import Discovered, LayerGroup
 from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
-from counting.via_transformers.positions import position_field
+from counting.via_transformers.reading.decoders import no_count_of, one_line
+from counting.via_transformers.reading.positions import position_field
 from counting.via_transformers.run import Call, LayerCall, Recorded
 from counting.via_transformers.structure import (
     experts_in,

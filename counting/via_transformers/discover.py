@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from counting.via_transformers.decoders import Decoder, no_count_of
 from counting.via_transformers.quiet import quiet
+from counting.via_transformers.reading.decoders import Decoder, no_count_of
 from counting.via_transformers.structure import decoder_layers, signature
 from torch_models.errors import UserError
 

@@ -10,11 +10,11 @@ from counting.measurements.meta_device import measuring
 from counting.setup import Setup
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.checkpoint import BuiltTensors, tensors_of_built
-from counting.via_transformers.config import ForeignModel
 from counting.via_transformers.count import count
 from counting.via_transformers.discover import load_code_of
-from counting.via_transformers.parts import parts_of_model
 from counting.via_transformers.quiet import quiet
+from counting.via_transformers.reading.config import ForeignModel
+from counting.via_transformers.reading.parts import parts_of_model
 from counting.via_transformers.run import run_first_way
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.switches import check_switches

@@ -19,9 +19,9 @@ from counting.measurements.dispatch import Attribution, FlopCounter
 from counting.measurements.live_bytes import LiveBytes
 from counting.setup import MicroBatch
 from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, noting_modules
-from counting.via_transformers.decoders import Decoder, one_line
 from counting.via_transformers.discover import Discovered, discover
-from counting.via_transformers.positions import LookUps, position_field, refuse_longer_than_tables, too_long
+from counting.via_transformers.reading.decoders import Decoder, one_line
+from counting.via_transformers.reading.positions import LookUps, position_field, refuse_longer_than_tables, too_long
 from torch_models.errors import UserError
 
 LONGEST_REASON = 160  # characters of an error from a family's code

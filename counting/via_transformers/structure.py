@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from counting.via_transformers.positions import is_position_table
+from counting.via_transformers.reading.positions import is_position_table
 from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}

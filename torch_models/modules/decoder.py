@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_models.first_values import OwnFirstValues
-from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
+from torch_models.modules.attention.latents import MultiHeadLatentAttention
 from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts
 from torch_models.modules.recompute import Recomputed, router_shapes, run

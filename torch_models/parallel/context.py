@@ -23,7 +23,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.experimental import _attention as ring
 
 from torch_models.errors import ArgumentError
-from torch_models.modules.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
+from torch_models.modules.attention.latents import MultiHeadLatentAttention
 from torch_models.parallel.checks import context_length_unit
 from torch_models.spec import Kernels, LayerSpec
 from torch_models.training.batch import IGNORED, check_shapes

@@ -19,7 +19,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.modules.attention import GroupedQueryAttention
+from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
 from torch_models.modules.layers import GatedMLP, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts

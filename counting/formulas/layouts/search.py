@@ -78,7 +78,7 @@ def distinct_context_ranks(layout: Layout) -> tuple[int, ...]:
     """Return the lowest place of cp of each kind: the first, those between, which are alike, and the last.
 
     The first rank runs kernels for the second half of its queries alone, the last for the first half of keys alone, and
-    those between for both (formulas/memory/ring.py).
+    those between for both (formulas/memory/attention/ring.py).
     """
     return tuple(sorted({0, min(1, layout.cp - 1), layout.cp - 1}))
 

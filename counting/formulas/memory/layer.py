@@ -12,7 +12,7 @@ from functools import partial
 
 from counting.counts import LayerMemory
 from counting.formulas.local.shapes import UNDIVIDED, Division
-from counting.formulas.memory.attention import attention
+from counting.formulas.memory.attention.block import attention
 from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import Around, mixture_of_experts

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counting.work import LayerStyle
-from torch_models.modules import attention
+from torch_models.modules.attention import grouped_queries, latents
 from torch_models.modules.layers import RotaryTables
 
 # As torchtitan had them until 2025 (github.com/pytorch/torchtitan, commit 9dec370): `RMSNorm` of
@@ -23,7 +23,8 @@ def layers_run_as(style: LayerStyle) -> Iterator[None]:
         if style.norms == "op_by_op":
             stack.enter_context(_replaced(F, "rms_norm", _op_by_op))
         if style.rotation == "complex":
-            stack.enter_context(_replaced(attention, "apply_rotary", _rotated_as_complex))
+            for module in (grouped_queries, latents):
+                stack.enter_context(_replaced(module, "apply_rotary", _rotated_as_complex))
         if style.key_value_heads == "repeated":
             fused = F.scaled_dot_product_attention
             stack.enter_context(_replaced(F, "scaled_dot_product_attention", _with_copies(fused)))

@@ -19,8 +19,8 @@ from torch.nn.modules import module as hooks_of_all_modules
 from counting.setup import Setup
 from counting.via_transformers import measure as measuring_file
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
-from counting.via_transformers.config import ForeignModel, read_foreign
 from counting.via_transformers.measure import Measured, measure_via_transformers
+from counting.via_transformers.reading.config import ForeignModel, read_foreign
 from tests.foreign_families import FAMILIES
 from torch_models.errors import UserError
 from torch_models.fields.config import ForeignConfig
@@ -100,7 +100,7 @@ def test_a_name_in_transformers_table_of_attention_is_put_back() -> None:
 USER = """
 import logging, sys
 from counting.setup import Setup
-from counting.via_transformers.config import read_foreign
+from counting.via_transformers.reading.config import read_foreign
 from counting.via_transformers.measure import measure_via_transformers
 from tests.foreign_families import GPT2
 from torch_models.fields.config import ForeignConfig

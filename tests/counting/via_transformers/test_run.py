@@ -9,10 +9,10 @@ from torch import nn
 from counting.setup import MicroBatch, Setup
 from counting.via_transformers import run as running
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
-from counting.via_transformers.config import ForeignModel, read_foreign
-from counting.via_transformers.decoders import Decoder
 from counting.via_transformers.discover import Discovered, discover
 from counting.via_transformers.measure import measure_via_transformers
+from counting.via_transformers.reading.config import ForeignModel, read_foreign
+from counting.via_transformers.reading.decoders import Decoder
 from counting.via_transformers.run import LONGEST_REASON, WAYS, Recorded, Way, run, run_first_way
 from tests.foreign_families import FAMILIES
 from torch_models.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from counting.via_transformers.config import read_foreign
+from counting.via_transformers.reading.config import read_foreign
 from tests.foreign_families import GPT2
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE
 from torch_models.errors import ArgumentError, ConfigError, UserError

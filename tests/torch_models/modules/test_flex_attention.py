@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.torch_models.modules.attention_reference import CASES, SCALE, Case, gradients, inputs
-from torch_models.modules.attention import causal_attention
+from torch_models.modules.attention.core import causal_attention
 from torch_models.modules.kernels import flex_attention as kernel
 from torch_models.modules.kernels.flash_attention import flash_attention
 from torch_models.modules.kernels.flex_attention import BLOCK, uncompiled, visible_blocks
@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_the_op(case: Case, on_cpu: Callable[.
 def test_a_compiled_model_contains_it(on_cpu: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA: `causal_attention` takes FlexAttention, and a compiled caller has it in its one graph."""
     del on_cpu
-    monkeypatch.setattr("torch_models.modules.attention.has_flex_attention", lambda _: True)
+    monkeypatch.setattr("torch_models.modules.attention.core.has_flex_attention", lambda _: True)
     case = LONG["long-window"]
     given = inputs(case, torch.float32)
     graphs: list[Any] = []
@@ -88,7 +88,7 @@ def visited(blocks: Any, name: str) -> list[list[int]]:
 
 
 def test_the_compiler_is_not_imported_with_the_modules() -> None:
-    code = "import sys, torch_models.modules.attention; print('torch._dynamo' in sys.modules)"
+    code = "import sys, torch_models.modules.attention.core; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
 

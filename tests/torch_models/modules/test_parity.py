@@ -27,7 +27,7 @@ from tests.shrunken import (
 from torch_models import build, build_mtp, initialize
 from torch_models.builder import build_mtp_layers, creating
 from torch_models.fields.config import spec_from_fields
-from torch_models.modules.attention import MultiHeadLatentAttention
+from torch_models.modules.attention.latents import MultiHeadLatentAttention
 from torch_models.modules.layers import rotary_tables
 
 SEQUENCE_LENGTH = 48

@@ -11,7 +11,7 @@ from counting.measurements.work.recorder import Recorder
 from counting.measurements.work.records import summarise
 from counting.measurements.work.styles import layers_run_as
 from counting.work import LayerStyle, Norms, Rotation
-from torch_models.modules import attention
+from torch_models.modules.attention import grouped_queries, latents
 
 ROWS, WIDTH = 8, 64
 NUMBERS = ROWS * WIDTH
@@ -64,7 +64,7 @@ def bytes_of_a_rotation(rotation: Rotation, *, compiled: bool) -> int:
         recorder = Recorder()
         with LiveBytes([x, table], recorder) as tracker, recorder.of(tracker):
             recorder.cut()
-            out = attention.apply_rotary(x, (table, table), False)
+            out = grouped_queries.apply_rotary(x, (table, table), False)
             recorder.cut()
         assert out.shape == x.shape
         _, stretch = recorder.take()
@@ -112,7 +112,7 @@ def test_keys_and_values_are_copied_for_each_query_head() -> None:
 
 
 def test_modules_are_as_before_outside() -> None:
-    before = F.rms_norm, F.scaled_dot_product_attention, attention.apply_rotary
+    before = F.rms_norm, F.scaled_dot_product_attention, grouped_queries.apply_rotary, latents.apply_rotary
     with layers_run_as(LayerStyle(norms="op_by_op", rotation="complex", key_value_heads="repeated")):
         assert F.rms_norm is not before[0]
-    assert (F.rms_norm, F.scaled_dot_product_attention, attention.apply_rotary) == before
+    assert (F.rms_norm, F.scaled_dot_product_attention, grouped_queries.apply_rotary, latents.apply_rotary) == before

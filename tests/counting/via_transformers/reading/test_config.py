@@ -12,13 +12,13 @@ import transformers
 
 from counting.analysis import analyze
 from counting.setup import Setup
-from counting.via_transformers.config import ForeignModel, read_foreign
-from counting.via_transformers.fields import FIXED_FOREIGN_FIELDS
+from counting.via_transformers.reading.config import ForeignModel, read_foreign
+from counting.via_transformers.reading.fields import FIXED_FOREIGN_FIELDS
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.config import ForeignConfig, model_from_fields, read_model
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "families.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition("## Other families")[2].partition("\n## ")[0]
 MEASURED = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d,]+) \| (yes|no) \|", TABLE, flags=re.MULTILINE)
 REFUSED = {name: row for row in TABLE.splitlines() if "refused:" in row for name in row.split("|")[1].split(", ")}

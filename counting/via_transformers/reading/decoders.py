@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from counting.via_transformers.fields import declared_fields
+from counting.via_transformers.reading.fields import declared_fields
 from torch_models.errors import ConfigError
 from torch_models.fields.config import CAUSAL_LM, architectures_in, plain_name
 from torch_models.fields.text_part import (

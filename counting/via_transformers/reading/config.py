@@ -9,8 +9,16 @@ from typing import Any
 
 import msgspec
 
-from counting.via_transformers.decoders import Decoder, decoder_class, decoder_of, no_count_of, one_line, take_text_part
-from counting.via_transformers.fields import (
+from counting.via_transformers.quiet import quiet
+from counting.via_transformers.reading.decoders import (
+    Decoder,
+    decoder_class,
+    decoder_of,
+    no_count_of,
+    one_line,
+    take_text_part,
+)
+from counting.via_transformers.reading.fields import (
     MTP_FIELDS,
     check_fields,
     declared_fields,
@@ -21,8 +29,7 @@ from counting.via_transformers.fields import (
     value_of,
     with_known_rope,
 )
-from counting.via_transformers.positions import POSITION_FIELDS, position_field
-from counting.via_transformers.quiet import quiet
+from counting.via_transformers.reading.positions import POSITION_FIELDS, position_field
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in, plain_name
 from torch_models.fields.known_fields import FIXED_FIELDS, irrelevance

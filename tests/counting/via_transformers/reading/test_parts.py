@@ -6,10 +6,10 @@ import pytest
 
 from counting.analysis import analyze
 from counting.setup import Setup
-from counting.via_transformers.config import read_foreign
 from counting.via_transformers.discover import discover, load_code_of
-from counting.via_transformers.parts import parts_of_model
 from counting.via_transformers.quiet import quiet
+from counting.via_transformers.reading.config import read_foreign
+from counting.via_transformers.reading.parts import parts_of_model
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from tests.shrunken import FAMILIES as NATIVE
 from torch_models.errors import ConfigError

@@ -7,8 +7,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from counting.analysis import Analysis, analyze
 from counting.setup import Setup
-from counting.via_transformers.config import ForeignModel, read_foreign
-from counting.via_transformers.fields import check_fields, declared_fields, value_of
+from counting.via_transformers.reading.config import ForeignModel, read_foreign
+from counting.via_transformers.reading.fields import check_fields, declared_fields, value_of
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
 from torch_models.errors import ArgumentError, ConfigError
 from torch_models.fields.config import ForeignConfig, read_model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counting.via_transformers.fields import value_of
+from counting.via_transformers.reading.fields import value_of
 from torch_models.errors import ConfigError, UserError
 
 POSITION_FIELDS = ("max_position_embeddings", "max_seq_len")  # the standard name, and that of MPT

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from counting.via_transformers.discover import Discovered
-from counting.via_transformers.fields import sizes_of, value_of
-from counting.via_transformers.positions import is_position_table, position_field
+from counting.via_transformers.reading.fields import sizes_of, value_of
+from counting.via_transformers.reading.positions import is_position_table, position_field
 from counting.via_transformers.structure import experts_in, is_norm
 from torch_models.fields.switches import Part, unanimous
 

@@ -1,0 +1,62 @@
+"""What the terms of held bytes depend on, and what a norm holds."""
+
+from typing import NamedTuple
+
+from counting.setup import MicroBatch, Setup
+from torch_models.spec import (
+    Kernels,
+    LayerSpec,
+    ModelRecompute,
+)
+
+BFLOAT16 = 2  # bytes of each of these formats
+FP32 = 4
+INT64 = 8
+INT32 = 4
+
+
+class ForwardPass(NamedTuple):
+    """The part of a setup that the terms depend on."""
+
+    micro_batch: MicroBatch  # B sequences of S tokens
+    width: int  # w
+    kernels: Kernels
+    recompute: ModelRecompute
+
+    def of_layer(self, spec: LayerSpec) -> "ForwardPass":
+        """The same, with what is recomputed of this layer."""
+        return self._replace(recompute=spec.recompute_in(self.recompute))
+
+    @property
+    def tokens(self) -> int:
+        """T, of all sequences."""
+        return self.micro_batch.tokens
+
+    @property
+    def norms_hold_input(self) -> bool:
+        """Whether a norm holds its input itself: eager norms hold an fp32 copy if activations are not in fp32."""
+        return self.kernels == "fused" or self.width == FP32
+
+
+def forward_pass(setup: Setup) -> ForwardPass:
+    """Return the `ForwardPass` of a training step; `setup` is resolved."""
+    return ForwardPass(setup.micro_batch, setup.precision_recipe.activation_bytes, setup.kernels, setup.recompute)
+
+
+def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool = False) -> int:
+    """Return bytes that RMSNorm holds for `rows` rows of `channels` numbers each.
+
+    - source: the input, or its fp32 copy, for the gradients of 1 / rms and of the product with 1 / rms;
+    - inverse_rms: 1 / rms of each row, in fp32, for the gradient of the input;
+    - normalised: eager only; the normalised rows before the weight multiplies them, for the weight's gradient, in fp32
+      with `unit_offset`. A fused kernel computes them again;
+    - factor: with `unit_offset`, the tensor 1 + weight, for the gradient of the rows.
+    """
+    source = (run.width if run.norms_hold_input else FP32) * rows * channels
+    inverse_rms = FP32 * rows
+    if run.kernels == "fused":
+        factor = run.width * channels if unit_offset else 0
+        return source + inverse_rms + factor
+    normalised = (FP32 if unit_offset else run.width) * rows * channels
+    factor = FP32 * channels if unit_offset else 0
+    return source + inverse_rms + normalised + factor

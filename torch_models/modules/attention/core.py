@@ -1,0 +1,73 @@
+"""The core of causal attention: scores, softmax and weighted values, fused in one kernel or step by step."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_models.modules.kernels.flash_attention import flash_attention
+from torch_models.modules.kernels.flex_attention import flex_attention, has_flex_attention
+from torch_models.spec import Kernels
+
+
+def causal_attention(
+    query_BSHC: Tensor,
+    key_BSGC: Tensor,
+    value_BSGC: Tensor,
+    *,
+    scale: float,
+    kernels: Kernels,
+    heads_per_group: int = 1,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """Return softmax(query key^T * scale) value with a causal mask, of shape (B, S, H, C of value).
+
+    With `window` a position attends to at most that many positions, itself included. `softcap` bounds the scores:
+    cap * tanh(scores / cap). `sinks_H` is one more score per head that enters the softmax but has no value.
+    """
+    query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
+    if kernels == "eager":
+        out = _eager_attention(query, key, value, scale, heads_per_group, window, softcap, sinks_H)
+    elif window is None and softcap is None and sinks_H is None:
+        grouped = heads_per_group > 1
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    elif has_flex_attention(query):
+        out = flex_attention(query, key, value, sinks_H, scale, window, softcap)
+    else:
+        out = flash_attention(query, key, value, sinks_H, scale, window, softcap)[0]
+    return out.transpose(1, 2)
+
+
+def _eager_attention(
+    query_BHSC: Tensor,
+    key_BGSC: Tensor,
+    value_BGSC: Tensor,
+    scale: float,
+    heads_per_group: int,
+    window: int | None,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Attention with scores and probabilities as S x S tensors for every head; the softmax is in fp32."""
+    if heads_per_group > 1:
+        key_BGSC, value_BGSC = (x.repeat_interleave(heads_per_group, dim=1) for x in (key_BGSC, value_BGSC))
+    scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores = scores.masked_fill(_hidden_positions(scores, window), float("-inf"))
+    if sinks_H is None:
+        probabilities = F.softmax(scores, dim=-1, dtype=torch.float32)
+    else:
+        sinks = sinks_H.view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        probabilities = F.softmax(torch.cat((scores, sinks), dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+    return torch.matmul(probabilities.to(scores.dtype), value_BGSC)
+
+
+def _hidden_positions(scores_BHSS: Tensor, window: int | None) -> Tensor:
+    """Return the mask (S, S), True for keys (columns) after the query (row) or before its window."""
+    length = scores_BHSS.shape[-1]
+    hidden = torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).triu(1)
+    if window is None:
+        return hidden
+    return hidden | torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).tril(-window)

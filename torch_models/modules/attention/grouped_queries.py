@@ -1,0 +1,84 @@
+"""Grouped-query attention. The legend of dimension letters is in layers.py."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torch_models.first_values import OwnFirstValues
+from torch_models.modules.attention.core import causal_attention
+from torch_models.modules.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
+from torch_models.modules.recompute import run
+from torch_models.spec import GroupedQueryAttentionSpec, Kernels
+
+
+class GroupedQueryAttention(OwnFirstValues):
+    """Attention with query heads in equal groups that share a key/value head (Ainslie et al. 2023, 2305.13245)."""
+
+    component = "attention"
+    recompute_core = False  # see recompute.py
+
+    def __init__(self, spec: GroupedQueryAttentionSpec, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels: Kernels = kernels
+        self.attend: Callable[..., Tensor] = causal_attention  # another function where ranks divide the positions
+        self.head_dim = spec.head_dim
+        self.heads_per_group = spec.num_attention_heads // spec.num_key_value_heads
+        self.rotary_dim = spec.rotary.dim
+        self.interleaved = spec.rotary.interleaved
+        self.window = spec.window
+        self.softcap = spec.logit_softcap
+        self.sinks = nn.Parameter(torch.empty(spec.num_attention_heads)) if spec.sinks else None
+        self.scale = softmax_scale(spec.rotary, spec.scale_channels or spec.head_dim)
+        query_width = spec.num_attention_heads * spec.head_dim
+        key_value_width = spec.num_key_value_heads * spec.head_dim
+        self.q_proj = Linear(spec.hidden_size, query_width, bias=spec.qkv_bias)
+        self.k_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        self.v_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        self.o_proj = Linear(query_width, spec.hidden_size, bias=spec.output_bias)
+        self.norm_over_width = spec.query_key_norm == "width"
+        self.q_norm = self.k_norm = None
+        if spec.query_key_norm:
+            widths = (query_width, key_value_width) if self.norm_over_width else (spec.head_dim, spec.head_dim)
+            self.q_norm, self.k_norm = (RMSNorm(width, spec.norm_eps, kernels) for width in widths)
+
+    def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        query = self._rotate(self._project(self.q_proj, self.q_norm, x_BSD), rotary)
+        key = self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary)
+        value = self._heads(self.v_proj(x_BSD))
+        attended_BSHC = run(
+            self.attend,
+            query,
+            key,
+            value,
+            recompute=self.recompute_core,
+            scale=self.scale,
+            kernels=self.kernels,
+            heads_per_group=self.heads_per_group,
+            window=self.window,
+            softcap=self.softcap,
+            sinks_H=self.sinks,
+        )
+        out: Tensor = self.o_proj(attended_BSHC.flatten(2))
+        return out
+
+    def _project(self, projection: nn.Module, norm: nn.Module | None, x_BSD: Tensor) -> Tensor:
+        """Return queries or keys by head, (B, S, heads, C), normalised if `norm` is given."""
+        projected = projection(x_BSD)
+        if norm is None:
+            return self._heads(projected)
+        if self.norm_over_width:
+            return self._heads(norm(projected))
+        normalised: Tensor = norm(self._heads(projected))
+        return normalised
+
+    def _rotate(self, x_BSHC: Tensor, rotary: RotaryTables) -> Tensor:
+        if self.rotary_dim == self.head_dim:
+            return apply_rotary(x_BSHC, rotary, self.interleaved)
+        rotated, rest = x_BSHC.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
+        return torch.cat((apply_rotary(rotated, rotary, self.interleaved), rest), dim=-1)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads

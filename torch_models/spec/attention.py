@@ -1,0 +1,90 @@
+"""Specs of attention: grouped queries, latents; and of rotary position embedding. Torch-free."""
+
+from typing import Literal
+
+from torch_models.errors import ConfigError
+from torch_models.rope_scaling import RopeScaling
+from torch_models.spec.base import Spec, check_width
+
+
+class RotarySpec(Spec, frozen=True, kw_only=True):
+    """Rotary position embedding over the `dim` rotated channels of each head; it has no parameters."""
+
+    dim: int
+    theta: float
+    scaling: RopeScaling | None = None
+    interleaved: bool = False  # pairs (0, 1), (2, 3), … as DeepSeek stores them, instead of (0, dim/2), …
+    scores_scaled: bool = False  # DeepSeek's YaRN also scales the attention scores, by mscale_all_dim
+
+    def __post_init__(self) -> None:
+        assert self.dim > 0 and self.dim % 2 == 0
+
+
+class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
+    """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023).
+
+    The first `rotary.dim` channels of each head are rotated. `query_key_norm` normalises queries and keys before the
+    rotation: each ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary: RotarySpec
+    qkv_bias: bool = False
+    output_bias: bool = False
+    query_key_norm: Literal["head", "width"] | None = None
+    norm_eps: float = 1e-6  # of the query and key norms
+    window: int | None = None  # a position attends to itself and to the window - 1 positions before it
+    logit_softcap: float | None = None  # scores become cap * tanh(scores / cap)
+    sinks: bool = False  # one learned score per head, which enters the softmax but has no value vector
+    scale_channels: int | None = None  # scores are divided by the square root of this instead of head_dim
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                "num_attention_heads",
+                self.num_attention_heads,
+                f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
+                f"num_key_value_heads ({self.num_key_value_heads})",
+            )
+        check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
+        assert self.rotary.dim <= self.head_dim
+
+
+class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_head_latent_attention"):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1).
+
+    Keys and values are expanded from one latent of width `kv_lora_rank` per token. Queries are expanded from a latent
+    of width `q_lora_rank`, or projected directly from the hidden state if that is None. The key of a head consists of
+    `qk_nope_head_dim` channels of that head and `qk_rope_head_dim` rotated channels that all heads share.
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    rotary: RotarySpec
+    bias: bool = False  # of the projections from and to the hidden state
+
+    def __post_init__(self) -> None:
+        check_width(
+            "num_attention_heads * (qk_nope_head_dim + qk_rope_head_dim)", self.num_attention_heads * self.qk_head_dim
+        )
+        check_width(
+            "num_attention_heads * (qk_nope_head_dim + v_head_dim)",
+            self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim),
+        )
+        assert self.rotary.dim == self.qk_rope_head_dim
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Channels of one query or key head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+AttentionSpec = GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec

@@ -1,0 +1,99 @@
+"""Specs of the feed-forward part of a layer: MLPs, routers, mixtures of experts. Torch-free."""
+
+from typing import Literal
+
+from torch_models.errors import ConfigError
+from torch_models.spec.base import Spec
+from torch_models.spec.choices import Activation
+
+
+class GatedMLPSpec(Spec, frozen=True, kw_only=True, tag="gated_mlp"):
+    """down(activation(gate(x)) * up(x)); SwiGLU if the activation is silu (Shazeer 2020)."""
+
+    hidden_size: int
+    intermediate_size: int
+    activation: Activation = "silu"
+    bias: bool = False
+
+
+class ClampedMLPSpec(Spec, frozen=True, kw_only=True, tag="clamped_mlp"):
+    """gpt-oss's expert: (up + 1) * gate * sigmoid(alpha gate), both clamped to `limit`, with biases.
+
+    Gate and up alternate along the columns of one matrix, stored (in, out).
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    alpha: float
+    limit: float
+
+
+class RouterSpec(Spec, frozen=True, kw_only=True):
+    """Selects `top_k` of `num_experts` for each token and weighs them (DeepSeek-V3, arXiv 2412.19437, §2.1.2).
+
+    With `n_group` groups, only experts of the `topk_group` best groups are eligible. Groups are ranked by the sum of
+    the scores of their two best experts (DeepSeek-V3), or by the score of their best expert (DeepSeek-V2). The
+    `correction_bias` changes which experts are selected but not their weights; the optimiser does not update it.
+    """
+
+    hidden_size: int
+    num_experts: int
+    top_k: int
+    scoring: Literal["sigmoid", "softmax"] = "sigmoid"
+    bias: bool = False
+    checkpoint_name: Literal["gate", "router"] = "gate"
+    group_rank_experts: Literal[1, 2] = 2
+    n_group: int
+    topk_group: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+    correction_bias: bool
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, value: int, rule: str) -> None:
+            if not holds:
+                raise ConfigError(field, value, rule)
+
+        experts, groups = self.num_experts, self.n_group
+        require(
+            self.top_k <= experts,
+            "num_experts_per_tok",
+            self.top_k,
+            f"must be at most the number of experts ({experts})",
+        )
+        require(experts % groups == 0, "n_group", groups, f"must divide the number of experts ({experts})")
+        require(self.topk_group <= groups, "topk_group", self.topk_group, f"must be at most n_group ({groups})")
+        require(
+            groups == 1 or experts // groups >= self.group_rank_experts,
+            "n_group",
+            groups,
+            f"a group ranks by its two best experts, but a group has {experts // groups}",
+        )
+        eligible = self.topk_group * (experts // groups)
+        require(
+            self.top_k <= eligible,
+            "num_experts_per_tok",
+            self.top_k,
+            f"must be at most the {eligible} experts of topk_group ({self.topk_group}) groups",
+        )
+
+
+class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
+    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses."""
+
+    router: RouterSpec
+    expert: GatedMLPSpec | ClampedMLPSpec
+    shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
+
+    def __post_init__(self) -> None:
+        for field, width in (
+            ("hidden_size", self.expert.hidden_size),
+            ("intermediate_size of an expert", self.expert.intermediate_size),
+        ):
+            if width % 8:
+                raise ConfigError(field, width, "must be a multiple of 8: grouped matrix products need 16-byte rows")
+        if isinstance(self.expert, GatedMLPSpec) and self.expert.bias:
+            raise ConfigError("mlp_bias", True, "routed experts have no biases")
+
+
+FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec

@@ -1,0 +1,80 @@
+"""The spec of one decoder layer, and of runs of equal layers. Torch-free."""
+
+from collections.abc import Iterable
+
+from torch_models.spec.attention import AttentionSpec, GroupedQueryAttentionSpec
+from torch_models.spec.base import Spec
+from torch_models.spec.choices import ModelRecompute, NormPlacement, Recompute
+from torch_models.spec.feed_forward import FeedForwardSpec, MixtureOfExpertsSpec
+
+
+class LayerSpec(Spec, frozen=True, kw_only=True):
+    """One decoder layer: attention, then feed-forward, each with its norms and a residual connection.
+
+    `norm_placement` is ``before`` for x + block(norm(x)), ``after`` for x + norm(block(x)), ``around`` for
+    x + norm(block(norm(x))).
+    """
+
+    attention: AttentionSpec
+    feed_forward: FeedForwardSpec
+    norm_eps: float
+    norm_placement: NormPlacement = "before"
+    norm_unit_offset: bool = False  # norms multiply by 1 + weight
+    recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
+
+    @property
+    def kind(self) -> str:
+        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
+
+        Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
+        """
+        kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
+        window = "" if self.window is None else f"_window_{self.window}"
+        return f"{kind}{window}{'_recomputed' if self.recompute == 'full' else ''}"
+
+    def recompute_in(self, model: ModelRecompute) -> Recompute:
+        """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
+
+        A layer of a model that is trained with a number must come from `with_recompute`.
+        """
+        if self.recompute is not None:
+            return self.recompute
+        assert not isinstance(model, int), "a layer that is marked by its place in the model"
+        return model
+
+    @property
+    def window(self) -> int | None:
+        """Positions that a token attends to, itself included; None for all positions up to it."""
+        return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
+
+    @property
+    def shares_key_value_heads(self) -> bool:
+        """Whether several query heads have one key and value head."""
+        attention = self.attention
+        return (
+            isinstance(attention, GroupedQueryAttentionSpec)
+            and attention.num_attention_heads > attention.num_key_value_heads
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self.attention.hidden_size
+
+
+class LayerRun(Spec, frozen=True, kw_only=True):
+    """`count` consecutive equal layers."""
+
+    layer: LayerSpec
+    count: int
+
+
+def runs_of(layers: Iterable[LayerSpec]) -> tuple[LayerRun, ...]:
+    """Return `layers` in their order, with equal neighbours joined into one run."""
+    runs: list[tuple[LayerSpec, int]] = []
+    for layer in layers:
+        if runs and (layer is runs[-1][0] or layer == runs[-1][0]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((layer, 1))
+    return tuple(LayerRun(layer=layer, count=count) for layer, count in runs)
