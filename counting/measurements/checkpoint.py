@@ -92,7 +92,8 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     shapes = model.main | model.mtp
     expected = {name: math.prod(own[0].shape_in(shapes[own[0].native])) for name, own in places.items()}
     expected |= dict.fromkeys(parts.copies, math.prod(vocabulary))
-    expected |= dict.fromkeys(parts.irrelevant, spec.layer_runs[0].layer.attention.rotary.dim // 2)
+    rotated = next((run.layer.attention.rotary.dim for run in spec.layer_runs if run.layer.attention.rotary), 0)
+    expected |= dict.fromkeys(parts.irrelevant, rotated // 2)
     buffers = frozenset(name for name, own in places.items() if own[0].native in model.buffers)
     numbers = stored_numbers(contents, expected, buffers | set(parts.irrelevant))
     if isinstance(numbers, str):
