@@ -31,6 +31,7 @@ class Config(LocalRotaryConfig, frozen=True, kw_only=True):
     Defaults are those of transformers, also of sizes: the published models with images leave them out.
     """
 
+    architecture: ClassVar[str | None] = "Gemma3ForCausalLM"
     default_rope_theta: ClassVar[float] = 1_000_000.0
     default_local_rope_theta: ClassVar[float] = 10_000.0
 

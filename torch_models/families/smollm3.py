@@ -16,6 +16,7 @@ Switch = Annotated[int, Meta(ge=0, le=1)]
 class Config(FamilyConfig, frozen=True, kw_only=True):
     """The fields of a `SmolLM3ForCausalLM` config; defaults as in transformers, but head counts have none."""
 
+    architecture: ClassVar[str | None] = "SmolLM3ForCausalLM"
     default_rope_theta: ClassVar[float] = 2_000_000.0
 
     num_key_value_heads: Heads
