@@ -28,10 +28,10 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window, and
-        ``_no_rope`` if it rotates no queries and keys.
+        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
 
-        Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
+        A layer that rotates no queries and keys has ``_no_rope`` after it. Where only some layers are computed again in
+        training, ``_recomputed`` stands last.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
