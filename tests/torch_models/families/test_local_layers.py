@@ -79,7 +79,7 @@ def test_a_window_of_smollm3_is_that_of_layers_without_positions() -> None:
 
 
 def test_a_field_that_speaks_of_rotation_in_some_layers_only() -> None:
-    with pytest.raises(ConfigError, match="^use_rope = true: speaks of rotary positions, which the model .* in some"):
+    with pytest.raises(ConfigError, match=r"^use_rope = true: speaks of rotary positions, which the model .* in some"):
         spec_from_fields(SMOLLM3 | {"use_rope": True}, "x")
     assert spec_from_fields(OLMO3 | {"use_rope": True}, "x")
 
