@@ -118,6 +118,8 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     moment_bytes: int | None = None  # of the optimiser
     forward_flops: Counts | None = None
     attention_core_flops: AttentionCore | None = None
+    scan_flops: int | None = None  # of the products of scans that carry a state, beside `forward_flops`
+    elementwise_operations: int | None = None  # of these scans and of short convolutions
     weight_bytes: int | None = None  # in 16 bits, correction biases in fp32
     boundary_bytes: int | None = None  # of the layer's input, in 16 bits
     peak_memory_bytes: LayerMemory | None = None  # with gradients enabled, as in recomputation

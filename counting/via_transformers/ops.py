@@ -19,6 +19,7 @@ from counting.measurements.trace import (
     grouped_mm_flops,
     register,
 )
+from counting.via_transformers.structure import block_matrices, experts_in
 
 FOREIGN_HANDLES: dict[str, Handle] = {
     op: handle for op, handle in HANDLES.items() if op not in ("aten::matmul", "aten::_grouped_mm")
@@ -120,8 +121,15 @@ class LayerHandles:
     """
 
     def __init__(self, layer: nn.Module) -> None:
-        shapes = [tuple(weight.shape) for weight in layer.parameters() if weight.dim() == 3]
+        shapes = [
+            tuple(weight.shape)
+            for experts in experts_in(layer).values()
+            for weight in experts.parameters(recurse=False)
+            if weight.dim() == 3
+        ]
         self._stacked = {*shapes, *((e, m, n) for e, n, m in shapes)}
+        blocks = block_matrices(layer)
+        self._blocks = {*blocks, *((b, m, n) for b, n, m in blocks)}
         self.grouped_rows: set[int] = set()
 
     def handles(self) -> dict[str, Handle]:
@@ -143,7 +151,8 @@ class LayerHandles:
             f"a product with the stacked weights of all experts, {left} and {right}: it is not one of grouped rows"
         )
         flops = broadcast_matmul_flops(left, right)
-        return core_counts(flops) if len(right) > 2 else Counter({PROJECTION: flops})
+        with_weight = min(len(left), len(right)) <= 2 or not self._blocks.isdisjoint({tuple(left[-3:]), tuple(right)})
+        return Counter({PROJECTION: flops}) if with_weight else core_counts(flops)
 
     def _grouped(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         del outputs

@@ -1,10 +1,10 @@
 """Finds the structure of a model from transformers: its layers, which of them are equal, each part's component.
 
-Parts are recognised by type, shape and what they computed, never by their names. A part that is not recognised is
-`other`.
+Parts are recognised by type, shape and what they computed, never by their names, but for the decay of a state. A part
+that is not recognised is `other`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,7 @@ from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
 # Components whose matrices fp8 recipes quantise; head and router are not quantised.
+DECAYS = {"A_log", "recurrent_param", "time_decay"}  # parameters of a state along the sequence, in all families
 QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -61,12 +62,33 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def experts_in(layer: nn.Module) -> dict[str, nn.Module]:
-    """The modules that own stacked weights, (experts, in, out), by name; none if the layer is dense."""
+    """The modules that own stacked weights, (experts, in, out), by name; none if the layer is dense.
+
+    Matrices of the blocks of a width, as of a gate, are no experts: all tokens visit all of them.
+    """
     return {
         name: module
         for name, module in layer.named_modules()
-        if any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+        if not isinstance(module, nn.Conv1d)
+        and not carries_state(module)
+        and any(weight.dim() == 3 for weight in module.parameters(recurse=False))
     }
+
+
+def carries_state(module: nn.Module) -> bool:
+    """Whether a module owns the decay of a state along the sequence, which only its name tells from a weight."""
+    return any(name in DECAYS for name, _ in module.named_parameters(recurse=False))
+
+
+def block_matrices(layer: nn.Module) -> list[tuple[int, ...]]:
+    """The shapes (blocks, in, out) of stacked weights that are no experts: each block of a width has a matrix."""
+    return [
+        tuple(weight.shape)
+        for module in layer.modules()
+        if carries_state(module)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and name not in DECAYS
+    ]
 
 
 def number_of_experts(experts: nn.Module) -> int:
@@ -85,18 +107,23 @@ def matrix_weights(layer: nn.Module) -> int:
     """
     total = 0
     for module in layer.modules():
-        own = list(module.parameters(recurse=False))
+        own = [] if isinstance(module, nn.Conv1d) else _matrices_of(module)
         dimensions = max((weight.dim() for weight in own), default=0)
         if dimensions >= 2 and module.component in QUANTISED:
             total += sum(weight.numel() for weight in own if weight.dim() == dimensions)
     return total
 
 
-def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
-    """Set the `component` of each part of a layer; `core_flops` maps a part's name to its attention-core FLOPs."""
+def _matrices_of(module: nn.Module) -> list[nn.Parameter]:
+    """A module's own parameters, without decays of a state, which no product takes."""
+    return [weight for name, weight in module.named_parameters(recurse=False) if name not in DECAYS]
+
+
+def label_layer(layer: nn.Module, mixers: Collection[str]) -> None:
+    """Set the `component` of each part of a layer; `mixers` are the names of parts with attention's core or a scan."""
     _label(layer, "other")
     for name, child in layer.named_children():
-        if core_flops.get(name):
+        if name in mixers:
             _label(child, "attention")
         elif any(weight.dim() == 2 for weight in child.parameters()):
             _label(child, "mlp")
