@@ -319,6 +319,18 @@ def _sum(parts: Iterable[_N | None]) -> _N | None:
     return total
 
 
+def with_scans(counts: ModelCounts) -> ModelCounts:
+    """The counts with the products of the layers' scans in their forward FLOPs, as attention."""
+    return msgspec.structs.replace(counts, layers=tuple(map(_with_scan, counts.layers)))
+
+
+def _with_scan(layer: LayerCounts) -> LayerCounts:
+    if not layer.scan_flops or layer.forward_flops is None:
+        return layer
+    flops = layer.forward_flops + Counts(attention=layer.scan_flops)
+    return msgspec.structs.replace(layer, forward_flops=flops)
+
+
 def with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:
     """The witnesses with their sums over the model, and the checkpoint as one more, which has nothing but the sums."""
     summed = {name: msgspec.structs.replace(counts, totals=counts.own_totals()) for name, counts in witnesses.items()}

@@ -1,4 +1,4 @@
-"""The shapes of the scans that carry a state along the sequence, as plain data: measured by one room, counted by another.
+"""Scans that carry a state along the sequence, as plain data: their shapes are measured, their products are formulas.
 
 A scan is named as its published algorithm. `length` is that of a sequence before it is padded to whole chunks.
 """

@@ -5,8 +5,9 @@ last chunk is counted as a whole one, as all implementations pad it. What is don
 scan over the chunks' states, short convolutions, the recurrence of Mamba-1) is no matrix product and counts 0 here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from counting.counts import LayerCounts, ModelCounts
 from counting.scans import DeltaRuleScan, Scan, StateSpaceScan
 
 
@@ -17,9 +18,14 @@ def scan_flops(scan: Scan) -> int:
     return delta_rule_flops(scan) if isinstance(scan, DeltaRuleScan) else 0
 
 
-def flops_of_scans(scans: Iterable[Scan]) -> int:
-    """FLOPs of the matrix products of several scans."""
-    return sum(map(scan_flops, scans))
+def count_scans(like: ModelCounts, scans: Sequence[Iterable[Scan]]) -> ModelCounts:
+    """FLOPs of the scans of each distinct layer; the layers are those of `like`, in the same order."""
+    return ModelCounts(
+        layers=tuple(
+            LayerCounts(kind=layer.kind, count=layer.count, scan_flops=sum(map(scan_flops, of_layer)))
+            for layer, of_layer in zip(like.layers, scans, strict=True)
+        )
+    )
 
 
 def state_space_flops(scan: StateSpaceScan) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from counting.via_transformers.quiet import quiet
 from counting.via_transformers.reading.decoders import Decoder
-from counting.via_transformers.structure import decoder_layers, signature
+from counting.via_transformers.structure import decoder_layers, refuse_surplus_experts, signature
 from torch_models.errors import UserError
 
 BUILT_DTYPE = torch.bfloat16
@@ -85,6 +85,7 @@ def discover(decoder: Decoder, attention: str) -> Discovered:
     """
     config = decoder.config
     model = _build(decoder, attention)
+    refuse_surplus_experts(model)
     name, layers = decoder_layers(model, config.num_hidden_layers)
     if not layers:
         raise UserError("it has no decoder layers")

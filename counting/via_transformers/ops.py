@@ -142,6 +142,7 @@ class LayerHandles:
             "aten::baddbmm": lambda inputs, outputs: self._product(inputs[1:], outputs),
             "aten::scaled_dot_product_attention": _attention,
             "aten::_grouped_mm": self._grouped,
+            "prim::PythonOp.SqrtBoundDerivative": _nothing,  # RecurrentGemma's square root
             "prim::PythonOp.GeLUFunction": _nothing,  # Bloom's own gelu, which fvcore does not ignore by itself
         }
 

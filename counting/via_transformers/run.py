@@ -182,10 +182,11 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
             stack.callback(group.layer.register_forward_hook(_note_output(group.first, outputs)).remove)
         stack.enter_context(_only_first_layers(found, outputs))
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
-        stack.enter_context(stand_ins(found.model))
+        noted = stack.enter_context(stand_ins(found.model))
         for module in _modules_that_run(found):
             stack.callback(module.register_forward_pre_hook(lambda module, _: used.add(module)).remove)
         flops = _flops_of_modules(found.model, way, batch, used)
+    used.update(leaf for scan in noted for leaf in scan.arguments.values() if isinstance(leaf, nn.Parameter))
     _refuse_unused(found, used)
     return Recorded(
         layers=MappingProxyType({group.first: calls[name] for name, group in layers.items() if name in calls}),
@@ -196,15 +197,18 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
 
 
 def _modules_that_run(found: Discovered) -> Iterator[nn.Module]:
-    """The model's modules with parameters, without those in layers that are equal to an earlier one."""
+    """The model's modules with parameters, without those in layers that are equal to an earlier one.
+
+    Layers may share parameters, of which each uses some, such as an adapter of its own.
+    """
     left_out = {
-        module
+        parameter
         for index, like in enumerate(found.first_alike)
         if index != like
-        for module in found.layers[index].modules()
+        for parameter in found.layers[index].parameters()
     }
     for module in found.model.modules():
-        if module not in left_out and next(module.parameters(recurse=False), None) is not None:
+        if not left_out.issuperset(module.parameters(recurse=False)):
             yield module
 
 

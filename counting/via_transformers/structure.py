@@ -71,8 +71,13 @@ def experts_in(layer: nn.Module) -> dict[str, nn.Module]:
         for name, module in layer.named_modules()
         if not isinstance(module, nn.Conv1d)
         and not carries_state(module)
-        and any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+        and any(weight.dim() == 3 and not _is_vector(weight) for weight in module.parameters(recurse=False))
     }
+
+
+def _is_vector(weight: nn.Parameter) -> bool:
+    """Whether a weight has one dimension of more than one number, the last, as (1, 1, channels)."""
+    return weight.numel() == weight.shape[-1]
 
 
 def carries_state(module: nn.Module) -> bool:
@@ -89,6 +94,18 @@ def block_matrices(layer: nn.Module) -> list[tuple[int, ...]]:
         for name, weight in module.named_parameters(recurse=False)
         if weight.dim() == 3 and name not in DECAYS
     ]
+
+
+def refuse_surplus_experts(model: nn.Module) -> None:
+    """Raise `UserError` where a module's stacked weights have unequal numbers of experts: some of them no token visits."""
+    for experts in experts_in(model).values():
+        sizes = {name: weight.shape[0] for name, weight in experts.named_parameters(recurse=False) if weight.dim() == 3}
+        most, fewest = max(sizes, key=lambda name: sizes[name]), min(sizes.values())
+        if sizes[most] != fewest:
+            raise UserError(
+                f"transformers allocates {sizes[most]:,} experts in {most} of {type(experts).__name__}, where the model has "
+                f"{fewest:,}: its parameters are not the model's"
+            )
 
 
 def number_of_experts(experts: nn.Module) -> int:
@@ -116,7 +133,11 @@ def matrix_weights(layer: nn.Module) -> int:
 
 def _matrices_of(module: nn.Module) -> list[nn.Parameter]:
     """A module's own parameters, without decays of a state, which no product takes."""
-    return [weight for name, weight in module.named_parameters(recurse=False) if name not in DECAYS]
+    return [
+        weight
+        for name, weight in module.named_parameters(recurse=False)
+        if name not in DECAYS and not _is_vector(weight)
+    ]
 
 
 def label_layer(layer: nn.Module, mixers: Collection[str]) -> None:

@@ -44,6 +44,8 @@ ATTENTION_KINDS = {
     "sliding_attention",
     "chunked_attention",
     "indexed_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
     "global",
     "local",
 }

@@ -143,7 +143,9 @@ def _functions(model: nn.Module) -> list[tuple[Any, str, Callable[..., Any]]]:
     """The functions to replace: the module or the class that has each, its name, and the function."""
     classes = {type(module) for module in model.modules()}
     files = {sys.modules[each.__module__] for each in classes if each.__module__.startswith("transformers.models.")}
-    return [(owner, name, vars(owner)[name]) for owner in (*files, *classes) for name in REPLACED if name in vars(owner)]
+    return [
+        (owner, name, vars(owner)[name]) for owner in (*files, *classes) for name in REPLACED if name in vars(owner)
+    ]
 
 
 def _noting(
