@@ -59,6 +59,7 @@ def attention_in_one_kernel(
     is_causal = bool(getattr(module, "is_causal", True))
     causal = is_causal and attention_mask is None
     window, softcap, sinks = window_of(module, options), options.get("softcap"), options.get("s_aux")
+    window = window if query.shape[2] == key.shape[2] else None  # further keys, of compressed tokens, are in no window
     if (is_causal and window is not None) or (causal and (softcap is not None or sinks is not None)):
         out = flash_attention(query, key, value, sinks, scale, window, softcap)[0]
         return out.transpose(1, 2).contiguous(), None

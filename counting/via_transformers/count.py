@@ -169,7 +169,7 @@ def _call_of(found: Discovered, recorded: Recorded, group: LayerGroup) -> Call:
 
 
 def _trace(call: Call) -> Traced:
-    handles = LayerHandles(call.part)
+    handles = LayerHandles(call.part, call.tensors[0].shape[1] if call.tensors[0].dim() > 1 else 1)
     try:
         flops = trace(call, call.tensors, handles.handles(), FOREIGN_ZERO_FLOP_OPS)
     except (AssertionError, RuntimeError) as error:  # ours, or the tracer's own

@@ -117,11 +117,12 @@ def _nothing(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
 class LayerHandles:
     """The handles for the trace of one layer; records the numbers of rows of its grouped products.
 
-    A product of two activations counts for the attention core. A plain product with a stacked weight is refused: it
+    A product of two activations counts for the attention core, unless each token's are multiplied alone. `length` is
+    that of the sequence. A plain product with a stacked weight is refused: it
     would multiply every token with every expert.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, length: int) -> None:
         shapes = [
             tuple(weight.shape)
             for experts in experts_in(layer).values()
@@ -131,6 +132,7 @@ class LayerHandles:
         self._stacked = {*shapes, *((e, m, n) for e, n, m in shapes)}
         blocks = block_matrices(layer)
         self._blocks = {*blocks, *((b, m, n) for b, n, m in blocks)}
+        self._length = length
         self.grouped_rows: set[int] = set()
 
     def handles(self) -> dict[str, Handle]:
@@ -154,7 +156,12 @@ class LayerHandles:
         )
         flops = broadcast_matmul_flops(left, right)
         with_weight = min(len(left), len(right)) <= 2 or not self._blocks.isdisjoint({tuple(left[-3:]), tuple(right)})
-        return Counter({PROJECTION: flops}) if with_weight else core_counts(flops)
+        return Counter({PROJECTION: flops}) if with_weight or self._is_of_one_token(left, right) else core_counts(flops)
+
+    def _is_of_one_token(self, left: Shape, right: Shape) -> bool:
+        """Whether each token's own matrices are multiplied, as where streams of a residual are mixed."""
+        among = (self._length in left[:-2], self._length in right[:-2])
+        return all(among) and self._length not in (*left[-2:], right[-1])
 
     def _grouped(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         del outputs

@@ -23,6 +23,7 @@ from counting.via_transformers.discover import Discovered, discover
 from counting.via_transformers.reading.decoders import Decoder, one_line
 from counting.via_transformers.reading.positions import LookUps, position_field, refuse_longer_than_tables, too_long
 from counting.via_transformers.states.stand_ins import stand_ins
+from counting.via_transformers.structure import is_part
 from torch_models.errors import UserError
 
 LONGEST_REASON = 160  # characters of an error from a family's code
@@ -114,7 +115,7 @@ class Recorded(NamedTuple):
     """The record of one forward pass; layers that are equal to an earlier one did not run."""
 
     layers: Mapping[int, Call]  # calls of the first layer of each group, by its number; only layers that were called
-    outside: Mapping[str, Call]  # calls of the modules outside the layers that have no submodules, by name
+    outside: Mapping[str, Call]  # calls of the modules outside the layers with no parts of their own, by name
     flops: Mapping[nn.Module | None, int]  # FLOPs of each module's own ops, without its submodules
     in_one_kernel: frozenset[nn.Module]  # modules whose attention ran as one fused kernel
 
@@ -172,7 +173,7 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
     outside = {
         name: module
         for name, module in found.model.named_modules()
-        if not name.startswith(f"{found.layers_name}.") and next(module.children(), None) is None
+        if not name.startswith(f"{found.layers_name}.") and is_part(module)
     }
     parts = {name: group.layer for name, group in layers.items()} | outside
     with contextlib.ExitStack() as stack:

@@ -53,6 +53,13 @@ def signature(layer: nn.Module, kind: str | None) -> tuple[Any, ...]:
     return tuple(parts)
 
 
+def is_part(module: nn.Module) -> bool:
+    """Whether a module has no submodules, or parameters of its own and submodules without any."""
+    inner = list(module.children())
+    own = next(module.parameters(recurse=False), None) is not None
+    return not inner or (own and not any(True for child in inner for _ in child.parameters()))
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module has no submodules, an epsilon, and weights of one shape, as LayerNorm and RMSNorm have."""
     own = list(module.parameters(recurse=False))
@@ -86,8 +93,13 @@ def carries_state(module: nn.Module) -> bool:
 
 
 def block_matrices(layer: nn.Module) -> list[tuple[int, ...]]:
-    """The shapes (blocks, in, out) of stacked weights that are no experts: each block of a width has a matrix."""
-    return [
+    """The shapes (blocks, out, in) of stacked weights that are no experts: each block of a width has a matrix."""
+    grouped = [
+        (groups, module.out_features // groups, module.in_features)
+        for module in layer.modules()
+        if isinstance(module, nn.Linear) and isinstance(groups := getattr(module, "n_groups", None), int)
+    ]
+    return grouped + [
         tuple(weight.shape)
         for module in layer.modules()
         if carries_state(module)
@@ -97,14 +109,14 @@ def block_matrices(layer: nn.Module) -> list[tuple[int, ...]]:
 
 
 def refuse_surplus_experts(model: nn.Module) -> None:
-    """Raise `UserError` where a module's stacked weights have unequal numbers of experts: some of them no token visits."""
+    """Raise `UserError` where a module has more of one matrix than of another: no token visits the experts beyond."""
     for experts in experts_in(model).values():
         sizes = {name: weight.shape[0] for name, weight in experts.named_parameters(recurse=False) if weight.dim() == 3}
         most, fewest = max(sizes, key=lambda name: sizes[name]), min(sizes.values())
         if sizes[most] != fewest:
             raise UserError(
-                f"transformers allocates {sizes[most]:,} experts in {most} of {type(experts).__name__}, where the model has "
-                f"{fewest:,}: its parameters are not the model's"
+                f"transformers allocates {sizes[most]:,} experts in {most} of {type(experts).__name__}, where the "
+                f"model has {fewest:,}: its parameters are not the model's"
             )
 
 

@@ -54,6 +54,7 @@ FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "apply_residual_connection_post_layernorm": False,
     "mla_use_nope": True,
     "moe_gate": "topk",
+    "output_gate_type": "swish",
     "scale_attn_weights": True,
     "zero_expert_type": "identity",
 }
