@@ -53,7 +53,8 @@ def attention_in_one_kernel(
 
     The kernel follows the module's window, of which a mask says nothing more, and without a mask it caps its scores and
     adds its sinks. Any other mask is passed on, because a kernel reads it; then all keys are multiplied, as they are
-    where keys are selected. Keys beyond the sequence, of compressed tokens, are in no window. Biases change no product's size; dropout inside the kernel stores nothing.
+    where keys are selected. Keys beyond the sequence, of compressed tokens, are in no window: all are multiplied.
+    Biases change no product's size; dropout inside the kernel stores nothing.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     is_causal = bool(getattr(module, "is_causal", True))
@@ -63,7 +64,11 @@ def attention_in_one_kernel(
         length = query.shape[2]
         near = flash_attention(query, key[:, :, :length], value[:, :, :length], sinks, scale, window, softcap)[0]
         far = F.scaled_dot_product_attention(
-            query, key[:, :, length:], value[:, :, length:], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            query,
+            key[:, :, length:],
+            value[:, :, length:],
+            scale=scale,
+            enable_gqa=bool(query.shape[1] != key.shape[1]),
         )
         return (near + far).transpose(1, 2).contiguous(), None
     if (is_causal and window is not None) or (causal and (softcap is not None or sinks is not None)):
@@ -82,7 +87,7 @@ def attention_in_one_kernel(
 
 def _has_further_keys(query: Tensor, key: Tensor) -> bool:
     """Whether there are more keys than queries: those of compressed tokens, which a model adds to its own."""
-    return key.shape[2] > query.shape[2]
+    return bool(key.shape[2] > query.shape[2])
 
 
 def window_of(module: nn.Module, options: dict[str, Any]) -> int | None:
@@ -105,8 +110,8 @@ def window_of(module: nn.Module, options: dict[str, Any]) -> int | None:
 def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
     """Like `attention_in_one_kernel`; also adds to `noted` each module whose attention is only the kernel.
 
-    Modules with selected or compressed keys, or with a mask of something else than a window, are not added: their attention stores
-    other tensors than a fused kernel.
+    Modules with selected or compressed keys, or with a mask of something else than a window, are not added: their
+    attention stores other tensors than a fused kernel.
     """
 
     def attention(

@@ -42,7 +42,8 @@ def elementwise_operations(noted: NotedScan) -> int:
 
 
 def _operations_of(noted: NotedScan, length: int) -> int:
-    with torch.no_grad(), _Operations(noted.replaced.counts_products) as counter:
+    counter = _Operations(noted.replaced.counts_products)
+    with torch.no_grad(), counter:
         noted.run(length)
     return counter.operations
 
@@ -51,7 +52,7 @@ class _Operations(TorchDispatchMode):
     """Sums the elementwise operations of the ops that run; with `products`, the FLOPs of products too."""
 
     def __init__(self, products: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
         self._products = products
 

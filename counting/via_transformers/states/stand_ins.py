@@ -134,7 +134,7 @@ def stand_ins(model: nn.Module) -> Iterator[list[NotedScan]]:
         for module in model.modules():
             if isinstance(module, nn.Conv1d) and module.groups == module.in_channels:
                 stack.callback(delattr, module, "forward")
-                module.forward = _noting_convolution(module, noted)  # type: ignore[method-assign]
+                setattr(module, "forward", _noting_convolution(module, noted))  # noqa: B010 - only of this module
         stack.enter_context(ForwardHooks(running.append, lambda _: running.__delitem__(-1)))
         yield noted
 
@@ -170,7 +170,7 @@ def _noting_convolution(module: nn.Conv1d, noted: list[NotedScan]) -> Callable[[
 
     def stand_in(x_BCS: Tensor) -> Tensor:
         noted.append(NotedScan(_CONVOLUTION.scan({}), module, _CONVOLUTION, function, {"input": x_BCS}))
-        (padding,), (size,) = module.padding, module.kernel_size
+        padding, size = module.padding[0], module.kernel_size[0]
         assert isinstance(padding, int) and module.stride == module.dilation == (1,)
         return x_BCS.new_empty(*x_BCS.shape[:2], x_BCS.shape[2] + 2 * padding - size + 1)
 
