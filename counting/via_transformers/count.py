@@ -194,7 +194,7 @@ def _kinds(found: Discovered) -> list[str]:
     names = []
     for group in found.groups:
         name = "moe" if experts_in(group.layer) else "dense"
-        if group.kind:
+        if group.kind and group.kind != name:
             name = f"{name}, {group.kind}"
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} {seen[name]}")

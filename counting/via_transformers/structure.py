@@ -166,11 +166,18 @@ def label_layer(layer: nn.Module, mixers: Collection[str]) -> None:
         for sibling in parent.children():
             if sibling is experts:
                 _label(sibling, "routed_experts")
-            elif any(weight.dim() == 2 and weight.shape[0] == total for weight in sibling.parameters()):
+            elif _gives_one_number_each(sibling, total):
                 _label(sibling, "router")
             elif parent is not layer:
                 _label(sibling, "shared_experts")
     _label_norms(layer)
+
+
+def _gives_one_number_each(module: nn.Module, experts: int) -> bool:
+    """Whether a module's last matrix gives a number for each expert; a feed-forward may be as wide inside."""
+    matrices = [tuple(weight.shape) for weight in module.parameters() if weight.dim() == 2]
+    goes_on = len(matrices) > 1 and any(inner == experts for _, inner in matrices)
+    return not goes_on and any(outer == experts for outer, _ in matrices)
 
 
 def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int | None) -> None:

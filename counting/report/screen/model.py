@@ -51,7 +51,9 @@ def scans_in_words(analysis: Analysis) -> str:
     scans = dict.fromkeys(scan for layer in analysis.layers for scan in layer.scans)
     products = f"{percent(analysis.scan_flops / analysis.forward_flops)} of the FLOPs, by formula; "
     share = percent(analysis.elementwise_operations / analysis.forward_flops)
-    return f"{listed(list(scans))}: {products if analysis.scan_flops else ''}elementwise operations: {share} beside them"
+    return (
+        f"{listed(list(scans))}: {products if analysis.scan_flops else ''}elementwise operations: {share} beside them"
+    )
 
 
 def short_model_screen(
