@@ -70,7 +70,8 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
             assert torch.equal(value, torch.full_like(value, expected)), name
     assert kinds["norm"] > 0
     assert kinds["weight"] > 0
-    assert bool(kinds["bias"]) == (fields["model_type"] in {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2"})
+    with_biases = {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2", "gpt2"}
+    assert bool(kinds["bias"]) == (fields["model_type"] in with_biases)
 
 
 @ALL
