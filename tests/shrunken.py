@@ -200,6 +200,7 @@ GPT2: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 64,
     "n_inner": 112,
+    "tie_word_embeddings": True,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "max_position_embeddings": 4096,  # no longer sequence runs
