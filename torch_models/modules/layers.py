@@ -81,6 +81,24 @@ class RMSNorm(OwnFirstValues):
         return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
 
 
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps), computed in fp32: RMSNorm without a weight, which Llama-4 calls L2 norm."""
+
+    component = "norm"
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        if self.kernels == "fused":
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        x_fp32 = x.float()
+        return (x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
 def activation_function(name: Activation, x: Tensor) -> Tensor:
     """Apply the activation that Hugging Face configs call `name` to `x`."""
     if name == "silu":

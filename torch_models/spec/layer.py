@@ -24,13 +24,14 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
+        """``dense`` or ``moe``, with ``_window_<size>`` or ``_chunk_<size>`` appended if the attention has one.
 
         Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
-        return f"{kind}{window}{'_recomputed' if self.recompute == 'full' else ''}"
+        chunk = "" if self.chunk is None else f"_chunk_{self.chunk}"
+        return f"{kind}{window}{chunk}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
@@ -46,6 +47,11 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     def window(self) -> int | None:
         """Positions that a token attends to, itself included; None for all positions up to it."""
         return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
+
+    @property
+    def chunk(self) -> int | None:
+        """Positions of a chunk, within which alone a token attends; None if the sequence is not divided."""
+        return self.attention.chunk if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
     def shares_key_value_heads(self) -> bool:

@@ -133,12 +133,20 @@ def _routed_experts(
     ends = tape.new(experts, INT)
     token = tape.new(count, LONG)
     transform = partial(_transform, tape, spec.expert, stacks)
+
+    def weighted(rows: Array) -> Array:
+        factors = cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width)
+        return multiply(tape, rows, factors)
+
     rows = rows_of(tape, x, token, count * width)
+    if spec.weighs_inputs:
+        rows = weighted(rows)
     if division.ep > 1:
         rows = exchange(tape, transform, rows, experts, own, division.received_rows(count), width)
     else:
         rows = transform(rows, sorted_experts, ends)
-    rows = multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width))
+    if not spec.weighs_inputs:
+        rows = weighted(rows)
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
     return out

@@ -10,7 +10,7 @@ from counting.formulas.memory.blocks import divided_norm, norm, projection
 from counting.formulas.memory.operations import (
     reordered,
 )
-from counting.formulas.memory.tape import Array, Tape
+from counting.formulas.memory.tape import SINGLE, Array, Tape
 from counting.setup import MicroBatch
 from torch_models.spec import (
     GroupedQueryAttentionSpec,
@@ -39,15 +39,17 @@ def grouped_projections(
         width = heads * spec.head_dim
         out = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
         out = reordered(tape, out, copied=True) if copied else out
-        if spec.query_key_norm:
+        if spec.query_key_norm in ("head", "width"):
             out = _query_key_norm(tape, spec, out, tokens, heads, kernels, division)
         return out
 
     def rotated(heads: int, *, copied: bool = False) -> Array:
         out = projected(heads, copied=copied)
-        return rotate(tape, out, tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+        out = rotate(tape, out, tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+        return norm(tape, out, tokens * heads, kernels, has_weight=False) if spec.query_key_norm == "l2" else out
 
-    query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads, copied=by_channel)
+    query = _heated(tape, spec, rotated(spec.num_attention_heads), batch)
+    key = rotated(spec.num_key_value_heads, copied=by_channel)
     width = spec.num_key_value_heads * spec.head_dim
     value = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
     copied = (kernels == "eager" or division.cp > 1) and by_head_differs(spec.num_key_value_heads, batch)
@@ -68,3 +70,23 @@ def _query_key_norm(
     if division.tp > 1:
         return divided_norm(tape, x, tokens, division)
     return norm(tape, x, tokens, kernels)
+
+
+def _heated(tape: Tape, spec: GroupedQueryAttentionSpec, query: Array, batch: MicroBatch) -> Array:
+    """The queries times a factor of each position, which is kept; the queries before it are not."""
+    if spec.temperature is None:
+        return query
+    size = query.size
+    factors = _factors_of_positions(tape, batch.length, size.width)
+    out = tape.like(size)
+    tape.record([out], [query], [factors], lambda gradients: [tape.like(size)])
+    return out
+
+
+def _factors_of_positions(tape: Tape, length: int, width: int) -> Array:
+    """Divided, rounded down, the logarithm, scaled, one added, each a new tensor; the positions are there until then."""
+    positions = tape.new(length, SINGLE)
+    factors = positions.again()
+    for _ in range(5):
+        factors = tape.new(length, SINGLE)
+    return factors if width == SINGLE else tape.new(length, width)
