@@ -32,7 +32,7 @@ def random_layer(pick: random.Random) -> LayerSpec:
             num_attention_heads=groups * pick.choice([1, 2, 5]),
             num_key_value_heads=groups,
             head_dim=channels,
-            rotary=RotarySpec(dim=pick.choice([channels, 2]), theta=1e4),
+            rotary=pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)]),
             qkv_bias=bias,
             output_bias=pick.random() < 0.3,
             query_key_norm=pick.choice([None, "head", "width"]),

@@ -88,7 +88,8 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     shapes = model.main | model.mtp
     expected = {name: math.prod(place.shape_in(shapes[place.native])) for name, place in places.items()}
     expected |= dict.fromkeys(parts.copies, math.prod(vocabulary))
-    expected |= dict.fromkeys(parts.irrelevant, spec.layer_runs[0].layer.attention.rotary.dim // 2)
+    rotated = next((run.layer.attention.rotary.dim for run in spec.layer_runs if run.layer.attention.rotary), 0)
+    expected |= dict.fromkeys(parts.irrelevant, rotated // 2)
     buffers = frozenset(name for name, place in places.items() if place.native in model.buffers)
     numbers = stored_numbers(contents, expected, buffers | set(parts.irrelevant))
     if isinstance(numbers, str):

@@ -138,6 +138,8 @@ def with_other_angles(spec: ModelSpec, undeclared: Mapping[str, Any], theta: flo
     unknown = UnknownRopeScaling(name=name)
 
     def changed(layer: LayerSpec) -> LayerSpec:
+        if layer.attention.rotary is None:
+            return layer
         rotary = msgspec.structs.replace(layer.attention.rotary, scaling=unknown)
         return msgspec.structs.replace(layer, attention=msgspec.structs.replace(layer.attention, rotary=rotary))
 

@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         length, device, dtype = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device, self.dtype
         tables = tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
         own = self.own_rows
-        return tables if own is None else tuple((own(cos), own(sin)) for cos, sin in tables)
+        return tables if own is None else tuple((own(each[0]), own(each[1])) if each else () for each in tables)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -37,16 +37,17 @@ class TemperatureSpec(Spec, frozen=True, kw_only=True):
 class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
     """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023).
 
-    The first `rotary.dim` channels of each head are rotated. `query_key_norm` normalises queries and keys before the
-    rotation: each ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2). Llama-4's
-    ``l2`` divides each head by its root mean square after the rotation, and has no weights.
+    The first `rotary.dim` channels of each head are rotated; a layer without `rotary` encodes no positions (NoPE,
+    Kazemnejad et al. 2023, arXiv 2305.19466). `query_key_norm` normalises queries and keys before the rotation: each
+    ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2). Llama-4's ``l2``
+    divides each head by its root mean square after the rotation, and has no weights.
     """
 
     hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rotary: RotarySpec
+    rotary: RotarySpec | None
     qkv_bias: bool = False
     output_bias: bool = False
     query_key_norm: Literal["head", "width", "l2"] | None = None
@@ -67,7 +68,8 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
                 f"num_key_value_heads ({self.num_key_value_heads})",
             )
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
-        assert self.rotary.dim <= self.head_dim
+        assert self.rotary is None or self.rotary.dim <= self.head_dim
+        assert self.rotary is not None or self.query_key_norm != "l2", "a norm of what is rotated"
         assert self.window is None or self.chunk is None, "a layer has a window or chunks"
 
     @property

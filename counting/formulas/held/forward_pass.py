@@ -43,9 +43,7 @@ def forward_pass(setup: Setup) -> ForwardPass:
     return ForwardPass(setup.micro_batch, setup.precision_recipe.activation_bytes, setup.kernels, setup.recompute)
 
 
-def norm_held(
-    rows: int, channels: int, run: ForwardPass, *, unit_offset: bool = False, has_weight: bool = True
-) -> int:
+def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool = False, has_weight: bool = True) -> int:
     """Return bytes that RMSNorm holds for `rows` rows of `channels` numbers each.
 
     - source: the input, or its fp32 copy, for the gradients of 1 / rms and of the product with 1 / rms;

@@ -134,22 +134,24 @@ def _routed_experts(
     token = tape.new(count, LONG)
     transform = partial(_transform, tape, spec.expert, stacks)
 
-    def weighted(rows: Array) -> Array:
-        factors = cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width)
-        return multiply(tape, rows, factors)
-
     rows = rows_of(tape, x, token, count * width)
     if spec.weighs_inputs:
-        rows = weighted(rows)
+        rows = _weighted(tape, rows, weights, order)
     if division.ep > 1:
         rows = exchange(tape, transform, rows, experts, own, division.received_rows(count), width)
     else:
         rows = transform(rows, sorted_experts, ends)
     if not spec.weighs_inputs:
-        rows = weighted(rows)
+        rows = _weighted(tape, rows, weights, order)
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
     return out
+
+
+def _weighted(tape: Tape, rows: Array, weights: Array, order: Array) -> Array:
+    """Multiply each row by the weight that the router gives it, in the format of the rows."""
+    of_rows = rows_of(tape, reshape(tape, weights), order, order.numel)
+    return multiply(tape, rows, cast(tape, of_rows, rows.size.width))
 
 
 class _Stacks(NamedTuple):

@@ -46,8 +46,10 @@ def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad
     )
 
 
-def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, Array]:
-    """The cos and sin tables: one number for each position and pair of rotated channels."""
+def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, ...]:
+    """The cos and sin tables: one number for each position and pair of rotated channels; none without rotation."""
+    if spec.attention.rotary is None:
+        return ()
     half = positions * spec.attention.rotary.dim // 2
     return tape.new(half, width), tape.new(half, width)
 

@@ -25,8 +25,8 @@ def causal_attention(
     """Return softmax(query key^T * scale) value with a causal mask, of shape (B, S, H, C of value).
 
     With `window` a position attends to at most that many positions, itself included; with `chunk` to those of its chunk
-    of that many. `softcap` bounds the scores: cap * tanh(scores / cap). `sinks_H` is one more score per head that enters
-    the softmax but has no value.
+    of that many. `softcap` bounds the scores: cap * tanh(scores / cap). `sinks_H` is one more score per head that
+    enters the softmax but has no value.
     """
     query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
     if kernels == "eager":

@@ -31,8 +31,8 @@ class GroupedQueryAttention(OwnFirstValues):
         self.attend: Callable[..., Tensor] = causal_attention  # another function where ranks divide the positions
         self.head_dim = spec.head_dim
         self.heads_per_group = spec.num_attention_heads // spec.num_key_value_heads
-        self.rotary_dim = spec.rotary.dim
-        self.interleaved = spec.rotary.interleaved
+        self.rotary_dim = spec.rotary.dim if spec.rotary else 0
+        self.interleaved = spec.rotary is not None and spec.rotary.interleaved
         self.window = spec.window
         self.chunk = spec.chunk
         self.temperature = spec.temperature
@@ -86,7 +86,7 @@ class GroupedQueryAttention(OwnFirstValues):
 
     def _rotate(self, x_BSHC: Tensor, rotary: RotaryTables) -> Tensor:
         """Rotate queries or keys, and normalise them afterwards if the norm is of what is rotated."""
-        if self.rotary_dim == self.head_dim:
+        if self.rotary_dim in (0, self.head_dim):
             turned = apply_rotary(x_BSHC, rotary, self.interleaved)
         else:
             part, rest = x_BSHC.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)

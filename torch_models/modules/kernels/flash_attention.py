@@ -1,11 +1,11 @@
 """Fused attention with what torch's fused kernels lack: a sliding window, chunks, soft-capped scores, attention sinks.
 
-FlashAttention (arXiv 2307.08691) and similar kernels support all of them without an S x S matrix in memory, but torch has
-no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
+FlashAttention (arXiv 2307.08691) and similar kernels support all of them without an S x S matrix in memory, but torch
+has no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
 tensors, the output and one log-sum-exp per row. On a real device it computes the same numbers by elementary operations
 in fp32 (in fp64 for fp64), one block of queries after another, each with the keys within its window or its chunks. Its
-scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for CPUs; on
-CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
+scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for
+CPUs; on CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,9 @@ from torch_models.modules.kernels.flops import attention_backward_flops, attenti
 
 NAME = "model_training_cost::flash_attention"
 QUERY_BLOCK = 128  # queries whose scores are in memory at one time
-_ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap, int? chunk"
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap, int? chunk"
+)
 
 
 @torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}=None) -> (Tensor, Tensor)")
@@ -32,7 +34,10 @@ def flash_attention(
     softcap: float | None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within `window`, or within `chunk`; return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32."""
+    """Causal attention within `window` or `chunk`; return the output (B, H, S, C), and log-sum-exps (B, H, S) in fp32.
+
+    The latter are in fp64 if the inputs are.
+    """
     out, logsumexp = _empty_outputs(query_BHSC, value_BGSC)
     with torch.autocast(query_BHSC.device.type, enabled=False):
         for block in _blocks(query_BHSC, window, chunk):

@@ -1,8 +1,9 @@
-"""Attention with a window, chunks, soft-capped scores or sinks on CUDA devices: torch's FlexAttention (arXiv 2412.05496).
+"""Attention with windows, chunks, soft-capped scores or sinks on CUDA devices: FlexAttention (arXiv 2412.05496).
 
 FlexAttention is compiled to one kernel that visits only the blocks of keys within the window or the chunk, so that no
-S x S tensor is allocated, for scores or for the mask. Torch's compiler is imported on the first call, which also compiles. A model
-that is compiled as a whole contains the same operations. The legend of dimension letters is in layers.py.
+S x S tensor is allocated, for scores or for the mask. Torch's compiler is imported on the first call, which also
+compiles. A model that is compiled as a whole contains the same operations. The legend of dimension letters is in
+layers.py.
 """
 
 from collections.abc import Callable
@@ -100,9 +101,7 @@ def _widened(x_BHSC: Tensor) -> Tensor:
     return F.pad(x_BHSC, (0, missing)) if missing > 0 else x_BHSC
 
 
-def visible_blocks(
-    length: int, window: int | None, device: torch.device, *, chunk: int | None = None
-) -> "BlockMask":
+def visible_blocks(length: int, window: int | None, device: torch.device, *, chunk: int | None = None) -> "BlockMask":
     """Return which blocks of keys each block of queries visits, from the window or the chunk alone.
 
     Torch's `create_block_mask` would allocate the mask of S x S first. A block that is visible as a whole is listed
