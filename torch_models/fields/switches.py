@@ -164,10 +164,10 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
     }
     every[Part.ALL_BIASES] = [bias for part in (Part.QKV_BIAS, Part.OUTPUT_BIAS, Part.MLP_BIAS) for bias in every[part]]
     parts = unanimous(every)
-    parts |= dict.fromkeys((Part.RMS_NORM, Part.NORM_WEIGHTS, Part.FINAL_NORM, Part.GATED_MLP, Part.ROTARY), True)
-    parts |= dict.fromkeys(
-        (Part.NORM_BIAS, Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.POSITION_TABLE, Part.ALIBI), False
-    )
+    parts |= dict.fromkeys((Part.NORM_WEIGHTS, Part.FINAL_NORM, Part.GATED_MLP, Part.ROTARY), True)
+    parts |= dict.fromkeys((Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.POSITION_TABLE, Part.ALIBI), False)
+    parts[Part.NORM_BIAS] = spec.norm_type == "layer_norm"
+    parts[Part.RMS_NORM] = spec.norm_type == "rms_norm"
     parts[Part.WINDOW] = any(layer.window is not None for layer in layers)
     parts[Part.EXPERTS] = any(mixtures)
     parts[Part.SHARED_EXPERTS] = any(Part.SHARED_EXPERTS in _parts_of_layer(layer) for layer in layers)

@@ -1,4 +1,4 @@
-"""Layers that every family uses: RMSNorm, rotary position embedding, the gated MLP.
+"""Layers that several families use: norms, rotary position embedding, MLPs.
 
 Legend of the dimension letters, here and in the other modules: B batch, S sequence, T = B * S tokens,
 D hidden_size, F intermediate_size, H query heads, G key/value heads, C channels of a head, E experts,
@@ -8,7 +8,8 @@ K experts per token. A tensor's name ends in its shape: ``x_BSD``.
 `component` belongs to the nearest parent that has one.
 
 There are two kernel profiles, chosen when a model is built: ``fused`` calls torch's fused norm and attention; ``eager``
-uses elementary operations, with every intermediate as a tensor in memory.
+uses elementary operations, with every intermediate as a tensor in memory. LayerNorm is torch's kernel in both, as in
+transformers' models.
 """
 
 import math
@@ -29,7 +30,7 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, RotarySpec
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, ModelSpec, RotarySpec
 
 # cos and sin, each of shape (S, rotated channels / 2); () where nothing is rotated
 RotaryTables = tuple[Tensor, Tensor] | tuple[()]
@@ -98,6 +99,36 @@ class UnweightedRMSNorm(nn.Module):
             return F.rms_norm(x, x.shape[-1:], None, self.eps)
         x_fp32 = x.float()
         return (x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class LayerNorm(OwnFirstValues):
+    """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450, eq. 4).
+
+    It is torch's kernel in every kernel profile. Like the fused RMSNorm it computes in the wider dtype of input and
+    weight.
+    """
+
+    component = "norm"
+    first_weight = 1.0
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        weight, bias = self.weight, self.bias
+        wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+        return F.layer_norm(x.to(wider), weight.shape, weight.to(wider), bias.to(wider), self.eps).to(x.dtype)
+
+
+def norm_module(spec: LayerSpec | ModelSpec, kernels: Kernels) -> RMSNorm | LayerNorm:
+    """Return a norm of the residual stream, as a layer or a model has them."""
+    if spec.norm_type == "layer_norm":
+        return LayerNorm(spec.hidden_size, spec.norm_eps)
+    return RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
 
 
 def activation_function(name: Activation, x: Tensor) -> Tensor:

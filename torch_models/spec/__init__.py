@@ -22,6 +22,7 @@ from torch_models.spec.choices import (
     Kernels,
     ModelRecompute,
     NormPlacement,
+    NormType,
     Recompute,
     check_kernels,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "ModelSpec",
     "MultiHeadLatentAttentionSpec",
     "NormPlacement",
+    "NormType",
     "Positive",
     "Recompute",
     "RotarySpec",

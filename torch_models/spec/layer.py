@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch_models.spec.attention import AttentionSpec, GroupedQueryAttentionSpec
 from torch_models.spec.base import Spec
-from torch_models.spec.choices import ModelRecompute, NormPlacement, Recompute
+from torch_models.spec.choices import ModelRecompute, NormPlacement, NormType, Recompute
 from torch_models.spec.feed_forward import FeedForwardSpec, MixtureOfExpertsSpec
 
 
@@ -19,8 +19,12 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     feed_forward: FeedForwardSpec
     norm_eps: float
     norm_placement: NormPlacement = "before"
-    norm_unit_offset: bool = False  # norms multiply by 1 + weight
+    norm_type: NormType = "rms_norm"
+    norm_unit_offset: bool = False  # norms multiply by 1 + weight; only RMSNorm
     recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
+
+    def __post_init__(self) -> None:
+        assert self.norm_type == "rms_norm" or not self.norm_unit_offset
 
     @property
     def kind(self) -> str:
