@@ -28,6 +28,7 @@ def random_layer(pick: random.Random) -> LayerSpec:
     attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
     if pick.random() < 0.5:
         groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
+        norms = pick.choice([None, "head", "width"])
         attention = GroupedQueryAttentionSpec(
             hidden_size=width,
             num_attention_heads=groups * pick.choice([1, 2, 5]),
@@ -36,7 +37,8 @@ def random_layer(pick: random.Random) -> LayerSpec:
             rotary=pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)]),
             qkv_bias=bias,
             output_bias=pick.random() < 0.3,
-            query_key_norm=pick.choice([None, "head", "width"]),
+            query_key_norm=norms,
+            norm_unit_offset=norms == "head" and pick.random() < 0.3,
             window=pick.choice([None, None, 1, 5, 100]),
             logit_softcap=pick.choice([None, None, 5.0]),
             sinks=pick.random() < 0.3,

@@ -52,6 +52,7 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
     output_bias: bool = False
     query_key_norm: Literal["head", "width", "l2"] | None = None
     norm_eps: float = 1e-6  # of the query and key norms
+    norm_unit_offset: bool = False  # these norms, by head, multiply by 1 + weight
     window: int | None = None  # a position attends to itself and to the window - 1 positions before it
     chunk: int | None = None  # a position attends to itself and to those before it in its chunk of so many positions
     temperature: TemperatureSpec | None = None
@@ -68,6 +69,7 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
                 f"num_key_value_heads ({self.num_key_value_heads})",
             )
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
+        assert not self.norm_unit_offset or self.query_key_norm == "head"
         assert self.rotary is None or self.rotary.dim <= self.head_dim
         assert self.rotary is not None or self.query_key_norm != "l2", "a norm of what is rotated"
         assert self.window is None or self.chunk is None, "a layer has a window or chunks"

@@ -50,7 +50,8 @@ class GroupedQueryAttention(OwnFirstValues):
         self.qk_norm = UnweightedRMSNorm(spec.norm_eps, kernels) if spec.query_key_norm == "l2" else None
         if spec.query_key_norm in ("head", "width"):
             widths = (query_width, key_value_width) if self.norm_over_width else (spec.head_dim, spec.head_dim)
-            self.q_norm, self.k_norm = (RMSNorm(width, spec.norm_eps, kernels) for width in widths)
+            offset = spec.norm_unit_offset
+            self.q_norm, self.k_norm = (RMSNorm(each, spec.norm_eps, kernels, unit_offset=offset) for each in widths)
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D)."""

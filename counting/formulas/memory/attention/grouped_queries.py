@@ -77,7 +77,7 @@ def _query_key_norm(
     division: Division,
 ) -> Array:
     if spec.query_key_norm == "head":
-        return norm(tape, x, tokens * heads, kernels, division=division)
+        return norm(tape, x, tokens * heads, kernels, unit_offset=spec.norm_unit_offset, division=division)
     if division.tp > 1:
         return divided_norm(tape, x, tokens, division)
     return norm(tape, x, tokens, kernels)
