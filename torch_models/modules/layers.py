@@ -98,7 +98,8 @@ class UnweightedRMSNorm(nn.Module):
         if self.kernels == "fused":
             return F.rms_norm(x, x.shape[-1:], None, self.eps)
         x_fp32 = x.float()
-        return (x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        return (x_fp32 * inverse_rms).to(x.dtype)
 
 
 class LayerNorm(OwnFirstValues):

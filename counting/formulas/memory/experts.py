@@ -150,8 +150,7 @@ def _routed_experts(
 
 def _weighted(tape: Tape, rows: Array, weights: Array, order: Array) -> Array:
     """Multiply each row by the weight that the router gives it, in the format of the rows."""
-    of_rows = rows_of(tape, reshape(tape, weights), order, order.numel)
-    return multiply(tape, rows, cast(tape, of_rows, rows.size.width))
+    return multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, order.numel), rows.size.width))
 
 
 class _Stacks(NamedTuple):

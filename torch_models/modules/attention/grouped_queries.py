@@ -55,8 +55,8 @@ class GroupedQueryAttention(OwnFirstValues):
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        query = self._heated(self._rotate(self._project(self.q_proj, self.q_norm, x_BSD), rotary))
-        key = self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary)
+        query = self._heated(self._normed(self._rotate(self._project(self.q_proj, self.q_norm, x_BSD), rotary)))
+        key = self._normed(self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary))
         value = self._heads(self.v_proj(x_BSD))
         attended_BSHC = run(
             self.attend,
@@ -86,13 +86,17 @@ class GroupedQueryAttention(OwnFirstValues):
         return normalised
 
     def _rotate(self, x_BSHC: Tensor, rotary: RotaryTables) -> Tensor:
-        """Rotate queries or keys, and normalise them afterwards if the norm is of what is rotated."""
         if self.rotary_dim in (0, self.head_dim):
-            turned = apply_rotary(x_BSHC, rotary, self.interleaved)
-        else:
-            part, rest = x_BSHC.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
-            turned = torch.cat((apply_rotary(part, rotary, self.interleaved), rest), dim=-1)
-        return turned if self.qk_norm is None else self.qk_norm(turned)
+            return apply_rotary(x_BSHC, rotary, self.interleaved)
+        rotated, rest = x_BSHC.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
+        return torch.cat((apply_rotary(rotated, rotary, self.interleaved), rest), dim=-1)
+
+    def _normed(self, x_BSHC: Tensor) -> Tensor:
+        """Normalise queries or keys that are rotated, if the layer does."""
+        if self.qk_norm is None:
+            return x_BSHC
+        normed: Tensor = self.qk_norm(x_BSHC)
+        return normed
 
     def _heated(self, query_BSHC: Tensor) -> Tensor:
         """Multiply queries by the factors of their positions, if the layer has any."""

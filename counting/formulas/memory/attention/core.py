@@ -138,14 +138,13 @@ def _hidden_positions(tape: Tape, length: int, spec: GroupedQueryAttentionSpec |
         del ones
         return out
 
-    def other_chunks() -> Array:
+    def chunk_of_each() -> Array:
         positions = tape.new(length, LONG)
-        numbers = tape.new(length, LONG)
-        del positions
-        return tape.new(square, BOOL) if numbers else numbers
+        return tape.new(length, LONG) if positions else positions
 
     hidden = triangle()
     if spec is None or not (spec.window or spec.chunk):
         return hidden
-    before = other_chunks() if spec.chunk else triangle()
+    chunks = chunk_of_each() if spec.chunk else None
+    before = triangle() if chunks is None else tape.new(square, BOOL)
     return tape.new(square, BOOL) if before else hidden
