@@ -58,7 +58,8 @@ def trained_groups(probe: Probe, precision: Precision) -> TrainedGroups:
     """The parameters of the probe with their gradients, after a backward pass."""
     trained = with_gradients(list(probe.model.parameters()), trained_tensors(probe.model), precision)
     sizes = [len(list(layer.parameters())) for layer in probe.layers]
-    embedding, rest = trained[:1], trained[1:]
+    of_embedding = len(list(probe.model.model.embed_tokens.parameters()))  # with a table of positions
+    embedding, rest = trained[:of_embedding], trained[of_embedding:]
     assert embedding[0].parameter is probe.model.model.embed_tokens.weight
     layers = []
     for size in sizes:

@@ -14,6 +14,7 @@ from functools import singledispatch
 
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.sharding import Shape, numbers
+from counting.formulas.parameters import norm_parameters
 from counting.setup import Setup
 from torch_models.spec import (
     ClampedMLPSpec,
@@ -21,6 +22,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Spec,
@@ -30,7 +32,8 @@ from torch_models.spec import (
 def replicated_parameters(spec: ModelSpec, setup: Setup) -> int:
     """Return how many parameters every rank of tp has whole, with those of multi-token prediction if it is trained."""
     width = spec.hidden_size
-    found = width + sum(_total(layer) * count for layer, count in spec.layer_groups())
+    found = norm_parameters(spec) + (spec.learned_positions or 0) * width
+    found += sum(_total(layer) * count for layer, count in spec.layer_groups())
     for layer in spec.mtp_layers if setup.mtp else ():
         found += _total(layer) + sum(map(numbers, mtp_shapes(width)))
     return found
@@ -44,9 +47,11 @@ def _total(layer: LayerSpec) -> int:
 def norms_of_stream(layer: LayerSpec) -> list[Shape]:
     """Return the shapes of a layer's norms of the residual stream: one before or after each of its two blocks, or both.
 
+    LayerNorm has a weight and a bias.
     With sequence parallelism each rank uses them on its own positions, so that their gradients are terms of a sum too.
     """
-    return [(layer.hidden_size,)] * (4 if layer.norm_placement == "around" else 2)
+    norms = 4 if layer.norm_placement == "around" else 2
+    return [(layer.hidden_size,)] * (norms * (2 if layer.norm_type == "layer_norm" else 1))
 
 
 @singledispatch
@@ -76,7 +81,7 @@ def _(spec: MultiHeadLatentAttentionSpec) -> list[Shape]:
 
 
 @used_apart.register
-def _(spec: GatedMLPSpec | ClampedMLPSpec) -> list[Shape]:
+def _(spec: GatedMLPSpec | MLPSpec | ClampedMLPSpec) -> list[Shape]:
     """None: every matrix has intermediate channels."""
     return []
 
@@ -109,7 +114,7 @@ def _(spec: MultiHeadLatentAttentionSpec) -> int:
 
 
 @biases_of_sums.register
-def _(spec: GatedMLPSpec) -> int:
+def _(spec: GatedMLPSpec | MLPSpec) -> int:
     return spec.bias * spec.hidden_size
 
 
