@@ -174,7 +174,7 @@ def model_from_fields(
         model_type = model_type or next(map(_family_of, architectures), None)
         try:
             spec = spec_from_fields(dict(fields), name, ignore_fields)
-            if not is_part or fields.get("num_key_value_heads") is not None:
+            if not is_part or "num_key_value_heads = num_attention_heads" not in spec.defaulted_fields:
                 return msgspec.structs.replace(
                     spec,
                     passed_over_fields=(*spec.passed_over_fields, *part.left_out),
@@ -324,10 +324,13 @@ def architectures_in(fields: dict[str, Any]) -> list[str]:
 
 
 def _family_of(architecture: str) -> str | None:
-    """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none."""
+    """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none.
+
+    The class of a text part is named without "text": Gemma3ForCausalLM for gemma3_text.
+    """
     name = plain_name(architecture)
-    named = ((family, ending) for family in FAMILIES for ending in CAUSAL_LM_CLASSES)
-    return next((family for family, ending in named if plain_name(f"{family}{ending}") == name), None)
+    named = ((each, each.removesuffix("_text") + ending) for each in FAMILIES for ending in CAUSAL_LM_CLASSES)
+    return next((each for each, class_name in named if plain_name(class_name) == name), None)
 
 
 def plain_name(name: str) -> str:

@@ -28,14 +28,17 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` or ``_chunk_<size>`` appended if the attention has one.
+        """``dense`` or ``moe``, with what its attention has appended, if it has it.
+
+        That is ``_window_<size>``, ``_chunk_<size>``, and ``_no_rope`` if it rotates no queries and keys.
 
         Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
         chunk = "" if self.chunk is None else f"_chunk_{self.chunk}"
-        return f"{kind}{window}{chunk}{'_recomputed' if self.recompute == 'full' else ''}"
+        rope = "" if self.attention.rotary is not None else "_no_rope"
+        return f"{kind}{window}{chunk}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
