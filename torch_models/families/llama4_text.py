@@ -57,6 +57,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     attn_scale: Annotated[float, Meta(ge=0, le=1e12)] = 0.1
     rms_norm_eps: Epsilon = 1e-5
     default_rope_theta: ClassVar[float] = 500_000.0
+    architecture: ClassVar[str | None] = "Llama4ForCausalLM"
     stored_names: ClassVar[tuple[StoredName, ...]] = (
         StoredName("feed_forward.router.weight", "mlp.router.weight"),
         StoredName("feed_forward.experts.gate_up_proj", "mlp.experts.gate_up_proj", transposed=True),
@@ -129,19 +130,20 @@ def _attention(config: Config, *, rotates: bool, chunked: bool) -> GroupedQueryA
     if chunked and config.attention_chunk_size is None:
         rule = f"must be given, since layers have {CHUNKED}"
         raise ConfigError("attention_chunk_size", None, rule)
+    norm = config.use_qk_norm and rotates
+    heated = config.attn_temperature_tuning and not rotates
     bias = config.attention_bias
-    chunk = config.attention_chunk_size if chunked else None
-    spec = grouped_query_attention(config, qkv_bias=bias, output_bias=bias, chunk=chunk)
-    if rotates:
-        return msgspec.structs.replace(
-            spec,
-            rotary=spec.rotary and msgspec.structs.replace(spec.rotary, interleaved=True),
-            query_key_norm="l2" if config.use_qk_norm else None,
-        )
-    temperature = TemperatureSpec(floor_scale=config.floor_scale, scale=config.attn_scale)
-    return msgspec.structs.replace(
-        spec, rotary=None, temperature=temperature if config.attn_temperature_tuning else None
+    spec = grouped_query_attention(
+        config,
+        rotates=rotates,
+        qkv_bias=bias,
+        output_bias=bias,
+        query_key_norm="l2" if norm else None,
+        chunk=config.attention_chunk_size if chunked else None,
+        temperature=TemperatureSpec(floor_scale=config.floor_scale, scale=config.attn_scale) if heated else None,
     )
+    rotary = spec.rotary and msgspec.structs.replace(spec.rotary, interleaved=True)
+    return msgspec.structs.replace(spec, rotary=rotary)
 
 
 def _moe_layers(config: Config) -> set[int]:

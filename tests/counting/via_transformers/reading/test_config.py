@@ -74,7 +74,6 @@ SAID = {
     "qwen3_next": rf"its linear_attention layers {STATE}",
     "minimax": rf"its linear_attention layers {STATE}",
     "rwkv": rf"its layers {STATE}",
-    "llama4_text": "a product with the stacked weights of all experts",
     "dbrx": "transformers cannot build it: 'DbrxAttentionConfig' object has no attribute 'rope_theta'",
     "t5": "has an encoder beside its decoder",
     "bart": "has an encoder beside its decoder",
