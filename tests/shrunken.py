@@ -220,7 +220,7 @@ GPT2: dict[str, Any] = {
     "n_inner": 112,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 4096,  # no longer sequence runs
     "resid_pdrop": 0.0,
     "embd_pdrop": 0.0,
     "attn_pdrop": 0.0,

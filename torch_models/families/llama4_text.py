@@ -108,16 +108,14 @@ def model_spec(config: Config, name: str) -> ModelSpec:
         weighs_inputs=True,
     )
 
+    if config.intermediate_size_mlp is None and len(moe_layers) < config.num_hidden_layers:
+        raise ConfigError("intermediate_size_mlp", None, MISSING)
+    dense = gated_mlp(config, config.intermediate_size_mlp)
+
     def layer(index: int, rotates: bool, layer_type: str) -> LayerSpec:
-        if index in moe_layers:
-            feed_forward = mixture
-        elif config.intermediate_size_mlp is None:
-            raise ConfigError("intermediate_size_mlp", None, MISSING)
-        else:
-            feed_forward = gated_mlp(config, config.intermediate_size_mlp)
         return LayerSpec(
             attention=_attention(config, rotates=rotates, chunked=layer_type == CHUNKED),
-            feed_forward=feed_forward,
+            feed_forward=mixture if index in moe_layers else dense,
             norm_eps=config.rms_norm_eps,
         )
 

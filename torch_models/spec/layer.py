@@ -28,11 +28,10 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with what its attention has appended, if it has it.
+        """``dense`` or ``moe``, then what else tells the layers of a model apart.
 
-        That is ``_window_<size>``, ``_chunk_<size>``, and ``_no_rope`` if it rotates no queries and keys.
-
-        Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
+        ``_window_<size>`` or ``_chunk_<size>`` if the attention has one, ``_no_rope`` if queries and keys are not
+        rotated. ``_recomputed`` stands last, where only some layers are computed again in training.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"

@@ -14,7 +14,6 @@ from functools import singledispatch
 
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.sharding import Shape, numbers
-from counting.formulas.parameters import norm_parameters
 from counting.setup import Setup
 from torch_models.spec import (
     ClampedMLPSpec,
@@ -32,7 +31,7 @@ from torch_models.spec import (
 def replicated_parameters(spec: ModelSpec, setup: Setup) -> int:
     """Return how many parameters every rank of tp has whole, with those of multi-token prediction if it is trained."""
     width = spec.hidden_size
-    found = norm_parameters(spec) + (spec.learned_positions or 0) * width
+    found = sum(map(numbers, final_norm(spec))) + (spec.learned_positions or 0) * width
     found += sum(_total(layer) * count for layer, count in spec.layer_groups())
     for layer in spec.mtp_layers if setup.mtp else ():
         found += _total(layer) + sum(map(numbers, mtp_shapes(width)))
@@ -50,8 +49,16 @@ def norms_of_stream(layer: LayerSpec) -> list[Shape]:
     LayerNorm has a weight and a bias.
     With sequence parallelism each rank uses them on its own positions, so that their gradients are terms of a sum too.
     """
-    norms = 4 if layer.norm_placement == "around" else 2
-    return [(layer.hidden_size,)] * (norms * (2 if layer.norm_type == "layer_norm" else 1))
+    return _norm(layer) * (4 if layer.norm_placement == "around" else 2)
+
+
+def final_norm(spec: ModelSpec) -> list[Shape]:
+    """Return the shapes of the norm after the last layer, of which the same is true."""
+    return _norm(spec)
+
+
+def _norm(spec: LayerSpec | ModelSpec) -> list[Shape]:
+    return [(spec.hidden_size,)] * (2 if spec.norm_type == "layer_norm" else 1)
 
 
 @singledispatch
