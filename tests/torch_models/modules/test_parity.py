@@ -20,6 +20,7 @@ from tests.shrunken import (
     GPT2,
     GPT_OSS,
     LLAMA,
+    LLAMA4,
     MISTRAL,
     MIXTRAL,
     OLMO2,
@@ -146,6 +147,26 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
     "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
     "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    "llama4-top-1": LLAMA4
+    | {
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": False,
+        "attn_temperature_tuning": False,
+    },
+    # Without rotation the bias of keys shifts all scores of a query alike: its gradient is zero, and here rounding.
+    "llama4-biases": LLAMA4 | {"attention_bias": True, "moe_layers": [2], "no_rope_layers": [1] * 4},
+    "llama4-layer-types": LLAMA4 | {"layer_types": ["full_attention"] * 2 + ["chunked_attention"] * 2},
+    "llama4-step-of-rope": LLAMA4
+    | {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
     "glm4_moe-air": GLM4_MOE | {"use_qk_norm": False},
     "deepseek_v3-yarn": DEEPSEEK_V3 | {"rope_scaling": YARN},
     "deepseek_v3-yarn-unequal-mscale": DEEPSEEK_V3 | {"rope_scaling": YARN | {"mscale": 0.7}},

@@ -74,7 +74,6 @@ SAID = {
     "qwen3_next": rf"its linear_attention layers {STATE}",
     "minimax": rf"its linear_attention layers {STATE}",
     "rwkv": rf"its layers {STATE}",
-    "llama4_text": "a product with the stacked weights of all experts",
     "dbrx": "transformers cannot build it: 'DbrxAttentionConfig' object has no attribute 'rope_theta'",
     "t5": "has an encoder beside its decoder",
     "bart": "has an encoder beside its decoder",
@@ -306,7 +305,7 @@ def test_the_family_is_read_from_architectures(architecture: str, model_type: st
     [
         ({"architectures": ["BertForMaskedLM"]}, "are no causal language model of transformers; give model_type"),
         ({"architectures": ["NoSuchForCausalLM"]}, "are no causal language model of transformers"),
-        ({"architectures": ["Llama4ForCausalLM"]}, "may be llama4 or llama4_text; give model_type"),
+        ({"architectures": ["Qwen3_5ForCausalLM"]}, "may be qwen3_5 or qwen3_5_text; give model_type"),
         ({"architectures": ["GPT2LMHeadModel", "OPTForCausalLM"]}, "may be gpt2 or opt"),
         (
             {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
