@@ -55,6 +55,14 @@ OLMO2: dict[str, Any] = LLAMA | {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+GEMMA: dict[str, Any] = LLAMA | {
+    "architectures": ["GemmaForCausalLM"],
+    "model_type": "gemma",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
 GEMMA2: dict[str, Any] = LLAMA | {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
@@ -239,6 +247,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "smollm3": SMOLLM3,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "mixtral": MIXTRAL,

@@ -14,6 +14,7 @@ from tests.shrunken import (
     DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
     FAMILIES,
+    GEMMA,
     GEMMA2,
     GEMMA3,
     GLM4_MOE,
@@ -120,6 +121,7 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mistral-without-window": MISTRAL | {"sliding_window": None},
     "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3-biases": QWEN3 | {"attention_bias": True},
+    "gemma-first-files": GEMMA | {"hidden_act": "gelu", "attention_bias": True},
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text-layer-types": GEMMA3
     | {
