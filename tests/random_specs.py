@@ -13,6 +13,7 @@ from torch_models.spec import (
     LayerRun,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     NormPlacement,
@@ -69,7 +70,9 @@ def random_layer(pick: random.Random) -> LayerSpec:
     offset = pick.random() < 0.3
     norm_type: NormType = "layer_norm" if not offset and pick.random() < 0.3 else "rms_norm"
     if pick.random() < 0.4:
-        dense = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        dense: GatedMLPSpec | MLPSpec = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        if pick.random() < 0.3:
+            dense = MLPSpec(**structs.asdict(dense))
         return LayerSpec(
             attention=attention,
             feed_forward=dense,
@@ -164,6 +167,7 @@ def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:
         mtp_layers=(layer,) * predictions,
         norm_type="rms_norm" if predictions or offset else layer.norm_type,
         norm_unit_offset=offset,
+        learned_positions=None if predictions else pick.choice([None, 4096]),
         embedding_scale=pick.choice([1.0, 8.0]),
         final_logit_softcap=pick.choice([None, 30.0]),
     )

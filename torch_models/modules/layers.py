@@ -30,7 +30,7 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, ModelSpec, RotarySpec
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec, RotarySpec
 
 # cos and sin, each of shape (S, rotated channels / 2); () where nothing is rotated
 RotaryTables = tuple[Tensor, Tensor] | tuple[()]
@@ -135,6 +135,23 @@ class GatedMLP(nn.Module):
         """(…, D) -> (…, D)."""
         hidden: Tensor = activation_function(self.activation, self.gate_proj(x)) * self.up_proj(x)
         out: Tensor = self.down_proj(hidden)
+        return out
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))), without a gate (GPT-2)."""
+
+    component = "mlp"
+
+    def __init__(self, spec: MLPSpec) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        out: Tensor = self.down_proj(activation_function(self.activation, self.up_proj(x)))
         return out
 
 
