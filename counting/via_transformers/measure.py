@@ -51,4 +51,6 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
             raise error.in_file(model.source) from None
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
-    return Measured(witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found), shapes_of(scans))
+    return Measured(
+        witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found), shapes_of(found, scans)
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from counting.measurements.dispatch import ForwardHooks
-from counting.scans import DeltaRuleScan, ElementwiseScan, Scan, StateSpaceScan
+from counting.scans import DeltaRuleScan, NamedScan, Scan, StateSpaceScan
 
 Arguments = Mapping[str, Any]  # of a function's parameters, by name
 
@@ -77,7 +77,7 @@ def _delta_rule(arguments: Arguments) -> Scan:
 
 
 def _elementwise(algorithm: str) -> Callable[[Arguments], Scan]:
-    scan = ElementwiseScan(algorithm=algorithm)
+    scan = NamedScan(algorithm=algorithm)
     return lambda _: scan
 
 

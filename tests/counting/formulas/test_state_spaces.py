@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from counting.counts import LayerCounts, ModelCounts
 from counting.formulas.state_spaces import count_scans, scan_flops
-from counting.scans import DeltaRuleScan, ElementwiseScan, StateSpaceScan
+from counting.scans import DeltaRuleScan, NamedScan, StateSpaceScan
 
 CHUNK, CHUNKS = 4, 3
 TOKENS = CHUNK * CHUNKS
@@ -54,7 +54,7 @@ def state_spaces_by_token(x_THP: Tensor, b_TGN: Tensor, c_TGN: Tensor, decay_TH:
 
 
 def delta_rule(q_TK: Tensor, k_TK: Tensor, v_TV: Tensor, decay_TK: Tensor, beta_T: Tensor) -> Tensor:
-    """One head of the gated delta rule in chunks; `decay_TK` are logarithms, in one column if all channels share them."""
+    """One head of the gated delta rule in chunks; `decay_TK` are logarithms, one column if channels share them."""
     state, out = q_TK.new_zeros(q_TK.shape[1], v_TV.shape[1]), torch.empty_like(v_TV)
     for begin in range(0, len(q_TK), CHUNK):
         part = slice(begin, begin + CHUNK)
@@ -136,7 +136,7 @@ def test_published_layers_by_hand() -> None:
 
 def test_layers_sum_their_scans_and_elementwise_ones_have_no_products() -> None:
     scan = DeltaRuleScan(sequences=1, length=8, heads=1, key_size=2, value_size=2, chunk=4, decays_by_channel=True)
-    window = ElementwiseScan(algorithm="short convolution")
+    window = NamedScan(algorithm="short convolution")
     like = ModelCounts(layers=(LayerCounts(kind="moe", count=3), LayerCounts(kind="dense", count=1)))
     counts = count_scans(like, [(window, scan, scan), (window,)])
     assert [layer.scan_flops for layer in counts.layers] == [2 * scan_flops(scan), 0]
