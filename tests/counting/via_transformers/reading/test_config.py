@@ -70,7 +70,6 @@ def test_both_forms_of_a_saved_config_are_one_config(model_type: str, tmp_path: 
 SAID = {
     "longcat_flash": "allocates 768 experts in gate_up_proj of LongcatFlashExperts, where the model has 512",
     "zaya": "a Conv1d of it multiplies several channels with each other",
-    "llama4_text": "a product with the stacked weights of all experts",
     "dbrx": "transformers cannot build it: 'DbrxAttentionConfig' object has no attribute 'rope_theta'",
     "t5": "has an encoder beside its decoder",
     "bart": "has an encoder beside its decoder",
@@ -301,7 +300,7 @@ def test_the_family_is_read_from_architectures(architecture: str, model_type: st
     [
         ({"architectures": ["BertForMaskedLM"]}, "are no causal language model of transformers; give model_type"),
         ({"architectures": ["NoSuchForCausalLM"]}, "are no causal language model of transformers"),
-        ({"architectures": ["Llama4ForCausalLM"]}, "may be llama4 or llama4_text; give model_type"),
+        ({"architectures": ["Qwen3_5ForCausalLM"]}, "may be qwen3_5 or qwen3_5_text; give model_type"),
         ({"architectures": ["GPT2LMHeadModel", "OPTForCausalLM"]}, "may be gpt2 or opt"),
         (
             {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},

@@ -17,9 +17,9 @@ from counting.scans import DeltaRuleScan, StateSpaceScan
 from counting.setup import Setup
 from counting.via_transformers.states import stand_ins
 from counting.via_transformers.states.elementwise import _operations_of, elementwise_operations
-from tests.counting.via_transformers.test_measure import foreign
 from tests.foreign_families import SMALL, without
 from torch_models.errors import UserError
+from torch_models.fields.config import ForeignConfig
 
 PAGE = (Path(__file__).resolve().parents[4] / "docs" / "families.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, flags=re.MULTILINE)
@@ -67,6 +67,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"lightning attention in blocks of 16"},
     ),
 }
+
+
+def foreign(model_type: str, fields: dict[str, Any]) -> ForeignConfig:
+    fields = {"model_type": model_type, **fields}
+    return ForeignConfig(name="small", source="small", model_type=model_type, fields=fields)
 
 
 def measured(model_type: str, **more: Any) -> Analysis:
