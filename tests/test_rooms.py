@@ -91,8 +91,7 @@ ROOMS = {
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts counting.records",
-    "counting.result counting.alternatives counting.reserved counting.timing counting.rank_analysis"
-    " counting.analysis": (
+    "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
         "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
         " counting.layout counting.measurements counting.ranks counting.recipes counting.records counting.reconcile"
         " counting.scans counting.setup counting.step counting.via_transformers counting.work torch_models.errors"

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from counting.alternatives import step_alternatives
+from counting.analysis.result import Analysis as Analysis
+from counting.analysis.result import LayerAnalysis as LayerAnalysis
+from counting.analysis.result import ParameterTotals as ParameterTotals
+from counting.analysis.result import analysis_of_witnesses
 from counting.cost.cluster import Cluster
 from counting.counts import Counts
 from counting.reconcile import Check, DisagreementError
-from counting.result import Analysis as Analysis
-from counting.result import LayerAnalysis as LayerAnalysis
-from counting.result import ParameterTotals as ParameterTotals
-from counting.result import analysis_of_witnesses
 from counting.setup import Setup, resolve
 from counting.step.flops import training_step
 from counting.step.memory import StepMemory, step_memory
