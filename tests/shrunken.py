@@ -262,6 +262,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
 }
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
-# learned positions.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+# Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
+# attention, MTP, LayerNorm, learned positions.
+REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
