@@ -20,7 +20,17 @@ from tests.torch_models.parallel.divided_steps import (
 from tests.worlds import World
 
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
-WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
+WITH_FOUR_KEY_HEADS = [
+    "llama",
+    "olmo2",
+    "olmo3",
+    "gemma2",
+    "gemma3_text",
+    "deepseek_v2",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "kimi_k2",
+]
 MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]  # 8 or 16 experts
 
 FULL = replace(IN_FP64, recompute="full")
@@ -37,10 +47,10 @@ Table = Mapping[str, tuple[Fields, Way, Iterable[str], Iterable[str]]]
 ON_TWO: Table = {
     "fsdp": ({"fsdp": 2}, IN_FP64, ["gpt_oss"], FAMILIES),
     "fsdp-layers": ({"fsdp": 2, "grouping": "layers"}, IN_FP64, ["deepseek_v3"], FAMILIES),
-    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm"], FAMILIES),
+    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm3"], FAMILIES),
     "fsdp-zero1": ({"fsdp": 2, "zero": 1}, ACCUMULATED, ["glm4_moe"], FAMILIES),
     "dp": ({"dp": 2}, IN_FP64, ["llama"], FAMILIES),
-    "tp": ({"tp": 2}, IN_FP64, ["smollm", "olmo2", "gpt_oss", "deepseek_v2_lite", "deepseek_v3"], FAMILIES),
+    "tp": ({"tp": 2}, IN_FP64, ["gemma3_text", "olmo2", "gpt_oss", "deepseek_v2_lite", "deepseek_v3"], FAMILIES),
     "tp-without_sp": ({"tp": 2, "sequence_parallel": False}, IN_FP64, ["gpt_oss", "deepseek_v3"], FAMILIES),
     "tp-full": ({"tp": 2}, FULL, [], FAMILIES),
     "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], FAMILIES),
