@@ -9,11 +9,11 @@ None; the result then contains states computed by the recipe from the measured p
 from collections.abc import Iterable
 
 from counting.formulas.parameters import (
+    buffer_numbers,
     linear_weights,
     mtp_parameters,
     outside_parameters,
     parameters,
-    router_correction_bias,
 )
 from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers, tensors_of_mtp
 from counting.recipes import (
@@ -28,7 +28,7 @@ from counting.setup import Setup
 from torch_models.spec import LayerSpec, ModelSpec
 
 TOKEN_ID_BYTES = 8  # torch's int64, of token ids and labels
-CORRECTION_BIAS_BYTES = 4  # fp32, whatever the weights are in
+BUFFER_BYTES = 4  # fp32, whatever the weights are in
 
 
 def layer_states(spec: LayerSpec, setup: Setup) -> ModelStates | None:
@@ -85,11 +85,11 @@ def table_bytes(spec: ModelSpec, setup: Setup) -> int:
 
 
 def buffer_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """Return bytes of the correction biases of all routers: one number per expert, not updated by the optimiser."""
-    numbers = sum(router_correction_bias(layer) * count for layer, count in spec.layer_groups())
+    """Return bytes of all numbers that the optimiser does not update: correction biases, factors of layers' outputs."""
+    numbers = sum(buffer_numbers(layer) * count for layer, count in spec.layer_groups())
     if setup.mtp:
-        numbers += sum(map(router_correction_bias, spec.mtp_layers))
-    return CORRECTION_BIAS_BYTES * numbers
+        numbers += sum(map(buffer_numbers, spec.mtp_layers))
+    return BUFFER_BYTES * numbers
 
 
 def _trained_kinds(spec: ModelSpec, setup: Setup) -> Iterable[LayerSpec]:

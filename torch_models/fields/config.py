@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 import msgspec
 
 from torch_models import families
-from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
+from torch_models.errors import ArgumentError, ConfigError, NotModelledError, UserError, show_value
 from torch_models.fields.conversion import MISSING, as_json, checked, convert
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
@@ -221,7 +221,8 @@ def model_from_fields(
     """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here.
 
     A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
-    defaults when it saves a part, and only transformers knows those that decide shapes.
+    defaults when it saves a part, and only transformers knows those that decide shapes. So may a config with a part
+    that has no module here (`NotModelledError`).
     """
     whole = checked(fields)
     part = extracted_text_part(whole) if text_only else TextPart(merged_text_part(whole))
@@ -242,6 +243,8 @@ def model_from_fields(
                     passed_over_fields=(*spec.passed_over_fields, *part.left_out),
                     defaulted_fields=(*spec.defaulted_fields, *part.defaulted),
                 )
+        except NotModelledError:
+            pass
         except ConfigError as error:
             if not (is_part and error.rule == MISSING):
                 raise

@@ -50,35 +50,48 @@ class Linear(OwnFirstValues, nn.Linear):
 class RMSNorm(OwnFirstValues):
     """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
-    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295). Eager kernels compute it in fp32. Fused
-    kernels take weights in the dtype of their input: they compute it in the wider dtype of the two, as autocast does.
+    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295); if not `weighted`, there is no factor. Eager
+    kernels compute it in fp32. Fused kernels take weights in the dtype of their input: they compute it in the wider
+    dtype of the two, as autocast does.
     """
 
     component = "norm"
     # Where ranks divide the normalised dimension: computes with this rank's part of input and weight.
     over_ranks: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
-    def __init__(self, width: int, eps: float, kernels: Kernels, *, unit_offset: bool = False) -> None:
+    def __init__(
+        self, width: int, eps: float, kernels: Kernels, *, unit_offset: bool = False, weighted: bool = True
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.kernels = kernels
         self.unit_offset = unit_offset
         self.first_weight = 0.0 if unit_offset else 1.0
-        self.weight = nn.Parameter(torch.full((width,), self.first_weight))
+        self.weight = nn.Parameter(torch.full((width,), self.first_weight)) if weighted else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`; same shape and dtype."""
         if self.over_ranks is not None:
+            assert self.weight is not None
             return self.over_ranks(x, self.weight, self.eps)
-        if self.kernels == "fused":
-            weight = 1 + self.weight if self.unit_offset else self.weight
-            wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
-            return F.rms_norm(x.to(wider), self.weight.shape, weight.to(wider), self.eps).to(x.dtype)
-        x_fp32 = x.float()
-        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
-        if self.unit_offset:
-            return ((x_fp32 * inverse_rms) * (1 + self.weight.float())).to(x.dtype)
-        return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, self.kernels, unit_offset=self.unit_offset)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, kernels: Kernels, *, unit_offset: bool = False) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) * weight over the last dimension of `x`, in the dtype of `x`; see `RMSNorm`."""
+    if kernels == "fused":
+        weight = 1 + weight if weight is not None and unit_offset else weight
+        if weight is None:
+            return F.rms_norm(x, x.shape[-1:], None, eps)
+        wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+        return F.rms_norm(x.to(wider), weight.shape, weight.to(wider), eps).to(x.dtype)
+    x_fp32 = x.float()
+    inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
+    if weight is None:
+        return (x_fp32 * inverse_rms).to(x.dtype)
+    if unit_offset:
+        return ((x_fp32 * inverse_rms) * (1 + weight.float())).to(x.dtype)
+    return (weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
 
 
 def activation_function(name: Activation, x: Tensor) -> Tensor:

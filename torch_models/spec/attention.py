@@ -25,6 +25,8 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
 
     The first `rotary.dim` channels of each head are rotated. `query_key_norm` normalises queries and keys before the
     rotation: each ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
+    With `keys_as_values` there is no value projection: the values are the keys before norm and rotation. `value_norm`
+    normalises the values of each head, without a weight (Gemma-4).
     """
 
     hidden_size: int
@@ -35,7 +37,9 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
     qkv_bias: bool = False
     output_bias: bool = False
     query_key_norm: Literal["head", "width"] | None = None
-    norm_eps: float = 1e-6  # of the query and key norms
+    norm_eps: float = 1e-6  # of the query, key and value norms
+    value_norm: bool = False
+    keys_as_values: bool = False
     window: int | None = None  # a position attends to itself and to the window - 1 positions before it
     logit_softcap: float | None = None  # scores become cap * tanh(scores / cap)
     sinks: bool = False  # one learned score per head, which enters the softmax but has no value vector

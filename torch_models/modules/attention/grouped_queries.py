@@ -34,19 +34,21 @@ class GroupedQueryAttention(OwnFirstValues):
         key_value_width = spec.num_key_value_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, query_width, bias=spec.qkv_bias)
         self.k_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
-        self.v_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        if not spec.keys_as_values:
+            self.v_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        self.keys_as_values = spec.keys_as_values
         self.o_proj = Linear(query_width, spec.hidden_size, bias=spec.output_bias)
         self.norm_over_width = spec.query_key_norm == "width"
         self.q_norm = self.k_norm = None
         if spec.query_key_norm:
             widths = (query_width, key_value_width) if self.norm_over_width else (spec.head_dim, spec.head_dim)
             self.q_norm, self.k_norm = (RMSNorm(width, spec.norm_eps, kernels) for width in widths)
+        self.v_norm = RMSNorm(spec.head_dim, spec.norm_eps, kernels, weighted=False) if spec.value_norm else None
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         query = self._rotate(self._project(self.q_proj, self.q_norm, x_BSD), rotary)
-        key = self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary)
-        value = self._heads(self.v_proj(x_BSD))
+        key, value = self._key_value(x_BSD, rotary)
         attended_BSHC = run(
             self.attend,
             query,
@@ -63,9 +65,23 @@ class GroupedQueryAttention(OwnFirstValues):
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 
+    def _key_value(self, x_BSD: Tensor, rotary: RotaryTables) -> tuple[Tensor, Tensor]:
+        """Keys and values by head, (B, S, G, C) each."""
+        if self.keys_as_values:
+            projected = self.k_proj(x_BSD)
+            key, value = self._normed(self.k_norm, projected), self._heads(projected)
+        else:
+            key, value = self._project(self.k_proj, self.k_norm, x_BSD), None
+        key = self._rotate(key, rotary)
+        if value is None:
+            value = self._heads(self.v_proj(x_BSD))
+        return key, value if self.v_norm is None else self.v_norm(value)
+
     def _project(self, projection: nn.Module, norm: nn.Module | None, x_BSD: Tensor) -> Tensor:
         """Return queries or keys by head, (B, S, heads, C), normalised if `norm` is given."""
-        projected = projection(x_BSD)
+        return self._normed(norm, projection(x_BSD))
+
+    def _normed(self, norm: nn.Module | None, projected: Tensor) -> Tensor:
         if norm is None:
             return self._heads(projected)
         if self.norm_over_width:
