@@ -131,6 +131,31 @@ GLM4_MOE: dict[str, Any] = LLAMA | {
     "first_k_dense_replace": 1,
 }
 
+GEMMA4: dict[str, Any] = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "global_head_dim": 24,
+    "attention_k_eq_v": True,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "sliding_window": 12,
+    "final_logit_softcapping": 7.0,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 24,
+    "hidden_size_per_layer_input": 0,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
 DEEPSEEK_V2: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -170,6 +195,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm": LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
     "olmo2": OLMO2,
     "gemma2": GEMMA2,
+    "gemma4": GEMMA4,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,

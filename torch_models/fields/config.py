@@ -221,8 +221,7 @@ def model_from_fields(
     """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here.
 
     A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
-    defaults when it saves a part, and only transformers knows those that decide shapes. So may a config with a part
-    that has no module here (`NotModelledError`).
+    defaults when it saves a part, and only it knows those that decide shapes. Or a part of it has no module here.
     """
     whole = checked(fields)
     part = extracted_text_part(whole) if text_only else TextPart(merged_text_part(whole))
@@ -243,10 +242,8 @@ def model_from_fields(
                     passed_over_fields=(*spec.passed_over_fields, *part.left_out),
                     defaulted_fields=(*spec.defaulted_fields, *part.defaulted),
                 )
-        except NotModelledError:
-            pass
         except ConfigError as error:
-            if not (is_part and error.rule == MISSING):
+            if not (isinstance(error, NotModelledError) or (is_part and error.rule == MISSING)):
                 raise
     return ForeignConfig(
         name=name,

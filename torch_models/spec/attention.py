@@ -55,6 +55,7 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
             )
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
         assert self.rotary.dim <= self.head_dim
+        assert not self.keys_as_values or (self.value_norm and self.query_key_norm == "head")
 
 
 class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_head_latent_attention"):

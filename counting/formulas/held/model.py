@@ -4,7 +4,7 @@ from counting.formulas.held.attention import attention_held
 from counting.formulas.held.core import fused_core_held
 from counting.formulas.held.feed_forward import feed_forward_held
 from counting.formulas.held.forward_pass import BFLOAT16, FP32, INT64, ForwardPass, forward_pass, norm_held
-from counting.formulas.parameters import buffer_numbers, parameters
+from counting.formulas.parameters import buffer_numbers, norms_of_stream, parameters
 from counting.formulas.per_op import kept_outputs
 from counting.setup import Setup
 from torch_models.spec import (
@@ -39,10 +39,16 @@ def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
         return stream
     if run.recompute == "per_op":
         return stream + per_op_held(spec, run)
-    norms_around_a_block = 2 if spec.norm_placement == "around" else 1
     norm = norm_held(run.tokens, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
     blocks = attention_held(spec.attention, run) + feed_forward_held(spec.feed_forward, run)
-    return blocks + 2 * norms_around_a_block * norm
+    if spec.parallel_mlp is not None:
+        blocks += feed_forward_held(spec.parallel_mlp, run) - shared_by_branches(stream, run)
+    return blocks + norms_of_stream(spec) * norm
+
+
+def shared_by_branches(stream: int, run: ForwardPass) -> int:
+    """Return bytes that three norms hold together, but each is counted with: the input of MLP, experts and router."""
+    return 2 * stream if run.norms_hold_input else 0
 
 
 def per_op_held(spec: LayerSpec, run: ForwardPass, *, predicts: bool = False) -> int:

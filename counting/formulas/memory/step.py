@@ -116,9 +116,10 @@ class SimulatedStep:
         return self.layout is None and self.precision.measurable
 
     def _buffers(self) -> int:
-        """Bytes of the correction biases of all routers, in fp32."""
+        """Bytes of the correction biases of all routers and of the factors of layers' outputs, in fp32."""
         numbers = 0
         for layer_spec, count in (*self.groups, *((layer_spec, 1) for layer_spec in self.mtp_layers)):
+            numbers += layer_spec.output_scale * count
             experts = layer_spec.feed_forward
             if isinstance(experts, MixtureOfExpertsSpec) and experts.router.correction_bias:
                 numbers += experts.router.num_experts * count

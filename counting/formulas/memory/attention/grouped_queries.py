@@ -47,11 +47,21 @@ def grouped_projections(
         out = projected(heads, copied=copied)
         return rotate(tape, out, tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
 
-    query, key = rotated(spec.num_attention_heads), rotated(spec.num_key_value_heads, copied=by_channel)
-    width = spec.num_key_value_heads * spec.head_dim
-    value = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
-    copied = (kernels == "eager" or division.cp > 1) and by_head_differs(spec.num_key_value_heads, batch)
-    return query, key, reordered(tape, value, copied=copied)
+    key_heads = spec.num_key_value_heads
+    query = rotated(spec.num_attention_heads)
+    copied = (kernels == "eager" or division.cp > 1) and by_head_differs(key_heads, batch)
+    if spec.keys_as_values:  # the sum of both gradients has the order of the values, whose gradient comes first
+        shared = projection(tape, x, tokens, key_heads * spec.head_dim, division, bias=spec.qkv_bias)
+        value = reordered(tape, shared, copied=copied)
+        key = _query_key_norm(tape, spec, value, tokens, key_heads, kernels, division)
+        key = rotate(tape, key, tokens * key_heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+    else:
+        key = rotated(key_heads, copied=by_channel)
+        value = projection(tape, x, tokens, key_heads * spec.head_dim, division, bias=spec.qkv_bias)
+        value = reordered(tape, value, copied=copied)
+    if spec.value_norm:
+        value = norm(tape, value, tokens * key_heads, kernels, weighted=False)
+    return query, key, value
 
 
 def _query_key_norm(
