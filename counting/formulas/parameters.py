@@ -151,14 +151,6 @@ def router_scales(spec: RouterSpec) -> int:
     return spec.learned_scales * (spec.hidden_size + spec.num_experts)
 
 
-def buffer_numbers(spec: LayerSpec) -> int:
-    """Return how many fp32 numbers the layer has that the optimiser does not update.
-
-    They are the router's correction bias and the factor of the layer's output, one number.
-    """
-    return router_correction_bias(spec) + spec.output_scale
-
-
 def router_correction_bias(spec: LayerSpec) -> int:
     """Return the size of the layer's correction bias: one fp32 number per expert, not updated by the optimiser."""
     if not isinstance(spec.feed_forward, MixtureOfExpertsSpec):

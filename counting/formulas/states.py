@@ -9,11 +9,11 @@ None; the result then contains states computed by the recipe from the measured p
 from collections.abc import Iterable
 
 from counting.formulas.parameters import (
-    buffer_numbers,
     linear_weights,
     mtp_parameters,
     outside_parameters,
     parameters,
+    router_correction_bias,
 )
 from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers, tensors_of_mtp
 from counting.recipes import (
@@ -28,7 +28,7 @@ from counting.setup import Setup
 from torch_models.spec import LayerSpec, ModelSpec
 
 TOKEN_ID_BYTES = 8  # torch's int64, of token ids and labels
-BUFFER_BYTES = 4  # fp32, whatever the weights are in
+CORRECTION_BIAS_BYTES = 4  # fp32, whatever the weights are in
 
 
 def layer_states(spec: LayerSpec, setup: Setup) -> ModelStates | None:
@@ -84,12 +84,20 @@ def table_bytes(spec: ModelSpec, setup: Setup) -> int:
     return sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary)
 
 
-def buffer_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """Return bytes of all numbers that the optimiser does not update: correction biases, factors of layers' outputs."""
-    numbers = sum(buffer_numbers(layer) * count for layer, count in spec.layer_groups())
-    if setup.mtp:
-        numbers += sum(map(buffer_numbers, spec.mtp_layers))
-    return BUFFER_BYTES * numbers
+def buffer_bytes(spec: ModelSpec, setup: Setup, *, sharded: bool = False) -> int:
+    """Return bytes of all numbers that the optimiser does not update.
+
+    A router's correction bias is one fp32 number per expert. The factor of a layer's output is one number in the format
+    of the weights, which is fp32 where fully_shard keeps `sharded` fp32 weights for a step in mixed precision.
+    """
+    recipe = setup.precision_recipe
+    width = CORRECTION_BIAS_BYTES if sharded and recipe.master_bytes else recipe.activation_bytes
+
+    def of_layer(layer: LayerSpec) -> int:
+        return CORRECTION_BIAS_BYTES * router_correction_bias(layer) + width * layer.output_scale
+
+    main = sum(of_layer(layer) * count for layer, count in spec.layer_groups())
+    return main + sum(map(of_layer, spec.mtp_layers if setup.mtp else ()))
 
 
 def _trained_kinds(spec: ModelSpec, setup: Setup) -> Iterable[LayerSpec]:

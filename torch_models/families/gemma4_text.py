@@ -6,7 +6,7 @@ There is no report; the source is transformers' `modeling_gemma4.py` (5.23) and 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from msgspec import structs
+import msgspec
 
 from torch_models.errors import ConfigError, NotModelledError
 from torch_models.fields.config import FamilyConfig
@@ -60,6 +60,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     num_kv_shared_layers: int = 0
     use_double_wide_mlp: bool = False
     per_layer_config: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] = msgspec.field(default_factory=lambda: DEFAULT_ROPE)
     stored_names: ClassVar[tuple[StoredName, ...]] = ()  # experts are published stacked
 
     def passed_over(self) -> Iterator[tuple[str, str]]:
@@ -106,14 +107,13 @@ def _attention(config: Config, window: int | None) -> GroupedQueryAttentionSpec:
     is_global, shared = window is None, window is None and config.attention_k_eq_v
     head_dim = config.global_head_dim if is_global else config.head_dim
     heads = (shared and config.num_global_key_value_heads) or config.num_key_value_heads
-    with_rope = config if config.rope_parameters else structs.replace(config, rope_parameters=DEFAULT_ROPE)
     return GroupedQueryAttentionSpec(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=heads,
         head_dim=head_dim,
         rotary=rotary_spec(
-            with_rope,
+            config,
             head_dim,
             size="global_head_dim" if is_global else "head_dim",
             layer_type=FULL if is_global else SLIDING,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.attention.latents import MultiHeadLatentAttention
-from torch_models.modules.buffers import BuffersInFP32
 from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts, Router, experts_module
 from torch_models.modules.recompute import Recomputed, router_shapes, run
@@ -61,7 +60,7 @@ NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | 
 BRANCH_NORM_NAMES = ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2")
 
 
-class _Block(BuffersInFP32, Recomputed):
+class _Block(Recomputed):
     """The parts of a decoder layer, under their names in checkpoints."""
 
     self_attn: nn.Module
@@ -99,7 +98,7 @@ class _Block(BuffersInFP32, Recomputed):
             if name is not None:
                 self.add_module(name, make())
         if spec.output_scale:
-            self.register_fp32_buffer("layer_scalar", torch.ones(1))
+            self.register_buffer("layer_scalar", torch.ones(1))
 
     def set_recompute(self, recompute: Recompute) -> None:
         """Set what backward computes again, unless the spec of the layer says so."""

@@ -7,6 +7,7 @@ The legend of dimension letters is in layers.py.
 
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from torch_models.first_values import OwnFirstValues
 from torch_models.modules.autocast import cast_for_products, without_autocast
-from torch_models.modules.buffers import BuffersInFP32
 from torch_models.modules.kernels.grouped_product import grouped_product
 from torch_models.modules.layers import GatedMLP, Linear, activation_function, rms_norm
 from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, Kernels, MixtureOfExpertsSpec, RouterSpec
@@ -22,7 +22,7 @@ from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, Kernels, MixtureOfEx
 CORRECTION_BIAS = "e_score_correction_bias"
 
 
-class Router(BuffersInFP32, OwnFirstValues):
+class Router(OwnFirstValues):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
 
     It does so under autocast too. The correction bias is always fp32.
@@ -46,7 +46,8 @@ class Router(BuffersInFP32, OwnFirstValues):
             self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
         if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
-            self.register_fp32_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts))
+            self.register_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts, dtype=torch.float32))
+            self.register_load_state_dict_post_hook(_in_fp32)  # type: ignore[no-untyped-call]
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> weights (T, K) in fp32 and expert indices (T, K)."""
@@ -60,6 +61,15 @@ class Router(BuffersInFP32, OwnFirstValues):
                 chosen_N = self.per_expert_scale.float().index_select(0, experts_TK.flatten())
                 return weights_TK * chosen_N.view_as(weights_TK), experts_TK
             return weights_TK * self.spec.routed_scaling_factor, experts_TK
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply a conversion or a move, as every module does; of the correction bias only a move."""
+        before = self._buffers.get(CORRECTION_BIAS)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self._buffers.get(CORRECTION_BIAS)
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self._buffers[CORRECTION_BIAS] = before.to(after.device)  # rounded values cannot be restored
+        return self
 
     def _scores(self, x_TD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -93,6 +103,12 @@ class RouterProjection(Linear):
 
     component = "router"
     quantised = ()
+
+
+def _in_fp32(router: Router, keys: object) -> None:
+    """Convert a correction bias that `load_state_dict(assign=True)` has put in place in another dtype."""
+    del keys
+    router.e_score_correction_bias = router.e_score_correction_bias.float()
 
 
 class RoutedExperts(OwnFirstValues):

@@ -4,7 +4,7 @@ from counting.formulas.held.attention import attention_held
 from counting.formulas.held.core import fused_core_held
 from counting.formulas.held.feed_forward import feed_forward_held
 from counting.formulas.held.forward_pass import BFLOAT16, FP32, INT64, ForwardPass, forward_pass, norm_held
-from counting.formulas.parameters import buffer_numbers, norms_of_stream, parameters
+from counting.formulas.parameters import norms_of_stream, parameters, router_correction_bias
 from counting.formulas.per_op import kept_outputs
 from counting.setup import Setup
 from torch_models.spec import (
@@ -14,8 +14,8 @@ from torch_models.spec import (
 
 
 def weight_bytes(spec: LayerSpec) -> int:
-    """Return bytes of a layer's weights in 16 bits and of its buffers in fp32."""
-    return BFLOAT16 * parameters(spec).total + FP32 * buffer_numbers(spec)
+    """Return bytes of a layer's weights, and the factor of its output, in 16 bits and of its correction bias in fp32."""
+    return BFLOAT16 * (parameters(spec).total + spec.output_scale) + FP32 * router_correction_bias(spec)
 
 
 def boundary_bytes(spec: LayerSpec, tokens: int) -> int:

@@ -18,7 +18,7 @@ from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import Around, mixture_of_experts, routed_tokens
 from counting.formulas.memory.operations import add, reshape, scale
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Kernel, Operation, Tape
-from counting.formulas.parameters import buffer_numbers, parameters
+from counting.formulas.parameters import parameters, router_correction_bias
 from counting.setup import MicroBatch
 from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MixtureOfExpertsSpec, Recompute
 
@@ -39,7 +39,7 @@ def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad
     kept -= set() if grad else tape.alive.keys()
     saved = sum(size for serial, size in at_peak.items() if serial in kept)
     return LayerMemory(
-        weights=HALF * parameters(spec).total + SINGLE * buffer_numbers(spec),
+        weights=HALF * (parameters(spec).total + spec.output_scale) + SINGLE * router_correction_bias(spec),
         boundary=at_peak[boundary],
         saved=saved,
         transients=sum(at_peak.values()) - at_peak[boundary] - saved,
