@@ -185,13 +185,21 @@ def _(spec: LayerSpec) -> Counts:
     total = parameters(spec.attention) + parameters(spec.feed_forward)
     if spec.parallel_mlp is not None:
         total += parameters(spec.parallel_mlp)
-    return total + Counts(norm=norms_of_stream(spec) * spec.hidden_size)
+    return total + Counts(norm=norms_of_stream(spec) * norm_parameters(spec))
 
 
 def norms_of_stream(spec: LayerSpec) -> int:
     """Return how many norms as wide as the residual stream the layer has."""
     around_blocks = 4 if spec.norm_placement == "around" else 2
     return around_blocks + (0 if spec.parallel_mlp is None else NORMS_OF_BRANCHES)
+
+
+def norm_parameters(spec: LayerSpec | ModelSpec) -> int:
+    """Return the numbers of one norm of the residual stream: a weight, and with LayerNorm a bias, of D numbers each.
+
+    Sources: Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4; Ba et al. 2016, arXiv 1607.06450, eq. 4.
+    """
+    return spec.hidden_size * (2 if spec.norm_type == "layer_norm" else 1)
 
 
 @parameters.register
@@ -202,10 +210,10 @@ def _(spec: ModelSpec) -> Counts:
 
 
 def outside_parameters(spec: ModelSpec) -> Counts:
-    """Return parameters of embedding, final norm and head: V x D, D and V x D. A tied head is not counted again."""
+    """Return parameters of embedding, final norm and head. Embedding and head have V x D; a tied head counts once."""
     matrix = spec.vocab_size * spec.hidden_size
     head = 0 if spec.tie_word_embeddings else matrix
-    return Counts(word_embedding=matrix, norm=spec.hidden_size, lm_head=head)
+    return Counts(word_embedding=matrix, norm=norm_parameters(spec), lm_head=head)
 
 
 def mtp_parameters(spec: ModelSpec) -> Counts:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from torch_models.errors import ConfigError, NotModelledError
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rotary_spec
 from torch_models.fields.shared import FULL, SLIDING, gated_mlp, window_by_layer
 from torch_models.fields.stored_names import StoredName
@@ -37,8 +37,18 @@ DEFAULT_ROPE = {
 UNSCALED = 1  # queries and keys are normalised, and their scores are not divided
 
 
+class OwnHeads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An entry of `per_layer_config`: what a layer has that others have not."""
+
+    head_dim: Width | None = None
+    num_key_value_heads: Heads | None = None
+
+
 class Config(FamilyConfig, frozen=True, kw_only=True):
     """The fields of a `Gemma4ForCausalLM` config; defaults as in transformers, but counts and sizes have none."""
+
+    architecture: ClassVar[str | None] = "Gemma4ForCausalLM"
+    stored_names: ClassVar[tuple[StoredName, ...]] = ()  # experts are published stacked
 
     num_key_value_heads: Heads
     head_dim: Width
@@ -59,16 +69,18 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     vocab_size_per_layer_input: Vocabulary = 262_144
     num_kv_shared_layers: int = 0
     use_double_wide_mlp: bool = False
-    per_layer_config: dict[str, Any] | None = None
+    per_layer_config: dict[str, OwnHeads] | None = None
     rope_parameters: dict[str, Any] = msgspec.field(default_factory=lambda: DEFAULT_ROPE)
-    stored_names: ClassVar[tuple[StoredName, ...]] = ()  # experts are published stacked
 
     def passed_over(self) -> Iterator[tuple[str, str]]:
         """Yield fields that are of images, or of a part that is off."""
         yield "use_bidirectional_attention", "of the tokens of images; those of text see the ones before them"
         yield "vocab_size_per_layer_input", "no layer has an embedding of its own"
         yield "use_double_wide_mlp", "of layers that share keys and values, and none does"
-        if not self.attention_k_eq_v:
+        if self.per_layer_config is not None:
+            yield "global_head_dim", "the heads of each layer are those of per_layer_config"
+            yield "num_global_key_value_heads", "the heads of each layer are those of per_layer_config"
+        elif not self.attention_k_eq_v:
             yield "num_global_key_value_heads", "transformers reads it only with attention_k_eq_v"
         if not self.enable_moe_block:
             for field in ("num_experts", "top_k_experts", "moe_intermediate_size"):
@@ -83,9 +95,9 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     mlp = gated_mlp(config, activation=config.hidden_activation)
     mixture = _mixture(config) if config.enable_moe_block else None
 
-    def layer(window: int | None) -> LayerSpec:
+    def layer(index: int, window: int | None) -> LayerSpec:
         return LayerSpec(
-            attention=_attention(config, window),
+            attention=_attention(config, window, *_heads(config, index, is_global=window is None)),
             feed_forward=mixture or mlp,
             parallel_mlp=mlp if mixture else None,
             norm_eps=config.rms_norm_eps,
@@ -93,24 +105,37 @@ def model_spec(config: Config, name: str) -> ModelSpec:
             output_scale=True,
         )
 
-    of_window = {window: layer(window) for window in dict.fromkeys(windows)}
     return config.model_spec(
         name,
-        [of_window[window] for window in windows],
+        [layer(index, window) for index, window in enumerate(windows)],
         embedding_scale=config.hidden_size**0.5,
         final_logit_softcap=config.final_logit_softcapping,
     )
 
 
-def _attention(config: Config, window: int | None) -> GroupedQueryAttentionSpec:
-    """Global layers have a head size of their own; with `attention_k_eq_v` also key heads, which are the values too."""
-    is_global, shared = window is None, window is None and config.attention_k_eq_v
-    head_dim = config.global_head_dim if is_global else config.head_dim
-    heads = (shared and config.num_global_key_value_heads) or config.num_key_value_heads
+def _heads(config: Config, index: int, *, is_global: bool) -> tuple[int, int]:
+    """Return the number of key heads of a layer and the size of its heads.
+
+    Global layers have a size of their own and, with `attention_k_eq_v`, a number of their own. transformers writes
+    configs with these two in `per_layer_config`, by the number of the layer.
+    """
+    heads, size = config.num_key_value_heads, config.head_dim
+    if config.per_layer_config is not None:
+        own = config.per_layer_config.get(str(index), OwnHeads())
+        return own.num_key_value_heads or heads, own.head_dim or size
+    if not is_global:
+        return heads, size
+    own_heads = config.num_global_key_value_heads if config.attention_k_eq_v else None
+    return own_heads or heads, config.global_head_dim
+
+
+def _attention(config: Config, window: int | None, key_heads: int, head_dim: int) -> GroupedQueryAttentionSpec:
+    """Return attention over keys that are normalised, as queries and values are, and not divided by anything."""
+    is_global = window is None
     return GroupedQueryAttentionSpec(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=key_heads,
         head_dim=head_dim,
         rotary=rotary_spec(
             config,
@@ -123,7 +148,7 @@ def _attention(config: Config, window: int | None) -> GroupedQueryAttentionSpec:
         query_key_norm="head",
         norm_eps=config.rms_norm_eps,
         value_norm=True,
-        keys_as_values=shared,
+        keys_as_values=is_global and config.attention_k_eq_v,
         window=window,
         scale_channels=UNSCALED,
     )
@@ -159,7 +184,6 @@ def _check(config: Config) -> None:
     for field, what in (
         ("hidden_size_per_layer_input", "embeddings of every layer"),
         ("num_kv_shared_layers", "layers that use the keys and values of others"),
-        ("per_layer_config", "layers that are described one by one"),
     ):
         if value := getattr(config, field):
             raise NotModelledError(field, value, f"{what} have no module here; the counts come from transformers")
