@@ -241,5 +241,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "kimi_k2": KIMI_K2,
 }
 
+# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own.
+WITHOUT_TP = frozenset(("gemma4",))
+
 # Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
 REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")

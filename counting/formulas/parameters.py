@@ -185,10 +185,10 @@ def _(spec: LayerSpec) -> Counts:
     total = parameters(spec.attention) + parameters(spec.feed_forward)
     if spec.parallel_mlp is not None:
         total += parameters(spec.parallel_mlp)
-    return total + Counts(norm=norms_of_stream(spec) * norm_parameters(spec))
+    return total + Counts(norm=number_of_stream_norms(spec) * norm_parameters(spec))
 
 
-def norms_of_stream(spec: LayerSpec) -> int:
+def number_of_stream_norms(spec: LayerSpec) -> int:
     """Return how many norms as wide as the residual stream the layer has."""
     around_blocks = 4 if spec.norm_placement == "around" else 2
     return around_blocks + (0 if spec.parallel_mlp is None else NORMS_OF_BRANCHES)

@@ -128,7 +128,7 @@ def _attention_plan(attention: nn.Module) -> Plan:
         elif name in whole:
             plan[name] = LocalParameters(LINEAR_WHOLE)
         else:
-            assert name == "o_proj", name
+            assert name in ("o_proj", "v_norm"), name  # the norm of values has no weight
     return plan
 
 

@@ -12,7 +12,7 @@ from counting.formulas.held.forward_pass import (
     norm_held,
     stream_norm_held,
 )
-from counting.formulas.parameters import norms_of_stream, parameters, router_correction_bias
+from counting.formulas.parameters import number_of_stream_norms, parameters, router_correction_bias
 from counting.formulas.per_op import kept_outputs
 from counting.setup import Setup
 from torch_models.spec import (
@@ -51,7 +51,7 @@ def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
     blocks = attention_held(spec.attention, run) + feed_forward_held(spec.feed_forward, run)
     if spec.parallel_mlp is not None:
         blocks += feed_forward_held(spec.parallel_mlp, run) - shared_by_branches(stream, run)
-    return blocks + norms_of_stream(spec) * norm
+    return blocks + number_of_stream_norms(spec) * norm
 
 
 def shared_by_branches(stream: int, run: ForwardPass) -> int:

@@ -46,6 +46,7 @@ def norms_of_stream(layer: LayerSpec) -> list[Shape]:
 
     With sequence parallelism each rank uses them on its own positions, so that their gradients are terms of a sum too.
     """
+    assert layer.parallel_mlp is None, "a layout of one of its ranks"
     return [(layer.hidden_size,)] * (4 if layer.norm_placement == "around" else 2)
 
 
