@@ -16,7 +16,7 @@ from counting.formulas.memory.attention.block import attention
 from counting.formulas.memory.blocks import gated_mlp, stream_norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import Around, mixture_of_experts, routed_tokens
-from counting.formulas.memory.operations import add, reshape, scale
+from counting.formulas.memory.operations import add, reshape, scale_by_buffer
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Kernel, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
 from counting.setup import MicroBatch
@@ -138,7 +138,7 @@ def transform(
         x = add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, kernels, division, around), after))
     else:
         x = add(tape, x, normed(_both_branches(tape, spec, x, batch, kernels, division, around, normed), after))
-    return scale(tape, x) if spec.output_scale else x
+    return scale_by_buffer(tape, x) if spec.output_scale else x
 
 
 def _both_branches(

@@ -70,11 +70,10 @@ class GroupedQueryAttention(OwnFirstValues):
         """Keys and values by head, (B, S, G, C) each."""
         if self.keys_as_values:
             projected = self.k_proj(x_BSD)
-            key, value = self._normed(self.k_norm, projected), self._heads(projected)
+            key = self._rotate(self._normed(self.k_norm, projected), rotary)
+            value = self._heads(projected)
         else:
-            key, value = self._project(self.k_proj, self.k_norm, x_BSD), None
-        key = self._rotate(key, rotary)
-        if value is None:
+            key = self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary)
             value = self._heads(self.v_proj(x_BSD))
         return key, value if self.v_norm is None else self.v_norm(value)
 

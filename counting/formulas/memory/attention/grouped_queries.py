@@ -62,12 +62,13 @@ def grouped_projections(
     key_heads = spec.num_key_value_heads
     query = rotated(spec.num_attention_heads)
     copied = by_head and by_head_differs(key_heads, batch)
-    if spec.keys_as_values:  # the sum of both gradients has the order of the values, whose gradient comes first
+    if spec.keys_as_values:
         assert spec.rotary is not None
         shared = projection(tape, x, tokens, key_heads * spec.head_dim, division, bias=spec.qkv_bias)
-        value = reordered(tape, shared, copied=copied)
-        key = _query_key_norm(tape, spec, value, tokens, key_heads, kernels, division)
+        key = reordered(tape, shared, copied=False)
+        key = _query_key_norm(tape, spec, key, tokens, key_heads, kernels, division)
         key = rotate(tape, key, tokens * key_heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+        value = reordered(tape, shared, copied=copied)
     else:
         key = rotated(key_heads, by_channel=transposed)
         value = projection(tape, x, tokens, key_heads * spec.head_dim, division, bias=spec.qkv_bias)
