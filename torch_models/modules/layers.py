@@ -30,7 +30,7 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, ModelSpec, RotarySpec
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec, RotarySpec
 
 # cos and sin, each of shape (S, rotated channels / 2); () where nothing is rotated
 RotaryTables = tuple[Tensor, Tensor] | tuple[()]
@@ -52,29 +52,25 @@ class Linear(OwnFirstValues, nn.Linear):
 class RMSNorm(OwnFirstValues):
     """x / sqrt(mean(x²) + eps) * weight, computed in fp32 (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4).
 
-    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295); if not `weighted`, there is no factor. Eager
-    kernels compute it in fp32. Fused kernels take weights in the dtype of their input: they compute it in the wider
-    dtype of the two, as autocast does.
+    With `unit_offset` the factor is 1 + weight (Gemma, arXiv 2403.08295). Eager kernels compute it in fp32. Fused
+    kernels take weights in the dtype of their input: they compute it in the wider dtype of the two, as autocast does.
     """
 
     component = "norm"
     # Where ranks divide the normalised dimension: computes with this rank's part of input and weight.
     over_ranks: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
-    def __init__(
-        self, width: int, eps: float, kernels: Kernels, *, unit_offset: bool = False, weighted: bool = True
-    ) -> None:
+    def __init__(self, width: int, eps: float, kernels: Kernels, *, unit_offset: bool = False) -> None:
         super().__init__()
         self.eps = eps
         self.kernels = kernels
         self.unit_offset = unit_offset
         self.first_weight = 0.0 if unit_offset else 1.0
-        self.weight = nn.Parameter(torch.full((width,), self.first_weight)) if weighted else None
+        self.weight = nn.Parameter(torch.full((width,), self.first_weight))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`; same shape and dtype."""
         if self.over_ranks is not None:
-            assert self.weight is not None
             return self.over_ranks(x, self.weight, self.eps)
         return rms_norm(x, self.weight, self.eps, self.kernels, unit_offset=self.unit_offset)
 
@@ -94,6 +90,21 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, kernels: Kernels, *, 
     if unit_offset:
         return ((x_fp32 * inverse_rms) * (1 + weight.float())).to(x.dtype)
     return (weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
+
+
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps), computed in fp32: RMSNorm without a weight, which Llama-4 calls L2 norm."""
+
+    component = "norm"
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        return rms_norm(x, None, self.eps, self.kernels)
 
 
 class LayerNorm(OwnFirstValues):
@@ -148,6 +159,23 @@ class GatedMLP(nn.Module):
         """(…, D) -> (…, D)."""
         hidden: Tensor = activation_function(self.activation, self.gate_proj(x)) * self.up_proj(x)
         out: Tensor = self.down_proj(hidden)
+        return out
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))), without a gate (GPT-2)."""
+
+    component = "mlp"
+
+    def __init__(self, spec: MLPSpec) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        out: Tensor = self.down_proj(activation_function(self.activation, self.up_proj(x)))
         return out
 
 

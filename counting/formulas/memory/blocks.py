@@ -15,7 +15,7 @@ from counting.formulas.memory.operations import (
 )
 from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
-from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, ModelSpec
+from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec
 
 
 def norm(
@@ -26,9 +26,9 @@ def norm(
     *,
     gaps: bool = False,
     unit_offset: bool = False,
-    weighted: bool = True,
     division: Division = UNDIVIDED,
     summed: bool = True,
+    has_weight: bool = True,
 ) -> Array:
     """RMSNorm of each row; with `gaps` the rows are slices of longer rows, and the fused kernel copies them.
 
@@ -36,7 +36,7 @@ def norm(
     else all ranks have the same rows.
     """
     parameter = summed_parameter if summed else own_parameter
-    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) if weighted else None
+    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) if has_weight else None
     if kernels == "fused":
         factor = add_number(tape, weight) if unit_offset and weight is not None else weight
         return _fused(tape, x, factor, rows, gaps=gaps)
@@ -184,6 +184,14 @@ def sum_projection(
     weight = own_parameter(tape, tape.parameter(x.numel // tokens * outputs, width), division)
     of_sum = added_bias(tape, tape.parameter(outputs, width), division) if bias else None
     return linear(tape, x, tokens, outputs, weight=weight, bias=of_sum)
+
+
+def plain_mlp(tape: Tape, spec: MLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:
+    """up, activation, down; `spec` is the part of this rank."""
+    up = projection(tape, x, tokens, spec.intermediate_size, division, bias=spec.bias)
+    hidden = unary(tape, up, keeps_input=True)
+    del up
+    return sum_projection(tape, hidden, tokens, spec.hidden_size, division, bias=spec.bias)
 
 
 def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:
