@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import (
+    MAX_FLASH_CHANNELS,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
     Kernels,
@@ -105,6 +106,7 @@ def without_ring_attention(layer: LayerSpec) -> str | None:
         "a cap on its scores": attention.logit_softcap is not None,
         "sinks": attention.sinks,
         "a norm of its values": attention.value_norm,
+        f"heads of more than {MAX_FLASH_CHANNELS} channels": attention.head_dim > MAX_FLASH_CHANNELS,
     }
     return next((name for name, there in has.items() if there), None)
 

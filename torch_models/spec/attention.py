@@ -6,6 +6,9 @@ from torch_models.errors import ConfigError
 from torch_models.rope_scaling import RopeScaling
 from torch_models.spec.base import Spec, check_width
 
+# Channels of a head: torch's check_head_dim_size_flash (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+MAX_FLASH_CHANNELS = 256
+
 
 class RotarySpec(Spec, frozen=True, kw_only=True):
     """Rotary position embedding over the `dim` rotated channels of each head; it has no parameters."""
@@ -81,8 +84,12 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
 
     @property
     def needs_own_kernel(self) -> bool:
-        """Whether its core has what torch's fused kernels lack: a window, chunks, soft-capped scores or sinks."""
-        return self.sinks or (self.window, self.chunk, self.logit_softcap) != (None, None, None)
+        """Whether its core has what torch's fused kernels lack.
+
+        That is a window, chunks, soft-capped scores, sinks, or heads of more channels than flash attention takes.
+        """
+        lacking = self.sinks or (self.window, self.chunk, self.logit_softcap) != (None, None, None)
+        return lacking or self.head_dim > MAX_FLASH_CHANNELS
 
 
 class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_head_latent_attention"):
