@@ -188,6 +188,11 @@ GEMMA4: dict[str, Any] = {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+# Without experts; keys of global layers are the values too.
+GEMMA4_UNIFIED: dict[str, Any] = {
+    name: value for name, value in GEMMA4.items() if "moe" not in name and "expert" not in name
+} | {"architectures": ["Gemma4UnifiedForCausalLM"], "model_type": "gemma4_unified_text"}
+
 # Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
 LLAMA4: dict[str, Any] = LLAMA | {
     "architectures": ["Llama4ForCausalLM"],
@@ -266,6 +271,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4_UNIFIED,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,

@@ -142,7 +142,6 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
-    "gemma4-dense": GEMMA4 | {"enable_moe_block": False},
     "gemma4-values": GEMMA4
     | {"attention_k_eq_v": False, "attention_bias": True, "layer_types": ["full_attention"] * 3},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
