@@ -161,6 +161,26 @@ DEEPSEEK_V2_LITE: dict[str, Any] = DEEPSEEK_V2 | {"q_lora_rank": None, "topk_met
 
 KIMI_K2: dict[str, Any] = DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "topk_group": 1}
 
+QWEN2_MOE: dict[str, Any] = QWEN2 | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+
+MINIMAX_M2: dict[str, Any] = LLAMA | {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "model_type": "minimax_m2",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rotary_dim": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 24,
+}
+
 # One row per family, in every test that is parametrised over families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
@@ -172,6 +192,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA2,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
+    "qwen2_moe": QWEN2_MOE,
+    "minimax_m2": MINIMAX_M2,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
     "deepseek_v2": DEEPSEEK_V2,
@@ -179,6 +201,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
 }
+
+# The families of these with biases of projections or of the router's choice.
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2"}
 
 # Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
 REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")

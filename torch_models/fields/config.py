@@ -61,6 +61,7 @@ class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     default_rope_theta: ClassVar[float] = 10_000.0
     stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # names in checkpoints that differ from ours
+    architecture: ClassVar[str | None] = None  # the class in transformers, if its name does not follow from model_type
 
     model_type: str
     vocab_size: Vocabulary

@@ -83,10 +83,11 @@ def _(spec: GatedMLPSpec | ClampedMLPSpec) -> list[Shape]:
 
 @used_apart.register
 def _(spec: MixtureOfExpertsSpec) -> list[Shape]:
-    """The router and its bias."""
+    """The router and its bias, and the gate of the shared experts."""
     router = spec.router
     bias: list[Shape] = [(router.num_experts,)] if router.bias else []
-    return [(router.num_experts, router.hidden_size), *bias]
+    gate: list[Shape] = [(1, router.hidden_size)] if spec.shared_expert_gate else []
+    return [(router.num_experts, router.hidden_size), *bias, *gate]
 
 
 @singledispatch
