@@ -123,6 +123,8 @@ class Analysis(Tidy, frozen=True, kw_only=True):
     step_time: tuple[StepTime, ...] | None = None  # one for each cluster that the caller gave; by formula empty
     timeline: StepTimeline | None = None  # of the step on one device, where it was asked for
     not_timed: tuple[NotTimed, ...] = ()  # GPUs that the command was given and whose time is not worked out
+    forward_only_flops: int = 0  # of forward_flops, those that backward does not pass: of indexers
+    mtp_forward_only_flops: int = 0  # the same of mtp_forward_flops
 
     @property
     def main_layer(self) -> LayerAnalysis:
@@ -268,7 +270,8 @@ def _with_times(analysis: Analysis, spec: ModelSpec, clusters: Sequence[Cluster]
     """`analysis` with how long its step takes on each cluster, or with a note why that is not worked out."""
     setup = analysis.setup
     forward_flops = analysis.forward_flops + (analysis.mtp_forward_flops if setup.mtp else 0)
-    times = step_times(spec, setup, analysis.layout, clusters, forward_flops=forward_flops)
+    forward_only = analysis.forward_only_flops + (analysis.mtp_forward_only_flops if setup.mtp else 0)
+    times = step_times(spec, setup, analysis.layout, clusters, forward_flops=forward_flops, forward_only=forward_only)
     notes = analysis.notes if times else (*analysis.notes, NO_TIME_BY_FORMULA)
     return msgspec.structs.replace(analysis, step_time=times, notes=notes)
 
@@ -346,12 +349,14 @@ def _analysis(
         forward_flops_full_attention=core.full_square_flops(flops.total),
         forward_flops_by_component=flops.by_component(),
         mtp_forward_flops=mtp_flops.total,
-        model_flops=model_flops(flops.total) * (setup.micro_batches or 1),
+        model_flops=model_flops(flops.total, flops.forward_only) * (setup.micro_batches or 1),
         defaulted_fields=model.defaulted_fields,
         passed_over_fields=model.passed_over_fields,
         ignored_fields=model.ignored_fields,
         agreement=agreement,
         notes=notes,
+        forward_only_flops=flops.forward_only,
+        mtp_forward_only_flops=mtp_flops.forward_only,
     )
     return analysis, counts
 

@@ -68,6 +68,39 @@ GEMMA2: dict[str, Any] = LLAMA | {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+GEMMA3: dict[str, Any] = LLAMA | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 12,
+    "sliding_window_pattern": 3,
+    "rope_theta": 50000.0,
+    "rope_local_base_freq": 300.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "final_logit_softcapping": 7.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+OLMO3: dict[str, Any] = OLMO2 | {
+    "architectures": ["Olmo3ForCausalLM"],
+    "model_type": "olmo3",
+    "num_hidden_layers": 4,
+    "sliding_window": 12,
+    "rope_theta": 3000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}
+
+SMOLLM3: dict[str, Any] = LLAMA | {
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "num_key_value_heads": 2,
+    "no_rope_layer_interval": 2,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
 MIXTRAL: dict[str, Any] = LLAMA | {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -189,7 +222,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "smollm": LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
     "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "smollm3": SMOLLM3,
     "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "qwen2_moe": QWEN2_MOE,

@@ -168,7 +168,15 @@ def _(spec: LayerSpec) -> int:
 def _(spec: LayerSpec) -> Counts:
     """Attention, feed-forward, and one norm for each of them, or two with `norm_placement` ``around``."""
     norms = 4 if spec.norm_placement == "around" else 2
-    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * spec.hidden_size)
+    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * norm_parameters(spec))
+
+
+def norm_parameters(spec: LayerSpec | ModelSpec) -> int:
+    """Return the numbers of one norm of the residual stream: a weight, and with LayerNorm a bias, of D numbers each.
+
+    Sources: Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4; Ba et al. 2016, arXiv 1607.06450, eq. 4.
+    """
+    return spec.hidden_size * (2 if spec.norm_type == "layer_norm" else 1)
 
 
 @parameters.register
@@ -179,10 +187,10 @@ def _(spec: ModelSpec) -> Counts:
 
 
 def outside_parameters(spec: ModelSpec) -> Counts:
-    """Return parameters of embedding, final norm and head: V x D, D and V x D. A tied head is not counted again."""
+    """Return parameters of embedding, final norm and head. Embedding and head have V x D; a tied head counts once."""
     matrix = spec.vocab_size * spec.hidden_size
     head = 0 if spec.tie_word_embeddings else matrix
-    return Counts(word_embedding=matrix, norm=spec.hidden_size, lm_head=head)
+    return Counts(word_embedding=matrix, norm=norm_parameters(spec), lm_head=head)
 
 
 def mtp_parameters(spec: ModelSpec) -> Counts:

@@ -40,6 +40,12 @@ def _linear(inputs: int, outputs: int, *, bias: bool = False) -> Tensors:
     return [matrix, _vector(outputs)] if bias else [matrix]
 
 
+def _norm(spec: LayerSpec | ModelSpec) -> Tensors:
+    """A norm of the residual stream: a weight and, with LayerNorm, a bias."""
+    weight = _vector(spec.hidden_size)
+    return [weight, weight] if spec.norm_type == "layer_norm" else [weight]
+
+
 @tensors.register
 def _(spec: GroupedQueryAttentionSpec) -> Tensors:
     """Sinks; q, k, v and o; norms of queries and keys, as wide as one head or as all heads together."""
@@ -105,9 +111,9 @@ def _(spec: MixtureOfExpertsSpec) -> Tensors:
 @tensors.register
 def _(spec: LayerSpec) -> Tensors:
     """Attention, then feed-forward, each with its norms before it, after it, or both."""
-    norm = _vector(spec.hidden_size)
-    before = [norm] if spec.norm_placement != "after" else []
-    after = [norm] if spec.norm_placement != "before" else []
+    norm = _norm(spec)
+    before = norm if spec.norm_placement != "after" else []
+    after = norm if spec.norm_placement != "before" else []
     return [*before, *tensors(spec.attention), *after, *before, *tensors(spec.feed_forward), *after]
 
 
@@ -131,18 +137,18 @@ def tensors_of_mtp(spec: ModelSpec) -> Tensors:
 
 def tensors_after_layers(spec: ModelSpec) -> Tensors:
     """Return final norm and head (V x D, unless it is tied)."""
-    norm = _vector(spec.hidden_size)
-    return (
-        [norm] if spec.tie_word_embeddings else [norm, TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
-    )
+    head = [] if spec.tie_word_embeddings else [TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
+    return [*_norm(spec), *head]
 
 
 def gradients_apart(layer: LayerSpec) -> int:
     """Return how many gradients of a layer's parameters are computed one after the other, where each is apart.
 
-    That of a bias is computed with that of its matrix; the biases of experts are added by an operation of their own.
+    That of a bias is computed with that of its matrix or norm; the biases of experts are added by an operation of their
+    own.
     """
-    return len(tensors(layer)) - _biases(layer)
+    norms = 4 if layer.norm_placement == "around" else 2
+    return len(tensors(layer)) - _biases(layer) - norms * (layer.norm_type == "layer_norm")
 
 
 def _biases(layer: LayerSpec) -> int:

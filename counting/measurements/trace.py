@@ -76,6 +76,7 @@ ZERO_FLOP_OPS = (
     "aten::expand_as",
     "aten::gelu",
     "aten::index_select",
+    "aten::layer_norm",
     "aten::mean",
     "aten::mul",
     "aten::ones_like",

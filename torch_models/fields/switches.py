@@ -160,14 +160,15 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
             Part.ONE_KEY_HEAD,
             Part.LATENT,
             Part.SINKS,
+            Part.ROTARY,
         )
     }
     every[Part.ALL_BIASES] = [bias for part in (Part.QKV_BIAS, Part.OUTPUT_BIAS, Part.MLP_BIAS) for bias in every[part]]
     parts = unanimous(every)
-    parts |= dict.fromkeys((Part.RMS_NORM, Part.NORM_WEIGHTS, Part.FINAL_NORM, Part.GATED_MLP, Part.ROTARY), True)
-    parts |= dict.fromkeys(
-        (Part.NORM_BIAS, Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.POSITION_TABLE, Part.ALIBI), False
-    )
+    parts |= dict.fromkeys((Part.NORM_WEIGHTS, Part.FINAL_NORM, Part.GATED_MLP), True)
+    parts |= dict.fromkeys((Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.POSITION_TABLE, Part.ALIBI), False)
+    parts[Part.NORM_BIAS] = spec.norm_type == "layer_norm"
+    parts[Part.RMS_NORM] = spec.norm_type == "rms_norm"
     parts[Part.WINDOW] = any(layer.window is not None for layer in layers)
     parts[Part.EXPERTS] = any(mixtures)
     parts[Part.SHARED_EXPERTS] = any(Part.SHARED_EXPERTS in _parts_of_layer(layer) for layer in layers)
@@ -180,6 +181,7 @@ def _parts_of_layer(layer: LayerSpec) -> set[Part]:
     attention, feed_forward = layer.attention, layer.feed_forward
     placement = layer.norm_placement
     found = {Part.NORM_BEFORE: placement != "after", Part.NORM_AFTER: placement != "before"}
+    found[Part.ROTARY] = attention.rotary is not None
     if isinstance(attention, GroupedQueryAttentionSpec):
         found |= {
             Part.QKV_BIAS: attention.qkv_bias,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.attention.latents import MultiHeadLatentAttention
-from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, rotary_tables
+from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, norm_module, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts
 from torch_models.modules.recompute import Recomputed, router_shapes, run
 from torch_models.spec import (
@@ -65,7 +65,7 @@ class _Block(Recomputed):
         super().__init__()
         self.spec = spec
         before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[spec.norm_placement]
-        norm = partial(RMSNorm, spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+        norm = partial(norm_module, spec, kernels)
         parts = (
             (before_attention, norm),
             ("self_attn", partial(attention_module, spec.attention, kernels)),
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
         self.layers.extend(MultiTokenPredictionLayer(layer, kernels) for layer in mtp_layers)
-        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+        self.norm = norm_module(spec, kernels)
         self.embedding_scale = spec.embedding_scale
         self.num_layers = spec.num_layers
         of_layers = [layer.attention.rotary for layer in (*spec.layers, *mtp_layers)]
@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         length, device, dtype = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device, self.dtype
         tables = tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
         own = self.own_rows
-        return tables if own is None else tuple((own(cos), own(sin)) for cos, sin in tables)
+        return tables if own is None else tuple((own(each[0]), own(each[1])) if each else () for each in tables)
 
     @property
     def dtype(self) -> torch.dtype:

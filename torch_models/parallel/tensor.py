@@ -21,7 +21,7 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
-from torch_models.modules.layers import GatedMLP, RMSNorm
+from torch_models.modules.layers import GatedMLP, LayerNorm, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
 from torch_models.parallel.block import Block
 from torch_models.parallel.context import ring_attention
@@ -96,11 +96,12 @@ def _apply(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
 
 def _norm(stream: Placement) -> LocalParameters:
     """A norm of the residual stream: of this rank's positions, or the same on every rank."""
-    return LocalParameters({"weight": SUMMED if stream.is_shard() else WHOLE})
+    return LocalParameters(dict.fromkeys(("weight", "bias"), SUMMED if stream.is_shard() else WHOLE))
 
 
 def _layer_plan(layer: nn.Module, stream: Placement) -> Plan:
-    plan: Plan = {name: _norm(stream) for name, module in layer.named_children() if isinstance(module, RMSNorm)}
+    norms = (RMSNorm, LayerNorm)
+    plan: Plan = {name: _norm(stream) for name, module in layer.named_children() if isinstance(module, norms)}
     if isinstance(layer, MultiTokenPredictionLayer):
         plan["shared_head.norm"] = _norm(stream)
         # Every rank joins and projects the positions of its residual stream.

@@ -21,6 +21,7 @@ from torch_models.spec.choices import (
     Kernels,
     ModelRecompute,
     NormPlacement,
+    NormType,
     Recompute,
     check_kernels,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "ModelSpec",
     "MultiHeadLatentAttentionSpec",
     "NormPlacement",
+    "NormType",
     "Positive",
     "Recompute",
     "RotarySpec",

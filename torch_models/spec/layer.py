@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch_models.spec.attention import AttentionSpec, GroupedQueryAttentionSpec
 from torch_models.spec.base import Spec
-from torch_models.spec.choices import ModelRecompute, NormPlacement, Recompute
+from torch_models.spec.choices import ModelRecompute, NormPlacement, NormType, Recompute
 from torch_models.spec.feed_forward import FeedForwardSpec, MixtureOfExpertsSpec
 
 
@@ -19,18 +19,24 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     feed_forward: FeedForwardSpec
     norm_eps: float
     norm_placement: NormPlacement = "before"
-    norm_unit_offset: bool = False  # norms multiply by 1 + weight
+    norm_type: NormType = "rms_norm"
+    norm_unit_offset: bool = False  # norms multiply by 1 + weight; only RMSNorm
     recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
+
+    def __post_init__(self) -> None:
+        assert self.norm_type == "rms_norm" or not self.norm_unit_offset
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
+        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window, and
+        ``_no_rope`` if it rotates no queries and keys.
 
         Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
-        return f"{kind}{window}{'_recomputed' if self.recompute == 'full' else ''}"
+        rope = "" if self.attention.rotary is not None else "_no_rope"
+        return f"{kind}{window}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.

@@ -7,6 +7,7 @@ from torch_models.spec import (
     Kernels,
     LayerSpec,
     ModelRecompute,
+    ModelSpec,
 )
 
 BFLOAT16 = 2  # bytes of each of these formats
@@ -60,3 +61,24 @@ def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool =
     normalised = (FP32 if unit_offset else run.width) * rows * channels
     factor = FP32 * channels if unit_offset else 0
     return source + inverse_rms + normalised + factor
+
+
+def layer_norm_held(rows: int, channels: int, run: ForwardPass) -> int:
+    """Return bytes that LayerNorm holds for `rows` rows of `channels` numbers each: torch's kernel in every profile.
+
+    - source: the input, for the gradients of the input and of the weight;
+    - mean, inverse_deviation: of each row, in fp32, from which backward computes the normalised rows again.
+
+    Korthikanti et al. 2022 (arXiv 2205.05198, §4.1) count the input alone, 2 s b h for each of two norms; the two
+    numbers of a row are left out there.
+    """
+    source = run.width * rows * channels
+    mean = inverse_deviation = FP32 * rows
+    return source + mean + inverse_deviation
+
+
+def stream_norm_held(spec: LayerSpec | ModelSpec, rows: int, run: ForwardPass) -> int:
+    """Return bytes that a norm of the residual stream holds, as a layer or a model has them, for `rows` tokens."""
+    if spec.norm_type == "layer_norm":
+        return layer_norm_held(rows, spec.hidden_size, run)
+    return norm_held(rows, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)

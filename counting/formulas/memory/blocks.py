@@ -1,4 +1,4 @@
-"""Operations that every family uses: RMSNorm and the gated MLP."""
+"""Operations that several families use: norms, projections and MLPs."""
 
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
@@ -15,7 +15,7 @@ from counting.formulas.memory.operations import (
 )
 from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
-from torch_models.spec import GatedMLPSpec, Kernels
+from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, ModelSpec
 
 
 def norm(
@@ -76,6 +76,36 @@ def _fused(tape: Tape, x: Array, weight: Operand, rows: int, *, gaps: bool) -> A
     kept = [x, inverse_rms, *([weight] if isinstance(weight, Array) else [])]
     tape.record([out], [x, weight], kept, derive)
     return out
+
+
+def layer_norm(tape: Tape, x: Array, rows: int, division: Division = UNDIVIDED, *, summed: bool = True) -> Array:
+    """LayerNorm of each row, torch's kernel: it keeps its input, and mean and 1 / deviation of each row in fp32.
+
+    `summed` is as in `norm`.
+    """
+    parameter = summed_parameter if summed else own_parameter
+    weight, bias = (parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) for _ in range(2))
+    sizes = x.size, weight.size, bias.size
+    out, mean, inverse_deviation = tape.born(x.size, Size(rows, SINGLE), Size(rows, SINGLE))
+
+    def derive(gradients: Gradients) -> InputGradients:
+        wanted = [index for index in range(3) if tape.wants(index)]
+        found = dict(zip(wanted, tape.born(*(sizes[index] for index in wanted)), strict=True))
+        return [found.get(index) for index in range(3)]
+
+    kept = [x, mean, inverse_deviation, *(each for each in (weight, bias) if isinstance(each, Array))]
+    tape.record([out], [x, weight, bias], kept, derive)
+    return out
+
+
+def stream_norm(
+    tape: Tape, spec: LayerSpec | ModelSpec, x: Array, rows: int, kernels: Kernels, division: Division
+) -> Array:
+    """A norm of the residual stream, as a layer or a model has them."""
+    summed = division.sequence_parallel
+    if spec.norm_type == "layer_norm":
+        return layer_norm(tape, x, rows, division, summed=summed)
+    return norm(tape, x, rows, kernels, unit_offset=spec.norm_unit_offset, division=division, summed=summed)
 
 
 def divided_norm(tape: Tape, x: Array, rows: int, division: Division) -> Array:

@@ -13,7 +13,7 @@ from functools import partial
 from counting.counts import LayerMemory
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention.block import attention
-from counting.formulas.memory.blocks import gated_mlp, norm
+from counting.formulas.memory.blocks import gated_mlp, stream_norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import Around, mixture_of_experts
 from counting.formulas.memory.operations import add
@@ -46,8 +46,10 @@ def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad
     )
 
 
-def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, Array]:
-    """The cos and sin tables: one number for each position and pair of rotated channels."""
+def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, ...]:
+    """The cos and sin tables: one number for each position and pair of rotated channels; none without rotation."""
+    if spec.attention.rotary is None:
+        return ()
     half = positions * spec.attention.rotary.dim // 2
     return tape.new(half, width), tape.new(half, width)
 
@@ -124,8 +126,7 @@ def transform(
     def normed(x: Array, wanted: bool) -> Array:
         if not wanted:
             return x
-        offset, summed = spec.norm_unit_offset, division.sequence_parallel
-        return norm(tape, x, rows, kernels, unit_offset=offset, division=division, summed=summed)
+        return stream_norm(tape, spec, x, rows, kernels, division)
 
     def attended(x: Array) -> Array:
         whole = whole_input(tape, x, batch, division)

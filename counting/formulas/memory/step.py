@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from counting.formulas.local.shapes import division_of, local_layer, local_setup
-from counting.formulas.memory.blocks import norm
+from counting.formulas.memory.blocks import norm, stream_norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, recomputed, rotary_tables, transform
 from counting.formulas.memory.operations import Operand, add, cast, first, join, linear, reshape, scale, split, unary
@@ -219,16 +219,9 @@ class SimulatedStep:
         """The moments of experts that are a group of fully_shard of their own."""
         return _AroundExperts(self, depth) if self.hooked and self.division.ep > 1 else None
 
-    def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
-        return norm(
-            self.tape,
-            x,
-            self.stream_tokens,
-            self.setup.kernels,
-            unit_offset=unit_offset,
-            division=self.division,
-            summed=self.division.sequence_parallel,
-        )
+    def _norm(self, x: Array) -> Array:
+        summed = self.division.sequence_parallel
+        return norm(self.tape, x, self.stream_tokens, self.setup.kernels, division=self.division, summed=summed)
 
     def _embed(self, token_ids: Array, depth: int) -> Array:
         """Gather rows of the embedding; its gradient is as large as the whole embedding."""
@@ -265,7 +258,7 @@ class SimulatedStep:
     def _final_norm(self, stream: list[Array]) -> Array:
         (x,) = self._enter("norm", 0, stream.pop())
         self.tape.fresh_parameters = self.fresh_end
-        out = self._norm(x, unit_offset=self.spec.norm_unit_offset)
+        out = stream_norm(self.tape, self.spec, x, self.stream_tokens, self.setup.kernels, self.division)
         self.tape.fresh_parameters = False
         self._leave("norm", out, 0)
         return out

@@ -18,7 +18,7 @@ from torch_models.checkpoints import gather
 from torch_models.checkpoints.shards import Part, Shard, parts_to_store, shards_of
 from torch_models.fields.config import FAMILIES as NATIVE
 from torch_models.fields.config import family, model_from_fields
-from torch_models.fields.stored_names import Place, place_of
+from torch_models.fields.stored_names import Place, places_of
 from torch_models.modules.language_model import CausalLM
 from torch_models.spec import ModelSpec
 
@@ -115,8 +115,8 @@ def test_every_name_stands_for_the_place_that_it_was_taken_from(fields: dict[str
     names = family(fields["model_type"]).Config.stored_names
     shapes = {name: tuple(tensor.shape) for name, tensor in build(fields, device="meta").state_dict().items()}
     parts = parts_to_store(shapes, dict.fromkeys(shapes, 2), fields["model_type"])
-    assert {part.name: place_of(part.name, names) for part in parts} == {part.name: part.place for part in parts}
-    assert {part.place.native for part in parts} == shapes.keys()
+    assert {part.name: places_of(part.name, names) for part in parts} == {part.name: part.places for part in parts}
+    assert {place.native for part in parts for place in part.places} == shapes.keys()
 
 
 def test_layouts_by_name() -> None:
@@ -191,7 +191,7 @@ def test_files_are_as_large_as_allowed(tmp_path: Path) -> None:
 
 
 def test_a_tensor_larger_than_a_file_may_be_has_its_own() -> None:
-    parts = [Part(name, Place(name), (size,), size) for name, size in (("a", 3), ("b", 9), ("c", 2), ("d", 3))]
+    parts = [Part(name, (Place(name),), (size,), size) for name, size in (("a", 3), ("b", 9), ("c", 2), ("d", 3))]
     first, second, third = shards_of(parts, 5)
     assert [[part.name for part in shard.parts] for shard in (first, second, third)] == [["a"], ["b"], ["c", "d"]]
     assert shards_of(parts, 17) == [Shard(SINGLE, tuple(parts))]
