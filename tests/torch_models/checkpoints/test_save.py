@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.checkpoints import INDEX, SINGLE, State, analysed, by_checkpoint, numbers_of
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, KIMI_K2, LLAMA, MIXTRAL
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, KIMI_K2, LLAMA, MINIMAX_M2, MIXTRAL, QWEN2_MOE
 from torch_models import CheckpointError, build, load_checkpoint, load_mtp_checkpoint, read_spec, save_checkpoint
 from torch_models.checkpoints import gather
 from torch_models.checkpoints.shards import Part, Shard, parts_to_store, shards_of
@@ -129,6 +129,13 @@ def test_layouts_by_name() -> None:
     assert {f"{layer}.block_sparse_moe.experts.5.{part}.weight" for part in ("w1", "w2", "w3")} <= names(MIXTRAL)
     assert f"{layer}.block_sparse_moe.gate.weight" in names(MIXTRAL)
     assert not any("mlp" in name for name in names(MIXTRAL))
+    experts = {f"{layer}.block_sparse_moe.experts.7.{part}.weight" for part in ("w1", "w2", "w3")}
+    assert {*experts, f"{layer}.block_sparse_moe.e_score_correction_bias"} <= names(MINIMAX_M2)
+    assert not any("mlp" in name for name in names(MINIMAX_M2))
+    shared = {f"{layer}.mlp.shared_expert.{part}_proj.weight" for part in ("gate", "up", "down")}
+    assert {*shared, f"{layer}.mlp.shared_expert_gate.weight", f"{layer}.mlp.experts.7.up_proj.weight"} <= names(
+        QWEN2_MOE
+    )
     assert {f"{layer}.mlp.experts.gate_up_proj_bias", f"{layer}.mlp.experts.down_proj"} <= names(GPT_OSS)
 
 
