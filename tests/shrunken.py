@@ -164,6 +164,24 @@ GLM4_MOE: dict[str, Any] = LLAMA | {
     "first_k_dense_replace": 1,
 }
 
+# Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
+LLAMA4: dict[str, Any] = LLAMA | {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 40,
+    "intermediate_size_mlp": 112,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_layers": [0, 3],
+    "no_rope_layer_interval": 2,
+    "attention_chunk_size": 20,
+    "floor_scale": 8,
+    "attn_scale": 0.4,
+}
+
 DEEPSEEK_V2: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -214,6 +232,23 @@ MINIMAX_M2: dict[str, Any] = LLAMA | {
     "intermediate_size": 24,
 }
 
+GPT2: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "n_inner": 112,
+    "tie_word_embeddings": True,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 4096,  # no longer sequence runs
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 # One row per family, in every test that is parametrised over families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
@@ -232,14 +267,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "minimax_m2": MINIMAX_M2,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
+    "llama4": LLAMA4,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
+    "gpt2": GPT2,
 }
 
 # The families of these with biases of projections or of the router's choice.
-WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2"}
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")
+# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
+# learned positions.
+REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")

@@ -30,7 +30,7 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, ModelSpec, RotarySpec
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec, RotarySpec
 
 # cos and sin, each of shape (S, rotated channels / 2); () where nothing is rotated
 RotaryTables = tuple[Tensor, Tensor] | tuple[()]
@@ -81,6 +81,25 @@ class RMSNorm(OwnFirstValues):
         if self.unit_offset:
             return ((x_fp32 * inverse_rms) * (1 + self.weight.float())).to(x.dtype)
         return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
+
+
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps), computed in fp32: RMSNorm without a weight, which Llama-4 calls L2 norm."""
+
+    component = "norm"
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        if self.kernels == "fused":
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        x_fp32 = x.float()
+        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        return (x_fp32 * inverse_rms).to(x.dtype)
 
 
 class LayerNorm(OwnFirstValues):
@@ -135,6 +154,23 @@ class GatedMLP(nn.Module):
         """(…, D) -> (…, D)."""
         hidden: Tensor = activation_function(self.activation, self.gate_proj(x)) * self.up_proj(x)
         out: Tensor = self.down_proj(hidden)
+        return out
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))), without a gate (GPT-2)."""
+
+    component = "mlp"
+
+    def __init__(self, spec: MLPSpec) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        out: Tensor = self.down_proj(activation_function(self.activation, self.up_proj(x)))
         return out
 
 

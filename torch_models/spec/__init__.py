@@ -11,6 +11,7 @@ from torch_models.spec.attention import (
     GroupedQueryAttentionSpec,
     MultiHeadLatentAttentionSpec,
     RotarySpec,
+    TemperatureSpec,
 )
 from torch_models.spec.base import (
     Spec,
@@ -30,6 +31,7 @@ from torch_models.spec.feed_forward import (
     FeedForwardSpec,
     GatedMLPSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     RouterSpec,
 )
 from torch_models.spec.layer import (
@@ -83,6 +85,7 @@ __all__ = [
     "LayerRun",
     "LayerSpec",
     "Layers",
+    "MLPSpec",
     "MixtureOfExpertsSpec",
     "ModelRecompute",
     "ModelSpec",
@@ -96,6 +99,7 @@ __all__ = [
     "SequenceLength",
     "Share",
     "Spec",
+    "TemperatureSpec",
     "Theta",
     "Vocabulary",
     "Width",

@@ -16,6 +16,15 @@ class GatedMLPSpec(Spec, frozen=True, kw_only=True, tag="gated_mlp"):
     bias: bool = False
 
 
+class MLPSpec(Spec, frozen=True, kw_only=True, tag="mlp"):
+    """down(activation(up(x))), without a gate (Vaswani et al. 2017, arXiv 1706.03762, eq. 2; GPT-2)."""
+
+    hidden_size: int
+    intermediate_size: int
+    activation: Activation
+    bias: bool = False
+
+
 class ClampedMLPSpec(Spec, frozen=True, kw_only=True, tag="clamped_mlp"):
     """gpt-oss's expert: (up + 1) * gate * sigmoid(alpha gate), both clamped to `limit`, with biases.
 
@@ -83,6 +92,8 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
 class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
     """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses.
 
+    The router's weights multiply the outputs of the experts, or the inputs if it `weighs_inputs` (Llama-4).
+
     With `shared_expert_gate` the output of the shared experts is multiplied by the sigmoid of one score per token, a
     product of the token with a vector (Qwen1.5-MoE).
     """
@@ -92,6 +103,7 @@ class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_expe
     shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
     shared_expert_gate: bool = False
     shared_name: Literal["shared_experts", "shared_expert"] = "shared_experts"  # in checkpoints
+    weighs_inputs: bool = False
 
     def __post_init__(self) -> None:
         assert self.shared_experts is not None or not self.shared_expert_gate
@@ -105,4 +117,4 @@ class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_expe
             raise ConfigError("mlp_bias", True, "routed experts have no biases")
 
 
-FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
+FeedForwardSpec = GatedMLPSpec | MLPSpec | MixtureOfExpertsSpec
