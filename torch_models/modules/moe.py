@@ -238,5 +238,5 @@ class MixtureOfExperts(OwnsCorrectionBias):
         shared_BSD: Tensor = self.get_submodule(self.shared_name)(x_BSD)
         if self.shared_expert_gate is None:
             return shared_BSD
-        score_BS1: Tensor = self.shared_expert_gate(x_BSD)
-        return shared_BSD * score_BS1.sigmoid()
+        gate_BS1: Tensor = self.shared_expert_gate(x_BSD).sigmoid()
+        return shared_BSD * gate_BS1
