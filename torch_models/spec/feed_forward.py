@@ -44,6 +44,8 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     the scores of their two best experts (DeepSeek-V3), or by the score of their best expert (DeepSeek-V2). The
     `correction_bias` changes which experts are selected but not their weights; the optimiser does not update it.
     Checkpoints store it as the router's or, in MiniMax-M2, as the mixture's: `correction_bias_at`.
+    With `learned_scales` the input is normalised and multiplied by a learned scale of each channel over
+    sqrt(hidden_size), and the chosen experts' weights by a learned scale of each expert (Gemma-4).
     """
 
     hidden_size: int
@@ -59,6 +61,8 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     routed_scaling_factor: float
     correction_bias: bool
     correction_bias_at: Literal["router", "mixture"] = "router"
+    learned_scales: bool = False
+    norm_eps: float = 1e-6  # of the norm of its input, with `learned_scales`
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, value: int, rule: str) -> None:
