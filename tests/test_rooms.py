@@ -104,8 +104,7 @@ ROOMS = {
     ),
     "counting.published": (
         "counting.analysis counting.timing counting.cost counting.formulas.kv_cache counting.records counting.setup"
-        " counting.step"
-        " counting.work torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
+        " counting.step counting.work torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     # A user's own measurements: of steps, beside what the analysis says of them; and of the machine, which needs torch.
     "counting.calibration.machine": "counting.calibration.found torch_models.errors",
@@ -126,8 +125,7 @@ ROOMS = {
     "counting.command": (
         "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"
         " counting.published counting.recipes counting.reconcile counting.records counting.report counting.setup"
-        " counting.step"
-        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
+        " counting.step torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }

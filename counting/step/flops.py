@@ -33,7 +33,7 @@ def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> Traini
     """The result for a step with `flops`; `core` is the attention core of its forward passes."""
     tokens = setup.step_tokens
     causal = model_flops(core.causal_flops(flops.forward.total))
-    passes = (flops.forward.by_component(), flops.backward.by_component(), flops.recomputed.by_component())
+    executed = flops.forward + flops.backward + flops.recomputed
     assert flops.model % tokens == flops.hardware % tokens == 0, "every product has a row per token"
     return TrainingStep(
         model_flops=flops.model,
@@ -42,10 +42,10 @@ def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> Traini
         forward_flops=flops.forward.total,
         backward_flops=flops.backward.total,
         recomputed_flops=flops.recomputed.total,
-        forward_flops_by_component=passes[0],
-        backward_flops_by_component=passes[1],
-        recomputed_flops_by_component=passes[2],
-        hardware_flops_by_component={name: sum(each[name] for each in passes) for name in passes[0]},
+        forward_flops_by_component=flops.forward.by_component(),
+        backward_flops_by_component=flops.backward.by_component(),
+        recomputed_flops_by_component=flops.recomputed.by_component(),
+        hardware_flops_by_component=executed.by_component(),
         model_backward_flops=flops.model - flops.forward.total,
         flash_backward_extra_flops=flops.extra_products,
         model_flops_per_token=flops.model // tokens,

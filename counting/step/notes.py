@@ -31,3 +31,8 @@ FOREIGN_NOTES = (
     "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "
     "attention as one fused kernel. It is not reported where the family has its own attention code.",
 )
+
+
+def no_step_note(reason: str) -> str:
+    """The note of an analysis through transformers without a training step; `reason` has no full stop."""
+    return f"A training step is not measured: {reason}."

@@ -56,7 +56,7 @@ def count(found: Discovered, recorded: Recorded, setup: Setup) -> dict[str, Mode
             layers = type(group.layer).__name__
             raise UserError(no_count_of(f"its layers ({layers}, without a product of two activations)"))
     _label(found, traced)
-    kinds = _kinds(found)
+    kinds = names_of_kinds(found)
     return {
         "numel": count_numel(found, kinds, traced, setup),
         "trace": count_by_trace(found, recorded, kinds, calls, traced),
@@ -174,7 +174,7 @@ def _label(found: Discovered, traced: Sequence[Traced]) -> None:
     label_outside(found.model, found.layers, position_field(found.model.config)[1])
 
 
-def _kinds(found: Discovered) -> list[str]:
+def names_of_kinds(found: Discovered) -> list[str]:
     """A name for each group: "dense" or "moe", the config's layer type, and a number if the name is not unique."""
     seen: Counter[str] = Counter()
     names = []
