@@ -24,6 +24,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     word_embedding: int = 0
     positional_embedding: int = 0
     attention: int = 0
+    indexer: int = 0  # part of attention: chooses the keys that sparse attention visits
     mlp: int = 0
     router: int = 0
     routed_experts: int = 0
@@ -38,8 +39,13 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.by_component().values())
 
     def by_component(self) -> dict[str, int]:
-        """Component name -> count, in the order of the tables; `other` only if it is not 0."""
-        return {c: getattr(self, c) for c in COMPONENTS if c != "other" or self.other}
+        """Component name -> count, in the order of the tables; those of few models only if they are not 0."""
+        return {c: getattr(self, c) for c in COMPONENTS if c not in OF_FEW_MODELS or getattr(self, c)}
+
+    @property
+    def forward_only(self) -> int:
+        """Of FLOPs, those of products without a backward pass: an indexer's, which only choose."""
+        return self.indexer
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{c: getattr(self, c) + getattr(other, c) for c in COMPONENTS})
@@ -54,6 +60,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 COMPONENTS: tuple[str, ...] = Counts.__struct_fields__
+OF_FEW_MODELS = ("indexer", "other")
 
 
 class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +125,8 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     moment_bytes: int | None = None  # of the optimiser
     forward_flops: Counts | None = None
     attention_core_flops: AttentionCore | None = None
+    scan_flops: int | None = None  # of the products of scans that carry a state, beside `forward_flops`
+    elementwise_operations: int | None = None  # of these scans and of short convolutions
     weight_bytes: int | None = None  # in 16 bits, correction biases in fp32
     boundary_bytes: int | None = None  # of the layer's input, in 16 bits
     peak_memory_bytes: LayerMemory | None = None  # with gradients enabled, as in recomputation
@@ -195,7 +204,7 @@ class StepFlops(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model(self) -> int:
         """Model FLOPs: forward and backward, without recomputation. MFU is defined by them."""
-        return model_flops(self.full_forward.total)
+        return model_flops(self.full_forward.total, self.full_forward.forward_only)
 
     @property
     def hardware(self) -> int:
@@ -283,17 +292,18 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
         return _sum(None if number is None else number * count for number, count in numbers)
 
 
-def model_flops(forward_flops: int) -> int:
+def model_flops(forward_flops: int, forward_only: int = 0) -> int:
     """Model FLOPs of training: three times `forward_flops`, once for forward and twice for backward.
 
-    Defined by Chowdhery et al. 2022 (arXiv 2204.02311), appendix B. Recomputation is not included.
+    Defined by Chowdhery et al. 2022 (arXiv 2204.02311), appendix B. Recomputation is not included. `forward_only` are
+    those of `forward_flops` that have no backward pass (`Counts.forward_only`), which count once.
     """
-    return MODEL_FLOPS_PER_FORWARD * forward_flops
+    return MODEL_FLOPS_PER_FORWARD * (forward_flops - forward_only) + forward_only
 
 
-def model_flops_per_token(forward_flops: int, tokens: int) -> Fraction:
+def model_flops_per_token(forward_flops: int, tokens: int, forward_only: int = 0) -> Fraction:
     """Model FLOPs of training one token, exact, from those of a forward pass over so many tokens."""
-    return Fraction(model_flops(forward_flops), tokens)
+    return Fraction(model_flops(forward_flops, forward_only), tokens)
 
 
 _N = TypeVar("_N", int, Counts, AttentionCore)
@@ -307,6 +317,18 @@ def _sum(parts: Iterable[_N | None]) -> _N | None:
             return None
         total = part if index == 0 or total is None else total + part
     return total
+
+
+def with_scans(counts: ModelCounts) -> ModelCounts:
+    """The counts with the products of the layers' scans in their forward FLOPs, as attention."""
+    return msgspec.structs.replace(counts, layers=tuple(map(_with_scan, counts.layers)))
+
+
+def _with_scan(layer: LayerCounts) -> LayerCounts:
+    if not layer.scan_flops or layer.forward_flops is None:
+        return layer
+    flops = layer.forward_flops + Counts(attention=layer.scan_flops)
+    return msgspec.structs.replace(layer, forward_flops=flops)
 
 
 def with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:

@@ -54,17 +54,18 @@ def step_times(
     clusters: Sequence[Cluster],
     *,
     forward_flops: int,
+    forward_only: int = 0,
 ) -> tuple[StepTime, ...]:
     """How long a step takes on each cluster; empty by Megatron-LM's rules, by which no step is run.
 
     `setup` and `layout` are resolved. `forward_flops` are those of the undivided model over one micro-batch, with
-    multi-token prediction if it is trained.
+    multi-token prediction if it is trained; `forward_only` are those of them that backward does not pass.
     """
     if layout is not None and layout.framework != "torch":
         return ()
     from counting.cost.step_time import step_time
 
-    per_token = model_flops_per_token(forward_flops, setup.tokens)
+    per_token = model_flops_per_token(forward_flops, setup.tokens, forward_only)
     works = [work_of_step(spec, setup, layout, cluster.style) for cluster in clusters]
     return tuple(
         step_time(
@@ -80,12 +81,12 @@ def step_times(
 
 
 def timed_step(
-    spec: ModelSpec, setup: Setup, layout: Layout, cluster: Cluster, *, forward_flops: int
+    spec: ModelSpec, setup: Setup, layout: Layout, cluster: Cluster, *, forward_flops: int, forward_only: int = 0
 ) -> tuple[Setup, Layout, StepTime]:
     """How long a step takes, without an analysis of what ranks hold, with setup and layout resolved.
 
-    `forward_flops` are those of the undivided model over one micro-batch, with multi-token prediction if it is trained.
-    Raises `UserError` where a setting is refused.
+    `forward_flops` are those of the undivided model over one micro-batch, with multi-token prediction if it is trained;
+    `forward_only` are those of them that backward does not pass. Raises `UserError` where a setting is refused.
     """
     from counting.layout import resolve_step
 
@@ -94,7 +95,7 @@ def timed_step(
     setup, layout = resolve_step(of_cluster, spec, setup)
     if layout.framework != "torch":
         raise ArgumentError("framework", layout.framework, "is by formula, and not run, so its step has no time")
-    (time,) = step_times(spec, setup, layout, (cluster,), forward_flops=forward_flops)
+    (time,) = step_times(spec, setup, layout, (cluster,), forward_flops=forward_flops, forward_only=forward_only)
     return setup, layout, time
 
 

@@ -13,11 +13,14 @@ from torch_models.spec import (
     LayerRun,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     NormPlacement,
+    NormType,
     RotarySpec,
     RouterSpec,
+    TemperatureSpec,
 )
 
 
@@ -27,16 +30,22 @@ def random_layer(pick: random.Random) -> LayerSpec:
     attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
     if pick.random() < 0.5:
         groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
+        rotary = pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)])
+        norms = pick.choice([None, "head", "width", *(["l2"] if rotary else [])])
+        window, chunk = pick.choice([(None, None), (None, None), (1, None), (5, None), (100, None), (None, 7)])
         attention = GroupedQueryAttentionSpec(
             hidden_size=width,
             num_attention_heads=groups * pick.choice([1, 2, 5]),
             num_key_value_heads=groups,
             head_dim=channels,
-            rotary=RotarySpec(dim=pick.choice([channels, 2]), theta=1e4),
+            rotary=rotary,
             qkv_bias=bias,
             output_bias=pick.random() < 0.3,
-            query_key_norm=pick.choice([None, "head", "width"]),
-            window=pick.choice([None, None, 1, 5, 100]),
+            query_key_norm=norms,
+            norm_unit_offset=norms == "head" and pick.random() < 0.3,
+            window=window,
+            chunk=chunk,
+            temperature=pick.choice([None, None, TemperatureSpec(floor_scale=8, scale=0.4)]),
             logit_softcap=pick.choice([None, None, 5.0]),
             sinks=pick.random() < 0.3,
         )
@@ -64,13 +73,17 @@ def random_layer(pick: random.Random) -> LayerSpec:
 
     placement: NormPlacement = pick.choice(["before", "after", "around"])
     offset = pick.random() < 0.3
+    norm_type: NormType = "layer_norm" if not offset and pick.random() < 0.3 else "rms_norm"
     if pick.random() < 0.4:
-        dense = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        dense: GatedMLPSpec | MLPSpec = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        if pick.random() < 0.3:
+            dense = MLPSpec(**structs.asdict(dense))
         return LayerSpec(
             attention=attention,
             feed_forward=dense,
             norm_eps=1e-6,
             norm_placement=placement,
+            norm_type=norm_type,
             norm_unit_offset=offset,
         )
     groups, per_group = pick.choice([1, 2, 4]), pick.choice([2, 3, 16, 64])
@@ -94,12 +107,14 @@ def random_layer(pick: random.Random) -> LayerSpec:
         router=router,
         expert=mlp(expert_size) if pick.random() < 0.7 else clamped,
         shared_experts=None if shared is None else mlp(shared),
+        weighs_inputs=pick.random() < 0.3,
     )
     return LayerSpec(
         attention=attention,
         feed_forward=mixture,
         norm_eps=1e-6,
         norm_placement=placement,
+        norm_type=norm_type,
         norm_unit_offset=offset,
     )
 
@@ -144,6 +159,7 @@ def random_division(pick: random.Random, seed: int) -> tuple[ModelSpec, Layout]:
 
 def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:
     """A model of one to three such layers, and up to two more that predict further tokens."""
+    predictions, offset = pick.randint(0, 2), pick.random() < 0.3
     return ModelSpec(
         name=f"random {seed}",
         model_type="deepseek_v3",
@@ -154,8 +170,10 @@ def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:
         tie_word_embeddings=pick.random() < 0.5,
         sequence_length=None,
         sequence_length_source=None,
-        mtp_layers=(layer,) * pick.randint(0, 2),
-        norm_unit_offset=pick.random() < 0.3,
+        mtp_layers=(layer,) * predictions,
+        norm_type="rms_norm" if predictions or offset else layer.norm_type,
+        norm_unit_offset=offset,
+        learned_positions=None if predictions else pick.choice([None, 4096]),
         embedding_scale=pick.choice([1.0, 8.0]),
         final_logit_softcap=pick.choice([None, 30.0]),
     )

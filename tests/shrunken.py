@@ -68,6 +68,39 @@ GEMMA2: dict[str, Any] = LLAMA | {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+GEMMA3: dict[str, Any] = LLAMA | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 12,
+    "sliding_window_pattern": 3,
+    "rope_theta": 50000.0,
+    "rope_local_base_freq": 300.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "final_logit_softcapping": 7.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+OLMO3: dict[str, Any] = OLMO2 | {
+    "architectures": ["Olmo3ForCausalLM"],
+    "model_type": "olmo3",
+    "num_hidden_layers": 4,
+    "sliding_window": 12,
+    "rope_theta": 3000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}
+
+SMOLLM3: dict[str, Any] = LLAMA | {
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "num_key_value_heads": 2,
+    "no_rope_layer_interval": 2,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
 MIXTRAL: dict[str, Any] = LLAMA | {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -131,6 +164,24 @@ GLM4_MOE: dict[str, Any] = LLAMA | {
     "first_k_dense_replace": 1,
 }
 
+# Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
+LLAMA4: dict[str, Any] = LLAMA | {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 40,
+    "intermediate_size_mlp": 112,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_layers": [0, 3],
+    "no_rope_layer_interval": 2,
+    "attention_chunk_size": 20,
+    "floor_scale": 8,
+    "attn_scale": 0.4,
+}
+
 DEEPSEEK_V2: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -161,6 +212,23 @@ DEEPSEEK_V2_LITE: dict[str, Any] = DEEPSEEK_V2 | {"q_lora_rank": None, "topk_met
 
 KIMI_K2: dict[str, Any] = DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "topk_group": 1}
 
+GPT2: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "n_inner": 112,
+    "tie_word_embeddings": True,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 4096,  # no longer sequence runs
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 # One row per family, in every test that is parametrised over families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
@@ -169,16 +237,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "smollm": LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
     "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "smollm3": SMOLLM3,
     "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
+    "llama4": LLAMA4,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
+    "gpt2": GPT2,
 }
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")
+# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
+# learned positions.
+REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")

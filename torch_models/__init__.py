@@ -26,10 +26,12 @@ if TYPE_CHECKING:
         LayerRun,
         LayerSpec,
         MixtureOfExpertsSpec,
+        MLPSpec,
         ModelSpec,
         MultiHeadLatentAttentionSpec,
         RotarySpec,
         RouterSpec,
+        TemperatureSpec,
     )
     from torch_models.training.batch import check_batch
     from torch_models.training.loss import loss_normalizer
@@ -43,11 +45,13 @@ __all__ = [
     "GroupedQueryAttentionSpec",
     "LayerRun",
     "LayerSpec",
+    "MLPSpec",
     "MixtureOfExpertsSpec",
     "ModelSpec",
     "MultiHeadLatentAttentionSpec",
     "RotarySpec",
     "RouterSpec",
+    "TemperatureSpec",
     "UserError",
     "build",
     "build_mtp",

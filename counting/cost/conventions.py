@@ -1,8 +1,8 @@
 """Training FLOPs per token of an analysed model, under each convention that papers use.
 
-Training costs three forward passes (`counting.counts.model_flops`); recomputation is not counted. Legend: N: active
-parameters, those that one token uses. N': N without the input embedding, which is a lookup and not a multiplication
-(if embedding and head are one matrix, the head still multiplies, so N' = N). S: sequence length.
+Training costs three forward passes, an indexer's one (`counting.counts.model_flops`); recomputation is not counted.
+Legend: N: active parameters, those that one token uses. N': N without the input embedding, which is a lookup and not a
+multiplication (if embedding and head are one matrix, the head still multiplies, so N' = N). S: sequence length.
 
     6N                      6 N: Kaplan et al. 2020 (arXiv 2001.08361), §2.1
     6N_full_attention       6 N' + attention's products on the full S x S square, similar to Chowdhery et al.
@@ -37,13 +37,20 @@ def trained_parameters(analysis: Analysis) -> int:
 
 def training_flops_per_token(analysis: Analysis) -> Fraction:
     """Training FLOPs per token under the convention `own`, exact."""
-    return _per_token(analysis, analysis.forward_flops + trains_mtp(analysis) * analysis.mtp_forward_flops)
+    trained = trains_mtp(analysis)
+    forward = analysis.forward_flops + trained * analysis.mtp_forward_flops
+    return _per_token(analysis, forward, analysis.forward_only_flops + trained * analysis.mtp_forward_only_flops)
 
 
 def training_flops_by_component(analysis: Analysis) -> dict[str, Fraction]:
     """The parts of `training_flops_per_token`, exact; `mtp`, if it is trained, is one of them."""
-    parts = {name: _per_token(analysis, flops) for name, flops in analysis.forward_flops_by_component.items()}
-    return {**parts, "mtp": _per_token(analysis, analysis.mtp_forward_flops)} if trains_mtp(analysis) else parts
+    parts = {
+        name: _per_token(analysis, flops, flops if name == "indexer" else 0)
+        for name, flops in analysis.forward_flops_by_component.items()
+    }
+    if not trains_mtp(analysis):
+        return parts
+    return {**parts, "mtp": _per_token(analysis, analysis.mtp_forward_flops, analysis.mtp_forward_only_flops)}
 
 
 def main_attention_core(analysis: Analysis) -> AttentionCore:
@@ -69,6 +76,6 @@ def multiplied_parameters(analysis: Analysis) -> int:
     return analysis.parameters.active if tied else analysis.parameters.active_without_embedding
 
 
-def _per_token(analysis: Analysis, forward_flops: int) -> Fraction:
+def _per_token(analysis: Analysis, forward_flops: int, forward_only: int = 0) -> Fraction:
     """Training FLOPs per token, from the FLOPs of a forward pass over one micro-batch."""
-    return model_flops_per_token(forward_flops, analysis.setup.tokens)
+    return model_flops_per_token(forward_flops, analysis.setup.tokens, forward_only)

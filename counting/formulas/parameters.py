@@ -15,6 +15,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Spec,
@@ -53,12 +54,12 @@ def _(spec: GroupedQueryAttentionSpec) -> Counts:
     """The projections and, if the spec has them, biases, norms and sinks.
 
     Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
-    arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
+    arXiv 2501.00656, §3.3); Llama-4's have no weights. A sink is one number per query head (gpt-oss, arXiv 2508.10925).
     """
     query_width = spec.num_attention_heads * spec.head_dim
     key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
     biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
-    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, None: 0}
+    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, "l2": 0, None: 0}
     sinks = spec.sinks * spec.num_attention_heads
     return Counts(attention=linear_weights(spec) + biases + sinks, norm=norms[spec.query_key_norm])
 
@@ -108,6 +109,18 @@ def _(spec: GatedMLPSpec) -> Counts:
     """The matrices and, if the spec has them, one bias per matrix."""
     biases = spec.bias * (2 * spec.intermediate_size + spec.hidden_size)
     return Counts(mlp=linear_weights(spec) + biases)
+
+
+@linear_weights.register
+def _(spec: MLPSpec) -> int:
+    """up and down: two D x F matrices (Vaswani et al. 2017, arXiv 1706.03762, eq. 2)."""
+    return 2 * spec.hidden_size * spec.intermediate_size
+
+
+@parameters.register
+def _(spec: MLPSpec) -> Counts:
+    """The matrices and, if the spec has them, one bias per matrix."""
+    return Counts(mlp=linear_weights(spec) + spec.bias * (spec.intermediate_size + spec.hidden_size))
 
 
 @parameters.register
@@ -166,7 +179,15 @@ def _(spec: LayerSpec) -> int:
 def _(spec: LayerSpec) -> Counts:
     """Attention, feed-forward, and one norm for each of them, or two with `norm_placement` ``around``."""
     norms = 4 if spec.norm_placement == "around" else 2
-    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * spec.hidden_size)
+    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * norm_parameters(spec))
+
+
+def norm_parameters(spec: LayerSpec | ModelSpec) -> int:
+    """Return the numbers of one norm of the residual stream: a weight, and with LayerNorm a bias, of D numbers each.
+
+    Sources: Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4; Ba et al. 2016, arXiv 1607.06450, eq. 4.
+    """
+    return spec.hidden_size * (2 if spec.norm_type == "layer_norm" else 1)
 
 
 @parameters.register
@@ -177,10 +198,14 @@ def _(spec: ModelSpec) -> Counts:
 
 
 def outside_parameters(spec: ModelSpec) -> Counts:
-    """Return parameters of embedding, final norm and head: V x D, D and V x D. A tied head is not counted again."""
+    """Return parameters of embedding, table of positions, final norm and head.
+
+    Embedding and head have V x D; a tied head counts once. A learned table of P positions has P x D (GPT-2).
+    """
     matrix = spec.vocab_size * spec.hidden_size
     head = 0 if spec.tie_word_embeddings else matrix
-    return Counts(word_embedding=matrix, norm=spec.hidden_size, lm_head=head)
+    positions = (spec.learned_positions or 0) * spec.hidden_size
+    return Counts(word_embedding=matrix, positional_embedding=positions, norm=norm_parameters(spec), lm_head=head)
 
 
 def mtp_parameters(spec: ModelSpec) -> Counts:

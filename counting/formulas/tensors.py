@@ -17,6 +17,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Spec,
@@ -40,11 +41,17 @@ def _linear(inputs: int, outputs: int, *, bias: bool = False) -> Tensors:
     return [matrix, _vector(outputs)] if bias else [matrix]
 
 
+def _norm(spec: LayerSpec | ModelSpec) -> Tensors:
+    """A norm of the residual stream: a weight and, with LayerNorm, a bias."""
+    weight = _vector(spec.hidden_size)
+    return [weight, weight] if spec.norm_type == "layer_norm" else [weight]
+
+
 @tensors.register
 def _(spec: GroupedQueryAttentionSpec) -> Tensors:
     """Sinks; q, k, v and o; norms of queries and keys, as wide as one head or as all heads together."""
     queries, keys = (heads * spec.head_dim for heads in (spec.num_attention_heads, spec.num_key_value_heads))
-    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], None: []}
+    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], "l2": [], None: []}
     sinks = [spec.num_attention_heads] if spec.sinks else []
     return [
         *map(_vector, sinks),
@@ -84,6 +91,15 @@ def _(spec: GatedMLPSpec) -> Tensors:
 
 
 @tensors.register
+def _(spec: MLPSpec) -> Tensors:
+    """up, F x D; down, D x F."""
+    return [
+        *_linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias),
+        *_linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias),
+    ]
+
+
+@tensors.register
 def _(spec: MixtureOfExpertsSpec) -> Tensors:
     """The router, E x D; the stacked experts; the shared experts.
 
@@ -104,15 +120,16 @@ def _(spec: MixtureOfExpertsSpec) -> Tensors:
 @tensors.register
 def _(spec: LayerSpec) -> Tensors:
     """Attention, then feed-forward, each with its norms before it, after it, or both."""
-    norm = _vector(spec.hidden_size)
-    before = [norm] if spec.norm_placement != "after" else []
-    after = [norm] if spec.norm_placement != "before" else []
+    norm = _norm(spec)
+    before = norm if spec.norm_placement != "after" else []
+    after = norm if spec.norm_placement != "before" else []
     return [*before, *tensors(spec.attention), *after, *before, *tensors(spec.feed_forward), *after]
 
 
 def tensors_before_layers(spec: ModelSpec) -> Tensors:
-    """Return the embedding, V x D."""
-    return [TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
+    """Return the embedding, V x D, and the learned table of P positions, P x D, if there is one."""
+    rows = [spec.vocab_size, *([] if spec.learned_positions is None else [spec.learned_positions])]
+    return [TrainedTensor((each, spec.hidden_size), "vocabulary") for each in rows]
 
 
 def tensors_of_mtp(spec: ModelSpec) -> Tensors:
@@ -130,18 +147,18 @@ def tensors_of_mtp(spec: ModelSpec) -> Tensors:
 
 def tensors_after_layers(spec: ModelSpec) -> Tensors:
     """Return final norm and head (V x D, unless it is tied)."""
-    norm = _vector(spec.hidden_size)
-    return (
-        [norm] if spec.tie_word_embeddings else [norm, TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
-    )
+    head = [] if spec.tie_word_embeddings else [TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
+    return [*_norm(spec), *head]
 
 
 def gradients_apart(layer: LayerSpec) -> int:
     """Return how many gradients of a layer's parameters are computed one after the other, where each is apart.
 
-    That of a bias is computed with that of its matrix; the biases of experts are added by an operation of their own.
+    That of a bias is computed with that of its matrix or norm; the biases of experts are added by an operation of their
+    own.
     """
-    return len(tensors(layer)) - _biases(layer)
+    norms = 4 if layer.norm_placement == "around" else 2
+    return len(tensors(layer)) - _biases(layer) - norms * (layer.norm_type == "layer_norm")
 
 
 def _biases(layer: LayerSpec) -> int:
@@ -150,8 +167,8 @@ def _biases(layer: LayerSpec) -> int:
         found = 3 * attention.qkv_bias + attention.output_bias
     else:
         found = attention.bias * (2 + (attention.q_lora_rank is not None))
-    if isinstance(feed_forward, GatedMLPSpec):
-        return found + 3 * feed_forward.bias
+    if isinstance(feed_forward, GatedMLPSpec | MLPSpec):
+        return found + (3 if isinstance(feed_forward, GatedMLPSpec) else 2) * feed_forward.bias
     shared = feed_forward.shared_experts
     found += feed_forward.router.bias
     return found + (3 * shared.bias if shared is not None else 0)

@@ -8,8 +8,8 @@ from counting.setup import Setup
 class TrainingStep(Tidy, frozen=True, kw_only=True):
     """FLOPs of one training step, all micro-batches together, including multi-token prediction if it is trained.
 
-    Model FLOPs are three times the forward pass, independent of recomputation. Hardware FLOPs are all executed FLOPs:
-    forward, backward and recomputed.
+    Model FLOPs are three times the forward pass, independent of recomputation, but once those of an indexer, which
+    backward does not pass. Hardware FLOPs are all executed FLOPs: forward, backward and recomputed.
     """
 
     model_flops: int
@@ -32,7 +32,7 @@ class TrainingStep(Tidy, frozen=True, kw_only=True):
 def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> TrainingStep:
     """The result for a step with `flops`; `core` is the attention core of its forward passes."""
     tokens = setup.step_tokens
-    causal = model_flops(core.causal_flops(flops.forward.total))
+    causal = model_flops(core.causal_flops(flops.forward.total), flops.forward.forward_only)
     executed = flops.forward + flops.backward + flops.recomputed
     assert flops.model % tokens == flops.hardware % tokens == 0, "every product has a row per token"
     return TrainingStep(

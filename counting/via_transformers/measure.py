@@ -10,8 +10,9 @@ from msgspec import structs
 from counting.counts import LayerCounts, ModelCounts
 from counting.measurements.checkpoint import StoredTotals
 from counting.measurements.meta_device import measuring
+from counting.scans import Scan
 from counting.setup import Setup
-from counting.step.notes import FOREIGN_NOTES, no_step_note
+from counting.step.notes import FOREIGN_NOTES, SCAN_NOTE, no_step_note
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.checkpoint import BuiltTensors, compare_with_built, tensors_of_built
 from counting.via_transformers.count import count
@@ -22,9 +23,13 @@ from counting.via_transformers.reading.decoders import one_line
 from counting.via_transformers.reading.parts import parts_of_model
 from counting.via_transformers.run import LONGEST_REASON, Recorded, run_first_way
 from counting.via_transformers.settings import check_step_is_measured
+from counting.via_transformers.states.layers import scans_of_groups, shapes_of
+from counting.via_transformers.states.stand_ins import scans_stood_in
 from counting.via_transformers.step.measure import BuiltStep, measure_step
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.switches import check_switches
+
+NO_STEP_OF_SCANS = "its layers carry a state along the sequence, and what backward keeps depends on the kernel"
 
 
 class Measured(NamedTuple):
@@ -33,6 +38,7 @@ class Measured(NamedTuple):
     witnesses: dict[str, ModelCounts]  # "numel", "trace" and "dispatch"
     built_as: str  # transformers' class and version
     tensors: BuiltTensors  # of the model, for a checkpoint to be compared with
+    scans: tuple[tuple[Scan, ...], ...]  # of each distinct layer: those that carry a state along the sequence
     step: BuiltStep | None  # None: not asked for, or it cannot be measured
     no_step: str | None  # why a step cannot be measured
 
@@ -44,6 +50,7 @@ class Compared(NamedTuple):
     witnesses: dict[str, ModelCounts]
     notes: tuple[str, ...]
     stored: StoredTotals | None  # of the checkpoint in `folder`
+    scans: tuple[tuple[Scan, ...], ...]
     step: BuiltStep | None
 
 
@@ -58,6 +65,8 @@ def measure_and_compare(model: ForeignModel, folder: str | None, setup: Setup, *
     if measured.no_step is not None:
         check_step_is_measured(setup, model.model_type, measured.no_step)
         notes.append(no_step_note(measured.no_step))
+    if any(measured.scans):
+        notes.append(SCAN_NOTE)
     whole = model.decoder.whole is not None  # a text part's weights lie in those of the whole
     dtype = setup.precision_recipe.activation_dtype if measured.step else "bfloat16"
     return Compared(
@@ -65,6 +74,7 @@ def measure_and_compare(model: ForeignModel, folder: str | None, setup: Setup, *
         witnesses=measured.witnesses,
         notes=tuple(notes),
         stored=compare_with_built(None if whole else folder, measured.tensors),
+        scans=measured.scans,
         step=measured.step,
     )
 
@@ -82,8 +92,14 @@ def measure_via_transformers(model: ForeignModel, setup: Setup, *, step: bool) -
         try:
             found, recorded = run_first_way(model.decoder, setup.micro_batch)
             check_switches(model.switches, parts_of_model(found, model.config))
-            witnesses = count(found, recorded, setup)
-            measured, no_step = _step(model, found, recorded, witnesses, setup) if step else (None, None)
+            with scans_stood_in(found.model) as noted:
+                scans = scans_of_groups(found, recorded, noted)
+                witnesses = count(found, recorded, setup, scans)
+            measured, no_step = None, None
+            if step and any(scans):
+                no_step = NO_STEP_OF_SCANS
+            elif step:
+                measured, no_step = _step(model, found, recorded, witnesses, setup)
             if measured is not None:
                 witnesses = _with_step(witnesses, measured)
         except ConfigError as error:
@@ -91,7 +107,7 @@ def measure_via_transformers(model: ForeignModel, setup: Setup, *, step: bool) -
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
     built_as = f"{model.decoder} of transformers {version}"
-    return Measured(witnesses, built_as, tensors_of_built(found), measured, no_step)
+    return Measured(witnesses, built_as, tensors_of_built(found), shapes_of(found, scans), measured, no_step)
 
 
 def _with_step(witnesses: dict[str, ModelCounts], step: BuiltStep) -> dict[str, ModelCounts]:

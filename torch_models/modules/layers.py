@@ -1,4 +1,4 @@
-"""Layers that every family uses: RMSNorm, rotary position embedding, the gated MLP.
+"""Layers that several families use: norms, rotary position embedding, MLPs.
 
 Legend of the dimension letters, here and in the other modules: B batch, S sequence, T = B * S tokens,
 D hidden_size, F intermediate_size, H query heads, G key/value heads, C channels of a head, E experts,
@@ -8,7 +8,8 @@ K experts per token. A tensor's name ends in its shape: ``x_BSD``.
 `component` belongs to the nearest parent that has one.
 
 There are two kernel profiles, chosen when a model is built: ``fused`` calls torch's fused norm and attention; ``eager``
-uses elementary operations, with every intermediate as a tensor in memory.
+uses elementary operations, with every intermediate as a tensor in memory. LayerNorm is torch's kernel in both, as in
+transformers' models.
 """
 
 import math
@@ -29,9 +30,10 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, RotarySpec
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec, RotarySpec
 
-RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated channels / 2)
+# cos and sin, each of shape (S, rotated channels / 2); () where nothing is rotated
+RotaryTables = tuple[Tensor, Tensor] | tuple[()]
 
 
 class Linear(OwnFirstValues, nn.Linear):
@@ -81,6 +83,55 @@ class RMSNorm(OwnFirstValues):
         return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
 
 
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps), computed in fp32: RMSNorm without a weight, which Llama-4 calls L2 norm."""
+
+    component = "norm"
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        if self.kernels == "fused":
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        x_fp32 = x.float()
+        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        return (x_fp32 * inverse_rms).to(x.dtype)
+
+
+class LayerNorm(OwnFirstValues):
+    """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450, eq. 4).
+
+    It is torch's kernel in every kernel profile. Like the fused RMSNorm it computes in the wider dtype of input and
+    weight.
+    """
+
+    component = "norm"
+    first_weight = 1.0
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        weight, bias = self.weight, self.bias
+        wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+        return F.layer_norm(x.to(wider), weight.shape, weight.to(wider), bias.to(wider), self.eps).to(x.dtype)
+
+
+def norm_module(spec: LayerSpec | ModelSpec, kernels: Kernels) -> RMSNorm | LayerNorm:
+    """Return a norm of the residual stream, as a layer or a model has them."""
+    if spec.norm_type == "layer_norm":
+        return LayerNorm(spec.hidden_size, spec.norm_eps)
+    return RMSNorm(spec.hidden_size, spec.norm_eps, kernels, unit_offset=spec.norm_unit_offset)
+
+
 def activation_function(name: Activation, x: Tensor) -> Tensor:
     """Apply the activation that Hugging Face configs call `name` to `x`."""
     if name == "silu":
@@ -106,14 +157,35 @@ class GatedMLP(nn.Module):
         return out
 
 
+class MLP(nn.Module):
+    """down(activation(up(x))), without a gate (GPT-2)."""
+
+    component = "mlp"
+
+    def __init__(self, spec: MLPSpec) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        out: Tensor = self.down_proj(activation_function(self.activation, self.up_proj(x)))
+        return out
+
+
 # --- Rotary position embedding (Su et al. 2021, arXiv 2104.09864): no parameters, only angles ------------------
 
 
-def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, dtype: torch.dtype) -> RotaryTables:
+def rotary_tables(
+    spec: RotarySpec | None, sequence_length: int, device: torch.device, dtype: torch.dtype
+) -> RotaryTables:
     """Return cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each.
 
     Raises `UserError` for a `rope_type` whose angles are not known, except on the meta device.
     """
+    if spec is None:
+        return ()
     positions = torch.arange(sequence_length, device=device, dtype=torch.float32)
     angles = positions.unsqueeze(1) * _frequencies(spec, sequence_length, device)
     factor = _table_factor(spec)
@@ -124,8 +196,10 @@ def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Ten
     """Rotate channel pairs of every head by the angles of their position; same shape and dtype.
 
     A pair is (c, c + C/2), or (2c, 2c + 1) if `interleaved`. In both cases the result contains the first members of all
-    pairs, then the second members.
+    pairs, then the second members. Without tables `x_BSHC` itself is returned.
     """
+    if not tables:
+        return x_BSHC
     cos, sin = (table.to(x_BSHC.dtype).unsqueeze(1) for table in tables)
     if interleaved:
         first, second = x_BSHC[..., 0::2], x_BSHC[..., 1::2]
@@ -139,14 +213,19 @@ def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def softmax_scale(spec: RotarySpec, channels: int) -> float:
+def softmax_scale(spec: RotarySpec | None, channels: int) -> float:
     """Return 1 / sqrt(channels), times YaRN's squared factor if `scores_scaled` and `mscale_all_dim` are set.
 
     The factor is squared because DeepSeek's `mscale_all_dim` scales both queries and keys. The tables are scaled only
     by the ratio of the factors of `mscale` and `mscale_all_dim`.
     """
     scale: float = channels**-0.5
-    if spec.scores_scaled and isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
+    if (
+        spec is not None
+        and spec.scores_scaled
+        and isinstance(spec.scaling, YarnRopeScaling)
+        and spec.scaling.mscale_all_dim
+    ):
         scale *= yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim) ** 2
     return scale
 

@@ -21,7 +21,7 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
-from torch_models.modules.layers import GatedMLP, RMSNorm
+from torch_models.modules.layers import MLP, GatedMLP, LayerNorm, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
 from torch_models.parallel.block import Block
 from torch_models.parallel.context import ring_attention
@@ -60,7 +60,10 @@ def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> No
     stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
     for layer in model.model.layers:
         _apply(layer, mesh, _layer_plan(layer, stream))
-    _apply(model, mesh, {"model.embed_tokens": DividedEmbedding(stream), "model.norm": _norm(stream)})
+    # Every rank adds an equal share of the table of positions to its term of the embedded tokens.
+    positions = LocalParameters({"weight": ADDED})
+    ends: Plan = {"model.embed_tokens": DividedEmbedding(stream), "model.norm": _norm(stream)}
+    _apply(model, mesh, ends | {"model.embed_tokens.positions": positions})
     model.tie_weights()
     _apply(model, mesh, {"lm_head": DividedHead(stream)})
     if layout.sequence_parallel:
@@ -96,11 +99,12 @@ def _apply(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
 
 def _norm(stream: Placement) -> LocalParameters:
     """A norm of the residual stream: of this rank's positions, or the same on every rank."""
-    return LocalParameters({"weight": SUMMED if stream.is_shard() else WHOLE})
+    return LocalParameters(dict.fromkeys(("weight", "bias"), SUMMED if stream.is_shard() else WHOLE))
 
 
 def _layer_plan(layer: nn.Module, stream: Placement) -> Plan:
-    plan: Plan = {name: _norm(stream) for name, module in layer.named_children() if isinstance(module, RMSNorm)}
+    norms = (RMSNorm, LayerNorm)
+    plan: Plan = {name: _norm(stream) for name, module in layer.named_children() if isinstance(module, norms)}
     if isinstance(layer, MultiTokenPredictionLayer):
         plan["shared_head.norm"] = _norm(stream)
         # Every rank joins and projects the positions of its residual stream.
@@ -127,13 +131,13 @@ def _attention_plan(attention: nn.Module) -> Plan:
         elif name in whole:
             plan[name] = LocalParameters(LINEAR_WHOLE)
         else:
-            assert name == "o_proj", name
+            assert name in ("o_proj", "qk_norm"), name  # the latter has no weights
     return plan
 
 
 def _feed_forward_plan(feed_forward: nn.Module) -> Plan:
     """Some columns of each MLP, and of each expert, on each rank. Every rank routes all tokens."""
-    if isinstance(feed_forward, GatedMLP):
+    if isinstance(feed_forward, GatedMLP | MLP):
         return _mlp_plan()
     assert isinstance(feed_forward, MixtureOfExperts)
     experts = ALTERNATING if isinstance(feed_forward.experts, ClampedExperts) else STACKED
@@ -145,4 +149,5 @@ def _feed_forward_plan(feed_forward: nn.Module) -> Plan:
 
 def _mlp_plan() -> Plan:
     columns = LocalParameters(LINEAR_COLUMNS)
+    # Those that a feed-forward without a gate lacks are left out where the plan is applied.
     return {"gate_proj": columns, "up_proj": columns, "down_proj": LocalParameters(LINEAR_ROWS)}

@@ -11,6 +11,7 @@ from torch_models.spec.attention import (
     GroupedQueryAttentionSpec,
     MultiHeadLatentAttentionSpec,
     RotarySpec,
+    TemperatureSpec,
 )
 from torch_models.spec.base import (
     Spec,
@@ -21,6 +22,7 @@ from torch_models.spec.choices import (
     Kernels,
     ModelRecompute,
     NormPlacement,
+    NormType,
     Recompute,
     check_kernels,
 )
@@ -29,6 +31,7 @@ from torch_models.spec.feed_forward import (
     FeedForwardSpec,
     GatedMLPSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     RouterSpec,
 )
 from torch_models.spec.layer import (
@@ -82,11 +85,13 @@ __all__ = [
     "LayerRun",
     "LayerSpec",
     "Layers",
+    "MLPSpec",
     "MixtureOfExpertsSpec",
     "ModelRecompute",
     "ModelSpec",
     "MultiHeadLatentAttentionSpec",
     "NormPlacement",
+    "NormType",
     "Positive",
     "Recompute",
     "RotarySpec",
@@ -94,6 +99,7 @@ __all__ = [
     "SequenceLength",
     "Share",
     "Spec",
+    "TemperatureSpec",
     "Theta",
     "Vocabulary",
     "Width",

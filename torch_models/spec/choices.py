@@ -11,6 +11,7 @@ Recompute = Literal["none", "selective", "per_op", "full"]
 ModelRecompute = Recompute | int
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 NormPlacement = Literal["before", "after", "around"]  # of a block, within its residual connection
+NormType = Literal["rms_norm", "layer_norm"]  # of the residual stream
 
 
 def check_kernels(kernels: str) -> None:

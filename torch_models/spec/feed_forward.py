@@ -16,6 +16,15 @@ class GatedMLPSpec(Spec, frozen=True, kw_only=True, tag="gated_mlp"):
     bias: bool = False
 
 
+class MLPSpec(Spec, frozen=True, kw_only=True, tag="mlp"):
+    """down(activation(up(x))), without a gate (Vaswani et al. 2017, arXiv 1706.03762, eq. 2; GPT-2)."""
+
+    hidden_size: int
+    intermediate_size: int
+    activation: Activation
+    bias: bool = False
+
+
 class ClampedMLPSpec(Spec, frozen=True, kw_only=True, tag="clamped_mlp"):
     """gpt-oss's expert: (up + 1) * gate * sigmoid(alpha gate), both clamped to `limit`, with biases.
 
@@ -79,11 +88,15 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
 
 
 class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
-    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses."""
+    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses.
+
+    The router's weights multiply the outputs of the experts, or the inputs if it `weighs_inputs` (Llama-4).
+    """
 
     router: RouterSpec
     expert: GatedMLPSpec | ClampedMLPSpec
     shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
+    weighs_inputs: bool = False
 
     def __post_init__(self) -> None:
         for field, width in (
@@ -96,4 +109,4 @@ class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_expe
             raise ConfigError("mlp_bias", True, "routed experts have no biases")
 
 
-FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
+FeedForwardSpec = GatedMLPSpec | MLPSpec | MixtureOfExpertsSpec

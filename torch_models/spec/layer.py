@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch_models.spec.attention import AttentionSpec, GroupedQueryAttentionSpec
 from torch_models.spec.base import Spec
-from torch_models.spec.choices import ModelRecompute, NormPlacement, Recompute
+from torch_models.spec.choices import ModelRecompute, NormPlacement, NormType, Recompute
 from torch_models.spec.feed_forward import FeedForwardSpec, MixtureOfExpertsSpec
 
 
@@ -19,18 +19,25 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     feed_forward: FeedForwardSpec
     norm_eps: float
     norm_placement: NormPlacement = "before"
-    norm_unit_offset: bool = False  # norms multiply by 1 + weight
+    norm_type: NormType = "rms_norm"
+    norm_unit_offset: bool = False  # norms multiply by 1 + weight; only RMSNorm
     recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
+
+    def __post_init__(self) -> None:
+        assert self.norm_type == "rms_norm" or not self.norm_unit_offset
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
+        """``dense`` or ``moe``, then what else tells the layers of a model apart.
 
-        Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
+        ``_window_<size>`` or ``_chunk_<size>`` if the attention has one, ``_no_rope`` if queries and keys are not
+        rotated. ``_recomputed`` stands last, where only some layers are computed again in training.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
-        return f"{kind}{window}{'_recomputed' if self.recompute == 'full' else ''}"
+        chunk = "" if self.chunk is None else f"_chunk_{self.chunk}"
+        rope = "" if self.attention.rotary is not None else "_no_rope"
+        return f"{kind}{window}{chunk}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
@@ -46,6 +53,11 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     def window(self) -> int | None:
         """Positions that a token attends to, itself included; None for all positions up to it."""
         return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
+
+    @property
+    def chunk(self) -> int | None:
+        """Positions of a chunk, within which alone a token attends; None if the sequence is not divided."""
+        return self.attention.chunk if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
     def shares_key_value_heads(self) -> bool:

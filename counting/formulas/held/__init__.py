@@ -20,7 +20,17 @@ from counting.formulas.held.feed_forward import (
     routed_experts_held,
     router_held,
 )
-from counting.formulas.held.forward_pass import BFLOAT16, FP32, INT32, INT64, ForwardPass, forward_pass, norm_held
+from counting.formulas.held.forward_pass import (
+    BFLOAT16,
+    FP32,
+    INT32,
+    INT64,
+    ForwardPass,
+    forward_pass,
+    layer_norm_held,
+    norm_held,
+    stream_norm_held,
+)
 from counting.formulas.held.model import (
     boundary_bytes,
     embedding_held,
@@ -46,11 +56,13 @@ __all__ = [
     "forward_pass",
     "head_held",
     "layer_held",
+    "layer_norm_held",
     "loss_held",
     "mtp_layer_held",
     "norm_held",
     "per_op_held",
     "routed_experts_held",
     "router_held",
+    "stream_norm_held",
     "weight_bytes",
 ]

@@ -3,7 +3,7 @@
 from functools import singledispatch
 
 from counting.formulas.held.forward_pass import FP32, INT32, INT64, ForwardPass
-from torch_models.spec import ClampedMLPSpec, FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from torch_models.spec import ClampedMLPSpec, FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec, MLPSpec, RouterSpec
 
 
 @singledispatch
@@ -24,6 +24,22 @@ def _(spec: GatedMLPSpec, run: ForwardPass) -> int:
     x = run.width * run.tokens * spec.hidden_size
     gate = activated = up = hidden = run.width * run.tokens * spec.intermediate_size
     return x + gate + activated + up + hidden
+
+
+@feed_forward_held.register
+def _(spec: MLPSpec, run: ForwardPass) -> int:
+    """down(activation(up(x))): T (D + 2 F) numbers; biases hold nothing.
+
+    - x: the input of up, for its weight's gradient;
+    - up: the input of the activation function;
+    - hidden: its output, which is the input of down, for its weight's gradient.
+
+    With F = 4 D it is 9 D numbers a token. Korthikanti et al. 2022 (arXiv 2205.05198, §4.1) have 18 s b h bytes for
+    them, and s b h more for the mask of dropout.
+    """
+    x = run.width * run.tokens * spec.hidden_size
+    up = hidden = run.width * run.tokens * spec.intermediate_size
+    return x + up + hidden
 
 
 @feed_forward_held.register
@@ -62,8 +78,9 @@ def routed_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
 
     - gathered: the tokens' rows, the input of the first product, for its weight's gradient;
     - hidden: `expert_hidden_numbers` numbers for each row;
-    - outputs: the experts' outputs, for the gradients of the router weights that multiply them;
-    - weights: these router weights, in the format of the rows, for the gradients of the outputs;
+    - outputs: the experts' outputs, for the gradients of the router weights that multiply them. Where these multiply
+      the inputs, the outputs are not held, but the inputs before and after that are;
+    - weights: these router weights, in the format of the rows, for the gradients of the outputs or the inputs;
     - token, order: the index of each row's token, and of its weight before sorting, to route gradients back;
     - experts: if experts have biases, the index of each row's expert, for the gradients of the biases;
     - ends: the end of each expert's rows, an input of the grouped products in backward.

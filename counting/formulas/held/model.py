@@ -3,7 +3,15 @@
 from counting.formulas.held.attention import attention_held
 from counting.formulas.held.core import fused_core_held
 from counting.formulas.held.feed_forward import feed_forward_held
-from counting.formulas.held.forward_pass import BFLOAT16, FP32, INT64, ForwardPass, forward_pass, norm_held
+from counting.formulas.held.forward_pass import (
+    BFLOAT16,
+    FP32,
+    INT64,
+    ForwardPass,
+    forward_pass,
+    norm_held,
+    stream_norm_held,
+)
 from counting.formulas.parameters import parameters, router_correction_bias
 from counting.formulas.per_op import kept_outputs
 from counting.setup import Setup
@@ -40,7 +48,7 @@ def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
     if run.recompute == "per_op":
         return stream + per_op_held(spec, run)
     norms_around_a_block = 2 if spec.norm_placement == "around" else 1
-    norm = norm_held(run.tokens, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
+    norm = stream_norm_held(spec, run.tokens, run)
     blocks = attention_held(spec.attention, run) + feed_forward_held(spec.feed_forward, run)
     return blocks + 2 * norms_around_a_block * norm
 
@@ -73,7 +81,7 @@ def loss_held(spec: ModelSpec, setup: Setup) -> int:
     """
     run = forward_pass(setup)
     last_output = run.width * run.tokens * spec.hidden_size
-    final_norm = norm_held(run.tokens, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
+    final_norm = stream_norm_held(spec, run.tokens, run)
     mtp_layers = spec.mtp_layers if setup.mtp else ()
     heads = (1 + len(mtp_layers)) * head_held(spec, run, setup.loss_chunk)
     return final_norm - last_output + heads + sum(mtp_layer_held(layer, run) for layer in mtp_layers) + FP32

@@ -100,7 +100,7 @@ def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...],
     ``layers``: all of them in the group of the root, ``("model",)``. ``torchtitan``: the embedding; final norm and
     head; if head and embedding are one tensor, all three together, because a tensor can be in one group only.
     """
-    before, after = _shapes(tensors_before_layers(spec)), _shapes(tensors_after_layers(spec))
+    before, after = _before_layers(spec), _shapes(tensors_after_layers(spec))
     if grouping == "layers":
         return {("model",): (*before, *after)}
     if spec.tie_word_embeddings:
@@ -112,12 +112,17 @@ def outside_shapes_of_stage(
     stage: ModelSpec, grouping: Grouping, *, embeds: bool, is_last: bool
 ) -> dict[tuple[str, ...], tuple[Shape, ...]]:
     """Return the same of one stage of a pipeline, which may have an embedding, and is the last one or not."""
-    before = _shapes(tensors_before_layers(stage)) if embeds else ()
+    before = _before_layers(stage) if embeds else ()
     after = _shapes(tensors_after_layers(stage)) if is_last else ()
     found = (
         {("model",): (*before, *after)} if grouping == "layers" else {("embedding",): before, ("norm", "head"): after}
     )
     return {modules: shapes for modules, shapes in found.items() if shapes}
+
+
+def _before_layers(spec: ModelSpec) -> tuple[Shape, ...]:
+    """The embedding; before it a learned table of positions, which is a module within the embedding's."""
+    return _shapes(tensors_before_layers(spec))[::-1]
 
 
 def _shapes(of: Sequence[TrainedTensor]) -> tuple[Shape, ...]:

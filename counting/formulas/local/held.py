@@ -28,6 +28,7 @@ from counting.formulas.held import (
     norm_held,
     per_op_held,
     routed_experts_held,
+    stream_norm_held,
 )
 from counting.formulas.local.shapes import Division, division_of, local_layer, local_setup
 from counting.setup import Setup
@@ -67,7 +68,7 @@ def _layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> int:
         return stream + _per_op_held(spec, run, division)
     part = local_layer(spec, division.tp)
     norms_around_a_block = 2 if spec.norm_placement == "around" else 1
-    norm = norm_held(rows, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
+    norm = stream_norm_held(spec, rows, run)
     blocks = _attention_held(part.attention, run, division) + _feed_forward_held(part.feed_forward, run, division)
     return blocks + 2 * norms_around_a_block * norm
 
@@ -128,7 +129,8 @@ def exchanged_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass, divisio
       that it sends are not held;
     - hidden: `expert_hidden_numbers` numbers for each received row;
     - outputs: the experts' outputs of its own N rows, after they have come back, for the gradients of the router
-      weights that multiply them. The outputs of the M rows are not held;
+      weights that multiply them. The outputs of the M rows are not held. Where the weights multiply the inputs, these
+      are held instead, before they are sent;
     - weights, token, order: of its own N rows, as on one device;
     - order_received: the order of the M rows by expert, to route gradients back, and on the way back the rows;
     - experts: if experts have biases, the index of each received row's expert, for the gradients of the biases;
@@ -166,7 +168,7 @@ def local_loss_held(spec: ModelSpec, setup: Setup, layout: Layout, context_rank:
     run, division = forward_pass(setup), division_of(layout, context_rank)
     rows = division.stream_tokens(run.micro_batch)
     last_output = run.width * rows * spec.hidden_size
-    final_norm = norm_held(rows, spec.hidden_size, run, unit_offset=spec.norm_unit_offset)
+    final_norm = stream_norm_held(spec, rows, run)
     mtp_layers = spec.mtp_layers if setup.mtp else ()
     heads = (1 + len(mtp_layers)) * _head_held(spec, run, setup.loss_chunk, division.tp)
     return final_norm - last_output + heads + sum(_mtp_layer_held(each, run, division) for each in mtp_layers) + FP32

@@ -1,4 +1,4 @@
-"""Operations that every family uses: RMSNorm and the gated MLP."""
+"""Operations that several families use: norms, projections and MLPs."""
 
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.operations import (
@@ -15,7 +15,7 @@ from counting.formulas.memory.operations import (
 )
 from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
-from torch_models.spec import GatedMLPSpec, Kernels
+from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec
 
 
 def norm(
@@ -28,6 +28,7 @@ def norm(
     unit_offset: bool = False,
     division: Division = UNDIVIDED,
     summed: bool = True,
+    has_weight: bool = True,
 ) -> Array:
     """RMSNorm of each row; with `gaps` the rows are slices of longer rows, and the fused kernel copies them.
 
@@ -35,11 +36,15 @@ def norm(
     else all ranks have the same rows.
     """
     parameter = summed_parameter if summed else own_parameter
-    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division)
+    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) if has_weight else None
     if kernels == "fused":
-        return _fused(tape, x, add_number(tape, weight) if unit_offset else weight, rows, gaps=gaps)
+        return _fused(
+            tape, x, add_number(tape, weight) if weight is not None and unit_offset else weight, rows, gaps=gaps
+        )
     x_fp32 = cast(tape, x, SINGLE)
     inverse_rms = inverse_root(tape, add_number(tape, mean_of_rows(tape, square(tape, x_fp32), rows)))
+    if weight is None:
+        return cast(tape, multiply(tape, x_fp32, inverse_rms), x.size.width)
     if unit_offset:
         return cast(
             tape,
@@ -55,9 +60,9 @@ def norm(
     return multiply(tape, normed, weight, vector=True)
 
 
-def _fused(tape: Tape, x: Array, weight: Operand, rows: int, *, gaps: bool) -> Array:
+def _fused(tape: Tape, x: Array, weight: Operand | None, rows: int, *, gaps: bool) -> Array:
     """One kernel that keeps its input and 1 / rms of each row."""
-    of_x, of_weight = x.size, weight.size
+    of_x, of_weight = x.size, None if weight is None else weight.size
     inverse_rms = tape.new(rows, SINGLE)
 
     def without_gaps() -> Array | None:
@@ -71,11 +76,41 @@ def _fused(tape: Tape, x: Array, weight: Operand, rows: int, *, gaps: bool) -> A
         copied = without_gaps()
         x_gradient = tape.like(of_x)
         del copied
-        return [x_gradient, tape.like(of_weight)]
+        return [x_gradient, None if of_weight is None else tape.like(of_weight)]
 
     kept = [x, inverse_rms, *([weight] if isinstance(weight, Array) else [])]
     tape.record([out], [x, weight], kept, derive)
     return out
+
+
+def layer_norm(tape: Tape, x: Array, rows: int, division: Division = UNDIVIDED, *, summed: bool = True) -> Array:
+    """LayerNorm of each row, torch's kernel: it keeps its input, and mean and 1 / deviation of each row in fp32.
+
+    `summed` is as in `norm`.
+    """
+    parameter = summed_parameter if summed else own_parameter
+    weight, bias = (parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) for _ in range(2))
+    sizes = x.size, weight.size, bias.size
+    out, mean, inverse_deviation = tape.born(x.size, Size(rows, SINGLE), Size(rows, SINGLE))
+
+    def derive(gradients: Gradients) -> InputGradients:
+        wanted = [index for index in range(3) if tape.wants(index)]
+        found = dict(zip(wanted, tape.born(*(sizes[index] for index in wanted)), strict=True))
+        return [found.get(index) for index in range(3)]
+
+    kept = [x, mean, inverse_deviation, *(each for each in (weight, bias) if isinstance(each, Array))]
+    tape.record([out], [x, weight, bias], kept, derive)
+    return out
+
+
+def stream_norm(
+    tape: Tape, spec: LayerSpec | ModelSpec, x: Array, rows: int, kernels: Kernels, division: Division
+) -> Array:
+    """A norm of the residual stream, as a layer or a model has them."""
+    summed = division.sequence_parallel
+    if spec.norm_type == "layer_norm":
+        return layer_norm(tape, x, rows, division, summed=summed)
+    return norm(tape, x, rows, kernels, unit_offset=spec.norm_unit_offset, division=division, summed=summed)
 
 
 def divided_norm(tape: Tape, x: Array, rows: int, division: Division) -> Array:
@@ -150,6 +185,14 @@ def sum_projection(
     weight = own_parameter(tape, tape.parameter(x.numel // tokens * outputs, width), division)
     of_sum = added_bias(tape, tape.parameter(outputs, width), division) if bias else None
     return linear(tape, x, tokens, outputs, weight=weight, bias=of_sum)
+
+
+def plain_mlp(tape: Tape, spec: MLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:
+    """up, activation, down; `spec` is the part of this rank."""
+    up = projection(tape, x, tokens, spec.intermediate_size, division, bias=spec.bias)
+    hidden = unary(tape, up, keeps_input=True)
+    del up
+    return sum_projection(tape, hidden, tokens, spec.hidden_size, division, bias=spec.bias)
 
 
 def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:

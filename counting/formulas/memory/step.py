@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from counting.formulas.local.shapes import division_of, local_layer, local_setup
-from counting.formulas.memory.blocks import norm
+from counting.formulas.memory.blocks import norm, stream_norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.layer import layer, recomputed, rotary_tables, transform
 from counting.formulas.memory.operations import Operand, add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.parameters import own_parameter, summed_parameter
+from counting.formulas.memory.positions import with_positions
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.formulas.memory.vocabulary import divided_cross_entropy, masked_embedding
 from counting.setup import Setup
@@ -204,6 +205,8 @@ class SimulatedStep:
         matrix, apart = self.vocabulary * self.spec.hidden_size, self.division.tp > 1
         self.embedding = self.tape.parameter(matrix, self.width, apart=apart)
         self.head = self.embedding
+        rows = self.spec.learned_positions
+        self.positions = None if rows is None else self.tape.parameter(rows * self.spec.hidden_size, self.width)
         if not self.spec.tie_word_embeddings:
             self.tape.fresh_parameters = self.fresh_end
             self.head = self.tape.parameter(matrix, self.width, apart=apart)
@@ -219,16 +222,9 @@ class SimulatedStep:
         """The moments of experts that are a group of fully_shard of their own."""
         return _AroundExperts(self, depth) if self.hooked and self.division.ep > 1 else None
 
-    def _norm(self, x: Array, *, unit_offset: bool = False) -> Array:
-        return norm(
-            self.tape,
-            x,
-            self.stream_tokens,
-            self.setup.kernels,
-            unit_offset=unit_offset,
-            division=self.division,
-            summed=self.division.sequence_parallel,
-        )
+    def _norm(self, x: Array) -> Array:
+        summed = self.division.sequence_parallel
+        return norm(self.tape, x, self.stream_tokens, self.setup.kernels, division=self.division, summed=summed)
 
     def _embed(self, token_ids: Array, depth: int) -> Array:
         """Gather rows of the embedding; its gradient is as large as the whole embedding."""
@@ -239,14 +235,20 @@ class SimulatedStep:
         else:
             x = tape.new(self.tokens * self.spec.hidden_size, self.width)
             tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
+            x = self._with_positions(x)
         self._leave("embedding", x, depth)
         return x if self.spec.embedding_scale == 1 else scale(tape, x)
 
     def _embed_words(self, token_ids: Array) -> Array:
         """The sum over ranks, of which each has some words."""
         embedding = own_parameter(self.tape, self.embedding, self.division)
-        masked = masked_embedding(self.tape, embedding, token_ids, self.spec.hidden_size)
+        masked = self._with_positions(masked_embedding(self.tape, embedding, token_ids, self.spec.hidden_size))
         return sum_of_parts(self.tape, masked, self.batch, self.division)
+
+    def _with_positions(self, x: Array) -> Array:
+        if self.positions is None:
+            return x
+        return with_positions(self.tape, x, self.positions, self.spec.hidden_size, self.batch, self.division)
 
     def _loss(self, stream: list[Array]) -> Array:
         """Final norm, head and loss, and those of the multi-token-prediction modules."""
@@ -265,7 +267,7 @@ class SimulatedStep:
     def _final_norm(self, stream: list[Array]) -> Array:
         (x,) = self._enter("norm", 0, stream.pop())
         self.tape.fresh_parameters = self.fresh_end
-        out = self._norm(x, unit_offset=self.spec.norm_unit_offset)
+        out = stream_norm(self.tape, self.spec, x, self.stream_tokens, self.setup.kernels, self.division)
         self.tape.fresh_parameters = False
         self._leave("norm", out, 0)
         return out

@@ -41,14 +41,17 @@ def _replaced(module: Any, name: str, function: Callable[..., Tensor]) -> Iterat
         setattr(module, name, before)
 
 
-def _op_by_op(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) in fp32, then in x's dtype times the weight, each op by itself."""
+def _op_by_op(x: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) in fp32, then in x's dtype times the weight if there is one, each op by itself."""
     wide = x.float()
-    return (wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + eps)).type_as(x) * weight
+    normed = (wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + eps)).type_as(x)
+    return normed if weight is None else normed * weight
 
 
 def _rotated_as_complex(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Tensor:
     """Pairs of channels as complex numbers of two fp32, times a table of such numbers, which is there before."""
+    if not tables:
+        return x_BSHC
     table = torch.empty_like(tables[0], dtype=torch.complex64).unsqueeze(1)
     pairs = torch.view_as_complex(x_BSHC.float().reshape(*x_BSHC.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * table).flatten(3).type_as(x_BSHC)

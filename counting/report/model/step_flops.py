@@ -22,8 +22,8 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> Table:
         table.add_row(label, *("" if count is None else integer(count) for count in counts), bold=bold)
 
     for component, forward in step.forward_flops_by_component.items():
-        backward = step.backward_flops_by_component[component]
-        recomputed = step.recomputed_flops_by_component[component]
+        backward = step.backward_flops_by_component.get(component, 0)
+        recomputed = step.recomputed_flops_by_component.get(component, 0)
         if executed := step.hardware_flops_by_component[component]:
             add(component, forward, backward, recomputed, executed)
     table.add_section()

@@ -33,6 +33,7 @@ COMPONENT_LOOKS = {
     "word_embedding": Look(YELLOW, "", "word embedding"),
     "positional_embedding": Look(PALE, "++", "positional embedding"),
     "attention": Look(ORANGE, "", "attention"),
+    "indexer": Look(ORANGE, "xx", "indexer of attention"),
     "mlp": Look(SKY, "-", "MLP"),
     "router": Look(BLACK, "", "router", light=False),
     "routed_experts": Look(BLUE, "", "routed experts", light=False),

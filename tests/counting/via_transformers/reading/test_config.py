@@ -67,14 +67,9 @@ def test_both_forms_of_a_saved_config_are_one_config(model_type: str, tmp_path: 
     assert configs[0] == configs[1]
 
 
-STATE = "carry a state from token to token"
 SAID = {
-    "jamba": rf"its linear_attention layers {STATE}",
-    "mamba2": rf"its linear_attention layers {STATE}",
-    "qwen3_next": rf"its linear_attention layers {STATE}",
-    "minimax": rf"its linear_attention layers {STATE}",
-    "rwkv": rf"its layers {STATE}",
-    "llama4_text": "a product with the stacked weights of all experts",
+    "longcat_flash": "allocates 768 experts in gate_up_proj of LongcatFlashExperts, where the model has 512",
+    "zaya": "a Conv1d of it multiplies several channels with each other",
     "dbrx": "transformers cannot build it: 'DbrxAttentionConfig' object has no attribute 'rope_theta'",
     "t5": "has an encoder beside its decoder",
     "bart": "has an encoder beside its decoder",
@@ -104,24 +99,23 @@ def test_every_form_of_a_refused_config_is_refused_alike(tmp_path: Path) -> None
     said = []
     for whole in (False, True):
         with pytest.raises(UserError) as caught:
-            analyze(saved("mamba2", tmp_path, whole=whole), Setup(sequence_length=64))  # it holds an infinity
+            analyze(saved("longcat_flash", tmp_path, whole=whole), Setup(sequence_length=64))
         said.append(str(caught.value))
     assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("model_type", ["zamba", "rwkv"])
-def test_no_reference_code_runs_for_a_refusal(model_type: str, tmp_path: Path) -> None:
-    """It takes half a minute, and would change no more than the words."""
+def test_no_scan_runs_token_by_token(model_type: str, tmp_path: Path) -> None:
+    """The reference code of the whole sequence takes half a minute."""
     path = saved(model_type, tmp_path)
     began = time.process_time()
-    with pytest.raises(UserError, match=STATE):
-        analyze(path)
+    assert analyze(path).elementwise_operations > 0
     assert time.process_time() - began < 5
 
 
 # --- Fields that a class derives, keeps or passes over ---------------------------------------------------------
 
-COHERE2, GEMMA3, V32 = (FAMILIES[name][0] for name in ("cohere2", "gemma3_text", "deepseek_v32"))
+COHERE2, V32 = (FAMILIES[name][0] for name in ("cohere2", "deepseek_v32"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +123,7 @@ COHERE2, GEMMA3, V32 = (FAMILIES[name][0] for name in ("cohere2", "gemma3_text",
     [
         ("cohere2", COHERE2, {"head_dim": 16}),
         ("deepseek_v32", V32, {"qk_head_dim": 24, "head_dim": 8}),
-        ("gemma3_text", GEMMA3, {"_sliding_window_pattern": 6, "sliding_window_pattern": 6}),
+        ("cohere2", COHERE2, {"_sliding_window_pattern": 4, "sliding_window_pattern": 4}),
     ],
 )
 def test_a_derived_field_changes_nothing(model_type: str, fields: dict[str, Any], derived: dict[str, int]) -> None:
@@ -157,8 +151,8 @@ def test_a_derived_field_that_differs_is_refused_with_both_values(
 
 
 def test_an_older_name_that_a_class_reads_has_its_effect() -> None:
-    types = model_of(model_type="gemma3_text", **GEMMA3, sliding_window_pattern=2).config.layer_types
-    assert types == ["sliding_attention", "full_attention"] * 3
+    types = model_of(model_type="cohere2", **COHERE2, sliding_window_pattern=2).config.layer_types
+    assert types == ["sliding_attention", "full_attention"] * 2
 
 
 # What published configs hold beside what the class declares.
@@ -183,7 +177,6 @@ OF_PUBLISHED: dict[str, dict[str, Any]] = {
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
     },
-    "gemma3_text": {"cache_implementation": "hybrid", "rope_local_base_freq": 10000, "sliding_window_pattern": 6},
     "starcoder2": {
         "activation_function": "gelu",
         "attention_softmax_in_fp32": True,
@@ -290,7 +283,7 @@ def test_a_config_nested_in_text_config() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "model_type"),
-    [("GPT2LMHeadModel", "gpt2"), ("Starcoder2ForCausalLM", "starcoder2"), ("Gemma3ForCausalLM", "gemma3_text")],
+    [("GPT2LMHeadModel", "gpt2"), ("Starcoder2ForCausalLM", "starcoder2"), ("Exaone4ForCausalLM", "exaone4")],
 )
 def test_the_family_is_read_from_architectures(architecture: str, model_type: str) -> None:
     fields = FAMILIES[model_type][0]
@@ -307,7 +300,7 @@ def test_the_family_is_read_from_architectures(architecture: str, model_type: st
     [
         ({"architectures": ["BertForMaskedLM"]}, "are no causal language model of transformers; give model_type"),
         ({"architectures": ["NoSuchForCausalLM"]}, "are no causal language model of transformers"),
-        ({"architectures": ["Llama4ForCausalLM"]}, "may be llama4 or llama4_text; give model_type"),
+        ({"architectures": ["Qwen3_5ForCausalLM"]}, "may be qwen3_5 or qwen3_5_text; give model_type"),
         ({"architectures": ["GPT2LMHeadModel", "OPTForCausalLM"]}, "may be gpt2 or opt"),
         (
             {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
