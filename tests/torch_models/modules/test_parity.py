@@ -16,6 +16,7 @@ from tests.shrunken import (
     FAMILIES,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     GLM4_MOE,
     GPT2,
     GPT_OSS,
@@ -141,6 +142,9 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+    "gemma4-dense": GEMMA4 | {"enable_moe_block": False},
+    "gemma4-values": GEMMA4
+    | {"attention_k_eq_v": False, "attention_bias": True, "layer_types": ["full_attention"] * 3},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
     "olmo2-biases": OLMO2 | {"attention_bias": True},
     "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
@@ -196,7 +200,7 @@ def reference_model(fields: dict[str, Any]) -> Any:
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.normal_(std=0.3)
     return model
 
