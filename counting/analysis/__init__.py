@@ -86,12 +86,11 @@ def analyze(
     else:
         model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
-        through = f"{model.model_type or 'its family'} goes through transformers, and"
-        if layout is not None:
-            raise ArgumentError("layout", "given", f"{through} is measured on one device")
-        for field, value in (("cluster", cluster), ("timeline", timeline or None)):
-            if value is not None:
-                raise ArgumentError(field, "given", f"{through} no step of it is run: leave it out")
+        through = f"{model.model_type or 'its family'} goes through transformers"
+        asked = {"layout": layout, "cluster": cluster, "timeline": timeline or None, "reserved": reserved or None}
+        for name in (name for name, value in asked.items() if value is not None):
+            rule = f"{through}, where a step is measured on one device, without allocator and time: leave it out"
+            raise ArgumentError(name, "given", rule)
         return _analyze_via_transformers(model, setup, step)
     clusters, layout = checked_clusters(cluster, layout)
     if layout is None:
