@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from counting.alternatives import step_alternatives
+from counting.alternatives import other_setups, step_alternatives
 from counting.analysis.result import Analysis as Analysis
 from counting.analysis.result import LayerAnalysis as LayerAnalysis
 from counting.analysis.result import ParameterTotals as ParameterTotals
@@ -192,7 +192,8 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) 
 
     from counting.via_transformers.measure import measure_and_compare
 
-    found = measure_and_compare(model, foreign.folder, resolve(setup, model), step=step)
+    setup = resolve(setup, model)
+    found = measure_and_compare(model, foreign.folder, setup, step=step, others=other_setups(setup))
     witnesses = found.witnesses
     if any(found.scans):
         from counting.formulas.state_spaces import count_scans
@@ -207,5 +208,5 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) 
 
     core = counts.whole_model().attention_core_flops
     assert counts.step_profile and core
-    results = step_results(found.step, counts.step_profile, core, found.setup)
+    results = step_results(found.step, counts.step_profile, core, found.setup, found.variants)
     return msgspec.structs.replace(analysis, training=results.training, memory=results.memory)
