@@ -241,6 +241,26 @@ DEEPSEEK_V2_LITE: dict[str, Any] = DEEPSEEK_V2 | {"q_lora_rank": None, "topk_met
 
 KIMI_K2: dict[str, Any] = DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "topk_group": 1}
 
+QWEN2_MOE: dict[str, Any] = QWEN2 | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+
+MINIMAX_M2: dict[str, Any] = LLAMA | {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "model_type": "minimax_m2",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rotary_dim": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 24,
+}
+
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -274,6 +294,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_unified": GEMMA4_UNIFIED,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
+    "qwen2_moe": QWEN2_MOE,
+    "minimax_m2": MINIMAX_M2,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
     "llama4": LLAMA4,
@@ -283,6 +305,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "kimi_k2": KIMI_K2,
     "gpt2": GPT2,
 }
+
+# The families of these with biases of projections or of the router's choice.
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
 
 # Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own.
 WITHOUT_TP = frozenset(("gemma4",))

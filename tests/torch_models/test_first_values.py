@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA, WITH_BIASES
 from torch_models import build, build_mtp, build_training_model, initialize
 from torch_models.builder import build_model
 from torch_models.errors import ArgumentError, UserError
@@ -71,8 +71,7 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
             assert torch.equal(value, torch.full_like(value, expected)), name
     assert kinds["norm"] > 0
     assert kinds["weight"] > 0
-    with_biases = {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2", "gpt2"}
-    assert bool(kinds["bias"]) == (fields["model_type"] in with_biases)
+    assert bool(kinds["bias"]) == (fields["model_type"] in WITH_BIASES)
 
 
 @ALL

@@ -100,6 +100,14 @@ def test_eager_kernels_multiply_what_a_window_hides() -> None:
     assert hidden == Counts(attention=4 * 32 * 128 * 8192 * 4096)
 
 
+def test_a_gate_of_shared_experts() -> None:
+    """Qwen1.5-MoE, 3 tokens: three matrices of 2048 x 5632 and a vector of 2048 numbers, 2 FLOPs each a token."""
+    layer = read_spec("qwen1_5_moe_a2_7b").layers[0]
+    assert forward_flops(layer, 3, 1).shared_experts == 3 * 2 * (3 * 2048 * 5632 + 2048)
+    assert forward_of(read_spec("qwen1_5_moe_a2_7b"), 2048, 1).total == 10_563_941_826_560
+    assert forward_of(read_spec("minimax_m2"), 2048, 1).total == 49_051_210_874_880
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_rest_of_a_dense_layer_is_two_flops_a_weight_and_token(family: str) -> None:
     layer = spec_from_fields(FAMILIES[family], "s").layers[0]
@@ -107,7 +115,8 @@ def test_the_rest_of_a_dense_layer_is_two_flops_a_weight_and_token(family: str) 
         idle = linear_weights(layer.feed_forward.expert) * (  # type: ignore[union-attr]
             layer.feed_forward.router.num_experts - layer.feed_forward.router.top_k  # type: ignore[union-attr]
         )
-        router = layer.feed_forward.router.num_experts * layer.hidden_size  # type: ignore[union-attr]
+        scores = layer.feed_forward.router.num_experts + layer.feed_forward.shared_expert_gate  # type: ignore[union-attr]
+        router = scores * layer.hidden_size
     else:
         idle = router = 0
     flops = forward_flops(layer, 24, 1).total - attention_core(layer.attention, 24, 1).as_run

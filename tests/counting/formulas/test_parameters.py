@@ -80,6 +80,14 @@ def test_of_a_layer_of_experts() -> None:
     assert (inactive_parameters(dense), router_correction_bias(dense)) == (0, 0)
 
 
+def test_of_a_gated_shared_expert() -> None:
+    """Qwen1.5-MoE: three matrices of 2048 x 5632 and a gate of 2048 numbers, which is no matrix that fp8 stores."""
+    (moe,) = {run.layer for run in read_spec("qwen1_5_moe_a2_7b").layer_runs}
+    assert parameters(moe).shared_experts == 3 * 2048 * 5632 + 2048
+    experts = 60 * 3 * 2048 * 1408
+    assert linear_weights(moe) == 4 * 2048 * 2048 + experts + 3 * 2048 * 5632
+
+
 def test_multi_token_prediction_is_a_layer_a_projection_and_three_norms() -> None:
     spec = deepseek_v3()
     (layer,) = spec.mtp_layers

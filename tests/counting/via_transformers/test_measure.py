@@ -31,7 +31,7 @@ def foreign(model_type: str, fields: dict[str, Any]) -> ForeignConfig:
 
 
 def measured(model_type: str, fields: dict[str, Any]) -> Analysis:
-    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH))
+    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH), step=False)
 
 
 def whole_model(model_type: str, fields: dict[str, Any]) -> Any:
@@ -245,16 +245,12 @@ def test_fields_of_published_configs() -> None:
     assert measured("falcon", fields | published).parameters == measured("falcon", fields).parameters
 
 
-STATE = "carry a state from token to token"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "encoder-decoder": ("t5", {}, "has an encoder beside its decoder; only decoders are measured"),
     "encoder-decoder with a causal class": ("bart", {}, "has an encoder beside its decoder"),
     "encoder": ("bert", {}, "is an encoder unless is_decoder is true; only decoders are measured"),
     "vision and text": ("llava", {}, r"is made of several models \(vision_config, text_config\).*give text_only"),
     "vision": ("vit", {}, "transformers has no causal language model of this family"),
-    "mamba": ("mamba2", {}, rf"{STATE}.*so none is given$"),
-    "the first mamba": ("mamba", {}, rf"{STATE}.*so none is given$"),
-    "linear attention": ("qwen3_next", {}, f"linear_attention layers {STATE}"),
     "experts computed densely": (
         "llama4_text",
         SMALL | {"num_local_experts": 4, "intermediate_size_mlp": 64, "head_dim": 16},
@@ -311,11 +307,10 @@ def test_eager_kernels_are_refused() -> None:
         analyze(foreign("gpt2", GPT2), Setup(kernels="eager"))
 
 
-def test_no_training_step_is_measured() -> None:
-    with pytest.raises(ValueError, match="recompute = 'full': gpt2 goes through transformers, and no training step of"):
-        analyze(foreign("gpt2", GPT2), Setup(recompute="full"))
-    with pytest.raises(ValueError, match="clip_gradients = true: gpt2 goes through transformers"):
-        analyze(foreign("gpt2", GPT2), Setup(clip_gradients=True))
+def test_allocations_are_not_replayed() -> None:
+    for field, value in (("execution", "compiled"), ("expandable_segments", True)):
+        with pytest.raises(ValueError, match=f"{field} = .*: gpt2 goes through transformers, and its allocations are"):
+            analyze(foreign("gpt2", GPT2), Setup(**{field: value}), reserved=True)  # type: ignore[arg-type]
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

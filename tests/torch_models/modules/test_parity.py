@@ -22,11 +22,13 @@ from tests.shrunken import (
     GPT_OSS,
     LLAMA,
     LLAMA4,
+    MINIMAX_M2,
     MISTRAL,
     MIXTRAL,
     OLMO2,
     OLMO3,
     QWEN2,
+    QWEN2_MOE,
     QWEN3,
     QWEN3_MOE,
     SMOLLM3,
@@ -59,6 +61,11 @@ NAMES_OF_GPT2 = {
     "max_position_embeddings": "n_positions",
 }
 GPT2_BY_ITS_NAMES = {NAMES_OF_GPT2.get(field, field): value for field, value in GPT2.items()}
+
+
+def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    return {field: value for field, value in fields.items() if field != name}
+
 
 CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "llama-grouped-queries": LLAMA | {"num_key_value_heads": 2},
@@ -148,6 +155,12 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "olmo2-biases": OLMO2 | {"attention_bias": True},
     "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
     "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
+    "qwen2_moe-some-dense": QWEN2_MOE | {"decoder_sparse_step": 2, "qkv_bias": False, "norm_topk_prob": True},
+    "qwen2_moe-windows": QWEN2_MOE | {"use_sliding_window": True, "sliding_window": 9, "mlp_only_layers": [1]},
+    "qwen2_moe-some-windows": QWEN2_MOE | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "minimax_m2-all-rotated": without(MINIMAX_M2, "rotary_dim"),
+    "minimax_m2-rope-parameters": without(MINIMAX_M2, "rotary_dim")
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25}},
     "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
     "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
     "llama4-top-1": LLAMA4
