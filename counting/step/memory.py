@@ -74,7 +74,8 @@ CLIPPING, UPDATE = "gradient clipping", "optimiser step"  # the phases after bac
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """A variant of the step: its peak by simulation, with measured states, and its recomputed FLOPs by formula.
 
-    A measured step with these settings has the same numbers; a test measures some.
+    A measured step with these settings has the same numbers; a test measures some. Through transformers each is
+    measured.
     """
 
     kernels: Kernels
