@@ -19,13 +19,12 @@ from torch_models.checkpoints.places import (
     HEAD,
     LAYERS,
     TensorEntry,
+    has_layers,
     parts_of_checkpoint,
     places_in,
     refuse_misfits,
 )
 from torch_models.checkpoints.weight_files import why_nothing_is_read
-from torch_models.fields.config import family
-from torch_models.fields.stored_names import places_of
 from torch_models.spec import ModelSpec
 
 
@@ -74,9 +73,7 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     contents = read_comparable(spec.folder) if spec.folder is not None else None
     if not isinstance(contents, Contents):
         return contents
-    names = family(spec.model_type).Config.stored_names
-    has_layers = any(places_of(name, names)[0].native.startswith(LAYERS) for name in contents.found)
-    if not has_layers and HEAD not in contents.found:
+    if not has_layers(contents.found, spec) and HEAD not in contents.found:
         contents = contents.with_prefix(DECODER)  # saved without its head
     found, model = contents.found, tensors_of(build_probe(spec, "fused"))
     parts = parts_of_checkpoint(found, spec)

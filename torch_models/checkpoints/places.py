@@ -60,6 +60,12 @@ def parts_of_checkpoint(names: Iterable[str], spec: ModelSpec) -> StoredParts:
     return parts
 
 
+def has_layers(names: Iterable[str], spec: ModelSpec) -> bool:
+    """Whether one of these stored names is that of a tensor of a layer."""
+    stored_names = family(spec.model_type).Config.stored_names
+    return any(places_of(name, stored_names)[0].native.startswith(LAYERS) for name in names)
+
+
 def _is_mtp(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor belongs to an MTP layer of the config; their numbers follow those of the main model."""
     if not spec.mtp_layers or not name.startswith(LAYERS):
