@@ -164,6 +164,24 @@ GLM4_MOE: dict[str, Any] = LLAMA | {
     "first_k_dense_replace": 1,
 }
 
+# Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
+LLAMA4: dict[str, Any] = LLAMA | {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 40,
+    "intermediate_size_mlp": 112,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_layers": [0, 3],
+    "no_rope_layer_interval": 2,
+    "attention_chunk_size": 20,
+    "floor_scale": 8,
+    "attn_scale": 0.4,
+}
+
 DEEPSEEK_V2: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -227,6 +245,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
+    "llama4": LLAMA4,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         MultiHeadLatentAttentionSpec,
         RotarySpec,
         RouterSpec,
+        TemperatureSpec,
     )
     from torch_models.training.batch import check_batch
     from torch_models.training.loss import loss_normalizer
@@ -50,6 +51,7 @@ __all__ = [
     "MultiHeadLatentAttentionSpec",
     "RotarySpec",
     "RouterSpec",
+    "TemperatureSpec",
     "UserError",
     "build",
     "build_mtp",

@@ -45,7 +45,8 @@ def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -
 
     The full square has S^2 pairs of query and key. A causal kernel needs half of them (the convention of Dao 2023,
     arXiv 2307.08691, §4.1: half, not (S + 1) / 2S). With a window of W < S a kernel computes a band of S W pairs; the
-    causal part of it, by the same convention, is S W - W^2 / 2 pairs.
+    causal part of it, by the same convention, is S W - W^2 / 2 pairs. With chunks of C < S it computes the squares on
+    the diagonal, C^2 pairs for each whole chunk and r^2 for a rest of r positions; the causal part is half of them.
     """
     raise AssertionError(f"no attention formula for {type(spec).__name__}")
 
@@ -56,11 +57,12 @@ def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -
 @attention_core.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
     """Each pair costs 2 head_dim for its score and 2 head_dim for its value, in each of H heads."""
-    window = visited_keys(spec, sequence_length)
+    window = min(spec.window or sequence_length, sequence_length)
+    pairs = visited_pairs(spec, sequence_length)
     per_pair = 2 * 2 * batch_size * spec.num_attention_heads * spec.head_dim
     return AttentionCore(
-        as_run=per_pair * sequence_length * window,
-        causal=per_pair // 2 * (2 * sequence_length * window - window**2),
+        as_run=per_pair * pairs,
+        causal=per_pair // 2 * (pairs if spec.chunk else 2 * pairs - window**2),
         full_square=per_pair * sequence_length**2,
     )
 
@@ -95,18 +97,26 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
     return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
 
 
-def visited_keys(spec: GroupedQueryAttentionSpec, sequence_length: int) -> int:
-    """Return the number of keys that a kernel computes for each query: min(window, S)."""
-    return min(spec.window or sequence_length, sequence_length)
+def visited_pairs(spec: GroupedQueryAttentionSpec, sequence_length: int) -> int:
+    """Return the pairs of query and key that a kernel computes: S min(window, S), or the squares of all chunks.
+
+    Llama-4's chunks of 8,192 in a sequence of 20,000: 2 x 8,192^2 + 3,616^2 = 147,293,184 pairs.
+    """
+    if spec.chunk is None:
+        return sequence_length * min(spec.window or sequence_length, sequence_length)
+    whole, rest = divmod(sequence_length, spec.chunk)
+    return whole * spec.chunk**2 + rest**2
 
 
 def without_window(spec: AttentionSpec) -> AttentionSpec:
-    """Return the same attention without a window."""
-    return msgspec.structs.replace(spec, window=None) if isinstance(spec, GroupedQueryAttentionSpec) else spec
+    """Return the same attention without a window and without chunks."""
+    if not isinstance(spec, GroupedQueryAttentionSpec):
+        return spec
+    return msgspec.structs.replace(spec, window=None, chunk=None)
 
 
 def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
-    """Return the layer whose FLOPs are executed: eager kernels compute the full square and mask the window after."""
+    """Return the layer whose FLOPs are executed: eager kernels compute the full square and mask the rest after."""
     if kernels == "fused":
         return spec
     return msgspec.structs.replace(spec, attention=without_window(spec.attention))
@@ -253,7 +263,7 @@ def fused_core_backward(spec: AttentionSpec, sequence_length: int, batch_size: i
 
     They are the scores, which were not kept, and the gradients of probabilities, values, queries and keys (Dao 2023,
     arXiv 2307.08691, §3.1.2): 2.5 times the forward pass if query and value heads have the same width. The number of
-    pairs is that of the forward pass: S^2, or S W with a window.
+    pairs is that of the forward pass: S^2, S W with a window, or the squares of the chunks.
     """
     raise AssertionError(f"no formula of fused attention's backward pass for {type(spec).__name__}")
 
@@ -261,7 +271,7 @@ def fused_core_backward(spec: AttentionSpec, sequence_length: int, batch_size: i
 @fused_core_backward.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> int:
     """Each pair costs 2 head_dim in each of five products and H heads; sharing keys between heads saves no product."""
-    pairs = sequence_length * visited_keys(spec, sequence_length)
+    pairs = visited_pairs(spec, sequence_length)
     return 2 * batch_size * spec.num_attention_heads * pairs * 5 * spec.head_dim
 
 

@@ -54,12 +54,12 @@ def _(spec: GroupedQueryAttentionSpec) -> Counts:
     """The projections and, if the spec has them, biases, norms and sinks.
 
     Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
-    arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
+    arXiv 2501.00656, §3.3); Llama-4's have no weights. A sink is one number per query head (gpt-oss, arXiv 2508.10925).
     """
     query_width = spec.num_attention_heads * spec.head_dim
     key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
     biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
-    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, None: 0}
+    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, "l2": 0, None: 0}
     sinks = spec.sinks * spec.num_attention_heads
     return Counts(attention=linear_weights(spec) + biases + sinks, norm=norms[spec.query_key_norm])
 

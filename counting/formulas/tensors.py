@@ -51,7 +51,7 @@ def _norm(spec: LayerSpec | ModelSpec) -> Tensors:
 def _(spec: GroupedQueryAttentionSpec) -> Tensors:
     """Sinks; q, k, v and o; norms of queries and keys, as wide as one head or as all heads together."""
     queries, keys = (heads * spec.head_dim for heads in (spec.num_attention_heads, spec.num_key_value_heads))
-    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], None: []}
+    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], "l2": [], None: []}
     sinks = [spec.num_attention_heads] if spec.sinks else []
     return [
         *map(_vector, sinks),

@@ -83,6 +83,25 @@ class RMSNorm(OwnFirstValues):
         return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
 
 
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps), computed in fp32: RMSNorm without a weight, which Llama-4 calls L2 norm."""
+
+    component = "norm"
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        if self.kernels == "fused":
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        x_fp32 = x.float()
+        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        return (x_fp32 * inverse_rms).to(x.dtype)
+
+
 class LayerNorm(OwnFirstValues):
     """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias (Ba et al. 2016, arXiv 1607.06450, eq. 4).
 

@@ -97,13 +97,14 @@ class RoutedExperts(OwnFirstValues):
     # expert, and the end of each expert's rows.
     exchange: Callable[["RoutedExperts", Tensor, Tensor], Tensor] | None = None
 
-    def __init__(self, num_experts: int, top_k: int) -> None:
+    def __init__(self, num_experts: int, top_k: int, weighs_inputs: bool) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.top_k = top_k
+        self.weighs_inputs = weighs_inputs
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """Return the weighted sum of each token's expert outputs, (T, D).
+        """Return the weighted sum of each token's expert outputs, or the sum of the outputs of weighted inputs, (T, D).
 
         Internally there is one row per pair of token and chosen expert, sorted by expert.
         """
@@ -111,11 +112,20 @@ class RoutedExperts(OwnFirstValues):
         all_experts = torch.arange(self.num_experts, device=x_TD.device)
         ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # end of each expert's rows
         token = order // self.top_k
+
+        def weighted(rows: Tensor) -> Tensor:
+            return rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
+
+        def gathered() -> Tensor:
+            rows = cast_for_products(x_TD).index_select(0, token)
+            return weighted(rows) if self.weighs_inputs else rows
+
         if self.exchange is None:
-            rows = self.transform(cast_for_products(x_TD).index_select(0, token), experts, ends_E)
+            rows = self.transform(gathered(), experts, ends_E)
         else:
-            rows = self.exchange(self, cast_for_products(x_TD).index_select(0, token), ends_E)
-        rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
+            rows = self.exchange(self, gathered(), ends_E)
+        if not self.weighs_inputs:
+            rows = weighted(rows)
         # index_add_ would keep all rows for backward.
         return torch.zeros_like(x_TD, dtype=rows.dtype).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
 
@@ -130,8 +140,8 @@ class RoutedExperts(OwnFirstValues):
 class GatedExperts(RoutedExperts):
     """Gated MLPs without bias; `gate_up_proj` stacks gate above up, (E, 2F, D), and `down_proj` is (E, D, F)."""
 
-    def __init__(self, spec: GatedMLPSpec, num_experts: int, top_k: int) -> None:
-        super().__init__(num_experts, top_k)
+    def __init__(self, spec: GatedMLPSpec, num_experts: int, top_k: int, weighs_inputs: bool) -> None:
+        super().__init__(num_experts, top_k, weighs_inputs)
         self.activation = spec.activation
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * spec.intermediate_size, spec.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, spec.hidden_size, spec.intermediate_size))
@@ -147,8 +157,8 @@ class GatedExperts(RoutedExperts):
 class ClampedExperts(RoutedExperts):
     """gpt-oss's experts: weights stored (E, in, out) with biases, gate and up in alternating columns."""
 
-    def __init__(self, spec: ClampedMLPSpec, num_experts: int, top_k: int) -> None:
-        super().__init__(num_experts, top_k)
+    def __init__(self, spec: ClampedMLPSpec, num_experts: int, top_k: int, weighs_inputs: bool) -> None:
+        super().__init__(num_experts, top_k, weighs_inputs)
         self.alpha = spec.alpha
         self.limit = spec.limit
         width, hidden = spec.hidden_size, spec.intermediate_size
@@ -178,7 +188,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.router_name = spec.router.checkpoint_name
         self.add_module(self.router_name, Router(spec.router))
-        experts = (spec.router.num_experts, spec.router.top_k)
+        experts = (spec.router.num_experts, spec.router.top_k, spec.weighs_inputs)
         self.experts: RoutedExperts = (
             GatedExperts(spec.expert, *experts)
             if isinstance(spec.expert, GatedMLPSpec)

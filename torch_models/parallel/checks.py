@@ -89,6 +89,8 @@ def without_ring_attention(layer: LayerSpec) -> str | None:
         return None
     has = {
         "a window": attention.window is not None,
+        "chunks": attention.chunk is not None,
+        "a temperature by position": attention.temperature is not None,
         "a cap on its scores": attention.logit_softcap is not None,
         "sinks": attention.sinks,
     }

@@ -11,6 +11,7 @@ from torch_models.spec.attention import (
     GroupedQueryAttentionSpec,
     MultiHeadLatentAttentionSpec,
     RotarySpec,
+    TemperatureSpec,
 )
 from torch_models.spec.base import (
     Spec,
@@ -98,6 +99,7 @@ __all__ = [
     "SequenceLength",
     "Share",
     "Spec",
+    "TemperatureSpec",
     "Theta",
     "Vocabulary",
     "Width",

@@ -88,11 +88,15 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
 
 
 class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
-    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses."""
+    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses.
+
+    The router's weights multiply the outputs of the experts, or the inputs if it `weighs_inputs` (Llama-4).
+    """
 
     router: RouterSpec
     expert: GatedMLPSpec | ClampedMLPSpec
     shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
+    weighs_inputs: bool = False
 
     def __post_init__(self) -> None:
         for field, width in (

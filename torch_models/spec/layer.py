@@ -30,13 +30,14 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     def kind(self) -> str:
         """``dense`` or ``moe``, then what else tells the layers of a model apart.
 
-        ``_window_<size>`` if the attention has a window, ``_no_rope`` if it rotates no queries and keys.
-        ``_recomputed`` stands last, where only some layers are computed again in training.
+        ``_window_<size>`` or ``_chunk_<size>`` if the attention has one, ``_no_rope`` if queries and keys are not
+        rotated. ``_recomputed`` stands last, where only some layers are computed again in training.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
+        chunk = "" if self.chunk is None else f"_chunk_{self.chunk}"
         rope = "" if self.attention.rotary is not None else "_no_rope"
-        return f"{kind}{window}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
+        return f"{kind}{window}{chunk}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
@@ -52,6 +53,11 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     def window(self) -> int | None:
         """Positions that a token attends to, itself included; None for all positions up to it."""
         return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
+
+    @property
+    def chunk(self) -> int | None:
+        """Positions of a chunk, within which alone a token attends; None if the sequence is not divided."""
+        return self.attention.chunk if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
     def shares_key_value_heads(self) -> bool:

@@ -78,8 +78,9 @@ def routed_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
 
     - gathered: the tokens' rows, the input of the first product, for its weight's gradient;
     - hidden: `expert_hidden_numbers` numbers for each row;
-    - outputs: the experts' outputs, for the gradients of the router weights that multiply them;
-    - weights: these router weights, in the format of the rows, for the gradients of the outputs;
+    - outputs: the experts' outputs, for the gradients of the router weights that multiply them. Where these multiply
+      the inputs, the outputs are not held, but the inputs before and after that are;
+    - weights: these router weights, in the format of the rows, for the gradients of the outputs or the inputs;
     - token, order: the index of each row's token, and of its weight before sorting, to route gradients back;
     - experts: if experts have biases, the index of each row's expert, for the gradients of the biases;
     - ends: the end of each expert's rows, an input of the grouped products in backward.

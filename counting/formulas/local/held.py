@@ -129,7 +129,8 @@ def exchanged_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass, divisio
       that it sends are not held;
     - hidden: `expert_hidden_numbers` numbers for each received row;
     - outputs: the experts' outputs of its own N rows, after they have come back, for the gradients of the router
-      weights that multiply them. The outputs of the M rows are not held;
+      weights that multiply them. The outputs of the M rows are not held. Where the weights multiply the inputs, these
+      are held instead, before they are sent;
     - weights, token, order: of its own N rows, as on one device;
     - order_received: the order of the M rows by expert, to route gradients back, and on the way back the rows;
     - experts: if experts have biases, the index of each received row's expert, for the gradients of the biases;

@@ -133,15 +133,24 @@ def _routed_experts(
     ends = tape.new(experts, INT)
     token = tape.new(count, LONG)
     transform = partial(_transform, tape, spec.expert, stacks)
+
     rows = rows_of(tape, x, token, count * width)
+    if spec.weighs_inputs:
+        rows = _weighted(tape, rows, weights, order)
     if division.ep > 1:
         rows = exchange(tape, transform, rows, experts, own, division.received_rows(count), width)
     else:
         rows = transform(rows, sorted_experts, ends)
-    rows = multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width))
+    if not spec.weighs_inputs:
+        rows = _weighted(tape, rows, weights, order)
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
     return out
+
+
+def _weighted(tape: Tape, rows: Array, weights: Array, order: Array) -> Array:
+    """Multiply each row by the weight that the router gives it, in the format of the rows."""
+    return multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, order.numel), rows.size.width))
 
 
 class _Stacks(NamedTuple):

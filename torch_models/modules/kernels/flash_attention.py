@@ -1,11 +1,11 @@
-"""Fused attention with features that torch's fused kernels lack: a sliding window, soft-capped scores, attention sinks.
+"""Fused attention with what torch's fused kernels lack: a sliding window, chunks, soft-capped scores, attention sinks.
 
-FlashAttention (arXiv 2307.08691) and similar kernels support all three without an S x S matrix in memory, but torch has
-no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
+FlashAttention (arXiv 2307.08691) and similar kernels support all of them without an S x S matrix in memory, but torch
+has no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
 tensors, the output and one log-sum-exp per row. On a real device it computes the same numbers by elementary operations
-in fp32 (in fp64 for fp64), one block of queries after another, each with the keys within its window. Its scores are
-therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for CPUs; on
-CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
+in fp32 (in fp64 for fp64), one block of queries after another, each with the keys within its window or its chunks. Its
+scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for
+CPUs; on CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
 """
 
 from collections.abc import Iterator
@@ -18,10 +18,12 @@ from torch_models.modules.kernels.flops import attention_backward_flops, attenti
 
 NAME = "model_training_cost::flash_attention"
 QUERY_BLOCK = 128  # queries whose scores are in memory at one time
-_ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap"
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap, int? chunk"
+)
 
 
-@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}=None) -> (Tensor, Tensor)")
 def flash_attention(
     query_BHSC: Tensor,
     key_BGSC: Tensor,
@@ -30,12 +32,16 @@ def flash_attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within `window`; return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32."""
+    """Causal attention within `window` or `chunk`; return the output (B, H, S, C), and log-sum-exps (B, H, S) in fp32.
+
+    The latter are in fp64 if the inputs are.
+    """
     out, logsumexp = _empty_outputs(query_BHSC, value_BGSC)
     with torch.autocast(query_BHSC.device.type, enabled=False):
-        for block in _blocks(query_BHSC, window):
-            scores = _masked(_capped_scores(block, query_BHSC, key_BGSC, scale, softcap), block, window)
+        for block in _blocks(query_BHSC, window, chunk):
+            scores = _masked(_capped_scores(block, query_BHSC, key_BGSC, scale, softcap), block, window, chunk)
             rows = scores.logsumexp(-1)
             if sinks_H is not None:
                 rows = torch.logaddexp(rows, _by_group(sinks_H.to(rows.dtype), key_BGSC))
@@ -71,6 +77,7 @@ def flash_attention_backward(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None,
     out_BHSC: Tensor,
     logsumexp_BHS: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -83,7 +90,7 @@ def flash_attention_backward(
     sum_of_key, sum_of_value = (torch.zeros_like(x, dtype=precision) for x in (key_BGSC, value_BGSC))
     mean_BHS = torch.zeros_like(logsumexp_BHS)  # of the probabilities' gradient by row, the paper's D
     with torch.autocast(query_BHSC.device.type, enabled=False):
-        for block in _blocks(query_BHSC, window):
+        for block in _blocks(query_BHSC, window, chunk):
             query, gradient, out = (
                 _by_group(x[:, :, block.queries].to(precision), key_BGSC, dim=1)
                 for x in (query_BHSC, gradient_BHSC, out_BHSC)
@@ -91,7 +98,7 @@ def flash_attention_backward(
             key, value = (x[:, :, block.keys].to(precision) for x in (key_BGSC, value_BGSC))
             logsumexp, mean = _by_group(logsumexp_BHS[:, :, block.queries], key_BGSC, dim=1), (gradient * out).sum(-1)
             capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
-            probabilities = (_masked(capped, block, window) - logsumexp.unsqueeze(-1)).exp()
+            probabilities = (_masked(capped, block, window, chunk) - logsumexp.unsqueeze(-1)).exp()
             of_scores = probabilities * (_multiplied(gradient, value.transpose(2, 3)) - mean.unsqueeze(-1))
             if softcap is not None:
                 of_scores = of_scores * (1 - (capped / softcap).square())
@@ -129,7 +136,7 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor | None) -> tuple[object, ...]:
     query, key, value, sinks, out, logsumexp = ctx.saved_tensors  # type: ignore[attr-defined]
     gradients = flash_attention_backward(gradient, query, key, value, sinks, *ctx.options, out, logsumexp)  # type: ignore[attr-defined]
-    return *gradients[:3], None if sinks is None else gradients[3], None, None, None
+    return *gradients[:3], None if sinks is None else gradients[3], None, None, None, None
 
 
 flash_attention.register_autograd(_backward, setup_context=_save)
@@ -146,12 +153,14 @@ def banded_attention_flops(
     sinks: Size | None,
     scale: float,
     window: int | None,
+    softcap: float | None,
+    chunk: int | None = None,
     *_: object,
     **__: object,
 ) -> int:
-    """FLOPs of scores and weighted values; a query visits at most `window` keys, including those in the future."""
-    del sinks, scale
-    return attention_flops(query, key, value) // key[2] * min(window or key[2], key[2])
+    """FLOPs of scores and weighted values over the pairs that the kernel visits, see `visited_pairs`."""
+    del sinks, scale, softcap
+    return attention_flops(query, key, value) // key[2] ** 2 * visited_pairs(key[2], window, chunk)
 
 
 @register(torch.ops.model_training_cost.flash_attention_backward)
@@ -163,6 +172,8 @@ def banded_attention_backward_flops(
     sinks: Size | None,
     scale: float,
     window: int | None,
+    softcap: float | None,
+    chunk: int | None,
     *_: object,
     **__: object,
 ) -> int:
@@ -171,8 +182,21 @@ def banded_attention_backward_flops(
     They are the recomputed scores, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv
     2307.08691, §3.1.2).
     """
-    del sinks, scale
-    return attention_backward_flops(gradient, query, key, value) // key[2] * min(window or key[2], key[2])
+    del sinks, scale, softcap
+    square = attention_backward_flops(gradient, query, key, value)
+    return square // key[2] ** 2 * visited_pairs(key[2], window, chunk)
+
+
+def visited_pairs(length: int, window: int | None, chunk: int | None) -> int:
+    """Pairs of a query and a key that the kernel visits, those with keys in the future included.
+
+    A query visits at most `window` keys. With chunks it visits those of its chunk: a square for each, of which the last
+    may be smaller.
+    """
+    if chunk is None:
+        return length * min(window or length, length)
+    whole, rest = divmod(length, chunk)
+    return whole * chunk**2 + rest**2
 
 
 # --- One block of queries ----------------------------------------------------------------------------------------
@@ -183,11 +207,14 @@ class _Block(NamedTuple):
     keys: slice  # all that some query of the block may see
 
 
-def _blocks(query_BHSC: Tensor, window: int | None) -> Iterator[_Block]:
+def _blocks(query_BHSC: Tensor, window: int | None, chunk: int | None) -> Iterator[_Block]:
     length = query_BHSC.shape[2]
     for first in range(0, length, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, length)
-        yield _Block(slice(first, end), slice(0 if window is None else max(0, first - window + 1), end))
+        first_key = 0 if window is None else max(0, first - window + 1)
+        if chunk is not None:
+            first_key = first - first % chunk
+        yield _Block(slice(first, end), slice(first_key, end))
 
 
 def _precision(x: Tensor) -> torch.dtype:
@@ -202,13 +229,15 @@ def _capped_scores(block: _Block, query_BHSC: Tensor, key_BGSC: Tensor, scale: f
     return scores if softcap is None else softcap * (scores / softcap).tanh()
 
 
-def _masked(scores: Tensor, block: _Block, window: int | None) -> Tensor:
-    """The scores with -inf for keys after the query or before its window."""
+def _masked(scores: Tensor, block: _Block, window: int | None, chunk: int | None) -> Tensor:
+    """The scores with -inf for keys after the query, or before its window or its chunk."""
     rows = torch.arange(block.queries.start, block.queries.stop, device=scores.device).unsqueeze(1)
     columns = torch.arange(block.keys.start, block.keys.stop, device=scores.device)
     hidden = columns > rows
     if window is not None:
         hidden |= columns <= rows - window
+    if chunk is not None:
+        hidden |= columns < rows - rows % chunk
     return scores.masked_fill(hidden, float("-inf"))
 
 
