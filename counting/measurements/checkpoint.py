@@ -16,10 +16,9 @@ from counting.measurements.probe import Probe, build_probe
 from torch_models.checkpoints.contents import Contents, read_contents, why_not_summed
 from torch_models.checkpoints.places import (
     DECODER,
-    HEAD,
     LAYERS,
     TensorEntry,
-    has_layers,
+    lacks_prefix,
     parts_of_checkpoint,
     places_in,
     refuse_misfits,
@@ -73,7 +72,7 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     contents = read_comparable(spec.folder) if spec.folder is not None else None
     if not isinstance(contents, Contents):
         return contents
-    if not has_layers(contents.found, spec) and HEAD not in contents.found:
+    if lacks_prefix(contents.found, spec):
         contents = contents.with_prefix(DECODER)  # saved without its head
     found, model = contents.found, tensors_of(build_probe(spec, "fused"))
     parts = parts_of_checkpoint(found, spec)

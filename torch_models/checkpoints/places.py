@@ -60,10 +60,12 @@ def parts_of_checkpoint(names: Iterable[str], spec: ModelSpec) -> StoredParts:
     return parts
 
 
-def has_layers(names: Iterable[str], spec: ModelSpec) -> bool:
-    """Whether one of these stored names is that of a tensor of a layer."""
-    stored_names = family(spec.model_type).Config.stored_names
-    return any(places_of(name, stored_names)[0].native.startswith(LAYERS) for name in names)
+def lacks_prefix(names: Iterable[str], spec: ModelSpec) -> bool:
+    """Whether these are the stored names of a decoder without its head, in a family whose names are native ones."""
+    names, stored_names = list(names), family(spec.model_type).Config.stored_names
+    if EMBEDDING not in parts_of(EMBEDDING, 0, stored_names).values():
+        return False
+    return HEAD not in names and not any(places_of(name, stored_names)[0].native.startswith(LAYERS) for name in names)
 
 
 def _is_mtp(name: str, spec: ModelSpec) -> bool:

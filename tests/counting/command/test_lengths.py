@@ -106,7 +106,7 @@ def test_a_model_without_a_length_is_compared_at_the_others(folder: Path, capsys
 
 
 def test_a_family_through_transformers_has_a_default_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2", "n_positions": 48}))
+    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt_bigcode", "n_positions": 48}))
     (folder / "long.json").write_text(config(64))
     document, _ = document_of("--compare --tokens 1B --gpus H100 --model_config long.json foreign.json", capsys)
     assert [model["sequence_length"] for model in document["comparison"]["models"]] == [48, 48]

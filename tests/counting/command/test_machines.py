@@ -77,11 +77,11 @@ def test_the_gpus_of_a_run_say_it_too(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_no_step_no_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a family that goes through transformers; the GPUs of a run are not only asked whether it fits."""
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt_bigcode"}))
     assert main(["--model_config", "llama_7b", "foreign.json", "--gpus", "H100"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    said = "gpt2 goes through transformers, and no training step of it is measured: leave out --gpus"
+    said = "gpt_bigcode goes through transformers, and no training step of it is measured: leave out --gpus"
     assert captured.err == f"error: foreign.json: {said}\n"
     (analysis,) = document_of("--model_config foreign.json --gpus H100 --tokens 1M", capsys)["analyses"]
     assert analysis["fits"] == []

@@ -39,7 +39,7 @@ CALIBRATION = {"scale": 1.25, "low": 0.96, "high": 1.03, "rows": 5}
 def files(folder: Path) -> None:
     (folder / "own.json").write_text(json.dumps(LLAMA))
     (folder / "other.json").write_text(json.dumps(MISTRAL))
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt_bigcode"}))
     (folder / "cluster.json").write_text(json.dumps({"gpu": "H100", "gpus_per_node": 4}))
     (folder / "scaled.json").write_text(json.dumps({"gpu": "H100", "calibration": CALIBRATION}))
     (folder / "kernel.json").write_text(json.dumps({"gpu": "H100", "attention_kernel": "foo"}))

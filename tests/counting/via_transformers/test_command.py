@@ -11,7 +11,7 @@ from tests.foreign_families import FAMILIES, GPT2, SMALL
 
 def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.json"
-    config.write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    config.write_text(json.dumps(GPT2 | {"model_type": "gpt_bigcode"}))
     flags = ["--model_config", str(config), "--seq_len", "32", "--json"]
     # Precision and optimiser are a run's too.
     run = ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd", "--mtp", "off")
@@ -25,7 +25,7 @@ def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     refused.append(("--clip_gradients", "off"))
     for more in (*refused, (*run, "--recompute", "full")):
         assert main([*flags, *more]) == 2
-        expected = f"{config}: gpt2 goes through transformers, and no training step of it is measured: leave out"
+        expected = f"{config}: gpt_bigcode goes through transformers, and no training step of it is measured: leave out"
         assert capsys.readouterr().err == f"error: {expected} {more[-2]}\n"
 
 

@@ -21,7 +21,7 @@ SMALL = "--model_config small.json"
 @pytest.fixture(autouse=True)
 def small(folder: Path) -> Path:
     (folder / "small.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 2, "max_position_embeddings": 32}))
-    (folder / "gpt2.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    (folder / "other.json").write_text(json.dumps(GPT2 | {"model_type": "gpt_bigcode"}))
     return folder
 
 
@@ -122,7 +122,7 @@ BAD = {
     f"{SMALL} --figure x.svg --figure_size poster": "argument --figure_size: invalid choice: 'poster'",
     "--figure x.svg": "--figure needs --model_config or --training_budget",
     "--claim --figure x.svg": "--figure needs --model_config or --training_budget",
-    "--model_config gpt2.json --figure memory=x.svg": "no training step of it is measured: leave out --figure memory",
+    "--model_config other.json --figure memory=x.svg": "no training step of it is measured: leave out --figure memory",
 }
 
 
