@@ -100,6 +100,7 @@ def random_layer(pick: random.Random) -> LayerSpec:
         norm_topk_prob=pick.random() < 0.5,
         routed_scaling_factor=2.5,
         correction_bias=pick.random() < 0.7,
+        correction_bias_at=pick.choice(["router", "mixture"]),
     )
     shared, expert_size = pick.choice([None, 8, 2048]), pick.choice([8, 64, 512])
     clamped = ClampedMLPSpec(hidden_size=width, intermediate_size=expert_size, alpha=1.7, limit=7.0)
@@ -107,6 +108,7 @@ def random_layer(pick: random.Random) -> LayerSpec:
         router=router,
         expert=mlp(expert_size) if pick.random() < 0.7 else clamped,
         shared_experts=None if shared is None else mlp(shared),
+        shared_expert_gate=shared is not None and pick.random() < 0.5,
         weighs_inputs=pick.random() < 0.3,
     )
     return LayerSpec(

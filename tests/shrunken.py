@@ -164,6 +164,35 @@ GLM4_MOE: dict[str, Any] = LLAMA | {
     "first_k_dense_replace": 1,
 }
 
+GEMMA4: dict[str, Any] = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "global_head_dim": 24,
+    "attention_k_eq_v": True,
+    "sliding_window": 12,
+    "final_logit_softcapping": 7.0,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 24,
+    "hidden_size_per_layer_input": 0,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+# Without experts; keys of global layers are the values too.
+GEMMA4_UNIFIED: dict[str, Any] = {
+    name: value for name, value in GEMMA4.items() if "moe" not in name and "expert" not in name
+} | {"architectures": ["Gemma4UnifiedForCausalLM"], "model_type": "gemma4_unified_text"}
+
 # Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
 LLAMA4: dict[str, Any] = LLAMA | {
     "architectures": ["Llama4ForCausalLM"],
@@ -212,6 +241,26 @@ DEEPSEEK_V2_LITE: dict[str, Any] = DEEPSEEK_V2 | {"q_lora_rank": None, "topk_met
 
 KIMI_K2: dict[str, Any] = DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "topk_group": 1}
 
+QWEN2_MOE: dict[str, Any] = QWEN2 | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+
+MINIMAX_M2: dict[str, Any] = LLAMA | {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "model_type": "minimax_m2",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rotary_dim": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 24,
+}
+
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -241,8 +290,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": SMOLLM3,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4_UNIFIED,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
+    "qwen2_moe": QWEN2_MOE,
+    "minimax_m2": MINIMAX_M2,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
     "llama4": LLAMA4,
@@ -252,6 +305,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "kimi_k2": KIMI_K2,
     "gpt2": GPT2,
 }
+
+# The families of these with biases of projections or of the router's choice.
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
+
+# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own.
+WITHOUT_TP = frozenset(("gemma4",))
 
 # Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
 # learned positions.

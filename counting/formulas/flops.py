@@ -73,7 +73,8 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
     Kaplan's row "Mask" is half of our core, because it counts the scores only.
     """
-    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
+    key_heads = (1 if spec.keys_as_values else 2) * spec.num_key_value_heads
+    heads = 2 * spec.num_attention_heads + key_heads  # q and o, k and v
     projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
     return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
 
@@ -141,13 +142,16 @@ def _(spec: MLPSpec, sequence_length: int, batch_size: int) -> Counts:
 def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Counts:
     """Every token passes the router, K routed experts and the shared experts, whichever experts are chosen.
 
-    As in DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, equations 12 to 15.
+    As in DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, equations 12 to 15. A gate of the shared experts multiplies
+    each token with a vector of D numbers (Qwen1.5-MoE).
     """
     router, run = spec.router, (sequence_length, batch_size)
+    shared = forward_flops(spec.shared_experts, *run).total if spec.shared_experts else 0
+    gate = spec.shared_expert_gate * 2 * batch_size * sequence_length * router.hidden_size
     return Counts(
         router=2 * batch_size * sequence_length * router.hidden_size * router.num_experts,
         routed_experts=router.top_k * forward_flops(spec.expert, *run).total,
-        shared_experts=forward_flops(spec.shared_experts, *run).total if spec.shared_experts else 0,
+        shared_experts=shared + gate,
     )
 
 
@@ -156,9 +160,10 @@ def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Coun
 
 @forward_flops.register
 def _(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Attention and feed-forward; norms and residual sums contain no matrix multiplication."""
+    """Attention and feed-forward, with a parallel MLP; norms and sums contain no matrix multiplication."""
     run = (sequence_length, batch_size)
-    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run)
+    parallel = forward_flops(spec.parallel_mlp, *run) if spec.parallel_mlp else Counts()
+    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run) + parallel
 
 
 def head_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:

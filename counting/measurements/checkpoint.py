@@ -24,6 +24,7 @@ from torch_models.checkpoints.places import (
     refuse_misfits,
 )
 from torch_models.checkpoints.weight_files import why_nothing_is_read
+from torch_models.modules.moe import CORRECTION_BIAS
 from torch_models.spec import ModelSpec
 
 
@@ -95,18 +96,22 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     if isinstance(numbers, str):
         return StoredTotals(None, contents.note(numbers))
 
-    def total(names: list[str], *, trained: bool) -> int:
-        return sum(numbers[name] for name in names if (name not in buffers) is trained)
+    def parameters(names: list[str]) -> int:
+        return sum(numbers[name] for name in names if name not in buffers)
+
+    def correction_bias(names: list[str]) -> int:
+        own = [name for name in names if name in buffers and places[name][0].native.endswith(CORRECTION_BIAS)]
+        return sum(numbers[name] for name in own)
 
     note = contents.note(None)
     if spec.mtp_layers and not has_mtp:
         note += " It has no tensors of multi-token prediction."
     return StoredTotals(
         Totals(
-            parameters=total(parts.main, trained=True),
-            router_correction_bias=total(parts.main, trained=False),
-            mtp_parameters=total(parts.mtp, trained=True) if has_mtp else None,
-            mtp_router_correction_bias=total(parts.mtp, trained=False) if has_mtp else None,
+            parameters=parameters(parts.main),
+            router_correction_bias=correction_bias(parts.main),
+            mtp_parameters=parameters(parts.mtp) if has_mtp else None,
+            mtp_router_correction_bias=correction_bias(parts.mtp) if has_mtp else None,
         ),
         note,
     )

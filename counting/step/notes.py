@@ -38,6 +38,10 @@ SCAN_NOTE = (
     "of the published chunked algorithm, by formula alone where transformers' code does not multiply them itself, with "
     "the whole square of each chunk, also in the causal figure. Elementwise operations are those of scans and short "
     "convolutions, by dispatch of transformers' reference code, which forms some products element by element too; "
-    "fused kernels need fewer. They are in no FLOPs. Neither a training step nor the peak memory of these layers is "
-    "measured: what backward keeps depends on the kernel."
+    "fused kernels need fewer. They are in no FLOPs. The peak memory of these layers is not measured."
 )
+
+
+def no_step_note(reason: str) -> str:
+    """The note of an analysis through transformers without a training step; `reason` has no full stop."""
+    return f"A training step is not measured: {reason}."

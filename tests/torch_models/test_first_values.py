@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA, WITH_BIASES
 from torch_models import build, build_mtp, build_training_model, initialize
 from torch_models.builder import build_model
 from torch_models.errors import ArgumentError, UserError
@@ -60,7 +60,8 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
     initialize(model, seed=0)
     kinds: dict[str, int] = {"norm": 0, "bias": 0, "weight": 0}
     for name, value in values_of(model).items():
-        kind = "bias" if name.endswith("bias") else "norm" if "norm" in name else "weight"
+        is_factor = "norm" in name or name.endswith(("scale", "scalar"))
+        kind = "bias" if name.endswith("bias") else "norm" if is_factor else "weight"
         kinds[kind] += 1
         if kind == "weight":
             assert not value.isnan().any()
@@ -69,8 +70,7 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
             expected = 0.0 if kind == "bias" or fields["model_type"] in {"gemma2", "gemma3_text"} else 1.0
             assert torch.equal(value, torch.full_like(value, expected)), name
     assert min(kinds["norm"], kinds["weight"]) > 0
-    with_biases = {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2", "gpt2"}
-    assert bool(kinds["bias"]) == (fields["model_type"] in with_biases)
+    assert bool(kinds["bias"]) == (fields["model_type"] in WITH_BIASES)
 
 
 @ALL

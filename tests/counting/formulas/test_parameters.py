@@ -28,6 +28,7 @@ from torch_models.spec import ModelSpec, MultiHeadLatentAttentionSpec
         ("gpt_oss_20b", 20_914_757_184),
         ("smollm2_135m", 134_515_008),
         ("gemma_3_27b", 27_009_346_304),  # of 27,432,406,640 with the vision tower and its projection
+        ("gemma_4_26b_a4b", 25_233_141_760),
         ("olmo_3_7b", 7_298_011_136),
         ("olmo_3_32b", 32_233_522_176),
         ("smollm3_3b", 3_075_098_624),
@@ -77,6 +78,14 @@ def test_of_a_layer_of_experts() -> None:
     assert parameters(moe).router == 256 * 7168
     dense = deepseek_v3().layers[0]
     assert (inactive_parameters(dense), router_correction_bias(dense)) == (0, 0)
+
+
+def test_of_a_gated_shared_expert() -> None:
+    """Qwen1.5-MoE: three matrices of 2048 x 5632 and a gate of 2048 numbers, which is no matrix that fp8 stores."""
+    (moe,) = {run.layer for run in read_spec("qwen1_5_moe_a2_7b").layer_runs}
+    assert parameters(moe).shared_experts == 3 * 2048 * 5632 + 2048
+    experts = 60 * 3 * 2048 * 1408
+    assert linear_weights(moe) == 4 * 2048 * 2048 + experts + 3 * 2048 * 5632
 
 
 def test_multi_token_prediction_is_a_layer_a_projection_and_three_norms() -> None:

@@ -21,7 +21,12 @@ from tests.worlds import World
 
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
 WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
-MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]  # 8 or 16 experts
+MIXED_EVENLY = [  # 8 or 16 experts
+    *("qwen3_moe", "qwen2_moe", "minimax_m2", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
+]
+
+# Plain heads, norms over all heads with a bias beside the router, sinks, a gate of shared experts, latents.
+DIVIDED_BY_TP = ["smollm", "minimax_m2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"]
 
 FULL = replace(IN_FP64, recompute="full")
 SELECTIVE = replace(IN_FP64, recompute="selective")
@@ -40,8 +45,18 @@ ON_TWO: Table = {
     "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm"], FAMILIES),
     "fsdp-zero1": ({"fsdp": 2, "zero": 1}, ACCUMULATED, ["glm4_moe"], FAMILIES),
     "dp": ({"dp": 2}, IN_FP64, ["llama"], FAMILIES),
-    "tp": ({"tp": 2}, IN_FP64, ["smollm", "olmo2", "gpt_oss", "deepseek_v2_lite", "deepseek_v3"], FAMILIES),
-    "tp-without_sp": ({"tp": 2, "sequence_parallel": False}, IN_FP64, ["gpt_oss", "deepseek_v3"], FAMILIES),
+    "tp": (
+        {"tp": 2},
+        IN_FP64,
+        ["smollm", "olmo2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
+        FAMILIES,
+    ),
+    "tp-without_sp": (
+        {"tp": 2, "sequence_parallel": False},
+        IN_FP64,
+        ["gpt_oss", "minimax_m2", "deepseek_v3"],
+        FAMILIES,
+    ),
     "tp-full": ({"tp": 2}, FULL, [], FAMILIES),
     "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], FAMILIES),
     "tp-per_op": ({"tp": 2}, PER_OP, ["glm4_moe"], FAMILIES),

@@ -34,6 +34,7 @@ MEMORY_BLOCKS = [
     (experts, "_routed_experts", DEEPSEEK_SPEC, "fused"),
     (experts, "_gated_experts", DEEPSEEK_SPEC, "fused"),
     (experts, "_clamped_experts", GPT_OSS_SPEC, "fused"),
+    (experts, "_shared_experts", DEEPSEEK_SPEC, "fused"),
     (core, "_hidden_positions", LLAMA_SPEC, "eager"),
 ]
 

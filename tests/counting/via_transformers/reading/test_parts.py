@@ -32,8 +32,8 @@ BLOOM, FALCON, COHERE2, OLMOE, V32 = (
     {"model_type": name, **FAMILIES[name][0]} for name in ("bloom", "falcon", "cohere2", "olmoe", "deepseek_v32")
 )
 OF_GPT2: dict[str, Any] = {"model_type": "gpt2", **GPT2}
-QWEN2_MOE: dict[str, Any] = {"model_type": "qwen2_moe", **SMALL, "num_experts": 8, "num_experts_per_tok": 2}
-QWEN2_MOE |= {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 32}
+DOTS1: dict[str, Any] = {"model_type": "dots1", **SMALL, "n_routed_experts": 8, "num_experts_per_tok": 2}
+DOTS1 |= {"moe_intermediate_size": 24, "n_shared_experts": 1, "first_k_dense_replace": 1}
 AFMOE: dict[str, Any] = {"model_type": "afmoe", **SMALL, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2}
 AFMOE |= {"moe_intermediate_size": 24, "num_dense_layers": 1}
 SHORT = Setup(sequence_length=32)
@@ -52,8 +52,8 @@ TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (GRANITE, {"use_attn_bias": False, "use_rope": True, "activation": "swiglu", "n_shared_experts": 0}),
     (BLOOM, {"use_alibi": True, "use_rope": False, "final_norm": True}),
     (FALCON, {"use_parallel_residual": True, "mlp_bias": False, "no_bias": True}),
-    (QWEN2_MOE, {"attention_bias": True, "use_shared_expert": True, "first_k_dense_replace": 0}),
-    (OLMOE, {"num_shared_experts": 0, "use_qk_norm": True, "use_moe": True}),
+    (DOTS1, {"qkv_bias": False, "use_shared_expert": True}),
+    (OLMOE, {"num_shared_experts": 0, "first_k_dense_replace": 0, "use_qk_norm": True, "use_moe": True}),
     (V32, {"use_mla": True, "use_qk_norm": False, "use_shared_experts": True}),
     (AFMOE, {"attention_gate": True, "qk_norm": True}),
 ]
@@ -89,7 +89,7 @@ FALSE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (GRANITE, {"layer_switch": 4, "order_of_interleaved_layers": "local_attn_first", "norm_type": "layer_norm"}),
     (GRANITE, {"apply_residual_connection_post_layernorm": True, "use_embedding_sharing": True, "activation": "own"}),
     (FALCON, {"use_parallel_residual": False, "use_alibi": True, "no_bias": False}),
-    (QWEN2_MOE, {"attention_bias": False, "num_shared_experts": 0, "use_shared_expert": False}),
+    (DOTS1, {"qkv_bias": True, "num_shared_experts": 0, "use_shared_expert": False}),
     (OLMOE, {"use_shared_expert": True, "first_k_dense_replace": 1, "n_experts": 0}),
     (V32, {"use_sparse_attention": False, "use_mla": False}),
     (AFMOE, {"attention_gate": False}),

@@ -321,18 +321,17 @@ PHI3 = {"model_type": "phi3", **SMALL}
 
 
 def test_the_name_in_remote_code_is_recognised() -> None:
-    """As MiniMax-M2 is published: the name is not transformers' own, and `auto_map` says that it is the family's."""
-    minimax = {"model_type": "minimax_m2", **SMALL, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
-    remote = {"architectures": ["MiniMaxM2Remote_ForCausalLM"]}
-    named = {"AutoModelForCausalLM": "modeling_minimax_m2.OtherForCausalLM", "AutoConfig": "c.MiniMaxM2Config"}
-    accepted = analyze(minimax | {"architectures": ["OtherForCausalLM"], "auto_map": named}, SHORT)
-    assert accepted.parameters == analyze(minimax, SHORT).parameters
+    """The name is not transformers' own, and `auto_map` says that it is the family's."""
+    remote = {"architectures": ["Phi3Remote_ForCausalLM"]}
+    named = {"AutoModelForCausalLM": "modeling_phi3.OtherForCausalLM", "AutoConfig": "c.Phi3Config"}
+    accepted = analyze(PHI3 | {"architectures": ["OtherForCausalLM"], "auto_map": named}, SHORT)
+    assert accepted.parameters == analyze(PHI3, SHORT).parameters
     assert any(
         each.startswith("auto_map = an object of 2 (points to remote code") for each in accepted.passed_over_fields
     )
     for unlike in (remote | {"auto_map": named}, {"architectures": ["OtherForCausalLM"]}):
-        with pytest.raises(ConfigError, match="is not what model_type minimax_m2 is measured as"):
-            analyze(minimax | unlike, SHORT)
+        with pytest.raises(ConfigError, match="is not what model_type phi3 is measured as"):
+            analyze(PHI3 | unlike, SHORT)
 
 
 def test_another_model_of_the_family_in_remote_code_is_refused() -> None:
