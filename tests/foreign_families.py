@@ -29,7 +29,7 @@ GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 
 # What works, each with the kinds of its distinct layers and how many there are of each.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "gpt2": (GPT2, {"dense": 3}),
+    "gpt_bigcode": (GPT2, {"dense": 3}),
     "opt": (
         without(ONE_HEAD_EACH, "intermediate_size") | {"ffn_dim": 112, "word_embed_proj_dim": 32},
         {"dense": 4},

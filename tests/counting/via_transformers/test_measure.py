@@ -74,7 +74,7 @@ def test_family(model_type: str) -> None:
     assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "cohere2", "exaone4", "olmoe", "deepseek_v32"])
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "falcon", "cohere2", "exaone4", "olmoe", "deepseek_v32"])
 def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None:
     """The whole model, none of its layers left out, in transformers' own attention; rotary tables apart."""
     fields, _ = FAMILIES[model_type]
@@ -130,7 +130,7 @@ def test_falcon_40b_by_hand() -> None:
     assert analysis.forward_flops == products == 177_416_509_063_168
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "olmoe", "bloom", "falcon"])
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "olmoe", "bloom", "falcon"])
 def test_sequences_that_run_together_cost_what_they_cost_alone(model_type: str) -> None:
     config = foreign(model_type, FAMILIES[model_type][0])
     one, three = (analyze(config, Setup(sequence_length=LENGTH, micro_batch_size=size)) for size in (1, 3))
