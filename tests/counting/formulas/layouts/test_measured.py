@@ -128,12 +128,17 @@ DIVIDED = [family for family in FAMILIES if family not in WITHOUT_TP]
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
 
 
+# Three neighbours are of three products.
+WAYS: list[tuple[ModelRecompute, str]] = [
+    (recompute, product) for recompute in ("none", "per_op", 2) for product in PRODUCTS
+]
+
+
 @pytest.mark.parametrize(
     ("family", "recompute", "product"),
     [
         (family, recompute, product)
-        for product in PRODUCTS
-        for family, recompute in shared_out(("none", "per_op", 2))
+        for family, (recompute, product) in shared_out(WAYS, share=len(PRODUCTS))
         if family in (WITH_EXPERTS if "ep" in product else DIVIDED)
     ],
 )
