@@ -22,6 +22,7 @@ def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
+PHI3: dict[str, Any] = {"model_type": "phi3", **SMALL}  # as its config.json
 ONE_HEAD_EACH = without(SMALL, "num_key_value_heads")
 GPT2: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}

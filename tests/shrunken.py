@@ -58,6 +58,14 @@ OLMO2: dict[str, Any] = LLAMA | {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+GEMMA: dict[str, Any] = LLAMA | {
+    "architectures": ["GemmaForCausalLM"],
+    "model_type": "gemma",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
 GEMMA2: dict[str, Any] = LLAMA | {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
@@ -191,6 +199,11 @@ GEMMA4: dict[str, Any] = {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+# Without experts; keys of global layers are the values too.
+GEMMA4_UNIFIED: dict[str, Any] = {
+    name: value for name, value in GEMMA4.items() if "moe" not in name and "expert" not in name
+} | {"architectures": ["Gemma4UnifiedForCausalLM"], "model_type": "gemma4_unified_text"}
+
 # Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
 LLAMA4: dict[str, Any] = LLAMA | {
     "architectures": ["Llama4ForCausalLM"],
@@ -286,9 +299,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "smollm3": SMOLLM3,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4_UNIFIED,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "qwen2_moe": QWEN2_MOE,
@@ -309,9 +324,9 @@ WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deeps
 # Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own.
 WITHOUT_TP = frozenset(("gemma4",))
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
-# learned positions.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+# Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
+# attention, MTP, LayerNorm, learned positions.
+REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
 
 # Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
 COVERED = (

@@ -56,8 +56,9 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def buffer_bytes(module: nn.Module) -> int:
-    """Bytes of all buffers: the routers' correction biases, in fp32."""
-    return sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
+    """Bytes of all buffers, those with one storage once: here the routers' correction biases, in fp32."""
+    storages = {id(storage): storage for storage in (buffer.untyped_storage() for buffer in module.buffers())}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def inactive_parameters(module: nn.Module) -> int:

@@ -67,7 +67,7 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
             assert not value.isnan().any()
             assert value.std().item() == pytest.approx(0.02, rel=0.6), name  # a sink has 8 values
         else:
-            expected = 0.0 if kind == "bias" or fields["model_type"] in {"gemma2", "gemma3_text"} else 1.0
+            expected = 0.0 if kind == "bias" or "gemma" in fields["model_type"] else 1.0
             assert torch.equal(value, torch.full_like(value, expected)), name
     assert kinds["norm"] > 0
     assert kinds["weight"] > 0

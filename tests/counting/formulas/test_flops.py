@@ -67,6 +67,24 @@ def test_gemma_3_27b_at_32768() -> None:
     assert (f"{flops:.4e}", f"{square:.4e}") == ("1.9745e+15", "2.8607e+15")
 
 
+def test_gemma_4_26b_a4b() -> None:
+    """At 2,048 tokens 25 of 30 layers see 1,024 positions; transformers' modules with the full square 18.06e12.
+
+    Local layers have 16 heads and 8 key heads of 256 channels; global ones 16 and 2 of 512, whose keys are the values.
+    Every layer has an MLP of 2,112, a router of 128 experts, and uses 8 of 704; the head has 262,144 words.
+    """
+    spec, length = read_spec("gemma_4_26b_a4b"), 2048
+    of_local, of_global = 2 * 2816 * 16 * 256 + 2 * 2816 * 8 * 256, 2 * 2816 * 16 * 512 + 2816 * 2 * 512
+    feed_forward = 3 * 2816 * 2112 + 2816 * 128 + 8 * 3 * 2816 * 704
+    products = 2 * length * (25 * of_local + 5 * of_global + 30 * feed_forward + 262144 * 2816)
+    cores = 25 * 4 * 16 * 256 * length * 1024 + 5 * 4 * 16 * 512 * length**2
+    assert forward_of(spec, length, 1).total == products + cores == 17_200_404_496_384
+    hidden = sum(
+        core.full_square - core.as_run for core in (attention_core(each.attention, length, 1) for each in spec.layers)
+    )
+    assert products + cores + hidden == 18_059_397_955_584
+
+
 def test_layers_without_positions_multiply_the_same_matrices() -> None:
     """SmolLM3 at 2,048 tokens: rotation multiplies no matrices. 4 x 16 x 128 for a pair of positions, in 36 layers."""
     spec = read_spec("smollm3_3b")

@@ -31,7 +31,7 @@ def foreign(model_type: str, fields: dict[str, Any]) -> ForeignConfig:
 
 
 def measured(model_type: str, fields: dict[str, Any]) -> Analysis:
-    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH))
+    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH), step=False)
 
 
 def whole_model(model_type: str, fields: dict[str, Any]) -> Any:
@@ -307,11 +307,10 @@ def test_eager_kernels_are_refused() -> None:
         analyze(foreign("gpt2", GPT2), Setup(kernels="eager"))
 
 
-def test_no_training_step_is_measured() -> None:
-    with pytest.raises(ValueError, match="recompute = 'full': gpt2 goes through transformers, and no training step of"):
-        analyze(foreign("gpt2", GPT2), Setup(recompute="full"))
-    with pytest.raises(ValueError, match="clip_gradients = true: gpt2 goes through transformers"):
-        analyze(foreign("gpt2", GPT2), Setup(clip_gradients=True))
+def test_allocations_are_not_replayed() -> None:
+    for field, value in (("execution", "compiled"), ("expandable_segments", True)):
+        with pytest.raises(ValueError, match=f"{field} = .*: gpt2 goes through transformers, and its allocations are"):
+            analyze(foreign("gpt2", GPT2), Setup(**{field: value}), reserved=True)  # type: ignore[arg-type]
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

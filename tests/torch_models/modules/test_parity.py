@@ -14,6 +14,7 @@ from tests.shrunken import (
     DEEPSEEK_V2_LITE,
     DEEPSEEK_V3,
     FAMILIES,
+    GEMMA,
     GEMMA2,
     GEMMA3,
     GEMMA4,
@@ -128,6 +129,7 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mistral-without-window": MISTRAL | {"sliding_window": None},
     "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3-biases": QWEN3 | {"attention_bias": True},
+    "gemma-first-files": GEMMA | {"hidden_act": "gelu", "attention_bias": True},
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text-layer-types": GEMMA3
     | {
@@ -149,7 +151,6 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
-    "gemma4-dense": GEMMA4 | {"enable_moe_block": False},
     "gemma4-values": GEMMA4
     | {"attention_k_eq_v": False, "attention_bias": True, "layer_types": ["full_attention"] * 3},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},

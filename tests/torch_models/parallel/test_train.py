@@ -20,7 +20,9 @@ from tests.torch_models.parallel.divided_steps import (
 from tests.worlds import World
 
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
-WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
+WITH_FOUR_KEY_HEADS = [
+    *("llama", "olmo2", "olmo3", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
+]
 MIXED_EVENLY = [  # 8 or 16 experts
     *("qwen3_moe", "qwen2_moe", "minimax_m2", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
 ]
@@ -42,13 +44,13 @@ Table = Mapping[str, tuple[Fields, Way, Iterable[str], Iterable[str]]]
 ON_TWO: Table = {
     "fsdp": ({"fsdp": 2}, IN_FP64, ["gpt_oss"], FAMILIES),
     "fsdp-layers": ({"fsdp": 2, "grouping": "layers"}, IN_FP64, ["deepseek_v3"], FAMILIES),
-    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm"], FAMILIES),
+    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm3"], FAMILIES),
     "fsdp-zero1": ({"fsdp": 2, "zero": 1}, ACCUMULATED, ["glm4_moe"], FAMILIES),
     "dp": ({"dp": 2}, IN_FP64, ["llama"], FAMILIES),
     "tp": (
         {"tp": 2},
         IN_FP64,
-        ["smollm", "olmo2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
+        ["gemma3_text", "olmo2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
         FAMILIES,
     ),
     "tp-without_sp": (
