@@ -1,6 +1,9 @@
 """Configs of every family, shrunken so that a test builds them in milliseconds."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Way = TypeVar("Way")
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -324,3 +327,26 @@ WITHOUT_TP = frozenset(("gemma4",))
 # Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
 # attention, MTP, LayerNorm, learned positions.
 REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+
+# Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
+COVERED = (
+    "mistral",  # windows (gemma2)
+    "qwen2",  # biases (glm4_moe)
+    "olmo3",  # norms after blocks and over all heads (olmo2), windows (gemma2)
+    "qwen3_moe",  # norms of heads (qwen3), experts (mixtral)
+    "kimi_k2",  # a router without groups (minimax_m2), the rest (deepseek_v3)
+)
+
+
+def shared_out(ways: Sequence[Way], *, share: int = 1) -> list[tuple[str, Way]]:
+    """Return each representative family with all ways, and each other with `share` of them.
+
+    The others take their share in turn, so that many families run each way. Families that others cover take one.
+    """
+    found: list[tuple[str, Way]] = []
+    begin = 0
+    for family in FAMILIES:
+        number = len(ways) if family in REPRESENTATIVE else 1 if family in COVERED else share
+        found += [(family, ways[(begin + index) % len(ways)]) for index in range(number)]
+        begin += number
+    return found
