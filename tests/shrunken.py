@@ -253,5 +253,5 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
-# learned positions.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+# learned positions, chunks, queries by position.
+REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "llama4", "deepseek_v3", "gpt2")
