@@ -19,11 +19,13 @@ from counting.setup import Setup, resolve
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
 from torch_models.parallel.checks import (
+    NO_PARALLEL_MLP,
     Size,
     borrows_evenly,
     by_second_dimension,
     context_length_unit,
     divided_by_tp,
+    has_parallel_mlp,
     second_dimensions,
     without_ring_attention,
 )
@@ -259,6 +261,9 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
+    layers = list(layers)
+    if has_parallel_mlp(layers):
+        _refuse("tp", layout.tp, NO_PARALLEL_MLP)
     sizes = divided_by_tp(layers, spec.vocab_size)
     also = _leaves_whole_replicas(layout, layout.fsdp * layout.cp * layout.pp)
     _check_divides("tp", layout.tp, sizes, also)

@@ -73,7 +73,8 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
     Kaplan's row "Mask" is half of our core, because it counts the scores only.
     """
-    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
+    key_heads = (1 if spec.keys_as_values else 2) * spec.num_key_value_heads
+    heads = 2 * spec.num_attention_heads + key_heads  # q and o, k and v
     projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
     return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
 
@@ -156,9 +157,10 @@ def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Coun
 
 @forward_flops.register
 def _(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Attention and feed-forward; norms and residual sums contain no matrix multiplication."""
+    """Attention and feed-forward, with a parallel MLP; norms and sums contain no matrix multiplication."""
     run = (sequence_length, batch_size)
-    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run)
+    parallel = forward_flops(spec.parallel_mlp, *run) if spec.parallel_mlp else Counts()
+    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run) + parallel
 
 
 def head_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:

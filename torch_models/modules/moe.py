@@ -5,6 +5,7 @@ therefore runs on real tensors and on the meta device, for any number of experts
 The legend of dimension letters is in layers.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch_models.first_values import OwnFirstValues
 from torch_models.modules.autocast import cast_for_products, without_autocast
 from torch_models.modules.kernels.grouped_product import grouped_product
-from torch_models.modules.layers import GatedMLP, activation_function
-from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from torch_models.modules.layers import GatedMLP, Linear, activation_function, rms_norm
+from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, Kernels, MixtureOfExpertsSpec, RouterSpec
 
 CORRECTION_BIAS = "e_score_correction_bias"
 
@@ -24,17 +25,25 @@ CORRECTION_BIAS = "e_score_correction_bias"
 class Router(OwnFirstValues):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
 
-    It does so under autocast too. The correction bias is always fp32: a conversion to another dtype leaves it as it is,
-    and one that is loaded is converted.
+    It does so under autocast too. The correction bias is always fp32.
+
+    With learned scales (Gemma-4) the scale of each channel is the weight of the norm of its input, and the factor
+    1 / sqrt(hidden_size) multiplies the logits.
     """
 
     component = "router"
     e_score_correction_bias: Tensor
 
-    def __init__(self, spec: RouterSpec) -> None:
+    def __init__(self, spec: RouterSpec, kernels: Kernels = "fused") -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
+        self.kernels: Kernels = kernels
+        if spec.learned_scales:
+            self.scale = nn.Parameter(torch.ones(spec.hidden_size))
+            self.per_expert_scale = nn.Parameter(torch.ones(spec.num_experts))
+            self.proj = RouterProjection(spec.hidden_size, spec.num_experts, bias=False)
+        else:
+            self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
         if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
             self.register_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts, dtype=torch.float32))
@@ -48,6 +57,9 @@ class Router(OwnFirstValues):
             weights_TK = scores_TE.gather(1, experts_TK)
             if self.spec.norm_topk_prob:
                 weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+            if self.spec.learned_scales:
+                chosen_N = self.per_expert_scale.float().index_select(0, experts_TK.flatten())
+                return weights_TK * chosen_N.view_as(weights_TK), experts_TK
             return weights_TK * self.spec.routed_scaling_factor, experts_TK
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -61,7 +73,11 @@ class Router(OwnFirstValues):
 
     def _scores(self, x_TD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        logits_TE = F.linear(x_TD.float(), self.weight.float(), bias)
+        if self.spec.learned_scales:
+            x_TD = rms_norm(x_TD, self.scale, self.spec.norm_eps, self.kernels)
+            logits_TE = F.linear(x_TD.float(), self.proj.weight.float()) / math.sqrt(self.spec.hidden_size)
+        else:
+            logits_TE = F.linear(x_TD.float(), self.weight.float(), bias)
         return logits_TE.sigmoid() if self.spec.scoring == "sigmoid" else logits_TE.softmax(-1)
 
     @torch.no_grad()
@@ -80,6 +96,13 @@ class Router(OwnFirstValues):
             excluded = torch.ones_like(rank, dtype=torch.bool).scatter(1, eligible, 0)
             scores_TE = groups.masked_fill(excluded.unsqueeze(-1), float("-inf")).flatten(1)
         return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
+
+
+class RouterProjection(Linear):
+    """Holds the weight of a router's logits under its name in checkpoints; the router multiplies with it in fp32."""
+
+    component = "router"
+    quantised = ()
 
 
 def _in_fp32(router: Router, keys: object) -> None:
@@ -181,6 +204,19 @@ class ClampedExperts(RoutedExperts):
         return product + cast_for_products(biases).index_select(0, experts)
 
 
+def experts_module(spec: MixtureOfExpertsSpec) -> RoutedExperts:
+    """Return the module of the routed experts of `spec`."""
+    experts = (spec.router.num_experts, spec.router.top_k, spec.weighs_inputs)
+    if isinstance(spec.expert, GatedMLPSpec):
+        return GatedExperts(spec.expert, *experts)
+    return ClampedExperts(spec.expert, *experts)
+
+
+def experts_of(layer: nn.Module) -> RoutedExperts | None:
+    """Return the routed experts of a layer, if it has some."""
+    return next((module for module in layer.modules() if isinstance(module, RoutedExperts)), None)
+
+
 class MixtureOfExperts(nn.Module):
     """The output of the routed experts plus that of the shared experts, which every token uses."""
 
@@ -188,12 +224,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.router_name = spec.router.checkpoint_name
         self.add_module(self.router_name, Router(spec.router))
-        experts = (spec.router.num_experts, spec.router.top_k, spec.weighs_inputs)
-        self.experts: RoutedExperts = (
-            GatedExperts(spec.expert, *experts)
-            if isinstance(spec.expert, GatedMLPSpec)
-            else ClampedExperts(spec.expert, *experts)
-        )
+        self.experts = experts_module(spec)
         self.shared_experts = GatedMLP(spec.shared_experts, "shared_experts") if spec.shared_experts else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def _attention_plan(attention: nn.Module) -> Plan:
         elif name in whole:
             plan[name] = LocalParameters(LINEAR_WHOLE)
         else:
-            assert name in ("o_proj", "qk_norm"), name  # the latter has no weights
+            assert name in ("o_proj", "qk_norm", "v_norm"), name  # these norms have no weights
     return plan
 
 

@@ -7,6 +7,7 @@ fields are checked when a config is read.
 """
 
 from torch_models.spec.attention import (
+    MAX_FLASH_CHANNELS,
     AttentionSpec,
     GroupedQueryAttentionSpec,
     MultiHeadLatentAttentionSpec,
@@ -66,6 +67,7 @@ from torch_models.spec.ranges import (
 __all__ = [
     "DEFAULT_INITIALIZER_RANGE",
     "MAX_EXPERTS",
+    "MAX_FLASH_CHANNELS",
     "MAX_HEADS",
     "MAX_LAYERS",
     "MAX_SEQUENCE_LENGTH",

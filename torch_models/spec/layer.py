@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch_models.spec.attention import AttentionSpec, GroupedQueryAttentionSpec
 from torch_models.spec.base import Spec
 from torch_models.spec.choices import ModelRecompute, NormPlacement, NormType, Recompute
-from torch_models.spec.feed_forward import FeedForwardSpec, MixtureOfExpertsSpec
+from torch_models.spec.feed_forward import FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec
 
 
 class LayerSpec(Spec, frozen=True, kw_only=True):
@@ -13,6 +13,10 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     `norm_placement` is ``before`` for x + block(norm(x)), ``after`` for x + norm(block(x)), ``around`` for
     x + norm(block(norm(x))).
+
+    With a `parallel_mlp` the feed-forward part is the sum of this MLP and of the mixture of experts in `feed_forward`
+    (Gemma-4). Each has a norm of its own after it, and the experts one before them too; the router reads the residual
+    stream. `output_scale` multiplies the layer's output by one stored number, which no gradient updates.
     """
 
     attention: AttentionSpec
@@ -21,10 +25,14 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     norm_placement: NormPlacement = "before"
     norm_type: NormType = "rms_norm"
     norm_unit_offset: bool = False  # norms multiply by 1 + weight; only RMSNorm
+    parallel_mlp: GatedMLPSpec | None = None
+    output_scale: bool = False
     recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
 
     def __post_init__(self) -> None:
         assert self.norm_type == "rms_norm" or not self.norm_unit_offset
+        has_mixture = isinstance(self.feed_forward, MixtureOfExpertsSpec)
+        assert self.parallel_mlp is None or (has_mixture and self.norm_placement == "around")
 
     @property
     def kind(self) -> str:

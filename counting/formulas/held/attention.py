@@ -26,8 +26,9 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
 
     - x: the input of the three projections, for their weights' gradients;
     - norms: of queries and keys, per head or over all heads of a token. Rotation creates new tensors, so queries and
-      keys before rotation are held only as inputs of these norms. Norms after the rotation hold what is rotated, and
-      their outputs are the queries and keys;
+      keys before rotation are held only as inputs of these norms; the same holds of values before their norm. Where
+      keys are the values too, both norms have one input. Norms after the rotation hold what is rotated, and their
+      outputs are the queries and keys;
     - factors: with a temperature, one number for each position, for the gradient of the queries;
     - query, key, value: the factors of the core's two products. Eager products of grouped heads hold keys and values
       repeated for each query head;
@@ -46,6 +47,10 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
         norms = sum(norm_held(run.tokens, each * channels, run) for each in (heads, key_heads))
     elif spec.query_key_norm == "l2":
         norms = sum(norm_held(run.tokens * each, channels, run, has_weight=False) for each in (heads, key_heads))
+    if spec.value_norm:
+        norms += norm_held(run.tokens * key_heads, channels, run, has_weight=False)
+    if spec.keys_as_values and run.norms_hold_input:
+        norms -= run.width * run.tokens * key_heads * channels
     factors = run.width * run.micro_batch.length if spec.temperature else 0
     core, held_heads = 0, key_heads
     if run.recompute != "selective" and run.kernels == "eager":

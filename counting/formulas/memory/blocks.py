@@ -38,9 +38,8 @@ def norm(
     parameter = summed_parameter if summed else own_parameter
     weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) if has_weight else None
     if kernels == "fused":
-        return _fused(
-            tape, x, add_number(tape, weight) if weight is not None and unit_offset else weight, rows, gaps=gaps
-        )
+        factor = add_number(tape, weight) if unit_offset and weight is not None else weight
+        return _fused(tape, x, factor, rows, gaps=gaps)
     x_fp32 = cast(tape, x, SINGLE)
     inverse_rms = inverse_root(tape, add_number(tape, mean_of_rows(tape, square(tape, x_fp32), rows)))
     if weight is None:

@@ -32,6 +32,10 @@ from torch_models.spec import ModelSpec, MultiHeadLatentAttentionSpec
         ("llama_4_scout", 107_769_861_120),
         ("llama_4_maverick", 400_711_848_960),
         ("smollm2_135m", 134_515_008),
+        ("gemma_3_27b", 27_009_346_304),  # of 27,432,406,640 with the vision tower and its projection
+        ("olmo_3_7b", 7_298_011_136),
+        ("olmo_3_32b", 32_233_522_176),
+        ("smollm3_3b", 3_075_098_624),
     ],
 )
 def test_published_totals(config: str, total: int) -> None:

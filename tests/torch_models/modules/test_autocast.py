@@ -135,6 +135,8 @@ def test_rotation_keeps_the_dtype() -> None:
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
 def test_every_family_trains_under_autocast(fields: dict[str, Any], weights: torch.dtype, kernels: Kernels) -> None:
     torch.manual_seed(0)
+    if "top_k_experts" in fields:  # the norm after Gemma-4's experts enlarges what another choice of experts changes
+        fields = fields | {"top_k_experts": fields["num_experts"]}
     model = build(spec_from_fields(fields, "s"), dtype=weights, kernels=kernels)
     ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     expected = model(ids).float()

@@ -15,6 +15,8 @@ from tests.shrunken import (
     DEEPSEEK_V3,
     FAMILIES,
     GEMMA2,
+    GEMMA3,
+    GEMMA4,
     GLM4_MOE,
     GPT2,
     GPT_OSS,
@@ -23,9 +25,11 @@ from tests.shrunken import (
     MISTRAL,
     MIXTRAL,
     OLMO2,
+    OLMO3,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    SMOLLM3,
 )
 from torch_models import build, build_mtp, initialize
 from torch_models.builder import build_mtp_layers, creating
@@ -118,9 +122,29 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3-biases": QWEN3 | {"attention_bias": True},
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma3_text-layer-types": GEMMA3
+    | {
+        "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+        "rope_theta": None,
+        "rope_local_base_freq": None,
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 700.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 90.0},
+        },
+        "attention_bias": True,
+        "final_logit_softcapping": None,
+    },
+    "olmo3-biases": OLMO3 | {"attention_bias": True},
+    "smollm3-window": SMOLLM3
+    | {"no_rope_layers": [0, 1, 1, 0], "use_sliding_window": True, "sliding_window": 9}
+    | {"mlp_bias": True, "tie_word_embeddings": False},
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+    "gemma4-dense": GEMMA4 | {"enable_moe_block": False},
+    "gemma4-values": GEMMA4
+    | {"attention_k_eq_v": False, "attention_bias": True, "layer_types": ["full_attention"] * 3},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
     "olmo2-biases": OLMO2 | {"attention_bias": True},
     "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
@@ -176,7 +200,7 @@ def reference_model(fields: dict[str, Any]) -> Any:
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.normal_(std=0.3)
     return model
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from torch_models.modules.kernels.flash_attention import flash_attention
 from torch_models.modules.kernels.flex_attention import flex_attention, has_flex_attention
-from torch_models.spec import Kernels
+from torch_models.spec import MAX_FLASH_CHANNELS, Kernels
 
 
 def causal_attention(
@@ -31,7 +31,7 @@ def causal_attention(
     query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
     if kernels == "eager":
         out = _eager_attention(query, key, value, scale, heads_per_group, window, softcap, sinks_H, chunk)
-    elif window is None and softcap is None and sinks_H is None and chunk is None:
+    elif _is_plain(query, window, softcap, sinks_H, chunk):
         grouped = heads_per_group > 1
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     elif has_flex_attention(query):
@@ -39,6 +39,14 @@ def causal_attention(
     else:
         out = flash_attention(query, key, value, sinks_H, scale, window, softcap, chunk)[0]
     return out.transpose(1, 2)
+
+
+def _is_plain(
+    query_BHSC: Tensor, window: int | None, softcap: float | None, sinks_H: Tensor | None, chunk: int | None
+) -> bool:
+    """Whether torch's flash attention computes it."""
+    plain = window is None and softcap is None and sinks_H is None and chunk is None
+    return plain and query_BHSC.shape[-1] <= MAX_FLASH_CHANNELS
 
 
 def _eager_attention(

@@ -43,7 +43,9 @@ class GroupedQueryAttention(OwnFirstValues):
         key_value_width = spec.num_key_value_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, query_width, bias=spec.qkv_bias)
         self.k_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
-        self.v_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        if not spec.keys_as_values:
+            self.v_proj = Linear(spec.hidden_size, key_value_width, bias=spec.qkv_bias)
+        self.keys_as_values = spec.keys_as_values
         self.o_proj = Linear(query_width, spec.hidden_size, bias=spec.output_bias)
         self.norm_over_width = spec.query_key_norm == "width"
         self.q_norm = self.k_norm = None
@@ -52,12 +54,12 @@ class GroupedQueryAttention(OwnFirstValues):
             widths = (query_width, key_value_width) if self.norm_over_width else (spec.head_dim, spec.head_dim)
             offset = spec.norm_unit_offset
             self.q_norm, self.k_norm = (RMSNorm(each, spec.norm_eps, kernels, unit_offset=offset) for each in widths)
+        self.v_norm = UnweightedRMSNorm(spec.norm_eps, kernels) if spec.value_norm else None
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         query = self._heated(self._normed(self._rotate(self._project(self.q_proj, self.q_norm, x_BSD), rotary)))
-        key = self._normed(self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary))
-        value = self._heads(self.v_proj(x_BSD))
+        key, value = self._key_value(x_BSD, rotary)
         attended_BSHC = run(
             self.attend,
             query,
@@ -75,9 +77,22 @@ class GroupedQueryAttention(OwnFirstValues):
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 
+    def _key_value(self, x_BSD: Tensor, rotary: RotaryTables) -> tuple[Tensor, Tensor]:
+        """Keys and values by head, (B, S, G, C) each."""
+        if self.keys_as_values:
+            projected = self.k_proj(x_BSD)
+            key = self._rotate(self._by_head(projected, self.k_norm), rotary)
+            value = self._heads(projected)
+        else:
+            key = self._normed(self._rotate(self._project(self.k_proj, self.k_norm, x_BSD), rotary))
+            value = self._heads(self.v_proj(x_BSD))
+        return key, value if self.v_norm is None else self.v_norm(value)
+
     def _project(self, projection: nn.Module, norm: nn.Module | None, x_BSD: Tensor) -> Tensor:
         """Return queries or keys by head, (B, S, heads, C), normalised if `norm` is given."""
-        projected = projection(x_BSD)
+        return self._by_head(projection(x_BSD), norm)
+
+    def _by_head(self, projected: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is None:
             return self._heads(projected)
         if self.norm_over_width:

@@ -60,11 +60,23 @@ def grouped_projections(
         out = rotate(tape, out, tokens * heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
         return norm(tape, out, tokens * heads, kernels, has_weight=False) if spec.query_key_norm == "l2" else out
 
+    key_heads = spec.num_key_value_heads
     query = _heated(tape, spec, rotated(spec.num_attention_heads, by_channel=False), batch)
-    key = rotated(spec.num_key_value_heads, by_channel=transposed)
-    width = spec.num_key_value_heads * spec.head_dim
-    value = projection(tape, x, tokens, width, division, bias=spec.qkv_bias)
-    return query, key, reordered(tape, value, copied=by_head and by_head_differs(spec.num_key_value_heads, batch))
+    copied = by_head and by_head_differs(key_heads, batch)
+    if spec.keys_as_values:
+        assert spec.rotary is not None
+        shared = projection(tape, x, tokens, key_heads * spec.head_dim, division, bias=spec.qkv_bias)
+        key = reordered(tape, shared, copied=False)
+        key = _query_key_norm(tape, spec, key, tokens, key_heads, kernels, division)
+        key = rotate(tape, key, tokens * key_heads * spec.rotary.dim, interleaved=spec.rotary.interleaved)
+        value = reordered(tape, shared, copied=copied)
+    else:
+        key = rotated(key_heads, by_channel=transposed)
+        value = projection(tape, x, tokens, key_heads * spec.head_dim, division, bias=spec.qkv_bias)
+        value = reordered(tape, value, copied=copied)
+    if spec.value_norm:
+        value = norm(tape, value, tokens * key_heads, kernels, has_weight=False)
+    return query, key, value
 
 
 def _query_key_norm(
