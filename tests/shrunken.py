@@ -325,8 +325,8 @@ WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deeps
 WITHOUT_TP = frozenset(("gemma4",))
 
 # Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
-# attention, MTP, LayerNorm, learned positions.
-REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+# attention, MTP, LayerNorm, learned positions, chunks, queries by position.
+REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "llama4", "deepseek_v3", "gpt2")
 
 # Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
 COVERED = (

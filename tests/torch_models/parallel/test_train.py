@@ -47,7 +47,7 @@ ON_TWO: Table = {
     "tp": (
         {"tp": 2},
         IN_FP64,
-        ["gemma3_text", "olmo2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
+        ["gemma3_text", "olmo2", "gpt_oss", "llama4", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
         FAMILIES,
     ),
     "tp-without_sp": (
@@ -62,7 +62,7 @@ ON_TWO: Table = {
     "tp-chunked": ({"tp": 2}, CHUNKED, ["deepseek_v3"], FAMILIES),
     "tp-eager": ({"tp": 2}, EAGER, [], FAMILIES),
     "tp-accumulated": ({"tp": 2}, ACCUMULATED, [], FAMILIES),
-    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss"], WITH_EXPERTS),
+    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss", "llama4"], WITH_EXPERTS),
     "ep-replicas": ({"dp": 2, "ep": 2}, IN_FP32, ["qwen3_moe"], WITH_EXPERTS),
     "ep-full": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["deepseek_v3"], WITH_EXPERTS),
     "ep-per_op": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="per_op"), ["gpt_oss"], WITH_EXPERTS),
