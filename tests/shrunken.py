@@ -161,6 +161,23 @@ DEEPSEEK_V2_LITE: dict[str, Any] = DEEPSEEK_V2 | {"q_lora_rank": None, "topk_met
 
 KIMI_K2: dict[str, Any] = DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "topk_group": 1}
 
+# Sequences of the tests are longer than the number of keys that are chosen.
+DEEPSEEK_V32: dict[str, Any] = DEEPSEEK_V3 | {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "index_n_heads": 6,
+    "index_head_dim": 12,
+    "index_topk": 5,
+}
+
+GLM_MOE_DSA: dict[str, Any] = DEEPSEEK_V32 | {
+    "architectures": ["GlmMoeDsaForCausalLM"],
+    "model_type": "glm_moe_dsa",
+    "n_group": 1,
+    "topk_group": 1,
+    "index_head_dim": 8,
+}
+
 # One row per family, in every test that is parametrised over families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,

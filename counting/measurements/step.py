@@ -15,7 +15,7 @@ from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
-from counting.measurements.parameters import buffer_bytes
+from counting.measurements.parameters import buffer_bytes, trained_parameters
 from counting.measurements.probe import Probe, build_probe
 from counting.measurements.update import with_update
 from counting.setup import Setup
@@ -89,8 +89,9 @@ def run_passes(
     token_ids, labels = (torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2))
     tables = model.model.rotary_tables(token_ids)
     inputs = [token_ids, labels, *(table for pair in tables for table in pair)]
+    trained = trained_parameters(model)
     if setup.zero_gradients == "in_place" and not setup.precision_recipe.gradients_apart:
-        for parameter in parameters:
+        for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # as the step before left it
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     existing = [*parameters, *model.buffers(), *inputs, *gradients]
@@ -124,7 +125,7 @@ def run_passes(
         cut()
         hooks = [module.register_forward_pre_hook(cut_before) for module in (*probe.layers, model.model.norm)]
         if setup.precision_recipe.gradients_apart:
-            hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in parameters]
+            hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in trained]
         for index in range(min(setup.micro_batches, 2)):
             counters.append(FlopCounter(attribution))
             loss = model(token_ids, labels, tables=tables)

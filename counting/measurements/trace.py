@@ -27,6 +27,7 @@ from counting.measurements.probe import Probe
 from counting.setup import MicroBatch
 from torch_models.modules.kernels.flash_attention import NAME as FLASH_ATTENTION
 from torch_models.modules.kernels.grouped_product import NAME as GROUPED_PRODUCT
+from torch_models.modules.kernels.index_scores import NAME as INDEX_SCORES
 
 Shape = list[int]
 
@@ -36,6 +37,7 @@ CAUSAL_CORE = "attention core, causal"  # other counts of the same products, not
 SQUARE_CORE = "attention core, full square"
 COUNTED = (PROJECTION, CORE)
 WINDOW_ARGUMENT = 5  # position of the window among the arguments of our fused op
+CHOSEN_ARGUMENT = 7  # that of the chosen keys
 
 # Functions that multiply matrices, by name: what they return stays in the trace, used or not.
 PRODUCTS = {
@@ -166,22 +168,18 @@ def attention_flops(query: Shape, key: Shape, value: Shape) -> int:
     return 2 * batch * heads * length * key[2] * (channels + value[3])
 
 
-def banded_attention_flops(query: Shape, key: Shape, value: Shape, window: int | None) -> int:
-    """Like `attention_flops`, but each query visits at most `window` keys."""
-    length = query[2]
-    return attention_flops(query, key, value) // length * min(window or length, length)
-
-
 def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Counts of our own fused op; the causal part of a band of S W pairs is S W - W^2 / 2."""
+    """Counts of our own fused op; the causal part of a band of S W pairs is S W - W^2 / 2, and of W chosen keys too."""
     del outputs
     query, key, value = _shapes(inputs)[:3]
     length, window = query[2], inputs[WINDOW_ARGUMENT].toIValue()
     band = min(window or length, length)
+    if inputs[CHOSEN_ARGUMENT].isCompleteTensor():
+        band = inputs[CHOSEN_ARGUMENT].type().sizes()[2]
     square = attention_flops(query, key, value)
     return Counter(
         {
-            CORE: banded_attention_flops(query, key, value, window),
+            CORE: square // length * band,
             CAUSAL_CORE: square // (2 * length**2) * (2 * length * band - band**2),
             SQUARE_CORE: square,
         }
@@ -189,6 +187,24 @@ def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[s
 
 
 _add_handle(FLASH_ATTENTION, _flash_attention)
+
+
+@register(INDEX_SCORES, PROJECTION)
+def index_scores_flops(query: Shape, key: Shape, weights: Shape) -> int:
+    """(B, S, H, C), (B, S, C), (B, S, H): the scores of each head, and their sum with weights, for each pair.
+
+    They choose keys and are no part of the core of attention.
+    """
+    batch, length, heads, channels = query
+    assert key == [batch, length, channels] and weights == [batch, length, heads]
+    return 2 * batch * length * length * (heads * channels + heads)
+
+
+@register("aten::bmm", PROJECTION)
+def bmm_flops(left: Shape, right: Shape) -> int:
+    """(B, n, k) with (B, k, m): an indexer's scores with eager kernels."""
+    assert left[0] == right[0] and left[2] == right[1]
+    return 2 * prod(left) * right[2]
 
 
 @register(GROUPED_PRODUCT, PROJECTION)

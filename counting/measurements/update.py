@@ -12,7 +12,14 @@ from msgspec import structs
 from torch import nn
 
 from counting.measurements.optimizer import NOTHING, Trained, Update, clip, update_together, with_gradients
-from counting.measurements.parameters import count_parameters, linear_weights, moments_by_recipe, trained_tensors
+from counting.measurements.parameters import (
+    count_parameters,
+    frozen_parameters,
+    linear_weights,
+    moments_by_recipe,
+    trained_parameters,
+    trained_tensors,
+)
 from counting.measurements.probe import Probe
 from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor, model_states, states_measurable
 from counting.setup import Setup
@@ -37,8 +44,17 @@ def with_update(profile: StepProfile, probe: Probe, setup: Setup) -> tuple[StepP
     profile = structs.replace(profile, optimizer_step=updates.peak(groups, counts, probe.spec))
     if not states_measurable(precision, optimizer):
         return profile, states_by_recipe(probe, precision, optimizer)
-    of_layers = [updates.states(layer) for layer in groups.layers]
-    return _with_states(profile, of_layers, updates.states(groups.outside)), None
+    of_layers = [
+        updates.states(group) + _frozen_states(layer) for group, layer in zip(groups.layers, probe.layers, strict=True)
+    ]
+    outside = updates.states(groups.outside) + sum(map(_frozen_states, probe.model.model.mtp_layers), NOTHING)
+    return _with_states(profile, of_layers, outside), None
+
+
+def _frozen_states(module: nn.Module) -> ModelStates:
+    """Weights that no gradient reaches."""
+    weights = sum(parameter.nbytes for parameter in module.parameters() if not parameter.requires_grad)
+    return ModelStates(weights=weights, gradients=0, masters=0, moments=0)
 
 
 class TrainedGroups(NamedTuple):
@@ -56,8 +72,8 @@ class TrainedGroups(NamedTuple):
 
 def trained_groups(probe: Probe, precision: Precision) -> TrainedGroups:
     """The parameters of the probe with their gradients, after a backward pass."""
-    trained = with_gradients(list(probe.model.parameters()), trained_tensors(probe.model), precision)
-    sizes = [len(list(layer.parameters())) for layer in probe.layers]
+    trained = with_gradients(trained_parameters(probe.model), trained_tensors(probe.model), precision)
+    sizes = [len(trained_parameters(layer)) for layer in probe.layers]
     embedding, rest = trained[:1], trained[1:]
     assert embedding[0].parameter is probe.model.model.embed_tokens.weight
     layers = []
@@ -146,7 +162,7 @@ def states_by_recipe(probe: Probe, precision: Precision, optimizer: Optimizer) -
 
     def states(module: nn.Module) -> ModelStates:
         total, moments = count_parameters(module).total, moments_by_recipe(module, precision, optimizer)
-        return model_states(total, linear_weights(module), moments, precision)
+        return model_states(total, linear_weights(module), moments, precision, frozen=frozen_parameters(module))
 
     of_layers = [states(layer) for layer in probe.layers]
     outside = states(probe.model)

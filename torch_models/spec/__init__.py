@@ -9,6 +9,7 @@ fields are checked when a config is read.
 from torch_models.spec.attention import (
     AttentionSpec,
     GroupedQueryAttentionSpec,
+    IndexerSpec,
     MultiHeadLatentAttentionSpec,
     RotarySpec,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "GatedMLPSpec",
     "GroupedQueryAttentionSpec",
     "Heads",
+    "IndexerSpec",
     "InitializerRange",
     "Kernels",
     "LayerRun",

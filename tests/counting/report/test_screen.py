@@ -156,7 +156,7 @@ def test_windows_are_no_square(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_family_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.json"
-    config.write_text(json.dumps(FAMILIES["deepseek_v32"][0] | {"model_type": "deepseek_v32"}))
+    config.write_text(json.dumps(FAMILIES["falcon"][0] | {"model_type": "falcon"}))
     analysis = analyze(config)
     out = words(printed(capsys, Results(analyses=[analysis], on_catalogue=[()])))
     assert "one layer its memory is not measured" in out

@@ -20,22 +20,24 @@ def causal_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
+    chosen_BSK: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(query key^T * scale) value with a causal mask, of shape (B, S, H, C of value).
 
     With `window` a position attends to at most that many positions, itself included. `softcap` bounds the scores:
     cap * tanh(scores / cap). `sinks_H` is one more score per head that enters the softmax but has no value.
+    With `chosen_BSK`, the positions of K keys for each query, it attends to these alone, in every head.
     """
     query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
     if kernels == "eager":
-        out = _eager_attention(query, key, value, scale, heads_per_group, window, softcap, sinks_H)
-    elif window is None and softcap is None and sinks_H is None:
+        out = _eager_attention(query, key, value, scale, heads_per_group, window, softcap, sinks_H, chosen_BSK)
+    elif window is None and softcap is None and sinks_H is None and chosen_BSK is None:
         grouped = heads_per_group > 1
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-    elif has_flex_attention(query):
+    elif chosen_BSK is None and has_flex_attention(query):
         out = flex_attention(query, key, value, sinks_H, scale, window, softcap)
     else:
-        out = flash_attention(query, key, value, sinks_H, scale, window, softcap)[0]
+        out = flash_attention(query, key, value, sinks_H, scale, window, softcap, chosen_BSK)[0]
     return out.transpose(1, 2)
 
 
@@ -48,6 +50,7 @@ def _eager_attention(
     window: int | None,
     softcap: float | None,
     sinks_H: Tensor | None,
+    chosen_BSK: Tensor | None,
 ) -> Tensor:
     """Attention with scores and probabilities as S x S tensors for every head; the softmax is in fp32."""
     if heads_per_group > 1:
@@ -55,7 +58,7 @@ def _eager_attention(
     scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    scores = scores.masked_fill(_hidden_positions(scores, window), float("-inf"))
+    scores = scores.masked_fill(_hidden_positions(scores, window, chosen_BSK), float("-inf"))
     if sinks_H is None:
         probabilities = F.softmax(scores, dim=-1, dtype=torch.float32)
     else:
@@ -64,10 +67,21 @@ def _eager_attention(
     return torch.matmul(probabilities.to(scores.dtype), value_BGSC)
 
 
-def _hidden_positions(scores_BHSS: Tensor, window: int | None) -> Tensor:
-    """Return the mask (S, S), True for keys (columns) after the query (row) or before its window."""
+def _hidden_positions(scores_BHSS: Tensor, window: int | None, chosen_BSK: Tensor | None) -> Tensor:
+    """Return the mask (S, S), True for keys (columns) after the query (row) or before its window.
+
+    With `chosen_BSK` it is (B, 1, S, S), and True for keys that are not chosen too.
+    """
     length = scores_BHSS.shape[-1]
     hidden = torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).triu(1)
+    if chosen_BSK is not None:
+        return (hidden | _not_chosen(chosen_BSK, length)).unsqueeze(1)
     if window is None:
         return hidden
     return hidden | torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).tril(-window)
+
+
+def _not_chosen(chosen_BSK: Tensor, length: int) -> Tensor:
+    """Return the mask (B, S, S), False for keys whose positions are given."""
+    ones = torch.ones(*chosen_BSK.shape[:2], length, dtype=torch.bool, device=chosen_BSK.device)
+    return ones.scatter(-1, chosen_BSK.long(), 0)

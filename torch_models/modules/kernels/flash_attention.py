@@ -1,11 +1,12 @@
-"""Fused attention with features that torch's fused kernels lack: a sliding window, soft-capped scores, attention sinks.
+"""Fused attention with features that torch's fused kernels lack: a sliding window, soft-capped scores, sinks, a choice.
 
-FlashAttention (arXiv 2307.08691) and similar kernels support all three without an S x S matrix in memory, but torch has
-no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
-tensors, the output and one log-sum-exp per row. On a real device it computes the same numbers by elementary operations
-in fp32 (in fp64 for fp64), one block of queries after another, each with the keys within its window. Its scores are
-therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for CPUs; on
-CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
+FlashAttention (arXiv 2307.08691) and similar kernels support these without an S x S matrix in memory, and FlashMLA
+a choice of keys for each query, but torch has no such kernel under a public name. This op has their interface and
+memory: on the meta device it allocates the same tensors, the output and one log-sum-exp per row. On a real device it
+computes the same numbers by elementary operations in fp32 (in fp64 for fp64), one block of queries after another, each
+with the keys within its window. Its scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or
+(QUERY_BLOCK, S) without a window. It is meant for CPUs; on CUDA devices flex_attention.py runs instead, except for
+chosen keys. The legend of dimension letters is in layers.py.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ from torch_models.modules.kernels.flops import attention_backward_flops, attenti
 NAME = "model_training_cost::flash_attention"
 QUERY_BLOCK = 128  # queries whose scores are in memory at one time
 _ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap"
+_CHOSEN = "Tensor? chosen=None"  # positions of the keys that each query attends to, (B, S, K) in int32
 
 
-@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}, {_CHOSEN}) -> (Tensor, Tensor)")
 def flash_attention(
     query_BHSC: Tensor,
     key_BGSC: Tensor,
@@ -30,12 +32,17 @@ def flash_attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chosen_BSK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within `window`; return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32."""
+    """Causal attention within `window`, and to `chosen_BSK` alone if it is given.
+
+    Return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32.
+    """
     out, logsumexp = _empty_outputs(query_BHSC, value_BGSC)
     with torch.autocast(query_BHSC.device.type, enabled=False):
         for block in _blocks(query_BHSC, window):
-            scores = _masked(_capped_scores(block, query_BHSC, key_BGSC, scale, softcap), block, window)
+            capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
+            scores = _masked(capped, block, window, chosen_BSK)
             rows = scores.logsumexp(-1)
             if sinks_H is not None:
                 rows = torch.logaddexp(rows, _by_group(sinks_H.to(rows.dtype), key_BGSC))
@@ -60,7 +67,8 @@ def _empty_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     f"{NAME}_backward",
     mutates_args=(),
-    schema=f"(Tensor gradient, {_ARGUMENTS}, Tensor out, Tensor logsumexp) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor gradient, {_ARGUMENTS}, Tensor out, Tensor logsumexp, {_CHOSEN})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def flash_attention_backward(
     gradient_BHSC: Tensor,
@@ -73,6 +81,7 @@ def flash_attention_backward(
     softcap: float | None,
     out_BHSC: Tensor,
     logsumexp_BHS: Tensor,
+    chosen_BSK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of query, key, value and sinks, in their dtypes and strides (arXiv 2307.08691, §3.1.2).
 
@@ -91,7 +100,7 @@ def flash_attention_backward(
             key, value = (x[:, :, block.keys].to(precision) for x in (key_BGSC, value_BGSC))
             logsumexp, mean = _by_group(logsumexp_BHS[:, :, block.queries], key_BGSC, dim=1), (gradient * out).sum(-1)
             capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
-            probabilities = (_masked(capped, block, window) - logsumexp.unsqueeze(-1)).exp()
+            probabilities = (_masked(capped, block, window, chosen_BSK) - logsumexp.unsqueeze(-1)).exp()
             of_scores = probabilities * (_multiplied(gradient, value.transpose(2, 3)) - mean.unsqueeze(-1))
             if softcap is not None:
                 of_scores = of_scores * (1 - (capped / softcap).square())
@@ -120,16 +129,16 @@ def _empty_gradients(
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, sinks, *ctx.options = inputs  # type: ignore[attr-defined]
+    query, key, value, sinks, *ctx.options, chosen = inputs  # type: ignore[attr-defined]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no tensor of zeros is allocated as the gradient of the log-sum-exp
-    ctx.save_for_backward(query, key, value, sinks, *output)  # type: ignore[arg-type]
+    ctx.save_for_backward(query, key, value, sinks, *output, chosen)  # type: ignore[arg-type]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor | None) -> tuple[object, ...]:
-    query, key, value, sinks, out, logsumexp = ctx.saved_tensors  # type: ignore[attr-defined]
-    gradients = flash_attention_backward(gradient, query, key, value, sinks, *ctx.options, out, logsumexp)  # type: ignore[attr-defined]
-    return *gradients[:3], None if sinks is None else gradients[3], None, None, None
+    query, key, value, sinks, *results, chosen = ctx.saved_tensors  # type: ignore[attr-defined]
+    gradients = flash_attention_backward(gradient, query, key, value, sinks, *ctx.options, *results, chosen)  # type: ignore[attr-defined]
+    return *gradients[:3], None if sinks is None else gradients[3], None, None, None, None
 
 
 flash_attention.register_autograd(_backward, setup_context=_save)
@@ -146,12 +155,16 @@ def banded_attention_flops(
     sinks: Size | None,
     scale: float,
     window: int | None,
-    *_: object,
-    **__: object,
+    softcap: float | None = None,
+    chosen: Size | None = None,
+    **_: object,
 ) -> int:
-    """FLOPs of scores and weighted values; a query visits at most `window` keys, including those in the future."""
-    del sinks, scale
-    return attention_flops(query, key, value) // key[2] * min(window or key[2], key[2])
+    """FLOPs of scores and weighted values; a query visits at most `window` keys, including those in the future.
+
+    With `chosen` it visits these, those in the future included.
+    """
+    del sinks, scale, softcap
+    return attention_flops(query, key, value) // key[2] * _visited(key[2], window, chosen)
 
 
 @register(torch.ops.model_training_cost.flash_attention_backward)
@@ -163,16 +176,23 @@ def banded_attention_backward_flops(
     sinks: Size | None,
     scale: float,
     window: int | None,
-    *_: object,
-    **__: object,
+    softcap: float | None,
+    out: Size,
+    logsumexp: Size,
+    chosen: Size | None = None,
+    **_: object,
 ) -> int:
     """FLOPs of five products over the pairs that the forward pass visits, as torch counts its own fused kernels.
 
     They are the recomputed scores, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv
     2307.08691, §3.1.2).
     """
-    del sinks, scale
-    return attention_backward_flops(gradient, query, key, value) // key[2] * min(window or key[2], key[2])
+    del sinks, scale, softcap, out, logsumexp
+    return attention_backward_flops(gradient, query, key, value) // key[2] * _visited(key[2], window, chosen)
+
+
+def _visited(keys: int, window: int | None, chosen: Size | None) -> int:
+    return chosen[2] if chosen is not None else min(window or keys, keys)
 
 
 # --- One block of queries ----------------------------------------------------------------------------------------
@@ -202,13 +222,17 @@ def _capped_scores(block: _Block, query_BHSC: Tensor, key_BGSC: Tensor, scale: f
     return scores if softcap is None else softcap * (scores / softcap).tanh()
 
 
-def _masked(scores: Tensor, block: _Block, window: int | None) -> Tensor:
-    """The scores with -inf for keys after the query or before its window."""
+def _masked(scores: Tensor, block: _Block, window: int | None, chosen_BSK: Tensor | None) -> Tensor:
+    """The scores with -inf for keys after the query, before its window or not chosen."""
     rows = torch.arange(block.queries.start, block.queries.stop, device=scores.device).unsqueeze(1)
     columns = torch.arange(block.keys.start, block.keys.stop, device=scores.device)
     hidden = columns > rows
     if window is not None:
         hidden |= columns <= rows - window
+    if chosen_BSK is not None:
+        chosen = chosen_BSK[:, block.queries].long()
+        others = torch.ones(*chosen.shape[:2], chosen_BSK.shape[1], dtype=torch.bool, device=scores.device)
+        hidden = (hidden | others.scatter_(-1, chosen, False)[:, :, block.keys])[:, None, None]
     return scores.masked_fill(hidden, float("-inf"))
 
 
