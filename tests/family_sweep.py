@@ -27,9 +27,6 @@ REASONS = {
 }
 
 
-SHORTER_THAN_WINDOWS = 64  # tokens
-
-
 class Outcome(NamedTuple):
     """What became of one family's default config."""
 
@@ -37,7 +34,7 @@ class Outcome(NamedTuple):
     reason: str | None  # the kind of reason of a refusal; None if it was measured
     message: str  # of the refusal
     seconds: float  # of this process, with the import of the family's code
-    measured: tuple[int, int] = (0, 0)  # parameters, and FLOPs of a forward pass
+    measured: tuple[int, int] = (0, 0)  # parameters, and FLOPs of a forward pass by the full square of attention
     expected: tuple[int, int] = (0, 0)  # the same by `numel` and torch's own counter, of transformers' own classes
 
 
@@ -63,7 +60,6 @@ def examine(model_type: str) -> Outcome:
     from counting.setup import Setup
     from counting.via_transformers.quiet import quiet
     from torch_models.errors import UserError
-    from torch_models.fields.config import FAMILIES
 
     with quiet():
         try:
@@ -83,11 +79,10 @@ def examine(model_type: str) -> Outcome:
         break
     seconds = time.process_time() - began
     assert config is not None
-    if model_type in FAMILIES:  # whose windows are counted as bands; torch counts the full square
-        analysis = analyze(fields, Setup(sequence_length=SHORTER_THAN_WINDOWS), step=False)
     length = analysis.setup.sequence_length
     assert length is not None
-    measured = analysis.parameters.total, analysis.forward_flops
+    # Windows are counted as bands; torch counts the full square.
+    measured = analysis.parameters.total, analysis.forward_flops_full_attention
     return Outcome(model_type, None, "", seconds, measured, _by_transformers(config, length))
 
 

@@ -83,8 +83,9 @@ ROOMS = {
         " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
-        "counting.counts counting.measurements counting.setup torch_models.checkpoints torch_models.errors"
-        " torch_models.fields"
+        "counting.counts counting.measurements counting.recipes counting.setup counting.step torch_models.checkpoints"
+        " torch_models.errors torch_models.fields torch_models.modules torch_models.recomputed_layers torch_models.spec"
+        " torch_models.training"
     ),
     # The caching allocator: events in, reserved bytes out.
     "counting.allocator": "",

@@ -5,19 +5,20 @@ the whole model and to all micro-batches.
 """
 
 import contextlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from counting.counts import StepFlops
-from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
+from counting.measurements.dispatch import Attribution, FlopCounter, Owner, owners_in
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from counting.measurements.parameters import buffer_bytes, trained_parameters
 from counting.measurements.probe import Probe, build_probe
-from counting.measurements.update import with_update
+from counting.measurements.update import runs_of_probe, states_by_recipe, trained_groups, with_update
 from counting.setup import Setup
 from counting.step.course import Change, Course, OfKind, courses_between
 from counting.step.profile import Cut, LayerProfile, Passes, StepProfile, passes_of, stretches_between
@@ -49,15 +50,95 @@ class PassesRun(NamedTuple):
     courses: Sequence[Course] = ()
 
 
+class ToRun(Protocol):
+    """A model with one layer of each kind, whose step can be run on the meta device.
+
+    Its layers run in the order of `kinds`, which has the name of each and how many the whole model has. `inputs` are
+    alive during the whole step.
+    """
+
+    module: nn.Module
+    kinds: Sequence[tuple[str, int]]
+    inputs: Sequence[Tensor]
+
+    def loss(self) -> Tensor:
+        """Run the forward pass of one micro-batch, and return its loss."""
+
+    def cut_at_layers(self, cut: Callable[[], None]) -> list[RemovableHandle]:
+        """Have `cut` called before and after each layer, forward and backward. Returns the hooks that do."""
+
+    def owners(self) -> dict[nn.Module, Owner]:
+        """The owner of each module that multiplies."""
+
+
+class ProbeToRun:
+    """A probe as `run_passes` takes it. `setup` must be resolved."""
+
+    def __init__(self, probe: Probe, setup: Setup) -> None:
+        assert (probe.model.num_mtp_layers > 0) == bool(setup.mtp and probe.spec.mtp_layers), "a probe of this setup"
+        self._probe = probe
+        self.module: nn.Module = probe.model
+        self.kinds: Sequence[tuple[str, int]] = [(spec.kind, count) for spec, count in probe.groups]
+        set_recompute(probe.model, setup.recompute)
+        probe.model.lm_head.loss_chunk = setup.loss_chunk
+        self._token_ids, self._labels = (
+            torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2)
+        )
+        self._tables = probe.model.model.rotary_tables(self._token_ids)
+        self.inputs: Sequence[Tensor] = [
+            self._token_ids,
+            self._labels,
+            *(table for pair in self._tables for table in pair),
+        ]
+
+    def loss(self) -> Tensor:
+        """The loss of token ids and labels without numbers."""
+        loss: Tensor = self._probe.model(self._token_ids, self._labels, tables=self._tables)
+        return loss
+
+    def cut_at_layers(self, cut: Callable[[], None]) -> list[RemovableHandle]:
+        """Cut where the decoder calls a layer or the final norm, and where the gradient of its input is complete."""
+
+        def cut_before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            cut()
+            args[0].register_hook(lambda gradient: cut())
+
+        parts = (*self._probe.layers, self._probe.model.model.norm)
+        return [module.register_forward_pre_hook(cut_before) for module in parts]
+
+    def owners(self) -> dict[nn.Module, Owner]:
+        """The owners of all modules, those of a layer as often as the model has it."""
+        owners = owners_in(self._probe.model)
+        for layer, (_, count) in zip(self._probe.layers, self._probe.groups, strict=True):
+            owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
+        return owners
+
+
 def run_step(probe: Probe, setup: Setup) -> Step:
     """Run and measure one step. `setup` must be resolved. Gradients stay on the parameters.
 
     Call it inside `measuring`.
     """
-    run = run_passes(probe, setup)
-    first, *later = run.passes
+    run = run_passes(ProbeToRun(probe, setup), setup)
     buffers = [buffer_bytes(layer) * n for layer, (_, n) in zip(probe.layers, probe.groups, strict=True)]
-    memory = StepProfile(
+    memory = profile_of(run, sum(buffers) + sum(map(buffer_bytes, probe.model.model.mtp_layers)))
+    precision, optimizer = setup.precision_recipe, setup.optimizer_recipe
+    return Step(
+        run.flops,
+        *with_update(
+            memory,
+            trained_groups(probe, precision),
+            runs_of_probe(probe),
+            setup,
+            lambda: states_by_recipe(probe, precision, optimizer),
+        ),
+    )
+
+
+def profile_of(run: PassesRun, buffers: int) -> StepProfile:
+    """The memory of the passes of a step, without that of an update; `buffers` are the bytes of all buffers."""
+    first, *later = run.passes
+    return StepProfile(
         layers=tuple(
             LayerProfile(kind=layer.kind, count=layer.count, held=layer.forward.net) for layer in first.layers
         ),
@@ -66,13 +147,12 @@ def run_step(probe: Probe, setup: Setup) -> Step:
         first_micro_batch=first,
         later_micro_batch=later[0] if later else None,
         inputs=run.inputs,
-        buffers=sum(buffers) + sum(map(buffer_bytes, probe.model.model.mtp_layers)),
+        buffers=buffers,
     )
-    return Step(run.flops, *with_update(memory, probe, setup))
 
 
 def run_passes(
-    probe: Probe, setup: Setup, recorder: "Recorder | None" = None, history: list[Change] | None = None
+    model: ToRun, setup: Setup, recorder: "Recorder | None" = None, history: list[Change] | None = None
 ) -> PassesRun:
     """Run forward and backward of the first micro-batch and of a later one, with a cut before and after each layer.
 
@@ -81,20 +161,14 @@ def run_passes(
     `measuring`.
     """
     assert setup.micro_batches is not None, "a resolved setup"
-    model, cuts, places = probe.model, list[Cut](), list[int]()
-    assert (model.num_mtp_layers > 0) == bool(setup.mtp and probe.spec.mtp_layers), "a probe of this setup"
-    set_recompute(model, setup.recompute)
-    model.lm_head.loss_chunk = setup.loss_chunk
-    parameters = list(model.parameters())
-    token_ids, labels = (torch.empty(*setup.micro_batch, dtype=torch.long, device="meta") for _ in range(2))
-    tables = model.model.rotary_tables(token_ids)
-    inputs = [token_ids, labels, *(table for pair in tables for table in pair)]
-    trained = trained_parameters(model)
+    cuts, places = list[Cut](), list[int]()
+    parameters = list(model.module.parameters())
+    trained = trained_parameters(model.module)
     if setup.zero_gradients == "in_place" and not setup.precision_recipe.gradients_apart:
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # as the step before left it
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    existing = [*parameters, *model.buffers(), *inputs, *gradients]
+    existing = [*parameters, *model.module.buffers(), *model.inputs, *gradients]
 
     counters: list[FlopCounter] = []  # of each micro-batch
 
@@ -117,18 +191,13 @@ def run_passes(
             places.append(len(history or ()))
             tracker.watch()
 
-        def cut_before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            """Cut here in the forward pass, and in the backward pass when the input's gradient is complete."""
-            cut()
-            args[0].register_hook(lambda gradient: cut())
-
         cut()
-        hooks = [module.register_forward_pre_hook(cut_before) for module in (*probe.layers, model.model.norm)]
+        hooks = model.cut_at_layers(cut)
         if setup.precision_recipe.gradients_apart:
             hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in trained]
         for index in range(min(setup.micro_batches, 2)):
             counters.append(FlopCounter(attribution))
-            loss = model(token_ids, labels, tables=tables)
+            loss = model.loss()
             if index == 0:
                 loss_held = tracker.live - sum(cuts[-1].now.values())
             loss.backward()
@@ -136,9 +205,7 @@ def run_passes(
     for hook in hooks:
         hook.remove()
 
-    owners = owners_in(model)
-    for layer, (_, count) in zip(probe.layers, probe.groups, strict=True):
-        owners |= {module: owner._replace(times=count) for module, owner in owners_in(layer).items()}
+    owners = model.owners()
     of_each = [
         StepFlops(
             forward=counter.of_pass("forward", owners),
@@ -150,11 +217,10 @@ def run_passes(
     kept = {tracker.serial(p.grad) for p in parameters if p.grad is not None}
     stretches = stretches_between(cuts, kept)
     number = len(stretches) // len(counters)
-    kinds = [(spec.kind, count) for spec, count in probe.groups]
     return PassesRun(
-        [passes_of(stretches[start : start + number], kinds) for start in range(0, len(stretches), number)],
+        [passes_of(stretches[start : start + number], model.kinds) for start in range(0, len(stretches), number)],
         loss_held,
-        sum(tensor.untyped_storage().nbytes() for tensor in inputs),
+        sum(tensor.untyped_storage().nbytes() for tensor in model.inputs),
         of_each[0] + of_each[-1] * (setup.micro_batches - 1),
         courses_between([cut.now for cut in cuts], places, history, OfKind(kept)) if history else (),
     )
@@ -181,7 +247,9 @@ def measure_courses(spec: ModelSpec, setup: Setup) -> MeasuredCourses:
     history: list[Change] = []
     with measuring():
         dtype = getattr(torch, setup.precision_recipe.activation_dtype)
-        run = run_passes(build_probe(spec, setup.kernels, dtype, mtp=bool(setup.mtp)), setup, history=history)
+        run = run_passes(
+            ProbeToRun(build_probe(spec, setup.kernels, dtype, mtp=bool(setup.mtp)), setup), setup, history=history
+        )
     number = len(run.courses) // len(run.passes)
     return MeasuredCourses(
         [run.courses[start : start + number] for start in range(0, len(run.courses), number)], run.inputs

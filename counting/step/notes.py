@@ -23,8 +23,9 @@ FOREIGN_NOTES = (
     "Measured, no formula: transformers built the model, and its code was measured. FLOPs were counted twice, by trace "
     "and by dispatch, and are equal; parameters and bytes were counted once, without a second check.",
     NOTES[0],
-    "Attention counts the full square, also with a window or selected keys; of the routed experts, only those that a "
-    "token visits are counted.",
+    "A window counts as its band where transformers' code passes it to a kernel, or makes a mask of it alone. Where a "
+    "family's own code multiplies all keys, the full square counts, also with a window; so it does with selected keys. "
+    "Of the routed experts, only those that a token visits are counted.",
     "Parameters: by numel, tied ones once. Each is assigned to a row by its type, its shape and what its module "
     "computed; the row other has the rest. Buffers are not counted.",
     "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "

@@ -1,17 +1,24 @@
 """Attention as one fused kernel, with the signature of transformers' attention functions.
 
 transformers keeps these functions in a global table, `AttentionInterface`. During a measurement our function is
-registered there under our own name, and removed afterwards.
+registered there under our own name, and removed afterwards. A window, soft-capped scores and sinks run in this
+project's own fused op, as in the families with modules here: then FLOPs are those of the window's band.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_models.modules.kernels.flash_attention import flash_attention
+
 ONE_KERNEL = "one_fused_kernel"  # the name in transformers' table
+
+SLIDING_WINDOW = "sliding_window"  # its name in configs and among the arguments of attention functions
+SLIDING_MASK = "create_sliding_window_causal_mask"  # transformers' function that makes the mask of a window
 
 AttentionFunction = Callable[..., tuple[Tensor, None]]
 
@@ -40,19 +47,25 @@ def attention_in_one_kernel(
     value: Tensor,
     attention_mask: Tensor | None = None,  # families pass it by position or by this name
     scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over the full square: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
+    """Causal attention: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
 
-    Windows, sinks, biases and soft caps change no product's size; dropout inside the kernel stores nothing. Where keys
-    are selected, all keys are multiplied. A mask is passed on, because the kernel reads it.
+    The kernel follows the module's window, of which a mask says nothing more, and without a mask it caps its scores and
+    adds its sinks. Any other mask is passed on, because a kernel reads it; then all keys are multiplied, as they are
+    where keys are selected. Biases change no product's size; dropout inside the kernel stores nothing.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    is_causal = bool(getattr(module, "is_causal", True))
+    causal = is_causal and attention_mask is None
+    window, softcap, sinks = window_of(module, options), options.get("softcap"), options.get("s_aux")
+    if (is_causal and window is not None) or (causal and (softcap is not None or sinks is not None)):
+        out = flash_attention(query, key, value, sinks, scale, window, softcap)[0]
+        return out.transpose(1, 2).contiguous(), None
     shared_keys = query.shape[1] != key.shape[1]
     if shared_keys and query.shape[-1] != value.shape[-1]:  # the kernel for unequal sizes has no grouped queries
         repeats = query.shape[1] // key.shape[1]
         key, value, shared_keys = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
-    causal = attention_mask is None and bool(getattr(module, "is_causal", True))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     more: dict[str, Any] = {} if attention_mask is None else {"attn_mask": attention_mask}
     out = F.scaled_dot_product_attention(
         query, key, value, is_causal=causal, scale=scale, enable_gqa=bool(shared_keys), **more
@@ -60,10 +73,28 @@ def attention_in_one_kernel(
     return out.transpose(1, 2).contiguous(), None
 
 
+def window_of(module: nn.Module, options: dict[str, Any]) -> int | None:
+    """How many keys a query of an attention module visits, itself included; None: all.
+
+    Most families pass it to the kernel. The others have it in the mask that they make for their layers: for all of
+    them, or for those of that type.
+    """
+    if SLIDING_WINDOW in options:
+        window: int | None = options[SLIDING_WINDOW]
+        return window
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    masked = SLIDING_MASK in vars(sys.modules[type(module).__module__])
+    if not masked or (kinds and kinds[getattr(module, "layer_idx", 0)] != "sliding_attention"):
+        return None
+    return getattr(config, SLIDING_WINDOW, None)
+
+
 def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
     """Like `attention_in_one_kernel`; also adds to `noted` each module whose attention is only the kernel.
 
-    Modules with a mask or selected keys are not added: their attention stores other tensors than a fused kernel.
+    Modules with selected keys, or with a mask of something else than a window, are not added: their attention stores
+    other tensors than a fused kernel.
     """
 
     def attention(
@@ -75,7 +106,7 @@ def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
         indices: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        if attention_mask is None and indices is None:
+        if indices is None and (attention_mask is None or window_of(module, options) is not None):
             noted.add(module)
         return attention_in_one_kernel(module, query, key, value, attention_mask, **options)
 

@@ -32,6 +32,7 @@ FOREIGN_ZERO_FLOP_OPS = (
     "aten::argsort",
     "aten::bitwise_and",
     "aten::broadcast_tensors",
+    "aten::broadcast_to",
     "aten::clamp_min",
     "aten::clone",
     "aten::cumsum",

@@ -4,8 +4,8 @@ import torch
 
 from counting.measurements.meta_device import measuring
 from counting.measurements.probe import Probe, build_probe
-from counting.measurements.step import run_passes
-from counting.measurements.update import states_by_recipe, trained_groups
+from counting.measurements.step import ProbeToRun, run_passes
+from counting.measurements.update import runs_of_probe, states_by_recipe, trained_groups
 from counting.measurements.work.assembly import (
     MICRO_BATCHES_SHOWN,
     layers_of_micro_batch,
@@ -30,7 +30,7 @@ def work_of_device(spec: ModelSpec, setup: Setup, style: LayerStyle = OWN_STYLE)
         probe = build_probe(spec, setup.kernels, dtype, mtp=bool(setup.mtp))
         recorder = Recorder()
         hooks = record_sums(probe.model, recorder) if setup.precision_recipe.gradients_apart else []
-        run = run_passes(probe, setup, recorder)
+        run = run_passes(ProbeToRun(probe, setup), setup, recorder)
         for hook in hooks:
             hook.remove()
         stretches, layers = recorder.take(), layers_of_micro_batch(len(probe.groups))
@@ -40,9 +40,7 @@ def work_of_device(spec: ModelSpec, setup: Setup, style: LayerStyle = OWN_STYLE)
         first, later = ("first", found[0]), ("later", found[-1])
         optimizer = StretchWork(ops=_update(probe, setup))
     shown = min(setup.micro_batches, MICRO_BATCHES_SHOWN)
-    places = {layer: index for index, (layer, _) in enumerate(probe.groups)}
-    runs = [(places[run.layer], run.count) for run in spec.layer_runs]
-    return step_work(runs, [first, *[later] * (shown - 1)], setup.micro_batches, optimizer)
+    return step_work(runs_of_probe(probe), [first, *[later] * (shown - 1)], setup.micro_batches, optimizer)
 
 
 def _update(probe: Probe, setup: Setup) -> tuple[Op, ...]:

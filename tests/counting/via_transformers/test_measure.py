@@ -11,6 +11,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
+from counting.counts import AttentionCore
 from counting.reconcile import DisagreementError
 from counting.setup import Setup
 from counting.via_transformers import count, ops
@@ -88,7 +89,46 @@ def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     rotary = sum(count for name, count in counts.items() if name.rpartition(".")[2].startswith("rotary_emb"))
-    assert measured(model_type, fields).forward_flops == counts["Global"] - rotary
+    assert measured(model_type, fields).forward_flops_full_attention == counts["Global"] - rotary
+
+
+WINDOW = 8
+# Families with windows: in layers of one type, or in all of them, passed to the kernel or in the mask alone.
+WINDOWED = {
+    "cohere2": SMALL | {"sliding_window": WINDOW},
+    "exaone4": SMALL | {"sliding_window": WINDOW, "sliding_window_pattern": 4, "head_dim": 16},
+    "phi3": SMALL | {"sliding_window": WINDOW},
+    "phimoe": SMALL | {"sliding_window": WINDOW, "num_local_experts": 4},
+}
+
+
+@pytest.mark.parametrize("model_type", WINDOWED)
+def test_a_window_counts_as_a_band_beside_the_full_square(model_type: str) -> None:
+    """Four heads of 16 channels over 32 tokens: scores and values of all 32 x 32 pairs, of 32 x 8, or of their past."""
+    analysis = measured(model_type, WINDOWED[model_type])
+    square = AttentionCore(as_run=4 * 32 * 32 * 64, causal=4 * (32 * 32 // 2) * 64, full_square=4 * 32 * 32 * 64)
+    band = AttentionCore(as_run=4 * 32 * 8 * 64, causal=4 * (32 * 8 - 8 * 8 // 2) * 64, full_square=4 * 32 * 32 * 64)
+    cores = {layer.kind: layer.attention_core_flops for layer in analysis.layers}
+    sliding = {kind for kind in cores if "sliding" in kind} or set(cores)
+    assert cores == {kind: band if kind in sliding else square for kind in cores}
+    assert len(cores) == (1 if model_type in ("phi3", "phimoe") else 2)
+    in_band = sum(layer.count for layer in analysis.layers if layer.kind in sliding)
+    saved = in_band * (square.as_run - band.as_run)
+    assert saved == analysis.forward_flops_full_attention - analysis.forward_flops > 0
+    longer = analyze(foreign(model_type, WINDOWED[model_type] | {"sliding_window": 32}), Setup(sequence_length=LENGTH))
+    assert longer.forward_flops == longer.forward_flops_full_attention == analysis.forward_flops_full_attention
+
+
+def test_falcon_40b_by_hand() -> None:
+    """Published sizes: 60 layers, 8192 wide, 128 heads of 64 with 8 heads of keys and values, 65,024 words, tied."""
+    fields = {"hidden_size": 8192, "num_hidden_layers": 60, "num_attention_heads": 128, "num_kv_heads": 8}
+    fields |= {"new_decoder_architecture": True, "vocab_size": 65024, "bias": False, "alibi": False}
+    analysis = analyze(foreign("falcon", fields | {"parallel_attn": True}), Setup(sequence_length=2048))
+    # Queries, keys and values of (128 + 2 x 8) x 64; the output; a feed-forward of 4 x 8192; two norms; then all.
+    layer = 8192 * 144 * 64 + 8192**2 + 2 * 4 * 8192**2 + 4 * 8192
+    assert analysis.parameters.total == 65024 * 8192 + 60 * layer + 2 * 8192 == 41_303_293_952
+    products = 2 * 2048 * (60 * (layer - 4 * 8192) + 65024 * 8192) + 60 * 4 * 2048**2 * 8192
+    assert analysis.forward_flops == products == 177_416_509_063_168
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "olmoe", "bloom", "falcon"])
