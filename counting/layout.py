@@ -19,9 +19,11 @@ from counting.setup import Setup, resolve
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
 from torch_models.parallel.checks import (
+    UNDIVIDED_INDEXER,
     Size,
     borrows_evenly,
     by_second_dimension,
+    chooses_keys,
     context_length_unit,
     divided_by_tp,
     second_dimensions,
@@ -259,6 +261,9 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
+    layers = tuple(layers)
+    if any(map(chooses_keys, layers)):
+        _refuse("tp", layout.tp, f"divides attention, but {UNDIVIDED_INDEXER}: leave it out, and give fsdp or ep")
     sizes = divided_by_tp(layers, spec.vocab_size)
     also = _leaves_whole_replicas(layout, layout.fsdp * layout.cp * layout.pp)
     _check_divides("tp", layout.tp, sizes, also)
