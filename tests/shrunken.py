@@ -195,7 +195,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
+    "deepseek_v32": DEEPSEEK_V32,
+    "glm_moe_dsa": GLM_MOE_DSA,
 }
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3")
+# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, an
+# indexer, MTP.
+REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "deepseek_v32")
