@@ -126,6 +126,8 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     frozen_parameters: int | None = None  # of `parameters`, those that no gradient reaches: an indexer's
     forward_flops: Counts | None = None
     attention_core_flops: AttentionCore | None = None
+    scan_flops: int | None = None  # of the products of scans that carry a state, beside `forward_flops`
+    elementwise_operations: int | None = None  # of these scans and of short convolutions
     weight_bytes: int | None = None  # in 16 bits, correction biases in fp32
     boundary_bytes: int | None = None  # of the layer's input, in 16 bits
     peak_memory_bytes: LayerMemory | None = None  # with gradients enabled, as in recomputation
@@ -319,6 +321,18 @@ def _sum(parts: Iterable[_N | None]) -> _N | None:
             return None
         total = part if index == 0 or total is None else total + part
     return total
+
+
+def with_scans(counts: ModelCounts) -> ModelCounts:
+    """The counts with the products of the layers' scans in their forward FLOPs, as attention."""
+    return msgspec.structs.replace(counts, layers=tuple(map(_with_scan, counts.layers)))
+
+
+def _with_scan(layer: LayerCounts) -> LayerCounts:
+    if not layer.scan_flops or layer.forward_flops is None:
+        return layer
+    flops = layer.forward_flops + Counts(attention=layer.scan_flops)
+    return msgspec.structs.replace(layer, forward_flops=flops)
 
 
 def with_checkpoint(witnesses: Mapping[str, ModelCounts], stored: Totals) -> dict[str, ModelCounts]:

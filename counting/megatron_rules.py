@@ -6,7 +6,7 @@ from typing import NoReturn
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.spec import GatedMLPSpec, LayerSpec
+from torch_models.spec import GatedMLPSpec, LayerSpec, MixtureOfExpertsSpec
 
 MEGATRON_SCHEDULES = ("1f1b", "interleaved")
 MEGATRON_PRECISIONS = ("mixed", "mixed-fp32-gradients")  # both are its recipe: it accumulates gradients in fp32
@@ -17,8 +17,10 @@ MEGATRON_RECOMPUTE = ("none", "selective", "full")
 def check_megatron(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) -> None:
     """Raise `ArgumentError` if there is no formula of what Megatron-LM holds; `setup` is resolved."""
     if not all(isinstance(layer.feed_forward, GatedMLPSpec) for layer in layers):
-        rule = "has no formula for experts, whose rows Megatron-LM keeps in ways of its own: give torch"
-        _refuse("framework", layout.framework, rule)
+        experts = any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in layers)
+        kept = "experts, whose rows Megatron-LM keeps in ways of its own"
+        what = kept if experts else "a feed-forward without a gate"
+        _refuse("framework", layout.framework, f"has no formula for {what}: give torch")
     for field, value, known in (
         ("precision", setup.precision, MEGATRON_PRECISIONS),
         ("optimizer", setup.optimizer, MEGATRON_OPTIMIZERS),

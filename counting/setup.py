@@ -126,10 +126,10 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
     `model` has a `name`, `sequence_length`, `sequence_length_source` and, if it can be trained here, `mtp_layers`.
     `micro_batches`, those of each of the `data_ranks` ranks that have different data, and `global_batch_tokens`, of all
     of them, follow from each other; in a step of one sequence, the default, the latter stays None unless it is given. A
-    `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError` if no length is given, if a
-    micro-batch has too many tokens, if the global batch is not made of whole micro-batches, if `mtp` is true for a
-    model without it, if every N-th layer is to be recomputed and the model has fewer than N, or if the loss would have
-    more than `MOST_CHUNKS` chunks.
+    `loss_chunk` as long as the micro-batch or longer becomes None. Raises `UserError` if no length is given, if it is
+    longer than a learned table of positions, if a micro-batch has too many tokens, if the global batch is not made of
+    whole micro-batches, if `mtp` is true for a model without it, if every N-th layer is to be recomputed and the model
+    has fewer than N, or if the loss would have more than `MOST_CHUNKS` chunks.
     """
     length, source = setup.sequence_length, "given"
     if length is None:
@@ -138,6 +138,7 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
             rule = "is missing, and so is max_sequence_length; give sequence_length"
             raise ConfigError("max_position_embeddings", None, rule, model.name)
         _check_tokens(source, length)
+    _check_positions(length, model)
     micro_batch = MicroBatch(setup.micro_batch_size, length)
     if micro_batch.tokens > MAX_SEQUENCE_LENGTH:
         rule = f"makes {micro_batch.tokens} tokens with sequences of {length}, and the max is {MAX_SEQUENCE_LENGTH}"
@@ -165,6 +166,14 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
         mtp=has_mtp if setup.mtp is None else setup.mtp,
         loss_chunk=chunk,
     )
+
+
+def _check_positions(length: int, model: Any) -> None:
+    """Raise `ConfigError` for a sequence that is longer than a learned table of positions, under GPT-2's name of it."""
+    rows = getattr(model, "learned_positions", None)
+    if rows is not None and length > rows:
+        rule = f"a sequence of {length:,} tokens is longer, and the table of positions has no more rows; "
+        raise ConfigError("n_positions", rows, f"{rule}give sequence_length, of at most {rows:,}", model.name)
 
 
 def _check_interval(recompute: ModelRecompute, model: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from counting.setup import Setup
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, build_mtp
 from torch_models.checkpoints.headers import DTYPE_BITS
-from torch_models.fields.config import spec_from_fields
+from torch_models.fields.config import family, spec_from_fields
+from torch_models.fields.stored_names import places_of
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 EXPERTS = "model.layers.1.mlp.experts"
@@ -35,6 +37,12 @@ def random_state(module: nn.Module) -> State:
 
 def native_state(fields: dict[str, Any]) -> State:
     return random_state(build(spec_from_fields(fields, "x")))
+
+
+def in_native_names(tensors: Mapping[str, Tensor], model_type: str) -> State:
+    """The tensors of transformers' model, or their gradients, as those of the native modules of the family."""
+    names = family(model_type).Config.stored_names
+    return {place.native: place.within(tensor) for name, tensor in tensors.items() for place in places_of(name, names)}
 
 
 def separate_experts(state: State) -> State:

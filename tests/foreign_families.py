@@ -44,9 +44,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "granite": (SMALL, {"dense": 4}),
     "nemotron": (SMALL, {"dense": 4}),
     "stablelm": (SMALL | {"qk_layernorm": True}, {"dense": 4}),
-    "gemma3_text": (
-        SMALL | {"num_hidden_layers": 6, "head_dim": 16, "sliding_window": 8},
-        {"dense, sliding_attention": 5, "dense": 1},
+    "exaone4": (
+        SMALL | {"num_hidden_layers": 6, "head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 3},
+        {"dense, sliding_attention": 4, "dense": 2},
     ),
     "olmoe": (SMALL | {"num_experts": 8, "num_experts_per_tok": 3}, {"moe": 4}),
     "glm4_moe_lite": (

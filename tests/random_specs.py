@@ -13,6 +13,7 @@ from torch_models.spec import (
     LayerRun,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     NormPlacement,
@@ -28,15 +29,17 @@ def random_layer(pick: random.Random) -> LayerSpec:
     attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
     if pick.random() < 0.5:
         groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
+        norms = pick.choice([None, "head", "width"])
         attention = GroupedQueryAttentionSpec(
             hidden_size=width,
             num_attention_heads=groups * pick.choice([1, 2, 5]),
             num_key_value_heads=groups,
             head_dim=channels,
-            rotary=RotarySpec(dim=pick.choice([channels, 2]), theta=1e4),
+            rotary=pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)]),
             qkv_bias=bias,
             output_bias=pick.random() < 0.3,
-            query_key_norm=pick.choice([None, "head", "width"]),
+            query_key_norm=norms,
+            norm_unit_offset=norms == "head" and pick.random() < 0.3,
             window=pick.choice([None, None, 1, 5, 100]),
             logit_softcap=pick.choice([None, None, 5.0]),
             sinks=pick.random() < 0.3,
@@ -67,7 +70,9 @@ def random_layer(pick: random.Random) -> LayerSpec:
     offset = pick.random() < 0.3
     norm_type: NormType = "layer_norm" if not offset and pick.random() < 0.3 else "rms_norm"
     if pick.random() < 0.4:
-        dense = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        dense: GatedMLPSpec | MLPSpec = mlp(pick.choice([1, 24, 1000, 4096]), bias)
+        if pick.random() < 0.3:
+            dense = MLPSpec(**structs.asdict(dense))
         return LayerSpec(
             attention=attention,
             feed_forward=dense,
@@ -162,6 +167,7 @@ def random_model(pick: random.Random, layer: LayerSpec, seed: int) -> ModelSpec:
         mtp_layers=(layer,) * predictions,
         norm_type="rms_norm" if predictions or offset else layer.norm_type,
         norm_unit_offset=offset,
+        learned_positions=None if predictions else pick.choice([None, 4096]),
         embedding_scale=pick.choice([1.0, 8.0]),
         final_logit_softcap=pick.choice([None, 30.0]),
     )

@@ -68,6 +68,39 @@ GEMMA2: dict[str, Any] = LLAMA | {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+GEMMA3: dict[str, Any] = LLAMA | {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 12,
+    "sliding_window_pattern": 3,
+    "rope_theta": 50000.0,
+    "rope_local_base_freq": 300.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "final_logit_softcapping": 7.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+OLMO3: dict[str, Any] = OLMO2 | {
+    "architectures": ["Olmo3ForCausalLM"],
+    "model_type": "olmo3",
+    "num_hidden_layers": 4,
+    "sliding_window": 12,
+    "rope_theta": 3000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}
+
+SMOLLM3: dict[str, Any] = LLAMA | {
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "num_key_value_heads": 2,
+    "no_rope_layer_interval": 2,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
 MIXTRAL: dict[str, Any] = LLAMA | {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -178,6 +211,22 @@ GLM_MOE_DSA: dict[str, Any] = DEEPSEEK_V32 | {
     "index_head_dim": 8,
 }
 
+GPT2: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "n_inner": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 4096,  # no longer sequence runs
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 # One row per family, in every test that is parametrised over families.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
@@ -186,7 +235,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": QWEN3,
     "smollm": LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
     "olmo2": OLMO2,
+    "olmo3": OLMO3,
+    "smollm3": SMOLLM3,
     "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
@@ -197,8 +249,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "kimi_k2": KIMI_K2,
     "deepseek_v32": DEEPSEEK_V32,
     "glm_moe_dsa": GLM_MOE_DSA,
+    "gpt2": GPT2,
 }
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, an
-# indexer, MTP.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "deepseek_v32")
+# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, an indexer, MTP,
+# LayerNorm, learned positions.
+REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "deepseek_v32", "gpt2")

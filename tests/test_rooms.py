@@ -53,7 +53,7 @@ ROOMS = {
     # Results as rows: numbers as they are. Every result knows how to become rows; a row knows no result.
     "counting.records": "",
     # What one step is run with, and what every witness says of it.
-    "counting.recipes counting.setup counting.counts counting.step counting.workspaces": (
+    "counting.recipes counting.setup counting.scans counting.counts counting.step counting.workspaces": (
         "counting.records counting.step torch_models.errors torch_models.recomputed_layers torch_models.spec"
     ),
     "counting.megatron_rules counting.pipeline_rules counting.layout": (
@@ -73,8 +73,8 @@ ROOMS = {
     ),
     # The witnesses: formulas know no module and no measurement, measurements no formula.
     "counting.formulas": (
-        "counting.counts counting.ranks counting.recipes counting.setup counting.step torch_models.layout"
-        " torch_models.spec torch_models.stages"
+        "counting.counts counting.ranks counting.recipes counting.scans counting.setup counting.step"
+        " torch_models.layout torch_models.spec torch_models.stages"
     ),
     "counting.measurements": (
         "counting.allocator counting.counts counting.ranks counting.recipes counting.records counting.setup"
@@ -83,7 +83,8 @@ ROOMS = {
         " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
-        "counting.counts counting.measurements counting.recipes counting.setup counting.step torch_models.checkpoints"
+        "counting.counts counting.measurements counting.recipes counting.scans counting.setup"
+        " counting.step torch_models.checkpoints"
         " torch_models.errors torch_models.fields torch_models.modules torch_models.recomputed_layers torch_models.spec"
         " torch_models.training"
     ),
@@ -91,9 +92,13 @@ ROOMS = {
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts counting.records",
-    "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
+    (
+        "counting.analysed counting.alternatives counting.reserved counting.timing counting.rank_analysis"
+        " counting.analysis"
+    ): (
         "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
         " counting.layout counting.measurements counting.ranks counting.recipes counting.records counting.reconcile"
+        " counting.scans"
         " counting.setup counting.step counting.via_transformers counting.work torch_models.errors torch_models.fields"
         " torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
     ),

@@ -19,6 +19,11 @@ def setup_of(spec: ModelSpec, **options: Any) -> Setup:
     return resolve(Setup(**{"sequence_length": 24} | options), spec)
 
 
+def at_most(sequence_length: int, spec: ModelSpec) -> int:
+    """The sequence length, or the longest for which the model has positions."""
+    return min(sequence_length, spec.learned_positions or sequence_length)
+
+
 def measured(spec: ModelSpec, *, step: bool = True, **options: Any) -> ModelCounts:
     """What the measurements agree on."""
     setup = setup_of(spec, **options)

@@ -27,6 +27,7 @@ from torch_models.spec import (
     Kernels,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Recompute,
@@ -150,6 +151,12 @@ def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
 def _(spec: GatedMLPSpec | ClampedMLPSpec, sequence_length: int, batch_size: int) -> Counts:
     """Three products with a D x F matrix per token: gate, up, down (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
     return Counts(mlp=3 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
+
+
+@forward_flops.register
+def _(spec: MLPSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Two products with a D x F matrix per token: up and down (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
+    return Counts(mlp=2 * 2 * batch_size * sequence_length * spec.hidden_size * spec.intermediate_size)
 
 
 @forward_flops.register

@@ -18,6 +18,7 @@ from torch_models.spec import (
     IndexerSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Spec,
@@ -143,6 +144,18 @@ def _(spec: GatedMLPSpec) -> Counts:
     return Counts(mlp=linear_weights(spec) + biases)
 
 
+@linear_weights.register
+def _(spec: MLPSpec) -> int:
+    """up and down: two D x F matrices (Vaswani et al. 2017, arXiv 1706.03762, eq. 2)."""
+    return 2 * spec.hidden_size * spec.intermediate_size
+
+
+@parameters.register
+def _(spec: MLPSpec) -> Counts:
+    """The matrices and, if the spec has them, one bias per matrix."""
+    return Counts(mlp=linear_weights(spec) + spec.bias * (spec.intermediate_size + spec.hidden_size))
+
+
 @parameters.register
 def _(spec: ClampedMLPSpec) -> Counts:
     """gate, up and down, and their biases of 2 F + D numbers (gpt-oss, arXiv 2508.10925)."""
@@ -218,10 +231,14 @@ def _(spec: ModelSpec) -> Counts:
 
 
 def outside_parameters(spec: ModelSpec) -> Counts:
-    """Return parameters of embedding, final norm and head. Embedding and head have V x D; a tied head counts once."""
+    """Return parameters of embedding, table of positions, final norm and head.
+
+    Embedding and head have V x D; a tied head counts once. A learned table of P positions has P x D (GPT-2).
+    """
     matrix = spec.vocab_size * spec.hidden_size
     head = 0 if spec.tie_word_embeddings else matrix
-    return Counts(word_embedding=matrix, norm=norm_parameters(spec), lm_head=head)
+    positions = (spec.learned_positions or 0) * spec.hidden_size
+    return Counts(word_embedding=matrix, positional_embedding=positions, norm=norm_parameters(spec), lm_head=head)
 
 
 def mtp_parameters(spec: ModelSpec) -> Counts:

@@ -21,6 +21,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     MultiHeadLatentAttentionSpec,
     RouterSpec,
 )
@@ -120,7 +121,7 @@ def _products(spec: LayerSpec, *, predicts: bool) -> Iterator[Product]:
     else:
         yield from _of_latents(spec.attention)
     mixture = spec.feed_forward
-    if isinstance(mixture, GatedMLPSpec):
+    if isinstance(mixture, GatedMLPSpec | MLPSpec):
         yield from _of_mlp(mixture, "mlp")
         return
     yield Product("router", mixture.router.hidden_size, mixture.router.num_experts, mixture.router.bias)
@@ -151,7 +152,7 @@ def _of_latents(spec: MultiHeadLatentAttentionSpec) -> Iterator[Product]:
     yield Product("attention", heads * spec.v_head_dim, width, spec.bias)
 
 
-def _of_mlp(spec: GatedMLPSpec, component: str) -> Iterator[Product]:
-    for _ in ("gate", "up"):
+def _of_mlp(spec: GatedMLPSpec | MLPSpec, component: str) -> Iterator[Product]:
+    for _ in ("gate", "up") if isinstance(spec, GatedMLPSpec) else ("up",):
         yield Product(component, spec.hidden_size, spec.intermediate_size, spec.bias)
     yield Product(component, spec.intermediate_size, spec.hidden_size, spec.bias)

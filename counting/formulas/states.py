@@ -80,11 +80,11 @@ def table_bytes(spec: ModelSpec, setup: Setup) -> int:
     """Return bytes of the tables of each distinct rotary embedding, which layers share.
 
     The tables are cos and sin of dim / 2 angles for each of S positions, in the format of the activations; all
-    sequences share them.
+    sequences share them. A layer without rotary embedding has none.
     """
-    rotary = {layer.attention.rotary for layer in _trained_kinds(spec, setup)}
+    rotary = dict.fromkeys(layer.attention.rotary for layer in _trained_kinds(spec, setup))
     width = setup.precision_recipe.activation_bytes
-    return sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary)
+    return sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary if each is not None)
 
 
 def buffer_bytes(spec: ModelSpec, setup: Setup) -> int:

@@ -17,6 +17,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Spec,
@@ -90,6 +91,15 @@ def _(spec: GatedMLPSpec) -> Tensors:
 
 
 @tensors.register
+def _(spec: MLPSpec) -> Tensors:
+    """up, F x D; down, D x F."""
+    return [
+        *_linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias),
+        *_linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias),
+    ]
+
+
+@tensors.register
 def _(spec: MixtureOfExpertsSpec) -> Tensors:
     """The router, E x D; the stacked experts; the shared experts.
 
@@ -117,8 +127,9 @@ def _(spec: LayerSpec) -> Tensors:
 
 
 def tensors_before_layers(spec: ModelSpec) -> Tensors:
-    """Return the embedding, V x D."""
-    return [TrainedTensor((spec.vocab_size, spec.hidden_size), "vocabulary")]
+    """Return the embedding, V x D, and the learned table of P positions, P x D, if there is one."""
+    rows = [spec.vocab_size, *([] if spec.learned_positions is None else [spec.learned_positions])]
+    return [TrainedTensor((each, spec.hidden_size), "vocabulary") for each in rows]
 
 
 def tensors_of_mtp(spec: ModelSpec) -> Tensors:
@@ -156,8 +167,8 @@ def _biases(layer: LayerSpec) -> int:
         found = 3 * attention.qkv_bias + attention.output_bias
     else:
         found = attention.bias * (2 + (attention.q_lora_rank is not None))
-    if isinstance(feed_forward, GatedMLPSpec):
-        return found + 3 * feed_forward.bias
+    if isinstance(feed_forward, GatedMLPSpec | MLPSpec):
+        return found + (3 if isinstance(feed_forward, GatedMLPSpec) else 2) * feed_forward.bias
     shared = feed_forward.shared_experts
     found += feed_forward.router.bias
     return found + (3 * shared.bias if shared is not None else 0)

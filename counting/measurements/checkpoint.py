@@ -24,6 +24,8 @@ from torch_models.checkpoints.places import (
     refuse_misfits,
 )
 from torch_models.checkpoints.weight_files import why_nothing_is_read
+from torch_models.fields.config import family
+from torch_models.fields.stored_names import places_of
 from torch_models.spec import ModelSpec
 
 
@@ -72,7 +74,9 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     contents = read_comparable(spec.folder) if spec.folder is not None else None
     if not isinstance(contents, Contents):
         return contents
-    if not any(name.startswith(LAYERS) for name in contents.found) and HEAD not in contents.found:
+    names = family(spec.model_type).Config.stored_names
+    has_layers = any(places_of(name, names)[0].native.startswith(LAYERS) for name in contents.found)
+    if not has_layers and HEAD not in contents.found:
         contents = contents.with_prefix(DECODER)  # saved without its head
     found, model = contents.found, tensors_of(build_probe(spec, "fused"))
     parts = parts_of_checkpoint(found, spec)
@@ -86,10 +90,11 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     _check_copies(contents.folder, {name: found[name] for name in parts.copies}, vocabulary)
 
     shapes = model.main | model.mtp
-    expected = {name: math.prod(place.shape_in(shapes[place.native])) for name, place in places.items()}
+    expected = {name: math.prod(own[0].shape_in(shapes[own[0].native])) for name, own in places.items()}
     expected |= dict.fromkeys(parts.copies, math.prod(vocabulary))
-    expected |= dict.fromkeys(parts.irrelevant, spec.layer_runs[0].layer.attention.rotary.dim // 2)
-    buffers = frozenset(name for name, place in places.items() if place.native in model.buffers)
+    rotated = next((run.layer.attention.rotary.dim for run in spec.layer_runs if run.layer.attention.rotary), 0)
+    expected |= dict.fromkeys(parts.irrelevant, rotated // 2)
+    buffers = frozenset(name for name, own in places.items() if own[0].native in model.buffers)
     numbers = stored_numbers(contents, expected, buffers | set(parts.irrelevant))
     if isinstance(numbers, str):
         return StoredTotals(None, contents.note(numbers))

@@ -12,6 +12,8 @@ FULL_SQUARE_NOTE = (
     "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, also with a window."
 )
 FORWARD_NOTE = "One forward pass over one micro-batch."
+SCAN_FLOPS_NOTE = "The matrix products of the published chunked algorithm, by formula; attention's FLOPs have them."
+ELEMENTWISE_NOTE = "Elementwise operations of scans and short convolutions, as transformers runs them; in no FLOPs."
 MODEL_FLOPS_NOTE = "Model FLOPs: three forward passes by the model's own count, without recomputation."
 HARDWARE_FLOPS_NOTE = "Hardware FLOPs: all that is executed, forward, backward and recomputed."
 BUDGET_FLOPS_NOTE = "FLOPs that the GPU-hours pay for: hours x dense 16-bit peak x MFU."
@@ -142,6 +144,8 @@ _GOVERNED = tuple(
         (r"flops_causal", CAUSAL_FLOPS_NOTE),
         (r"forward_flops_full_attention", f"{FORWARD_NOTE} {FULL_SQUARE_NOTE}"),
         (r"^(Layer)?Analysis\.\w*forward_flops|attention_core_flops", f"{FORWARD_NOTE} {FLOPS_NOTE}"),
+        (r"\.scan_flops", f"{FORWARD_NOTE} {SCAN_FLOPS_NOTE}"),
+        (r"\.elementwise_operations", f"{FORWARD_NOTE} {ELEMENTWISE_NOTE}"),
         (r"\.hardware_flops", HARDWARE_FLOPS_NOTE),
         (r"\.model_flops|\.training_flops|flops_per_token", MODEL_FLOPS_NOTE),
         (r"flops|attention_core|skipped_by_causality", FLOPS_NOTE),

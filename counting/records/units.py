@@ -82,6 +82,7 @@ _OF_END = tuple(
         # Amounts.
         (r"flops|skipped_by_causality", "FLOP"),
         (r"bytes", "byte"),
+        (r"operations$", "operation"),
         (r"gib$|_in_gib$", "GiB"),
         (r"seconds$", "second"),
         (r"hours$", "GPU-hour"),

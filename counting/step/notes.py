@@ -31,3 +31,11 @@ FOREIGN_NOTES = (
     "Peak memory: one layer's forward pass in training mode in bfloat16, as transformers' modules compute it, with "
     "attention as one fused kernel. It is not reported where the family has its own attention code.",
 )
+
+SCAN_NOTE = (
+    "Layers that carry a state along the sequence: projections are measured; the matrix products of the scan are those "
+    "of the published chunked algorithm, by formula alone, with the whole square of each chunk, also in the causal "
+    "figure. Elementwise operations are those of scans and short convolutions, by dispatch of transformers' reference "
+    "code, which forms some products element by element too; fused kernels need fewer. They are in no FLOPs. Neither a "
+    "training step nor the peak memory of these layers is measured: what backward keeps depends on the kernel."
+)

@@ -53,12 +53,24 @@ def attention_in_one_kernel(
 
     The kernel follows the module's window, of which a mask says nothing more, and without a mask it caps its scores and
     adds its sinks. Any other mask is passed on, because a kernel reads it; then all keys are multiplied, as they are
-    where keys are selected. Biases change no product's size; dropout inside the kernel stores nothing.
+    where keys are selected. Keys beyond the sequence, of compressed tokens, are in no window: all are multiplied.
+    Biases change no product's size; dropout inside the kernel stores nothing.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     is_causal = bool(getattr(module, "is_causal", True))
     causal = is_causal and attention_mask is None
     window, softcap, sinks = window_of(module, options), options.get("softcap"), options.get("s_aux")
+    if is_causal and window is not None and _has_further_keys(query, key):
+        length = query.shape[2]
+        near = flash_attention(query, key[:, :, :length], value[:, :, :length], sinks, scale, window, softcap)[0]
+        far = F.scaled_dot_product_attention(
+            query,
+            key[:, :, length:],
+            value[:, :, length:],
+            scale=scale,
+            enable_gqa=bool(query.shape[1] != key.shape[1]),
+        )
+        return (near + far).transpose(1, 2).contiguous(), None
     if (is_causal and window is not None) or (causal and (softcap is not None or sinks is not None)):
         out = flash_attention(query, key, value, sinks, scale, window, softcap)[0]
         return out.transpose(1, 2).contiguous(), None
@@ -71,6 +83,11 @@ def attention_in_one_kernel(
         query, key, value, is_causal=causal, scale=scale, enable_gqa=bool(shared_keys), **more
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _has_further_keys(query: Tensor, key: Tensor) -> bool:
+    """Whether there are more keys than queries: those of compressed tokens, which a model adds to its own."""
+    return bool(key.shape[2] > query.shape[2])
 
 
 def window_of(module: nn.Module, options: dict[str, Any]) -> int | None:
@@ -93,8 +110,8 @@ def window_of(module: nn.Module, options: dict[str, Any]) -> int | None:
 def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
     """Like `attention_in_one_kernel`; also adds to `noted` each module whose attention is only the kernel.
 
-    Modules with selected keys, or with a mask of something else than a window, are not added: their attention stores
-    other tensors than a fused kernel.
+    Modules with selected or compressed keys, or with a mask of something else than a window, are not added: their
+    attention stores other tensors than a fused kernel.
     """
 
     def attention(
@@ -106,7 +123,8 @@ def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
         indices: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
-        if indices is None and (attention_mask is None or window_of(module, options) is not None):
+        in_window = window_of(module, options) is not None and not _has_further_keys(query, key)
+        if indices is None and (attention_mask is None or in_window):
             noted.add(module)
         return attention_in_one_kernel(module, query, key, value, attention_mask, **options)
 

@@ -19,9 +19,12 @@ from counting.measurements.trace import CORE, core_of, counted, trace
 from counting.setup import Setup
 from counting.via_transformers.discover import Discovered, LayerGroup
 from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
-from counting.via_transformers.reading.decoders import no_count_of, one_line
+from counting.via_transformers.reading.decoders import one_line
 from counting.via_transformers.reading.positions import position_field
 from counting.via_transformers.run import Call, LayerCall, Recorded
+from counting.via_transformers.states.elementwise import elementwise_operations
+from counting.via_transformers.states.layers import is_causal_square, parts_with, refuse_unknown_states
+from counting.via_transformers.states.stand_ins import NotedScan
 from counting.via_transformers.structure import (
     experts_in,
     label_layer,
@@ -43,24 +46,24 @@ class Traced(NamedTuple):
         return {name.removeprefix("part."): counts[CORE] for name, counts in self.flops.items()}
 
 
-def count(found: Discovered, recorded: Recorded, setup: Setup) -> dict[str, ModelCounts]:
+def count(
+    found: Discovered, recorded: Recorded, setup: Setup, scans: Sequence[Sequence[NotedScan]]
+) -> dict[str, ModelCounts]:
     """The witnesses "numel", "trace" and "dispatch" of a model over one micro-batch of a resolved `setup`.
 
+    `scans` has those of each group of layers; their functions are replaced, so that their products are not counted.
     Sets the attribute `component` on each module of the model, which the measurements read; nothing else of the model
     is changed. Raises `UserError` naming the op or the module that cannot be counted.
     """
     calls = [_call_of(found, recorded, group) for group in found.groups]
     traced = [_trace(call) for call in calls]
-    for group, of_call in zip(found.groups, traced, strict=True):
-        if not of_call.core_of_parts().get("part"):
-            layers = type(group.layer).__name__
-            raise UserError(no_count_of(f"its layers ({layers}, without a product of two activations)"))
-    _label(found, traced)
+    refuse_unknown_states(found, [bool(of_call.core_of_parts().get("part")) for of_call in traced], scans)
+    _label(found, traced, scans)
     kinds = _kinds(found)
     return {
         "numel": count_numel(found, kinds, traced, setup),
         "trace": count_by_trace(found, recorded, kinds, calls, traced),
-        "dispatch": count_by_dispatch(found, recorded, kinds, calls),
+        "dispatch": count_by_dispatch(found, recorded, kinds, calls, scans),
     }
 
 
@@ -114,7 +117,7 @@ def count_by_trace(
                 kind=kind,
                 count=group.number,
                 forward_flops=counts_of_modules(call, counted(of_call.flops)),
-                attention_core_flops=core_of(of_call.flops[""]),
+                attention_core_flops=core_of(of_call.flops[""]) if is_causal_square(group) else AttentionCore(),
             )
             for group, kind, call, of_call in rows
         ),
@@ -124,20 +127,28 @@ def count_by_trace(
 
 
 def count_by_dispatch(
-    found: Discovered, recorded: Recorded, kinds: Sequence[str], calls: Sequence[Call]
+    found: Discovered,
+    recorded: Recorded,
+    kinds: Sequence[str],
+    calls: Sequence[Call],
+    scans: Sequence[Sequence[NotedScan]],
 ) -> ModelCounts:
-    """Forward FLOPs by torch's dispatch, and the layers' bytes if attention is one kernel."""
+    """Forward FLOPs by torch's dispatch, the scans' elementwise operations, and the layers' bytes if they have none.
+
+    Bytes are counted where attention is one kernel, and no scan is replaced.
+    """
     outside = Counts()
     for call in _parts_with_products(found, recorded):
         outside += dispatched_flops(call, call.tensors)
     layers = []
-    for group, kind, call in zip(found.groups, kinds, calls, strict=True):
-        in_one_kernel = not recorded.in_one_kernel.isdisjoint(call.part.modules())
+    for group, kind, call, of_layer in zip(found.groups, kinds, calls, scans, strict=True):
+        in_one_kernel = not of_layer and not recorded.in_one_kernel.isdisjoint(call.part.modules())
         layers.append(
             LayerCounts(
                 kind=kind,
                 count=group.number,
                 forward_flops=dispatched_flops(call, call.tensors),
+                elementwise_operations=sum(map(elementwise_operations, of_layer)),
                 peak_memory_bytes=_memory(call, grad=True) if in_one_kernel else None,
                 peak_memory_no_grad_bytes=_memory(call, grad=False) if in_one_kernel else None,
             )
@@ -158,7 +169,7 @@ def _call_of(found: Discovered, recorded: Recorded, group: LayerGroup) -> Call:
 
 
 def _trace(call: Call) -> Traced:
-    handles = LayerHandles(call.part)
+    handles = LayerHandles(call.part, call.tensors[0].shape[1] if call.tensors[0].dim() > 1 else 1)
     try:
         flops = trace(call, call.tensors, handles.handles(), FOREIGN_ZERO_FLOP_OPS)
     except (AssertionError, RuntimeError) as error:  # ours, or the tracer's own
@@ -166,11 +177,14 @@ def _trace(call: Call) -> Traced:
     return Traced(flops, frozenset(handles.grouped_rows))
 
 
-def _label(found: Discovered, traced: Sequence[Traced]) -> None:
+def _label(found: Discovered, traced: Sequence[Traced], scans: Sequence[Sequence[NotedScan]]) -> None:
     """Give every module its component."""
-    cores = {group.first: of_call.core_of_parts() for group, of_call in zip(found.groups, traced, strict=True)}
+    mixers = {
+        group.first: {name for name, flops in of_call.core_of_parts().items() if flops} | parts_with(group.layer, scan)
+        for group, of_call, scan in zip(found.groups, traced, scans, strict=True)
+    }
     for layer, like in zip(found.layers, found.first_alike, strict=True):
-        label_layer(layer, cores[like])
+        label_layer(layer, mixers[like])
     label_outside(found.model, found.layers, position_field(found.model.config)[1])
 
 
@@ -180,7 +194,7 @@ def _kinds(found: Discovered) -> list[str]:
     names = []
     for group in found.groups:
         name = "moe" if experts_in(group.layer) else "dense"
-        if group.kind:
+        if group.kind and group.kind != name:
             name = f"{name}, {group.kind}"
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} {seen[name]}")

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from counting.via_transformers.quiet import quiet
-from counting.via_transformers.reading.decoders import Decoder, no_count_of
-from counting.via_transformers.structure import decoder_layers, signature
+from counting.via_transformers.reading.decoders import Decoder
+from counting.via_transformers.structure import decoder_layers, refuse_surplus_experts, signature
 from torch_models.errors import UserError
 
 BUILT_DTYPE = torch.bfloat16
@@ -85,6 +85,7 @@ def discover(decoder: Decoder, attention: str) -> Discovered:
     """
     config = decoder.config
     model = _build(decoder, attention)
+    refuse_surplus_experts(model)
     name, layers = decoder_layers(model, config.num_hidden_layers)
     if not layers:
         raise UserError("it has no decoder layers")
@@ -143,13 +144,11 @@ def _build(decoder: Decoder, attention: str) -> nn.Module:
         )
     if model._can_set_experts_implementation():  # type: ignore[operator]
         model.set_experts_implementation("grouped_mm")  # type: ignore[operator]
-    if getattr(model, "_is_stateful", False) and kinds_of_layers(decoder.config) is None:
-        raise UserError(no_count_of("its layers"))
     if decoder.whole:
         text_model: Any = model.get_decoder()  # type: ignore[operator]
         has_head = text_model.get_output_embeddings() is not None
         model = text_model if has_head else TextDecoder(model, text_model)
     for module in model.modules():
-        if isinstance(module, nn.Conv1d):
-            raise UserError(no_count_of(f"{type(module).__name__} and what follows it"))
+        if isinstance(module, nn.Conv1d) and module.groups != module.in_channels:
+            raise UserError("a Conv1d of it multiplies several channels with each other, which is not counted")
     return model.eval()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from counting.counts import ModelCounts
 from counting.measurements.meta_device import measuring
+from counting.scans import Scan
 from counting.setup import Setup
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.checkpoint import BuiltTensors, tensors_of_built
@@ -16,6 +17,8 @@ from counting.via_transformers.quiet import quiet
 from counting.via_transformers.reading.config import ForeignModel
 from counting.via_transformers.reading.parts import parts_of_model
 from counting.via_transformers.run import run_first_way
+from counting.via_transformers.states.layers import scans_of_groups, shapes_of
+from counting.via_transformers.states.stand_ins import stand_ins
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.switches import check_switches
 
@@ -26,6 +29,7 @@ class Measured(NamedTuple):
     witnesses: dict[str, ModelCounts]  # "numel", "trace" and "dispatch"
     built_as: str  # transformers' class and version
     tensors: BuiltTensors  # of the model, for a checkpoint to be compared with
+    scans: tuple[tuple[Scan, ...], ...]  # of each distinct layer: those that carry a state along the sequence
 
 
 def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
@@ -40,9 +44,11 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
         try:
             found, recorded = run_first_way(model.decoder, setup.micro_batch)
             check_switches(model.switches, parts_of_model(found, model.config))
-            witnesses = count(found, recorded, setup)
+            with stand_ins(found.model) as noted:
+                scans = scans_of_groups(found, recorded, noted)
+                witnesses = count(found, recorded, setup, scans)
         except ConfigError as error:
             raise error.in_file(model.source) from None
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
-    return Measured(witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found))
+    return Measured(witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found), shapes_of(scans))

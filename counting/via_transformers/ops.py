@@ -19,6 +19,7 @@ from counting.measurements.trace import (
     grouped_mm_flops,
     register,
 )
+from counting.via_transformers.structure import block_matrices, experts_in
 
 FOREIGN_HANDLES: dict[str, Handle] = {
     op: handle for op, handle in HANDLES.items() if op not in ("aten::matmul", "aten::_grouped_mm")
@@ -116,13 +117,22 @@ def _nothing(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
 class LayerHandles:
     """The handles for the trace of one layer; records the numbers of rows of its grouped products.
 
-    A product of two activations counts for the attention core. A plain product with a stacked weight is refused: it
+    A product of two activations counts for the attention core, unless each token's are multiplied alone. `length` is
+    that of the sequence. A plain product with a stacked weight is refused: it
     would multiply every token with every expert.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        shapes = [tuple(weight.shape) for weight in layer.parameters() if weight.dim() == 3]
+    def __init__(self, layer: nn.Module, length: int) -> None:
+        shapes = [
+            tuple(weight.shape)
+            for experts in experts_in(layer).values()
+            for weight in experts.parameters(recurse=False)
+            if weight.dim() == 3
+        ]
         self._stacked = {*shapes, *((e, m, n) for e, n, m in shapes)}
+        blocks = block_matrices(layer)
+        self._blocks = {*blocks, *((b, m, n) for b, n, m in blocks)}
+        self._length = length
         self.grouped_rows: set[int] = set()
 
     def handles(self) -> dict[str, Handle]:
@@ -134,6 +144,7 @@ class LayerHandles:
             "aten::baddbmm": lambda inputs, outputs: self._product(inputs[1:], outputs),
             "aten::scaled_dot_product_attention": _attention,
             "aten::_grouped_mm": self._grouped,
+            "prim::PythonOp.SqrtBoundDerivative": _nothing,  # RecurrentGemma's square root
             "prim::PythonOp.GeLUFunction": _nothing,  # Bloom's own gelu, which fvcore does not ignore by itself
         }
 
@@ -144,7 +155,13 @@ class LayerHandles:
             f"a product with the stacked weights of all experts, {left} and {right}: it is not one of grouped rows"
         )
         flops = broadcast_matmul_flops(left, right)
-        return core_counts(flops) if len(right) > 2 else Counter({PROJECTION: flops})
+        with_weight = min(len(left), len(right)) <= 2 or not self._blocks.isdisjoint({tuple(left[-3:]), tuple(right)})
+        return Counter({PROJECTION: flops}) if with_weight or self._is_of_one_token(left, right) else core_counts(flops)
+
+    def _is_of_one_token(self, left: Shape, right: Shape) -> bool:
+        """Whether each token's own matrices are multiplied, as where streams of a residual are mixed."""
+        among = (self._length in left[:-2], self._length in right[:-2])
+        return all(among) and self._length not in (*left[-2:], right[-1])
 
     def _grouped(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
         del outputs

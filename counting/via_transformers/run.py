@@ -22,6 +22,8 @@ from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, 
 from counting.via_transformers.discover import Discovered, discover
 from counting.via_transformers.reading.decoders import Decoder, one_line
 from counting.via_transformers.reading.positions import LookUps, position_field, refuse_longer_than_tables, too_long
+from counting.via_transformers.states.stand_ins import stand_ins
+from counting.via_transformers.structure import is_part
 from torch_models.errors import UserError
 
 LONGEST_REASON = 160  # characters of an error from a family's code
@@ -113,7 +115,7 @@ class Recorded(NamedTuple):
     """The record of one forward pass; layers that are equal to an earlier one did not run."""
 
     layers: Mapping[int, Call]  # calls of the first layer of each group, by its number; only layers that were called
-    outside: Mapping[str, Call]  # calls of the modules outside the layers that have no submodules, by name
+    outside: Mapping[str, Call]  # calls of the modules outside the layers with no parts of their own, by name
     flops: Mapping[nn.Module | None, int]  # FLOPs of each module's own ops, without its submodules
     in_one_kernel: frozenset[nn.Module]  # modules whose attention ran as one fused kernel
 
@@ -171,7 +173,7 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
     outside = {
         name: module
         for name, module in found.model.named_modules()
-        if not name.startswith(f"{found.layers_name}.") and next(module.children(), None) is None
+        if not name.startswith(f"{found.layers_name}.") and is_part(module)
     }
     parts = {name: group.layer for name, group in layers.items()} | outside
     with contextlib.ExitStack() as stack:
@@ -181,9 +183,11 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
             stack.callback(group.layer.register_forward_hook(_note_output(group.first, outputs)).remove)
         stack.enter_context(_only_first_layers(found, outputs))
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
+        noted = stack.enter_context(stand_ins(found.model))
         for module in _modules_that_run(found):
             stack.callback(module.register_forward_pre_hook(lambda module, _: used.add(module)).remove)
         flops = _flops_of_modules(found.model, way, batch, used)
+    used.update(leaf for scan in noted for leaf in scan.arguments.values() if isinstance(leaf, nn.Parameter))
     _refuse_unused(found, used)
     return Recorded(
         layers=MappingProxyType({group.first: calls[name] for name, group in layers.items() if name in calls}),
@@ -194,15 +198,18 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
 
 
 def _modules_that_run(found: Discovered) -> Iterator[nn.Module]:
-    """The model's modules with parameters, without those in layers that are equal to an earlier one."""
+    """The model's modules with parameters, without those in layers that are equal to an earlier one.
+
+    Layers may share parameters, of which each uses some, such as an adapter of its own.
+    """
     left_out = {
-        module
+        parameter
         for index, like in enumerate(found.first_alike)
         if index != like
-        for module in found.layers[index].modules()
+        for parameter in found.layers[index].parameters()
     }
     for module in found.model.modules():
-        if module not in left_out and next(module.parameters(recurse=False), None) is not None:
+        if not left_out.issuperset(module.parameters(recurse=False)):
             yield module
 
 

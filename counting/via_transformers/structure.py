@@ -1,10 +1,10 @@
 """Finds the structure of a model from transformers: its layers, which of them are equal, each part's component.
 
-Parts are recognised by type, shape and what they computed, never by their names. A part that is not recognised is
-`other`.
+Parts are recognised by type, shape and what they computed, never by their names, but for the decay of a state. A part
+that is not recognised is `other`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,7 @@ from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
 # Components whose matrices fp8 recipes quantise; head and router are not quantised.
+DECAYS = {"A_log", "recurrent_param", "time_decay"}  # parameters of a state along the sequence, in all families
 QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -52,6 +53,13 @@ def signature(layer: nn.Module, kind: str | None) -> tuple[Any, ...]:
     return tuple(parts)
 
 
+def is_part(module: nn.Module) -> bool:
+    """Whether a module has no submodules, or parameters of its own and submodules without any."""
+    inner = list(module.children())
+    own = next(module.parameters(recurse=False), None) is not None
+    return not inner or (own and not any(True for child in inner for _ in child.parameters()))
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module has no submodules, an epsilon, and weights of one shape, as LayerNorm and RMSNorm have."""
     own = list(module.parameters(recurse=False))
@@ -61,12 +69,55 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def experts_in(layer: nn.Module) -> dict[str, nn.Module]:
-    """The modules that own stacked weights, (experts, in, out), by name; none if the layer is dense."""
+    """The modules that own stacked weights, (experts, in, out), by name; none if the layer is dense.
+
+    Matrices of the blocks of a width, as of a gate, are no experts: all tokens visit all of them.
+    """
     return {
         name: module
         for name, module in layer.named_modules()
-        if any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+        if not isinstance(module, nn.Conv1d)
+        and not carries_state(module)
+        and any(weight.dim() == 3 and not _is_vector(weight) for weight in module.parameters(recurse=False))
     }
+
+
+def _is_vector(weight: nn.Parameter) -> bool:
+    """Whether a weight has one dimension of more than one number, the last, as (1, 1, channels)."""
+    return weight.numel() == weight.shape[-1]
+
+
+def carries_state(module: nn.Module) -> bool:
+    """Whether a module owns the decay of a state along the sequence, which only its name tells from a weight."""
+    return any(name in DECAYS for name, _ in module.named_parameters(recurse=False))
+
+
+def block_matrices(layer: nn.Module) -> list[tuple[int, ...]]:
+    """The shapes (blocks, out, in) of stacked weights that are no experts: each block of a width has a matrix."""
+    grouped = [
+        (groups, module.out_features // groups, module.in_features)
+        for module in layer.modules()
+        if isinstance(module, nn.Linear) and isinstance(groups := getattr(module, "n_groups", None), int)
+    ]
+    return grouped + [
+        tuple(weight.shape)
+        for module in layer.modules()
+        if carries_state(module)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and name not in DECAYS
+    ]
+
+
+def refuse_surplus_experts(model: nn.Module) -> None:
+    """Raise `UserError` where a module has more of one matrix than of another: no token visits the experts beyond."""
+    for experts in experts_in(model).values():
+        sizes = {name: weight.shape[0] for name, weight in experts.named_parameters(recurse=False) if weight.dim() == 3}
+        most, fewest = max(sizes, key=lambda name: sizes[name]), min(sizes.values())
+        if sizes[most] != fewest:
+            raise UserError(
+                f"transformers allocates {sizes[most]:,} experts in {most} of {type(experts).__name__}, where the "
+                f"model has {fewest:,}: its parameters are not the model's"
+            )
 
 
 def number_of_experts(experts: nn.Module) -> int:
@@ -85,18 +136,27 @@ def matrix_weights(layer: nn.Module) -> int:
     """
     total = 0
     for module in layer.modules():
-        own = list(module.parameters(recurse=False))
+        own = [] if isinstance(module, nn.Conv1d) else _matrices_of(module)
         dimensions = max((weight.dim() for weight in own), default=0)
         if dimensions >= 2 and module.component in QUANTISED:
             total += sum(weight.numel() for weight in own if weight.dim() == dimensions)
     return total
 
 
-def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
-    """Set the `component` of each part of a layer; `core_flops` maps a part's name to its attention-core FLOPs."""
+def _matrices_of(module: nn.Module) -> list[nn.Parameter]:
+    """A module's own parameters, without decays of a state, which no product takes."""
+    return [
+        weight
+        for name, weight in module.named_parameters(recurse=False)
+        if name not in DECAYS and not _is_vector(weight)
+    ]
+
+
+def label_layer(layer: nn.Module, mixers: Collection[str]) -> None:
+    """Set the `component` of each part of a layer; `mixers` are the names of parts with attention's core or a scan."""
     _label(layer, "other")
     for name, child in layer.named_children():
-        if core_flops.get(name):
+        if name in mixers:
             _label(child, "attention")
         elif any(weight.dim() == 2 for weight in child.parameters()):
             _label(child, "mlp")
@@ -106,11 +166,18 @@ def label_layer(layer: nn.Module, core_flops: Mapping[str, int]) -> None:
         for sibling in parent.children():
             if sibling is experts:
                 _label(sibling, "routed_experts")
-            elif any(weight.dim() == 2 and weight.shape[0] == total for weight in sibling.parameters()):
+            elif _gives_one_number_each(sibling, total):
                 _label(sibling, "router")
             elif parent is not layer:
                 _label(sibling, "shared_experts")
     _label_norms(layer)
+
+
+def _gives_one_number_each(module: nn.Module, experts: int) -> bool:
+    """Whether a module's last matrix gives a number for each expert; a feed-forward may be as wide inside."""
+    matrices = [tuple(weight.shape) for weight in module.parameters() if weight.dim() == 2]
+    goes_on = len(matrices) > 1 and any(inner == experts for _, inner in matrices)
+    return not goes_on and any(outer == experts for outer, _ in matrices)
 
 
 def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int | None) -> None:

@@ -66,11 +66,12 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
             assert not value.isnan().any()
             assert value.std().item() == pytest.approx(0.02, rel=0.6), name  # a sink has 8 values
         else:
-            expected = 0.0 if kind == "bias" or fields["model_type"] == "gemma2" else 1.0
+            expected = 0.0 if kind == "bias" or fields["model_type"] in {"gemma2", "gemma3_text"} else 1.0
             assert torch.equal(value, torch.full_like(value, expected)), name
     assert kinds["norm"] > 0
     assert kinds["weight"] > 0
-    assert bool(kinds["bias"]) == (fields["model_type"] in {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2"})
+    with_biases = {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2", "gpt2"}
+    assert bool(kinds["bias"]) == (fields["model_type"] in with_biases)
 
 
 @ALL

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torch_models.checkpoints.shards import Part, Shard
+from torch_models.checkpoints.shards import Shard
+from torch_models.fields.stored_names import Place
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -17,7 +18,7 @@ SLICE_BYTES = 2**28  # of a divided tensor that every rank has whole at a time, 
 
 def allocate(shard: Shard, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of one file by stored name, contiguous on the CPU and without values yet."""
-    return {part.name: torch.empty(part.shape, dtype=tensors[part.place.native].dtype) for part in shard.parts}
+    return {part.name: torch.empty(part.shape, dtype=tensors[part.places[0].native].dtype) for part in shard.parts}
 
 
 @torch.no_grad()
@@ -28,16 +29,17 @@ def fill(values: Mapping[str, Tensor], shards: Sequence[Shard], tensors: Mapping
     this rank's, whose tensors are in `values`. A divided tensor is gathered in slices of at most `SLICE_BYTES` if its
     last dimension is not divided, and else whole.
     """
-    parts: dict[str, list[Part]] = {}
+    parts: dict[str, list[tuple[Place, Tensor]]] = {}
     for shard in shards:
         for part in shard.parts:
-            wanted = parts.setdefault(part.place.native, [])
-            if part.name in values:
-                wanted.append(part)
+            for place in part.places:
+                wanted = parts.setdefault(place.native, [])
+                if part.name in values:
+                    wanted.append((place, place.within(values[part.name])))
     for native, wanted in parts.items():
         for columns, piece in _pieces(tensors[native]):
-            for part in wanted:
-                values[part.name][..., columns].copy_(part.place.of(piece))
+            for place, target in wanted:
+                target[..., columns].copy_(place.of(piece))
 
 
 def divided_type() -> type[Tensor] | None:

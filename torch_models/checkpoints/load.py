@@ -24,7 +24,7 @@ from torch_models.checkpoints.places import (
     places_in,
 )
 from torch_models.errors import ArgumentError, CheckpointError, ConfigError
-from torch_models.fields.config import spec_from_fields
+from torch_models.fields.config import family, spec_from_fields
 from torch_models.fields.file import CONFIG_FILE, read_config
 from torch_models.fields.stored_names import Place, is_irrelevant
 from torch_models.modules.language_model import CausalLM, LanguageModel
@@ -178,7 +178,8 @@ def _read(folder: str | os.PathLike[str]) -> Checkpoint:
         spec = spec_from_fields(fields, name=path.resolve().name)
     except ConfigError as error:
         raise error.in_file(str(config)) from None
-    stored = {name: tensor for name, tensor in stored_tensors(path).items() if not is_irrelevant(name)}
+    irrelevant = family(spec.model_type).Config.irrelevant_tensors
+    stored = {name: tensor for name, tensor in stored_tensors(path).items() if not is_irrelevant(name, irrelevant)}
     for name, tensor in stored.items():
         if tensor.dtype not in DTYPES:
             raise CheckpointError(
@@ -208,15 +209,15 @@ def _load(
     module = build(device)
     tensors = tensors_of(module)
     for name, value in stream(stored):
-        place = places[name]
-        place.of(tensors[place.native]).copy_(value)
+        for place in places[name]:
+            place.of(tensors[place.native]).copy_(place.within(value))
     return module
 
 
 def _places(
     checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], tensors: Mapping[str, Tensor]
-) -> dict[str, Place]:
-    """Return the place of each stored tensor in the model's `tensors`, which they must fill."""
+) -> dict[str, tuple[Place, ...]]:
+    """Return the places of each stored tensor in the model's `tensors`, which they must fill."""
     found = {name: TensorEntry(tensor.file.name, tensor.dtype, tensor.shape) for name, tensor in stored.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return places_in(shapes, found, checkpoint.spec.model_type, checkpoint.folder)

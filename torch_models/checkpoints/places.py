@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch_models.errors import CheckpointError, show_name
 from torch_models.fields.config import family
 from torch_models.fields.file import CONFIG_FILE
-from torch_models.fields.stored_names import Place, Shape, is_irrelevant, parts_of, place_of
+from torch_models.fields.stored_names import Place, Shape, is_irrelevant, parts_of, places_of
 from torch_models.spec import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -44,13 +44,14 @@ def parts_of_checkpoint(names: Iterable[str], spec: ModelSpec) -> StoredParts:
 
     A tied tensor has two names. A checkpoint stores it under one of them, usually the embedding's, or under both.
     """
-    names = list(names)
+    names, config = list(names), family(spec.model_type).Config
     left_out = None
     if spec.tie_word_embeddings:
-        left_out = EMBEDDING if HEAD in names and EMBEDDING not in names else HEAD
+        has_embedding = any(places_of(name, config.stored_names)[0].native == EMBEDDING for name in names)
+        left_out = EMBEDDING if HEAD in names and not has_embedding else HEAD
     parts = StoredParts([], [], [], [], left_out)
     for name in names:
-        if is_irrelevant(name):
+        if is_irrelevant(name, config.irrelevant_tensors):
             parts.irrelevant.append(name)
         elif _is_mtp(name, spec):
             (parts.copies if name.endswith(MTP_COPIES) else parts.mtp).append(name)
@@ -73,40 +74,41 @@ def _is_mtp(name: str, spec: ModelSpec) -> bool:
 
 def places_in(
     shapes: Mapping[str, Shape], found: Mapping[str, TensorEntry], model_type: str, folder: object
-) -> dict[str, Place]:
-    """Return the place of each tensor of `found` in the tensors of a model of the family `model_type`.
+) -> dict[str, tuple[Place, ...]]:
+    """Return the places of each tensor of `found` in the tensors of a model of the family `model_type`.
 
     `shapes` are those of the model's tensors by native name. Raises `CheckpointError` unless the stored tensors fill
     each part of the model's tensors exactly once. Shapes must match, as far as they are known, and no stored tensor may
     be left over.
     """
     stored_names = family(model_type).Config.stored_names
-    places = {name: place_of(name, stored_names) for name in found}
+    places = {name: places_of(name, stored_names) for name in found}
     filled: dict[str, dict[Place, str]] = {}
     misshapen, missing, surplus, twice = [], [], [], []
-    for name, place in places.items():
+    for name, own in places.items():
         file, _, shape = found[name]
-        whole_shape = shapes.get(place.native)
-        if whole_shape is None or (place.expert is not None and place.expert >= whole_shape[0]):
+        whole_shape = shapes.get(own[0].native)
+        if whole_shape is None or (own[0].expert is not None and own[0].expert >= whole_shape[0]):
             surplus.append(f"{name} in {file}")
             continue
-        expected = place.shape_in(whole_shape)
+        expected = own[0].shape_in(whole_shape)
         if shape not in (None, expected):
             misshapen.append(f"{name} in {file} has shape {shape}, must be {expected}")
-        parts = filled.setdefault(place.native, {})
-        if place in parts:
-            twice.append(f"{name} in {file} is also {parts[place]}")
-        parts[place] = name
+        if own[0] in filled.get(own[0].native, ()):
+            twice.append(f"{name} in {file} is also {filled[own[0].native][own[0]]}")
+        for place in own:
+            filled.setdefault(place.native, {})[place] = name
     for native, whole_shape in shapes.items():
         parts = filled.get(native, {})
         whole = parts.pop(Place(native), None)
+        wanted = parts_of(native, whole_shape[0], stored_names)
         if whole:
             twice += [f"{name} is also in {whole}" for name in parts.values()]
-        elif parts:
-            wanted = parts_of(native, whole_shape[0], stored_names)
+        elif parts or not any(place.expert is not None for place in wanted):
             missing += [f"{name} {part.shape_in(whole_shape)}" for part, name in wanted.items() if part not in parts]
         else:
             missing.append(f"{native} {whole_shape}")
+    missing = list(dict.fromkeys(missing))
     refuse_misfits(folder, {"misshapen": misshapen, "missing": missing, "surplus": surplus, "stored twice": twice})
     return places
 

@@ -170,6 +170,9 @@ def _config(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
 
 def _architecture(model_type: str) -> str:
     """Return the class of a family in transformers; a family with the spec of another one has its class."""
+    own = family(model_type).Config.architecture
+    if own is not None:
+        return own
     name = family(model_type).model_spec.__module__.rpartition(".")[2]
     return "".join(part.capitalize() for part in name.split("_")) + CAUSAL_LM
 

@@ -12,10 +12,10 @@ SHARD_FILE = "model-{number:05}-of-{count:05}.safetensors"  # counted from 1
 
 
 class Part(NamedTuple):
-    """A tensor as it is stored: its name, its place in a tensor of the model, its shape and its size."""
+    """A tensor as it is stored: its name, its places in tensors of the model, its shape and its size."""
 
     name: str
-    place: Place
+    places: tuple[Place, ...]
     shape: Shape
     nbytes: int
 
@@ -30,15 +30,17 @@ class Shard(NamedTuple):
 def parts_to_store(shapes: Mapping[str, Shape], widths: Mapping[str, int], model_type: str) -> list[Part]:
     """Return the parts that checkpoints of the family `model_type` store of tensors with these native names.
 
-    `shapes` are those of the model's tensors, `widths` their bytes per number. The order is that of `shapes`.
+    `shapes` are those of the model's tensors, `widths` their bytes per number. The order is that of `shapes`; a tensor
+    of several of them comes where the first of them is.
     """
     stored_names = family(model_type).Config.stored_names
-    parts = []
+    parts: dict[str, Part] = {}
     for native, whole in shapes.items():
         for place, name in parts_of(native, whole[0], stored_names).items():
             shape = place.shape_in(whole)
-            parts.append(Part(name, place, shape, math.prod(shape) * widths[native]))
-    return parts
+            before = parts[name].places if name in parts else ()
+            parts[name] = Part(name, (*before, place), shape, math.prod(shape) * widths[native])
+    return list(parts.values())
 
 
 def shards_of(parts: Iterable[Part], max_shard_bytes: int) -> list[Shard]:

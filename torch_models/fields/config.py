@@ -9,19 +9,19 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
 from torch_models.fields.conversion import MISSING, as_json, checked, convert
+from torch_models.fields.family_config import FamilyConfig as FamilyConfig
+from torch_models.fields.family_config import PlainConfig
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
-from torch_models.fields.sequence_length import trained_length
-from torch_models.fields.stored_names import SEPARATE_EXPERTS, StoredName
 from torch_models.fields.switches import check_layer_types, check_switches, is_switch, parts_of_spec
 from torch_models.fields.text_part import TextPart, all_fields, extracted_text_part, merged_text_part
 from torch_models.fields.unknown_fields import (
@@ -34,77 +34,15 @@ from torch_models.fields.unknown_fields import (
     without_comments,
 )
 from torch_models.spec import (
-    DEFAULT_INITIALIZER_RANGE,
-    Activation,
-    Epsilon,
-    Heads,
-    InitializerRange,
-    Layers,
-    LayerSpec,
     ModelSpec,
-    SequenceLength,
-    Theta,
-    Vocabulary,
-    Width,
-    runs_of,
 )
 
 # Each family is one module, named as its model_type.
 FAMILIES = tuple(sorted(module.name for module in pkgutil.iter_modules(families.__path__)))
 
 CAUSAL_LM = "ForCausalLM"
+CAUSAL_LM_CLASSES = (CAUSAL_LM, "LMHeadModel")  # endings of the names of classes of language models
 NAME_OF_A_MAPPING = "config"  # the name of a model whose fields are given without a file
-
-
-class FamilyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fields that every family has; each family defines a subclass with its own fields, rules and defaults."""
-
-    default_rope_theta: ClassVar[float] = 10_000.0
-    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # names in checkpoints that differ from ours
-
-    model_type: str
-    vocab_size: Vocabulary
-    hidden_size: Width
-    intermediate_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Heads
-    num_key_value_heads: Heads | None = None
-    head_dim: Width | None = None
-    max_sequence_length: SequenceLength | None = None
-    max_position_embeddings: SequenceLength | None = None
-    rms_norm_eps: Epsilon = 1e-6
-    tie_word_embeddings: bool = False
-    hidden_act: Activation = "silu"
-    attention_bias: bool = False
-    initializer_range: InitializerRange | None = None  # None: DEFAULT_INITIALIZER_RANGE
-    original_max_position_embeddings: SequenceLength | None = None
-    rope_theta: Theta | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
-
-    def passed_over(self) -> Iterator[tuple[str, str]]:
-        """Yield each field that the family declares and that has no effect with these values, with the reason."""
-        yield from ()
-
-    def model_spec(
-        self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
-    ) -> ModelSpec:
-        """Return the spec with these layers and the fields that all families share; `options` are further fields."""
-        length, source = trained_length(msgspec.structs.asdict(self), ["max_position_embeddings"])
-        return ModelSpec(
-            name=name,
-            model_type=self.model_type,
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            layer_runs=runs_of(layers),
-            norm_eps=self.rms_norm_eps,
-            tie_word_embeddings=self.tie_word_embeddings,
-            sequence_length=length,
-            sequence_length_source=source,
-            mtp_layers=tuple(mtp_layers),
-            initializer_range=(DEFAULT_INITIALIZER_RANGE if self.initializer_range is None else self.initializer_range),
-            **options,
-        )
 
 
 class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +62,7 @@ class ForeignConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Family(Protocol):
     """The interface of a family module."""
 
-    Config: type[FamilyConfig]
+    Config: type[PlainConfig]
 
     def model_spec(self, config: Any, name: str) -> ModelSpec:
         """Return the spec of a checked config."""
@@ -236,7 +174,7 @@ def model_from_fields(
         model_type = model_type or next(map(_family_of, architectures), None)
         try:
             spec = spec_from_fields(dict(fields), name, ignore_fields)
-            if not is_part or fields.get("num_key_value_heads") is not None:
+            if not is_part or "num_key_value_heads = num_attention_heads" not in spec.defaulted_fields:
                 return msgspec.structs.replace(
                     spec,
                     passed_over_fields=(*spec.passed_over_fields, *part.left_out),
@@ -280,7 +218,8 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     undeclared = {field: value for field, value in fields.items() if field not in {*known, *ignore_fields}}
     check_switches(undeclared, parts_of_spec(spec))
     check_layer_types(undeclared.get("layer_types"), spec)
-    spec = with_other_angles(spec, undeclared, config.rope_theta or config.default_rope_theta)
+    if isinstance(config, FamilyConfig):
+        spec = with_other_angles(spec, undeclared, config.rope_theta or config.default_rope_theta)
     declared = (f"{show_field(field, fields[field])} ({why})" for field, why in config.passed_over() if field in fields)
     defaults = _defaults(config, fields)
     return msgspec.structs.replace(
@@ -325,15 +264,11 @@ def _sorted(
     )
 
 
-def _defaults(config: FamilyConfig, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def _defaults(config: PlainConfig, fields: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Return the value of each field that is not in the config and takes the family's default, also as it is shown."""
     values = {field: getattr(config, field) for field in config.__struct_fields__ if field not in fields}
     defaults = {field: (value, show_value(value)) for field, value in values.items() if value is not None}
-    if config.num_key_value_heads is None:
-        defaults["num_key_value_heads"] = config.num_attention_heads, "num_attention_heads"
-    if config.rope_theta is None and "rope_theta" not in str(config.rope_parameters or config.rope_scaling):
-        defaults["rope_theta"] = config.default_rope_theta, f"{config.default_rope_theta}"
-    return defaults
+    return defaults | config.standard_values()
 
 
 def family(model_type: str) -> Family:
@@ -377,7 +312,7 @@ def _model_type(fields: dict[str, Any]) -> str:
     for name in named:
         of_name = _family_of(name)
         alike = of_name in (None, model_type) or issubclass(family(model_type).Config, family(of_name).Config)
-        if not (plain_name(name).endswith(plain_name(CAUSAL_LM)) and alike):
+        if not (plain_name(name).endswith(tuple(map(plain_name, CAUSAL_LM_CLASSES))) and alike):
             raise ConfigError("architectures", name, f"is not a language model of model_type {model_type}")
     return model_type
 
@@ -389,9 +324,13 @@ def architectures_in(fields: dict[str, Any]) -> list[str]:
 
 
 def _family_of(architecture: str) -> str | None:
-    """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none."""
+    """Return the family of an architecture, such as qwen3_moe for Qwen3MoeForCausalLM; None if there is none.
+
+    The class of a text part is named without "text": Gemma3ForCausalLM for gemma3_text.
+    """
     name = plain_name(architecture)
-    return next((family for family in FAMILIES if plain_name(f"{family}{CAUSAL_LM}") == name), None)
+    named = ((each, each.removesuffix("_text") + ending) for each in FAMILIES for ending in CAUSAL_LM_CLASSES)
+    return next((each for each, class_name in named if plain_name(class_name) == name), None)
 
 
 def plain_name(name: str) -> str:

@@ -102,6 +102,8 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "scale_attention_softmax_in_fp32": _PRECISION,
     "moe_router_force_load_balancing": "spreads tokens evenly, as the counts assume",
     "routed_layer_names": _BOOKKEEPING,
+    "mamba_ssm_dtype": _PRECISION,
+    "expert_dtype": _STORED,
 }
 
 
@@ -234,7 +236,7 @@ COUNT_FREE_FIELDS |= _same_reason(
     "scoring_func topk_method topk_group n_group norm_topk_prob routed_scaling_factor router_scoring_func score_func "
     "score_function route_norm route_scale num_expert_groups num_expert_group num_limited_groups expert_selection_fn "
     "group_limited_greedy moe_norm_topk_prob moe_router_topk_scaling_factor moe_gate_act moe_router_score_function "
-    "router_jitter_noise",
+    "router_jitter_noise moe_router_activation_func moe_renormalize use_grouped_topk",
 )
 COUNT_FREE_FIELDS["offset_alibi"] = "only the family's first code read it"
 

@@ -5,7 +5,7 @@ is accepted; the modules of such a spec are measured, but say that they do not r
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -39,12 +39,23 @@ DEFAULT = "default"
 OTHER_NAMES = {"su": "longrope", "mrope": DEFAULT}
 TYPE_NAMES = ("rope_type", "type")
 PARTIAL = "partial_rotary_factor"
+LOCAL_THETA = "rope_local_base_freq"
 ORIGINAL = "original_max_position_embeddings"
 ZERO_IS_NONE = ("mscale", "mscale_all_dim", "beta_fast", "beta_slow")
 UNKNOWN_TYPE = "is not known here: its angles change no count, and the model does not run"
 # Fields that ask for no other angles with these values: a text has the same position in every section of mrope.
 NEUTRAL_ANGLES: dict[str, tuple[object, ...]] = {"use_mrope": (True,), "rope_ratio": (1,), "rope_mscale": (1,)}
 KEYS_OF_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+class LocalRotaryConfig(FamilyConfig, frozen=True, kw_only=True):
+    """The fields of a family whose local layers have a rotary base of their own, unless `rope_parameters` has it.
+
+    `rope_theta`, and a scaling that names no kind of layers, are those of the global layers. A family may declare
+    `rope_local_base_freq` for the others.
+    """
+
+    default_local_rope_theta: ClassVar[float]
 
 
 def rope_fields(config: FamilyConfig, layer_type: str = KEYS_OF_LAYERS[0]) -> tuple[str, dict[str, Any]]:
@@ -55,8 +66,9 @@ def rope_fields(config: FamilyConfig, layer_type: str = KEYS_OF_LAYERS[0]) -> tu
     field = "rope_parameters" if config.rope_parameters else "rope_scaling"
     fields: dict[str, Any] = getattr(config, field) or {}
     if not by_layer(fields):
-        return field, dict(fields)
-    entry = fields.get(layer_type)
+        is_local = isinstance(config, LocalRotaryConfig) and layer_type != KEYS_OF_LAYERS[0]
+        return field, {} if is_local else dict(fields)
+    entry = fields.get(layer_type, {} if isinstance(config, LocalRotaryConfig) else None)
     if not isinstance(entry, dict):
         raise ConfigError(f"{field}.{layer_type}", entry, "must be an object: the model has such layers")
     return f"{field}.{layer_type}", dict(entry)
@@ -97,7 +109,7 @@ def rotary_spec(
     if dim < 2 or dim % 2:
         raise ConfigError(size, dim, "the rotated channels of a head must be even in number")
     field, fields = rope_fields(config, layer_type)
-    theta = _theta(config, fields.pop("rope_theta", None))
+    theta = _theta(config, fields.pop("rope_theta", None), layer_type)
     rope_type = _agreed(field, fields, *TYPE_NAMES)
     if not isinstance(rope_type, str | None):
         raise ConfigError(f"{field}.rope_type", rope_type, "must be the name of a type")
@@ -138,6 +150,8 @@ def with_other_angles(spec: ModelSpec, undeclared: Mapping[str, Any], theta: flo
     unknown = UnknownRopeScaling(name=name)
 
     def changed(layer: LayerSpec) -> LayerSpec:
+        if layer.attention.rotary is None:
+            return layer
         rotary = msgspec.structs.replace(layer.attention.rotary, scaling=unknown)
         return msgspec.structs.replace(layer, attention=msgspec.structs.replace(layer.attention, rotary=rotary))
 
@@ -191,12 +205,16 @@ def _lengths(struct: type[RopeScaling], given: Mapping[str, Any], config: Family
     return found
 
 
-def _theta(config: FamilyConfig, inner: object) -> float:
+def _theta(config: FamilyConfig, inner: object, layer_type: str) -> float:
+    field, default = "rope_theta", config.default_rope_theta
+    if isinstance(config, LocalRotaryConfig) and layer_type != KEYS_OF_LAYERS[0]:
+        field, default = LOCAL_THETA, config.default_local_rope_theta
+    given: float | None = getattr(config, field, None)
     if inner is None:
-        return config.default_rope_theta if config.rope_theta is None else config.rope_theta
+        return default if given is None else given
     theta = convert({"rope_theta": inner}, _ThetaField).rope_theta
-    if config.rope_theta not in (None, theta):
-        raise ConfigError("rope_theta", config.rope_theta, f"rope_parameters.rope_theta is {theta}")
+    if given not in (None, theta):
+        raise ConfigError(field, given, f"rope_parameters.rope_theta is {theta}")
     return theta
 
 

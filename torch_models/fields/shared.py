@@ -24,12 +24,14 @@ def grouped_query_attention(
     *,
     qkv_bias: bool = False,
     output_bias: bool = False,
+    rotates: bool = True,
     rotary_share: float = 1.0,
     **options: Any,
 ) -> GroupedQueryAttentionSpec:
     """Return the attention spec of a config; `options` are further fields of the spec.
 
-    `rotary_share` is the share of the channels of each head, counted from the first, that are rotated.
+    `rotary_share` is the share of the channels of each head, counted from the first, that are rotated; without
+    `rotates` a layer has no positions.
     """
     heads = config.num_attention_heads
     if config.head_dim is None and config.hidden_size % heads:
@@ -49,7 +51,9 @@ def grouped_query_attention(
             int(head_dim * rotary_share),
             size=_name_of_rotated(config, rotary_share),
             layer_type=FULL if options.get("window") is None else SLIDING,
-        ),
+        )
+        if rotates
+        else None,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         norm_eps=config.rms_norm_eps,

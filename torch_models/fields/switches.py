@@ -16,6 +16,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
 )
@@ -160,12 +161,15 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
             Part.ONE_KEY_HEAD,
             Part.LATENT,
             Part.SINKS,
+            Part.GATED_MLP,
+            Part.ROTARY,
         )
     }
     every[Part.ALL_BIASES] = [bias for part in (Part.QKV_BIAS, Part.OUTPUT_BIAS, Part.MLP_BIAS) for bias in every[part]]
     parts = unanimous(every)
-    parts |= dict.fromkeys((Part.NORM_WEIGHTS, Part.FINAL_NORM, Part.GATED_MLP, Part.ROTARY), True)
-    parts |= dict.fromkeys((Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.POSITION_TABLE, Part.ALIBI), False)
+    parts |= dict.fromkeys((Part.NORM_WEIGHTS, Part.FINAL_NORM), True)
+    parts |= dict.fromkeys((Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.ALIBI), False)
+    parts[Part.POSITION_TABLE] = spec.learned_positions is not None
     parts[Part.NORM_BIAS] = spec.norm_type == "layer_norm"
     parts[Part.RMS_NORM] = spec.norm_type == "rms_norm"
     parts[Part.WINDOW] = any(layer.window is not None for layer in layers)
@@ -179,7 +183,12 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
 def _parts_of_layer(layer: LayerSpec) -> set[Part]:
     attention, feed_forward = layer.attention, layer.feed_forward
     placement = layer.norm_placement
-    found = {Part.NORM_BEFORE: placement != "after", Part.NORM_AFTER: placement != "before"}
+    found = {
+        Part.NORM_BEFORE: placement != "after",
+        Part.NORM_AFTER: placement != "before",
+        Part.GATED_MLP: not isinstance(feed_forward, MLPSpec),
+        Part.ROTARY: attention.rotary is not None,
+    }
     if isinstance(attention, GroupedQueryAttentionSpec):
         found |= {
             Part.QKV_BIAS: attention.qkv_bias,
@@ -190,7 +199,7 @@ def _parts_of_layer(layer: LayerSpec) -> set[Part]:
         found[Part.ONE_KEY_HEAD] = attention.num_key_value_heads == 1 < attention.num_attention_heads
     elif isinstance(attention, MultiHeadLatentAttentionSpec):
         found |= {Part.QKV_BIAS: attention.bias, Part.OUTPUT_BIAS: attention.bias, Part.LATENT: True}
-    mlp: GatedMLPSpec | ClampedMLPSpec
+    mlp: GatedMLPSpec | MLPSpec | ClampedMLPSpec
     if isinstance(feed_forward, MixtureOfExpertsSpec):
         mlp = feed_forward.expert
         found[Part.SHARED_EXPERTS] = feed_forward.shared_experts is not None

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_models.errors import ArgumentError
 from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.attention.latents import MultiHeadLatentAttention
-from torch_models.modules.layers import GatedMLP, Linear, RMSNorm, RotaryTables, norm_module, rotary_tables
+from torch_models.modules.layers import MLP, GatedMLP, Linear, RMSNorm, RotaryTables, norm_module, rotary_tables
 from torch_models.modules.moe import MixtureOfExperts
 from torch_models.modules.recompute import Recomputed, router_shapes, run
 from torch_models.spec import (
@@ -24,6 +25,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     Kernels,
     LayerSpec,
+    MLPSpec,
     ModelSpec,
     NormPlacement,
     Recompute,
@@ -39,7 +41,9 @@ def attention_module(spec: AttentionSpec, kernels: Kernels) -> nn.Module:
 
 def feed_forward_module(spec: FeedForwardSpec) -> nn.Module:
     """Return the feed-forward module of `spec`."""
-    return GatedMLP(spec) if isinstance(spec, GatedMLPSpec) else MixtureOfExperts(spec)
+    if isinstance(spec, GatedMLPSpec):
+        return GatedMLP(spec)
+    return MLP(spec) if isinstance(spec, MLPSpec) else MixtureOfExperts(spec)
 
 
 # Names in checkpoints of a layer's norms: before and after attention, before and after the feed-forward.
@@ -159,7 +163,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: ModelSpec, kernels: Kernels, mtp_layers: Sequence[LayerSpec] = ()) -> None:
         super().__init__()
-        self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = TokenEmbedding(spec.vocab_size, spec.hidden_size, spec.learned_positions)
         self.layers = nn.ModuleList(DecoderLayer(layer, kernels) for layer in spec.layers)
         self.layers.extend(MultiTokenPredictionLayer(layer, kernels) for layer in mtp_layers)
         self.norm = norm_module(spec, kernels)
@@ -217,7 +221,7 @@ class Decoder(nn.Module):
         length, device, dtype = token_ids_BS.shape[1] * self.context_ranks, token_ids_BS.device, self.dtype
         tables = tuple(rotary_tables(rotary, length, device, dtype) for rotary in self.rotary_specs)
         own = self.own_rows
-        return tables if own is None else tuple((own(cos), own(sin)) for cos, sin in tables)
+        return tables if own is None else tuple((own(each[0]), own(each[1])) if each else () for each in tables)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -229,19 +233,54 @@ class Decoder(nn.Module):
 
 
 class TokenEmbedding(OwnFirstValues, nn.Embedding):
-    """`nn.Embedding` that leaves its weight uninitialised, as `Linear` does."""
+    """`nn.Embedding` that leaves its weight uninitialised, as `Linear` does; it may add a learned table of positions.
+
+    The table is a part of this module, so that what gathers, divides or leaves out the embedding does it with both.
+    """
 
     component = "word_embedding"
     # Where ranks divide the vocabulary: looks up the words of this rank's part of the weight.
     over_ranks: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, positions: int | None = None) -> None:
         # A weight that is given is not drawn.
         nn.Embedding.__init__(self, num_embeddings, embedding_dim, _weight=torch.empty(num_embeddings, embedding_dim))
+        self.positions = None if positions is None else PositionTable(positions, embedding_dim)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(…) -> (…, D)."""
+        if self.positions is None:
+            return self._look_up(token_ids)
+        embedded: Tensor = self._look_up(token_ids) + self.positions(token_ids.shape[-1])
+        return embedded
+
+    def _look_up(self, token_ids: Tensor) -> Tensor:
         if self.over_ranks is not None:
             return self.over_ranks(token_ids, self.weight)
         embedded: Tensor = super().forward(token_ids)
         return embedded
+
+
+class PositionTable(OwnFirstValues):
+    """A learned vector for each position, (P, D), which is added to the embedded token there (GPT-2)."""
+
+    component = "positional_embedding"
+    # Where ranks divide the positions: how many ranks, and what leaves this rank's rows.
+    context_ranks = 1
+    own_rows: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(self, positions: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(positions, width))
+
+    def forward(self, length: int) -> Tensor:
+        """Return the rows of a sequence's `length` positions, (S, D).
+
+        Raises `ArgumentError` for more positions than there are rows.
+        """
+        positions, whole = len(self.weight), length * self.context_ranks
+        if whole > positions:
+            rule = f"must be at most {positions}: the table of positions has no more rows"
+            raise ArgumentError("sequence_length", whole, rule)
+        rows = self.weight[:whole]
+        return rows if self.own_rows is None else self.own_rows(rows)

@@ -30,9 +30,10 @@ from torch_models.rope_scaling import (
     UnknownRopeScaling,
     YarnRopeScaling,
 )
-from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, ModelSpec, RotarySpec
+from torch_models.spec import Activation, GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec, RotarySpec
 
-RotaryTables = tuple[Tensor, Tensor]  # cos and sin, each of shape (S, rotated channels / 2)
+# cos and sin, each of shape (S, rotated channels / 2); () where nothing is rotated
+RotaryTables = tuple[Tensor, Tensor] | tuple[()]
 
 
 class Linear(OwnFirstValues, nn.Linear):
@@ -137,14 +138,35 @@ class GatedMLP(nn.Module):
         return out
 
 
+class MLP(nn.Module):
+    """down(activation(up(x))), without a gate (GPT-2)."""
+
+    component = "mlp"
+
+    def __init__(self, spec: MLPSpec) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        out: Tensor = self.down_proj(activation_function(self.activation, self.up_proj(x)))
+        return out
+
+
 # --- Rotary position embedding (Su et al. 2021, arXiv 2104.09864): no parameters, only angles ------------------
 
 
-def rotary_tables(spec: RotarySpec, sequence_length: int, device: torch.device, dtype: torch.dtype) -> RotaryTables:
+def rotary_tables(
+    spec: RotarySpec | None, sequence_length: int, device: torch.device, dtype: torch.dtype
+) -> RotaryTables:
     """Return cos and sin of each position's angles, computed in fp32 and returned as `dtype`; (S, dim / 2) each.
 
     Raises `UserError` for a `rope_type` whose angles are not known, except on the meta device.
     """
+    if spec is None:
+        return ()
     positions = torch.arange(sequence_length, device=device, dtype=torch.float32)
     angles = positions.unsqueeze(1) * _frequencies(spec, sequence_length, device)
     factor = _table_factor(spec)
@@ -155,8 +177,10 @@ def apply_rotary(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Ten
     """Rotate channel pairs of every head by the angles of their position; same shape and dtype.
 
     A pair is (c, c + C/2), or (2c, 2c + 1) if `interleaved`. In both cases the result contains the first members of all
-    pairs, then the second members.
+    pairs, then the second members. Without tables `x_BSHC` itself is returned.
     """
+    if not tables:
+        return x_BSHC
     cos, sin = (table.to(x_BSHC.dtype).unsqueeze(1) for table in tables)
     if interleaved:
         first, second = x_BSHC[..., 0::2], x_BSHC[..., 1::2]
@@ -170,14 +194,19 @@ def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def softmax_scale(spec: RotarySpec, channels: int) -> float:
+def softmax_scale(spec: RotarySpec | None, channels: int) -> float:
     """Return 1 / sqrt(channels), times YaRN's squared factor if `scores_scaled` and `mscale_all_dim` are set.
 
     The factor is squared because DeepSeek's `mscale_all_dim` scales both queries and keys. The tables are scaled only
     by the ratio of the factors of `mscale` and `mscale_all_dim`.
     """
     scale: float = channels**-0.5
-    if spec.scores_scaled and isinstance(spec.scaling, YarnRopeScaling) and spec.scaling.mscale_all_dim:
+    if (
+        spec is not None
+        and spec.scores_scaled
+        and isinstance(spec.scaling, YarnRopeScaling)
+        and spec.scaling.mscale_all_dim
+    ):
         scale *= yarn_mscale(spec.scaling.factor, spec.scaling.mscale_all_dim) ** 2
     return scale
 

@@ -11,6 +11,7 @@ from torch_models.spec import (
     Kernels,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     MultiHeadLatentAttentionSpec,
 )
 
@@ -46,7 +47,7 @@ def _of_layer(layer: LayerSpec) -> Iterator[Size]:
     yield Size("num_attention_heads", attention.num_attention_heads)
     if isinstance(attention, GroupedQueryAttentionSpec):
         yield Size("num_key_value_heads", attention.num_key_value_heads)
-    if isinstance(feed_forward, GatedMLPSpec):
+    if isinstance(feed_forward, GatedMLPSpec | MLPSpec):
         yield Size("intermediate_size", feed_forward.intermediate_size)
         return
     yield Size("the intermediate_size of an expert", feed_forward.expert.intermediate_size, GROUPED_PRODUCT_ROW)

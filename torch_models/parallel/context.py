@@ -80,7 +80,9 @@ def divide_positions(model: TrainingModel, mesh: DeviceMesh) -> None:
     """Let every attention of the model visit the positions of all ranks of `mesh`, those of cp."""
     rank, ranks = mesh.get_local_rank(), mesh.size()
     model.model.context_ranks = ranks
-    model.model.own_rows = partial(own_positions, rank=rank, ranks=ranks, dim=0)
+    own_rows = model.model.own_rows = partial(own_positions, rank=rank, ranks=ranks, dim=0)
+    if model.model.has_embedding and (table := model.model.embed_tokens.positions) is not None:
+        table.context_ranks, table.own_rows = ranks, own_rows
     for layer in model.model.layers:
         attention = layer.self_attn
         assert isinstance(attention, GroupedQueryAttention | MultiHeadLatentAttention)

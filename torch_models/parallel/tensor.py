@@ -21,7 +21,7 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.decoder import MultiTokenPredictionLayer
-from torch_models.modules.layers import GatedMLP, LayerNorm, RMSNorm
+from torch_models.modules.layers import MLP, GatedMLP, LayerNorm, RMSNorm
 from torch_models.modules.moe import ClampedExperts, MixtureOfExperts
 from torch_models.parallel.block import Block
 from torch_models.parallel.context import ring_attention
@@ -60,7 +60,10 @@ def divide_tensors(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> No
     stream: Placement = Shard(1) if layout.sequence_parallel else Replicate()
     for layer in model.model.layers:
         _apply(layer, mesh, _layer_plan(layer, stream))
-    _apply(model, mesh, {"model.embed_tokens": DividedEmbedding(stream), "model.norm": _norm(stream)})
+    # Every rank adds an equal share of the table of positions to its term of the embedded tokens.
+    positions = LocalParameters({"weight": ADDED})
+    ends: Plan = {"model.embed_tokens": DividedEmbedding(stream), "model.norm": _norm(stream)}
+    _apply(model, mesh, ends | {"model.embed_tokens.positions": positions})
     model.tie_weights()
     _apply(model, mesh, {"lm_head": DividedHead(stream)})
     if layout.sequence_parallel:
@@ -134,7 +137,7 @@ def _attention_plan(attention: nn.Module) -> Plan:
 
 def _feed_forward_plan(feed_forward: nn.Module) -> Plan:
     """Some columns of each MLP, and of each expert, on each rank. Every rank routes all tokens."""
-    if isinstance(feed_forward, GatedMLP):
+    if isinstance(feed_forward, GatedMLP | MLP):
         return _mlp_plan()
     assert isinstance(feed_forward, MixtureOfExperts)
     experts = ALTERNATING if isinstance(feed_forward.experts, ClampedExperts) else STACKED
@@ -146,4 +149,5 @@ def _feed_forward_plan(feed_forward: nn.Module) -> Plan:
 
 def _mlp_plan() -> Plan:
     columns = LocalParameters(LINEAR_COLUMNS)
+    # Those that a feed-forward without a gate lacks are left out where the plan is applied.
     return {"gate_proj": columns, "up_proj": columns, "down_proj": LocalParameters(LINEAR_ROWS)}

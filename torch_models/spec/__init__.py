@@ -31,6 +31,7 @@ from torch_models.spec.feed_forward import (
     FeedForwardSpec,
     GatedMLPSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     RouterSpec,
 )
 from torch_models.spec.layer import (
@@ -85,6 +86,7 @@ __all__ = [
     "LayerRun",
     "LayerSpec",
     "Layers",
+    "MLPSpec",
     "MixtureOfExpertsSpec",
     "ModelRecompute",
     "ModelSpec",

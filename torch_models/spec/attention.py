@@ -23,19 +23,21 @@ class RotarySpec(Spec, frozen=True, kw_only=True):
 class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
     """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023).
 
-    The first `rotary.dim` channels of each head are rotated. `query_key_norm` normalises queries and keys before the
-    rotation: each ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
+    The first `rotary.dim` channels of each head are rotated; a layer without `rotary` encodes no positions (NoPE,
+    Kazemnejad et al. 2023, arXiv 2305.19466). `query_key_norm` normalises queries and keys before the rotation: each
+    ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
     """
 
     hidden_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rotary: RotarySpec
+    rotary: RotarySpec | None
     qkv_bias: bool = False
     output_bias: bool = False
     query_key_norm: Literal["head", "width"] | None = None
     norm_eps: float = 1e-6  # of the query and key norms
+    norm_unit_offset: bool = False  # these norms, by head, multiply by 1 + weight
     window: int | None = None  # a position attends to itself and to the window - 1 positions before it
     logit_softcap: float | None = None  # scores become cap * tanh(scores / cap)
     sinks: bool = False  # one learned score per head, which enters the softmax but has no value vector
@@ -50,7 +52,8 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
                 f"num_key_value_heads ({self.num_key_value_heads})",
             )
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
-        assert self.rotary.dim <= self.head_dim
+        assert not self.norm_unit_offset or self.query_key_norm == "head"
+        assert self.rotary is None or self.rotary.dim <= self.head_dim
 
 
 class IndexerSpec(Spec, frozen=True, kw_only=True):

@@ -16,6 +16,15 @@ class GatedMLPSpec(Spec, frozen=True, kw_only=True, tag="gated_mlp"):
     bias: bool = False
 
 
+class MLPSpec(Spec, frozen=True, kw_only=True, tag="mlp"):
+    """down(activation(up(x))), without a gate (Vaswani et al. 2017, arXiv 1706.03762, eq. 2; GPT-2)."""
+
+    hidden_size: int
+    intermediate_size: int
+    activation: Activation
+    bias: bool = False
+
+
 class ClampedMLPSpec(Spec, frozen=True, kw_only=True, tag="clamped_mlp"):
     """gpt-oss's expert: (up + 1) * gate * sigmoid(alpha gate), both clamped to `limit`, with biases.
 
@@ -96,4 +105,4 @@ class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_expe
             raise ConfigError("mlp_bias", True, "routed experts have no biases")
 
 
-FeedForwardSpec = GatedMLPSpec | MixtureOfExpertsSpec
+FeedForwardSpec = GatedMLPSpec | MLPSpec | MixtureOfExpertsSpec

@@ -28,13 +28,15 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """``dense`` or ``moe``, with ``_window_<size>`` appended if the attention has a window.
+        """``dense`` or ``moe``, then what else tells the layers of a model apart.
 
-        Where only some layers are computed again in training, ``_recomputed`` stands after their kind.
+        ``_window_<size>`` if the attention has a window, ``_no_rope`` if it rotates no queries and keys.
+        ``_recomputed`` stands last, where only some layers are computed again in training.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
-        return f"{kind}{window}{'_recomputed' if self.recompute == 'full' else ''}"
+        rope = "" if self.attention.rotary is not None else "_no_rope"
+        return f"{kind}{window}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.

@@ -27,6 +27,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     norm_type: NormType = "rms_norm"  # of the final norm
     norm_unit_offset: bool = False
     embedding_scale: float = 1.0
+    learned_positions: int | None = None  # rows of a learned table, of which one is added to each embedded token
     final_logit_softcap: float | None = None
     initializer_range: float = DEFAULT_INITIALIZER_RANGE  # the standard deviation of weights before training
     defaulted_fields: tuple[str, ...] = ()  # "field = value" for each field that took the family's default
@@ -38,6 +39,7 @@ class ModelSpec(Spec, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         assert self.layer_runs and all(run.layer.hidden_size == self.hidden_size for run in self.layer_runs)
         assert self.norm_type == "rms_norm" or not (self.norm_unit_offset or self.mtp_layers)
+        assert self.learned_positions is None or not self.mtp_layers
 
     @property
     def num_layers(self) -> int:

@@ -38,7 +38,8 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
     x = run.width * run.tokens * spec.hidden_size
     norms = 0
     if spec.query_key_norm == "head":
-        norms = sum(norm_held(run.tokens * each, channels, run) for each in (heads, key_heads))
+        offset = spec.norm_unit_offset
+        norms = sum(norm_held(run.tokens * each, channels, run, unit_offset=offset) for each in (heads, key_heads))
     elif spec.query_key_norm == "width":
         norms = sum(norm_held(run.tokens, each * channels, run) for each in (heads, key_heads))
     core, held_heads = 0, key_heads

@@ -3,7 +3,7 @@
 from functools import singledispatch
 
 from counting.formulas.held.forward_pass import FP32, INT32, INT64, ForwardPass
-from torch_models.spec import ClampedMLPSpec, FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from torch_models.spec import ClampedMLPSpec, FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec, MLPSpec, RouterSpec
 
 
 @singledispatch
@@ -24,6 +24,22 @@ def _(spec: GatedMLPSpec, run: ForwardPass) -> int:
     x = run.width * run.tokens * spec.hidden_size
     gate = activated = up = hidden = run.width * run.tokens * spec.intermediate_size
     return x + gate + activated + up + hidden
+
+
+@feed_forward_held.register
+def _(spec: MLPSpec, run: ForwardPass) -> int:
+    """down(activation(up(x))): T (D + 2 F) numbers; biases hold nothing.
+
+    - x: the input of up, for its weight's gradient;
+    - up: the input of the activation function;
+    - hidden: its output, which is the input of down, for its weight's gradient.
+
+    With F = 4 D it is 9 D numbers a token. Korthikanti et al. 2022 (arXiv 2205.05198, §4.1) have 18 s b h bytes for
+    them, and s b h more for the mask of dropout.
+    """
+    x = run.width * run.tokens * spec.hidden_size
+    up = hidden = run.width * run.tokens * spec.intermediate_size
+    return x + up + hidden
 
 
 @feed_forward_held.register

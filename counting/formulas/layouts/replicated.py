@@ -21,6 +21,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
     Spec,
@@ -30,7 +31,8 @@ from torch_models.spec import (
 def replicated_parameters(spec: ModelSpec, setup: Setup) -> int:
     """Return how many parameters every rank of tp has whole, with those of multi-token prediction if it is trained."""
     width = spec.hidden_size
-    found = width + sum(_total(layer) * count for layer, count in spec.layer_groups())
+    found = sum(map(numbers, final_norm(spec))) + (spec.learned_positions or 0) * width
+    found += sum(_total(layer) * count for layer, count in spec.layer_groups())
     for layer in spec.mtp_layers if setup.mtp else ():
         found += _total(layer) + sum(map(numbers, mtp_shapes(width)))
     return found
@@ -44,9 +46,19 @@ def _total(layer: LayerSpec) -> int:
 def norms_of_stream(layer: LayerSpec) -> list[Shape]:
     """Return the shapes of a layer's norms of the residual stream: one before or after each of its two blocks, or both.
 
+    LayerNorm has a weight and a bias.
     With sequence parallelism each rank uses them on its own positions, so that their gradients are terms of a sum too.
     """
-    return [(layer.hidden_size,)] * (4 if layer.norm_placement == "around" else 2)
+    return _norm(layer) * (4 if layer.norm_placement == "around" else 2)
+
+
+def final_norm(spec: ModelSpec) -> list[Shape]:
+    """Return the shapes of the norm after the last layer, of which the same is true."""
+    return _norm(spec)
+
+
+def _norm(spec: LayerSpec | ModelSpec) -> list[Shape]:
+    return [(spec.hidden_size,)] * (2 if spec.norm_type == "layer_norm" else 1)
 
 
 @singledispatch
@@ -76,7 +88,7 @@ def _(spec: MultiHeadLatentAttentionSpec) -> list[Shape]:
 
 
 @used_apart.register
-def _(spec: GatedMLPSpec | ClampedMLPSpec) -> list[Shape]:
+def _(spec: GatedMLPSpec | MLPSpec | ClampedMLPSpec) -> list[Shape]:
     """None: every matrix has intermediate channels."""
     return []
 
@@ -109,7 +121,7 @@ def _(spec: MultiHeadLatentAttentionSpec) -> int:
 
 
 @biases_of_sums.register
-def _(spec: GatedMLPSpec) -> int:
+def _(spec: GatedMLPSpec | MLPSpec) -> int:
     return spec.bias * spec.hidden_size
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from counting.formulas.held import FP32, INT64
 from counting.formulas.layouts.flops import CORE_AGAIN
 from counting.formulas.layouts.groups import mtp_shapes
-from counting.formulas.layouts.replicated import norms_of_stream, used_apart
+from counting.formulas.layouts.replicated import final_norm, norms_of_stream, used_apart
 from counting.formulas.layouts.sharding import Shape, numbers
 from counting.formulas.local.shapes import Division, division_of, local_setup
 from counting.ranks.profile import Axis, Collective, CollectiveOp, RankPhase, Traffic, Traffics, total_traffic
@@ -216,7 +216,7 @@ class _TensorParallel:
         width = self.spec.hidden_size
         found = [*self._head_backward() * (1 + len(self.mtp_layers))]
         if self.by_position:
-            found += self._gradients([(width,)])
+            found += self._gradients(final_norm(self.spec))
         for layer in self.mtp_layers:
             found += [*self.layer_backward(layer), *self.embedding_backward()]
             if self.by_position:
@@ -227,7 +227,7 @@ class _TensorParallel:
         """Those of the final norm, and of multi-token prediction."""
         width, found = self.spec.hidden_size, list[Sending]()
         if self.by_position:
-            found += self._gradients([(width,)])
+            found += self._gradients(final_norm(self.spec))
         for layer in self.mtp_layers:
             found += self.layer_gradients(layer)
             if self.by_position:

@@ -10,7 +10,7 @@ these alone: its step is that of a shorter sequence (`local_setup`).
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from msgspec import structs
 
@@ -22,8 +22,11 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
+    MLPSpec,
     ModelSpec,
 )
+
+M = TypeVar("M", bound=GatedMLPSpec | MLPSpec)
 
 
 class Division(NamedTuple):
@@ -103,7 +106,7 @@ def local_layer(spec: LayerSpec, tp: int) -> LayerSpec:
             expert=_local_expert(feed_forward.expert, tp),
             shared_experts=shared and _local_mlp(shared, tp),
         )
-    elif isinstance(feed_forward, GatedMLPSpec):
+    else:
         feed_forward = _local_mlp(feed_forward, tp)
     return structs.replace(spec, attention=attention, feed_forward=feed_forward)
 
@@ -112,7 +115,7 @@ def _local_expert(spec: GatedMLPSpec | ClampedMLPSpec, tp: int) -> GatedMLPSpec 
     return structs.replace(spec, intermediate_size=_part(spec.intermediate_size, tp))
 
 
-def _local_mlp(spec: GatedMLPSpec, tp: int) -> GatedMLPSpec:
+def _local_mlp(spec: M, tp: int) -> M:
     return structs.replace(spec, intermediate_size=_part(spec.intermediate_size, tp))
 
 

@@ -15,7 +15,7 @@ from counting.formulas.memory.operations import (
 )
 from counting.formulas.memory.parameters import added_bias, own_parameter, summed_parameter
 from counting.formulas.memory.tape import SINGLE, Array, Gradients, InputGradients, Size, Tape
-from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, ModelSpec
+from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MLPSpec, ModelSpec
 
 
 def norm(
@@ -180,6 +180,14 @@ def sum_projection(
     weight = own_parameter(tape, tape.parameter(x.numel // tokens * outputs, width), division)
     of_sum = added_bias(tape, tape.parameter(outputs, width), division) if bias else None
     return linear(tape, x, tokens, outputs, weight=weight, bias=of_sum)
+
+
+def plain_mlp(tape: Tape, spec: MLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:
+    """up, activation, down; `spec` is the part of this rank."""
+    up = projection(tape, x, tokens, spec.intermediate_size, division, bias=spec.bias)
+    hidden = unary(tape, up, keeps_input=True)
+    del up
+    return sum_projection(tape, hidden, tokens, spec.hidden_size, division, bias=spec.bias)
 
 
 def gated_mlp(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int, division: Division = UNDIVIDED) -> Array:

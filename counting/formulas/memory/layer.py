@@ -13,14 +13,14 @@ from functools import partial
 from counting.counts import LayerMemory
 from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention.block import attention
-from counting.formulas.memory.blocks import gated_mlp, stream_norm
+from counting.formulas.memory.blocks import gated_mlp, plain_mlp, stream_norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
 from counting.formulas.memory.experts import Around, mixture_of_experts
 from counting.formulas.memory.operations import add
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Kernel, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
 from counting.setup import MicroBatch
-from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MixtureOfExpertsSpec, Recompute
+from torch_models.spec import GatedMLPSpec, Kernels, LayerSpec, MixtureOfExpertsSpec, MLPSpec, Recompute
 
 
 def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad: bool) -> LayerMemory:
@@ -46,8 +46,10 @@ def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad
     )
 
 
-def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, Array]:
-    """The cos and sin tables: one number for each position and pair of rotated channels."""
+def rotary_tables(tape: Tape, spec: LayerSpec, positions: int, width: int) -> tuple[Array, ...]:
+    """The cos and sin tables: one number for each position and pair of rotated channels; none without rotation."""
+    if spec.attention.rotary is None:
+        return ()
     half = positions * spec.attention.rotary.dim // 2
     return tape.new(half, width), tape.new(half, width)
 
@@ -141,6 +143,8 @@ def _feed_forward(
     whole = whole_input(tape, x, batch, division)
     if isinstance(spec.feed_forward, GatedMLPSpec):
         out = gated_mlp(tape, spec.feed_forward, whole, batch.tokens, division)
+    elif isinstance(spec.feed_forward, MLPSpec):
+        out = plain_mlp(tape, spec.feed_forward, whole, batch.tokens, division)
     else:
         out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, division, around)
     return sum_of_parts(tape, out, batch, division)

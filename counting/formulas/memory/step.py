@@ -13,6 +13,7 @@ from counting.formulas.memory.layer import layer, recomputed, rotary_tables, tra
 from counting.formulas.memory.operations import Operand, add, cast, first, join, linear, reshape, scale, split, unary
 from counting.formulas.memory.optimizer import simulate_clipping, simulate_update
 from counting.formulas.memory.parameters import own_parameter, summed_parameter
+from counting.formulas.memory.positions import with_positions
 from counting.formulas.memory.tape import BOOL, LONG, SINGLE, Array, Size, Tape
 from counting.formulas.memory.vocabulary import divided_cross_entropy, masked_embedding
 from counting.setup import Setup
@@ -204,6 +205,8 @@ class SimulatedStep:
         matrix, apart = self.vocabulary * self.spec.hidden_size, self.division.tp > 1
         self.embedding = self.tape.parameter(matrix, self.width, apart=apart)
         self.head = self.embedding
+        rows = self.spec.learned_positions
+        self.positions = None if rows is None else self.tape.parameter(rows * self.spec.hidden_size, self.width)
         if not self.spec.tie_word_embeddings:
             self.tape.fresh_parameters = self.fresh_end
             self.head = self.tape.parameter(matrix, self.width, apart=apart)
@@ -232,14 +235,20 @@ class SimulatedStep:
         else:
             x = tape.new(self.tokens * self.spec.hidden_size, self.width)
             tape.record([x], [self.embedding], [token_ids], lambda gradients: [tape.like(of_embedding)])
+            x = self._with_positions(x)
         self._leave("embedding", x, depth)
         return x if self.spec.embedding_scale == 1 else scale(tape, x)
 
     def _embed_words(self, token_ids: Array) -> Array:
         """The sum over ranks, of which each has some words."""
         embedding = own_parameter(self.tape, self.embedding, self.division)
-        masked = masked_embedding(self.tape, embedding, token_ids, self.spec.hidden_size)
+        masked = self._with_positions(masked_embedding(self.tape, embedding, token_ids, self.spec.hidden_size))
         return sum_of_parts(self.tape, masked, self.batch, self.division)
+
+    def _with_positions(self, x: Array) -> Array:
+        if self.positions is None:
+            return x
+        return with_positions(self.tape, x, self.positions, self.spec.hidden_size, self.batch, self.division)
 
     def _loss(self, stream: list[Array]) -> Array:
         """Final norm, head and loss, and those of the multi-token-prediction modules."""

@@ -98,9 +98,10 @@ def traced_layer(
     names = [name for name, _ in (*layer.named_parameters(), *layer.named_buffers())]
     found: list[torch.fx.GraphModule] = []
 
-    def run(x: Tensor, cos: Tensor, sin: Tensor, *tensors: Tensor) -> Any:
+    def run(x: Tensor, *further: Tensor) -> Any:
+        tables, tensors = further[: len(rotary)], further[len(rotary) :]
         with _noted(spec, recompute):
-            return torch.func.functional_call(layer, dict(zip(names, tensors, strict=True)), (x, (cos, sin)))
+            return torch.func.functional_call(layer, dict(zip(names, tensors, strict=True)), (x, tables))
 
     def keep(gm: torch.fx.GraphModule, example_inputs: object) -> Any:
         found.append(gm)

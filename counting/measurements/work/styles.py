@@ -49,6 +49,8 @@ def _op_by_op(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) -> T
 
 def _rotated_as_complex(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Tensor:
     """Pairs of channels as complex numbers of two fp32, times a table of such numbers, which is there before."""
+    if not tables:
+        return x_BSHC
     table = torch.empty_like(tables[0], dtype=torch.complex64).unsqueeze(1)
     pairs = torch.view_as_complex(x_BSHC.float().reshape(*x_BSHC.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * table).flatten(3).type_as(x_BSHC)

@@ -28,6 +28,12 @@ def flop_table(analysis: Analysis) -> Table:
     if windowed:
         full = [layer.forward_flops_full_attention for layer in analysis.layers]
         add("total, full attention", full, analysis.forward_flops_full_attention)
+    if analysis.scan_flops:
+        scans = [layer.scan_flops for layer in analysis.layers]
+        add("in attention: products of scans, by formula", scans, analysis.scan_flops)
+    if analysis.elementwise_operations:
+        operations = [layer.elementwise_operations for layer in analysis.layers]
+        add("not included: elementwise operations of scans", operations, analysis.elementwise_operations)
     if analysis.mtp_forward_flops:
         blank = [""] * len(analysis.layers)
         flops = analysis.mtp_forward_flops

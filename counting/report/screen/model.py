@@ -29,9 +29,12 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
     lines.fact("above", f"parameters: the model; TFLOPs, GBs: one {analysis.main_layer.kind} layer's forward")
     lines.fact("parameters", f"{_sizes(analysis)}: {_shares(analysis)}{_beside(analysis)}")
     lines.fact("FLOPs a token", _flops(analysis))
+    if said := scans_in_words(analysis):
+        lines.fact("scans", said)
     lines.fact("one layer", _layer_memory(analysis))
     if analysis.memory is None:
-        lines.fact("a training step", "is not measured of a family that goes through transformers")
+        through = "whose layers carry a state" if analysis.elementwise_operations else "that goes through transformers"
+        lines.fact("a training step", f"is not measured of a family {through}")
         return
     if analysis.rank_classes:
         lines.fact("on one device", _on_one_device(analysis.memory))
@@ -39,6 +42,18 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
     _step_memory(lines, analysis, analysis.memory)
     if fits := _all_fits(analysis, on_catalogue):
         lines.fact("fits one", fits_in_words(fits, analysis))
+
+
+def scans_in_words(analysis: Analysis) -> str:
+    """The scans that carry a state along the sequence, their products, and what is elementwise; empty without any."""
+    if not analysis.elementwise_operations:
+        return ""
+    scans = dict.fromkeys(scan for layer in analysis.layers for scan in layer.scans)
+    products = f"{percent(analysis.scan_flops / analysis.forward_flops)} of the FLOPs, by formula; "
+    share = percent(analysis.elementwise_operations / analysis.forward_flops)
+    return (
+        f"{listed(list(scans))}: {products if analysis.scan_flops else ''}elementwise operations: {share} beside them"
+    )
 
 
 def short_model_screen(

@@ -14,7 +14,6 @@ from counting.via_transformers.reading.decoders import (
     Decoder,
     decoder_class,
     decoder_of,
-    no_count_of,
     one_line,
     take_text_part,
 )
@@ -45,10 +44,13 @@ ATTENTION_KINDS = {
     "sliding_attention",
     "chunked_attention",
     "indexed_attention",
+    "compressed_sparse_attention",
+    "heavily_compressed_attention",
     "global",
     "local",
 }
 STATE_KINDS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"}
+FEED_FORWARD_KINDS = {"mlp", "moe"}  # of layers that have nothing else
 
 
 class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,10 +197,7 @@ def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
 
 def _refuse_other_mixers(model_type: str, config: Any) -> None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-    other = {str(kind) for kind in kinds} - ATTENTION_KINDS
-    with_state = ", ".join(sorted(other & STATE_KINDS))
-    if with_state:
-        raise ConfigError("model_type", model_type, no_count_of(f"its {with_state} layers"))
+    other = {str(kind) for kind in kinds} - ATTENTION_KINDS - STATE_KINDS - FEED_FORWARD_KINDS
     if other:
         rule = f"is made of layers whose kind is not known here: {', '.join(sorted(other))}"
         raise ConfigError("model_type", model_type, rule)

@@ -223,8 +223,8 @@ def _is_remote(architecture: str, family: str, fields: Mapping[str, Any]) -> boo
 def no_count_of(mixer: str) -> str:
     """The reason why layers that keep a state are refused; `mixer` names the layers."""
     return (
-        f"{mixer} carry a state from token to token, which transformers' reference code computes in part by "
-        "elementwise steps: a count of matrix products would leave that out, so none is given"
+        f"{mixer} carry a state from token to token by a function that is not known here: a count of matrix products "
+        "would leave out its elementwise part, so none is given"
     )
 
 

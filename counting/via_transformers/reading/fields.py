@@ -52,7 +52,9 @@ MTP_FIELDS = re.compile(
 # Undeclared fields of published configs, with the one value that matches the model that transformers builds.
 FIXED_FOREIGN_FIELDS: dict[str, object] = {
     "apply_residual_connection_post_layernorm": False,
+    "mla_use_nope": True,
     "moe_gate": "topk",
+    "output_gate_type": "swish",
     "scale_attn_weights": True,
     "zero_expert_type": "identity",
 }
@@ -324,6 +326,10 @@ def _repeats_layers(field: str, value: Any, config: Any) -> bool:
     if field == "layer_switch" and isinstance(value, int) and value > 0:
         return bool(mixers) and mixers == [
             "full_attention" if index % value == value - 1 else "sliding_attention" for index in range(len(mixers))
+        ]
+    if field == "full_attention_interval" and isinstance(value, int) and value > 0:
+        return bool(mixers) and mixers == [
+            "full_attention" if index % value == value - 1 else "linear_attention" for index in range(len(mixers))
         ]
     if field == "order_of_interleaved_layers":
         return value == "local_attn_first" and mixers[:1] == ["sliding_attention"]

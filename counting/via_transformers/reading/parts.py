@@ -74,7 +74,10 @@ def parts_of_model(found: Discovered, config: Any) -> dict[Part, bool]:
     parts[Part.EXPERTS] = any(of_experts)
     parts[Part.DENSE_LAYERS] = any(of_experts) and not all(of_experts)
     parts[Part.QK_NORM] = any(_QUERY_NORM.fullmatch(named.own_name) and "index" not in named.path for named in modules)
-    parts[Part.GATE] = any(named.in_attention and _GATE.fullmatch(named.own_name) for named in modules)
+    parts[Part.GATE] = any(
+        named.in_attention and (_GATE.fullmatch(named.own_name) or _has_gate_beside_queries(named.module))
+        for named in modules
+    )
     parts[Part.LATENT] = any(_LATENT.fullmatch(named.own_name) for named in modules)
     parts[Part.SINKS] = any(
         "sink" in name for named in modules for name, _ in named.module.named_parameters(recurse=False)
@@ -83,6 +86,13 @@ def parts_of_model(found: Discovered, config: Any) -> dict[Part, bool]:
     heads = sizes.get("num_attention_heads")
     parts[Part.ONE_KEY_HEAD] = sizes.get("num_key_value_heads") == 1 and heads != 1
     return parts | _window(config) | _positions(found, outside, config) | _outside(found, outside, config)
+
+
+def _has_gate_beside_queries(attention: nn.Module) -> bool:
+    """Whether the projection of an attention's queries also makes a gate of its output: twice the output's channels."""
+    projections = dict(attention.named_children())
+    queries, output = (getattr(projections.get(name), "weight", None) for name in ("q_proj", "o_proj"))
+    return queries is not None and output is not None and bool(queries.shape[0] == 2 * output.shape[1])
 
 
 def _pairs(found: Discovered, layers: Sequence[list[_Named]]) -> Iterator[tuple[Any, list[tuple[str, nn.Module]]]]:

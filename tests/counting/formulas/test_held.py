@@ -27,6 +27,7 @@ from counting.formulas.memory import simulate
 from counting.setup import MicroBatch, Setup, resolve
 from tests.random_specs import random_layer, random_model
 from tests.shrunken import DEEPSEEK_V3, FAMILIES
+from tests.witnesses import at_most
 from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.spec import Kernels, MixtureOfExpertsSpec, ModelSpec, Recompute
@@ -66,10 +67,11 @@ def test_every_family(kernels: Kernels, recompute: Recompute, loss_chunk: int | 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config(config: str) -> None:
     spec = read_spec(config)
+    length = at_most(2048, spec)
     for kernels in KERNELS:
         for recompute in RECOMPUTES:
-            check(spec, Setup(sequence_length=2048, kernels=kernels, recompute=recompute, loss_chunk=512))
-            check(spec, Setup(sequence_length=2048, kernels=kernels, recompute=recompute, precision="fp32"))
+            check(spec, Setup(sequence_length=length, kernels=kernels, recompute=recompute, loss_chunk=512))
+            check(spec, Setup(sequence_length=length, kernels=kernels, recompute=recompute, precision="fp32"))
 
 
 @pytest.mark.parametrize("seeds", [range(start, start + 50) for start in range(0, 400, 50)], ids=str)

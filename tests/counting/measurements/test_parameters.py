@@ -14,6 +14,7 @@ from counting.measurements.parameters import (
     linear_weights,
     router_correction_bias,
 )
+from tests.checkpoints import in_native_names
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import build, build_mtp, read_spec
 from torch_models.fields.bundled import bundled_data
@@ -32,7 +33,8 @@ def test_full_size_shapes_and_names_are_transformers(config: str) -> None:
     with torch.device("meta"):
         reference = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields))
     shapes = {name: tensor.shape for name, tensor in build(config, device="meta").state_dict().items()}
-    assert shapes == {name: tensor.shape for name, tensor in reference.state_dict().items()}
+    expected = in_native_names(reference.state_dict(), read_spec(config).model_type)
+    assert shapes == {name: tensor.shape for name, tensor in expected.items()}
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -75,7 +75,7 @@ def test_family(model_type: str) -> None:
     assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "cohere2", "gemma3_text", "olmoe", "glm4_moe_lite"])
+@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "cohere2", "exaone4", "olmoe", "glm4_moe_lite"])
 def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None:
     """The whole model, none of its layers left out, in transformers' own attention; rotary tables apart."""
     fields, _ = FAMILIES[model_type]

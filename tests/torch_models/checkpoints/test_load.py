@@ -19,6 +19,7 @@ from tests.checkpoints import (
     TIED,
     State,
     assert_same_tensors,
+    in_native_names,
     mtp_state,
     native_state,
     separate_experts,
@@ -32,7 +33,7 @@ from torch_models.checkpoints.headers import stored_tensors
 from torch_models.errors import CheckpointError, UserError
 from torch_models.families import deepseek_v3
 from torch_models.fields.config import spec_from_fields
-from torch_models.fields.stored_names import SEPARATE_EXPERTS, Place, StoredName, parts_of, place_of
+from torch_models.fields.stored_names import SEPARATE_EXPERTS, Place, StoredName, parts_of, places_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,7 +72,7 @@ def test_every_family_as_transformers_saves_it(fields: dict[str, Any], tmp_path:
     torch.manual_seed(0)
     reference: Any = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**fields))
     reference.save_pretrained(tmp_path)
-    assert_same_tensors(load_checkpoint(tmp_path), reference.state_dict())
+    assert_same_tensors(load_checkpoint(tmp_path), in_native_names(reference.state_dict(), fields["model_type"]))
 
 
 def test_kernels_and_name_are_passed_on(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_families_may_have_other_names(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_place_of_a_name(stored: str, place: Place) -> None:
-    assert place_of(stored, SEPARATE_EXPERTS) == place
+    assert places_of(stored, SEPARATE_EXPERTS) == (place,)
 
 
 def test_parts_of_a_stacked_tensor_are_named_as_stored() -> None:
@@ -187,7 +188,7 @@ def test_parts_of_a_stacked_tensor_are_named_as_stored() -> None:
     assert list(parts.values()) == [
         f"{EXPERTS}.{expert}.{half}_proj.weight" for half in ("gate", "up") for expert in (0, 1)
     ]
-    assert all(place_of(name, SEPARATE_EXPERTS) == part for part, name in parts.items())
+    assert all(places_of(name, SEPARATE_EXPERTS) == (part,) for part, name in parts.items())
     assert parts_of("model.norm.weight", 64, SEPARATE_EXPERTS) == {Place("model.norm.weight"): "model.norm.weight"}
 
 

@@ -31,6 +31,10 @@ def assert_equal(found: Trained, expected: Trained) -> None:
         assert different == [], f"other {kind}: {different}"
 
 
+# Where keys are not rotated: what is added to all keys of a head changes no probability.
+ZERO_BUT_FOR_ROUNDING = "k_proj.bias"
+
+
 def assert_close(found: Trained, expected: Trained, tolerance: float) -> None:
     """The distance of each tensor, relative to its size, is at most `tolerance`; the names are the same.
 
@@ -42,6 +46,7 @@ def assert_close(found: Trained, expected: Trained, tolerance: float) -> None:
         distances = {
             name: float((of_found[name] - tensor).norm() / max(tensor.norm(), least))
             for name, tensor in of_expected.items()
+            if not (kind == "gradients" and name.endswith(ZERO_BUT_FOR_ROUNDING) and tensor.norm() < least / 1000)
         }
         far = {name: distance for name, distance in distances.items() if not distance <= tolerance}
         assert far == {}, f"{kind} at a distance: {far}"

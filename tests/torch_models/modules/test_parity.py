@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 from transformers.modeling_layers import MtpLayer
 
+from tests.checkpoints import in_native_names
 from tests.shrunken import (
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
@@ -17,6 +18,7 @@ from tests.shrunken import (
     GEMMA2,
     GLM4_MOE,
     GLM_MOE_DSA,
+    GPT2,
     GPT_OSS,
     LLAMA,
     MISTRAL,
@@ -46,6 +48,14 @@ YARN = {
 
 # As many factors as pairs of rotated channels in LLAMA.
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 4.0, 8.0]}
+
+NAMES_OF_GPT2 = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+GPT2_BY_ITS_NAMES = {NAMES_OF_GPT2.get(field, field): value for field, value in GPT2.items()}
 
 CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "llama-grouped-queries": LLAMA | {"num_key_value_heads": 2},
@@ -129,6 +139,11 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "deepseek_v3-one-group": DEEPSEEK_V3 | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
     "deepseek_v3-all-experts": DEEPSEEK_V3 | {"num_experts_per_tok": 16, "topk_group": 4},
     "deepseek_v3-halves-rotated": DEEPSEEK_V3 | {"rope_interleave": False},
+    "gpt2-own-names": GPT2_BY_ITS_NAMES,
+    "gpt2-untied": GPT2 | {"tie_word_embeddings": False},
+    "gpt2-exact-gelu": GPT2 | {"activation_function": "gelu", "layer_norm_epsilon": 1e-3, "n_inner": None},
+    "gpt2-unscaled": GPT2 | {"scale_attn_weights": False},
+    "gpt2-scaled-by-layer": GPT2 | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
     "deepseek_v3-all-dense": DEEPSEEK_V3 | {"first_k_dense_replace": 4},
 }
 
@@ -163,7 +178,8 @@ def loss_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def test_logits_and_gradients_equal_transformers(fields: dict[str, Any], kernels: Any) -> None:
     reference = reference_model(fields)
     model = build(spec_from_fields(fields, "shrunken"), kernels=kernels)
-    model.load_state_dict(reference.state_dict())  # strict: every name and every shape
+    model_type = fields["model_type"]
+    model.load_state_dict(in_native_names(reference.state_dict(), model_type))  # strict: every name and every shape
 
     ids = token_ids()
     expected, logits = reference(input_ids=ids).logits, model(ids)
@@ -173,13 +189,15 @@ def test_logits_and_gradients_equal_transformers(fields: dict[str, Any], kernels
     loss_of(logits, ids).backward()
     expected_gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert gradients.keys() == expected_gradients.keys()
+    assert gradients.keys() == in_native_names(expected_gradients, model_type).keys()
     for name, expected_gradient in expected_gradients.items():
-        if expected_gradient is None or gradients[name] is None:
-            assert expected_gradient is gradients[name] is None, name  # an indexer's, which only chooses
+        if expected_gradient is None:  # of an indexer, which only chooses
+            assert gradients[name] is None, name
             continue
+        # Of queries, keys and values in one: without rotation the gradient of the keys' bias is 0.
         scale = float(expected_gradient.abs().max()) or 1.0
-        torch.testing.assert_close(gradients[name] / scale, expected_gradient / scale, rtol=0, atol=2e-4, msg=name)
+        for own, part in in_native_names({name: expected_gradient}, model_type).items():
+            torch.testing.assert_close(gradients[own] / scale, part / scale, rtol=0, atol=2e-4, msg=own)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ class GroupedQueryAttention(OwnFirstValues):
         self.attend: Callable[..., Tensor] = causal_attention  # another function where ranks divide the positions
         self.head_dim = spec.head_dim
         self.heads_per_group = spec.num_attention_heads // spec.num_key_value_heads
-        self.rotary_dim = spec.rotary.dim
-        self.interleaved = spec.rotary.interleaved
+        self.rotary_dim = spec.rotary.dim if spec.rotary else 0
+        self.interleaved = spec.rotary is not None and spec.rotary.interleaved
         self.window = spec.window
         self.softcap = spec.logit_softcap
         self.sinks = nn.Parameter(torch.empty(spec.num_attention_heads)) if spec.sinks else None
@@ -40,7 +40,8 @@ class GroupedQueryAttention(OwnFirstValues):
         self.q_norm = self.k_norm = None
         if spec.query_key_norm:
             widths = (query_width, key_value_width) if self.norm_over_width else (spec.head_dim, spec.head_dim)
-            self.q_norm, self.k_norm = (RMSNorm(width, spec.norm_eps, kernels) for width in widths)
+            offset = spec.norm_unit_offset
+            self.q_norm, self.k_norm = (RMSNorm(each, spec.norm_eps, kernels, unit_offset=offset) for each in widths)
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
@@ -74,7 +75,7 @@ class GroupedQueryAttention(OwnFirstValues):
         return normalised
 
     def _rotate(self, x_BSHC: Tensor, rotary: RotaryTables) -> Tensor:
-        if self.rotary_dim == self.head_dim:
+        if self.rotary_dim in (0, self.head_dim):
             return apply_rotary(x_BSHC, rotary, self.interleaved)
         rotated, rest = x_BSHC.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
         return torch.cat((apply_rotary(rotated, rotary, self.interleaved), rest), dim=-1)

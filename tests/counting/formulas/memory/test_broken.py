@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from counting.analysis import analyze
-from counting.formulas.memory import attention, blocks, experts, layer, operations, optimizer, simulate, step
+from counting.formulas.memory import blocks, experts, layer, operations, optimizer, simulate, step
+from counting.formulas.memory.attention import block, core, grouped_queries, latents, rotation
 from counting.formulas.memory.tape import Array, Tape
 from counting.formulas.tensors import tensors
 from counting.reconcile import DisagreementError
@@ -20,20 +21,20 @@ LLAMA_SPEC = spec_from_fields(LLAMA, "shrunken")
 GPT_OSS_SPEC = spec_from_fields(GPT_OSS, "shrunken")
 
 MEMORY_BLOCKS = [
-    (attention, "_rotate", LLAMA_SPEC, "eager"),
-    (attention, "norm", DEEPSEEK_SPEC, "fused"),
+    (grouped_queries, "rotate", LLAMA_SPEC, "eager"),
+    (latents, "norm", DEEPSEEK_SPEC, "fused"),
     (layer, "norm", LLAMA_SPEC, "fused"),
     (layer, "norm", LLAMA_SPEC, "eager"),
-    (attention, "_grouped_projections", LLAMA_SPEC, "fused"),
-    (attention, "_latent_projections", DEEPSEEK_SPEC, "fused"),
-    (attention, "_fused_core", LLAMA_SPEC, "fused"),
-    (attention, "_eager_core", LLAMA_SPEC, "eager"),
+    (block, "grouped_projections", LLAMA_SPEC, "fused"),
+    (block, "latent_projections", DEEPSEEK_SPEC, "fused"),
+    (block, "fused_core", LLAMA_SPEC, "fused"),
+    (block, "eager_core", LLAMA_SPEC, "eager"),
     (layer, "gated_mlp", LLAMA_SPEC, "fused"),
     (experts, "_router", DEEPSEEK_SPEC, "fused"),
     (experts, "_routed_experts", DEEPSEEK_SPEC, "fused"),
     (experts, "_gated_experts", DEEPSEEK_SPEC, "fused"),
     (experts, "_clamped_experts", GPT_OSS_SPEC, "fused"),
-    (attention, "_hidden_positions", LLAMA_SPEC, "eager"),
+    (core, "_hidden_positions", LLAMA_SPEC, "eager"),
 ]
 
 
@@ -120,7 +121,7 @@ def test_a_gradient_of_another_size_is_found(operation: str, monkeypatch: pytest
     ]
     runs = [(spec, setup_of(spec, kernels=kernels, loss_chunk=7)) for spec, kernels in cases]
     expected = [simulate(*run, step=True) for run in runs]
-    for module in (operations, blocks, attention, experts, layer, step):
+    for module in (operations, blocks, block, core, grouped_queries, latents, rotation, experts, layer, step):
         if hasattr(module, operation):
             monkeypatch.setattr(module, operation, leaking)
     assert [simulate(*run, step=True) for run in runs] != expected

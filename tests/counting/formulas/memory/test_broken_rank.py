@@ -10,18 +10,17 @@ import pytest
 from msgspec import structs
 
 from counting.formulas.memory import (
-    attention,
     blocks,
     collectives,
     exchange,
     experts,
     layer,
     parameters,
-    ring,
     simulate,
     step,
     vocabulary,
 )
+from counting.formulas.memory.attention import block, core, grouped_queries, latents, ring, rotation
 from counting.formulas.memory.tape import Array, Tape
 from tests.random_specs import widened
 from tests.shrunken import FAMILIES
@@ -30,7 +29,8 @@ from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec, runs_of
 
-MODULES = (attention, blocks, collectives, exchange, experts, layer, parameters, ring, step, vocabulary)
+ATTENTION = (block, core, grouped_queries, latents, ring, rotation)
+MODULES = (*ATTENTION, blocks, collectives, exchange, experts, layer, parameters, step, vocabulary)
 OF_A_RANK = (collectives, exchange, parameters, ring, vocabulary)
 FUNCTIONS = [
     name

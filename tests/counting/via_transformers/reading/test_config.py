@@ -121,7 +121,7 @@ def test_no_reference_code_runs_for_a_refusal(model_type: str, tmp_path: Path) -
 
 # --- Fields that a class derives, keeps or passes over ---------------------------------------------------------
 
-COHERE2, GEMMA3, MOE_LITE = (FAMILIES[name][0] for name in ("cohere2", "gemma3_text", "glm4_moe_lite"))
+COHERE2, MOE_LITE = (FAMILIES[name][0] for name in ("cohere2", "glm4_moe_lite"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ COHERE2, GEMMA3, MOE_LITE = (FAMILIES[name][0] for name in ("cohere2", "gemma3_t
     [
         ("cohere2", COHERE2, {"head_dim": 16}),
         ("glm4_moe_lite", MOE_LITE, {"qk_head_dim": 24, "head_dim": 8}),
-        ("gemma3_text", GEMMA3, {"_sliding_window_pattern": 6, "sliding_window_pattern": 6}),
+        ("cohere2", COHERE2, {"_sliding_window_pattern": 4, "sliding_window_pattern": 4}),
     ],
 )
 def test_a_derived_field_changes_nothing(model_type: str, fields: dict[str, Any], derived: dict[str, int]) -> None:
@@ -161,8 +161,8 @@ def test_a_derived_field_that_differs_is_refused_with_both_values(
 
 
 def test_an_older_name_that_a_class_reads_has_its_effect() -> None:
-    types = model_of(model_type="gemma3_text", **GEMMA3, sliding_window_pattern=2).config.layer_types
-    assert types == ["sliding_attention", "full_attention"] * 3
+    types = model_of(model_type="cohere2", **COHERE2, sliding_window_pattern=2).config.layer_types
+    assert types == ["sliding_attention", "full_attention"] * 2
 
 
 # What published configs hold beside what the class declares.
@@ -187,7 +187,6 @@ OF_PUBLISHED: dict[str, dict[str, Any]] = {
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
     },
-    "gemma3_text": {"cache_implementation": "hybrid", "rope_local_base_freq": 10000, "sliding_window_pattern": 6},
     "starcoder2": {
         "activation_function": "gelu",
         "attention_softmax_in_fp32": True,
@@ -294,7 +293,7 @@ def test_a_config_nested_in_text_config() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "model_type"),
-    [("GPT2LMHeadModel", "gpt2"), ("Starcoder2ForCausalLM", "starcoder2"), ("Gemma3ForCausalLM", "gemma3_text")],
+    [("GPT2LMHeadModel", "gpt2"), ("Starcoder2ForCausalLM", "starcoder2"), ("Exaone4ForCausalLM", "exaone4")],
 )
 def test_the_family_is_read_from_architectures(architecture: str, model_type: str) -> None:
     fields = FAMILIES[model_type][0]

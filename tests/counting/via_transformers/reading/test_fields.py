@@ -107,7 +107,7 @@ def test_fields_that_are_off_or_change_no_count_are_passed_over_and_listed() -> 
             "qkv_bias = false: the model is built with biases of queries, keys and values",
         ),
         (
-            {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0], "use_qk_norm": False},
+            {"model_type": "exaone4", **FAMILIES["exaone4"][0], "use_qk_norm": False},
             "use_qk_norm = false: the model is built with norms of queries and keys",
         ),
         ({**GRANITE, "attn_type_list": [1, 0]}, "attn_type_list = .*: describes layers of several kinds"),
@@ -169,9 +169,9 @@ def test_an_activation_that_the_class_replaces_is_passed_over() -> None:
 
 
 def test_switches_that_say_what_is_built_are_accepted() -> None:
-    gemma3 = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
-    plain = analyze(gemma3, SHORT)
-    assert counts(analyze(gemma3 | {"use_qk_norm": True, "qkv_bias": False}, SHORT)) == counts(plain)
+    exaone = {"model_type": "exaone4", **FAMILIES["exaone4"][0]}
+    plain = analyze(exaone, SHORT)
+    assert counts(analyze(exaone | {"use_qk_norm": True, "qkv_bias": False}, SHORT)) == counts(plain)
     gpt2 = {"model_type": "gpt2", **GPT2}
     assert counts(analyze(gpt2 | {"qkv_bias": True, "mlp_bias": True}, SHORT)) == counts(analyze(gpt2, SHORT))
 
@@ -254,7 +254,8 @@ def test_the_type_of_rotary_embedding_changes_no_count(model_type: str, scaling:
 
 
 def test_an_entry_of_unknown_type_for_one_kind_of_layers() -> None:
-    fields = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
+    fields = {"model_type": "mellum", **SMALL, "num_local_experts": 8, "moe_intermediate_size": 48, "head_dim": 16}
+    fields |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
     by_layer = {
         "full_attention": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 8.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -296,7 +297,7 @@ def test_a_name_in_the_code_of_a_class_is_no_field_that_it_reads(
 
 
 def test_a_field_that_a_class_reads_without_declaring_it_is_understood() -> None:
-    gemma3 = {"model_type": "gemma3_text", **FAMILIES["gemma3_text"][0]}
+    gemma3 = {"model_type": "gemma3_text", **SMALL, "num_hidden_layers": 6}
     for pattern in (6, 2):  # the default, too
         assert "sliding_window_pattern" not in checked(gemma3 | {"sliding_window_pattern": pattern})
     assert "layer_types" in checked(MINISTRAL | {"layer_types": ["full_attention"] * 4})

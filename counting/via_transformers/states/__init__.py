@@ -1,0 +1,5 @@
+"""Layers that carry a state along the sequence: their scans are replaced while a model is measured, and noted.
+
+- `stand_ins` has the functions of transformers that are replaced, and what they say of a scan;
+- `elementwise` counts what these functions do besides matrix products, by running them over short sequences.
+"""

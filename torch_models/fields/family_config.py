@@ -1,0 +1,107 @@
+"""The fields that families have in common. A family's module defines a subclass, with its own fields and rules."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from torch_models.fields.sequence_length import trained_length
+from torch_models.fields.stored_names import IRRELEVANT_TENSORS, SEPARATE_EXPERTS, StoredName
+from torch_models.spec import (
+    DEFAULT_INITIALIZER_RANGE,
+    Activation,
+    Epsilon,
+    Heads,
+    InitializerRange,
+    Layers,
+    LayerSpec,
+    ModelSpec,
+    SequenceLength,
+    Theta,
+    Vocabulary,
+    Width,
+    runs_of,
+)
+
+
+class PlainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields that every family has."""
+
+    stored_names: ClassVar[tuple[StoredName, ...]] = SEPARATE_EXPERTS  # names in checkpoints that differ from ours
+    irrelevant_tensors: ClassVar[Mapping[str, str]] = IRRELEVANT_TENSORS  # endings of names -> why they are no weights
+    architecture: ClassVar[str | None] = None  # the class in transformers, if the family's name does not give it
+
+    model_type: str
+    vocab_size: Vocabulary
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    max_sequence_length: SequenceLength | None = None
+    max_position_embeddings: SequenceLength | None = None
+    tie_word_embeddings: bool = False
+    initializer_range: InitializerRange | None = None  # None: DEFAULT_INITIALIZER_RANGE
+
+    def passed_over(self) -> Iterator[tuple[str, str]]:
+        """Yield each field that the family declares and that has no effect with these values, with the reason."""
+        yield from ()
+
+    def standard_values(self) -> dict[str, tuple[Any, str]]:
+        """Return the value of each field that is None and has one by another field, also as it is shown."""
+        return {}
+
+    def spec_of_model(
+        self,
+        name: str,
+        layers: Iterable[LayerSpec],
+        norm_eps: float,
+        mtp_layers: Iterable[LayerSpec] = (),
+        **options: Any,
+    ) -> ModelSpec:
+        """Return the spec with these layers and the fields that all families share; `options` are further fields."""
+        length, source = trained_length(msgspec.structs.asdict(self), ["max_position_embeddings"])
+        return ModelSpec(
+            name=name,
+            model_type=self.model_type,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            layer_runs=runs_of(layers),
+            norm_eps=norm_eps,
+            tie_word_embeddings=self.tie_word_embeddings,
+            sequence_length=length,
+            sequence_length_source=source,
+            mtp_layers=tuple(mtp_layers),
+            initializer_range=(DEFAULT_INITIALIZER_RANGE if self.initializer_range is None else self.initializer_range),
+            **options,
+        )
+
+
+class FamilyConfig(PlainConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields that every family with RMSNorm, gated MLPs and rotary positions has, that is nearly every family."""
+
+    default_rope_theta: ClassVar[float] = 10_000.0
+
+    intermediate_size: Width
+    num_key_value_heads: Heads | None = None
+    head_dim: Width | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    hidden_act: Activation = "silu"
+    attention_bias: bool = False
+    original_max_position_embeddings: SequenceLength | None = None
+    rope_theta: Theta | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+    def standard_values(self) -> dict[str, tuple[Any, str]]:
+        """Return the number of key/value heads and theta where other fields or the family decide them."""
+        found: dict[str, tuple[Any, str]] = {}
+        if self.num_key_value_heads is None:
+            found["num_key_value_heads"] = self.num_attention_heads, "num_attention_heads"
+        if self.rope_theta is None and "rope_theta" not in str(self.rope_parameters or self.rope_scaling):
+            found["rope_theta"] = self.default_rope_theta, f"{self.default_rope_theta}"
+        return found
+
+    def model_spec(
+        self, name: str, layers: Iterable[LayerSpec], mtp_layers: Iterable[LayerSpec] = (), **options: Any
+    ) -> ModelSpec:
+        """Return the spec with these layers and the fields that all families share; `options` are further fields."""
+        return self.spec_of_model(name, layers, self.rms_norm_eps, mtp_layers, **options)
