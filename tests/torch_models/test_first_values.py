@@ -71,6 +71,7 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
     assert kinds["norm"] > 0
     assert kinds["weight"] > 0
     with_biases = {"qwen2", "gpt_oss", "glm4_moe", "deepseek_v3", "kimi_k2", "gpt2"}
+    with_biases |= {"deepseek_v32", "glm_moe_dsa"}
     assert bool(kinds["bias"]) == (fields["model_type"] in with_biases)
 
 

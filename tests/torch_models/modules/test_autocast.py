@@ -135,6 +135,8 @@ def test_rotation_keeps_the_dtype() -> None:
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
 def test_every_family_trains_under_autocast(fields: dict[str, Any], weights: torch.dtype, kernels: Kernels) -> None:
     torch.manual_seed(0)
+    if "index_topk" in fields:
+        fields = fields | {"index_topk": 24}  # rounding would choose other keys
     model = build(spec_from_fields(fields, "s"), dtype=weights, kernels=kernels)
     ids = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(1))
     expected = model(ids).float()
@@ -143,6 +145,9 @@ def test_every_family_trains_under_autocast(fields: dict[str, Any], weights: tor
     logits.float().square().mean().backward()
     torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1 * float(expected.detach().abs().max()))
     for name, parameter in model.named_parameters():
+        if ".indexer." in name:
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == weights
         assert parameter.grad.isfinite().all(), name
