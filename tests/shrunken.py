@@ -252,6 +252,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
 }
 
+# Those that tp divides: an indexer it does not.
+TENSOR_PARALLEL = tuple(family for family, fields in FAMILIES.items() if "index_topk" not in fields)
+
 # Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, an indexer, MTP,
 # LayerNorm, learned positions.
 REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "deepseek_v32", "gpt2")

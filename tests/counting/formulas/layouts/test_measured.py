@@ -20,7 +20,7 @@ from tests.counting.formulas.layouts.cases import (
     shortened,
 )
 from tests.random_specs import random_layer, random_model, widened
-from tests.shrunken import DEEPSEEK_V3, FAMILIES
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, TENSOR_PARALLEL
 from tests.sweeps import seeds
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
@@ -130,7 +130,7 @@ WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in
 
 @pytest.mark.parametrize(
     ("family", "product"),
-    [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else FAMILIES)],
+    [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else TENSOR_PARALLEL)],
 )
 @pytest.mark.parametrize("recompute", ["none", "per_op", 2])
 def test_families_over_several_axes(family: str, product: str, recompute: ModelRecompute) -> None:
