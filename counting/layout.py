@@ -19,6 +19,7 @@ from counting.setup import Setup, resolve
 from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
 from torch_models.parallel.checks import (
+    NO_PARALLEL_MLP,
     UNDIVIDED_INDEXER,
     Size,
     borrows_evenly,
@@ -26,6 +27,7 @@ from torch_models.parallel.checks import (
     chooses_keys,
     context_length_unit,
     divided_by_tp,
+    has_parallel_mlp,
     second_dimensions,
     without_ring_attention,
 )
@@ -261,7 +263,9 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
     """Raises `ArgumentError` if tp does not divide all that it has to."""
     if layout.tp == 1:
         return
-    layers = tuple(layers)
+    layers = list(layers)
+    if has_parallel_mlp(layers):
+        _refuse("tp", layout.tp, NO_PARALLEL_MLP)
     if any(map(chooses_keys, layers)):
         _refuse("tp", layout.tp, f"divides attention, but {UNDIVIDED_INDEXER}: leave it out, and give fsdp or ep")
     sizes = divided_by_tp(layers, spec.vocab_size)

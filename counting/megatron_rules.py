@@ -1,12 +1,12 @@
 """The rules of layouts by Megatron-LM's rules of what is held: what there is a formula for. Torch-free."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NoReturn
 
 from counting.setup import Setup
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
-from torch_models.spec import GatedMLPSpec, LayerSpec, MixtureOfExpertsSpec
+from torch_models.spec import GatedMLPSpec, GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec
 
 MEGATRON_SCHEDULES = ("1f1b", "interleaved")
 MEGATRON_PRECISIONS = ("mixed", "mixed-fp32-gradients")  # both are its recipe: it accumulates gradients in fp32
@@ -14,13 +14,15 @@ MEGATRON_OPTIMIZERS = ("adamw", "adamw-foreach")
 MEGATRON_RECOMPUTE = ("none", "selective", "full")
 
 
-def check_megatron(layout: Layout, layers: Iterable[LayerSpec], setup: Setup) -> None:
+def check_megatron(layout: Layout, layers: Sequence[LayerSpec], setup: Setup) -> None:
     """Raise `ArgumentError` if there is no formula of what Megatron-LM holds; `setup` is resolved."""
     if not all(isinstance(layer.feed_forward, GatedMLPSpec) for layer in layers):
         experts = any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in layers)
         kept = "experts, whose rows Megatron-LM keeps in ways of its own"
         what = kept if experts else "a feed-forward without a gate"
         _refuse("framework", layout.framework, f"has no formula for {what}: give torch")
+    if any(isinstance(layer.attention, GroupedQueryAttentionSpec) and layer.attention.value_norm for layer in layers):
+        _refuse("framework", layout.framework, "has no formula for a norm of values: give torch")
     for field, value, known in (
         ("precision", setup.precision, MEGATRON_PRECISIONS),
         ("optimizer", setup.optimizer, MEGATRON_OPTIMIZERS),

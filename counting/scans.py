@@ -41,10 +41,13 @@ class DeltaRuleScan(msgspec.Struct, frozen=True, kw_only=True):
         return f"{name} in chunks of {self.chunk}"
 
 
-class ElementwiseScan(msgspec.Struct, frozen=True, kw_only=True):
-    """A recurrence, or the window of a short convolution, that multiplies no matrices: `algorithm` names it."""
+class NamedScan(msgspec.Struct, frozen=True, kw_only=True):
+    """A scan without products by formula, named by `algorithm`.
+
+    It is elementwise, as the window of a short convolution is, or its products are measured.
+    """
 
     algorithm: str
 
 
-Scan = StateSpaceScan | DeltaRuleScan | ElementwiseScan
+Scan = StateSpaceScan | DeltaRuleScan | NamedScan

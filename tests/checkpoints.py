@@ -160,8 +160,9 @@ def by_checkpoint(analysis: Analysis) -> dict[str, int]:
 
 
 def numbers_of(module: nn.Module) -> tuple[int, int]:
-    """Parameters, and numbers in buffers."""
-    return sum(p.numel() for p in module.parameters()), sum(b.numel() for b in module.buffers())
+    """Parameters, and numbers in correction biases."""
+    biases = (buffer for name, buffer in module.named_buffers() if name.endswith("correction_bias"))
+    return sum(p.numel() for p in module.parameters()), sum(b.numel() for b in biases)
 
 
 def deepseek_stored() -> Stored:

@@ -185,7 +185,13 @@ def _flops(model: Any, length: int) -> int:
             continue
         counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
         rotary = (count for name, count in counts.items() if "rotary" in name.rpartition(".")[2])
-        return int(counts["Global"] - sum(rotary))
+        total = int(counts["Global"] - sum(rotary))
+        if model.config.model_type != "llama4_text":
+            return total
+        # Its experts each multiply all tokens, of which the router has set those of others to 0.
+        experts = sum(int(count) for name, count in counts.items() if name.endswith(".experts"))
+        top_k, number = model.config.num_experts_per_tok, model.config.num_local_experts
+        return total - experts + experts * top_k // number
     raise AssertionError("neither way runs")
 
 

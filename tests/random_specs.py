@@ -20,6 +20,7 @@ from torch_models.spec import (
     NormType,
     RotarySpec,
     RouterSpec,
+    TemperatureSpec,
 )
 
 
@@ -29,18 +30,22 @@ def random_layer(pick: random.Random) -> LayerSpec:
     attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
     if pick.random() < 0.5:
         groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
-        norms = pick.choice([None, "head", "width"])
+        rotary = pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)])
+        norms = pick.choice([None, "head", "width", *(["l2"] if rotary else [])])
+        window, chunk = pick.choice([(None, None), (None, None), (1, None), (5, None), (100, None), (None, 7)])
         attention = GroupedQueryAttentionSpec(
             hidden_size=width,
             num_attention_heads=groups * pick.choice([1, 2, 5]),
             num_key_value_heads=groups,
             head_dim=channels,
-            rotary=pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)]),
+            rotary=rotary,
             qkv_bias=bias,
             output_bias=pick.random() < 0.3,
             query_key_norm=norms,
             norm_unit_offset=norms == "head" and pick.random() < 0.3,
-            window=pick.choice([None, None, 1, 5, 100]),
+            window=window,
+            chunk=chunk,
+            temperature=pick.choice([None, None, TemperatureSpec(floor_scale=8, scale=0.4)]),
             logit_softcap=pick.choice([None, None, 5.0]),
             sinks=pick.random() < 0.3,
         )
@@ -102,6 +107,7 @@ def random_layer(pick: random.Random) -> LayerSpec:
         router=router,
         expert=mlp(expert_size) if pick.random() < 0.7 else clamped,
         shared_experts=None if shared is None else mlp(shared),
+        weighs_inputs=pick.random() < 0.3,
     )
     return LayerSpec(
         attention=attention,

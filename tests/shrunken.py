@@ -164,6 +164,48 @@ GLM4_MOE: dict[str, Any] = LLAMA | {
     "first_k_dense_replace": 1,
 }
 
+GEMMA4: dict[str, Any] = {
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "global_head_dim": 24,
+    "attention_k_eq_v": True,
+    "sliding_window": 12,
+    "final_logit_softcapping": 7.0,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 24,
+    "hidden_size_per_layer_input": 0,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+# Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
+LLAMA4: dict[str, Any] = LLAMA | {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 40,
+    "intermediate_size_mlp": 112,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_layers": [0, 3],
+    "no_rope_layer_interval": 2,
+    "attention_chunk_size": 20,
+    "floor_scale": 8,
+    "attn_scale": 0.4,
+}
+
 DEEPSEEK_V2: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -217,6 +259,7 @@ GPT2: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 64,
     "n_inner": 112,
+    "tie_word_embeddings": True,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
     "max_position_embeddings": 4096,  # no longer sequence runs
@@ -239,10 +282,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": SMOLLM3,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
+    "gemma4": GEMMA4,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
+    "llama4": LLAMA4,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,
@@ -252,8 +297,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
 }
 
-# Those that tp divides: an indexer it does not.
-TENSOR_PARALLEL = tuple(family for family, fields in FAMILIES.items() if "index_topk" not in fields)
+# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own; an indexer.
+WITHOUT_TP = frozenset(("gemma4", "deepseek_v32", "glm_moe_dsa"))
 
 # Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, an indexer, MTP,
 # LayerNorm, learned positions.

@@ -83,24 +83,19 @@ ROOMS = {
         " torch_models.checkpoints torch_models.parallel torch_models.training"
     ),
     "counting.via_transformers": (
-        "counting.counts counting.measurements counting.recipes counting.scans counting.setup"
-        " counting.step torch_models.checkpoints"
-        " torch_models.errors torch_models.fields torch_models.modules torch_models.recomputed_layers torch_models.spec"
-        " torch_models.training"
+        "counting.counts counting.measurements counting.recipes counting.scans counting.setup counting.step"
+        " torch_models.checkpoints torch_models.errors torch_models.fields torch_models.modules"
+        " torch_models.recomputed_layers torch_models.spec torch_models.training"
     ),
     # The caching allocator: events in, reserved bytes out.
     "counting.allocator": "",
     # Where they meet: only the analysis sees both.
     "counting.reconcile": "counting.counts counting.records",
-    (
-        "counting.analysed counting.alternatives counting.reserved counting.timing counting.rank_analysis"
-        " counting.analysis"
-    ): (
+    "counting.alternatives counting.reserved counting.timing counting.rank_analysis counting.analysis": (
         "counting.allocator counting.cost.cluster counting.cost.step_time counting.counts counting.formulas"
         " counting.layout counting.measurements counting.ranks counting.recipes counting.records counting.reconcile"
-        " counting.scans"
-        " counting.setup counting.step counting.via_transformers counting.work torch_models.errors torch_models.fields"
-        " torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
+        " counting.scans counting.setup counting.step counting.via_transformers counting.work torch_models.errors"
+        " torch_models.fields torch_models.layout torch_models.recomputed_layers torch_models.spec torch_models.stages"
     ),
     # Results of the analysis go in, and no witness.
     "counting.cost": (
@@ -109,8 +104,7 @@ ROOMS = {
     ),
     "counting.published": (
         "counting.analysis counting.timing counting.cost counting.formulas.kv_cache counting.records counting.setup"
-        " counting.step"
-        " counting.work torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
+        " counting.step counting.work torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     # A user's own measurements: of steps, beside what the analysis says of them; and of the machine, which needs torch.
     "counting.calibration.machine": "counting.calibration.found torch_models.errors",
@@ -131,8 +125,7 @@ ROOMS = {
     "counting.command": (
         "counting.analysis counting.calibration counting.reserved counting.timing counting.cost counting.layout"
         " counting.published counting.recipes counting.reconcile counting.records counting.report counting.setup"
-        " counting.step"
-        " torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
+        " counting.step torch_models.errors torch_models.fields torch_models.layout torch_models.spec"
     ),
     TOP_FILE: "counting counting.command torch_models",
 }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         MultiHeadLatentAttentionSpec,
         RotarySpec,
         RouterSpec,
+        TemperatureSpec,
     )
     from torch_models.training.batch import check_batch
     from torch_models.training.loss import loss_normalizer
@@ -52,6 +53,7 @@ __all__ = [
     "MultiHeadLatentAttentionSpec",
     "RotarySpec",
     "RouterSpec",
+    "TemperatureSpec",
     "UserError",
     "build",
     "build_mtp",

@@ -1,5 +1,7 @@
 """Errors for mistakes in user input, each with a message of one line."""
 
+from typing import Self
+
 LONGEST_SHOWN_VALUE = 60
 LONGEST_SHOWN_NAME = 200
 
@@ -35,9 +37,13 @@ class ConfigError(UserError):
         where = f"{show_name(file)}: " if file else ""
         super().__init__(f"{where}{show_name(field)} = {show_value(value)}: {rule}")
 
-    def in_file(self, file: str) -> "ConfigError":
+    def in_file(self, file: str) -> Self:
         """Return the same error with `file`, the config that contains the field, in its message."""
-        return ConfigError(self.field, self.value, self.rule, file)
+        return type(self)(self.field, self.value, self.rule, file)
+
+
+class NotModelledError(ConfigError):
+    """A config of a family with modules here, but with a part that has none; transformers' class may be counted."""
 
 
 class CheckpointError(UserError):

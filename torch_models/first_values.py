@@ -21,6 +21,7 @@ BLOCK = 2**20  # numbers that are drawn at once, if a row has no more
 
 # Wrappers hold the module under these names, which are not in the names of its parameters.
 _WRAPPED = {"_orig_mod", "_checkpoint_wrapped_module"}
+FACTORS = ("scale", "scalar")  # endings of the names of what numbers are multiplied by
 _TORCH_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
@@ -47,9 +48,9 @@ def initialize(module: nn.Module, *, seed: int | None = None, initializer_range:
     """Set every parameter and buffer of `module` that a checkpoint would hold to its first value.
 
     Weights and attention sinks are drawn from N(0, initializer_range²); biases and the router's correction biases are
-    0; the weights of norms are 1, or 0 where the factor is 1 + weight (Gemma). `initializer_range` defaults to that of
-    the module's spec, or 0.02. This is what transformers' modules do, but for two values: the row of the padding token
-    is drawn as the other rows are, and gpt-oss's router has a bias of 0.
+    0; other scales (`FACTORS`) and the weights of norms are 1, or 0 where the factor is 1 + weight (Gemma).
+    `initializer_range` defaults to that of the module's spec, or 0.02. This is what transformers' modules do, but for
+    two values: the row of the padding token is drawn as the other rows are, and gpt-oss's router has a bias of 0.
 
     `seed` is from 0 to 2⁶⁴ - 1; it defaults to a number from torch's default generator for the CPU, so that
     `torch.manual_seed` decides it. The same seed gives the same values on every device and in every dtype (drawn in
@@ -194,6 +195,8 @@ def _constant(owner: nn.Module, name: str) -> float | None:
     """Return the value with which a parameter or buffer begins; None if it is drawn."""
     if name.endswith("bias"):
         return 0.0
+    if name.endswith(FACTORS):
+        return 1.0
     if isinstance(owner, OwnFirstValues):
         return owner.first_weight
     return 1.0 if isinstance(owner, _TORCH_NORMS) else None

@@ -40,11 +40,11 @@ class Llama3RopeScaling(_Scaling, frozen=True, kw_only=True, tag="llama3"):
     original_max_position_embeddings: Positions
 
     def __post_init__(self) -> None:
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise ConfigError(
                 "high_freq_factor",
                 self.high_freq_factor,
-                f"must be greater than low_freq_factor ({self.low_freq_factor})",
+                f"must be at least low_freq_factor ({self.low_freq_factor})",
             )
 
 

@@ -47,7 +47,8 @@ def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -
 
     The full square has S^2 pairs of query and key. A causal kernel needs half of them (the convention of Dao 2023,
     arXiv 2307.08691, §4.1: half, not (S + 1) / 2S). With a window of W < S a kernel computes a band of S W pairs; the
-    causal part of it, by the same convention, is S W - W^2 / 2 pairs.
+    causal part of it, by the same convention, is S W - W^2 / 2 pairs. With chunks of C < S it computes the squares on
+    the diagonal, C^2 pairs for each whole chunk and r^2 for a rest of r positions; the causal part is half of them.
     """
     raise AssertionError(f"no attention formula for {type(spec).__name__}")
 
@@ -58,11 +59,12 @@ def attention_core(spec: AttentionSpec, sequence_length: int, batch_size: int) -
 @attention_core.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
     """Each pair costs 2 head_dim for its score and 2 head_dim for its value, in each of H heads."""
-    window = visited_keys(spec, sequence_length)
+    window = min(spec.window or sequence_length, sequence_length)
+    pairs = visited_pairs(spec, sequence_length)
     per_pair = 2 * 2 * batch_size * spec.num_attention_heads * spec.head_dim
     return AttentionCore(
-        as_run=per_pair * sequence_length * window,
-        causal=per_pair // 2 * (2 * sequence_length * window - window**2),
+        as_run=per_pair * pairs,
+        causal=per_pair // 2 * (pairs if spec.chunk else 2 * pairs - window**2),
         full_square=per_pair * sequence_length**2,
     )
 
@@ -73,7 +75,8 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
     Kaplan's row "Mask" is half of our core, because it counts the scores only.
     """
-    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads  # q and o, k and v
+    key_heads = (1 if spec.keys_as_values else 2) * spec.num_key_value_heads
+    heads = 2 * spec.num_attention_heads + key_heads  # q and o, k and v
     projections = 2 * batch_size * sequence_length * spec.hidden_size * heads * spec.head_dim
     return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
 
@@ -86,7 +89,7 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
     causality leaves are as many as with a window of K.
     """
     channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
-    per_pair, keys = 2 * batch_size * spec.num_attention_heads * channels, visited_keys(spec, sequence_length)
+    per_pair, keys = 2 * batch_size * spec.num_attention_heads * channels, chosen_keys(spec, sequence_length)
     return AttentionCore(
         as_run=per_pair * sequence_length * keys,
         causal=per_pair * (2 * sequence_length * keys - keys**2) // 2,
@@ -120,17 +123,26 @@ def index_scores_flops(spec: IndexerSpec, sequence_length: int, batch_size: int)
     return 2 * batch_size * sequence_length**2 * spec.num_heads * (spec.head_dim + 1)
 
 
-def visited_keys(spec: AttentionSpec, sequence_length: int) -> int:
-    """Return the number of keys that a kernel computes for each query: min(window, S), or those that are chosen."""
-    if isinstance(spec, GroupedQueryAttentionSpec):
-        return min(spec.window or sequence_length, sequence_length)
+def visited_pairs(spec: GroupedQueryAttentionSpec, sequence_length: int) -> int:
+    """Return the pairs of query and key that a kernel computes: S min(window, S), or the squares of all chunks.
+
+    Llama-4's chunks of 8,192 in a sequence of 20,000: 2 x 8,192^2 + 3,616^2 = 147,293,184 pairs.
+    """
+    if spec.chunk is None:
+        return sequence_length * min(spec.window or sequence_length, sequence_length)
+    whole, rest = divmod(sequence_length, spec.chunk)
+    return whole * spec.chunk**2 + rest**2
+
+
+def chosen_keys(spec: MultiHeadLatentAttentionSpec, sequence_length: int) -> int:
+    """Return the number of keys that a kernel computes for each query: those that an indexer chooses, or all S."""
     return sequence_length if spec.indexer is None else min(spec.indexer.top_k, sequence_length)
 
 
 def without_window(spec: AttentionSpec) -> AttentionSpec:
-    """Return the same attention without a window, or with an indexer that chooses every key."""
+    """Return the same attention without a window and without chunks, or with an indexer that chooses every key."""
     if isinstance(spec, GroupedQueryAttentionSpec):
-        return msgspec.structs.replace(spec, window=None)
+        return msgspec.structs.replace(spec, window=None, chunk=None)
     if spec.indexer is None:
         return spec
     every_key = msgspec.structs.replace(spec.indexer, top_k=MAX_SEQUENCE_LENGTH)
@@ -138,7 +150,7 @@ def without_window(spec: AttentionSpec) -> AttentionSpec:
 
 
 def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
-    """Return the layer whose FLOPs are executed: eager kernels compute the full square and mask it after."""
+    """Return the layer whose FLOPs are executed: eager kernels compute the full square and mask the rest after."""
     if kernels == "fused":
         return spec
     return msgspec.structs.replace(spec, attention=without_window(spec.attention))
@@ -178,9 +190,10 @@ def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Coun
 
 @forward_flops.register
 def _(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Attention and feed-forward; norms and residual sums contain no matrix multiplication."""
+    """Attention and feed-forward, with a parallel MLP; norms and sums contain no matrix multiplication."""
     run = (sequence_length, batch_size)
-    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run)
+    parallel = forward_flops(spec.parallel_mlp, *run) if spec.parallel_mlp else Counts()
+    return forward_flops(spec.attention, *run) + forward_flops(spec.feed_forward, *run) + parallel
 
 
 def head_flops(spec: ModelSpec, sequence_length: int, batch_size: int) -> Counts:
@@ -296,7 +309,7 @@ def fused_core_backward(spec: AttentionSpec, sequence_length: int, batch_size: i
 
     They are the scores, which were not kept, and the gradients of probabilities, values, queries and keys (Dao 2023,
     arXiv 2307.08691, §3.1.2): 2.5 times the forward pass if query and value heads have the same width. The number of
-    pairs is that of the forward pass: S^2, S W with a window, or S K with K chosen keys.
+    pairs is that of the forward pass: S^2, S W with a window, the squares of the chunks, or S K with K chosen keys.
     """
     raise AssertionError(f"no formula of fused attention's backward pass for {type(spec).__name__}")
 
@@ -304,7 +317,7 @@ def fused_core_backward(spec: AttentionSpec, sequence_length: int, batch_size: i
 @fused_core_backward.register
 def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) -> int:
     """Each pair costs 2 head_dim in each of five products and H heads; sharing keys between heads saves no product."""
-    pairs = sequence_length * visited_keys(spec, sequence_length)
+    pairs = visited_pairs(spec, sequence_length)
     return 2 * batch_size * spec.num_attention_heads * pairs * 5 * spec.head_dim
 
 
@@ -312,5 +325,5 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> int:
     """Scores and gradients of queries and keys have nope + rope channels; the other two products have v_head_dim."""
     channels = 3 * (spec.qk_nope_head_dim + spec.qk_rope_head_dim) + 2 * spec.v_head_dim
-    pairs = sequence_length * visited_keys(spec, sequence_length)
+    pairs = sequence_length * chosen_keys(spec, sequence_length)
     return 2 * batch_size * spec.num_attention_heads * pairs * channels

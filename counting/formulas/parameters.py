@@ -21,8 +21,11 @@ from torch_models.spec import (
     MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
+    RouterSpec,
     Spec,
 )
+
+NORMS_OF_BRANCHES = 3  # after a parallel MLP, and before and after the experts
 
 
 @singledispatch
@@ -47,8 +50,11 @@ def linear_weights(spec: Spec) -> int:
 
 @linear_weights.register
 def _(spec: GroupedQueryAttentionSpec) -> int:
-    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245)."""
-    heads = 2 * spec.num_attention_heads + 2 * spec.num_key_value_heads
+    """q and o: D x H head_dim each; k and v: D x G head_dim each (Ainslie et al. 2023, arXiv 2305.13245).
+
+    Where keys are the values too, there is no v (Gemma-4).
+    """
+    heads = 2 * spec.num_attention_heads + (1 if spec.keys_as_values else 2) * spec.num_key_value_heads
     return spec.hidden_size * heads * spec.head_dim
 
 
@@ -57,12 +63,14 @@ def _(spec: GroupedQueryAttentionSpec) -> Counts:
     """The projections and, if the spec has them, biases, norms and sinks.
 
     Norms of queries and keys are as wide as one head (Qwen3, arXiv 2505.09388, §2) or as all heads together (OLMo-2,
-    arXiv 2501.00656, §3.3). A sink is one number per query head (gpt-oss, arXiv 2508.10925).
+    arXiv 2501.00656, §3.3); Llama-4's have no weights, nor has the norm of values. A sink is one number per query head
+    (gpt-oss, arXiv 2508.10925).
     """
     query_width = spec.num_attention_heads * spec.head_dim
-    key_value_width = 2 * spec.num_key_value_heads * spec.head_dim
-    biases = spec.qkv_bias * (query_width + key_value_width) + spec.output_bias * spec.hidden_size
-    norms = {"head": 2 * spec.head_dim, "width": query_width + key_value_width // 2, None: 0}
+    key_width = spec.num_key_value_heads * spec.head_dim
+    projected = query_width + (1 if spec.keys_as_values else 2) * key_width
+    biases = spec.qkv_bias * projected + spec.output_bias * spec.hidden_size
+    norms = {"head": 2 * spec.head_dim, "width": query_width + key_width, "l2": 0, None: 0}
     sinks = spec.sinks * spec.num_attention_heads
     return Counts(attention=linear_weights(spec) + biases + sinks, norm=norms[spec.query_key_norm])
 
@@ -173,15 +181,20 @@ def _(spec: MixtureOfExpertsSpec) -> int:
 def _(spec: MixtureOfExpertsSpec) -> Counts:
     """E routed experts, the shared experts, and the router of D x E (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
 
-    The router's bias adds E numbers if the spec has one. The correction bias of eq. 16 is a buffer and not counted: no
-    gradient updates it.
+    The router's bias adds E numbers if the spec has one, learned scales D + E (Gemma-4). The correction bias of eq. 16
+    is a buffer and not counted: no gradient updates it.
     """
     router = spec.router
     return Counts(
-        router=(router.hidden_size + router.bias) * router.num_experts,
+        router=(router.hidden_size + router.bias) * router.num_experts + router_scales(router),
         routed_experts=router.num_experts * parameters(spec.expert).total,
         shared_experts=parameters(spec.shared_experts).total if spec.shared_experts else 0,
     )
+
+
+def router_scales(spec: RouterSpec) -> int:
+    """Return how many learned scales the router has: one of each channel and of each expert, or none."""
+    return spec.learned_scales * (spec.hidden_size + spec.num_experts)
 
 
 def router_correction_bias(spec: LayerSpec) -> int:
@@ -204,15 +217,27 @@ def inactive_parameters(spec: LayerSpec) -> int:
 
 @linear_weights.register
 def _(spec: LayerSpec) -> int:
-    """Weights of attention and feed-forward."""
-    return linear_weights(spec.attention) + linear_weights(spec.feed_forward)
+    """Weights of attention and feed-forward, and of a parallel MLP."""
+    parallel = linear_weights(spec.parallel_mlp) if spec.parallel_mlp else 0
+    return linear_weights(spec.attention) + linear_weights(spec.feed_forward) + parallel
 
 
 @parameters.register
 def _(spec: LayerSpec) -> Counts:
-    """Attention, feed-forward, and one norm for each of them, or two with `norm_placement` ``around``."""
-    norms = 4 if spec.norm_placement == "around" else 2
-    return parameters(spec.attention) + parameters(spec.feed_forward) + Counts(norm=norms * norm_parameters(spec))
+    """Attention, feed-forward, and one norm for each of them, or two with `norm_placement` ``around``.
+
+    A parallel MLP comes with three norms more: one after it, and one before and one after the experts (Gemma-4).
+    """
+    total = parameters(spec.attention) + parameters(spec.feed_forward)
+    if spec.parallel_mlp is not None:
+        total += parameters(spec.parallel_mlp)
+    return total + Counts(norm=number_of_stream_norms(spec) * norm_parameters(spec))
+
+
+def number_of_stream_norms(spec: LayerSpec) -> int:
+    """Return how many norms as wide as the residual stream the layer has."""
+    around_blocks = 4 if spec.norm_placement == "around" else 2
+    return around_blocks + (0 if spec.parallel_mlp is None else NORMS_OF_BRANCHES)
 
 
 def norm_parameters(spec: LayerSpec | ModelSpec) -> int:

@@ -121,6 +121,8 @@ def _products(spec: LayerSpec, *, predicts: bool) -> Iterator[Product]:
     else:
         yield from _of_latents(spec.attention)
     mixture = spec.feed_forward
+    if spec.parallel_mlp is not None:
+        yield from _of_mlp(spec.parallel_mlp, "mlp")
     if isinstance(mixture, GatedMLPSpec | MLPSpec):
         yield from _of_mlp(mixture, "mlp")
         return
@@ -131,7 +133,7 @@ def _products(spec: LayerSpec, *, predicts: bool) -> Iterator[Product]:
 
 def _of_grouped_queries(spec: GroupedQueryAttentionSpec) -> Iterator[Product]:
     queries, keys = spec.num_attention_heads * spec.head_dim, spec.num_key_value_heads * spec.head_dim
-    for outputs in (queries, keys, keys):
+    for outputs in (queries, keys) if spec.keys_as_values else (queries, keys, keys):
         yield Product("attention", spec.hidden_size, outputs, spec.qkv_bias)
     yield Product("attention", queries, spec.hidden_size, spec.output_bias)
 

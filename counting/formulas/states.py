@@ -87,12 +87,20 @@ def table_bytes(spec: ModelSpec, setup: Setup) -> int:
     return sum(2 * setup.micro_batch.length * (each.dim // 2) * width for each in rotary if each is not None)
 
 
-def buffer_bytes(spec: ModelSpec, setup: Setup) -> int:
-    """Return bytes of the correction biases of all routers: one number per expert, not updated by the optimiser."""
-    numbers = sum(router_correction_bias(layer) * count for layer, count in spec.layer_groups())
-    if setup.mtp:
-        numbers += sum(map(router_correction_bias, spec.mtp_layers))
-    return CORRECTION_BIAS_BYTES * numbers
+def buffer_bytes(spec: ModelSpec, setup: Setup, *, sharded: bool = False) -> int:
+    """Return bytes of all numbers that the optimiser does not update.
+
+    A router's correction bias is one fp32 number per expert. The factor of a layer's output is one number in the format
+    of the weights, which is fp32 where fully_shard keeps `sharded` fp32 weights for a step in mixed precision.
+    """
+    recipe = setup.precision_recipe
+    width = CORRECTION_BIAS_BYTES if sharded and recipe.master_bytes else recipe.activation_bytes
+
+    def of_layer(layer: LayerSpec) -> int:
+        return CORRECTION_BIAS_BYTES * router_correction_bias(layer) + width * layer.output_scale
+
+    main = sum(of_layer(layer) * count for layer, count in spec.layer_groups())
+    return main + sum(map(of_layer, spec.mtp_layers if setup.mtp else ()))
 
 
 def _trained_kinds(spec: ModelSpec, setup: Setup) -> Iterable[LayerSpec]:

@@ -20,6 +20,7 @@ from torch_models.spec import (
     MLPSpec,
     ModelSpec,
     MultiHeadLatentAttentionSpec,
+    RouterSpec,
     Spec,
 )
 
@@ -49,13 +50,14 @@ def _norm(spec: LayerSpec | ModelSpec) -> Tensors:
 
 @tensors.register
 def _(spec: GroupedQueryAttentionSpec) -> Tensors:
-    """Sinks; q, k, v and o; norms of queries and keys, as wide as one head or as all heads together."""
+    """Sinks; q, k, v (unless keys are the values) and o; norms of queries and keys, over one head or all heads."""
     queries, keys = (heads * spec.head_dim for heads in (spec.num_attention_heads, spec.num_key_value_heads))
-    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], None: []}
+    norms = {"head": [spec.head_dim, spec.head_dim], "width": [queries, keys], "l2": [], None: []}
     sinks = [spec.num_attention_heads] if spec.sinks else []
+    projected = (queries, keys) if spec.keys_as_values else (queries, keys, keys)
     return [
         *map(_vector, sinks),
-        *(each for width in (queries, keys, keys) for each in _linear(spec.hidden_size, width, bias=spec.qkv_bias)),
+        *(each for width in projected for each in _linear(spec.hidden_size, width, bias=spec.qkv_bias)),
         *_linear(queries, spec.hidden_size, bias=spec.output_bias),
         *map(_vector, norms[spec.query_key_norm]),
     ]
@@ -111,19 +113,35 @@ def _(spec: MixtureOfExpertsSpec) -> Tensors:
     else:
         stacks = [(2 * hidden, width), (width, hidden)]
     return [
-        *_linear(spec.router.hidden_size, experts, bias=spec.router.bias),
+        *tensors(spec.router),
         *(TrainedTensor((experts, *of_one), "matrix" if len(of_one) == 2 else "vector", True) for of_one in stacks),
         *(tensors(spec.shared_experts) if spec.shared_experts else []),
     ]
 
 
 @tensors.register
+def _(spec: RouterSpec) -> Tensors:
+    """Learned scales of channels and of experts, if it has them; the matrix, E x D."""
+    scales = [spec.hidden_size, spec.num_experts] if spec.learned_scales else []
+    return [*map(_vector, scales), *_linear(spec.hidden_size, spec.num_experts, bias=spec.bias)]
+
+
+@tensors.register
 def _(spec: LayerSpec) -> Tensors:
-    """Attention, then feed-forward, each with its norms before it, after it, or both."""
+    """Attention, then feed-forward, each with its norms before it, after it, or both.
+
+    With a parallel MLP: the MLP and the norm after it, the router, and the experts between their norms.
+    """
     norm = _norm(spec)
     before = norm if spec.norm_placement != "after" else []
     after = norm if spec.norm_placement != "before" else []
-    return [*before, *tensors(spec.attention), *after, *before, *tensors(spec.feed_forward), *after]
+    feed_forward = tensors(spec.feed_forward)
+    if spec.parallel_mlp is not None:
+        assert isinstance(spec.feed_forward, MixtureOfExpertsSpec)
+        router = tensors(spec.feed_forward.router)
+        experts = feed_forward[len(router) :]
+        feed_forward = [*tensors(spec.parallel_mlp), *norm, *router, *norm, *experts, *norm]
+    return [*before, *tensors(spec.attention), *after, *before, *feed_forward, *after]
 
 
 def tensors_before_layers(spec: ModelSpec) -> Tensors:
@@ -164,11 +182,11 @@ def gradients_apart(layer: LayerSpec) -> int:
 def _biases(layer: LayerSpec) -> int:
     attention, feed_forward = layer.attention, layer.feed_forward
     if isinstance(attention, GroupedQueryAttentionSpec):
-        found = 3 * attention.qkv_bias + attention.output_bias
+        found = (2 if attention.keys_as_values else 3) * attention.qkv_bias + attention.output_bias
     else:
         found = attention.bias * (2 + (attention.q_lora_rank is not None))
     if isinstance(feed_forward, GatedMLPSpec | MLPSpec):
         return found + (3 if isinstance(feed_forward, GatedMLPSpec) else 2) * feed_forward.bias
     shared = feed_forward.shared_experts
     found += feed_forward.router.bias
-    return found + (3 * shared.bias if shared is not None else 0)
+    return found + sum(3 * mlp.bias for mlp in (shared, layer.parallel_mlp) if mlp is not None)

@@ -25,7 +25,8 @@ from torch_models.checkpoints.places import (
 )
 from torch_models.checkpoints.weight_files import why_nothing_is_read
 from torch_models.fields.config import family
-from torch_models.fields.stored_names import places_of
+from torch_models.fields.stored_names import Place, places_of
+from torch_models.modules.moe import CORRECTION_BIAS
 from torch_models.spec import ModelSpec
 
 
@@ -99,21 +100,28 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     if isinstance(numbers, str):
         return StoredTotals(None, contents.note(numbers))
 
-    def total(names: list[str], *, trained: bool) -> int:
-        return sum(numbers[name] for name in names if (name not in buffers) is trained)
+    def parameters(names: list[str]) -> int:
+        return sum(numbers[name] for name in names if name not in buffers)
+
+    def correction_bias(names: list[str]) -> int:
+        return sum(numbers[name] for name in names if name in buffers and _is_correction_bias(places[name][0]))
 
     note = contents.note(None)
     if spec.mtp_layers and not has_mtp:
         note += " It has no tensors of multi-token prediction."
     return StoredTotals(
         Totals(
-            parameters=total(parts.main, trained=True),
-            router_correction_bias=total(parts.main, trained=False),
-            mtp_parameters=total(parts.mtp, trained=True) if has_mtp else None,
-            mtp_router_correction_bias=total(parts.mtp, trained=False) if has_mtp else None,
+            parameters=parameters(parts.main),
+            router_correction_bias=correction_bias(parts.main),
+            mtp_parameters=parameters(parts.mtp) if has_mtp else None,
+            mtp_router_correction_bias=correction_bias(parts.mtp) if has_mtp else None,
         ),
         note,
     )
+
+
+def _is_correction_bias(place: Place) -> bool:
+    return place.native.endswith(CORRECTION_BIAS)
 
 
 def tensors_of(probe: Probe) -> ModelTensors:

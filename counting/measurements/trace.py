@@ -36,8 +36,8 @@ CORE = "attention core"  # products of two activations, as run
 CAUSAL_CORE = "attention core, causal"  # other counts of the same products, not in any sum
 SQUARE_CORE = "attention core, full square"
 COUNTED = (PROJECTION, CORE)
-WINDOW_ARGUMENT = 5  # position of the window among the arguments of our fused op
-CHOSEN_ARGUMENT = 7  # that of the chosen keys
+# Positions of window, chunk and chosen keys among the arguments of our fused op.
+WINDOW_ARGUMENT, CHUNK_ARGUMENT, CHOSEN_ARGUMENT = 5, 7, 8
 
 # Functions that multiply matrices, by name: what they return stays in the trace, used or not.
 PRODUCTS = {
@@ -79,8 +79,10 @@ ZERO_FLOP_OPS = (
     "aten::gelu",
     "aten::index_select",
     "aten::layer_norm",
+    "aten::log1p",
     "aten::mean",
     "aten::mul",
+    "aten::ne",
     "aten::ones_like",
     "aten::pow",
     "aten::reciprocal",
@@ -169,18 +171,23 @@ def attention_flops(query: Shape, key: Shape, value: Shape) -> int:
 
 
 def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Counts of our own fused op; the causal part of a band of S W pairs is S W - W^2 / 2, and of W chosen keys too."""
+    """Counts of our own fused op, each a sum over blocks of queries: one, or one for each chunk of positions.
+
+    Each query of a block visits at most `window` of its keys; the causal part of a band of S W pairs is S W - W^2 / 2.
+    Keys that are chosen for each query count as a window of as many.
+    """
     del outputs
     query, key, value = _shapes(inputs)[:3]
-    length, window = query[2], inputs[WINDOW_ARGUMENT].toIValue()
-    band = min(window or length, length)
+    window, chunk = (inputs[place].toIValue() for place in (WINDOW_ARGUMENT, CHUNK_ARGUMENT))
     if inputs[CHOSEN_ARGUMENT].isCompleteTensor():
-        band = inputs[CHOSEN_ARGUMENT].type().sizes()[2]
-    square = attention_flops(query, key, value)
+        window = inputs[CHOSEN_ARGUMENT].type().sizes()[2]
+    length, square = query[2], attention_flops(query, key, value)
+    blocks = [min(chunk or length, length - start) for start in range(0, length, chunk or length)]
+    bands = [(block, min(window or block, block)) for block in blocks]
     return Counter(
         {
-            CORE: square // length * band,
-            CAUSAL_CORE: square // (2 * length**2) * (2 * length * band - band**2),
+            CORE: square // length**2 * sum(block * band for block, band in bands),
+            CAUSAL_CORE: square // (2 * length**2) * sum(2 * block * band - band**2 for block, band in bands),
             SQUARE_CORE: square,
         }
     )

@@ -63,8 +63,8 @@ FUSED_FP32_NOTE = (
     "Flash attention's memory is counted, with 4 bytes per number; for eager kernels, that of plain arithmetic."
 )
 WINDOW_NOTE = (
-    "PyTorch's scaled_dot_product_attention takes no window, no bound on scores and no sinks. What is counted is one "
-    "fused kernel with them, such as FlexAttention has on CUDA."
+    "PyTorch's scaled_dot_product_attention takes no window, no chunks, no bound on scores and no sinks. What is "
+    "counted is one fused kernel with them, such as FlexAttention has on CUDA."
 )
 
 
@@ -217,9 +217,7 @@ def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
 
 
 def _beyond_plain_attention(attention: AttentionSpec) -> bool:
-    return isinstance(attention, GroupedQueryAttentionSpec) and not (
-        attention.window is None and attention.logit_softcap is None and not attention.sinks
-    )
+    return isinstance(attention, GroupedQueryAttentionSpec) and attention.needs_own_kernel
 
 
 def _runs(spec: ModelSpec, passes: Passes) -> Iterator[RunOfLayers]:

@@ -3,7 +3,8 @@
 NOTES = (
     "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only. Attention counts the full S x S square, and the "
     "causal figure counts half of it. In a layer with a window of W, fused kernels visit a band of S x W, the causal "
-    "figure is S W - W^2 / 2, and the full square is reported separately.",
+    "figure is S W - W^2 / 2, and the full square is reported separately. In a layer with chunks of C they visit the "
+    "square of each chunk, and the causal figure is half of that.",
     "Parameters: all that the optimiser updates, by numel. Router correction biases (buffers) and multi-token "
     "prediction (mtp) are reported separately and are not in the total.",
     "Norms inside attention count as norm. The rotary position embedding has no parameters.",
@@ -12,8 +13,8 @@ NOTES = (
     "transients at the worst moment. No gradients, no optimiser state, no workspaces within a kernel. GB = 10^9 bytes.",
     "Fused kernels: flash attention, or torch's memory-efficient kernel where queries and values differ in size, and "
     "fused RMSNorm, as torch runs them on an A100. Padding inside a kernel (head sizes that are not multiples of 8) "
-    "is not counted. Heads above 256 channels are accepted, although flash attention refuses them. Windows, soft caps "
-    "and sinks run in a kernel of this project with flash attention's memory, because torch has no such kernel.",
+    "is not counted. Heads above 256 channels are accepted, although flash attention refuses them. Windows, chunks, "
+    "soft caps and sinks run in a kernel of this project with flash attention's memory; torch has no such kernel.",
     "Parameters, forward FLOPs and one layer's memory are measured in bfloat16, which has the same size as float16: "
     "grouped products have no float16 meta kernel.",
 )
@@ -34,8 +35,9 @@ FOREIGN_NOTES = (
 
 SCAN_NOTE = (
     "Layers that carry a state along the sequence: projections are measured; the matrix products of the scan are those "
-    "of the published chunked algorithm, by formula alone, with the whole square of each chunk, also in the causal "
-    "figure. Elementwise operations are those of scans and short convolutions, by dispatch of transformers' reference "
-    "code, which forms some products element by element too; fused kernels need fewer. They are in no FLOPs. Neither a "
-    "training step nor the peak memory of these layers is measured: what backward keeps depends on the kernel."
+    "of the published chunked algorithm, by formula alone where transformers' code does not multiply them itself, with "
+    "the whole square of each chunk, also in the causal figure. Elementwise operations are those of scans and short "
+    "convolutions, by dispatch of transformers' reference code, which forms some products element by element too; "
+    "fused kernels need fewer. They are in no FLOPs. Neither a training step nor the peak memory of these layers is "
+    "measured: what backward keeps depends on the kernel."
 )

@@ -22,8 +22,13 @@ from counting.via_transformers.ops import FOREIGN_ZERO_FLOP_OPS, LayerHandles
 from counting.via_transformers.reading.decoders import one_line
 from counting.via_transformers.reading.positions import position_field
 from counting.via_transformers.run import Call, LayerCall, Recorded
-from counting.via_transformers.states.elementwise import elementwise_operations
-from counting.via_transformers.states.layers import is_causal_square, parts_with, refuse_unknown_states
+from counting.via_transformers.states.elementwise import elementwise_operations, own_operations
+from counting.via_transformers.states.layers import (
+    is_causal_square,
+    multiplying_blocks,
+    parts_with,
+    refuse_unknown_states,
+)
 from counting.via_transformers.states.stand_ins import NotedScan
 from counting.via_transformers.structure import (
     experts_in,
@@ -148,7 +153,8 @@ def count_by_dispatch(
                 kind=kind,
                 count=group.number,
                 forward_flops=dispatched_flops(call, call.tensors),
-                elementwise_operations=sum(map(elementwise_operations, of_layer)),
+                elementwise_operations=sum(map(elementwise_operations, of_layer))
+                + own_operations(call, call.tensors, multiplying_blocks(group.layer)),
                 peak_memory_bytes=_memory(call, grad=True) if in_one_kernel else None,
                 peak_memory_no_grad_bytes=_memory(call, grad=False) if in_one_kernel else None,
             )

@@ -18,7 +18,7 @@ from counting.via_transformers.reading.config import ForeignModel
 from counting.via_transformers.reading.parts import parts_of_model
 from counting.via_transformers.run import run_first_way
 from counting.via_transformers.states.layers import scans_of_groups, shapes_of
-from counting.via_transformers.states.stand_ins import stand_ins
+from counting.via_transformers.states.stand_ins import scans_stood_in
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.switches import check_switches
 
@@ -44,11 +44,13 @@ def measure_via_transformers(model: ForeignModel, setup: Setup) -> Measured:
         try:
             found, recorded = run_first_way(model.decoder, setup.micro_batch)
             check_switches(model.switches, parts_of_model(found, model.config))
-            with stand_ins(found.model) as noted:
+            with scans_stood_in(found.model) as noted:
                 scans = scans_of_groups(found, recorded, noted)
                 witnesses = count(found, recorded, setup, scans)
         except ConfigError as error:
             raise error.in_file(model.source) from None
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
-    return Measured(witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found), shapes_of(scans))
+    return Measured(
+        witnesses, f"{model.decoder} of transformers {version}", tensors_of_built(found), shapes_of(found, scans)
+    )

@@ -22,7 +22,7 @@ from counting.via_transformers.attention import ONE_KERNEL, attention_known_as, 
 from counting.via_transformers.discover import Discovered, discover
 from counting.via_transformers.reading.decoders import Decoder, one_line
 from counting.via_transformers.reading.positions import LookUps, position_field, refuse_longer_than_tables, too_long
-from counting.via_transformers.states.stand_ins import stand_ins
+from counting.via_transformers.states.stand_ins import scans_stood_in
 from counting.via_transformers.structure import is_part
 from torch_models.errors import UserError
 
@@ -183,7 +183,7 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
             stack.callback(group.layer.register_forward_hook(_note_output(group.first, outputs)).remove)
         stack.enter_context(_only_first_layers(found, outputs))
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
-        noted = stack.enter_context(stand_ins(found.model))
+        noted = stack.enter_context(scans_stood_in(found.model))
         for module in _modules_that_run(found):
             stack.callback(module.register_forward_pre_hook(lambda module, _: used.add(module)).remove)
         flops = _flops_of_modules(found.model, way, batch, used)

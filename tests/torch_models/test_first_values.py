@@ -60,7 +60,8 @@ def test_every_value_is_set_after_to_empty(fields: dict[str, Any]) -> None:
     initialize(model, seed=0)
     kinds: dict[str, int] = {"norm": 0, "bias": 0, "weight": 0}
     for name, value in values_of(model).items():
-        kind = "bias" if name.endswith("bias") else "norm" if "norm" in name else "weight"
+        is_factor = "norm" in name or name.endswith(("scale", "scalar"))
+        kind = "bias" if name.endswith("bias") else "norm" if is_factor else "weight"
         kinds[kind] += 1
         if kind == "weight":
             assert not value.isnan().any()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import msgspec
 
 from torch_models import families
-from torch_models.errors import ArgumentError, ConfigError, UserError, show_value
+from torch_models.errors import ArgumentError, ConfigError, NotModelledError, UserError, show_value
 from torch_models.fields.conversion import MISSING, as_json, checked, convert
 from torch_models.fields.family_config import FamilyConfig as FamilyConfig
 from torch_models.fields.family_config import PlainConfig
@@ -159,7 +159,7 @@ def model_from_fields(
     """Return the spec of these fields, or a `ForeignConfig` with the fields if their family has no module here.
 
     A part of a model may also be a `ForeignConfig` of a family that has a module here: transformers leaves out its
-    defaults when it saves a part, and only transformers knows those that decide shapes.
+    defaults when it saves a part, and only it knows those that decide shapes. Or a part of it has no module here.
     """
     whole = checked(fields)
     part = extracted_text_part(whole) if text_only else TextPart(merged_text_part(whole))
@@ -181,7 +181,7 @@ def model_from_fields(
                     defaulted_fields=(*spec.defaulted_fields, *part.defaulted),
                 )
         except ConfigError as error:
-            if not (is_part and error.rule == MISSING):
+            if not (isinstance(error, NotModelledError) or (is_part and error.rule == MISSING)):
                 raise
     return ForeignConfig(
         name=name,

@@ -167,7 +167,9 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
     }
     every[Part.ALL_BIASES] = [bias for part in (Part.QKV_BIAS, Part.OUTPUT_BIAS, Part.MLP_BIAS) for bias in every[part]]
     parts = unanimous(every)
-    parts |= dict.fromkeys((Part.NORM_WEIGHTS, Part.FINAL_NORM), True)
+    parts[Part.FINAL_NORM] = True
+    if not any(_has_norm_without_weight(layer) for layer in layers):
+        parts[Part.NORM_WEIGHTS] = True
     parts |= dict.fromkeys((Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.ALIBI), False)
     parts[Part.POSITION_TABLE] = spec.learned_positions is not None
     parts[Part.NORM_BIAS] = spec.norm_type == "layer_norm"
@@ -213,6 +215,10 @@ def _parts_of_layer(layer: LayerSpec) -> set[Part]:
         mlp = feed_forward
     found[Part.MLP_BIAS] = isinstance(mlp, ClampedMLPSpec) or mlp.bias
     return {part for part, has_it in found.items() if has_it}
+
+
+def _has_norm_without_weight(layer: LayerSpec) -> bool:
+    return isinstance(layer.attention, GroupedQueryAttentionSpec) and layer.attention.query_key_norm == "l2"
 
 
 def unanimous(found: Mapping[Part, Iterable[bool]]) -> dict[Part, bool]:

@@ -16,7 +16,7 @@ from torch_models.first_values import OwnFirstValues
 from torch_models.modules.attention.grouped_queries import GroupedQueryAttention
 from torch_models.modules.attention.latents import MultiHeadLatentAttention
 from torch_models.modules.layers import MLP, GatedMLP, Linear, RMSNorm, RotaryTables, norm_module, rotary_tables
-from torch_models.modules.moe import MixtureOfExperts
+from torch_models.modules.moe import MixtureOfExperts, Router, experts_module
 from torch_models.modules.recompute import Recomputed, router_shapes, run
 from torch_models.spec import (
     AttentionSpec,
@@ -25,6 +25,7 @@ from torch_models.spec import (
     GroupedQueryAttentionSpec,
     Kernels,
     LayerSpec,
+    MixtureOfExpertsSpec,
     MLPSpec,
     ModelSpec,
     NormPlacement,
@@ -59,28 +60,49 @@ NORM_NAMES: dict[NormPlacement, tuple[str | None, str | None, str | None, str | 
 }
 
 
+# The same of the two branches of a layer with a parallel MLP: after the MLP, before and after the experts.
+BRANCH_NORM_NAMES = ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2")
+
+
 class _Block(Recomputed):
     """The parts of a decoder layer, under their names in checkpoints."""
 
     self_attn: nn.Module
     mlp: nn.Module
+    layer_scalar: Tensor
 
     def __init__(self, spec: LayerSpec, kernels: Kernels) -> None:
         super().__init__()
         self.spec = spec
         before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[spec.norm_placement]
         norm = partial(norm_module, spec, kernels)
-        parts = (
+        after_dense, before_experts, after_experts = BRANCH_NORM_NAMES
+        feed_forward: tuple[tuple[str | None, Callable[[], nn.Module]], ...] = (
+            ("mlp", partial(feed_forward_module, spec.feed_forward)),
+        )
+        if spec.parallel_mlp is not None:
+            assert isinstance(spec.feed_forward, MixtureOfExpertsSpec)
+            feed_forward = (
+                ("mlp", partial(GatedMLP, spec.parallel_mlp)),
+                (after_dense, norm),
+                ("router", partial(Router, spec.feed_forward.router, kernels)),
+                (before_experts, norm),
+                ("experts", partial(experts_module, spec.feed_forward)),
+                (after_experts, norm),
+            )
+        parts: tuple[tuple[str | None, Callable[[], nn.Module]], ...] = (
             (before_attention, norm),
             ("self_attn", partial(attention_module, spec.attention, kernels)),
             (after_attention, norm),
             (before_mlp, norm),
-            ("mlp", partial(feed_forward_module, spec.feed_forward)),
+            *feed_forward,
             (after_mlp, norm),
         )
         for name, make in parts:
             if name is not None:
                 self.add_module(name, make())
+        if spec.output_scale:
+            self.register_buffer("layer_scalar", torch.ones(1))
 
     def set_recompute(self, recompute: Recompute) -> None:
         """Set what backward computes again, unless the spec of the layer says so."""
@@ -94,7 +116,21 @@ class _Block(Recomputed):
     def _transform(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         before_attention, after_attention, before_mlp, after_mlp = NORM_NAMES[self.spec.norm_placement]
         x_BSD = x_BSD + self._norm(after_attention, self.self_attn(self._norm(before_attention, x_BSD), rotary))
-        return x_BSD + self._norm(after_mlp, self.mlp(self._norm(before_mlp, x_BSD)))
+        if self.spec.parallel_mlp is None:
+            x_BSD = x_BSD + self._norm(after_mlp, self.mlp(self._norm(before_mlp, x_BSD)))
+        else:
+            x_BSD = x_BSD + self._norm(after_mlp, self._both_branches(x_BSD))
+        # A tensor without dimensions leaves the dtype of the residual stream as it is.
+        return x_BSD * self.layer_scalar.squeeze() if self.spec.output_scale else x_BSD
+
+    def _both_branches(self, x_BSD: Tensor) -> Tensor:
+        """The MLP and the mixture of experts, each between its norms; the router reads the residual stream."""
+        before_mlp = NORM_NAMES[self.spec.norm_placement][2]
+        after_dense, before_experts, after_experts = BRANCH_NORM_NAMES
+        dense_BSD = self._norm(after_dense, self.mlp(self._norm(before_mlp, x_BSD)))
+        x_TD = x_BSD.flatten(0, 1)
+        routed = self.get_submodule("experts")(self._norm(before_experts, x_TD), *self.get_submodule("router")(x_TD))
+        return dense_BSD + self._norm(after_experts, routed.view_as(x_BSD))
 
     def _norm(self, name: str | None, x_BSD: Tensor) -> Tensor:
         if name is None:

@@ -72,15 +72,39 @@ class RMSNorm(OwnFirstValues):
         """Normalise the last dimension of `x`; same shape and dtype."""
         if self.over_ranks is not None:
             return self.over_ranks(x, self.weight, self.eps)
-        if self.kernels == "fused":
-            weight = 1 + self.weight if self.unit_offset else self.weight
-            wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
-            return F.rms_norm(x.to(wider), self.weight.shape, weight.to(wider), self.eps).to(x.dtype)
-        x_fp32 = x.float()
-        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
-        if self.unit_offset:
-            return ((x_fp32 * inverse_rms) * (1 + self.weight.float())).to(x.dtype)
-        return (self.weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, self.kernels, unit_offset=self.unit_offset)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, kernels: Kernels, *, unit_offset: bool = False) -> Tensor:
+    """Return x / sqrt(mean(x²) + eps) * weight over the last dimension of `x`, in the dtype of `x`; see `RMSNorm`."""
+    if kernels == "fused":
+        weight = 1 + weight if weight is not None and unit_offset else weight
+        if weight is None:
+            return F.rms_norm(x, x.shape[-1:], None, eps)
+        wider = x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+        return F.rms_norm(x.to(wider), weight.shape, weight.to(wider), eps).to(x.dtype)
+    x_fp32 = x.float()
+    inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
+    if weight is None:
+        return (x_fp32 * inverse_rms).to(x.dtype)
+    if unit_offset:
+        return ((x_fp32 * inverse_rms) * (1 + weight.float())).to(x.dtype)
+    return (weight * (x_fp32 * inverse_rms).to(x.dtype)).to(x.dtype)
+
+
+class UnweightedRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps), computed in fp32: RMSNorm without a weight, which Llama-4 calls L2 norm."""
+
+    component = "norm"
+
+    def __init__(self, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps = eps
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; same shape and dtype."""
+        return rms_norm(x, None, self.eps, self.kernels)
 
 
 class LayerNorm(OwnFirstValues):

@@ -5,6 +5,7 @@ therefore runs on real tensors and on the meta device, for any number of experts
 The legend of dimension letters is in layers.py.
 """
 
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch_models.first_values import OwnFirstValues
 from torch_models.modules.autocast import cast_for_products, without_autocast
 from torch_models.modules.kernels.grouped_product import grouped_product
-from torch_models.modules.layers import GatedMLP, activation_function
-from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from torch_models.modules.layers import GatedMLP, Linear, activation_function, rms_norm
+from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, Kernels, MixtureOfExpertsSpec, RouterSpec
 
 CORRECTION_BIAS = "e_score_correction_bias"
 
@@ -24,17 +25,25 @@ CORRECTION_BIAS = "e_score_correction_bias"
 class Router(OwnFirstValues):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
 
-    It does so under autocast too. The correction bias is always fp32: a conversion to another dtype leaves it as it is,
-    and one that is loaded is converted.
+    It does so under autocast too. The correction bias is always fp32.
+
+    With learned scales (Gemma-4) the scale of each channel is the weight of the norm of its input, and the factor
+    1 / sqrt(hidden_size) multiplies the logits.
     """
 
     component = "router"
     e_score_correction_bias: Tensor
 
-    def __init__(self, spec: RouterSpec) -> None:
+    def __init__(self, spec: RouterSpec, kernels: Kernels = "fused") -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
+        self.kernels: Kernels = kernels
+        if spec.learned_scales:
+            self.scale = nn.Parameter(torch.ones(spec.hidden_size))
+            self.per_expert_scale = nn.Parameter(torch.ones(spec.num_experts))
+            self.proj = RouterProjection(spec.hidden_size, spec.num_experts, bias=False)
+        else:
+            self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
         if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
             self.register_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts, dtype=torch.float32))
@@ -48,6 +57,9 @@ class Router(OwnFirstValues):
             weights_TK = scores_TE.gather(1, experts_TK)
             if self.spec.norm_topk_prob:
                 weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+            if self.spec.learned_scales:
+                chosen_N = self.per_expert_scale.float().index_select(0, experts_TK.flatten())
+                return weights_TK * chosen_N.view_as(weights_TK), experts_TK
             return weights_TK * self.spec.routed_scaling_factor, experts_TK
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -61,7 +73,11 @@ class Router(OwnFirstValues):
 
     def _scores(self, x_TD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        logits_TE = F.linear(x_TD.float(), self.weight.float(), bias)
+        if self.spec.learned_scales:
+            x_TD = rms_norm(x_TD, self.scale, self.spec.norm_eps, self.kernels)
+            logits_TE = F.linear(x_TD.float(), self.proj.weight.float()) / math.sqrt(self.spec.hidden_size)
+        else:
+            logits_TE = F.linear(x_TD.float(), self.weight.float(), bias)
         return logits_TE.sigmoid() if self.spec.scoring == "sigmoid" else logits_TE.softmax(-1)
 
     @torch.no_grad()
@@ -82,6 +98,13 @@ class Router(OwnFirstValues):
         return scores_TE.topk(spec.top_k, dim=-1, sorted=False).indices
 
 
+class RouterProjection(Linear):
+    """Holds the weight of a router's logits under its name in checkpoints; the router multiplies with it in fp32."""
+
+    component = "router"
+    quantised = ()
+
+
 def _in_fp32(router: Router, keys: object) -> None:
     """Convert a correction bias that `load_state_dict(assign=True)` has put in place in another dtype."""
     del keys
@@ -97,13 +120,14 @@ class RoutedExperts(OwnFirstValues):
     # expert, and the end of each expert's rows.
     exchange: Callable[["RoutedExperts", Tensor, Tensor], Tensor] | None = None
 
-    def __init__(self, num_experts: int, top_k: int) -> None:
+    def __init__(self, num_experts: int, top_k: int, weighs_inputs: bool) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.top_k = top_k
+        self.weighs_inputs = weighs_inputs
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-        """Return the weighted sum of each token's expert outputs, (T, D).
+        """Return the weighted sum of each token's expert outputs, or the sum of the outputs of weighted inputs, (T, D).
 
         Internally there is one row per pair of token and chosen expert, sorted by expert.
         """
@@ -111,11 +135,20 @@ class RoutedExperts(OwnFirstValues):
         all_experts = torch.arange(self.num_experts, device=x_TD.device)
         ends_E = torch.searchsorted(experts, all_experts, right=True, out_int32=True)  # end of each expert's rows
         token = order // self.top_k
+
+        def weighted(rows: Tensor) -> Tensor:
+            return rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
+
+        def gathered() -> Tensor:
+            rows = cast_for_products(x_TD).index_select(0, token)
+            return weighted(rows) if self.weighs_inputs else rows
+
         if self.exchange is None:
-            rows = self.transform(cast_for_products(x_TD).index_select(0, token), experts, ends_E)
+            rows = self.transform(gathered(), experts, ends_E)
         else:
-            rows = self.exchange(self, cast_for_products(x_TD).index_select(0, token), ends_E)
-        rows = rows * weights_TK.flatten().index_select(0, order).to(rows.dtype).unsqueeze(1)
+            rows = self.exchange(self, gathered(), ends_E)
+        if not self.weighs_inputs:
+            rows = weighted(rows)
         # index_add_ would keep all rows for backward.
         return torch.zeros_like(x_TD, dtype=rows.dtype).scatter_add_(0, token.unsqueeze(1).expand_as(rows), rows)
 
@@ -130,8 +163,8 @@ class RoutedExperts(OwnFirstValues):
 class GatedExperts(RoutedExperts):
     """Gated MLPs without bias; `gate_up_proj` stacks gate above up, (E, 2F, D), and `down_proj` is (E, D, F)."""
 
-    def __init__(self, spec: GatedMLPSpec, num_experts: int, top_k: int) -> None:
-        super().__init__(num_experts, top_k)
+    def __init__(self, spec: GatedMLPSpec, num_experts: int, top_k: int, weighs_inputs: bool) -> None:
+        super().__init__(num_experts, top_k, weighs_inputs)
         self.activation = spec.activation
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * spec.intermediate_size, spec.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, spec.hidden_size, spec.intermediate_size))
@@ -147,8 +180,8 @@ class GatedExperts(RoutedExperts):
 class ClampedExperts(RoutedExperts):
     """gpt-oss's experts: weights stored (E, in, out) with biases, gate and up in alternating columns."""
 
-    def __init__(self, spec: ClampedMLPSpec, num_experts: int, top_k: int) -> None:
-        super().__init__(num_experts, top_k)
+    def __init__(self, spec: ClampedMLPSpec, num_experts: int, top_k: int, weighs_inputs: bool) -> None:
+        super().__init__(num_experts, top_k, weighs_inputs)
         self.alpha = spec.alpha
         self.limit = spec.limit
         width, hidden = spec.hidden_size, spec.intermediate_size
@@ -171,6 +204,19 @@ class ClampedExperts(RoutedExperts):
         return product + cast_for_products(biases).index_select(0, experts)
 
 
+def experts_module(spec: MixtureOfExpertsSpec) -> RoutedExperts:
+    """Return the module of the routed experts of `spec`."""
+    experts = (spec.router.num_experts, spec.router.top_k, spec.weighs_inputs)
+    if isinstance(spec.expert, GatedMLPSpec):
+        return GatedExperts(spec.expert, *experts)
+    return ClampedExperts(spec.expert, *experts)
+
+
+def experts_of(layer: nn.Module) -> RoutedExperts | None:
+    """Return the routed experts of a layer, if it has some."""
+    return next((module for module in layer.modules() if isinstance(module, RoutedExperts)), None)
+
+
 class MixtureOfExperts(nn.Module):
     """The output of the routed experts plus that of the shared experts, which every token uses."""
 
@@ -178,12 +224,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.router_name = spec.router.checkpoint_name
         self.add_module(self.router_name, Router(spec.router))
-        experts = (spec.router.num_experts, spec.router.top_k)
-        self.experts: RoutedExperts = (
-            GatedExperts(spec.expert, *experts)
-            if isinstance(spec.expert, GatedMLPSpec)
-            else ClampedExperts(spec.expert, *experts)
-        )
+        self.experts = experts_module(spec)
         self.shared_experts = GatedMLP(spec.shared_experts, "shared_experts") if spec.shared_experts else None
 
     def forward(self, x_BSD: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
 from torch_models.spec import (
+    MAX_FLASH_CHANNELS,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
     Kernels,
@@ -16,6 +17,7 @@ from torch_models.spec import (
 )
 
 PADDED_ROWS = 32  # the memory-efficient kernel pads its sums of exponents to multiples of so many positions
+NO_PARALLEL_MLP = "must be 1: layers have an MLP beside their experts and norms after both, which tp does not divide"
 UNDIVIDED_INDEXER = "the indexer of sparse attention sums over all its heads, and is not divided here"
 GROUPED_PRODUCT_ROW = 8  # numbers; the rows of a grouped product in 16 bits are multiples of 16 bytes
 
@@ -77,13 +79,24 @@ def borrows_evenly(ep: int, layout: Layout) -> bool:
 
 
 def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int) -> None:
-    """Raise `ArgumentError` if tp does not divide the heads, the intermediate sizes or the vocabulary."""
+    """Raise `ArgumentError` if tp does not divide the heads, the intermediate sizes or the vocabulary.
+
+    Or if a layer has an indexer, or an MLP beside its experts, whose outputs have norms of their own before they are
+    added.
+    """
     layers = list(layers)
+    if has_parallel_mlp(layers):
+        raise ArgumentError("tp", tp, NO_PARALLEL_MLP)
     if any(map(chooses_keys, layers)):
         raise ArgumentError("tp", tp, f"must be 1: {UNDIVIDED_INDEXER}")
     for size in divided_by_tp(layers, vocab_size):
         if size.parts % tp:
             raise ArgumentError("tp", tp, f"must divide {size}")
+
+
+def has_parallel_mlp(layers: Iterable[LayerSpec]) -> bool:
+    """Whether a layer has an MLP beside its experts, which tp does not divide."""
+    return any(layer.parallel_mlp is not None for layer in layers)
 
 
 def chooses_keys(layer: LayerSpec) -> bool:
@@ -99,8 +112,12 @@ def without_ring_attention(layer: LayerSpec) -> str | None:
         return "keys that an indexer chooses" if chooses_keys(layer) else None
     has = {
         "a window": attention.window is not None,
+        "chunks": attention.chunk is not None,
+        "a temperature by position": attention.temperature is not None,
         "a cap on its scores": attention.logit_softcap is not None,
         "sinks": attention.sinks,
+        "a norm of its values": attention.value_norm,
+        f"heads of more than {MAX_FLASH_CHANNELS} channels": attention.head_dim > MAX_FLASH_CHANNELS,
     }
     return next((name for name, there in has.items() if there), None)
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import parallelize_module
 
 from torch_models.layout import Layout
-from torch_models.modules.moe import MixtureOfExperts, RoutedExperts
+from torch_models.modules.moe import RoutedExperts, experts_of
 from torch_models.parallel.parameters import ROWS, LocalParameters
 from torch_models.training.model import TrainingModel
 
@@ -24,8 +24,8 @@ from torch_models.training.model import TrainingModel
 def divide_experts(model: TrainingModel, layout: Layout, mesh: DeviceMesh) -> None:
     """Divide the experts of every layer over the ranks of `mesh`, those of ep."""
     for layer in model.model.layers:
-        if isinstance(layer.mlp, MixtureOfExperts):
-            experts = layer.mlp.experts
+        experts = experts_of(layer)
+        if experts is not None:
             parts = {name: ROWS for name, _ in experts.named_parameters(recurse=False)}
             parallelize_module(experts, mesh, LocalParameters(parts), src_data_rank=None)
             experts.exchange = Exchange(mesh, layout.expert_imbalance)

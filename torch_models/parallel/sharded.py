@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from torch_models.layout import Layout
-from torch_models.modules.moe import MixtureOfExperts, RoutedExperts
+from torch_models.modules.moe import RoutedExperts, experts_of
 from torch_models.parallel.checks import by_second_dimension
 from torch_models.parallel.mesh import Meshes
 from torch_models.training.model import TrainingModel
@@ -20,8 +20,9 @@ def shard(model: TrainingModel, layout: Layout, meshes: Meshes, policy: MixedPre
     reshard = None if layout.zero == 3 else False
     options: dict[str, Any] = {"mesh": meshes.data, "mp_policy": policy}
     for layer in model.model.layers:
-        if meshes.experts is not None and isinstance(layer.mlp, MixtureOfExperts):
-            _shard_experts(layer.mlp.experts, layout, reshard, options | {"mesh": meshes.experts})
+        experts = experts_of(layer)
+        if meshes.experts is not None and experts is not None:
+            _shard_experts(experts, layout, reshard, options | {"mesh": meshes.experts})
         fully_shard(layer, reshard_after_forward=reshard, **options)
     if layout.grouping == "torchtitan":
         # A stage of a pipeline has some of them.

@@ -131,7 +131,7 @@ def _attention_plan(attention: nn.Module) -> Plan:
         elif name in whole:
             plan[name] = LocalParameters(LINEAR_WHOLE)
         else:
-            assert name == "o_proj", name
+            assert name in ("o_proj", "qk_norm", "v_norm"), name  # these norms have no weights
     return plan
 
 

@@ -7,11 +7,13 @@ fields are checked when a config is read.
 """
 
 from torch_models.spec.attention import (
+    MAX_FLASH_CHANNELS,
     AttentionSpec,
     GroupedQueryAttentionSpec,
     IndexerSpec,
     MultiHeadLatentAttentionSpec,
     RotarySpec,
+    TemperatureSpec,
 )
 from torch_models.spec.base import (
     Spec,
@@ -66,6 +68,7 @@ from torch_models.spec.ranges import (
 __all__ = [
     "DEFAULT_INITIALIZER_RANGE",
     "MAX_EXPERTS",
+    "MAX_FLASH_CHANNELS",
     "MAX_HEADS",
     "MAX_LAYERS",
     "MAX_SEQUENCE_LENGTH",
@@ -100,6 +103,7 @@ __all__ = [
     "SequenceLength",
     "Share",
     "Spec",
+    "TemperatureSpec",
     "Theta",
     "Vocabulary",
     "Width",

@@ -6,6 +6,9 @@ from torch_models.errors import ConfigError
 from torch_models.rope_scaling import RopeScaling
 from torch_models.spec.base import Spec, check_width
 
+# Channels of a head: torch's check_head_dim_size_flash (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+MAX_FLASH_CHANNELS = 256
+
 
 class RotarySpec(Spec, frozen=True, kw_only=True):
     """Rotary position embedding over the `dim` rotated channels of each head; it has no parameters."""
@@ -20,12 +23,29 @@ class RotarySpec(Spec, frozen=True, kw_only=True):
         assert self.dim > 0 and self.dim % 2 == 0
 
 
+class TemperatureSpec(Spec, frozen=True, kw_only=True):
+    """Queries grow with their position: 1 + scale * log(1 + floor(position / floor_scale)), positions from 1.
+
+    Llama-4 sharpens the softmax of long sequences so in layers without positions (after Nakanishi 2025, arXiv
+    2501.19399, whose factor is a learned multiple of log(position)).
+    """
+
+    floor_scale: int
+    scale: float
+
+    def __post_init__(self) -> None:
+        assert self.floor_scale > 0
+
+
 class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_query_attention"):
     """Multi-head attention whose query heads share key/value heads in equal groups (Ainslie et al. 2023).
 
     The first `rotary.dim` channels of each head are rotated; a layer without `rotary` encodes no positions (NoPE,
     Kazemnejad et al. 2023, arXiv 2305.19466). `query_key_norm` normalises queries and keys before the rotation: each
-    ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2).
+    ``head`` separately (Qwen3), or all heads of a token together, over the full ``width`` (OLMo-2). Llama-4's ``l2``
+    divides each head by its root mean square after the rotation, and has no weights. With `keys_as_values` there is no
+    value projection: the values are the keys before norm and rotation. `value_norm` normalises the values of each head,
+    without a weight (Gemma-4).
     """
 
     hidden_size: int
@@ -35,10 +55,14 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
     rotary: RotarySpec | None
     qkv_bias: bool = False
     output_bias: bool = False
-    query_key_norm: Literal["head", "width"] | None = None
-    norm_eps: float = 1e-6  # of the query and key norms
-    norm_unit_offset: bool = False  # these norms, by head, multiply by 1 + weight
+    query_key_norm: Literal["head", "width", "l2"] | None = None
+    norm_eps: float = 1e-6  # of the query, key and value norms
+    norm_unit_offset: bool = False  # those of queries and keys, by head, multiply by 1 + weight
+    value_norm: bool = False
+    keys_as_values: bool = False
     window: int | None = None  # a position attends to itself and to the window - 1 positions before it
+    chunk: int | None = None  # a position attends to itself and to those before it in its chunk of so many positions
+    temperature: TemperatureSpec | None = None
     logit_softcap: float | None = None  # scores become cap * tanh(scores / cap)
     sinks: bool = False  # one learned score per head, which enters the softmax but has no value vector
     scale_channels: int | None = None  # scores are divided by the square root of this instead of head_dim
@@ -53,7 +77,19 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
             )
         check_width("num_attention_heads * head_dim", self.num_attention_heads * self.head_dim)
         assert not self.norm_unit_offset or self.query_key_norm == "head"
+        assert not self.keys_as_values or (self.value_norm and self.query_key_norm == "head" and self.rotary)
         assert self.rotary is None or self.rotary.dim <= self.head_dim
+        assert self.rotary is not None or self.query_key_norm != "l2", "a norm of what is rotated"
+        assert self.window is None or self.chunk is None, "a layer has a window or chunks"
+
+    @property
+    def needs_own_kernel(self) -> bool:
+        """Whether its core has what torch's fused kernels lack.
+
+        That is a window, chunks, soft-capped scores, sinks, or heads of more channels than flash attention takes.
+        """
+        lacking = self.sinks or (self.window, self.chunk, self.logit_softcap) != (None, None, None)
+        return lacking or self.head_dim > MAX_FLASH_CHANNELS
 
 
 class IndexerSpec(Spec, frozen=True, kw_only=True):

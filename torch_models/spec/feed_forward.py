@@ -43,6 +43,8 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     With `n_group` groups, only experts of the `topk_group` best groups are eligible. Groups are ranked by the sum of
     the scores of their two best experts (DeepSeek-V3), or by the score of their best expert (DeepSeek-V2). The
     `correction_bias` changes which experts are selected but not their weights; the optimiser does not update it.
+    With `learned_scales` the input is normalised and multiplied by a learned scale of each channel over
+    sqrt(hidden_size), and the chosen experts' weights by a learned scale of each expert (Gemma-4).
     """
 
     hidden_size: int
@@ -57,6 +59,8 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     norm_topk_prob: bool
     routed_scaling_factor: float
     correction_bias: bool
+    learned_scales: bool = False
+    norm_eps: float = 1e-6  # of the norm of its input, with `learned_scales`
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, value: int, rule: str) -> None:
@@ -88,11 +92,15 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
 
 
 class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_experts"):
-    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses."""
+    """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses.
+
+    The router's weights multiply the outputs of the experts, or the inputs if it `weighs_inputs` (Llama-4).
+    """
 
     router: RouterSpec
     expert: GatedMLPSpec | ClampedMLPSpec
     shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
+    weighs_inputs: bool = False
 
     def __post_init__(self) -> None:
         for field, width in (

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch_models.spec.attention import AttentionSpec, GroupedQueryAttentionSpec
 from torch_models.spec.base import Spec
 from torch_models.spec.choices import ModelRecompute, NormPlacement, NormType, Recompute
-from torch_models.spec.feed_forward import FeedForwardSpec, MixtureOfExpertsSpec
+from torch_models.spec.feed_forward import FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec
 
 
 class LayerSpec(Spec, frozen=True, kw_only=True):
@@ -13,6 +13,10 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     `norm_placement` is ``before`` for x + block(norm(x)), ``after`` for x + norm(block(x)), ``around`` for
     x + norm(block(norm(x))).
+
+    With a `parallel_mlp` the feed-forward part is the sum of this MLP and of the mixture of experts in `feed_forward`
+    (Gemma-4). Each has a norm of its own after it, and the experts one before them too; the router reads the residual
+    stream. `output_scale` multiplies the layer's output by one stored number, which no gradient updates.
     """
 
     attention: AttentionSpec
@@ -21,22 +25,27 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     norm_placement: NormPlacement = "before"
     norm_type: NormType = "rms_norm"
     norm_unit_offset: bool = False  # norms multiply by 1 + weight; only RMSNorm
+    parallel_mlp: GatedMLPSpec | None = None
+    output_scale: bool = False
     recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
 
     def __post_init__(self) -> None:
         assert self.norm_type == "rms_norm" or not self.norm_unit_offset
+        has_mixture = isinstance(self.feed_forward, MixtureOfExpertsSpec)
+        assert self.parallel_mlp is None or (has_mixture and self.norm_placement == "around")
 
     @property
     def kind(self) -> str:
         """``dense`` or ``moe``, then what else tells the layers of a model apart.
 
-        ``_window_<size>`` if the attention has a window, ``_no_rope`` if it rotates no queries and keys.
-        ``_recomputed`` stands last, where only some layers are computed again in training.
+        ``_window_<size>`` or ``_chunk_<size>`` if the attention has one, ``_no_rope`` if queries and keys are not
+        rotated. ``_recomputed`` stands last, where only some layers are computed again in training.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
+        chunk = "" if self.chunk is None else f"_chunk_{self.chunk}"
         rope = "" if self.attention.rotary is not None else "_no_rope"
-        return f"{kind}{window}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
+        return f"{kind}{window}{chunk}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.
@@ -52,6 +61,11 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     def window(self) -> int | None:
         """Positions that a token attends to, itself included; None for all positions up to it."""
         return self.attention.window if isinstance(self.attention, GroupedQueryAttentionSpec) else None
+
+    @property
+    def chunk(self) -> int | None:
+        """Positions of a chunk, within which alone a token attends; None if the sequence is not divided."""
+        return self.attention.chunk if isinstance(self.attention, GroupedQueryAttentionSpec) else None
 
     @property
     def shares_key_value_heads(self) -> bool:

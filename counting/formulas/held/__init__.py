@@ -39,6 +39,7 @@ from counting.formulas.held.model import (
     loss_held,
     mtp_layer_held,
     per_op_held,
+    shared_by_branches,
     weight_bytes,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "per_op_held",
     "routed_experts_held",
     "router_held",
+    "shared_by_branches",
     "stream_norm_held",
     "weight_bytes",
 ]

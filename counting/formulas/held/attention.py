@@ -26,7 +26,10 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
 
     - x: the input of the three projections, for their weights' gradients;
     - norms: of queries and keys, per head or over all heads of a token. Rotation creates new tensors, so queries and
-      keys before rotation are held only as inputs of these norms;
+      keys before rotation are held only as inputs of these norms; the same holds of values before their norm. Where
+      keys are the values too, both norms have one input. Norms after the rotation hold what is rotated, and their
+      outputs are the queries and keys;
+    - factors: with a temperature, one number for each position, for the gradient of the queries;
     - query, key, value: the factors of the core's two products. Eager products of grouped heads hold keys and values
       repeated for each query head;
     - core: fused, the log-sum-exp of each row of scores, from which backward computes the probabilities again, and the
@@ -42,6 +45,13 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
         norms = sum(norm_held(run.tokens * each, channels, run, unit_offset=offset) for each in (heads, key_heads))
     elif spec.query_key_norm == "width":
         norms = sum(norm_held(run.tokens, each * channels, run) for each in (heads, key_heads))
+    elif spec.query_key_norm == "l2":
+        norms = sum(norm_held(run.tokens * each, channels, run, has_weight=False) for each in (heads, key_heads))
+    if spec.value_norm:
+        norms += norm_held(run.tokens * key_heads, channels, run, has_weight=False)
+    if spec.keys_as_values and run.norms_hold_input:
+        norms -= run.width * run.tokens * key_heads * channels
+    factors = run.width * run.micro_batch.length if spec.temperature else 0
     core, held_heads = 0, key_heads
     if run.recompute != "selective" and run.kernels == "eager":
         held_heads = heads
@@ -51,7 +61,7 @@ def _(spec: GroupedQueryAttentionSpec, run: ForwardPass) -> int:
         core = fused_core_held(spec, run.micro_batch)
     query = attended = run.width * run.tokens * heads * channels
     key = value = run.width * run.tokens * held_heads * channels
-    return x + norms + query + key + value + core + attended
+    return x + norms + factors + query + key + value + core + attended
 
 
 @attention_held.register

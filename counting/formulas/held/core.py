@@ -17,12 +17,11 @@ def fused_core_held(spec: AttentionSpec, micro_batch: MicroBatch) -> int:
     """Return bytes of the log-sum-exp of each row of scores and of the random state.
 
     Flash attention requires values as wide as keys; else torch's memory-efficient kernel runs. A kernel with a window,
-    soft-capped scores, sinks or chosen keys has no random state.
+    chunks, soft-capped scores, sinks or chosen keys has no random state.
     """
     heads, rows = spec.num_attention_heads, micro_batch.tokens
     if isinstance(spec, GroupedQueryAttentionSpec):
-        ours = spec.window is not None or spec.logit_softcap is not None or spec.sinks
-        state = 0 if ours else FLASH_STATE_BYTES
+        state = 0 if spec.needs_own_kernel else FLASH_STATE_BYTES
     elif spec.indexer is not None:
         state = 0
     elif spec.qk_head_dim == spec.v_head_dim:

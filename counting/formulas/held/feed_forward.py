@@ -2,7 +2,7 @@
 
 from functools import singledispatch
 
-from counting.formulas.held.forward_pass import FP32, INT32, INT64, ForwardPass
+from counting.formulas.held.forward_pass import FP32, INT32, INT64, ForwardPass, norm_held
 from torch_models.spec import ClampedMLPSpec, FeedForwardSpec, GatedMLPSpec, MixtureOfExpertsSpec, MLPSpec, RouterSpec
 
 
@@ -63,14 +63,19 @@ def router_held(spec: RouterSpec, run: ForwardPass) -> int:
     - weight: an fp32 copy, for the input's gradient; 0 if weights are in fp32, because the weight itself is held;
     - scores: the output of sigmoid or softmax over E experts, for its gradient;
     - choice: the indices of K experts, for the gradients of their scores; the selection holds nothing else;
-    - normalisation: if the K weights are divided by their sum, these weights and the sum.
+    - normalisation: if the K weights are divided by their sum, these weights and the sum;
+    - scaling: with learned scales, the norm of the input, whose output `x` is, and the factors of the product of K
+      weights and scales.
     """
     x = FP32 * run.tokens * spec.hidden_size
     weight = 0 if run.width == FP32 else FP32 * spec.num_experts * spec.hidden_size
     scores = FP32 * run.tokens * spec.num_experts
     choice = INT64 * run.tokens * spec.top_k
     normalisation = FP32 * run.tokens * (spec.top_k + 1) if spec.norm_topk_prob else 0
-    return x + weight + scores + choice + normalisation
+    scaling = 0
+    if spec.learned_scales:
+        scaling = norm_held(run.tokens, spec.hidden_size, run) + 2 * FP32 * run.tokens * spec.top_k
+    return x + weight + scores + choice + normalisation + scaling
 
 
 def routed_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
@@ -78,8 +83,9 @@ def routed_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
 
     - gathered: the tokens' rows, the input of the first product, for its weight's gradient;
     - hidden: `expert_hidden_numbers` numbers for each row;
-    - outputs: the experts' outputs, for the gradients of the router weights that multiply them;
-    - weights: these router weights, in the format of the rows, for the gradients of the outputs;
+    - outputs: the experts' outputs, for the gradients of the router weights that multiply them. Where these multiply
+      the inputs, the outputs are not held, but the inputs before and after that are;
+    - weights: these router weights, in the format of the rows, for the gradients of the outputs or the inputs;
     - token, order: the index of each row's token, and of its weight before sorting, to route gradients back;
     - experts: if experts have biases, the index of each row's expert, for the gradients of the biases;
     - ends: the end of each expert's rows, an input of the grouped products in backward.

@@ -44,13 +44,13 @@ def forward_pass(setup: Setup) -> ForwardPass:
     return ForwardPass(setup.micro_batch, setup.precision_recipe.activation_bytes, setup.kernels, setup.recompute)
 
 
-def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool = False) -> int:
+def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool = False, has_weight: bool = True) -> int:
     """Return bytes that RMSNorm holds for `rows` rows of `channels` numbers each.
 
     - source: the input, or its fp32 copy, for the gradients of 1 / rms and of the product with 1 / rms;
     - inverse_rms: 1 / rms of each row, in fp32, for the gradient of the input;
     - normalised: eager only; the normalised rows before the weight multiplies them, for the weight's gradient, in fp32
-      with `unit_offset`. A fused kernel computes them again;
+      with `unit_offset`. A fused kernel computes them again, and without a weight they are the output;
     - factor: with `unit_offset`, the tensor 1 + weight, for the gradient of the rows.
     """
     source = (run.width if run.norms_hold_input else FP32) * rows * channels
@@ -58,6 +58,8 @@ def norm_held(rows: int, channels: int, run: ForwardPass, *, unit_offset: bool =
     if run.kernels == "fused":
         factor = run.width * channels if unit_offset else 0
         return source + inverse_rms + factor
+    if not has_weight:
+        return source + inverse_rms
     normalised = (FP32 if unit_offset else run.width) * rows * channels
     factor = FP32 * channels if unit_offset else 0
     return source + inverse_rms + normalised + factor

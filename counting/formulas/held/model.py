@@ -12,7 +12,7 @@ from counting.formulas.held.forward_pass import (
     norm_held,
     stream_norm_held,
 )
-from counting.formulas.parameters import parameters, router_correction_bias
+from counting.formulas.parameters import number_of_stream_norms, parameters, router_correction_bias
 from counting.formulas.per_op import kept_choice_of_keys, kept_index_scores, kept_outputs
 from counting.setup import Setup
 from torch_models.spec import (
@@ -22,8 +22,8 @@ from torch_models.spec import (
 
 
 def weight_bytes(spec: LayerSpec) -> int:
-    """Return bytes of a layer's weights in 16 bits and of its correction bias in fp32."""
-    return BFLOAT16 * parameters(spec).total + FP32 * router_correction_bias(spec)
+    """Return bytes of a layer's weights and the factor of its output in 16 bits, and of its correction bias in fp32."""
+    return BFLOAT16 * (parameters(spec).total + spec.output_scale) + FP32 * router_correction_bias(spec)
 
 
 def boundary_bytes(spec: LayerSpec, tokens: int) -> int:
@@ -47,10 +47,16 @@ def layer_held(spec: LayerSpec, run: ForwardPass) -> int:
         return stream
     if run.recompute == "per_op":
         return stream + per_op_held(spec, run)
-    norms_around_a_block = 2 if spec.norm_placement == "around" else 1
     norm = stream_norm_held(spec, run.tokens, run)
     blocks = attention_held(spec.attention, run) + feed_forward_held(spec.feed_forward, run)
-    return blocks + 2 * norms_around_a_block * norm
+    if spec.parallel_mlp is not None:
+        blocks += feed_forward_held(spec.parallel_mlp, run) - shared_by_branches(stream, run)
+    return blocks + number_of_stream_norms(spec) * norm
+
+
+def shared_by_branches(stream: int, run: ForwardPass) -> int:
+    """Return bytes that three norms hold together, but each is counted with: the input of MLP, experts and router."""
+    return 2 * stream if run.norms_hold_input else 0
 
 
 def per_op_held(spec: LayerSpec, run: ForwardPass, *, predicts: bool = False) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from counting.formulas.layouts.formats import Formats
 from counting.formulas.layouts.sharding import Shape, Sharding, numbers
 from counting.formulas.parameters import indexer_matrices
-from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers
+from counting.formulas.tensors import Tensors, tensors, tensors_after_layers, tensors_before_layers
 from counting.recipes import TrainedTensor
 from torch_models.layout import Grouping
 from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExpertsSpec, ModelSpec
@@ -92,17 +92,17 @@ class LayerShapes(NamedTuple):
 def layer_shapes(layer: LayerSpec, ep: int = 1, *, predicts: bool = False) -> LayerShapes:
     """Return the shapes of one decoder layer's tensors, in fully_shard's order.
 
-    It is the order of formulas/tensors.py, but that the sinks, which attention itself owns, follow its projections and
-    norms. With ep > 1 the routed experts are a group of their own, and a rank has 1 / ep of them. A layer that
-    `predicts` further tokens has two more norms, a projection, and a last norm.
+    It is the order of formulas/tensors.py, but that what a module itself owns follows the modules in it: sinks the
+    projections and norms of attention, and learned scales the matrix of the router. With ep > 1 the routed experts are
+    a group of their own, and a rank has 1 / ep of them. A layer that `predicts` further tokens has two more norms, a
+    projection, and a last norm.
     """
     found = tensors(layer)
     attention, mixture = layer.attention, layer.feed_forward
     if isinstance(attention, GroupedQueryAttentionSpec) and attention.sinks:
-        of_attention = tensors(attention)
-        first = 0 if layer.norm_placement == "after" else 1  # there may be a norm before it
-        sinks, *others = of_attention
-        found[first : first + len(of_attention)] = [*others, sinks]
+        found = _own_last(found, tensors(attention), own=1)
+    if isinstance(mixture, MixtureOfExpertsSpec) and mixture.router.learned_scales:
+        found = _own_last(found, tensors(mixture.router), own=2)
     further = mtp_shapes(layer.hidden_size) if predicts else []
     if ep == 1 or not isinstance(mixture, MixtureOfExpertsSpec):
         return LayerShapes((*_shapes(found), *further), (), 0)
@@ -110,6 +110,12 @@ def layer_shapes(layer: LayerSpec, ep: int = 1, *, predicts: bool = False) -> La
     stacks = tuple((experts // ep, *tensor.shape[1:]) for tensor in found if tensor.stacked)
     rest = _shapes([tensor for tensor in found if not tensor.stacked])
     return LayerShapes((*rest, *further), stacks, experts)
+
+
+def _own_last(found: Tensors, part: Tensors, *, own: int) -> Tensors:
+    """Return the tensors of a layer with the first `own` of those of a `part` of it behind the others of that part."""
+    start = next(index for index in range(len(found)) if found[index : index + len(part)] == part)
+    return [*found[:start], *part[own:], *part[:own], *found[start + len(part) :]]
 
 
 def frozen_shapes(layer: LayerSpec) -> Frozen:
@@ -134,7 +140,7 @@ def outside_shapes(spec: ModelSpec, grouping: Grouping) -> dict[tuple[str, ...],
     ``layers``: all of them in the group of the root, ``("model",)``. ``torchtitan``: the embedding; final norm and
     head; if head and embedding are one tensor, all three together, because a tensor can be in one group only.
     """
-    before, after = _shapes(tensors_before_layers(spec)), _shapes(tensors_after_layers(spec))
+    before, after = _before_layers(spec), _shapes(tensors_after_layers(spec))
     if grouping == "layers":
         return {("model",): (*before, *after)}
     if spec.tie_word_embeddings:
@@ -146,12 +152,17 @@ def outside_shapes_of_stage(
     stage: ModelSpec, grouping: Grouping, *, embeds: bool, is_last: bool
 ) -> dict[tuple[str, ...], tuple[Shape, ...]]:
     """Return the same of one stage of a pipeline, which may have an embedding, and is the last one or not."""
-    before = _shapes(tensors_before_layers(stage)) if embeds else ()
+    before = _before_layers(stage) if embeds else ()
     after = _shapes(tensors_after_layers(stage)) if is_last else ()
     found = (
         {("model",): (*before, *after)} if grouping == "layers" else {("embedding",): before, ("norm", "head"): after}
     )
     return {modules: shapes for modules, shapes in found.items() if shapes}
+
+
+def _before_layers(spec: ModelSpec) -> tuple[Shape, ...]:
+    """The embedding; before it a learned table of positions, which is a module within the embedding's."""
+    return _shapes(tensors_before_layers(spec))[::-1]
 
 
 def _shapes(of: Sequence[TrainedTensor]) -> tuple[Shape, ...]:

@@ -51,7 +51,7 @@ def ranks_by_formula(spec: ModelSpec, setup: Setup, layout: Layout, context_rank
         outside_parameters=updated_numbers(outside),
         outside_states=update.states(outside),
         inputs=input_bytes(spec, local_setup(setup, layout.cp), depths=depths_with_inputs(spec, setup, layout.cp)),
-        buffers=buffer_bytes(spec, setup),
+        buffers=buffer_bytes(spec, setup, sharded=layout.is_sharded),
         first_micro_batch=first,
         middle_micro_batch=others[0] if len(others) == 2 else None,
         last_micro_batch=others[-1] if others else None,

@@ -14,6 +14,7 @@ from functools import singledispatch
 
 from counting.formulas.layouts.groups import mtp_shapes
 from counting.formulas.layouts.sharding import Shape, numbers
+from counting.formulas.parameters import number_of_stream_norms
 from counting.setup import Setup
 from torch_models.spec import (
     ClampedMLPSpec,
@@ -44,12 +45,12 @@ def _total(layer: LayerSpec) -> int:
 
 
 def norms_of_stream(layer: LayerSpec) -> list[Shape]:
-    """Return the shapes of a layer's norms of the residual stream: one before or after each of its two blocks, or both.
+    """Return the shapes of a layer's norms of the residual stream: before or after each of its blocks, or both.
 
     LayerNorm has a weight and a bias.
     With sequence parallelism each rank uses them on its own positions, so that their gradients are terms of a sum too.
     """
-    return _norm(layer) * (4 if layer.norm_placement == "around" else 2)
+    return _norm(layer) * number_of_stream_norms(layer)
 
 
 def final_norm(spec: ModelSpec) -> list[Shape]:
@@ -95,10 +96,11 @@ def _(spec: GatedMLPSpec | MLPSpec | ClampedMLPSpec) -> list[Shape]:
 
 @used_apart.register
 def _(spec: MixtureOfExpertsSpec) -> list[Shape]:
-    """The router and its bias."""
+    """The router, its bias and its learned scales."""
     router = spec.router
     bias: list[Shape] = [(router.num_experts,)] if router.bias else []
-    return [(router.num_experts, router.hidden_size), *bias]
+    scales: list[Shape] = [(router.hidden_size,), (router.num_experts,)] if router.learned_scales else []
+    return [(router.num_experts, router.hidden_size), *bias, *scales]
 
 
 @singledispatch

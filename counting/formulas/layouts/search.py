@@ -63,7 +63,7 @@ class _Place(NamedTuple):
 def _places(spec: ModelSpec, setup: Setup, layout: Layout, context_ranks: tuple[int, ...]) -> Iterator[_Place]:
     model = shallow(spec)
     held = _held(model, setup, layout)
-    start = held.bytes + _inputs(spec, setup, layout.cp)
+    start = held.bytes + _inputs(spec, setup, layout.cp, layout.is_sharded)
     for context_rank in context_ranks:
         passes = micro_batches(model.spec, setup, layout, context_rank)
         peak = position = start
@@ -199,6 +199,7 @@ def _held_by_group(shapes: tuple[Shape, ...], sharding: Sharding, update: Update
 
 
 @lru_cache(maxsize=64)
-def _inputs(spec: ModelSpec, setup: Setup, cp: int) -> int:
+def _inputs(spec: ModelSpec, setup: Setup, cp: int, sharded: bool) -> int:
     depths = depths_with_inputs(spec, setup, cp)
-    return input_bytes(spec, local_setup(setup, cp), depths=depths) + buffer_bytes(spec, setup)
+    buffers = buffer_bytes(spec, setup, sharded=sharded)
+    return input_bytes(spec, local_setup(setup, cp), depths=depths) + buffers

@@ -28,9 +28,11 @@ from counting.formulas.held import (
     norm_held,
     per_op_held,
     routed_experts_held,
+    shared_by_branches,
     stream_norm_held,
 )
 from counting.formulas.local.shapes import Division, division_of, local_layer, local_setup
+from counting.formulas.parameters import number_of_stream_norms
 from counting.setup import Setup
 from torch_models.layout import Layout
 from torch_models.spec import (
@@ -67,10 +69,11 @@ def _layer_held(spec: LayerSpec, run: ForwardPass, division: Division) -> int:
     if run.recompute == "per_op":
         return stream + _per_op_held(spec, run, division)
     part = local_layer(spec, division.tp)
-    norms_around_a_block = 2 if spec.norm_placement == "around" else 1
     norm = stream_norm_held(spec, rows, run)
     blocks = _attention_held(part.attention, run, division) + _feed_forward_held(part.feed_forward, run, division)
-    return blocks + 2 * norms_around_a_block * norm
+    if part.parallel_mlp is not None:
+        blocks += feed_forward_held(part.parallel_mlp, run) - shared_by_branches(stream, run)
+    return blocks + number_of_stream_norms(spec) * norm
 
 
 def _per_op_held(spec: LayerSpec, run: ForwardPass, division: Division, *, predicts: bool = False) -> int:
@@ -129,7 +132,8 @@ def exchanged_experts_held(spec: MixtureOfExpertsSpec, run: ForwardPass, divisio
       that it sends are not held;
     - hidden: `expert_hidden_numbers` numbers for each received row;
     - outputs: the experts' outputs of its own N rows, after they have come back, for the gradients of the router
-      weights that multiply them. The outputs of the M rows are not held;
+      weights that multiply them. The outputs of the M rows are not held. Where the weights multiply the inputs, these
+      are held instead, before they are sent;
     - weights, token, order: of its own N rows, as on one device;
     - order_received: the order of the M rows by expert, to route gradients back, and on the way back the rows;
     - experts: if experts have biases, the index of each received row's expert, for the gradients of the biases;

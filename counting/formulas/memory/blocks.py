@@ -28,6 +28,7 @@ def norm(
     unit_offset: bool = False,
     division: Division = UNDIVIDED,
     summed: bool = True,
+    has_weight: bool = True,
 ) -> Array:
     """RMSNorm of each row; with `gaps` the rows are slices of longer rows, and the fused kernel copies them.
 
@@ -35,11 +36,14 @@ def norm(
     else all ranks have the same rows.
     """
     parameter = summed_parameter if summed else own_parameter
-    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division)
+    weight = parameter(tape, tape.parameter(x.numel // rows, x.size.width), division) if has_weight else None
     if kernels == "fused":
-        return _fused(tape, x, add_number(tape, weight) if unit_offset else weight, rows, gaps=gaps)
+        factor = add_number(tape, weight) if unit_offset and weight is not None else weight
+        return _fused(tape, x, factor, rows, gaps=gaps)
     x_fp32 = cast(tape, x, SINGLE)
     inverse_rms = inverse_root(tape, add_number(tape, mean_of_rows(tape, square(tape, x_fp32), rows)))
+    if weight is None:
+        return cast(tape, multiply(tape, x_fp32, inverse_rms), x.size.width)
     if unit_offset:
         return cast(
             tape,
@@ -55,9 +59,9 @@ def norm(
     return multiply(tape, normed, weight, vector=True)
 
 
-def _fused(tape: Tape, x: Array, weight: Operand, rows: int, *, gaps: bool) -> Array:
+def _fused(tape: Tape, x: Array, weight: Operand | None, rows: int, *, gaps: bool) -> Array:
     """One kernel that keeps its input and 1 / rms of each row."""
-    of_x, of_weight = x.size, weight.size
+    of_x, of_weight = x.size, None if weight is None else weight.size
     inverse_rms = tape.new(rows, SINGLE)
 
     def without_gaps() -> Array | None:
@@ -71,7 +75,7 @@ def _fused(tape: Tape, x: Array, weight: Operand, rows: int, *, gaps: bool) -> A
         copied = without_gaps()
         x_gradient = tape.like(of_x)
         del copied
-        return [x_gradient, tape.like(of_weight)]
+        return [x_gradient, None if of_weight is None else tape.like(of_weight)]
 
     kept = [x, inverse_rms, *([weight] if isinstance(weight, Array) else [])]
     tape.record([out], [x, weight], kept, derive)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from counting.formulas.local.shapes import UNDIVIDED, Division
-from counting.formulas.memory.blocks import gated_mlp
+from counting.formulas.memory.blocks import gated_mlp, norm
 from counting.formulas.memory.exchange import exchange
 from counting.formulas.memory.operations import (
     OTHER,
@@ -29,7 +29,7 @@ from counting.formulas.memory.operations import (
 )
 from counting.formulas.memory.parameters import added_bias, own_experts, summed_parameter
 from counting.formulas.memory.tape import BOOL, INT, LONG, SINGLE, Array, Size, Tape
-from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, MixtureOfExpertsSpec, RouterSpec
+from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, Kernels, MixtureOfExpertsSpec, RouterSpec
 
 Expert = GatedMLPSpec | ClampedMLPSpec
 
@@ -49,17 +49,14 @@ def mixture_of_experts(
     spec: MixtureOfExpertsSpec,
     x: Array,
     tokens: int,
+    kernels: Kernels,
     division: Division = UNDIVIDED,
     around: Around | None = None,
 ) -> Array:
     """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
     flat = reshape(tape, x)
-    weights, chosen = _router(tape, spec.router, flat, tokens, division)
-    of_experts, weights = around.enter(flat, weights) if around else (flat, weights)
-    out = _routed_experts(tape, spec, of_experts, weights, chosen, division)
-    if around:
-        around.leave(out)
-    del of_experts, weights, chosen, flat
+    out = routed_tokens(tape, spec, flat, flat, tokens, kernels, division, around)
+    del flat
     routed = reshape(tape, out)
     del out
     if spec.shared_experts is None:
@@ -67,18 +64,45 @@ def mixture_of_experts(
     return add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens, division))
 
 
-def _router(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Division) -> tuple[Array, Array]:
+def routed_tokens(
+    tape: Tape,
+    spec: MixtureOfExpertsSpec,
+    x: Array,
+    of_router: Array,
+    tokens: int,
+    kernels: Kernels,
+    division: Division,
+    around: Around | None,
+) -> Array:
+    """Router and routed experts, each with its own input of one row per token."""
+    weights, chosen = _router(tape, spec.router, of_router, tokens, kernels, division)
+    of_experts, weights = around.enter(x, weights) if around else (x, weights)
+    out = _routed_experts(tape, spec, of_experts, weights, chosen, division)
+    if around:
+        around.leave(out)
+    return out
+
+
+def _router(
+    tape: Tape, spec: RouterSpec, x: Array, tokens: int, kernels: Kernels, division: Division
+) -> tuple[Array, Array]:
     """The chosen experts' weights in fp32, and their indices; each rank of tp routes all tokens."""
-    scores = _scores(tape, spec, x, tokens, division)
+    scores = _scores(tape, spec, x, tokens, kernels, division)
     chosen = _choose(tape, spec, scores.numel, tokens)
     weights = rows_of(tape, scores, chosen, tokens * spec.top_k)
     if spec.norm_topk_prob:
         weights = divide(tape, weights, add_number(tape, sum_of_rows(tape, weights, tokens)))
+    if spec.learned_scales:
+        of_experts = summed_parameter(tape, tape.parameter(spec.num_experts, x.size.width), division)
+        factors = rows_of(tape, cast_parameter(tape, of_experts, SINGLE), chosen, tokens * spec.top_k)
+        return multiply(tape, weights, factors), chosen
     return scale(tape, weights), chosen
 
 
-def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Division) -> Array:
+def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int, kernels: Kernels, division: Division) -> Array:
     """fp32 scores of every expert."""
+    if spec.learned_scales:
+        x = norm(tape, x, tokens, kernels, division=division)
 
     def parameter(numel: int) -> Operand:
         return summed_parameter(tape, tape.parameter(numel, x.size.width), division)
@@ -94,6 +118,8 @@ def _scores(tape: Tape, spec: RouterSpec, x: Array, tokens: int, division: Divis
         bias=bias,
         flat=True,
     )
+    if spec.learned_scales:
+        logits = scale(tape, logits)
     return unary(tape, logits, keeps_output=True)  # sigmoid or softmax
 
 
@@ -133,15 +159,24 @@ def _routed_experts(
     ends = tape.new(experts, INT)
     token = tape.new(count, LONG)
     transform = partial(_transform, tape, spec.expert, stacks)
+
     rows = rows_of(tape, x, token, count * width)
+    if spec.weighs_inputs:
+        rows = _weighted(tape, rows, weights, order)
     if division.ep > 1:
         rows = exchange(tape, transform, rows, experts, own, division.received_rows(count), width)
     else:
         rows = transform(rows, sorted_experts, ends)
-    rows = multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, count), rows.size.width))
+    if not spec.weighs_inputs:
+        rows = _weighted(tape, rows, weights, order)
     out = _added_to_tokens(tape, rows, token, x.numel)
     del sorted_experts, order, all_experts, ends, token, chosen
     return out
+
+
+def _weighted(tape: Tape, rows: Array, weights: Array, order: Array) -> Array:
+    """Multiply each row by the weight that the router gives it, in the format of the rows."""
+    return multiply(tape, rows, cast(tape, rows_of(tape, reshape(tape, weights), order, order.numel), rows.size.width))
 
 
 class _Stacks(NamedTuple):

@@ -15,8 +15,8 @@ from counting.formulas.local.shapes import UNDIVIDED, Division
 from counting.formulas.memory.attention.block import attention
 from counting.formulas.memory.blocks import gated_mlp, plain_mlp, stream_norm
 from counting.formulas.memory.collectives import sum_of_parts, whole_input
-from counting.formulas.memory.experts import Around, mixture_of_experts
-from counting.formulas.memory.operations import add
+from counting.formulas.memory.experts import Around, mixture_of_experts, routed_tokens
+from counting.formulas.memory.operations import add, reshape, scale_by_buffer
 from counting.formulas.memory.tape import HALF, SINGLE, Array, Edge, Kernel, Operation, Tape
 from counting.formulas.parameters import parameters, router_correction_bias
 from counting.setup import MicroBatch
@@ -39,7 +39,7 @@ def simulate_layer(spec: LayerSpec, batch: MicroBatch, kernels: Kernels, *, grad
     kept -= set() if grad else tape.alive.keys()
     saved = sum(size for serial, size in at_peak.items() if serial in kept)
     return LayerMemory(
-        weights=HALF * parameters(spec).total + SINGLE * router_correction_bias(spec),
+        weights=HALF * (parameters(spec).total + spec.output_scale) + SINGLE * router_correction_bias(spec),
         boundary=at_peak[boundary],
         saved=saved,
         transients=sum(at_peak.values()) - at_peak[boundary] - saved,
@@ -134,11 +134,40 @@ def transform(
         return sum_of_parts(tape, out, batch, division)
 
     x = add(tape, x, normed(attended(normed(x, before)), after))
-    return add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, division, around), after))
+    if spec.parallel_mlp is None:
+        x = add(tape, x, normed(_feed_forward(tape, spec, normed(x, before), batch, kernels, division, around), after))
+    else:
+        x = add(tape, x, normed(_both_branches(tape, spec, x, batch, kernels, division, around, normed), after))
+    return scale_by_buffer(tape, x) if spec.output_scale else x
+
+
+def _both_branches(
+    tape: Tape,
+    spec: LayerSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    division: Division,
+    around: Around | None,
+    normed: Callable[[Array, bool], Array],
+) -> Array:
+    """A parallel MLP and the experts, each between its norms; the router reads the residual stream."""
+    assert spec.parallel_mlp is not None and isinstance(spec.feed_forward, MixtureOfExpertsSpec)
+    dense = normed(gated_mlp(tape, spec.parallel_mlp, normed(x, True), batch.tokens), True)
+    flat = reshape(tape, x)
+    mixture = spec.feed_forward
+    routed = routed_tokens(tape, mixture, normed(flat, True), flat, batch.tokens, kernels, division, around)
+    return add(tape, dense, normed(reshape(tape, routed), True))
 
 
 def _feed_forward(
-    tape: Tape, spec: LayerSpec, x: Array, batch: MicroBatch, division: Division, around: Around | None
+    tape: Tape,
+    spec: LayerSpec,
+    x: Array,
+    batch: MicroBatch,
+    kernels: Kernels,
+    division: Division,
+    around: Around | None,
 ) -> Array:
     whole = whole_input(tape, x, batch, division)
     if isinstance(spec.feed_forward, GatedMLPSpec):
@@ -146,5 +175,5 @@ def _feed_forward(
     elif isinstance(spec.feed_forward, MLPSpec):
         out = plain_mlp(tape, spec.feed_forward, whole, batch.tokens, division)
     else:
-        out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, division, around)
+        out = mixture_of_experts(tape, spec.feed_forward, whole, batch.tokens, kernels, division, around)
     return sum_of_parts(tape, out, batch, division)

@@ -161,6 +161,14 @@ def scale(tape: Tape, x: Array) -> Array:
     return unary(tape, x)
 
 
+def scale_by_buffer(tape: Tape, x: Array) -> Array:
+    """Multiply by a number that is stored with the model, which backward needs; its memory is counted elsewhere."""
+    size, factor = x.size, Array(Size(1, x.size.width), Storage(tape, 0))
+    out = tape.like(size)
+    tape.record([out], [x], [factor], lambda gradients: [tape.like(size)])
+    return out
+
+
 def add(tape: Tape, left: Array, right: Array) -> Array:
     """Add two tensors of equal size; both receive the output's gradient without a copy."""
     out = tape.like(left.size)

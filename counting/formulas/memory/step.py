@@ -117,13 +117,15 @@ class SimulatedStep:
         return self.layout is None and self.precision.measurable
 
     def _buffers(self) -> int:
-        """Bytes of the correction biases of all routers, in fp32."""
-        numbers = 0
+        """Bytes of the correction biases of all routers, in fp32, and of the factors of layers' outputs."""
+        factor = SINGLE if self.hooked and self.precision.master_bytes else self.width
+        numbers = factors = 0
         for layer_spec, count in (*self.groups, *((layer_spec, 1) for layer_spec in self.mtp_layers)):
+            factors += layer_spec.output_scale * count
             experts = layer_spec.feed_forward
             if isinstance(experts, MixtureOfExpertsSpec) and experts.router.correction_bias:
                 numbers += experts.router.num_experts * count
-        return SINGLE * numbers
+        return SINGLE * numbers + factor * factors
 
     # --- The passes --------------------------------------------------------------------------------------------------
 

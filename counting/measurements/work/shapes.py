@@ -67,17 +67,24 @@ def _attention(name: str, flops: int, arguments: dict[str, Any], dtype: str) -> 
     """Attention of (B, H, S, C) heads. FLOPs are counted for each visited pair of query and key.
 
     A causal kernel computes the pairs of a query with itself and the keys before it. Our op with a window is counted
-    for a whole window of keys at each query, those in the future included, and is causal always; so are chosen keys.
+    for a whole window of keys at each query, with chunks for the square of each, those in the future included, and is
+    causal always; so are chosen keys, as many as of a window.
     """
     query, key, value = (arguments[each] for each in ("query", "key", "value"))
     sequences, heads, queries, channels = query.shape
     keys = key.shape[2]
-    window, chosen = arguments.get("window"), arguments.get("chosen")
+    window, chunk, chosen = (arguments.get(name) for name in ("window", "chunk", "chosen"))
     if chosen is not None:
-        window = chosen.shape[-1]  # a query sees as many of the chosen keys as of a window
+        window = chosen.shape[-1]
     is_causal = bool(arguments.get("is_causal", "window" in arguments))
-    counted = queries * min(window or keys, keys)
-    pairs = visible_pairs(queries, keys, window) if is_causal else counted
+    whole, rest = divmod(keys, chunk or keys)
+    counted = queries * min(window or keys, keys) if chunk is None else whole * chunk**2 + rest**2
+    if not is_causal:
+        pairs = counted
+    elif chunk is None:
+        pairs = visible_pairs(queries, keys, window)
+    else:
+        pairs = whole * visible_pairs(chunk, chunk) + visible_pairs(rest, rest)
     assert flops % counted == 0, "FLOPs are counted for each pair"
     shape = (sequences, heads, queries, keys, channels, value.shape[-1])
     return Multiplied("attention", shape, flops // counted * pairs, dtype, "backward" in name)

@@ -41,10 +41,11 @@ def _replaced(module: Any, name: str, function: Callable[..., Tensor]) -> Iterat
         setattr(module, name, before)
 
 
-def _op_by_op(x: Tensor, normalized_shape: Any, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) in fp32, then in x's dtype times the weight, each op by itself."""
+def _op_by_op(x: Tensor, normalized_shape: Any, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) in fp32, then in x's dtype times the weight if there is one, each op by itself."""
     wide = x.float()
-    return (wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + eps)).type_as(x) * weight
+    normed = (wide * torch.rsqrt(torch.mean(wide * wide, dim=-1, keepdim=True) + eps)).type_as(x)
+    return normed if weight is None else normed * weight
 
 
 def _rotated_as_complex(x_BSHC: Tensor, tables: RotaryTables, interleaved: bool) -> Tensor:

@@ -4,15 +4,16 @@ One operation is one element of the result of an elementwise op, or one element 
 constants and other movement of data count 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from counting.measurements.dispatch import ForwardHooks
 from counting.measurements.ops.formulas import op_flops
 from counting.scans import DeltaRuleScan, StateSpaceScan
 from counting.via_transformers.states.stand_ins import NotedScan
@@ -41,6 +42,17 @@ def elementwise_operations(noted: NotedScan) -> int:
     return int(total)
 
 
+def own_operations(call: nn.Module, tensors: tuple[Tensor, ...], modules: Collection[nn.Module]) -> int:
+    """The elementwise operations of `modules` themselves in `call(*tensors)`, without those of their submodules."""
+    running: list[nn.Module] = []
+    counter = _Operations(products=False, counts=lambda: bool(running) and running[-1] in modules)
+    hooks = ForwardHooks(running.append, lambda _: running.__delitem__(-1))
+    if modules:
+        with torch.no_grad(), hooks, counter:
+            call(*tensors)
+    return counter.operations
+
+
 def _operations_of(noted: NotedScan, length: int) -> int:
     counter = _Operations(noted.replaced.counts_products)
     with torch.no_grad(), counter:
@@ -49,15 +61,17 @@ def _operations_of(noted: NotedScan, length: int) -> int:
 
 
 class _Operations(TorchDispatchMode):
-    """Sums the elementwise operations of the ops that run; with `products`, the FLOPs of products too."""
+    """Sums the elementwise operations of the ops that run while `counts()`; with `products`, their FLOPs too."""
 
-    def __init__(self, products: bool) -> None:
+    def __init__(self, products: bool, counts: Callable[[], bool] = lambda: True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
-        self._products = products
+        self._products, self._counts = products, counts
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
+        if not self._counts():
+            return out
         packet = function.overloadpacket
         if packet == _aten.convolution:  # one multiplication and one addition for each element of a window
             self.operations += 2 * out.numel() * prod(args[1].shape[1:]) if self._products else 0

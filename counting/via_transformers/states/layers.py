@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from counting.scans import Scan
+from counting.scans import NamedScan, Scan
 from counting.via_transformers.discover import Discovered, LayerGroup
 from counting.via_transformers.reading.config import FEED_FORWARD_KINDS, STATE_KINDS
 from counting.via_transformers.reading.decoders import no_count_of
 from counting.via_transformers.run import Recorded
-from counting.via_transformers.states.stand_ins import NotedScan
+from counting.via_transformers.states.stand_ins import WINDOW, NotedScan
 from torch_models.errors import UserError
 
 # Classes of transformers whose code multiplies the matrices of the published algorithm itself, block by block.
-MULTIPLIES_BLOCKS = {"MiniMaxLightningAttention"}
+MULTIPLIES_BLOCKS = {"MiniMaxLightningAttention": "lightning attention in blocks of {0.block_size}"}
 
 
 def scans_of_groups(found: Discovered, recorded: Recorded, noted: list[NotedScan]) -> list[tuple[NotedScan, ...]]:
@@ -29,9 +29,21 @@ def scans_of_groups(found: Discovered, recorded: Recorded, noted: list[NotedScan
     return scans
 
 
-def shapes_of(scans: Sequence[Sequence[NotedScan]]) -> tuple[tuple[Scan, ...], ...]:
-    """The plain data of the scans of each group."""
-    return tuple(tuple(noted.scan for noted in of_layer) for of_layer in scans)
+def shapes_of(found: Discovered, scans: Sequence[Sequence[NotedScan]]) -> tuple[tuple[Scan, ...], ...]:
+    """The plain data of the scans of each group, with those whose code multiplies blocks."""
+    return tuple(
+        (*(noted.scan for noted in of_layer), *map(_named, multiplying_blocks(group.layer)))
+        for group, of_layer in zip(found.groups, scans, strict=True)
+    )
+
+
+def multiplying_blocks(layer: nn.Module) -> list[nn.Module]:
+    """The modules of a layer whose code multiplies the matrices of a scan itself."""
+    return [module for module in layer.modules() if type(module).__name__ in MULTIPLIES_BLOCKS]
+
+
+def _named(module: nn.Module) -> Scan:
+    return NamedScan(algorithm=MULTIPLIES_BLOCKS[type(module).__name__].format(module))
 
 
 def parts_with(layer: nn.Module, scans: Sequence[NotedScan]) -> set[str]:
@@ -49,12 +61,13 @@ def _prefixes(name: str) -> list[str]:
 def refuse_unknown_states(found: Discovered, cores: Sequence[bool], scans: Sequence[Sequence[NotedScan]]) -> None:
     """Raise `UserError` for a layer whose tokens do not meet in a product or a known scan: it may carry a state.
 
+    A short convolution carries no state beyond its window, so that beside it there may be one.
     `cores` says of each group whether it has a product of two activations.
     """
     stateful = getattr(found.model, "_is_stateful", False) and not any(scans) and not _kinds_are_known(found)
     for group, has_core, of_layer in zip(found.groups, cores, scans, strict=True):
-        names = {type(module).__name__ for module in group.layer.modules()}
-        if of_layer or names & MULTIPLIES_BLOCKS or group.kind in FEED_FORWARD_KINDS:
+        is_known = any(noted.scan.algorithm != WINDOW or group.kind == "conv" for noted in of_layer)
+        if is_known or multiplying_blocks(group.layer) or group.kind in FEED_FORWARD_KINDS:
             continue
         if group.kind in STATE_KINDS or stateful or not has_core:
             raise UserError(no_count_of(f"its layers ({type(group.layer).__name__})"))

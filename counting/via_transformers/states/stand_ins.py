@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from counting.measurements.dispatch import ForwardHooks
-from counting.scans import DeltaRuleScan, ElementwiseScan, Scan, StateSpaceScan
+from counting.scans import DeltaRuleScan, NamedScan, Scan, StateSpaceScan
 
-Arguments = Mapping[str, Any]  # of a function's parameters, by name
+ScanArguments = Mapping[str, Any]  # of a function's parameters, by name
 
 
 class Replaced(NamedTuple):
     """A function that is replaced: its arguments along the sequence, and what it says of the scan."""
 
     lengths: Mapping[str, int]  # argument -> its dimension along the sequence
-    scan: Callable[[Arguments], Scan]
+    scan: Callable[[ScanArguments], Scan]
     result: Callable[[Tensor], Any]  # its result, from a tensor like its first argument along the sequence
     tokens: int | None  # its work is a polynomial in blocks of so many tokens, None: in the scan's chunks
     counts_products: bool = False  # whether its own products are elementwise work: a sum over a state's channels
@@ -36,7 +36,7 @@ class NotedScan(NamedTuple):
     module: nn.Module | None  # the innermost module that ran it
     replaced: Replaced
     function: Callable[..., Any]
-    arguments: Arguments
+    arguments: ScanArguments
 
     @property
     def length(self) -> int:
@@ -56,14 +56,14 @@ class NotedScan(NamedTuple):
         self.function(**resized, **extra)
 
 
-def _state_space(arguments: Arguments) -> Scan:
+def _state_space(arguments: ScanArguments) -> Scan:
     sequences, length, heads, head_size = arguments["hidden_states"].shape
     groups, state_size = arguments["B"].shape[2:]
     sizes = {"heads": heads, "groups": groups, "head_size": head_size, "state_size": state_size}
     return StateSpaceScan(sequences=sequences, length=length, chunk=arguments["chunk_size"], **sizes)
 
 
-def _delta_rule(arguments: Arguments) -> Scan:
+def _delta_rule(arguments: ScanArguments) -> Scan:
     sequences, length, heads, value_size = arguments["value"].shape
     return DeltaRuleScan(
         sequences=sequences,
@@ -76,8 +76,8 @@ def _delta_rule(arguments: Arguments) -> Scan:
     )
 
 
-def _elementwise(algorithm: str) -> Callable[[Arguments], Scan]:
-    scan = ElementwiseScan(algorithm=algorithm)
+def _elementwise(algorithm: str) -> Callable[[ScanArguments], Scan]:
+    scan = NamedScan(algorithm=algorithm)
     return lambda _: scan
 
 
@@ -120,7 +120,7 @@ _CONVOLUTION = Replaced({"input": 2}, _elementwise(WINDOW), _itself, _TOKENS, co
 
 
 @contextlib.contextmanager
-def stand_ins(model: nn.Module) -> Iterator[list[NotedScan]]:
+def scans_stood_in(model: nn.Module) -> Iterator[list[NotedScan]]:
     """Context in which the scans of a model's modules are replaced; yields the list of those that run.
 
     Depthwise convolutions, one channel each, are replaced too. Only one thread at a time may be in it.

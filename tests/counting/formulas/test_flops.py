@@ -49,6 +49,32 @@ def test_the_core_of_a_window() -> None:
     assert attention_core(attention, 4096, 1) == attention_core(without_window(attention), 4096, 1)
 
 
+def test_gemma_3_27b_at_32768() -> None:
+    """52 of 62 layers see 1,024 positions of 32,768: 1.9745e15, and 2.8607e15 if they saw all.
+
+    A layer's matrices: 2 x 5376 x 32 x 128 of queries and output, 2 x 5376 x 16 x 128 of keys and values, and
+    3 x 5376 x 21504 of the MLP; the head has 262,208 x 5,376. A pair of positions takes 4 x 32 x 128.
+    """
+    spec, length = read_spec("gemma_3_27b"), 32768
+    layer = 2 * 5376 * 4096 + 2 * 5376 * 2048 + 3 * 5376 * 21504
+    products = 2 * length * (62 * layer + 262208 * 5376)
+    per_pair = 4 * 32 * 128
+    flops = forward_of(spec, length, 1).total
+    assert flops == products + per_pair * (10 * length**2 + 52 * length * 1024)
+    cores = [attention_core(layer.attention, length, 1) for layer in spec.layers]
+    square = flops + sum(core.full_square - core.as_run for core in cores)
+    assert square == products + per_pair * 62 * length**2
+    assert (f"{flops:.4e}", f"{square:.4e}") == ("1.9745e+15", "2.8607e+15")
+
+
+def test_layers_without_positions_multiply_the_same_matrices() -> None:
+    """SmolLM3 at 2,048 tokens: rotation multiplies no matrices. 4 x 16 x 128 for a pair of positions, in 36 layers."""
+    spec = read_spec("smollm3_3b")
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 11008
+    assert forward_of(spec, 2048, 1).total == (2 * 2048 * (36 * layer + 128256 * 2048) + 36 * 4 * 16 * 128 * 2048**2)
+    assert forward_of(spec, 2048, 1).total == 13_831_942_176_768
+
+
 def test_eager_kernels_multiply_what_a_window_hides() -> None:
     layer = read_spec("mistral_7b").layers[0]
     assert as_run(layer, "fused") == layer

@@ -27,6 +27,10 @@ from torch_models.spec import ModelSpec, MultiHeadLatentAttentionSpec
         ("deepseek_v3", 671_026_404_352),
         ("gpt_oss_20b", 20_914_757_184),
         ("smollm2_135m", 134_515_008),
+        ("gemma_3_27b", 27_009_346_304),  # of 27,432,406,640 with the vision tower and its projection
+        ("olmo_3_7b", 7_298_011_136),
+        ("olmo_3_32b", 32_233_522_176),
+        ("smollm3_3b", 3_075_098_624),
     ],
 )
 def test_published_totals(config: str, total: int) -> None:

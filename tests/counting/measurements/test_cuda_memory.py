@@ -48,9 +48,7 @@ def rows() -> Iterator[list[str]]:
 
 def kernels_of(spec: LayerSpec) -> Kernels:
     attention = spec.attention
-    own_op = isinstance(attention, GroupedQueryAttentionSpec) and (
-        attention.window or attention.logit_softcap or attention.sinks
-    )
+    own_op = isinstance(attention, GroupedQueryAttentionSpec) and attention.needs_own_kernel
     return "eager" if own_op else "fused"
 
 

@@ -184,3 +184,21 @@ def test_fused_attention_with_a_window(window: int | None, expected: tuple[int, 
         assert dispatched_flops(module, inputs) == counts
     assert (core.as_run, core.causal, core.full_square) == expected
     assert counts.total == expected[0]
+
+
+# The same heads, and chunks of 4: squares of 4, 4 and 2 positions, 36 pairs. As run 4 * 36 * 32, causally half of it.
+CHUNK_GOLDENS = {4: (4_608, 2_304, 12_800), 10: (12_800, 6_400, 12_800), 11: (12_800, 6_400, 12_800)}
+
+
+@pytest.mark.parametrize(("chunk", "expected"), CHUNK_GOLDENS.items())
+def test_fused_attention_in_chunks(chunk: int, expected: tuple[int, int, int]) -> None:
+    def op(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = flash_attention(query, key, value, None, 1.0, None, None, chunk)[0]
+        return out
+
+    module, inputs = Op(op), (meta(1, 4, 10, 8), meta(1, 2, 10, 8), meta(1, 2, 10, 8))
+    with measuring():
+        counts, core = traced_flops(module, inputs)
+        assert dispatched_flops(module, inputs) == counts
+    assert (core.as_run, core.causal, core.full_square) == expected
+    assert counts.total == expected[0]

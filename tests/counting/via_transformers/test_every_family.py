@@ -32,7 +32,7 @@ PINNED = {
         hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text lfm2_moe ministral musicgen_decoder musicgen_melody_decoder
         qwen3_omni_moe_text
     """,
-    "parts that are not understood": "deepseek_v4 hrm_text hy_v4 llama4_text longcat_flash unlimited_ocr_text",
+    "parts that are not understood": "deepseek_v4 hrm_text hy_v4 longcat_flash unlimited_ocr_text",
     "a field": "deepseek_v2 gemma4_unified_assistant gemma4_unified_text glm4_moe",
     "parts that a pass over tokens leaves out": "blip_text_model ernie4_5_vl_moe_text mllama_text_model trocr",
     "code that reads numbers": "csm_depth_decoder_model jetmoe step3p5",

@@ -246,16 +246,12 @@ def test_fields_of_published_configs() -> None:
     assert measured("falcon", fields | published).parameters == measured("falcon", fields).parameters
 
 
-STATE = "carry a state from token to token"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "encoder-decoder": ("t5", {}, "has an encoder beside its decoder; only decoders are measured"),
     "encoder-decoder with a causal class": ("bart", {}, "has an encoder beside its decoder"),
     "encoder": ("bert", {}, "is an encoder unless is_decoder is true; only decoders are measured"),
     "vision and text": ("llava", {}, r"is made of several models \(vision_config, text_config\).*give text_only"),
     "vision": ("vit", {}, "transformers has no causal language model of this family"),
-    "mamba": ("mamba2", {}, rf"{STATE}.*so none is given$"),
-    "the first mamba": ("mamba", {}, rf"{STATE}.*so none is given$"),
-    "linear attention": ("qwen3_next", {}, f"linear_attention layers {STATE}"),
     "experts computed densely": (
         "llama4_text",
         SMALL | {"num_local_experts": 4, "intermediate_size_mlp": 64, "head_dim": 16},

@@ -205,7 +205,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
                 "original_max_position_embeddings": 16,
             }
         },
-        r"rope_scaling\.high_freq_factor = 1\.0: must be greater than low_freq_factor \(4\.0\)",
+        r"rope_scaling\.high_freq_factor = 1\.0: must be at least low_freq_factor \(4\.0\)",
     ),
     (
         DEEPSEEK_V3 | {"num_experts_per_tok": 17},

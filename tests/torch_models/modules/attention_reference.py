@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """Sequence length, window, cap of the scores, whether there are sinks, and heads of queries and of keys."""
+    """Sequence length, window, cap of the scores, whether there are sinks, heads of queries and of keys, and chunk."""
 
     length: int = 20
     window: int | None = None
@@ -17,6 +17,7 @@ class Case(NamedTuple):
     groups: int = 2
     channels: int = 16
     value_channels: int = 16
+    chunk: int | None = None
 
 
 CASES = {
@@ -29,6 +30,9 @@ CASES = {
     "everything": Case(window=7, softcap=2.0, sinks=True),
     "one-head-each": Case(window=7, sinks=True, groups=4),
     "one-head-for-all": Case(window=7, softcap=2.0, groups=1),
+    "chunks": Case(chunk=6),
+    "chunk-beyond-the-sequence": Case(chunk=100),
+    "chunks-longer-than-blocks": Case(length=40, chunk=13, softcap=2.0, sinks=True, groups=1),
     "unequal-channels": Case(window=7, channels=12, value_channels=5),
 }
 
@@ -61,6 +65,8 @@ def attention_by_definition(query: Tensor, key: Tensor, value: Tensor, sinks: Te
     position = torch.arange(case.length, device=query.device)
     distance = position.unsqueeze(1) - position
     hidden = (distance < 0) | (distance >= (case.window or case.length))
+    if case.chunk is not None:
+        hidden |= position.unsqueeze(1) // case.chunk != position // case.chunk
     scores = scores.masked_fill(hidden, -torch.inf)
     if sinks is None:
         return scores.softmax(-1) @ value

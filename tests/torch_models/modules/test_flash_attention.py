@@ -1,4 +1,4 @@
-"""The op of windows, caps and sinks on real tensors: its numbers, what its fake kernels promise, what it allocates."""
+"""The op of windows, chunks, caps and sinks: its numbers, what its fake kernels promise, what it allocates."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_values_and_gradients_are_those_of_the_definition(case: Case) -> None:
     given = inputs(case, torch.float64)
-    out, logsumexp = flash_attention(*given, SCALE, case.window, case.softcap)
+    out, logsumexp = flash_attention(*given, SCALE, case.window, case.softcap, case.chunk)
     expected = attention_by_definition(*given, case)
     torch.testing.assert_close(out, expected)
     assert logsumexp.dtype == torch.float64
@@ -39,7 +39,7 @@ def test_values_and_gradients_are_those_of_the_definition(case: Case) -> None:
 def test_real_kernels_keep_what_the_fake_ones_promise(case: Case, dtype: torch.dtype, contiguous: bool) -> None:
     """Shapes, dtypes and strides, forward and backward, and under compilation with static and dynamic shapes."""
     given = inputs(case, dtype, contiguous=contiguous)
-    options = (SCALE, case.window, case.softcap)
+    options = (SCALE, case.window, case.softcap, case.chunk)
     quick = ("test_schema", "test_autograd_registration", "test_faketensor")
     all_of_them = case == CASES["everything"] and dtype != torch.float64
     more = {"test_utils": (*quick, "test_aot_dispatch_dynamic")} if all_of_them else {"test_utils": quick}
@@ -57,7 +57,7 @@ def test_compiled_gradients_are_those_of_eager(dtype: torch.dtype) -> None:
     given = inputs(case, dtype)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
-        out: Tensor = flash_attention(query, key, value, sinks, SCALE, case.window, case.softcap)[0]
+        out: Tensor = flash_attention(query, key, value, sinks, SCALE, case.window, case.softcap, case.chunk)[0]
         return out
 
     torch._dynamo.reset()
@@ -86,7 +86,7 @@ def test_no_tensor_is_square_in_the_sequence(window: int | None) -> None:
     """Inside the op, the largest tensors are the scores of 8 queries with the keys that they may see, or the inputs."""
     case = Case(length=256, window=window, softcap=2.0, sinks=True, channels=4, value_channels=4)
     query, key, value, sinks = (None if x is None else x.detach() for x in inputs(case, torch.float32))
-    options = (SCALE, case.window, case.softcap)
+    options = (SCALE, case.window, case.softcap, case.chunk)
     with Largest() as largest:
         out, logsumexp = flash_attention._init_fn(query, key, value, sinks, *options)
         flash_attention_backward._init_fn(out, query, key, value, sinks, *options, out, logsumexp)
@@ -99,9 +99,9 @@ def test_no_tensor_is_square_in_the_sequence(window: int | None) -> None:
 def test_autocast_changes_nothing_inside_the_op() -> None:
     case = CASES["everything"]
     given = inputs(case, torch.float32)
-    expected = flash_attention(*given, SCALE, case.window, case.softcap)[0]
+    expected = flash_attention(*given, SCALE, case.window, case.softcap, case.chunk)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = flash_attention(*given, SCALE, case.window, case.softcap)[0]
+        out = flash_attention(*given, SCALE, case.window, case.softcap, case.chunk)[0]
         found = gradients(out, *given)
     assert torch.equal(out, expected)
     assert all(map(torch.equal, found, gradients(expected, *given)))

@@ -23,6 +23,7 @@ from torch_models.modules.kernels.flex_attention import BLOCK, uncompiled, visib
 LONG = {
     "long": Case(length=300),
     "long-window": Case(length=300, window=140, softcap=2.0, sinks=True),
+    "long-chunks": Case(length=300, chunk=140, softcap=2.0, sinks=True),
     "small-heads": Case(length=300, window=12, softcap=2.0, sinks=True, channels=8, value_channels=8),
 }
 
@@ -40,8 +41,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("case", [*CASES.values(), *LONG.values()], ids=[*CASES, *LONG])
 def test_values_and_gradients_are_those_of_the_op(case: Case, on_cpu: Callable[..., Tensor]) -> None:
     given = inputs(case, torch.float32)
-    out = on_cpu(*given, SCALE, case.window, case.softcap)
-    expected = flash_attention(*given, SCALE, case.window, case.softcap)[0]
+    out = on_cpu(*given, SCALE, case.window, case.softcap, case.chunk)
+    expected = flash_attention(*given, SCALE, case.window, case.softcap, case.chunk)[0]
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(gradients(out, *given), gradients(expected, *given), rtol=1e-3, atol=1e-4)
 
@@ -57,7 +58,7 @@ def test_a_compiled_model_contains_it(on_cpu: Callable[..., Tensor], monkeypatch
     def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor) -> Tensor:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         options: dict[str, Any] = {"scale": SCALE, "kernels": "fused", "heads_per_group": 2}
-        options |= {"window": case.window, "softcap": case.softcap, "sinks_H": sinks}
+        options |= {"window": case.window, "softcap": case.softcap, "sinks_H": sinks, "chunk": case.chunk}
         return causal_attention(query, key, value, **options).transpose(1, 2)
 
     def backend(graph: Any, _: Any) -> Any:
@@ -67,7 +68,7 @@ def test_a_compiled_model_contains_it(on_cpu: Callable[..., Tensor], monkeypatch
     with torch.no_grad():
         out = torch.compile(attend, backend=backend, fullgraph=True)(*given)
     assert "flex_attention" in graphs[0].code
-    torch.testing.assert_close(out, flash_attention(*given, SCALE, case.window, case.softcap)[0])
+    torch.testing.assert_close(out, flash_attention(*given, SCALE, case.window, case.softcap, case.chunk)[0])
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 100, BLOCK, BLOCK + 1, BLOCK + 2, 2 * BLOCK, 2 * BLOCK + 1, 400, 2000])
@@ -76,6 +77,17 @@ def test_the_blocks_are_those_that_torch_finds_in_the_whole_mask(length: int, wi
     from torch.nn.attention.flex_attention import create_block_mask
 
     ours = visible_blocks(length, window, torch.device("cpu"))
+    theirs = create_block_mask(ours.mask_mod, None, None, length, length, device="cpu")
+    for name in ("kv", "full_kv", "q", "full_q"):
+        assert visited(ours, name) == visited(theirs, name)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, BLOCK, BLOCK + 1, 3 * BLOCK - 1, 2000])
+@pytest.mark.parametrize("length", [100, BLOCK + 1, 600])
+def test_the_blocks_of_chunks_are_those_that_torch_finds_in_the_whole_mask(length: int, chunk: int) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ours = visible_blocks(length, None, torch.device("cpu"), chunk=chunk)
     theirs = create_block_mask(ours.mask_mod, None, None, length, length, device="cpu")
     for name in ("kv", "full_kv", "q", "full_q"):
         assert visited(ours, name) == visited(theirs, name)
@@ -100,8 +112,8 @@ def test_the_compiler_is_not_imported_with_the_modules() -> None:
 def test_on_cuda_values_and_gradients_are_those_of_the_op(case: Case, dtype: torch.dtype) -> None:
     given = inputs(case, dtype, device="cuda")
     exact = [None if x is None else x.detach().double().requires_grad_() for x in given]
-    out = kernel.flex_attention(*given, SCALE, case.window, case.softcap)
-    expected = flash_attention(*exact, SCALE, case.window, case.softcap)[0]
+    out = kernel.flex_attention(*given, SCALE, case.window, case.softcap, case.chunk)
+    expected = flash_attention(*exact, SCALE, case.window, case.softcap, case.chunk)[0]
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
     got = [x.double() for x in gradients(out, *given)]
@@ -119,7 +131,7 @@ def test_on_cuda_no_tensor_is_square_in_the_sequence(window: int | None) -> None
     given = inputs(case, torch.bfloat16, device="cuda")
 
     def step() -> None:
-        gradients(kernel.flex_attention(*given, SCALE, case.window, case.softcap), *given)
+        gradients(kernel.flex_attention(*given, SCALE, case.window, case.softcap, case.chunk), *given)
 
     step()
     torch.cuda.synchronize()

@@ -16,17 +16,22 @@ from tests.shrunken import (
     DEEPSEEK_V32,
     FAMILIES,
     GEMMA2,
+    GEMMA3,
+    GEMMA4,
     GLM4_MOE,
     GLM_MOE_DSA,
     GPT2,
     GPT_OSS,
     LLAMA,
+    LLAMA4,
     MISTRAL,
     MIXTRAL,
     OLMO2,
+    OLMO3,
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    SMOLLM3,
 )
 from torch_models import build, build_mtp, initialize
 from torch_models.builder import build_mtp_layers, creating
@@ -122,15 +127,55 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3-biases": QWEN3 | {"attention_bias": True},
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma3_text-layer-types": GEMMA3
+    | {
+        "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+        "rope_theta": None,
+        "rope_local_base_freq": None,
+        "rope_scaling": None,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 700.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 90.0},
+        },
+        "attention_bias": True,
+        "final_logit_softcapping": None,
+    },
+    "olmo3-biases": OLMO3 | {"attention_bias": True},
+    "smollm3-window": SMOLLM3
+    | {"no_rope_layers": [0, 1, 1, 0], "use_sliding_window": True, "sliding_window": 9}
+    | {"mlp_bias": True, "tie_word_embeddings": False},
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+    "gemma4-dense": GEMMA4 | {"enable_moe_block": False},
+    "gemma4-values": GEMMA4
+    | {"attention_k_eq_v": False, "attention_bias": True, "layer_types": ["full_attention"] * 3},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
     "olmo2-biases": OLMO2 | {"attention_bias": True},
     "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
     "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
     "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
     "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    "llama4-top-1": LLAMA4
+    | {
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": False,
+        "attn_temperature_tuning": False,
+    },
+    # Without rotation the bias of keys shifts all scores of a query alike: its gradient is zero, and here rounding.
+    "llama4-biases": LLAMA4 | {"attention_bias": True, "moe_layers": [2], "no_rope_layers": [1] * 4},
+    "llama4-layer-types": LLAMA4 | {"layer_types": ["full_attention"] * 2 + ["chunked_attention"] * 2},
+    "llama4-step-of-rope": LLAMA4
+    | {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
     "glm4_moe-air": GLM4_MOE | {"use_qk_norm": False},
     "deepseek_v3-yarn": DEEPSEEK_V3 | {"rope_scaling": YARN},
     "deepseek_v3-yarn-unequal-mscale": DEEPSEEK_V3 | {"rope_scaling": YARN | {"mscale": 0.7}},
@@ -160,7 +205,7 @@ def reference_model(fields: dict[str, Any]) -> Any:
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "layer_scalar")):
                 buffer.normal_(std=0.3)
     return model
 

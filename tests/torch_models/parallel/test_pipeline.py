@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.shrunken import FAMILIES, TENSOR_PARALLEL
+from tests.shrunken import FAMILIES, WITHOUT_TP
 from tests.torch_models.ecosystem.training_steps import Way
 from tests.torch_models.parallel.pipeline_steps import assert_trains_as_undivided
 from tests.worlds import World
@@ -38,7 +38,7 @@ def rows() -> Iterator[Any]:
         for family in FAMILIES:
             if (
                 family in TIED
-                or ("tp" in axes and family not in TENSOR_PARALLEL)
+                or ("tp" in axes and family in WITHOUT_TP)
                 or ("ep" in axes and family not in WITH_EXPERTS)
             ):
                 continue

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.shrunken import FAMILIES, TENSOR_PARALLEL
+from tests.shrunken import FAMILIES, WITHOUT_TP
 from tests.torch_models.ecosystem.training_steps import Way, train_plain
 from tests.torch_models.parallel.divided_steps import (
     IN_FP32,
@@ -19,6 +19,7 @@ from tests.torch_models.parallel.divided_steps import (
 )
 from tests.worlds import World
 
+TENSOR_PARALLEL = [family for family in FAMILIES if family not in WITHOUT_TP]
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
 WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
 MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]  # 8 or 16 experts

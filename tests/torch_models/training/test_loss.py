@@ -64,7 +64,7 @@ def test_gradients_do_not_depend_on_what_is_computed_again(fields: dict[str, Any
     loss, expected = run("eager", "none", None)
     again, found = run("fused", recompute, 7)
     torch.testing.assert_close(again, loss)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=3e-6)  # Gemma-4's norm after experts enlarges rounding
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTES)

@@ -1,10 +1,10 @@
-"""Fused attention with features that torch's fused kernels lack: a sliding window, soft-capped scores, sinks, a choice.
+"""Fused attention with what torch's fused kernels lack: a window, chunks, soft-capped scores, sinks, chosen keys.
 
-FlashAttention (arXiv 2307.08691) and similar kernels support these without an S x S matrix in memory, and FlashMLA
-a choice of keys for each query, but torch has no such kernel under a public name. This op has their interface and
+FlashAttention (arXiv 2307.08691) and similar kernels support all of them without an S x S matrix in memory, FlashMLA
+keys that are chosen for each query, but torch has no such kernel under a public name. This op has their interface and
 memory: on the meta device it allocates the same tensors, the output and one log-sum-exp per row. On a real device it
 computes the same numbers by elementary operations in fp32 (in fp64 for fp64), one block of queries after another, each
-with the keys within its window. Its scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or
+with the keys within its window or its chunks. Its scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or
 (QUERY_BLOCK, S) without a window. It is meant for CPUs; on CUDA devices flex_attention.py runs instead, except for
 chosen keys. The legend of dimension letters is in layers.py.
 """
@@ -19,11 +19,13 @@ from torch_models.modules.kernels.flops import attention_backward_flops, attenti
 
 NAME = "model_training_cost::flash_attention"
 QUERY_BLOCK = 128  # queries whose scores are in memory at one time
-_ARGUMENTS = "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap"
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap, int? chunk"
+)
 _CHOSEN = "Tensor? chosen=None"  # positions of the keys that each query attends to, (B, S, K) in int32
 
 
-@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}, {_CHOSEN}) -> (Tensor, Tensor)")
+@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}=None, {_CHOSEN}) -> (Tensor, Tensor)")
 def flash_attention(
     query_BHSC: Tensor,
     key_BGSC: Tensor,
@@ -32,17 +34,18 @@ def flash_attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None = None,
     chosen_BSK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within `window`, and to `chosen_BSK` alone if it is given.
+    """Causal attention within `window` or `chunk`, and to `chosen_BSK` alone if it is given.
 
-    Return the output (B, H, S, C) and the log-sum-exp (B, H, S) in fp32.
+    Return the output (B, H, S, C), and log-sum-exps (B, H, S) in fp32, or in fp64 if the inputs are.
     """
     out, logsumexp = _empty_outputs(query_BHSC, value_BGSC)
     with torch.autocast(query_BHSC.device.type, enabled=False):
-        for block in _blocks(query_BHSC, window):
+        for block in _blocks(query_BHSC, window, chunk):
             capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
-            scores = _masked(capped, block, window, chosen_BSK)
+            scores = _masked(capped, block, window, chunk, chosen_BSK)
             rows = scores.logsumexp(-1)
             if sinks_H is not None:
                 rows = torch.logaddexp(rows, _by_group(sinks_H.to(rows.dtype), key_BGSC))
@@ -79,6 +82,7 @@ def flash_attention_backward(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None,
     out_BHSC: Tensor,
     logsumexp_BHS: Tensor,
     chosen_BSK: Tensor | None = None,
@@ -92,7 +96,7 @@ def flash_attention_backward(
     sum_of_key, sum_of_value = (torch.zeros_like(x, dtype=precision) for x in (key_BGSC, value_BGSC))
     mean_BHS = torch.zeros_like(logsumexp_BHS)  # of the probabilities' gradient by row, the paper's D
     with torch.autocast(query_BHSC.device.type, enabled=False):
-        for block in _blocks(query_BHSC, window):
+        for block in _blocks(query_BHSC, window, chunk):
             query, gradient, out = (
                 _by_group(x[:, :, block.queries].to(precision), key_BGSC, dim=1)
                 for x in (query_BHSC, gradient_BHSC, out_BHSC)
@@ -100,7 +104,7 @@ def flash_attention_backward(
             key, value = (x[:, :, block.keys].to(precision) for x in (key_BGSC, value_BGSC))
             logsumexp, mean = _by_group(logsumexp_BHS[:, :, block.queries], key_BGSC, dim=1), (gradient * out).sum(-1)
             capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
-            probabilities = (_masked(capped, block, window, chosen_BSK) - logsumexp.unsqueeze(-1)).exp()
+            probabilities = (_masked(capped, block, window, chunk, chosen_BSK) - logsumexp.unsqueeze(-1)).exp()
             of_scores = probabilities * (_multiplied(gradient, value.transpose(2, 3)) - mean.unsqueeze(-1))
             if softcap is not None:
                 of_scores = of_scores * (1 - (capped / softcap).square())
@@ -138,7 +142,7 @@ def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor | None) -> tuple[object, ...]:
     query, key, value, sinks, *results, chosen = ctx.saved_tensors  # type: ignore[attr-defined]
     gradients = flash_attention_backward(gradient, query, key, value, sinks, *ctx.options, *results, chosen)  # type: ignore[attr-defined]
-    return *gradients[:3], None if sinks is None else gradients[3], None, None, None, None
+    return *gradients[:3], None if sinks is None else gradients[3], None, None, None, None, None
 
 
 flash_attention.register_autograd(_backward, setup_context=_save)
@@ -155,16 +159,14 @@ def banded_attention_flops(
     sinks: Size | None,
     scale: float,
     window: int | None,
-    softcap: float | None = None,
+    softcap: float | None,
+    chunk: int | None = None,
     chosen: Size | None = None,
     **_: object,
 ) -> int:
-    """FLOPs of scores and weighted values; a query visits at most `window` keys, including those in the future.
-
-    With `chosen` it visits these, those in the future included.
-    """
+    """FLOPs of scores and weighted values over the pairs that the kernel visits, see `visited_pairs`."""
     del sinks, scale, softcap
-    return attention_flops(query, key, value) // key[2] * _visited(key[2], window, chosen)
+    return attention_flops(query, key, value) // key[2] ** 2 * visited_pairs(key[2], window, chunk, chosen)
 
 
 @register(torch.ops.model_training_cost.flash_attention_backward)
@@ -177,6 +179,7 @@ def banded_attention_backward_flops(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None,
     out: Size,
     logsumexp: Size,
     chosen: Size | None = None,
@@ -188,11 +191,22 @@ def banded_attention_backward_flops(
     2307.08691, §3.1.2).
     """
     del sinks, scale, softcap, out, logsumexp
-    return attention_backward_flops(gradient, query, key, value) // key[2] * _visited(key[2], window, chosen)
+    square = attention_backward_flops(gradient, query, key, value)
+    return square // key[2] ** 2 * visited_pairs(key[2], window, chunk, chosen)
 
 
-def _visited(keys: int, window: int | None, chosen: Size | None) -> int:
-    return chosen[2] if chosen is not None else min(window or keys, keys)
+def visited_pairs(length: int, window: int | None, chunk: int | None, chosen: Size | None = None) -> int:
+    """Pairs of a query and a key that the kernel visits, those with keys in the future included.
+
+    A query visits at most `window` keys, or the `chosen` ones. With chunks it visits those of its chunk: a square for
+    each, of which the last may be smaller.
+    """
+    if chosen is not None:
+        return length * chosen[2]
+    if chunk is None:
+        return length * min(window or length, length)
+    whole, rest = divmod(length, chunk)
+    return whole * chunk**2 + rest**2
 
 
 # --- One block of queries ----------------------------------------------------------------------------------------
@@ -203,11 +217,14 @@ class _Block(NamedTuple):
     keys: slice  # all that some query of the block may see
 
 
-def _blocks(query_BHSC: Tensor, window: int | None) -> Iterator[_Block]:
+def _blocks(query_BHSC: Tensor, window: int | None, chunk: int | None) -> Iterator[_Block]:
     length = query_BHSC.shape[2]
     for first in range(0, length, QUERY_BLOCK):
         end = min(first + QUERY_BLOCK, length)
-        yield _Block(slice(first, end), slice(0 if window is None else max(0, first - window + 1), end))
+        first_key = 0 if window is None else max(0, first - window + 1)
+        if chunk is not None:
+            first_key = first - first % chunk
+        yield _Block(slice(first, end), slice(first_key, end))
 
 
 def _precision(x: Tensor) -> torch.dtype:
@@ -222,13 +239,15 @@ def _capped_scores(block: _Block, query_BHSC: Tensor, key_BGSC: Tensor, scale: f
     return scores if softcap is None else softcap * (scores / softcap).tanh()
 
 
-def _masked(scores: Tensor, block: _Block, window: int | None, chosen_BSK: Tensor | None) -> Tensor:
-    """The scores with -inf for keys after the query, before its window or not chosen."""
+def _masked(scores: Tensor, block: _Block, window: int | None, chunk: int | None, chosen_BSK: Tensor | None) -> Tensor:
+    """The scores with -inf for keys after the query, before its window or its chunk, or not chosen."""
     rows = torch.arange(block.queries.start, block.queries.stop, device=scores.device).unsqueeze(1)
     columns = torch.arange(block.keys.start, block.keys.stop, device=scores.device)
     hidden = columns > rows
     if window is not None:
         hidden |= columns <= rows - window
+    if chunk is not None:
+        hidden |= columns < rows - rows % chunk
     if chosen_BSK is not None:
         chosen = chosen_BSK[:, block.queries].long()
         others = torch.ones(*chosen.shape[:2], chosen_BSK.shape[1], dtype=torch.bool, device=scores.device)

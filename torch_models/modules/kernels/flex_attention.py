@@ -1,8 +1,9 @@
-"""Attention with a window, soft-capped scores or sinks on CUDA devices: torch's FlexAttention (arXiv 2412.05496).
+"""Attention with windows, chunks, soft-capped scores or sinks on CUDA devices: FlexAttention (arXiv 2412.05496).
 
-FlexAttention is compiled to one kernel that visits only the blocks of keys within the window, so that no S x S tensor
-is allocated, for scores or for the mask. Torch's compiler is imported on the first call, which also compiles. A model
-that is compiled as a whole contains the same operations. The legend of dimension letters is in layers.py.
+FlexAttention is compiled to one kernel that visits only the blocks of keys within the window or the chunk, so that no
+S x S tensor is allocated, for scores or for the mask. Torch's compiler is imported on the first call, which also
+compiles. A model that is compiled as a whole contains the same operations. The legend of dimension letters is in
+layers.py.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK = 128  # queries, and keys, of one block of the mask
 LEAST_CHANNELS = 16  # of a head; the kernel accepts no smaller ones
-# Each window, length, head size and dtype, with and without gradients, is a version of the compiled function.
+# Each window or chunk, length, head size and dtype, with and without gradients, is a version of the compiled function.
 MOST_VERSIONS = 64
 
 
@@ -35,13 +36,14 @@ def flex_attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Return what `flash_attention` returns first, (B, H, S, C).
 
     Sinks enlarge the softmax's denominator, so they scale the output by sigmoid(log-sum-exp - sink). The scaled output
     is one more tensor of its size that is kept for backward.
     """
-    arguments = (query_BHSC, key_BGSC, value_BGSC, sinks_H, scale, window, softcap)
+    arguments = (query_BHSC, key_BGSC, value_BGSC, sinks_H, scale, window, softcap, chunk)
     if torch.compiler.is_compiling():
         return uncompiled(*arguments)
     import torch._dynamo.config as compiler_settings
@@ -63,6 +65,7 @@ def uncompiled(
     scale: float,
     window: int | None,
     softcap: float | None,
+    chunk: int | None = None,
 ) -> Tensor:
     """The function that is compiled."""
     from torch.nn.attention.flex_attention import AuxRequest
@@ -78,7 +81,7 @@ def uncompiled(
         _widened(key_BGSC),
         _widened(value_BGSC),
         score_mod=None if softcap is None else capped,
-        block_mask=visible_blocks(query_BHSC.shape[2], window, query_BHSC.device),
+        block_mask=visible_blocks(query_BHSC.shape[2], window, query_BHSC.device, chunk=chunk),
         scale=scale,
         enable_gqa=query_BHSC.shape[1] != key_BGSC.shape[1],
         return_aux=None if sinks_H is None else AuxRequest(lse=True),
@@ -98,8 +101,8 @@ def _widened(x_BHSC: Tensor) -> Tensor:
     return F.pad(x_BHSC, (0, missing)) if missing > 0 else x_BHSC
 
 
-def visible_blocks(length: int, window: int | None, device: torch.device) -> "BlockMask":
-    """Return which blocks of keys each block of queries visits, from the window alone.
+def visible_blocks(length: int, window: int | None, device: torch.device, *, chunk: int | None = None) -> "BlockMask":
+    """Return which blocks of keys each block of queries visits, from the window or the chunk alone.
 
     Torch's `create_block_mask` would allocate the mask of S x S first. A block that is visible as a whole is listed
     apart: the kernel applies no mask to it.
@@ -109,6 +112,8 @@ def visible_blocks(length: int, window: int | None, device: torch.device) -> "Bl
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del batch, head
         seen = query >= key
+        if chunk is not None:
+            return seen & (query // chunk == key // chunk)
         return seen if window is None else seen & (query - key < window)
 
     count = (length + BLOCK - 1) // BLOCK
@@ -119,6 +124,10 @@ def visible_blocks(length: int, window: int | None, device: torch.device) -> "Bl
         first_visited = ((block * BLOCK - window + 1).clamp(min=0)) // BLOCK
         # The last query of the block sees the first key of the first whole block.
         first_whole = ((block * BLOCK + 2 * BLOCK - 1 - window).clamp(min=0)) // BLOCK
+    if chunk is not None:
+        first_query, last_query = block * BLOCK, (block * BLOCK + BLOCK - 1).clamp(max=length - 1)
+        first_visited = (first_query - first_query % chunk) // BLOCK
+        first_whole = (last_query - last_query % chunk + BLOCK - 1) // BLOCK
     whole = (block - first_whole).clamp(min=0)
     if length % BLOCK:
         whole = torch.where(block == count - 1, 0, whole)  # a block that is not full has a mask

@@ -246,7 +246,7 @@ def _stage_profile(
         ),
         outside_parameters=updated_numbers(outside),
         outside_states=update.states(outside),
-        buffers=buffer_bytes(stage.spec, setup),
+        buffers=buffer_bytes(stage.spec, setup, sharded=layout.is_sharded),
         passes={key: one_pass for key, one_pass in passes.items() if key in used},
     )
 

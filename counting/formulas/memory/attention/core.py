@@ -74,8 +74,7 @@ def _fused_kernel(spec: AttentionSpec, *, keeps_rows: bool) -> FusedKernel:
             return FusedKernel(heads, spec.v_head_dim, 1, FLASH_RANDOM_STATE)
         row_block = EFFICIENT_ROW_BLOCK if keeps_rows else 0
         return FusedKernel(heads, spec.v_head_dim, row_block, EFFICIENT_RANDOM_STATE)
-    ours = spec.window or spec.logit_softcap or spec.sinks
-    return FusedKernel(heads, spec.head_dim, 1, 0 if ours else FLASH_RANDOM_STATE)
+    return FusedKernel(heads, spec.head_dim, 1, 0 if spec.needs_own_kernel else FLASH_RANDOM_STATE)
 
 
 def _factors(spec: AttentionSpec, query: Array, key: Array, value: Array) -> Factors:
@@ -118,10 +117,7 @@ def eager_core(
     scores = scale(tape, batched_product(tape, by_head(query), by_head(key, ordered=per_group > 1), squares))
     if options and options.logit_softcap:
         scores = scale(tape, unary(tape, scale(tape, scores), keeps_output=True))
-    if chosen is None:
-        hidden = _hidden_positions(tape, square, windowed=bool(options and options.window))
-    else:
-        hidden = _not_chosen(tape, batch, chosen)
+    hidden = _not_chosen(tape, batch, chosen) if chosen else _hidden_positions(tape, batch.length, options)
     scores = _masked(tape, scores, hidden)
     del hidden
     if sinks is not None:
@@ -143,7 +139,7 @@ def _masked(tape: Tape, scores: Array, hidden: Array) -> Array:
 
 def _not_chosen(tape: Tape, batch: MicroBatch, chosen: Array) -> Array:
     """The mask of each sequence: positions after the token, and keys that are not chosen."""
-    after = _hidden_positions(tape, batch.length * batch.length, windowed=False)
+    after = _hidden_positions(tape, batch.length, None)
     squares = batch.tokens * batch.length
 
     def others() -> Array:
@@ -159,8 +155,9 @@ def _not_chosen(tape: Tape, batch: MicroBatch, chosen: Array) -> Array:
     return out
 
 
-def _hidden_positions(tape: Tape, square: int, *, windowed: bool) -> Array:
-    """The mask of the positions after the token and, with `windowed`, of those before the window."""
+def _hidden_positions(tape: Tape, length: int, spec: GroupedQueryAttentionSpec | None) -> Array:
+    """The mask of the positions after the token and, if the layer has one, of those before its window or its chunk."""
+    square = length * length
 
     def triangle() -> Array:
         ones = tape.new(square, BOOL)
@@ -168,8 +165,13 @@ def _hidden_positions(tape: Tape, square: int, *, windowed: bool) -> Array:
         del ones
         return out
 
+    def chunk_of_each() -> Array:
+        positions = tape.new(length, LONG)
+        return tape.new(length, LONG) if positions else positions
+
     hidden = triangle()
-    if not windowed:
+    if spec is None or not (spec.window or spec.chunk):
         return hidden
-    before_window = triangle()
-    return tape.new(square, BOOL) if before_window else hidden
+    chunks = chunk_of_each() if spec.chunk else None
+    before = triangle() if chunks is None else tape.new(square, BOOL)
+    return tape.new(square, BOOL) if before else hidden

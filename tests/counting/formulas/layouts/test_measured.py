@@ -20,7 +20,7 @@ from tests.counting.formulas.layouts.cases import (
     shortened,
 )
 from tests.random_specs import random_layer, random_model, widened
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, TENSOR_PARALLEL
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, WITHOUT_TP
 from tests.sweeps import seeds
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
@@ -125,12 +125,13 @@ PRODUCTS: dict[str, dict[str, Any]] = {
     "dp-fsdp-tp": {"dp": 2, "fsdp": 3, "tp": 2, "sequence_parallel": False},
     "fsdp-ep": {"fsdp": 4, "ep": 2},
 }
+DIVIDED = [family for family in FAMILIES if family not in WITHOUT_TP]
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
 
 
 @pytest.mark.parametrize(
     ("family", "product"),
-    [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else TENSOR_PARALLEL)],
+    [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else DIVIDED)],
 )
 @pytest.mark.parametrize("recompute", ["none", "per_op", 2])
 def test_families_over_several_axes(family: str, product: str, recompute: ModelRecompute) -> None:

@@ -8,7 +8,7 @@ from msgspec import structs
 from counting.setup import Setup, resolve
 from tests.counting.formulas.memory.rank_curves import measured_curve, simulated_curve
 from tests.random_specs import random_division, widened
-from tests.shrunken import FAMILIES, TENSOR_PARALLEL
+from tests.shrunken import FAMILIES, WITHOUT_TP
 from tests.sweeps import seeds
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
@@ -49,7 +49,7 @@ def test_families_over_two_ranks(family: str, recompute: Recompute, monkeypatch:
     spec = structs.replace(spec, layer_runs=runs, mtp_layers=tuple(widened(layer, 2) for layer in spec.mtp_layers))
     # In other recipes fully_shard converts the inputs of experts.
     setup = resolve(Setup(sequence_length=24, recompute=recompute, micro_batch_size=2, precision="bf16"), spec)
-    layouts = [Layout(num_gpus=2, dp=1, tp=2)] if family in TENSOR_PARALLEL else []
+    layouts = [] if family in WITHOUT_TP else [Layout(num_gpus=2, dp=1, tp=2)]
     if any(isinstance(layer.feed_forward, MixtureOfExpertsSpec) for layer in spec.layers):
         layouts.append(Layout(num_gpus=2, dp=1, fsdp=2, ep=2))
     for layout in layouts:

@@ -52,10 +52,7 @@ def rows() -> Iterator[list[str]]:
 
 def kernels_of(spec: ModelSpec) -> Kernels:
     attentions = [layer.attention for layer in spec.layers]
-    own_op = any(
-        isinstance(each, GroupedQueryAttentionSpec) and (each.window or each.logit_softcap or each.sinks)
-        for each in attentions
-    )
+    own_op = any(isinstance(each, GroupedQueryAttentionSpec) and each.needs_own_kernel for each in attentions)
     return "eager" if own_op else "fused"
 
 

@@ -98,6 +98,11 @@ PRODUCTS: dict[str, tuple[Callable[[], Any], int]] = {
         lambda: flash_attention(zeros(1, 4, 6, 8), zeros(1, 2, 6, 8), zeros(1, 2, 6, 5), None, 1.0, 3, None),
         2 * 4 * 6 * 3 * (8 + 5),
     ),
+    # chunks of 4 of 6 positions are squares of 4 and of 2
+    "attention in chunks": (
+        lambda: flash_attention(zeros(1, 4, 6, 8), zeros(1, 2, 6, 8), zeros(1, 2, 6, 5), None, 1.0, None, None, 4),
+        2 * 4 * (4 * 4 + 2 * 2) * (8 + 5),
+    ),
 }
 
 
@@ -157,6 +162,8 @@ def test_windowed_attention_backward() -> None:
     value = zeros(1, 2, 6, 5, requires_grad=True)
     out, _ = flash_attention(query, key, value, None, 1.0, 3, None)
     assert backward_of(out) == [2 * 4 * 6 * 3 * (3 * 8 + 2 * 5)]
+    out, _ = flash_attention(query, key, value, None, 1.0, None, None, 4)
+    assert backward_of(out) == [2 * 4 * (4 * 4 + 2 * 2) * (3 * 8 + 2 * 5)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -98,10 +98,15 @@ def test_attention_with_unequal_head_sizes() -> None:
     assert (backward.flops, backward.computed_flops) == (heads * 64 * 256, heads * 64 * 136)
 
 
-@pytest.mark.parametrize(("window", "counted", "visible"), [(None, 256, 136), (4, 64, 58)])
-def test_attention_with_a_window(window: int | None, counted: int, visible: int) -> None:
-    """A window of 4 is counted as 16 x 4 pairs; of these 1 + 2 + 3 + 13 x 4 = 58 are visible."""
-    forward, backward = attention_ops(lambda q, k, v: flash_attention(q, k, v, None, 1.0, window, None)[0])
+@pytest.mark.parametrize(
+    ("window", "chunk", "counted", "visible"), [(None, None, 256, 136), (4, None, 64, 58), (None, 6, 88, 52)]
+)
+def test_attention_with_a_window(window: int | None, chunk: int | None, counted: int, visible: int) -> None:
+    """A window of 4 is counted as 16 x 4 pairs; of these 1 + 2 + 3 + 13 x 4 = 58 are visible.
+
+    Chunks of 6 are squares of 6, 6 and 4 positions; of 36 + 36 + 16 pairs 21 + 21 + 10 are visible.
+    """
+    forward, backward = attention_ops(lambda q, k, v: flash_attention(q, k, v, None, 1.0, window, None, chunk)[0])
     pair = SEQUENCES * HEADS * 2 * CHANNELS
     assert (forward.flops, forward.computed_flops) == (2 * pair * counted, 2 * pair * visible)
     assert (backward.flops, backward.computed_flops) == (5 * pair * counted, 5 * pair * visible)

@@ -67,14 +67,9 @@ def test_both_forms_of_a_saved_config_are_one_config(model_type: str, tmp_path: 
     assert configs[0] == configs[1]
 
 
-STATE = "carry a state from token to token"
 SAID = {
-    "jamba": rf"its linear_attention layers {STATE}",
-    "mamba2": rf"its linear_attention layers {STATE}",
-    "qwen3_next": rf"its linear_attention layers {STATE}",
-    "minimax": rf"its linear_attention layers {STATE}",
-    "rwkv": rf"its layers {STATE}",
-    "llama4_text": "a product with the stacked weights of all experts",
+    "longcat_flash": "allocates 768 experts in gate_up_proj of LongcatFlashExperts, where the model has 512",
+    "zaya": "a Conv1d of it multiplies several channels with each other",
     "dbrx": "transformers cannot build it: 'DbrxAttentionConfig' object has no attribute 'rope_theta'",
     "t5": "has an encoder beside its decoder",
     "bart": "has an encoder beside its decoder",
@@ -104,18 +99,17 @@ def test_every_form_of_a_refused_config_is_refused_alike(tmp_path: Path) -> None
     said = []
     for whole in (False, True):
         with pytest.raises(UserError) as caught:
-            analyze(saved("mamba2", tmp_path, whole=whole), Setup(sequence_length=64))  # it holds an infinity
+            analyze(saved("longcat_flash", tmp_path, whole=whole), Setup(sequence_length=64))
         said.append(str(caught.value))
     assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("model_type", ["zamba", "rwkv"])
-def test_no_reference_code_runs_for_a_refusal(model_type: str, tmp_path: Path) -> None:
-    """It takes half a minute, and would change no more than the words."""
+def test_no_scan_runs_token_by_token(model_type: str, tmp_path: Path) -> None:
+    """The reference code of the whole sequence takes half a minute."""
     path = saved(model_type, tmp_path)
     began = time.process_time()
-    with pytest.raises(UserError, match=STATE):
-        analyze(path)
+    assert analyze(path).elementwise_operations > 0
     assert time.process_time() - began < 5
 
 
@@ -310,7 +304,7 @@ def test_the_family_is_read_from_architectures(architecture: str, model_type: st
     [
         ({"architectures": ["BertForMaskedLM"]}, "are no causal language model of transformers; give model_type"),
         ({"architectures": ["NoSuchForCausalLM"]}, "are no causal language model of transformers"),
-        ({"architectures": ["Llama4ForCausalLM"]}, "may be llama4 or llama4_text; give model_type"),
+        ({"architectures": ["Qwen3_5ForCausalLM"]}, "may be qwen3_5 or qwen3_5_text; give model_type"),
         ({"architectures": ["GPT2LMHeadModel", "OPTForCausalLM"]}, "may be gpt2 or opt"),
         (
             {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},

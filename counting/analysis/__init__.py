@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from counting.alternatives import step_alternatives
-from counting.analysed import Analysis as Analysis
-from counting.analysed import LayerAnalysis as LayerAnalysis
-from counting.analysed import ParameterTotals as ParameterTotals
-from counting.analysed import analysis_of_witnesses
+from counting.analysis.result import Analysis as Analysis
+from counting.analysis.result import LayerAnalysis as LayerAnalysis
+from counting.analysis.result import ParameterTotals as ParameterTotals
+from counting.analysis.result import analysis_of_witnesses
 from counting.cost.cluster import Cluster
 from counting.counts import Counts
 from counting.reconcile import Check, DisagreementError
