@@ -50,10 +50,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"dense, sliding_attention": 4, "dense": 2},
     ),
     "olmoe": (SMALL | {"num_experts": 8, "num_experts_per_tok": 3}, {"moe": 4}),
-    "deepseek_v32": (
-        without(DEEPSEEK_V3, "architectures", "model_type")
-        | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "bos_token_id": 1, "eos_token_id": 2},
-        {"dense, indexed_attention": 1, "moe, indexed_attention": 3},
+    "glm4_moe_lite": (
+        without(DEEPSEEK_V3, "architectures", "model_type") | {"bos_token_id": 1, "eos_token_id": 2},
+        {"dense": 1, "moe": 3},
     ),
 }
 

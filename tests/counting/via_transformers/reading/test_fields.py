@@ -282,7 +282,7 @@ def checked(fields: dict[str, Any]) -> dict[str, str]:
         (KIMI, "short_conv_kernel_size", 9),
         (MINISTRAL, "layer_types", ["sliding_attention"] * 4),
         (MINISTRAL | {"sliding_window": 8}, "layer_types", ["full_attention"] * 4),
-        ({"model_type": "deepseek_v32", **FAMILIES["deepseek_v32"][0]}, "dense", 3),
+        ({"model_type": "glm4_moe_lite", **FAMILIES["glm4_moe_lite"][0]}, "dense", 3),
         ({"model_type": "gpt_neo", "max_position_embeddings": 64}, "layer_types", ["full_attention"] * 24),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
