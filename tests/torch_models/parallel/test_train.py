@@ -27,9 +27,6 @@ MIXED_EVENLY = [  # 8 or 16 experts
     *("qwen3_moe", "qwen2_moe", "minimax_m2", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
 ]
 
-# Plain heads, norms over all heads with a bias beside the router, sinks, a gate of shared experts, latents.
-DIVIDED_BY_TP = ["smollm", "minimax_m2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"]
-
 FULL = replace(IN_FP64, recompute="full")
 SELECTIVE = replace(IN_FP64, recompute="selective")
 PER_OP = replace(IN_FP64, recompute="per_op")
