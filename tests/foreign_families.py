@@ -29,7 +29,7 @@ GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 
 # What works, each with the kinds of its distinct layers and how many there are of each.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "gpt2": (GPT2, {"dense": 3}),
+    "gpt_bigcode": (GPT2, {"dense": 3}),
     "opt": (
         without(ONE_HEAD_EACH, "intermediate_size") | {"ffn_dim": 112, "word_embed_proj_dim": 32},
         {"dense": 4},
@@ -50,10 +50,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"dense, sliding_attention": 4, "dense": 2},
     ),
     "olmoe": (SMALL | {"num_experts": 8, "num_experts_per_tok": 3}, {"moe": 4}),
-    "deepseek_v32": (
-        without(DEEPSEEK_V3, "architectures", "model_type")
-        | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "bos_token_id": 1, "eos_token_id": 2},
-        {"dense, indexed_attention": 1, "moe, indexed_attention": 3},
+    "glm4_moe_lite": (
+        without(DEEPSEEK_V3, "architectures", "model_type") | {"bos_token_id": 1, "eos_token_id": 2},
+        {"dense": 1, "moe": 3},
     ),
 }
 

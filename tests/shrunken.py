@@ -272,6 +272,23 @@ MINIMAX_M2: dict[str, Any] = LLAMA | {
     "intermediate_size": 24,
 }
 
+# Sequences of the tests are longer than the number of keys that are chosen.
+DEEPSEEK_V32: dict[str, Any] = DEEPSEEK_V3 | {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "index_n_heads": 6,
+    "index_head_dim": 12,
+    "index_topk": 5,
+}
+
+GLM_MOE_DSA: dict[str, Any] = DEEPSEEK_V32 | {
+    "architectures": ["GlmMoeDsaForCausalLM"],
+    "model_type": "glm_moe_dsa",
+    "n_group": 1,
+    "topk_group": 1,
+    "index_head_dim": 8,
+}
+
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -315,18 +332,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
+    "deepseek_v32": DEEPSEEK_V32,
+    "glm_moe_dsa": GLM_MOE_DSA,
     "gpt2": GPT2,
 }
 
 # The families of these with biases of projections or of the router's choice.
-WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
+WITH_BIASES = {
+    "qwen2",
+    "qwen2_moe",
+    "gpt_oss",
+    "glm4_moe",
+    "minimax_m2",
+    "deepseek_v3",
+    "kimi_k2",
+    "gpt2",
+    "deepseek_v32",
+}
+WITH_BIASES |= {"glm_moe_dsa"}
 
-# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own.
-WITHOUT_TP = frozenset(("gemma4",))
+# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own; an indexer.
+WITHOUT_TP = frozenset(("gemma4", "deepseek_v32", "glm_moe_dsa"))
 
 # Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
-# attention, MTP, LayerNorm, learned positions.
-REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+# attention, MTP, LayerNorm, learned positions, chunks, queries by position, an indexer.
+REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "llama4", "deepseek_v3", "deepseek_v32", "gpt2")
 
 # Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
 COVERED = (
@@ -334,6 +364,7 @@ COVERED = (
     "qwen2",  # biases (glm4_moe)
     "olmo3",  # norms after blocks and over all heads (olmo2), windows (gemma2)
     "qwen3_moe",  # norms of heads (qwen3), experts (mixtral)
+    "glm_moe_dsa",  # a router without groups (minimax_m2), the rest (deepseek_v32)
     "kimi_k2",  # a router without groups (minimax_m2), the rest (deepseek_v3)
 )
 

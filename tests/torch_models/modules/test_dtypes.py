@@ -24,8 +24,8 @@ def test_forward_and_backward_in_every_dtype(family: str, way: tuple[torch.dtype
         assert logits.dtype == dtype
         logits.float().square().mean().backward()
         for name, parameter in model.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.dtype == dtype
+            assert (parameter.grad is None) == (".indexer." in name), name
+            assert parameter.grad is None or parameter.grad.dtype == dtype
 
 
 def test_the_largest_model_runs_forward_on_meta_as_its_example_builds_it() -> None:

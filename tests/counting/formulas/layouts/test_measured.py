@@ -19,7 +19,7 @@ from tests.counting.formulas.layouts.cases import (
     setup_of,
     shortened,
 )
-from tests.random_specs import random_layer, random_model, widened
+from tests.random_specs import divisible, random_layer, random_model, widened
 from tests.shrunken import DEEPSEEK_V3, FAMILIES, WITHOUT_TP, shared_out
 from tests.sweeps import seeds
 from torch_models.errors import UserError
@@ -76,7 +76,7 @@ def test_random_models_sharded(seed: int) -> None:
 def test_random_models_with_tensors_divided(seed: int) -> None:
     pick = random.Random(seed)
     tp = pick.choice([2, 2, 4, 8])
-    spec = random_model(pick, widened(random_layer(pick), tp), seed)
+    spec = random_model(pick, widened(divisible(random_layer(pick)), tp), seed)
     dp, fsdp = pick.choice([(1, 1), (1, 1), (1, 2), (1, 3), (2, 1), (2, 8)])
     layout = layout_of(
         dp=dp,

@@ -115,14 +115,14 @@ def test_no_scan_runs_token_by_token(model_type: str, tmp_path: Path) -> None:
 
 # --- Fields that a class derives, keeps or passes over ---------------------------------------------------------
 
-COHERE2, V32 = (FAMILIES[name][0] for name in ("cohere2", "deepseek_v32"))
+COHERE2, MOE_LITE = (FAMILIES[name][0] for name in ("cohere2", "glm4_moe_lite"))
 
 
 @pytest.mark.parametrize(
     ("model_type", "fields", "derived"),
     [
         ("cohere2", COHERE2, {"head_dim": 16}),
-        ("deepseek_v32", V32, {"qk_head_dim": 24, "head_dim": 8}),
+        ("glm4_moe_lite", MOE_LITE, {"qk_head_dim": 24, "head_dim": 8}),
         ("cohere2", COHERE2, {"_sliding_window_pattern": 4, "sliding_window_pattern": 4}),
     ],
 )
@@ -139,8 +139,12 @@ def test_a_derived_field_changes_nothing(model_type: str, fields: dict[str, Any]
             COHERE2 | {"head_dim": 32},
             "^small: head_dim = 32: transformers' Cohere2Config derives 16 from the other fields; make them agree",
         ),
-        ("deepseek_v32", V32 | {"qk_head_dim": 25}, "qk_head_dim = 25: transformers' DeepseekV32Config derives 24"),
-        ("deepseek_v32", V32 | {"head_dim": 16}, "head_dim = 16: .*Config makes it 8 whatever is given"),
+        (
+            "glm4_moe_lite",
+            MOE_LITE | {"qk_head_dim": 25},
+            "qk_head_dim = 25: transformers' Glm4MoeLiteConfig derives 24",
+        ),
+        ("minicpm3", MOE_LITE | {"head_dim": 16}, "head_dim = 16: .*Config makes it 8 whatever is given"),
     ],
 )
 def test_a_derived_field_that_differs_is_refused_with_both_values(
@@ -169,7 +173,7 @@ OF_PUBLISHED: dict[str, dict[str, Any]] = {
         "use_parallel_block": True,
         "use_parallel_embedding": True,
     },
-    "deepseek_v32": {
+    "glm4_moe_lite": {
         "ep_size": 1,
         "moe_layer_freq": 1,
         "num_nextn_predict_layers": 1,
@@ -204,9 +208,9 @@ def test_fields_of_published_configs_are_known(model_type: str) -> None:
 
 
 def test_multi_token_prediction_that_is_left_out_is_said() -> None:
-    (note,) = model_of(model_type="deepseek_v32", **V32, num_nextn_predict_layers=2).notes
+    (note,) = model_of(model_type="glm4_moe_lite", **MOE_LITE, num_nextn_predict_layers=2).notes
     assert note.startswith("Multi-token prediction (num_nextn_predict_layers = 2) is not counted")
-    assert model_of(model_type="deepseek_v32", **V32, num_nextn_predict_layers=0).notes == ()
+    assert model_of(model_type="glm4_moe_lite", **MOE_LITE, num_nextn_predict_layers=0).notes == ()
 
 
 def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
@@ -225,11 +229,15 @@ def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
         ("phi3", SMALL, {"num_hidden_layers": "num_layers"}),
         ("phi3", SMALL, {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}),
         ("phi3", SMALL, {"max_position_embeddings": "n_positions"}),
-        ("gpt2", GPT2, {"n_layer": "num_layers", "n_embd": "hidden_size", "n_positions": "max_position_embeddings"}),
+        (
+            "gpt_bigcode",
+            GPT2,
+            {"n_layer": "num_layers", "n_embd": "hidden_size", "n_positions": "max_position_embeddings"},
+        ),
         ("olmoe", FAMILIES["olmoe"][0], {"num_experts": "num_local_experts"}),
         ("olmoe", FAMILIES["olmoe"][0], {"num_experts": "n_routed_experts"}),
-        ("deepseek_v32", V32, {"n_routed_experts": "num_experts"}),
-        ("deepseek_v32", V32, {"n_routed_experts": "num_local_experts"}),
+        ("glm4_moe_lite", MOE_LITE, {"n_routed_experts": "num_experts"}),
+        ("glm4_moe_lite", MOE_LITE, {"n_routed_experts": "num_local_experts"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) if len(value) < 4 else "fields",
 )
@@ -283,7 +291,11 @@ def test_a_config_nested_in_text_config() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "model_type"),
-    [("GPT2LMHeadModel", "gpt2"), ("Starcoder2ForCausalLM", "starcoder2"), ("Exaone4ForCausalLM", "exaone4")],
+    [
+        ("GPTBigCodeForCausalLM", "gpt_bigcode"),
+        ("Starcoder2ForCausalLM", "starcoder2"),
+        ("Exaone4ForCausalLM", "exaone4"),
+    ],
 )
 def test_the_family_is_read_from_architectures(architecture: str, model_type: str) -> None:
     fields = FAMILIES[model_type][0]
@@ -301,13 +313,19 @@ def test_the_family_is_read_from_architectures(architecture: str, model_type: st
         ({"architectures": ["BertForMaskedLM"]}, "are no causal language model of transformers; give model_type"),
         ({"architectures": ["NoSuchForCausalLM"]}, "are no causal language model of transformers"),
         ({"architectures": ["Qwen3_5ForCausalLM"]}, "may be qwen3_5 or qwen3_5_text; give model_type"),
-        ({"architectures": ["GPT2LMHeadModel", "OPTForCausalLM"]}, "may be gpt2 or opt"),
+        ({"architectures": ["GPTBigCodeForCausalLM", "OPTForCausalLM"]}, "may be gpt_bigcode or opt"),
         (
-            {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
-            "architectures = 'GPT2ForSequenceClassification': has another head than a language model's, which is",
+            {"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeForSequenceClassification"]},
+            "architectures = 'GPTBigCodeForSequenceClassification': has another head than a language model's, which is",
         ),
-        ({"model_type": "gpt2", "architectures": ["OPTForCausalLM"]}, "architectures = 'OPTForCausalLM': is not what"),
-        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "architectures = 'GPT2Model': has no head; only"),
+        (
+            {"model_type": "gpt_bigcode", "architectures": ["OPTForCausalLM"]},
+            "architectures = 'OPTForCausalLM': is not what",
+        ),
+        (
+            {"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeModel"]},
+            "architectures = 'GPTBigCodeModel': has no head; only",
+        ),
     ],
     ids=str,
 )
@@ -332,6 +350,6 @@ def test_without_transformers_an_architecture_asks_for_the_extra(monkeypatch: py
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        ConfigError, match=r"^small: architectures = \['GPT2LMHeadModel'\]: is not known here; .*pip install"
+        ConfigError, match=r"^small: architectures = \['GPTBigCodeForCausalLM'\]: is not known here; .*pip install"
     ):
-        model_of(architectures=["GPT2LMHeadModel"], **GPT2)
+        model_of(architectures=["GPTBigCodeForCausalLM"], **GPT2)

@@ -236,8 +236,8 @@ def test_what_may_change_the_text_part_is_not_left_out(field: str) -> None:
 
 def test_text_only_of_a_text_decoder_is_the_whole() -> None:
     assert read_model(LLAMA, text_only=True) == read_model(LLAMA)
-    gpt2 = {"model_type": "gpt2", **FAMILIES["gpt2"][0]}
-    assert text(gpt2) == analyze(gpt2, SHORT)
+    bigcode = {"model_type": "gpt_bigcode", **FAMILIES["gpt_bigcode"][0]}
+    assert text(bigcode) == analyze(bigcode, SHORT)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ MPT = {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_s
         (MPT, "MPTForCausalLM"),
         ({"model_type": "granite", **SMALL}, "graniteforcausallm"),
         ({"model_type": "internlm3", **SMALL}, "InternLM3ForCausalLM"),
-        ({"model_type": "gpt2", **FAMILIES["gpt2"][0]}, "GPT2ForCausalLM"),
+        ({"model_type": "gpt_bigcode", **FAMILIES["gpt_bigcode"][0]}, "GPTBigCodeLMHeadModel"),
         (TEXT_PART, "Qwen3VLMoeForConditionalGeneration"),
         (QWEN3_MOE, "Qwen3MOEForCausalLM"),
         (LLAMA, "LLaMAForCausalLM"),

@@ -125,8 +125,8 @@ def every_layer(found: Any, kinds: list[str], recompute: Any) -> LayersToRun:
 
 
 WHOLE = [
-    ("gpt2", "plain"),
-    ("gpt2", "every second layer"),
+    ("gpt_bigcode", "plain"),
+    ("gpt_bigcode", "every second layer"),
     ("opt", "full"),
     ("falcon", "in fp32"),
     ("cohere2", "plain"),
@@ -218,7 +218,7 @@ REFUSED = {
         {"loss_chunk": 8},
         "loss_chunk = 8: .*the head's products are not its logits",
     ),
-    "eager kernels": ("gpt2", {"kernels": "eager"}, "kernels = 'eager': gpt2 goes through transformers"),
+    "eager kernels": ("gpt_bigcode", {"kernels": "eager"}, "kernels = 'eager': gpt_bigcode goes through transformers"),
 }
 
 
