@@ -360,6 +360,7 @@ REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "llama4", 
 
 # Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
 COVERED = (
+    "smollm",  # a tied head and grouped queries (smollm3)
     "mistral",  # windows (gemma2)
     "qwen2",  # biases (glm4_moe)
     "olmo3",  # norms after blocks and over all heads (olmo2), windows (gemma2)
