@@ -123,6 +123,7 @@ class LayerCounts(msgspec.Struct, frozen=True, kw_only=True):
     linear_weights: int | None = None  # in the matrices of attention and feed-forward
     router_correction_bias: int | None = None
     moment_bytes: int | None = None  # of the optimiser
+    frozen_parameters: int | None = None  # of `parameters`, those that no gradient reaches: an indexer's
     forward_flops: Counts | None = None
     attention_core_flops: AttentionCore | None = None
     scan_flops: int | None = None  # of the products of scans that carry a state, beside `forward_flops`
@@ -152,6 +153,7 @@ class MtpCounts(msgspec.Struct, frozen=True, kw_only=True):
     linear_weights: int | None = None  # without the projection, which fp8 recipes do not quantise
     router_correction_bias: int | None = None
     moment_bytes: int | None = None
+    frozen_parameters: int | None = None
     forward_flops: Counts | None = None  # each module runs the shared head once more
     attention_core_flops: AttentionCore | None = None
 
@@ -228,6 +230,7 @@ class WholeModel(msgspec.Struct, frozen=True, kw_only=True):
     linear_weights: int | None  # in the matrices of attention and feed-forward, without routers
     router_correction_bias: int | None
     moment_bytes: int | None  # of the optimiser
+    frozen_parameters: int | None
     forward_flops: Counts | None
     attention_core_flops: AttentionCore | None  # the part that depends on which keys a query visits
 
@@ -273,6 +276,7 @@ class ModelCounts(msgspec.Struct, frozen=True, kw_only=True):
             linear_weights=self._sum_over_layers("linear_weights"),
             router_correction_bias=self._sum_over_layers("router_correction_bias"),
             moment_bytes=_sum((self.outside.moment_bytes, self._sum_over_layers("moment_bytes"))),
+            frozen_parameters=self._sum_over_layers("frozen_parameters"),
             forward_flops=self._with_outside("forward_flops"),
             attention_core_flops=_sum(
                 None if layer.attention_core_flops is None else layer.attention_core_flops * layer.count

@@ -20,9 +20,11 @@ from torch_models.errors import ArgumentError
 from torch_models.layout import DEFAULT_GPUS_PER_NODE, MOST_GPUS, Layout
 from torch_models.parallel.checks import (
     NO_PARALLEL_MLP,
+    UNDIVIDED_INDEXER,
     Size,
     borrows_evenly,
     by_second_dimension,
+    chooses_keys,
     context_length_unit,
     divided_by_tp,
     has_parallel_mlp,
@@ -264,6 +266,8 @@ def _check_tensor_parallel(layout: Layout, spec: ModelSpec, layers: Iterable[Lay
     layers = list(layers)
     if has_parallel_mlp(layers):
         _refuse("tp", layout.tp, NO_PARALLEL_MLP)
+    if any(map(chooses_keys, layers)):
+        _refuse("tp", layout.tp, f"divides attention, but {UNDIVIDED_INDEXER}: leave it out, and give fsdp or ep")
     sizes = divided_by_tp(layers, spec.vocab_size)
     also = _leaves_whole_replicas(layout, layout.fsdp * layout.cp * layout.pp)
     _check_divides("tp", layout.tp, sizes, also)

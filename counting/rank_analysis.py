@@ -119,8 +119,10 @@ def _undivided(
     """The undivided model with what of it is the same on each rank of tp, as in the last two arguments."""
     whole, mtp = counts.whole_model(), counts.mtp
     assert whole.parameters and whole.forward_flops and mtp.parameters and mtp.forward_flops
+    assert whole.frozen_parameters is not None and mtp.frozen_parameters is not None
+    frozen = whole.frozen_parameters + (mtp.frozen_parameters if setup.mtp else 0)
     return Undivided(
-        parameters=whole.parameters.total + (mtp.parameters.total if setup.mtp else 0),
+        parameters=whole.parameters.total - frozen + (mtp.parameters.total if setup.mtp else 0),
         expert_parameters=whole.parameters.routed_experts + (mtp.parameters.routed_experts if setup.mtp else 0),
         copied_parameters=spec.vocab_size * spec.hidden_size if setup.mtp and layout.pp > 1 else 0,
         replicated_parameters=parameters,

@@ -152,17 +152,19 @@ class ModelStates(msgspec.Struct, frozen=True, kw_only=True):
         return ModelStates(**{f: getattr(self, f) * factor for f in self.__struct_fields__})
 
 
-def model_states(parameters: int, linear_weights: int, moments: int, precision: Precision) -> ModelStates:
+def model_states(
+    parameters: int, linear_weights: int, moments: int, precision: Precision, *, frozen: int = 0
+) -> ModelStates:
     """Bytes of the model states of `parameters`, of which fp8 recipes quantise only the `linear_weights`.
 
     `moments` are the bytes of all moments (`moment_bytes`). The scales of quantised blocks, one per 128 x 128 numbers,
-    are left out.
+    are left out. The `frozen` ones of the parameters have weights, but neither gradients nor masters.
     """
-    rest = parameters - linear_weights
+    rest, trained = parameters - linear_weights, parameters - frozen
     return ModelStates(
         weights=precision.weight_bytes * linear_weights + precision.unquantised_weight_bytes * rest,
-        gradients=precision.gradient_bytes * parameters,
-        masters=precision.master_bytes * parameters,
+        gradients=precision.gradient_bytes * trained,
+        masters=precision.master_bytes * trained,
         moments=moments,
     )
 

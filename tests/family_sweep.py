@@ -22,7 +22,7 @@ REASONS = {
     "code that fails": "transformers cannot build it|transformers' code fails|transformers rejects the config",
     "parts that are not understood": (
         "is made of layers whose kind|lists of .* layers|lie outside its layers|stacked weights of all experts|"
-        "is called twice|has no text model|multiplies several channels"
+        "is called twice|has no text model|multiplies several channels|takes inputs of other sizes"
     ),
     "a field": r"^\S+ = |: \S+ = ",
 }

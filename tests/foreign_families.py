@@ -22,6 +22,7 @@ def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
+PHI3: dict[str, Any] = {"model_type": "phi3", **SMALL}  # as its config.json
 ONE_HEAD_EACH = without(SMALL, "num_key_value_heads")
 GPT2: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
@@ -49,10 +50,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"dense, sliding_attention": 4, "dense": 2},
     ),
     "olmoe": (SMALL | {"num_experts": 8, "num_experts_per_tok": 3}, {"moe": 4}),
-    "deepseek_v32": (
-        without(DEEPSEEK_V3, "architectures", "model_type")
-        | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "bos_token_id": 1, "eos_token_id": 2},
-        {"dense, indexed_attention": 1, "moe, indexed_attention": 3},
+    "glm4_moe_lite": (
+        without(DEEPSEEK_V3, "architectures", "model_type") | {"bos_token_id": 1, "eos_token_id": 2},
+        {"dense": 1, "moe": 3},
     ),
 }
 

@@ -1,6 +1,9 @@
 """Configs of every family, shrunken so that a test builds them in milliseconds."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Way = TypeVar("Way")
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,6 +55,14 @@ OLMO2: dict[str, Any] = LLAMA | {
     "architectures": ["Olmo2ForCausalLM"],
     "model_type": "olmo2",
     "num_key_value_heads": 4,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+GEMMA: dict[str, Any] = LLAMA | {
+    "architectures": ["GemmaForCausalLM"],
+    "model_type": "gemma",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
@@ -261,6 +272,23 @@ MINIMAX_M2: dict[str, Any] = LLAMA | {
     "intermediate_size": 24,
 }
 
+# Sequences of the tests are longer than the number of keys that are chosen.
+DEEPSEEK_V32: dict[str, Any] = DEEPSEEK_V3 | {
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "index_n_heads": 6,
+    "index_head_dim": 12,
+    "index_topk": 5,
+}
+
+GLM_MOE_DSA: dict[str, Any] = DEEPSEEK_V32 | {
+    "architectures": ["GlmMoeDsaForCausalLM"],
+    "model_type": "glm_moe_dsa",
+    "n_group": 1,
+    "topk_group": 1,
+    "index_head_dim": 8,
+}
+
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -288,6 +316,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "smollm3": SMOLLM3,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "gemma4": GEMMA4,
@@ -303,15 +332,52 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2_lite": DEEPSEEK_V2_LITE,
     "deepseek_v3": DEEPSEEK_V3,
     "kimi_k2": KIMI_K2,
+    "deepseek_v32": DEEPSEEK_V32,
+    "glm_moe_dsa": GLM_MOE_DSA,
     "gpt2": GPT2,
 }
 
 # The families of these with biases of projections or of the router's choice.
-WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
+WITH_BIASES = {
+    "qwen2",
+    "qwen2_moe",
+    "gpt_oss",
+    "glm4_moe",
+    "minimax_m2",
+    "deepseek_v3",
+    "kimi_k2",
+    "gpt2",
+    "deepseek_v32",
+}
+WITH_BIASES |= {"glm_moe_dsa"}
 
-# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own.
-WITHOUT_TP = frozenset(("gemma4",))
+# Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own; an indexer.
+WITHOUT_TP = frozenset(("gemma4", "deepseek_v32", "glm_moe_dsa"))
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, MTP, LayerNorm,
-# learned positions.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "gpt2")
+# Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
+# attention, MTP, LayerNorm, learned positions, chunks, queries by position, an indexer.
+REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "llama4", "deepseek_v3", "deepseek_v32", "gpt2")
+
+# Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
+COVERED = (
+    "mistral",  # windows (gemma2)
+    "qwen2",  # biases (glm4_moe)
+    "olmo3",  # norms after blocks and over all heads (olmo2), windows (gemma2)
+    "qwen3_moe",  # norms of heads (qwen3), experts (mixtral)
+    "glm_moe_dsa",  # a router without groups (minimax_m2), the rest (deepseek_v32)
+    "kimi_k2",  # a router without groups (minimax_m2), the rest (deepseek_v3)
+)
+
+
+def shared_out(ways: Sequence[Way], *, share: int = 1) -> list[tuple[str, Way]]:
+    """Return each representative family with all ways, and each other with `share` of them.
+
+    The others take their share in turn, so that many families run each way. Families that others cover take one.
+    """
+    found: list[tuple[str, Way]] = []
+    begin = 0
+    for family in FAMILIES:
+        number = len(ways) if family in REPRESENTATIVE else 1 if family in COVERED else share
+        found += [(family, ways[(begin + index) % len(ways)]) for index in range(number)]
+        begin += number
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from counting.alternatives import step_alternatives
+from counting.alternatives import other_setups, step_alternatives
 from counting.analysis.result import Analysis as Analysis
 from counting.analysis.result import LayerAnalysis as LayerAnalysis
 from counting.analysis.result import ParameterTotals as ParameterTotals
@@ -86,12 +86,11 @@ def analyze(
     else:
         model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
-        through = f"{model.model_type or 'its family'} goes through transformers, and"
-        if layout is not None:
-            raise ArgumentError("layout", "given", f"{through} is measured on one device")
-        for field, value in (("cluster", cluster), ("timeline", timeline or None)):
-            if value is not None:
-                raise ArgumentError(field, "given", f"{through} no step of it is run: leave it out")
+        through = f"{model.model_type or 'its family'} goes through transformers"
+        asked = {"layout": layout, "cluster": cluster, "timeline": timeline or None, "reserved": reserved or None}
+        for name in (name for name, value in asked.items() if value is not None):
+            rule = f"{through}, where a step is measured on one device, without allocator and time: leave it out"
+            raise ArgumentError(name, "given", rule)
         return _analyze_via_transformers(model, setup, step)
     clusters, layout = checked_clusters(cluster, layout)
     if layout is None:
@@ -193,7 +192,8 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) 
 
     from counting.via_transformers.measure import measure_and_compare
 
-    found = measure_and_compare(model, foreign.folder, resolve(setup, model), step=step)
+    setup = resolve(setup, model)
+    found = measure_and_compare(model, foreign.folder, setup, step=step, others=other_setups(setup))
     witnesses = found.witnesses
     if any(found.scans):
         from counting.formulas.state_spaces import count_scans
@@ -208,5 +208,5 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) 
 
     core = counts.whole_model().attention_core_flops
     assert counts.step_profile and core
-    results = step_results(found.step, counts.step_profile, core, found.setup)
+    results = step_results(found.step, counts.step_profile, core, found.setup, found.variants)
     return msgspec.structs.replace(analysis, training=results.training, memory=results.memory)

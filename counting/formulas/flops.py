@@ -14,14 +14,16 @@ from functools import singledispatch
 import msgspec
 
 from counting.counts import AttentionCore, Counts, StepFlops
-from counting.formulas.parameters import latent_attention_matrices
+from counting.formulas.parameters import indexer_matrices, latent_attention_matrices
 from counting.formulas.per_op import kept_products_flops
 from counting.setup import Setup
 from torch_models.spec import (
+    MAX_SEQUENCE_LENGTH,
     AttentionSpec,
     ClampedMLPSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
+    IndexerSpec,
     Kernels,
     LayerSpec,
     MixtureOfExpertsSpec,
@@ -81,10 +83,18 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 
 @attention_core.register
 def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> AttentionCore:
-    """Keys have nope + rope channels and values have v_head_dim, so the two products differ in size."""
+    """Keys have nope + rope channels and values have v_head_dim, so the two products differ in size.
+
+    With an indexer a query visits the K keys that it chooses (DeepSeek-V3.2, arXiv 2512.02556, eq. 2). Those that
+    causality leaves are as many as with a window of K.
+    """
     channels = spec.qk_nope_head_dim + spec.qk_rope_head_dim + spec.v_head_dim
-    square = 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
-    return AttentionCore(as_run=square, causal=square // 2, full_square=square)
+    per_pair, keys = 2 * batch_size * spec.num_attention_heads * channels, chosen_keys(spec, sequence_length)
+    return AttentionCore(
+        as_run=per_pair * sequence_length * keys,
+        causal=per_pair * (2 * sequence_length * keys - keys**2) // 2,
+        full_square=per_pair * sequence_length**2,
+    )
 
 
 @forward_flops.register
@@ -95,7 +105,22 @@ def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int)
     """
     tokens = batch_size * sequence_length
     projections = sum(2 * tokens * rows * columns for rows, columns in latent_attention_matrices(spec))
-    return Counts(attention=projections + attention_core(spec, sequence_length, batch_size).as_run)
+    indexer = 0
+    if spec.indexer is not None:
+        indexer = sum(2 * tokens * rows * columns for rows, columns in indexer_matrices(spec, spec.indexer))
+        indexer += index_scores_flops(spec.indexer, sequence_length, batch_size)
+    return Counts(
+        attention=projections + attention_core(spec, sequence_length, batch_size).as_run,
+        indexer=indexer,
+    )
+
+
+def index_scores_flops(spec: IndexerSpec, sequence_length: int, batch_size: int) -> int:
+    """Return the FLOPs of an indexer's scores, of all S^2 pairs: sum_h w_h relu(q_h k) (arXiv 2512.02556, eq. 1).
+
+    A pair costs 2 head_dim for the score of each head, and 2 for its part in the weighted sum.
+    """
+    return 2 * batch_size * sequence_length**2 * spec.num_heads * (spec.head_dim + 1)
 
 
 def visited_pairs(spec: GroupedQueryAttentionSpec, sequence_length: int) -> int:
@@ -109,11 +134,19 @@ def visited_pairs(spec: GroupedQueryAttentionSpec, sequence_length: int) -> int:
     return whole * spec.chunk**2 + rest**2
 
 
+def chosen_keys(spec: MultiHeadLatentAttentionSpec, sequence_length: int) -> int:
+    """Return the number of keys that a kernel computes for each query: those that an indexer chooses, or all S."""
+    return sequence_length if spec.indexer is None else min(spec.indexer.top_k, sequence_length)
+
+
 def without_window(spec: AttentionSpec) -> AttentionSpec:
-    """Return the same attention without a window and without chunks."""
-    if not isinstance(spec, GroupedQueryAttentionSpec):
+    """Return the same attention without a window and without chunks, or with an indexer that chooses every key."""
+    if isinstance(spec, GroupedQueryAttentionSpec):
+        return msgspec.structs.replace(spec, window=None, chunk=None)
+    if spec.indexer is None:
         return spec
-    return msgspec.structs.replace(spec, window=None, chunk=None)
+    every_key = msgspec.structs.replace(spec.indexer, top_k=MAX_SEQUENCE_LENGTH)
+    return msgspec.structs.replace(spec, indexer=every_key)
 
 
 def as_run(spec: LayerSpec, kernels: Kernels) -> LayerSpec:
@@ -226,6 +259,7 @@ def layer_step_flops(
     attention does not keep its scores and needs one more product, see `fused_core_backward`. Full recompute adds the
     layer's forward pass once more (Chen et al. 2016, arXiv 1604.06174); selective recompute adds that of the attention
     core (Korthikanti et al. 2022, arXiv 2205.05198, §5); by operation, all but the core and the products that are kept.
+    An indexer has no backward pass.
     """
     run = (sequence_length, batch_size)
     spec = as_run(spec, kernels)
@@ -233,6 +267,8 @@ def layer_step_flops(
     core = attention_core(spec.attention, *run).as_run
     core_backward = fused_core_backward(spec.attention, *run) if kernels == "fused" else 2 * core
     kept = kept_products_flops(spec, sequence_length * batch_size, predicts=predicts)
+    if kernels == "eager":  # batched products, which are kept
+        kept += kept_index_scores(spec, *run)
     if predicts:  # its projection is not counted here, and is the first product, which is kept
         kept -= mtp_projection_flops(spec, *run)
     recomputed = {
@@ -243,7 +279,7 @@ def layer_step_flops(
     }
     return StepFlops(
         forward=forward,
-        backward=(forward - Counts(attention=core)) * 2 + Counts(attention=core_backward),
+        backward=(forward - Counts(attention=core, indexer=forward.indexer)) * 2 + Counts(attention=core_backward),
         recomputed=recomputed[recompute],
     )
 
@@ -262,13 +298,21 @@ def mtp_layer_step_flops(
     return layer + StepFlops(forward=projection, backward=projection * 2, recomputed=again)
 
 
+def kept_index_scores(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Return the FLOPs of the scores of a layer's indexer."""
+    attention = spec.attention
+    if isinstance(attention, GroupedQueryAttentionSpec) or attention.indexer is None:
+        return Counts()
+    return Counts(indexer=index_scores_flops(attention.indexer, sequence_length, batch_size))
+
+
 @singledispatch
 def fused_core_backward(spec: AttentionSpec, sequence_length: int, batch_size: int) -> int:
     """Return FLOPs of the backward pass of a fused attention core: five products, where the forward pass has two.
 
     They are the scores, which were not kept, and the gradients of probabilities, values, queries and keys (Dao 2023,
     arXiv 2307.08691, §3.1.2): 2.5 times the forward pass if query and value heads have the same width. The number of
-    pairs is that of the forward pass: S^2, S W with a window, or the squares of the chunks.
+    pairs is that of the forward pass: S^2, S W with a window, the squares of the chunks, or S K with K chosen keys.
     """
     raise AssertionError(f"no formula of fused attention's backward pass for {type(spec).__name__}")
 
@@ -284,4 +328,5 @@ def _(spec: GroupedQueryAttentionSpec, sequence_length: int, batch_size: int) ->
 def _(spec: MultiHeadLatentAttentionSpec, sequence_length: int, batch_size: int) -> int:
     """Scores and gradients of queries and keys have nope + rope channels; the other two products have v_head_dim."""
     channels = 3 * (spec.qk_nope_head_dim + spec.qk_rope_head_dim) + 2 * spec.v_head_dim
-    return 2 * batch_size * spec.num_attention_heads * sequence_length**2 * channels
+    pairs = sequence_length * chosen_keys(spec, sequence_length)
+    return 2 * batch_size * spec.num_attention_heads * pairs * channels

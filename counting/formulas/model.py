@@ -23,6 +23,7 @@ from counting.formulas.held import (
     weight_bytes,
 )
 from counting.formulas.parameters import (
+    frozen_parameters,
     inactive_parameters,
     linear_weights,
     mtp_parameters,
@@ -76,6 +77,7 @@ def _layer_counts(spec: LayerSpec, count: int, setup: Setup) -> LayerCounts:
         linear_weights=linear_weights(spec),
         router_correction_bias=router_correction_bias(spec),
         moment_bytes=layer_moments(spec, setup),
+        frozen_parameters=frozen_parameters(spec),
         forward_flops=forward_flops(visited, *run),
         attention_core_flops=attention_core(visited.attention, *run),
         weight_bytes=weight_bytes(spec),
@@ -93,6 +95,7 @@ def _mtp_counts(spec: ModelSpec, setup: Setup) -> MtpCounts:
         linear_weights=sum(map(linear_weights, spec.mtp_layers)),
         router_correction_bias=sum(map(router_correction_bias, spec.mtp_layers)),
         moment_bytes=mtp_moments(spec, setup),
+        frozen_parameters=sum(map(frozen_parameters, spec.mtp_layers)),
         forward_flops=mtp_forward_flops(msgspec.structs.replace(spec, mtp_layers=visited), *run),
         attention_core_flops=sum((attention_core(layer.attention, *run) for layer in visited), AttentionCore()),
     )

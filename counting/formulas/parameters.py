@@ -8,11 +8,14 @@ heads.
 
 from functools import singledispatch
 
+from msgspec import structs
+
 from counting.counts import Counts
 from torch_models.spec import (
     ClampedMLPSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
+    IndexerSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
     MLPSpec,
@@ -94,13 +97,43 @@ def _(spec: MultiHeadLatentAttentionSpec) -> int:
     return sum(rows * columns for rows, columns in latent_attention_matrices(spec))
 
 
+def indexer_matrices(spec: MultiHeadLatentAttentionSpec, indexer: IndexerSpec) -> list[tuple[int, int]]:
+    """Return (in, out) of an indexer's projections: queries, key, weights of heads (arXiv 2512.02556, eq. 1)."""
+    assert spec.q_lora_rank is not None
+    return [
+        (spec.q_lora_rank, indexer.num_heads * indexer.head_dim),
+        (spec.hidden_size, indexer.head_dim),
+        (spec.hidden_size, indexer.num_heads),
+    ]
+
+
 @parameters.register
 def _(spec: MultiHeadLatentAttentionSpec) -> Counts:
-    """The projections, and the norms of the two latents (DeepSeek-V3, arXiv 2412.19437, §4.2)."""
+    """The projections, and the norms of the two latents (DeepSeek-V3, arXiv 2412.19437, §4.2); the indexer, if any.
+
+    The norm of the indexer's keys is a LayerNorm, with a weight and a bias.
+    """
     biases = 0
     if spec.bias:  # of projections from and to the residual stream, except a direct query projection
         biases = (spec.q_lora_rank or 0) + spec.kv_lora_rank + spec.qk_rope_head_dim + spec.hidden_size
-    return Counts(attention=linear_weights(spec) + biases, norm=(spec.q_lora_rank or 0) + spec.kv_lora_rank)
+    norm, indexer = (spec.q_lora_rank or 0) + spec.kv_lora_rank, 0
+    if spec.indexer is not None:
+        indexer = sum(rows * columns for rows, columns in indexer_matrices(spec, spec.indexer))
+        norm += 2 * spec.indexer.head_dim
+    return Counts(attention=linear_weights(spec) + biases, indexer=indexer, norm=norm)
+
+
+def frozen_parameters(spec: LayerSpec) -> int:
+    """Return the number of a layer's parameters that the loss does not train: those of an indexer, with its norm.
+
+    A choice of keys has no gradient. DeepSeek-V3.2 trains the indexer by a loss of its own (arXiv 2512.02556, §2.1.1),
+    which is no part of the step here.
+    """
+    attention = spec.attention
+    if not isinstance(attention, MultiHeadLatentAttentionSpec) or attention.indexer is None:
+        return 0
+    without = parameters(structs.replace(attention, indexer=None))
+    return parameters(attention).total - without.total
 
 
 # --- Feed-forward ----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from torch_models.spec import (
 )
 
 LOGIT_BYTES = 4  # of the router, in fp32
+SCORE_BYTES = 4  # of an indexer, in fp32
 CHOICE_BYTES = 4 + 8  # of what topk returns: a value in fp32 with its index in int64
 
 
@@ -82,6 +83,22 @@ def kept_outputs(spec: LayerSpec, tokens: int, width: int, *, predicts: bool = F
     return tokens * (sum(of_products) + attended + choice)
 
 
+def kept_choice_of_keys(spec: LayerSpec, length: int) -> int:
+    """Return the bytes a token of what topk returns to an indexer: the K keys that it chooses of `length` positions."""
+    attention = spec.attention
+    if isinstance(attention, GroupedQueryAttentionSpec) or attention.indexer is None:
+        return 0
+    return CHOICE_BYTES * min(attention.indexer.top_k, length)
+
+
+def kept_index_scores(spec: LayerSpec, length: int) -> int:
+    """Return the bytes a token of an indexer's scores with eager kernels: by head, and summed over heads, in fp32."""
+    attention = spec.attention
+    if isinstance(attention, GroupedQueryAttentionSpec) or attention.indexer is None:
+        return 0
+    return SCORE_BYTES * (attention.indexer.num_heads + 1) * length
+
+
 def _choice_held(spec: RouterSpec) -> int:
     """Bytes a token of what topk returns.
 
@@ -129,6 +146,10 @@ def _of_latents(spec: MultiHeadLatentAttentionSpec) -> Iterator[Product]:
         yield Product("attention", width, heads * spec.qk_head_dim, False)
     else:
         yield Product("attention", width, spec.q_lora_rank, spec.bias)
+        if spec.indexer is not None:
+            yield Product("indexer", spec.q_lora_rank, spec.indexer.num_heads * spec.indexer.head_dim, False)
+            yield Product("indexer", width, spec.indexer.head_dim, False)
+            yield Product("indexer", width, spec.indexer.num_heads, False)
         yield Product("attention", spec.q_lora_rank, heads * spec.qk_head_dim, False)
     yield Product("attention", width, spec.kv_lora_rank + spec.qk_rope_head_dim, spec.bias)
     yield Product("attention", spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim), False)

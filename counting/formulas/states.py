@@ -9,6 +9,7 @@ None; the result then contains states computed by the recipe from the measured p
 from collections.abc import Iterable
 
 from counting.formulas.parameters import (
+    frozen_parameters,
     linear_weights,
     mtp_parameters,
     outside_parameters,
@@ -33,7 +34,8 @@ CORRECTION_BIAS_BYTES = 4  # fp32, whatever the weights are in
 
 def layer_states(spec: LayerSpec, setup: Setup) -> ModelStates | None:
     """Return the model states of one decoder layer, or None if the recipe cannot be measured."""
-    return _states(parameters(spec).total, linear_weights(spec), layer_moments(spec, setup), setup)
+    total, moments = parameters(spec).total, layer_moments(spec, setup)
+    return _states(total, linear_weights(spec), moments, setup, frozen_parameters(spec))
 
 
 def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
@@ -42,12 +44,13 @@ def outside_states(spec: ModelSpec, setup: Setup) -> ModelStates | None:
     Returns None if the recipe cannot be measured. The matrices in the layers of these modules are linear weights;
     embedding, head and the modules' projection are not.
     """
-    total, linear, moments = outside_parameters(spec).total, 0, outside_moments(spec, setup)
+    total, linear, frozen, moments = outside_parameters(spec).total, 0, 0, outside_moments(spec, setup)
     if setup.mtp:
         total += mtp_parameters(spec).total
         linear += sum(map(linear_weights, spec.mtp_layers))
+        frozen += sum(map(frozen_parameters, spec.mtp_layers))
         moments += mtp_moments(spec, setup)
-    return _states(total, linear, moments, setup)
+    return _states(total, linear, moments, setup, frozen)
 
 
 def layer_moments(spec: LayerSpec, setup: Setup) -> int:
@@ -138,6 +141,7 @@ def _moments_of(tensor: TrainedTensor, setup: Setup) -> int:
     return of_each * (numel // columns + numel // rows)
 
 
-def _states(total: int, linear: int, moments: int, setup: Setup) -> ModelStates | None:
-    measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
-    return model_states(total, linear, moments, setup.precision_recipe) if measurable else None
+def _states(total: int, linear: int, moments: int, setup: Setup, frozen: int) -> ModelStates | None:
+    if not states_measurable(setup.precision_recipe, setup.optimizer_recipe):
+        return None
+    return model_states(total, linear, moments, setup.precision_recipe, frozen=frozen)

@@ -1,8 +1,8 @@
-"""The shapes of all parameter tensors, from the spec alone: one function per spec type. Torch-free.
+"""The shapes of all parameter tensors that are trained, from the spec alone: one function per spec type. Torch-free.
 
 An optimiser's state and its temporary memory depend on the shapes, and where tensors are updated in turn, on their
 order. The order is that of the modules' parameters: of a matrix, then its bias; of a block, as its data flows. The sum
-of all numbers is that of formulas/parameters.py.
+of all numbers is that of formulas/parameters.py, less the parameters of indexers, which no gradient updates.
 
 Legend: D hidden_size, F intermediate_size, V vocab_size, E experts. A linear layer's matrix is (out, in).
 """

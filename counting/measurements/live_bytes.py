@@ -121,7 +121,14 @@ def _adds_in_place(total: Tensor, term: object) -> bool:
     the gradient of a parameter it adds in place in both cases (accumulate_grad.h).
     """
     node = torch._C._current_autograd_node()
-    if node is None or torch.is_grad_enabled() or not isinstance(term, Tensor) or term.shape != total.shape:
+    runs_again = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # a layer, without gradients
+    if (
+        node is None
+        or torch.is_grad_enabled()
+        or runs_again
+        or not isinstance(term, Tensor)
+        or term.shape != total.shape
+    ):
         return False
     return _references(total) == _sole_references()
 

@@ -8,6 +8,7 @@ from counting.measurements.forward import run_layers
 from counting.measurements.meta_device import measuring
 from counting.measurements.parameters import (
     count_parameters,
+    frozen_parameters,
     inactive_parameters,
     linear_weights,
     moments_by_recipe,
@@ -69,6 +70,7 @@ def count_model(probe: Probe, setup: Setup) -> ModelCounts:
                 linear_weights=linear_weights(layer),
                 router_correction_bias=router_correction_bias(layer),
                 moment_bytes=moments,
+                frozen_parameters=frozen_parameters(layer),
             )
         )
     mtp_parameters, mtp_moments = count_parameters(probe.mtp_layers), moments_by_recipe(probe.mtp_layers, *recipe)
@@ -86,5 +88,6 @@ def count_model(probe: Probe, setup: Setup) -> ModelCounts:
             linear_weights=linear_weights(probe.mtp_layers),
             router_correction_bias=router_correction_bias(probe.mtp_layers),
             moment_bytes=mtp_moments,
+            frozen_parameters=frozen_parameters(probe.mtp_layers),
         ),
     )

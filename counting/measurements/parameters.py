@@ -11,7 +11,7 @@ VOCABULARY = ("word_embedding", "positional_embedding", "lm_head")
 
 
 def count_parameters(module: nn.Module) -> Counts:
-    """Trainable parameters by component; a parameter shared by two modules counts once, for the first."""
+    """Parameters by component; a parameter shared by two modules counts once, for the first."""
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, parameter in module.named_parameters():
         component = component_of(module, name.rpartition(".")[0])
@@ -20,10 +20,22 @@ def count_parameters(module: nn.Module) -> Counts:
     return Counts(**counts)
 
 
+def frozen_parameters(module: nn.Module) -> int:
+    """The number of parameters that no gradient reaches: those of indexers."""
+    return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser updates, in their order."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def trained_tensors(module: nn.Module) -> list[TrainedTensor]:
-    """The shape of each parameter of `module` in its order, and what it is to an optimiser."""
+    """The shape of each parameter that is trained, in their order, and what it is to an optimiser."""
     found = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         owner = name.rpartition(".")[0]
         component = component_of(module, owner)
         stacked = component == "routed_experts" and any(

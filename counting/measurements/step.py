@@ -16,7 +16,7 @@ from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, Owner, owners_in
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
-from counting.measurements.parameters import buffer_bytes
+from counting.measurements.parameters import buffer_bytes, trained_parameters
 from counting.measurements.probe import Probe, build_probe
 from counting.measurements.update import runs_of_probe, states_by_recipe, trained_groups, with_update
 from counting.setup import Setup
@@ -163,8 +163,9 @@ def run_passes(
     assert setup.micro_batches is not None, "a resolved setup"
     cuts, places = list[Cut](), list[int]()
     parameters = list(model.module.parameters())
+    trained = trained_parameters(model.module)
     if setup.zero_gradients == "in_place" and not setup.precision_recipe.gradients_apart:
-        for parameter in parameters:
+        for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # as the step before left it
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     existing = [*parameters, *model.module.buffers(), *model.inputs, *gradients]
@@ -193,7 +194,7 @@ def run_passes(
         cut()
         hooks = model.cut_at_layers(cut)
         if setup.precision_recipe.gradients_apart:
-            hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in parameters]
+            hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in trained]
         for index in range(min(setup.micro_batches, 2)):
             counters.append(FlopCounter(attribution))
             loss = model.loss()

@@ -27,6 +27,7 @@ from counting.measurements.probe import Probe
 from counting.setup import MicroBatch
 from torch_models.modules.kernels.flash_attention import NAME as FLASH_ATTENTION
 from torch_models.modules.kernels.grouped_product import NAME as GROUPED_PRODUCT
+from torch_models.modules.kernels.index_scores import NAME as INDEX_SCORES
 
 Shape = list[int]
 
@@ -35,7 +36,8 @@ CORE = "attention core"  # products of two activations, as run
 CAUSAL_CORE = "attention core, causal"  # other counts of the same products, not in any sum
 SQUARE_CORE = "attention core, full square"
 COUNTED = (PROJECTION, CORE)
-WINDOW_ARGUMENT, CHUNK_ARGUMENT = 5, 7  # positions of window and chunk among the arguments of our fused op
+# Positions of window, chunk and chosen keys among the arguments of our fused op.
+WINDOW_ARGUMENT, CHUNK_ARGUMENT, CHOSEN_ARGUMENT = 5, 7, 8
 
 # Functions that multiply matrices, by name: what they return stays in the trace, used or not.
 PRODUCTS = {
@@ -172,10 +174,13 @@ def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[s
     """Counts of our own fused op, each a sum over blocks of queries: one, or one for each chunk of positions.
 
     Each query of a block visits at most `window` of its keys; the causal part of a band of S W pairs is S W - W^2 / 2.
+    Keys that are chosen for each query count as a window of as many.
     """
     del outputs
     query, key, value = _shapes(inputs)[:3]
     window, chunk = (inputs[place].toIValue() for place in (WINDOW_ARGUMENT, CHUNK_ARGUMENT))
+    if inputs[CHOSEN_ARGUMENT].isCompleteTensor():
+        window = inputs[CHOSEN_ARGUMENT].type().sizes()[2]
     length, square = query[2], attention_flops(query, key, value)
     blocks = [min(chunk or length, length - start) for start in range(0, length, chunk or length)]
     bands = [(block, min(window or block, block)) for block in blocks]
@@ -189,6 +194,24 @@ def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[s
 
 
 _add_handle(FLASH_ATTENTION, _flash_attention)
+
+
+@register(INDEX_SCORES, PROJECTION)
+def index_scores_flops(query: Shape, key: Shape, weights: Shape) -> int:
+    """(B, S, H, C), (B, S, C), (B, S, H): the scores of each head, and their sum with weights, for each pair.
+
+    They choose keys and are no part of the core of attention.
+    """
+    batch, length, heads, channels = query
+    assert key == [batch, length, channels] and weights == [batch, length, heads]
+    return 2 * batch * length * length * (heads * channels + heads)
+
+
+@register("aten::bmm", PROJECTION)
+def bmm_flops(left: Shape, right: Shape) -> int:
+    """(B, n, k) with (B, k, m): an indexer's scores with eager kernels."""
+    assert left[0] == right[0] and left[2] == right[1]
+    return 2 * prod(left) * right[2]
 
 
 @register(GROUPED_PRODUCT, PROJECTION)

@@ -12,7 +12,14 @@ from msgspec import structs
 from torch import Tensor, nn
 
 from counting.measurements.optimizer import NOTHING, Trained, Update, clip, update_together, with_gradients
-from counting.measurements.parameters import count_parameters, linear_weights, moments_by_recipe, trained_tensors
+from counting.measurements.parameters import (
+    count_parameters,
+    frozen_parameters,
+    linear_weights,
+    moments_by_recipe,
+    trained_parameters,
+    trained_tensors,
+)
 from counting.measurements.probe import Probe
 from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor, model_states, states_measurable
 from counting.setup import Setup
@@ -39,8 +46,15 @@ def with_update(
     profile = structs.replace(profile, optimizer_step=updates.peak(groups, counts, runs))
     if not states_measurable(precision, optimizer):
         return profile, by_recipe()
-    of_layers = [updates.states(layer) for layer in groups.layers]
-    return _with_states(profile, of_layers, updates.states(groups.outside)), None
+    of_layers = [
+        updates.states(layer) + _weights(frozen) for layer, frozen in zip(groups.layers, groups.frozen, strict=True)
+    ]
+    return _with_states(profile, of_layers, updates.states(groups.outside) + _weights(groups.frozen_outside)), None
+
+
+def _weights(parameters: Sequence[Tensor]) -> ModelStates:
+    """The states of parameters that no gradient reaches: weights alone."""
+    return ModelStates(weights=sum(each.nbytes for each in parameters), gradients=0, masters=0, moments=0)
 
 
 def runs_of_probe(probe: Probe) -> list[tuple[int, int]]:
@@ -55,6 +69,8 @@ class TrainedGroups(NamedTuple):
     embedding: list[Trained]
     layers: list[list[Trained]]  # one of each kind
     rest: list[Trained]  # multi-token-prediction layers, final norm, head
+    frozen: list[list[Tensor]]  # of one layer of each kind, parameters that no gradient reaches: those of indexers
+    frozen_outside: list[Tensor]
 
     @property
     def outside(self) -> list[Trained]:
@@ -64,14 +80,20 @@ class TrainedGroups(NamedTuple):
 
 def trained_groups(probe: Probe, precision: Precision) -> TrainedGroups:
     """The parameters of the probe with their gradients, after a backward pass."""
-    trained = with_gradients(list(probe.model.parameters()), trained_tensors(probe.model), precision)
-    return in_groups(trained, [list(layer.parameters()) for layer in probe.layers])
+    trained = with_gradients(trained_parameters(probe.model), trained_tensors(probe.model), precision)
+    frozen = [parameter for parameter in probe.model.parameters() if not parameter.requires_grad]
+    return in_groups(trained, frozen, [list(layer.parameters()) for layer in probe.layers])
 
 
-def in_groups(trained: Sequence[Trained], layers: Sequence[Sequence[Tensor]]) -> TrainedGroups:
-    """The trained parameters in groups; `layers` are the parameters of one layer of each kind."""
+def in_groups(
+    trained: Sequence[Trained], frozen: Sequence[Tensor], layers: Sequence[Sequence[Tensor]]
+) -> TrainedGroups:
+    """The trained and the frozen parameters in groups; `layers` are the parameters of one layer of each kind."""
     place = {id(parameter): index for index, layer in enumerate(layers) for parameter in layer}
-    found = TrainedGroups([], [[] for _ in layers], [])
+    found = TrainedGroups([], [[] for _ in layers], [], [[] for _ in layers], [])
+    for parameter in frozen:
+        index = place.get(id(parameter))
+        (found.frozen_outside if index is None else found.frozen[index]).append(parameter)
     for each in trained:
         index = place.get(id(each.parameter))
         if index is not None:
@@ -177,7 +199,8 @@ def states_of_modules(
 
     def states(module: nn.Module) -> ModelStates:
         total, moments = count_parameters(module).total, moments_by_recipe(module, precision, optimizer)
-        return model_states(total, linear(module), moments, precision)
+        frozen = frozen_parameters(module)
+        return model_states(total, linear(module), moments, precision, frozen=frozen)
 
     of_layers = [states(layer) for layer in layers]
     outside = states(model)

@@ -63,8 +63,9 @@ FUSED_FP32_NOTE = (
     "Flash attention's memory is counted, with 4 bytes per number; for eager kernels, that of plain arithmetic."
 )
 WINDOW_NOTE = (
-    "PyTorch's scaled_dot_product_attention takes no window, no chunks, no bound on scores and no sinks. What is "
-    "counted is one fused kernel with them, such as FlexAttention has on CUDA."
+    "PyTorch's scaled_dot_product_attention takes no window, no chunks, no bound on scores and no sinks, and in flash "
+    "attention no heads of over 256 channels. What is counted is one fused kernel with them, such as FlexAttention "
+    "has on CUDA."
 )
 
 
@@ -74,7 +75,8 @@ CLIPPING, UPDATE = "gradient clipping", "optimiser step"  # the phases after bac
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """A variant of the step: its peak by simulation, with measured states, and its recomputed FLOPs by formula.
 
-    A measured step with these settings has the same numbers; a test measures some.
+    A measured step with these settings has the same numbers; a test measures some. Through transformers each is
+    measured.
     """
 
     kernels: Kernels

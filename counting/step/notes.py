@@ -1,5 +1,7 @@
 """The conventions of an analysis in words, printed with its numbers. Torch-free."""
 
+from collections.abc import Sequence
+
 NOTES = (
     "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only. Attention counts the full S x S square, and the "
     "causal figure counts half of it. In a layer with a window of W, fused kernels visit a band of S x W, the causal "
@@ -42,6 +44,14 @@ SCAN_NOTE = (
 )
 
 
+NO_STEP = "A training step is not measured: "  # begins the note of an analysis through transformers without one
+
+
 def no_step_note(reason: str) -> str:
-    """The note of an analysis through transformers without a training step; `reason` has no full stop."""
-    return f"A training step is not measured: {reason}."
+    """The note of an analysis without a training step; `reason` has no full stop."""
+    return f"{NO_STEP}{reason}."
+
+
+def reason_of_no_step(notes: Sequence[str]) -> str:
+    """The reason in the notes of an analysis without a training step; empty if none was asked for."""
+    return next((note.removeprefix(NO_STEP).removesuffix(".") for note in notes if note.startswith(NO_STEP)), "")

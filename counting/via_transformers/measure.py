@@ -3,6 +3,7 @@
 The model is built, run once with one layer of each kind, and then counted part by part.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import structs
@@ -29,6 +30,9 @@ from counting.via_transformers.step.measure import BuiltStep, measure_step
 from torch_models.errors import ConfigError, UserError
 from torch_models.fields.switches import check_switches
 
+Variants = tuple[tuple[Setup, BuiltStep], ...]  # of a step, with other settings
+
+MOST_KINDS_VARIED = 8  # distinct layers of a model whose step is measured with other settings too
 NO_STEP_OF_SCANS = "its layers carry a state along the sequence, and what backward keeps depends on the kernel"
 
 
@@ -41,6 +45,7 @@ class Measured(NamedTuple):
     scans: tuple[tuple[Scan, ...], ...]  # of each distinct layer: those that carry a state along the sequence
     step: BuiltStep | None  # None: not asked for, or it cannot be measured
     no_step: str | None  # why a step cannot be measured
+    variants: Variants  # of the step
 
 
 class Compared(NamedTuple):
@@ -52,15 +57,19 @@ class Compared(NamedTuple):
     stored: StoredTotals | None  # of the checkpoint in `folder`
     scans: tuple[tuple[Scan, ...], ...]
     step: BuiltStep | None
+    variants: Variants
 
 
-def measure_and_compare(model: ForeignModel, folder: str | None, setup: Setup, *, step: bool) -> Compared:
+def measure_and_compare(
+    model: ForeignModel, folder: str | None, setup: Setup, *, step: bool, others: Sequence[Setup] = ()
+) -> Compared:
     """Measure the model under a resolved `setup`, and compare it with the checkpoint in `folder`.
 
-    With `step`, a training step is measured too, if that is possible. Raises `UserError` for a model that cannot be
+    With `step`, a training step is measured too, if that is possible, and beside it one with each of the `others`, if
+    that is. Raises `UserError` for a model that cannot be
     measured, and for a setting of a step where none can be.
     """
-    measured = measure_via_transformers(model, setup, step=step)
+    measured = measure_via_transformers(model, setup, step=step, others=others)
     notes = [*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}."]
     if measured.no_step is not None:
         check_step_is_measured(setup, model.model_type, measured.no_step)
@@ -76,13 +85,17 @@ def measure_and_compare(model: ForeignModel, folder: str | None, setup: Setup, *
         stored=compare_with_built(None if whole else folder, measured.tensors),
         scans=measured.scans,
         step=measured.step,
+        variants=measured.variants,
     )
 
 
-def measure_via_transformers(model: ForeignModel, setup: Setup, *, step: bool) -> Measured:
+def measure_via_transformers(
+    model: ForeignModel, setup: Setup, *, step: bool, others: Sequence[Setup] = ()
+) -> Measured:
     """Parameters, FLOPs and, if attention runs as one kernel, bytes of the model that transformers builds.
 
-    With `step`, also a training step, unless the model's code does not train on the meta device. `setup` must be
+    With `step`, also a training step, and one with each of the `others`, resolved too, unless the model's code does not
+    train so on the meta device. `setup` must be
     resolved. Only one thread measures at a time. Raises `UserError` with the op or the module that cannot be counted,
     or with the reason why the model does not run.
     """
@@ -96,10 +109,14 @@ def measure_via_transformers(model: ForeignModel, setup: Setup, *, step: bool) -
                 scans = scans_of_groups(found, recorded, noted)
                 witnesses = count(found, recorded, setup, scans)
             measured, no_step = None, None
-            if step and any(scans):
+            if step and any(shapes_of(found, scans)):
                 no_step = NO_STEP_OF_SCANS
             elif step:
                 measured, no_step = _step(model, found, recorded, witnesses, setup)
+            variants = []
+            if measured is not None and len(found.groups) <= MOST_KINDS_VARIED:
+                of_others = ((other, _step(model, found, recorded, witnesses, other)[0]) for other in others)
+                variants = [(other, of_other) for other, of_other in of_others if of_other is not None]
             if measured is not None:
                 witnesses = _with_step(witnesses, measured)
         except ConfigError as error:
@@ -107,7 +124,8 @@ def measure_via_transformers(model: ForeignModel, setup: Setup, *, step: bool) -
         except UserError as error:
             raise UserError(f"{model.source}: model_type {model.model_type} cannot be measured: {error}") from None
     built_as = f"{model.decoder} of transformers {version}"
-    return Measured(witnesses, built_as, tensors_of_built(found), shapes_of(found, scans), measured, no_step)
+    shapes = shapes_of(found, scans)
+    return Measured(witnesses, built_as, tensors_of_built(found), shapes, measured, no_step, tuple(variants))
 
 
 def _with_step(witnesses: dict[str, ModelCounts], step: BuiltStep) -> dict[str, ModelCounts]:
@@ -128,6 +146,8 @@ def _step(
         flops = witnesses["dispatch"].whole_model().forward_flops
         assert flops is not None
         one_pass = flops.total * (setup.micro_batches or 1)
+        if measured.flops.model % setup.step_tokens or measured.flops.hardware % setup.step_tokens:
+            return None, "its products are not made of rows of single tokens"
         if measured.flops.forward.total != one_pass:
             trained = measured.flops.forward.total
             return None, f"in training mode its forward pass has {trained:,} FLOPs, in evaluation mode {one_pass:,}"

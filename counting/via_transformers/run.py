@@ -183,6 +183,11 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
         for group in found.groups:
             stack.callback(group.layer.register_forward_hook(_note_output(group.first, outputs)).remove)
         stack.enter_context(only_first_layers(found, found.first_alike, outputs.__getitem__))
+        for index, like in enumerate(found.first_alike):
+            if index != like:
+                layer = found.model.get_submodule(f"{found.layers_name}.{index}")
+                same = _refuse_other_inputs(f"{found.layers_name}.{like}", index, calls)
+                stack.callback(layer.register_forward_pre_hook(same, with_kwargs=True).remove)
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
         noted = stack.enter_context(scans_stood_in(found.model))
         for module in _modules_that_run(found):
@@ -236,6 +241,21 @@ def _note_call(name: str, calls: dict[str, Call]) -> Any:
         calls[name] = Call(module, args, kwargs)
 
     return note
+
+
+def _refuse_other_inputs(like: str, index: int, calls: dict[str, Call]) -> Any:
+    def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        of_like = [tensor.shape for tensor in calls[like].tensors] if like in calls else sizes
+        if (
+            len(sizes) == len(of_like) and sizes != of_like
+        ):  # a further input, as chosen keys, may be the first's output
+            name = type(calls[like].part).__name__
+            raise UserError(
+                f"layer {index} ({name}) takes inputs of other sizes than {like}, so that its cost is another"
+            )
+
+    return compare
 
 
 def _note_output(index: int, outputs: dict[int, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The fields of multi-head latent attention, which DeepSeek-V2, DeepSeek-V3 and Kimi-K2 share."""
+"""The fields of multi-head latent attention, which the families of DeepSeek-V2 and V3, Kimi-K2 and GLM-5 share."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from msgspec import Meta
 from torch_models.errors import ConfigError
 from torch_models.fields.config import FamilyConfig
 from torch_models.fields.rope import rotary_spec
-from torch_models.spec import MAX_WIDTH, MultiHeadLatentAttentionSpec, Width
+from torch_models.spec import MAX_WIDTH, IndexerSpec, MultiHeadLatentAttentionSpec, Width
 
 
 class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class LatentAttentionConfig(FamilyConfig, frozen=True, kw_only=True):
     rope_interleave: bool = True
 
 
-def latent_attention(config: LatentAttentionConfig) -> MultiHeadLatentAttentionSpec:
+def latent_attention(config: LatentAttentionConfig, indexer: IndexerSpec | None = None) -> MultiHeadLatentAttentionSpec:
     """Return the spec of the attention; raise `ConfigError` if the config has a derived size that does not agree."""
     heads = config.num_attention_heads
     whole = config.qk_nope_head_dim + config.qk_rope_head_dim
@@ -52,4 +52,5 @@ def latent_attention(config: LatentAttentionConfig) -> MultiHeadLatentAttentionS
             scores_scaled=True,
         ),
         bias=config.attention_bias,
+        indexer=indexer,
     )

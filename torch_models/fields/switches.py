@@ -174,12 +174,18 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
     parts[Part.POSITION_TABLE] = spec.learned_positions is not None
     parts[Part.NORM_BIAS] = spec.norm_type == "layer_norm"
     parts[Part.RMS_NORM] = spec.norm_type == "rms_norm"
+    if any(map(_has_indexer, layers)):
+        del parts[Part.NORM_BIAS], parts[Part.RMS_NORM]  # the keys of an indexer have a LayerNorm
     parts[Part.WINDOW] = any(layer.window is not None for layer in layers)
     parts[Part.EXPERTS] = any(mixtures)
     parts[Part.SHARED_EXPERTS] = any(Part.SHARED_EXPERTS in _parts_of_layer(layer) for layer in layers)
     parts[Part.DENSE_LAYERS] = any(mixtures) and not all(mixtures)
     parts[Part.TIED] = spec.tie_word_embeddings
     return parts
+
+
+def _has_indexer(layer: LayerSpec) -> bool:
+    return isinstance(layer.attention, MultiHeadLatentAttentionSpec) and layer.attention.indexer is not None
 
 
 def _parts_of_layer(layer: LayerSpec) -> set[Part]:

@@ -18,6 +18,7 @@ from torch_models.spec import (
 
 PADDED_ROWS = 32  # the memory-efficient kernel pads its sums of exponents to multiples of so many positions
 NO_PARALLEL_MLP = "must be 1: layers have an MLP beside their experts and norms after both, which tp does not divide"
+UNDIVIDED_INDEXER = "the indexer of sparse attention sums over all its heads, and is not divided here"
 GROUPED_PRODUCT_ROW = 8  # numbers; the rows of a grouped product in 16 bits are multiples of 16 bytes
 
 
@@ -80,10 +81,14 @@ def borrows_evenly(ep: int, layout: Layout) -> bool:
 def check_tensor_parallel(layers: Iterable[LayerSpec], vocab_size: int, tp: int) -> None:
     """Raise `ArgumentError` if tp does not divide the heads, the intermediate sizes or the vocabulary.
 
-    Or if a layer has an MLP beside its experts, whose outputs have norms of their own before they are added.
+    Or if a layer has an indexer, or an MLP beside its experts, whose outputs have norms of their own before they are
+    added.
     """
+    layers = list(layers)
     if has_parallel_mlp(layers):
         raise ArgumentError("tp", tp, NO_PARALLEL_MLP)
+    if any(map(chooses_keys, layers)):
+        raise ArgumentError("tp", tp, f"must be 1: {UNDIVIDED_INDEXER}")
     for size in divided_by_tp(layers, vocab_size):
         if size.parts % tp:
             raise ArgumentError("tp", tp, f"must divide {size}")
@@ -94,11 +99,17 @@ def has_parallel_mlp(layers: Iterable[LayerSpec]) -> bool:
     return any(layer.parallel_mlp is not None for layer in layers)
 
 
+def chooses_keys(layer: LayerSpec) -> bool:
+    """Whether an indexer chooses the keys of the layer's attention."""
+    attention = layer.attention
+    return isinstance(attention, MultiHeadLatentAttentionSpec) and attention.indexer is not None
+
+
 def without_ring_attention(layer: LayerSpec) -> str | None:
     """What of a layer's attention torch's ring attention does not have, or None."""
     attention = layer.attention
     if not isinstance(attention, GroupedQueryAttentionSpec):
-        return None
+        return "keys that an indexer chooses" if chooses_keys(layer) else None
     has = {
         "a window": attention.window is not None,
         "chunks": attention.chunk is not None,

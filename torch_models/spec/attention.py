@@ -92,12 +92,28 @@ class GroupedQueryAttentionSpec(Spec, frozen=True, kw_only=True, tag="grouped_qu
         return lacking or self.head_dim > MAX_FLASH_CHANNELS
 
 
+class IndexerSpec(Spec, frozen=True, kw_only=True):
+    """The indexer of sparse attention: each query attends to `top_k` keys (DeepSeek-V3.2, arXiv 2512.02556, §2.1).
+
+    The score of a key is sum_h w_h relu(q_h k): queries of `num_heads` heads are projected from the query latent, one
+    key a token and the weights w from the hidden state. The first `rotary.dim` channels of queries and key are rotated,
+    with the tables of the attention.
+    """
+
+    num_heads: int
+    head_dim: int
+    top_k: int
+    interleaved: bool  # the pairs of channels that are rotated, as in `RotarySpec`
+
+
 class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_head_latent_attention"):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, §2.1).
 
     Keys and values are expanded from one latent of width `kv_lora_rank` per token. Queries are expanded from a latent
     of width `q_lora_rank`, or projected directly from the hidden state if that is None. The key of a head consists of
     `qk_nope_head_dim` channels of that head and `qk_rope_head_dim` rotated channels that all heads share.
+
+    With an `indexer` a query attends to the keys that it chooses, of those that causality lets it see.
     """
 
     hidden_size: int
@@ -109,6 +125,7 @@ class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_h
     v_head_dim: int
     rotary: RotarySpec
     bias: bool = False  # of the projections from and to the hidden state
+    indexer: IndexerSpec | None = None
 
     def __post_init__(self) -> None:
         check_width(
@@ -119,6 +136,16 @@ class MultiHeadLatentAttentionSpec(Spec, frozen=True, kw_only=True, tag="multi_h
             self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim),
         )
         assert self.rotary.dim == self.qk_rope_head_dim
+        if self.indexer is not None:
+            self._check_indexer(self.indexer)
+
+    def _check_indexer(self, indexer: IndexerSpec) -> None:
+        if self.q_lora_rank is None:
+            raise ConfigError("q_lora_rank", None, "must be a number: the indexer projects queries from their latent")
+        if indexer.head_dim < self.qk_rope_head_dim:
+            rule = f"must be at least qk_rope_head_dim ({self.qk_rope_head_dim}), the channels that are rotated"
+            raise ConfigError("index_head_dim", indexer.head_dim, rule)
+        check_width("index_n_heads * index_head_dim", indexer.num_heads * indexer.head_dim)
 
     @property
     def qk_head_dim(self) -> int:

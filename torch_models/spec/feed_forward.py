@@ -61,7 +61,7 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     routed_scaling_factor: float
     correction_bias: bool
     correction_bias_at: Literal["router", "mixture"] = "router"
-    learned_scales: bool = False
+    learned_scales: bool = False  # without a bias and a routed_scaling_factor
     norm_eps: float = 1e-6  # of the norm of its input, with `learned_scales`
 
     def __post_init__(self) -> None:
@@ -69,6 +69,7 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
             if not holds:
                 raise ConfigError(field, value, rule)
 
+        assert not self.learned_scales or (not self.bias and self.routed_scaling_factor == 1)
         experts, groups = self.num_experts, self.n_group
         require(
             self.top_k <= experts,

@@ -2,7 +2,7 @@
 
 from functools import singledispatch
 
-from counting.formulas.held.core import eager_core_held, fused_core_held
+from counting.formulas.held.core import chosen_held, eager_core_held, fused_core_held
 from counting.formulas.held.forward_pass import ForwardPass, norm_held
 from torch_models.spec import (
     AttentionSpec,
@@ -76,7 +76,9 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     - query, key: factors of the scores; each is a new tensor, joined from non-rotary and rotary channels;
     - expanded: the values, which share one tensor with the non-rotary channels of the keys; eager products over several
       sequences hold a copy of the values alone, ordered by head;
-    - core, attended: as in grouped-query attention.
+    - core, attended: as in grouped-query attention;
+    - chosen: the keys that an indexer chooses, for the core's backward; an eager core has made a mask of them. The
+      indexer itself has no backward and holds nothing.
     """
     heads, tokens = spec.num_attention_heads, run.tokens
     x = run.width * tokens * spec.hidden_size
@@ -92,7 +94,9 @@ def _(spec: MultiHeadLatentAttentionSpec, run: ForwardPass) -> int:
     if run.recompute != "selective" and run.kernels == "eager" and min(heads, *run.micro_batch) > 1:
         expanded = run.width * tokens * heads * spec.v_head_dim
     if run.recompute != "selective" and run.kernels == "eager":
-        core = eager_core_held(heads, run.micro_batch, run.width)
+        core = eager_core_held(heads, run.micro_batch, run.width, chosen=spec.indexer is not None)
     elif run.recompute != "selective":
         core = fused_core_held(spec, run.micro_batch)
-    return x + query_latent + latent + query + key + expanded + core + attended
+    in_mask = run.recompute != "selective" and run.kernels == "eager"
+    chosen = 0 if in_mask else chosen_held(spec, run.micro_batch)
+    return x + query_latent + latent + query + key + expanded + core + attended + chosen

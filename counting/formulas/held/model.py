@@ -13,7 +13,7 @@ from counting.formulas.held.forward_pass import (
     stream_norm_held,
 )
 from counting.formulas.parameters import number_of_stream_norms, parameters, router_correction_bias
-from counting.formulas.per_op import kept_outputs
+from counting.formulas.per_op import kept_choice_of_keys, kept_index_scores, kept_outputs
 from counting.setup import Setup
 from torch_models.spec import (
     LayerSpec,
@@ -63,12 +63,15 @@ def per_op_held(spec: LayerSpec, run: ForwardPass, *, predicts: bool = False) ->
     """Return bytes that recomputation by operation holds beside the layer's input.
 
     - outputs: those of products and of the attention core, see `kept_outputs`;
-    - core: with fused kernels, the log-sum-exps and the random state; with eager ones, the scores before the softmax.
+    - core: with fused kernels, the log-sum-exps and the random state; with eager ones, the scores before the softmax;
+    - chosen: what topk returns to an indexer; index_scores: with eager kernels, its scores, which are batched products.
     """
     attention, batch = spec.attention, run.micro_batch
+    chosen = run.tokens * kept_choice_of_keys(spec, batch.length)
+    index_scores = run.tokens * kept_index_scores(spec, batch.length) if run.kernels == "eager" else 0
     scores = run.width * run.tokens * attention.num_attention_heads * batch.length
     core = scores if run.kernels == "eager" else fused_core_held(attention, batch)
-    return kept_outputs(spec, run.tokens, run.width, predicts=predicts) + core
+    return kept_outputs(spec, run.tokens, run.width, predicts=predicts) + core + chosen + index_scores
 
 
 def embedding_held(spec: ModelSpec, run: ForwardPass) -> int:

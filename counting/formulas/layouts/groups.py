@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from counting.formulas.layouts.formats import Formats
 from counting.formulas.layouts.sharding import Shape, Sharding, numbers
+from counting.formulas.parameters import indexer_matrices
 from counting.formulas.tensors import Tensors, tensors, tensors_after_layers, tensors_before_layers
 from counting.recipes import TrainedTensor
 from torch_models.layout import Grouping
@@ -20,7 +21,9 @@ from torch_models.spec import GroupedQueryAttentionSpec, LayerSpec, MixtureOfExp
 class Group(NamedTuple):
     """Bytes of one group on a rank, at the moments of its life.
 
-    - tensors: each in the format that is gathered, not padded; the gradients that backward computes are as large;
+    - tensors: each that is trained in the format that is gathered, not padded; the gradients that backward computes are
+      as large;
+    - parameters: each, with those that no gradient reaches, in fully_shard's order;
     - gathered: those of all ranks together, padded; the flat buffer of the all-gather is as large;
     - shard_copy: this rank's shards, converted for the all-gather; 0 if they are gathered as they are stored;
     - reduce_input: padded gradients in the format of the reduction; reduce_output: this rank's part of them;
@@ -29,6 +32,7 @@ class Group(NamedTuple):
 
     sharding: Sharding
     tensors: tuple[int, ...]
+    parameters: tuple[int, ...]
     gathered: int
     shard_copy: int
     reduce_input: int
@@ -38,19 +42,38 @@ class Group(NamedTuple):
     all_accumulated: int
 
 
+class Frozen(NamedTuple):
+    """The shapes of tensors that no gradient reaches, and how many others are before them in fully_shard's order."""
+
+    shapes: tuple[Shape, ...] = ()
+    place: int = 0
+
+
+NONE_FROZEN = Frozen()
+
+
 @lru_cache(maxsize=1 << 14)
-def group_of(shapes: tuple[Shape, ...], sharding: Sharding, formats: Formats) -> Group:
-    """Return the bytes of a group with tensors of these shapes, in fully_shard's order."""
-    stored = sum(map(sharding.stored, shapes))
+def group_of(shapes: tuple[Shape, ...], sharding: Sharding, formats: Formats, frozen: Frozen = NONE_FROZEN) -> Group:
+    """Return the bytes of a group with tensors of these shapes, in fully_shard's order.
+
+    The `frozen` ones are gathered with the others, and nothing of them is reduced.
+    """
+    trained = sum(map(sharding.stored, shapes))
+    stored = trained + sum(map(sharding.stored, frozen.shapes))
     sizes = tuple(numbers(shape) * formats.gathered for shape in shapes)
     accumulated = tuple(numbers(shape) * formats.reduced for shape in shapes)
     return Group(
         sharding=sharding,
         tensors=sizes,
+        parameters=(
+            *sizes[: frozen.place],
+            *(numbers(shape) * formats.gathered for shape in frozen.shapes),
+            *sizes[frozen.place :],
+        ),
         gathered=stored * sharding.shards * formats.gathered,
         shard_copy=stored * formats.gathered if formats.copies_shards else 0,
-        reduce_input=stored * sharding.shards * formats.reduced,
-        reduce_output=stored * formats.reduced,
+        reduce_input=trained * sharding.shards * formats.reduced,
+        reduce_output=trained * formats.reduced,
         accumulated=accumulated,
         all_tensors=sum(sizes),
         all_accumulated=sum(accumulated),
@@ -93,6 +116,17 @@ def _own_last(found: Tensors, part: Tensors, *, own: int) -> Tensors:
     """Return the tensors of a layer with the first `own` of those of a `part` of it behind the others of that part."""
     start = next(index for index in range(len(found)) if found[index : index + len(part)] == part)
     return [*found[:start], *part[own:], *part[:own], *found[start + len(part) :]]
+
+
+def frozen_shapes(layer: LayerSpec) -> Frozen:
+    """Return the shapes of an indexer's tensors, the last of the attention; see formulas/parameters.py."""
+    attention = layer.attention
+    if isinstance(attention, GroupedQueryAttentionSpec) or attention.indexer is None:
+        return NONE_FROZEN
+    queries, key, weights = ((columns, rows) for rows, columns in indexer_matrices(attention, attention.indexer))
+    norm = (attention.indexer.head_dim,)
+    first = 0 if layer.norm_placement == "after" else 1
+    return Frozen((queries, key, norm, norm, weights), first + len(tensors(attention)))
 
 
 def mtp_shapes(width: int) -> list[Shape]:

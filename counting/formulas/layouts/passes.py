@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from counting.formulas.layouts.flops import local_model
 from counting.formulas.layouts.formats import formats
-from counting.formulas.layouts.groups import group_of, layer_shapes, outside_shapes
+from counting.formulas.layouts.groups import frozen_shapes, group_of, layer_shapes, outside_shapes
 from counting.formulas.layouts.schedule import Rank, Unit
 from counting.formulas.layouts.sharding import Shape, data_sharding, expert_sharding
 from counting.formulas.layouts.traffic import StretchTraffic, compute_traffic
@@ -128,7 +128,8 @@ class Sharded:
 
         def units(layer: LayerSpec, module: str) -> LayerUnits:
             shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=module == "mtp")
-            whole = Unit(group_of(shapes, data_sharding(layout), form), (module,), reshards=reshards)
+            group = group_of(shapes, data_sharding(layout), form, frozen_shapes(layer))
+            whole = Unit(group, (module,), reshards=reshards)
             if not stacks:
                 return LayerUnits(whole, None)
             of_experts = group_of(stacks, expert_sharding(layout, experts), form)

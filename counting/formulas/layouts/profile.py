@@ -3,7 +3,7 @@
 from counting.formulas.layouts.clipping import clipping_by_formula
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import stored
-from counting.formulas.layouts.groups import layer_shapes, outside_shapes
+from counting.formulas.layouts.groups import frozen_shapes, layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import micro_batches
 from counting.formulas.layouts.search import worst_context_rank
 from counting.formulas.layouts.sharding import data_sharding, expert_sharding
@@ -69,4 +69,5 @@ def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> lis
     """The tensors of a layer on a rank."""
     shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=predicts)
     data, of_experts = data_sharding(layout), expert_sharding(layout, experts)
-    return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks)]
+    frozen = [Tensor(shape, data, frozen=True) for shape in frozen_shapes(layer).shapes]
+    return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks), *frozen]

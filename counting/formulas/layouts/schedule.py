@@ -174,7 +174,7 @@ class Rank:
     def _copy_single_shard(self, group: Group) -> None:
         """Convert and copy tensor by tensor; the variable with the converted one is replaced by the next."""
         converted = 0
-        for size in group.tensors:
+        for size in group.parameters:
             if self.formats.copies_shards:
                 self.communication += size
                 self.check()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from counting.formulas.layouts.clipping import Counted, clipping_by_formula
 from counting.formulas.layouts.formats import stored
-from counting.formulas.layouts.groups import layer_shapes, outside_shapes
+from counting.formulas.layouts.groups import frozen_shapes, layer_shapes, outside_shapes
 from counting.formulas.layouts.passes import compute_of, micro_batches
 from counting.formulas.layouts.sharding import Shape, Sharding, data_sharding, expert_sharding
 from counting.formulas.layouts.shards import Tensor, Update
@@ -164,16 +164,17 @@ class _Held(NamedTuple):
 def _held(model: Shallow, setup: Setup, layout: Layout) -> _Held:
     local = compute_of(model.spec, setup, layout).local
     update = Update(stored(setup, sharded=layout.is_sharded), setup.optimizer_recipe)
-    data = data_sharding(layout)
+    data, held = data_sharding(layout), 0
     groups = [(shapes, data, 1) for shapes in outside_shapes(local, "layers").values()]
     layers = [*zip(local.layers, model.counts(), strict=True)]
     layers += [(layer, 1) for layer in (local.mtp_layers if setup.mtp else ())]
     for index, (layer, count) in enumerate(layers):
         shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=index >= len(local.layers))
         groups.append((shapes, data, count))
+        held += sum(map(data.stored, frozen_shapes(layer).shapes)) * update.formats.weight * count
         if stacks:
             groups.append((stacks, expert_sharding(layout, experts), count))
-    held = temporary = 0
+    temporary = 0
     tensors = Counted(0, 0)
     for shapes, sharding, count in groups:
         of_group = _held_by_group(shapes, sharding, update)

@@ -22,10 +22,11 @@ STEP_COUNT_BYTES = 4
 
 
 class Tensor(NamedTuple):
-    """A tensor on a rank, and how it is divided further."""
+    """A tensor on a rank, and how it is divided further; no gradient reaches a `frozen` one."""
 
     shape: Shape
     sharding: Sharding
+    frozen: bool = False
 
 
 class Update(NamedTuple):
@@ -43,15 +44,18 @@ class Update(NamedTuple):
 
     def states(self, tensors: Sequence[Tensor]) -> ModelStates:
         """Return what the first rank stores of these tensors."""
-        stored = updated = moments = 0
-        for shape, sharding in tensors:
+        stored = trained = updated = moments = 0
+        for shape, sharding, frozen in tensors:
             stored += sharding.stored(shape)
+            if frozen:
+                continue
+            trained += sharding.stored(shape)
             numbers = sharding.updated(shape)
             updated += numbers
             moments += self.moment_bytes(numbers)
         return ModelStates(
             weights=stored * self.formats.weight,
-            gradients=stored * self.formats.gradient,
+            gradients=trained * self.formats.gradient,
             masters=updated * self.formats.master,
             moments=moments,
         )
@@ -70,20 +74,22 @@ class Update(NamedTuple):
             return sum(updated_numbers(of) * times for of, times in groups) * (converted + formats.moment)
         if not converted:
             return 0
-        return max(sharding.updated(shape) for of, _ in groups for shape, sharding in of) * converted
+        largest = max(each.sharding.updated(each.shape) for of, _ in groups for each in of if not each.frozen)
+        return largest * converted
 
 
 def updated_numbers(tensors: Sequence[Tensor]) -> int:
     """Return how many numbers of these tensors the first rank updates."""
-    return sum(sharding.updated(shape) for shape, sharding in tensors)
+    return sum(each.sharding.updated(each.shape) for each in tensors if not each.frozen)
 
 
 def counted_tensors(groups: Sequence[tuple[Sequence[Tensor], int]]) -> Counted:
     """Return how many tensors the first rank has, of groups that each occur a number of times."""
     found = Counted(0, 0)
     for tensors, times in groups:
-        for _, sharding in tensors:
-            found = found.plus(times, experts=sharding.scaled)
+        for each in tensors:
+            if not each.frozen:
+                found = found.plus(times, experts=each.sharding.scaled)
     return found
 
 
@@ -96,15 +102,16 @@ def rank_shares(
     the same slice of experts, of which they have different ones.
     """
     starts = {0}
-    for tensors, _ in groups:
-        for shape, sharding in tensors:
+    trained = [([each for each in tensors if not each.frozen], times) for tensors, times in groups]
+    for tensors, _ in trained:
+        for shape, sharding, _frozen in tensors:
             starts |= {start * (layout.shards // sharding.shards) for start in sharding.starts(shape)}
     found: dict[tuple[int, int], tuple[int, int]] = {}  # parameters, moments -> first index, number of indices
     bounds = sorted(start for start in starts if start < layout.shards)
     for first, end in zip(bounds, [*bounds[1:], layout.shards], strict=True):
         parameters = moments = 0
-        for tensors, times in groups:
-            for shape, sharding in tensors:
+        for tensors, times in trained:
+            for shape, sharding, _frozen in tensors:
                 numbers = sharding.updated(shape, first * sharding.shards // layout.shards)
                 parameters += numbers * times
                 moments += update.moment_bytes(numbers) * times

@@ -18,9 +18,10 @@ from torch.utils.flop_counter import flop_registry
 from counting.measurements.ops.without_products import NAMESPACES_WITHOUT_PRODUCTS, OPS_WITHOUT_PRODUCTS
 from torch_models.errors import UserError
 
-# The first two are imported for the formulas that they register with torch.
+# The first three are imported for the formulas that they register with torch.
 from torch_models.modules.kernels import flash_attention as _flash_attention  # noqa: F401
 from torch_models.modules.kernels import grouped_product as _grouped_product  # noqa: F401
+from torch_models.modules.kernels import index_scores as _index_scores  # noqa: F401
 from torch_models.modules.kernels.flops import grouped_product_flops
 
 aten = torch.ops.aten

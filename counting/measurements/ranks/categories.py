@@ -50,7 +50,7 @@ class CategoryMarks:
         gathered = gathered_parameters(self._model)
         self._gathered = {self._tracker.serial(parameter) for parameter in gathered}
         # Those that are not gathered get their gradients from autograd themselves.
-        self._whole = gathered or list(self._model.parameters())
+        self._whole = [each for each in gathered or self._model.parameters() if each.requires_grad]
         for parameter in self._whole:
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
 

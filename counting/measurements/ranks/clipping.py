@@ -44,7 +44,13 @@ def clipping_on_rank(
     `measuring`.
     """
     dtype = MASTERS if stored_precision(setup, layout).gradients_apart else None
-    parameters = [parameter for of_group, times in groups for parameter in of_group for _ in range(times)]
+    parameters = [
+        parameter
+        for of_group, times in groups
+        for parameter in of_group
+        if parameter.requires_grad
+        for _ in range(times)
+    ]
     gradients = [torch.zeros_like(local(parameter), dtype=dtype) for parameter in parameters]
     clip = clip_parts(meshes, copied)
     collectives = CollectiveCounter(axes_of(meshes))

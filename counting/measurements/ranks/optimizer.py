@@ -52,16 +52,17 @@ class RankUpdates:
         return update.states.moments + (update.counters if self._counters else 0)
 
     def states(self, parameters: Sequence[Tensor]) -> ModelStates:
-        """The states of these parameters as stored, when backward is complete."""
+        """The states of these parameters as stored, when backward is complete; of frozen ones the weights alone."""
         parts = [local(parameter) for parameter in parameters]
+        trained = [local(parameter) for parameter in parameters if parameter.requires_grad]
         total = NOTHING
-        for part in parts:
+        for part in trained:
             states = self._of_one(tuple(part.shape)).states
             total += ModelStates(
                 weights=0, gradients=0, masters=states.masters, moments=self.moments(tuple(part.shape))
             )
         gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        stored = sum(self._of_one(tuple(part.shape)).states.gradients for part in parts)
+        stored = sum(self._of_one(tuple(part.shape)).states.gradients for part in trained)
         return total + ModelStates(
             weights=stored_bytes(parts),
             # A gradient that is freed has been added to a buffer in another format.
@@ -72,14 +73,16 @@ class RankUpdates:
 
     def peak(self, groups: Sequence[tuple[Sequence[Tensor], int]]) -> int:
         """The peak bytes of temporary tensors in the update of all parameters, of which there are `times` of each."""
-        shapes = [([tuple(local(p).shape) for p in parameters], times) for parameters, times in groups]
+        shapes = [
+            ([tuple(local(p).shape) for p in parameters if p.requires_grad], times) for parameters, times in groups
+        ]
         if self._optimizer.all_at_once:
             return sum(self._together(of_group).peak * times for of_group, times in shapes if of_group)
         return max(self._of_one(shape).peak for of_group, _ in shapes for shape in of_group)
 
     def trained(self, parameters: Sequence[Tensor]) -> list[Trained]:
         """Tensors like this rank's parts of these parameters, with gradients, as the optimiser finds them."""
-        return [self._trained(tuple(local(parameter).shape)) for parameter in parameters]
+        return [self._trained(tuple(local(parameter).shape)) for parameter in parameters if parameter.requires_grad]
 
     def _of_one(self, shape: PartShape) -> Update:
         if shape not in self._known:
@@ -93,6 +96,11 @@ class RankUpdates:
         weight = torch.zeros(shape, dtype=self._dtype, device=self._device)
         kind = torch.float32 if self._precision.gradients_apart else self._dtype
         return Trained(weight, torch.zeros(shape, dtype=kind, device=self._device), TrainedTensor(shape, "matrix"))
+
+
+def updated_numbers(parameters: Sequence[Tensor]) -> int:
+    """How many numbers of these parameters this rank updates."""
+    return sum(local(parameter).numel() for parameter in parameters if parameter.requires_grad)
 
 
 def stored_bytes(tensors: Sequence[Tensor]) -> int:

@@ -5,9 +5,8 @@ import torch
 from counting.measurements.parameters import buffer_bytes
 from counting.measurements.ranks.clipping import clipping_on_rank
 from counting.measurements.ranks.collectives import axes_of
-from counting.measurements.ranks.optimizer import RankUpdates, stored_precision
+from counting.measurements.ranks.optimizer import RankUpdates, stored_precision, updated_numbers
 from counting.measurements.ranks.shares import rank_shares
-from counting.measurements.ranks.stand_ins import local
 from counting.measurements.ranks.step import run_rank
 from counting.ranks.profile import RankLayer, RankProfile, RankStretch
 from counting.ranks.shallow import Shallow
@@ -44,7 +43,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
             RankLayer(
                 kind=spec.kind,
                 count=count,
-                parameters=sum(local(parameter).numel() for parameter in parameters),
+                parameters=updated_numbers(parameters),
                 states=updates.states(parameters),
                 held=held_bytes(forward.memory),
             )
@@ -52,7 +51,7 @@ def profile_of_rank(model: Shallow, setup: Setup, layout: Layout, device: torch.
                 model.spec.layers, counts, in_layers, first.forward, strict=True
             )
         ),
-        outside_parameters=sum(local(parameter).numel() for parameter in outside),
+        outside_parameters=updated_numbers(outside),
         outside_states=updates.states(outside),
         inputs=run.inputs,
         buffers=sum(buffer_bytes(layer) * count for layer, count in zip(layers, counts, strict=True))

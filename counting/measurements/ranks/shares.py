@@ -22,7 +22,7 @@ def rank_shares(
     `parameters` are those of this rank, each with the number of equal ones in the whole model. The parts of other
     ranks are those of torch's rule for DTensors.
     """
-    runs = [(list(_runs(parameter, layout)), times) for parameter, times in parameters]
+    runs = [(list(_runs(parameter, layout)), times) for parameter, times in parameters if parameter.requires_grad]
     starts = sorted({first for parts, _ in runs for first, _ in parts})
     found: dict[tuple[int, int], tuple[int, int]] = {}  # parameters and moments -> first shard, number of shards
     for first, end in zip(starts, [*starts[1:], layout.shards], strict=True):

@@ -33,6 +33,8 @@ def multiplied(name: str, flops: int, arguments: dict[str, Any]) -> Multiplied:
     dtype = str(tensors[0].dtype).removeprefix("torch.")
     if "attention" in name:
         return _attention(name, flops, arguments, dtype)
+    if name == "index_scores":
+        return _index_scores(flops, arguments, dtype)
     if name in _GROUPED:
         return Multiplied("grouped_product", _grouped_shape(name, tensors), flops, dtype)
     assert name in _PRODUCTS, f"{name}: an op with FLOPs of no known kind"
@@ -51,17 +53,29 @@ def _grouped_shape(name: str, tensors: list[Tensor]) -> tuple[int, ...]:
     return experts, prod(left.shape[:-1]) if right.dim() == 3 else left.shape[-2], left.shape[-1], right.shape[-1]
 
 
+def _index_scores(flops: int, arguments: dict[str, Any], dtype: str) -> Multiplied:
+    """The products of each head's queries with the keys, and the weighted sum of them: one kernel, of dense products.
+
+    It computes the pairs that causality leaves.
+    """
+    sequences, length, heads, channels = arguments["query"].shape
+    computed = flops // length**2 * visible_pairs(length, length)
+    return Multiplied("product", (sequences, heads * length, channels + 1, length), computed, dtype)
+
+
 def _attention(name: str, flops: int, arguments: dict[str, Any], dtype: str) -> Multiplied:
     """Attention of (B, H, S, C) heads. FLOPs are counted for each visited pair of query and key.
 
     A causal kernel computes the pairs of a query with itself and the keys before it. Our op with a window is counted
     for a whole window of keys at each query, with chunks for the square of each, those in the future included, and is
-    causal always.
+    causal always; so are chosen keys, as many as of a window.
     """
     query, key, value = (arguments[each] for each in ("query", "key", "value"))
     sequences, heads, queries, channels = query.shape
     keys = key.shape[2]
-    window, chunk = arguments.get("window"), arguments.get("chunk")
+    window, chunk, chosen = (arguments.get(name) for name in ("window", "chunk", "chosen"))
+    if chosen is not None:
+        window = chosen.shape[-1]
     is_causal = bool(arguments.get("is_causal", "window" in arguments))
     whole, rest = divmod(keys, chunk or keys)
     counted = queries * min(window or keys, keys) if chunk is None else whole * chunk**2 + rest**2

@@ -1,16 +1,17 @@
 """The results of a measured step: its FLOPs, and its memory extended to all layers of the model. No formula."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+from msgspec import structs
 
 from counting.counts import AttentionCore
 from counting.recipes import states_measurable
 from counting.setup import Setup
 from counting.step.flops import TrainingStep, training_step
-from counting.step.memory import StepMemory, memory_of_runs, notes_of_setup
+from counting.step.memory import Alternative, StepMemory, memory_of_runs, notes_of_setup, with_states
 from counting.step.profile import StepProfile
 from counting.via_transformers.step.measure import BuiltStep
-from torch_models.errors import UserError
 
 NAMED = 3  # of parameters without gradients, in a note
 
@@ -28,18 +29,31 @@ class StepResults(NamedTuple):
     memory: StepMemory
 
 
-def step_results(step: BuiltStep, agreed: StepProfile, core: AttentionCore, setup: Setup) -> StepResults:
+def step_results(
+    step: BuiltStep, agreed: StepProfile, core: AttentionCore, setup: Setup, others: Iterable[tuple[Setup, BuiltStep]]
+) -> StepResults:
     """The results of `step`; `agreed` is its profile with all states, `core` the attention core of one micro-batch.
 
-    Raises `UserError` if a product of the model has no row for each token.
+    `others` are measured steps that differ from this one in settings that save memory.
     """
-    if step.flops.model % setup.step_tokens or step.flops.hardware % setup.step_tokens:
-        raise UserError("its products are not made of rows of single tokens")
     measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
     proof = "measured, no formula" if measurable else "activations measured, no formula; states by recipe"
+    memory = memory_of_runs(step.runs, setup, agreed, proof=proof, notes=tuple(_notes(step, setup)))
+    alternatives = sorted((_alternative(*other) for other in others), key=lambda other: other.recomputed_flops)
     return StepResults(
         training_step(step.flops, core * (setup.micro_batches or 1), setup),
-        memory_of_runs(step.runs, setup, agreed, proof=proof, notes=tuple(_notes(step, setup))),
+        structs.replace(memory, alternatives=tuple(alternatives)),
+    )
+
+
+def _alternative(setup: Setup, step: BuiltStep) -> Alternative:
+    profile = step.profile if step.by_recipe is None else with_states(step.profile, step.by_recipe)
+    return Alternative(
+        kernels=setup.kernels,
+        recompute=setup.recompute,
+        loss_chunk=setup.loss_chunk,
+        peak_bytes=memory_of_runs(step.runs, setup, profile, proof="", notes=()).peak_bytes,
+        recomputed_flops=step.flops.recomputed.total,
     )
 
 

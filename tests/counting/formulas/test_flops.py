@@ -49,6 +49,20 @@ def test_the_core_of_a_window() -> None:
     assert attention_core(attention, 4096, 1) == attention_core(without_window(attention), 4096, 1)
 
 
+def test_the_core_of_chunks() -> None:
+    """Llama-4: 40 heads of 128. 20,000 tokens are two chunks of 8,192 and one of 3,616, each a square."""
+    chunked, whole = (layer.attention for layer, _ in read_spec("llama_4_scout").layer_groups())
+    pairs = 2 * 8192**2 + 3616**2
+    assert attention_core(chunked, 20_000, 1) == AttentionCore(
+        as_run=4 * 40 * 128 * pairs, causal=2 * 40 * 128 * pairs, full_square=4 * 40 * 128 * 20_000**2
+    )
+    assert fused_core_backward(chunked, 20_000, 3) == 3 * 10 * 40 * 128 * pairs
+    # A chunk as long as the sequence is none, nor is one of which a part is filled.
+    for length in (8192, 2048):
+        assert attention_core(chunked, length, 1) == attention_core(whole, length, 1)
+    assert attention_core(without_window(chunked), 20_000, 1) == attention_core(whole, 20_000, 1)
+
+
 def test_gemma_3_27b_at_32768() -> None:
     """52 of 62 layers see 1,024 positions of 32,768: 1.9745e15, and 2.8607e15 if they saw all.
 
@@ -119,7 +133,8 @@ def test_the_rest_of_a_dense_layer_is_two_flops_a_weight_and_token(family: str) 
         router = scores * layer.hidden_size
     else:
         idle = router = 0
-    flops = forward_flops(layer, 24, 1).total - attention_core(layer.attention, 24, 1).as_run
+    counts = forward_flops(layer, 24, 1)
+    flops = counts.total - counts.indexer - attention_core(layer.attention, 24, 1).as_run
     assert flops == 2 * 24 * (linear_weights(layer) - idle + router)
 
 

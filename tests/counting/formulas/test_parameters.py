@@ -26,7 +26,13 @@ from torch_models.spec import ModelSpec, MultiHeadLatentAttentionSpec
         ("mixtral_8x7b", 46_702_792_704),
         ("deepseek_v3", 671_026_404_352),
         ("gpt_oss_20b", 20_914_757_184),
+        # 48 layers of 62,914,560 in attention, 16 + 1 experts of 125,829,120, a router of 81,920 and norms of 10,240; a
+        # norm of 5,120; embedding and head of 1,034,485,760. Maverick: half of the layers have 128 + 1 experts and a
+        # router of 655,360, half an MLP of 251,658,240.
+        ("llama_4_scout", 107_769_861_120),
+        ("llama_4_maverick", 400_711_848_960),
         ("smollm2_135m", 134_515_008),
+        ("gemma_7b", 8_537_680_896),
         ("gemma_3_27b", 27_009_346_304),  # of 27,432,406,640 with the vision tower and its projection
         ("gemma_4_26b_a4b", 25_233_141_760),
         ("olmo_3_7b", 7_298_011_136),

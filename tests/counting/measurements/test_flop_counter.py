@@ -99,7 +99,8 @@ def scores_not_computed_again(family: str, device: str) -> int:
             own_op = attention.window or attention.logit_softcap or attention.sinks
             has_kernel, channels = own_op or device == "cpu", attention.head_dim
         else:
-            has_kernel, channels = False, attention.qk_head_dim  # its values have other channels than its keys
+            # Its values have other channels than its keys; where keys are chosen, an op of ours runs.
+            has_kernel, channels = attention.indexer is not None, attention.qk_head_dim
         if not has_kernel:
             lacking += 2 * attention.num_attention_heads * LENGTH**2 * channels
     return lacking

@@ -35,7 +35,9 @@ class Watching(LiveBytes):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         node = torch._C._current_autograd_node()
-        is_sum = function is torch.ops.aten.add.Tensor and node is not None and not torch.is_grad_enabled()
+        runs_again = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # an indexer, in a layer
+        in_backward = node is not None and not torch.is_grad_enabled() and not runs_again
+        is_sum = function is torch.ops.aten.add.Tensor and in_backward
         if is_sum and isinstance(args[1], torch.Tensor) and args[0].shape == args[1].shape:
             name = "aten::add_" if live_bytes._adds_in_place(*args) else "aten::add"
             self.sums[name, node.name().split("::")[-1]] += 1

@@ -154,13 +154,19 @@ def test_windows_are_no_square(capsys: pytest.CaptureFixture[str]) -> None:
     assert "attention's full square, or its window" in out
 
 
-def test_a_family_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_without_a_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("it does not train")
+
+    monkeypatch.setattr("counting.via_transformers.measure.measure_step", fails)
     config = tmp_path / "small.json"
-    config.write_text(json.dumps(FAMILIES["deepseek_v32"][0] | {"model_type": "deepseek_v32"}))
-    analysis = analyze(config)
+    config.write_text(json.dumps(FAMILIES["bloom"][0] | {"model_type": "bloom"}))
+    analysis = analyze(config, Setup(sequence_length=16))
     out = words(printed(capsys, Results(analyses=[analysis], on_catalogue=[()])))
     assert "one layer its memory is not measured" in out
-    assert "a training step is not measured of a family that goes through transformers" in out
+    assert "a training step is not measured: it does not train" in out
     assert "proof Measured, no formula. " in out
     assert "trace = dispatch" in out
     assert "fits" not in out

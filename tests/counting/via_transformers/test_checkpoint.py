@@ -87,7 +87,7 @@ def test_every_family_as_transformers_saves_it(model_type: str, tmp_path: Path) 
     assert totals_of(analysis) == expected
     assert "fit the config by names, shapes and number of parameters." in analysis.notes[-1]
     assert ("of them have other names in transformers" in analysis.notes[-1]) == (
-        model_type in ("olmoe", "deepseek_v32")
+        model_type in ("olmoe", "glm4_moe_lite")
     )
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
@@ -110,15 +110,15 @@ def test_a_tied_head_counts_once(names: list[str] | None, tmp_path: Path) -> Non
 
 
 def test_what_transformers_passes_over(tmp_path: Path) -> None:
-    """A 62nd layer beside the model, as in DeepSeek-V3.2: with its file, and by an index alone, which has no size."""
-    fields = {"model_type": "deepseek_v32", **FAMILIES["deepseek_v32"][0]}
-    stored = stored_of(fields) | {"model.layers.61.eh_proj.weight": ("BF16", (64, 128))}
+    """A 48th layer beside the model, as in GLM-4.7-Flash: with its file, and by an index alone, which has no size."""
+    fields = {"model_type": "glm4_moe_lite", **FAMILIES["glm4_moe_lite"][0]}
+    stored = stored_of(fields) | {"model.layers.47.eh_proj.weight": ("BF16", (64, 128))}
     assert totals_of(analysed(written(tmp_path, fields, stored))) == equal(parameters_of(fields))
     (tmp_path / SINGLE).unlink()
     write_headers(tmp_path, fields, stored, 2, there=0)
     analysis = analysed(tmp_path)
     assert totals_of(analysis) == {}
-    reason = "the size of model.layers.61.eh_proj.weight, in an absent file, is not known"
+    reason = "the size of model.layers.47.eh_proj.weight, in an absent file, is not known"
     assert analysis.notes[-1].endswith(f"fit the config by names; they are not counted: {reason}.")
 
 

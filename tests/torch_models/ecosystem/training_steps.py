@@ -46,7 +46,7 @@ class Way:
     decoder_apart: bool = False  # fully_shard has a group of the whole decoder, beside those of its layers
     mixed_precision: bool = False  # bf16 weights and fp32 reduction, of fully_shard
     initialized: bool = False  # built on meta, allocated with to_empty, initialized with SEED
-    continuous: bool = False  # every expert is chosen and none is clamped: rounding changes no gradient by much
+    continuous: bool = False  # every expert and key is chosen, none is clamped: rounding changes no gradient by much
     experts: int | None = None  # another number of experts than that of the shrunken family
     expert_width: int | None = None  # another intermediate size of the experts, where there are any
     micro_batches: int = 1  # of a step on each rank; gradients are synchronised after the last
@@ -83,6 +83,8 @@ def fields_of(family: str, way: Way) -> dict[str, Any]:
             fields["topk_group"] = fields["n_group"]
         if "swiglu_limit" in fields:
             fields["swiglu_limit"] = 100.0
+    if way.continuous and "index_topk" in fields:
+        fields["index_topk"] = fields["max_position_embeddings"]
     return fields
 
 
@@ -229,7 +231,9 @@ def steps(model: TrainingModel, module: nn.Module, batches: list[list[Batch]], w
                 total += loss.detach()
         losses.append(_mean_over_ranks(total))
         if step == 0:
-            gradients = {name: undivided(weight.grad) for name, weight in model.named_parameters()}
+            gradients = {
+                name: undivided(weight.grad) for name, weight in model.named_parameters() if weight.requires_grad
+            }
         optimizer.step()
         optimizer.zero_grad()
     return Trained(losses, gradients, {name: undivided(tensor) for name, tensor in model.state_dict().items()})

@@ -6,6 +6,7 @@ import pytest
 
 from tests.shrunken import (
     DEEPSEEK_V3,
+    GEMMA,
     GEMMA2,
     GPT_OSS,
     LLAMA,
@@ -21,6 +22,7 @@ from torch_models.errors import ConfigError
 from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.switches import INVERTED, SWITCHES, Part, check_switches, parts_of_spec, statement
+from torch_models.spec import GatedMLPSpec
 
 TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (LLAMA, {"use_mlp_bias": False, "qkv_bias": False, "use_bias": False, "add_bias_linear": False, "no_bias": True}),
@@ -105,3 +107,12 @@ def test_a_field_that_is_off_in_an_architecture_that_the_model_has_is_refused() 
     spec_from_fields(off | {"use_mtp": False}, "x")
     with pytest.raises(ConfigError, match="use_mtp = false: describes multi-token prediction, as num_nextn_predict"):
         spec_from_fields(on | {"use_mtp": False}, "x")
+
+
+def test_the_first_files_of_gemma_name_another_activation() -> None:
+    spec = spec_from_fields(GEMMA | {"hidden_act": "gelu", "hidden_activation": "gelu"}, "x")
+    mlp = spec.layers[0].feed_forward
+    assert isinstance(mlp, GatedMLPSpec)
+    assert mlp.activation == "gelu_pytorch_tanh"
+    said = "hidden_act = 'gelu' (the published models are meant to have gelu_pytorch_tanh, as transformers reads it)"
+    assert {said, "hidden_activation = 'gelu' (transformers reads hidden_act alone)"} <= set(spec.passed_over_fields)

@@ -135,6 +135,8 @@ def test_rotation_keeps_the_dtype() -> None:
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
 def test_every_family_trains_under_autocast(fields: dict[str, Any], weights: torch.dtype, kernels: Kernels) -> None:
     torch.manual_seed(0)
+    if "index_topk" in fields:
+        fields = fields | {"index_topk": 24}  # rounding would choose other keys
     if "top_k_experts" in fields:  # the norm after Gemma-4's experts enlarges what another choice of experts changes
         fields = fields | {"top_k_experts": fields["num_experts"]}
     model = build(spec_from_fields(fields, "s"), dtype=weights, kernels=kernels)
@@ -145,6 +147,9 @@ def test_every_family_trains_under_autocast(fields: dict[str, Any], weights: tor
     logits.float().square().mean().backward()
     torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1 * float(expected.detach().abs().max()))
     for name, parameter in model.named_parameters():
+        if ".indexer." in name:
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.dtype == weights
         assert parameter.grad.isfinite().all(), name

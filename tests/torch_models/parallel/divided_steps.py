@@ -104,7 +104,9 @@ def _take_steps(
         _assert_complete(model)
         clip([model], meshes, way)
         if step == 0:
-            gradients = {name: undivided(weight.grad) for name, weight in model.named_parameters()}
+            gradients = {
+                name: undivided(weight.grad) for name, weight in model.named_parameters() if weight.requires_grad
+            }
         optimizer.step()
         optimizer.zero_grad()
     return Trained(losses, gradients, {name: undivided(tensor) for name, tensor in model.state_dict().items()})

@@ -65,7 +65,7 @@ def train_plain(family: str, way: Way, ranks: int) -> tuple[Tensor, Tensors, Ten
         losses.append(total)
         clip([model], None, way)
         if step == 0:
-            gradients = {name: _gradient(weight) for name, weight in model.named_parameters()}
+            gradients = {name: _gradient(weight) for name, weight in model.named_parameters() if weight.requires_grad}
         optimizer.step()
         optimizer.zero_grad()
     return torch.stack(losses), gradients, dict(model.named_parameters())
@@ -98,7 +98,8 @@ def train_stages(family: str, fields: Fields, way: Way) -> tuple[Tensor | None, 
         losses.append(_mean(loss, layout, way))
         clip(modules, meshes, way)
         if step == 0:
-            gradients = {name: _gradient(weight) for module in modules for name, weight in module.named_parameters()}
+            named = [each for module in modules for each in module.named_parameters()]
+            gradients = {name: _gradient(weight) for name, weight in named if weight.requires_grad}
         optimizer.step()
         optimizer.zero_grad()
     weights = {name: undivided(weight) for module in modules for name, weight in module.named_parameters()}

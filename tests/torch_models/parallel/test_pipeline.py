@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.shrunken import FAMILIES
+from tests.shrunken import FAMILIES, WITHOUT_TP
 from tests.torch_models.ecosystem.training_steps import Way
 from tests.torch_models.parallel.pipeline_steps import assert_trains_as_undivided
 from tests.worlds import World
@@ -36,7 +36,11 @@ TABLE: dict[str, tuple[int, dict[str, Any], int, str, list[str]]] = {
 def rows() -> Iterator[Any]:
     for name, (ranks, axes, number, recompute, often) in TABLE.items():
         for family in FAMILIES:
-            if family in TIED or ("ep" in axes and family not in WITH_EXPERTS):
+            if (
+                family in TIED
+                or ("tp" in axes and family in WITHOUT_TP)
+                or ("ep" in axes and family not in WITH_EXPERTS)
+            ):
                 continue
             marks = [] if family in often else pytest.mark.sweep
             yield pytest.param(family, ranks, axes, number, recompute, id=f"{family}-{name}", marks=marks)

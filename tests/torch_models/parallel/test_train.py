@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.shrunken import FAMILIES
+from tests.shrunken import FAMILIES, WITHOUT_TP
 from tests.torch_models.ecosystem.training_steps import Way, train_plain
 from tests.torch_models.parallel.divided_steps import (
     IN_FP32,
@@ -19,14 +19,14 @@ from tests.torch_models.parallel.divided_steps import (
 )
 from tests.worlds import World
 
+TENSOR_PARALLEL = [family for family in FAMILIES if family not in WITHOUT_TP]
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
-WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
+WITH_FOUR_KEY_HEADS = [
+    *("llama", "olmo2", "olmo3", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
+]
 MIXED_EVENLY = [  # 8 or 16 experts
     *("qwen3_moe", "qwen2_moe", "minimax_m2", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
 ]
-
-# Plain heads, norms over all heads with a bias beside the router, sinks, a gate of shared experts, latents.
-DIVIDED_BY_TP = ["smollm", "minimax_m2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"]
 
 FULL = replace(IN_FP64, recompute="full")
 SELECTIVE = replace(IN_FP64, recompute="selective")
@@ -40,30 +40,30 @@ ACCUMULATED = replace(IN_FP64, micro_batches=2)
 Table = Mapping[str, tuple[Fields, Way, Iterable[str], Iterable[str]]]
 
 ON_TWO: Table = {
-    "fsdp": ({"fsdp": 2}, IN_FP64, ["gpt_oss"], FAMILIES),
+    "fsdp": ({"fsdp": 2}, IN_FP64, ["gpt_oss", "deepseek_v32"], FAMILIES),
     "fsdp-layers": ({"fsdp": 2, "grouping": "layers"}, IN_FP64, ["deepseek_v3"], FAMILIES),
-    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm"], FAMILIES),
+    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm3"], FAMILIES),
     "fsdp-zero1": ({"fsdp": 2, "zero": 1}, ACCUMULATED, ["glm4_moe"], FAMILIES),
     "dp": ({"dp": 2}, IN_FP64, ["llama"], FAMILIES),
     "tp": (
         {"tp": 2},
         IN_FP64,
-        ["smollm", "olmo2", "gpt_oss", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
-        FAMILIES,
+        ["gemma3_text", "olmo2", "gpt_oss", "llama4", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
+        TENSOR_PARALLEL,
     ),
     "tp-without_sp": (
         {"tp": 2, "sequence_parallel": False},
         IN_FP64,
         ["gpt_oss", "minimax_m2", "deepseek_v3"],
-        FAMILIES,
+        TENSOR_PARALLEL,
     ),
-    "tp-full": ({"tp": 2}, FULL, [], FAMILIES),
-    "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], FAMILIES),
-    "tp-per_op": ({"tp": 2}, PER_OP, ["glm4_moe"], FAMILIES),
-    "tp-chunked": ({"tp": 2}, CHUNKED, ["deepseek_v3"], FAMILIES),
-    "tp-eager": ({"tp": 2}, EAGER, [], FAMILIES),
-    "tp-accumulated": ({"tp": 2}, ACCUMULATED, [], FAMILIES),
-    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss"], WITH_EXPERTS),
+    "tp-full": ({"tp": 2}, FULL, [], TENSOR_PARALLEL),
+    "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], TENSOR_PARALLEL),
+    "tp-per_op": ({"tp": 2}, PER_OP, ["glm4_moe"], TENSOR_PARALLEL),
+    "tp-chunked": ({"tp": 2}, CHUNKED, ["deepseek_v3"], TENSOR_PARALLEL),
+    "tp-eager": ({"tp": 2}, EAGER, [], TENSOR_PARALLEL),
+    "tp-accumulated": ({"tp": 2}, ACCUMULATED, [], TENSOR_PARALLEL),
+    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss", "llama4"], WITH_EXPERTS),
     "ep-replicas": ({"dp": 2, "ep": 2}, IN_FP32, ["qwen3_moe"], WITH_EXPERTS),
     "ep-full": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["deepseek_v3"], WITH_EXPERTS),
     "ep-per_op": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="per_op"), ["gpt_oss"], WITH_EXPERTS),
@@ -72,11 +72,11 @@ ON_TWO: Table = {
 ON_FOUR: Table = {
     "hsdp": ({"dp": 2, "fsdp": 2}, IN_FP64, ["deepseek_v3"], FAMILIES),
     "tp": ({"tp": 4}, IN_FP64, ["deepseek_v3"], WITH_FOUR_KEY_HEADS),
-    "fsdp-tp": ({"fsdp": 2, "tp": 2}, IN_FP64, ["smollm", "gpt_oss"], FAMILIES),
-    "fsdp-tp-layers": ({"fsdp": 2, "tp": 2, "grouping": "layers"}, IN_FP64, [], FAMILIES),
-    "fsdp-tp-zero1": ({"fsdp": 2, "tp": 2, "zero": 1}, ACCUMULATED, ["olmo2"], FAMILIES),
-    "fsdp-tp-without_sp": ({"fsdp": 2, "tp": 2, "sequence_parallel": False}, IN_FP64, [], FAMILIES),
-    "dp-tp": ({"dp": 2, "tp": 2}, FULL, ["glm4_moe"], FAMILIES),
+    "fsdp-tp": ({"fsdp": 2, "tp": 2}, IN_FP64, ["smollm", "gpt_oss"], TENSOR_PARALLEL),
+    "fsdp-tp-layers": ({"fsdp": 2, "tp": 2, "grouping": "layers"}, IN_FP64, [], TENSOR_PARALLEL),
+    "fsdp-tp-zero1": ({"fsdp": 2, "tp": 2, "zero": 1}, ACCUMULATED, ["olmo2"], TENSOR_PARALLEL),
+    "fsdp-tp-without_sp": ({"fsdp": 2, "tp": 2, "sequence_parallel": False}, IN_FP64, [], TENSOR_PARALLEL),
+    "dp-tp": ({"dp": 2, "tp": 2}, FULL, ["glm4_moe"], TENSOR_PARALLEL),
     "fsdp-ep": ({"fsdp": 4, "ep": 2}, IN_FP64, ["gpt_oss"], WITH_EXPERTS),
     "fsdp-ep-whole": ({"fsdp": 4, "ep": 4}, IN_FP32, [], MIXED_EVENLY),
     "dp-fsdp-ep": ({"dp": 2, "fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["mixtral"], WITH_EXPERTS),

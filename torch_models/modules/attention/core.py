@@ -21,23 +21,25 @@ def causal_attention(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
     chunk: int | None = None,
+    chosen_BSK: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(query key^T * scale) value with a causal mask, of shape (B, S, H, C of value).
 
     With `window` a position attends to at most that many positions, itself included; with `chunk` to those of its chunk
-    of that many. `softcap` bounds the scores: cap * tanh(scores / cap). `sinks_H` is one more score per head that
-    enters the softmax but has no value.
+    of that many; with `chosen_BSK`, the positions of K keys for each query, to these alone, in every head. `softcap`
+    bounds the scores: cap * tanh(scores / cap). `sinks_H` is one more score per head that enters the softmax but has no
+    value.
     """
     query, key, value = (x.transpose(1, 2) for x in (query_BSHC, key_BSGC, value_BSGC))
     if kernels == "eager":
-        out = _eager_attention(query, key, value, scale, heads_per_group, window, softcap, sinks_H, chunk)
-    elif _is_plain(query, window, softcap, sinks_H, chunk):
+        out = _eager_attention(query, key, value, scale, heads_per_group, window, softcap, sinks_H, chunk, chosen_BSK)
+    elif chosen_BSK is None and _is_plain(query, window, softcap, sinks_H, chunk):
         grouped = heads_per_group > 1
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-    elif has_flex_attention(query):
+    elif chosen_BSK is None and has_flex_attention(query):
         out = flex_attention(query, key, value, sinks_H, scale, window, softcap, chunk)
     else:
-        out = flash_attention(query, key, value, sinks_H, scale, window, softcap, chunk)[0]
+        out = flash_attention(query, key, value, sinks_H, scale, window, softcap, chunk, chosen_BSK)[0]
     return out.transpose(1, 2)
 
 
@@ -59,6 +61,7 @@ def _eager_attention(
     softcap: float | None,
     sinks_H: Tensor | None,
     chunk: int | None,
+    chosen_BSK: Tensor | None,
 ) -> Tensor:
     """Attention with scores and probabilities as S x S tensors for every head; the softmax is in fp32."""
     if heads_per_group > 1:
@@ -66,7 +69,7 @@ def _eager_attention(
     scores = torch.matmul(query_BHSC, key_BGSC.transpose(2, 3)) * scale
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    scores = scores.masked_fill(_hidden_positions(scores, window, chunk), float("-inf"))
+    scores = scores.masked_fill(_hidden_positions(scores, window, chunk, chosen_BSK), float("-inf"))
     if sinks_H is None:
         probabilities = F.softmax(scores, dim=-1, dtype=torch.float32)
     else:
@@ -75,13 +78,24 @@ def _eager_attention(
     return torch.matmul(probabilities.to(scores.dtype), value_BGSC)
 
 
-def _hidden_positions(scores_BHSS: Tensor, window: int | None, chunk: int | None) -> Tensor:
-    """Return the mask (S, S), True for keys (columns) after the query (row), or before its window or its chunk."""
+def _hidden_positions(scores_BHSS: Tensor, window: int | None, chunk: int | None, chosen_BSK: Tensor | None) -> Tensor:
+    """Return the mask (S, S), True for keys (columns) after the query (row), or before its window or its chunk.
+
+    With `chosen_BSK` it is (B, 1, S, S), and True for keys that are not chosen too.
+    """
     length = scores_BHSS.shape[-1]
     hidden = torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).triu(1)
+    if chosen_BSK is not None:
+        return (hidden | _not_chosen(chosen_BSK, length)).unsqueeze(1)
     if chunk is not None:
         chunks = torch.arange(length, device=scores_BHSS.device) // chunk
         return hidden | (chunks.unsqueeze(1) != chunks)
     if window is None:
         return hidden
     return hidden | torch.ones(length, length, dtype=torch.bool, device=scores_BHSS.device).tril(-window)
+
+
+def _not_chosen(chosen_BSK: Tensor, length: int) -> Tensor:
+    """Return the mask (B, S, S), False for keys whose positions are given."""
+    ones = torch.ones(*chosen_BSK.shape[:2], length, dtype=torch.bool, device=chosen_BSK.device)
+    return ones.scatter(-1, chosen_BSK.long(), 0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_models.modules.attention.core import causal_attention
+from torch_models.modules.attention.indexer import Indexer
 from torch_models.modules.layers import Linear, RMSNorm, RotaryTables, apply_rotary, softmax_scale
 from torch_models.modules.recompute import run
 from torch_models.spec import Kernels, MultiHeadLatentAttentionSpec
@@ -36,10 +37,11 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, LATENT_NORM_EPS, kernels)
         self.kv_b_proj = Linear(spec.kv_lora_rank, heads * (spec.qk_nope_head_dim + spec.v_head_dim), bias=False)
         self.o_proj = Linear(heads * spec.v_head_dim, width, bias=spec.bias)
+        self.indexer = None if spec.indexer is None else Indexer(spec, spec.indexer, kernels)
 
     def forward(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        query = self._query(x_BSD, rotary)
+        query, chosen_BSK = self._query(x_BSD, rotary)
         key, value = self._key_value(x_BSD, rotary)
         attended_BSHC = run(
             self.attend,
@@ -49,19 +51,25 @@ class MultiHeadLatentAttention(nn.Module):
             recompute=self.recompute_core,
             scale=self.scale,
             kernels=self.kernels,
+            chosen_BSK=chosen_BSK,
         )
         out: Tensor = self.o_proj(attended_BSHC.flatten(2))
         return out
 
-    def _query(self, x_BSD: Tensor, rotary: RotaryTables) -> Tensor:
-        spec = self.spec
+    def _query(self, x_BSD: Tensor, rotary: RotaryTables) -> tuple[Tensor, Tensor | None]:
+        """The queries and, with an indexer, the keys that each attends to."""
+        spec, chosen_BSK = self.spec, None
         if spec.q_lora_rank is None:
             query = self.q_proj(x_BSD)
         else:
-            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD)))
+            latent = self.q_a_layernorm(self.q_a_proj(x_BSD))
+            if self.indexer is not None:
+                chosen_BSK = self.indexer(x_BSD, latent, rotary)
+            query = self.q_b_proj(latent)
+            del latent
         query_BSHC = query.unflatten(-1, (-1, spec.qk_head_dim))  # heads may be divided over ranks
         own, rotated = query_BSHC.split([spec.qk_nope_head_dim, spec.qk_rope_head_dim], dim=-1)
-        return torch.cat((own, apply_rotary(rotated, rotary, spec.rotary.interleaved)), dim=-1)
+        return torch.cat((own, apply_rotary(rotated, rotary, spec.rotary.interleaved)), dim=-1), chosen_BSK
 
     def _key_value(self, x_BSD: Tensor, rotary: RotaryTables) -> tuple[Tensor, Tensor]:
         spec = self.spec

@@ -1,11 +1,12 @@
-"""Fused attention with what torch's fused kernels lack: a sliding window, chunks, soft-capped scores, attention sinks.
+"""Fused attention with what torch's fused kernels lack: a window, chunks, soft-capped scores, sinks, chosen keys.
 
-FlashAttention (arXiv 2307.08691) and similar kernels support all of them without an S x S matrix in memory, but torch
-has no such kernel under a public name. This op has their interface and memory: on the meta device it allocates the same
-tensors, the output and one log-sum-exp per row. On a real device it computes the same numbers by elementary operations
-in fp32 (in fp64 for fp64), one block of queries after another, each with the keys within its window or its chunks. Its
-scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or (QUERY_BLOCK, S) without a window. It is meant for
-CPUs; on CUDA devices flex_attention.py runs instead. The legend of dimension letters is in layers.py.
+FlashAttention (arXiv 2307.08691) and similar kernels support all of them without an S x S matrix in memory, FlashMLA
+keys that are chosen for each query, but torch has no such kernel under a public name. This op has their interface and
+memory: on the meta device it allocates the same tensors, the output and one log-sum-exp per row. On a real device it
+computes the same numbers by elementary operations in fp32 (in fp64 for fp64), one block of queries after another, each
+with the keys within its window or its chunks. Its scores are therefore (QUERY_BLOCK, QUERY_BLOCK + window) per head, or
+(QUERY_BLOCK, S) without a window. It is meant for CPUs; on CUDA devices flex_attention.py runs instead, except for
+chosen keys. The legend of dimension letters is in layers.py.
 """
 
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ QUERY_BLOCK = 128  # queries whose scores are in memory at one time
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? sinks, float scale, int? window, float? softcap, int? chunk"
 )
+_CHOSEN = "Tensor? chosen=None"  # positions of the keys that each query attends to, (B, S, K) in int32
 
 
-@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}=None) -> (Tensor, Tensor)")
+@torch.library.custom_op(NAME, mutates_args=(), schema=f"({_ARGUMENTS}=None, {_CHOSEN}) -> (Tensor, Tensor)")
 def flash_attention(
     query_BHSC: Tensor,
     key_BGSC: Tensor,
@@ -33,15 +35,17 @@ def flash_attention(
     window: int | None,
     softcap: float | None,
     chunk: int | None = None,
+    chosen_BSK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention within `window` or `chunk`; return the output (B, H, S, C), and log-sum-exps (B, H, S) in fp32.
+    """Causal attention within `window` or `chunk`, and to `chosen_BSK` alone if it is given.
 
-    The latter are in fp64 if the inputs are.
+    Return the output (B, H, S, C), and log-sum-exps (B, H, S) in fp32, or in fp64 if the inputs are.
     """
     out, logsumexp = _empty_outputs(query_BHSC, value_BGSC)
     with torch.autocast(query_BHSC.device.type, enabled=False):
         for block in _blocks(query_BHSC, window, chunk):
-            scores = _masked(_capped_scores(block, query_BHSC, key_BGSC, scale, softcap), block, window, chunk)
+            capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
+            scores = _masked(capped, block, window, chunk, chosen_BSK)
             rows = scores.logsumexp(-1)
             if sinks_H is not None:
                 rows = torch.logaddexp(rows, _by_group(sinks_H.to(rows.dtype), key_BGSC))
@@ -66,7 +70,8 @@ def _empty_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op(
     f"{NAME}_backward",
     mutates_args=(),
-    schema=f"(Tensor gradient, {_ARGUMENTS}, Tensor out, Tensor logsumexp) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"(Tensor gradient, {_ARGUMENTS}, Tensor out, Tensor logsumexp, {_CHOSEN})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def flash_attention_backward(
     gradient_BHSC: Tensor,
@@ -80,6 +85,7 @@ def flash_attention_backward(
     chunk: int | None,
     out_BHSC: Tensor,
     logsumexp_BHS: Tensor,
+    chosen_BSK: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of query, key, value and sinks, in their dtypes and strides (arXiv 2307.08691, §3.1.2).
 
@@ -98,7 +104,7 @@ def flash_attention_backward(
             key, value = (x[:, :, block.keys].to(precision) for x in (key_BGSC, value_BGSC))
             logsumexp, mean = _by_group(logsumexp_BHS[:, :, block.queries], key_BGSC, dim=1), (gradient * out).sum(-1)
             capped = _capped_scores(block, query_BHSC, key_BGSC, scale, softcap)
-            probabilities = (_masked(capped, block, window, chunk) - logsumexp.unsqueeze(-1)).exp()
+            probabilities = (_masked(capped, block, window, chunk, chosen_BSK) - logsumexp.unsqueeze(-1)).exp()
             of_scores = probabilities * (_multiplied(gradient, value.transpose(2, 3)) - mean.unsqueeze(-1))
             if softcap is not None:
                 of_scores = of_scores * (1 - (capped / softcap).square())
@@ -127,16 +133,16 @@ def _empty_gradients(
 
 
 def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, sinks, *ctx.options = inputs  # type: ignore[attr-defined]
+    query, key, value, sinks, *ctx.options, chosen = inputs  # type: ignore[attr-defined]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no tensor of zeros is allocated as the gradient of the log-sum-exp
-    ctx.save_for_backward(query, key, value, sinks, *output)  # type: ignore[arg-type]
+    ctx.save_for_backward(query, key, value, sinks, *output, chosen)  # type: ignore[arg-type]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, _: Tensor | None) -> tuple[object, ...]:
-    query, key, value, sinks, out, logsumexp = ctx.saved_tensors  # type: ignore[attr-defined]
-    gradients = flash_attention_backward(gradient, query, key, value, sinks, *ctx.options, out, logsumexp)  # type: ignore[attr-defined]
-    return *gradients[:3], None if sinks is None else gradients[3], None, None, None, None
+    query, key, value, sinks, *results, chosen = ctx.saved_tensors  # type: ignore[attr-defined]
+    gradients = flash_attention_backward(gradient, query, key, value, sinks, *ctx.options, *results, chosen)  # type: ignore[attr-defined]
+    return *gradients[:3], None if sinks is None else gradients[3], None, None, None, None, None
 
 
 flash_attention.register_autograd(_backward, setup_context=_save)
@@ -155,12 +161,12 @@ def banded_attention_flops(
     window: int | None,
     softcap: float | None,
     chunk: int | None = None,
-    *_: object,
-    **__: object,
+    chosen: Size | None = None,
+    **_: object,
 ) -> int:
     """FLOPs of scores and weighted values over the pairs that the kernel visits, see `visited_pairs`."""
     del sinks, scale, softcap
-    return attention_flops(query, key, value) // key[2] ** 2 * visited_pairs(key[2], window, chunk)
+    return attention_flops(query, key, value) // key[2] ** 2 * visited_pairs(key[2], window, chunk, chosen)
 
 
 @register(torch.ops.model_training_cost.flash_attention_backward)
@@ -174,25 +180,29 @@ def banded_attention_backward_flops(
     window: int | None,
     softcap: float | None,
     chunk: int | None,
-    *_: object,
-    **__: object,
+    out: Size,
+    logsumexp: Size,
+    chosen: Size | None = None,
+    **_: object,
 ) -> int:
     """FLOPs of five products over the pairs that the forward pass visits, as torch counts its own fused kernels.
 
     They are the recomputed scores, and the gradients of probabilities, values, queries and keys (Dao 2023, arXiv
     2307.08691, §3.1.2).
     """
-    del sinks, scale, softcap
+    del sinks, scale, softcap, out, logsumexp
     square = attention_backward_flops(gradient, query, key, value)
-    return square // key[2] ** 2 * visited_pairs(key[2], window, chunk)
+    return square // key[2] ** 2 * visited_pairs(key[2], window, chunk, chosen)
 
 
-def visited_pairs(length: int, window: int | None, chunk: int | None) -> int:
+def visited_pairs(length: int, window: int | None, chunk: int | None, chosen: Size | None = None) -> int:
     """Pairs of a query and a key that the kernel visits, those with keys in the future included.
 
-    A query visits at most `window` keys. With chunks it visits those of its chunk: a square for each, of which the last
-    may be smaller.
+    A query visits at most `window` keys, or the `chosen` ones. With chunks it visits those of its chunk: a square for
+    each, of which the last may be smaller.
     """
+    if chosen is not None:
+        return length * chosen[2]
     if chunk is None:
         return length * min(window or length, length)
     whole, rest = divmod(length, chunk)
@@ -229,8 +239,8 @@ def _capped_scores(block: _Block, query_BHSC: Tensor, key_BGSC: Tensor, scale: f
     return scores if softcap is None else softcap * (scores / softcap).tanh()
 
 
-def _masked(scores: Tensor, block: _Block, window: int | None, chunk: int | None) -> Tensor:
-    """The scores with -inf for keys after the query, or before its window or its chunk."""
+def _masked(scores: Tensor, block: _Block, window: int | None, chunk: int | None, chosen_BSK: Tensor | None) -> Tensor:
+    """The scores with -inf for keys after the query, before its window or its chunk, or not chosen."""
     rows = torch.arange(block.queries.start, block.queries.stop, device=scores.device).unsqueeze(1)
     columns = torch.arange(block.keys.start, block.keys.stop, device=scores.device)
     hidden = columns > rows
@@ -238,6 +248,10 @@ def _masked(scores: Tensor, block: _Block, window: int | None, chunk: int | None
         hidden |= columns <= rows - window
     if chunk is not None:
         hidden |= columns < rows - rows % chunk
+    if chosen_BSK is not None:
+        chosen = chosen_BSK[:, block.queries].long()
+        others = torch.ones(*chosen.shape[:2], chosen_BSK.shape[1], dtype=torch.bool, device=scores.device)
+        hidden = (hidden | others.scatter_(-1, chosen, False)[:, :, block.keys])[:, None, None]
     return scores.masked_fill(hidden, float("-inf"))
 
 

@@ -10,7 +10,7 @@ from counting.formulas.flops import fused_core_backward, head_flops
 from counting.formulas.layouts.clipping import clipping_by_formula
 from counting.formulas.layouts.flops import local_model, rank_flops
 from counting.formulas.layouts.formats import formats, stored
-from counting.formulas.layouts.groups import layer_shapes
+from counting.formulas.layouts.groups import frozen_shapes, layer_shapes
 from counting.formulas.layouts.pipeline.actions import actions_of, messages_after
 from counting.formulas.layouts.pipeline.messages import Messages
 from counting.formulas.layouts.pipeline.passes import (
@@ -216,7 +216,8 @@ def _groups(stage: Stage, setup: Setup, layout: Layout) -> Groups:
 def _tensors(layer: LayerSpec, layout: Layout, *, predicts: bool = False) -> list[Tensor]:
     shapes, stacks, experts = layer_shapes(layer, layout.ep, predicts=predicts)
     data, of_experts = data_sharding(layout), expert_sharding(layout, experts)
-    return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks)]
+    frozen = [Tensor(shape, data, frozen=True) for shape in frozen_shapes(layer).shapes]
+    return [*(Tensor(shape, data) for shape in shapes), *(Tensor(shape, of_experts) for shape in stacks), *frozen]
 
 
 def _stage_profile(

@@ -37,21 +37,23 @@ def attention(
     With a `division` `spec` is the part of this rank, and the output is its term of the sum over ranks.
     """
     sinks: Operand | None = None
+    chosen: Array | None = None
     if isinstance(spec, GroupedQueryAttentionSpec):
         if spec.sinks:
             sinks = own_parameter(tape, tape.parameter(spec.num_attention_heads, x.size.width), division)
         query, key, value = grouped_projections(tape, spec, x, batch, kernels, division)
         bias = spec.output_bias
     else:
-        query, key, value = latent_projections(tape, spec, x, batch.tokens, kernels, division)
+        query, key, value, chosen = latent_projections(tape, spec, x, batch, kernels, division)
         bias = spec.bias
 
-    def core(query: Array, key: Array, value: Array) -> Array:
+    def core(query: Array, key: Array, value: Array, *chosen: Array) -> Array:
         if kernels == "eager":
-            return eager_core(tape, spec, query, key, value, sinks, batch)
-        return fused_core(tape, spec, query, key, value, sinks, batch, division)
+            return eager_core(tape, spec, query, key, value, sinks, batch, *chosen)
+        return fused_core(tape, spec, query, key, value, sinks, batch, division, *chosen)
 
-    attended = tape.checkpoint(core, query, key, value) if recompute == "selective" else core(query, key, value)
+    factors = [query, key, value] if chosen is None else [query, key, value, chosen]
+    attended = tape.checkpoint(core, *factors) if recompute == "selective" else core(*factors)
     by_head = kernels == "eager" or division.halves_queries
     flattened = None if by_head and by_head_differs(spec.num_attention_heads, batch) else attended
     if flattened is None:  # the core's output is ordered by head; the projection needs it ordered by token

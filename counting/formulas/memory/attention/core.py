@@ -47,6 +47,7 @@ def fused_core(
     sinks: Operand | None,
     batch: MicroBatch,
     division: Division,
+    chosen: Array | None = None,
 ) -> Array:
     """One kernel: it keeps the output and the log-sum-exp of each row, and recomputes the scores in backward."""
     kernel = _fused_kernel(spec, keeps_rows=tape.grad_enabled)
@@ -58,7 +59,8 @@ def fused_core(
     def derive(gradients: Gradients) -> InputGradients:
         return [*tape.born(*sizes), *([] if sinks else [None])]
 
-    tape.record([out], [query, key, value, sinks], [query, key, value, out, logsumexps, states], derive)
+    kept = [query, key, value, out, logsumexps, states, *([] if chosen is None else [chosen])]
+    tape.record([out], [query, key, value, sinks], kept, derive)
     return out
 
 
@@ -66,6 +68,8 @@ def _fused_kernel(spec: AttentionSpec, *, keeps_rows: bool) -> FusedKernel:
     """Flash attention, torch's memory-efficient kernel where values are not as wide as keys, or our own kernel."""
     heads = spec.num_attention_heads
     if isinstance(spec, MultiHeadLatentAttentionSpec):
+        if spec.indexer is not None:
+            return FusedKernel(heads, spec.v_head_dim, 1, 0)
         if spec.qk_head_dim == spec.v_head_dim:
             return FusedKernel(heads, spec.v_head_dim, 1, FLASH_RANDOM_STATE)
         row_block = EFFICIENT_ROW_BLOCK if keeps_rows else 0
@@ -89,8 +93,11 @@ def eager_core(
     value: Array,
     sinks: Operand | None,
     batch: MicroBatch,
+    chosen: Array | None = None,
 ) -> Array:
     """Scores and probabilities as S x S tensors for every sequence and head, and one S x S mask for all of them.
+
+    With `chosen` keys for each query there is a mask for each sequence.
 
     A batched product takes all heads of all sequences in one dimension. Factors that are ordered by token, not by head,
     are copied for that if there are several sequences, and so is the gradient of the result; repeated keys and values
@@ -110,7 +117,9 @@ def eager_core(
     scores = scale(tape, batched_product(tape, by_head(query), by_head(key, ordered=per_group > 1), squares))
     if options and options.logit_softcap:
         scores = scale(tape, unary(tape, scale(tape, scores), keeps_output=True))
-    scores = _masked(tape, scores, _hidden_positions(tape, batch.length, options))
+    hidden = _not_chosen(tape, batch, chosen) if chosen else _hidden_positions(tape, batch.length, options)
+    scores = _masked(tape, scores, hidden)
+    del hidden
     if sinks is not None:
         columns = repeat_view(tape, sinks, batch.tokens)
         probabilities = without_last(tape, softmax(tape, join(tape, scores, columns)), squares)
@@ -125,6 +134,24 @@ def _masked(tape: Tape, scores: Array, hidden: Array) -> Array:
     out = tape.like(scores.size)
     size = scores.size
     tape.record([out], [scores], [hidden], lambda gradients: [tape.like(size)])
+    return out
+
+
+def _not_chosen(tape: Tape, batch: MicroBatch, chosen: Array) -> Array:
+    """The mask of each sequence: positions after the token, and keys that are not chosen."""
+    after = _hidden_positions(tape, batch.length, None)
+    squares = batch.tokens * batch.length
+
+    def others() -> Array:
+        ones = tape.new(squares, BOOL)
+        indices = tape.new(chosen.numel, LONG)
+        out = tape.new(squares, BOOL)
+        del ones, indices
+        return out
+
+    other = others()
+    out = tape.new(squares, BOOL)
+    del after, other
     return out
 
 

@@ -4,6 +4,7 @@ The legend of dimension letters is in memory/layer.py.
 """
 
 from counting.formulas.local.shapes import Division
+from counting.formulas.memory.attention.indexer import choose_keys
 from counting.formulas.memory.attention.rotation import rotate
 from counting.formulas.memory.blocks import norm, projection
 from counting.formulas.memory.operations import (
@@ -14,6 +15,7 @@ from counting.formulas.memory.operations import (
 )
 from counting.formulas.memory.parameters import summed_parameter
 from counting.formulas.memory.tape import Array, Tape
+from counting.setup import MicroBatch
 from torch_models.spec import (
     Kernels,
     MultiHeadLatentAttentionSpec,
@@ -21,10 +23,11 @@ from torch_models.spec import (
 
 
 def latent_projections(
-    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels, division: Division
-) -> tuple[Array, Array, Array]:
-    """Query, key and value; the value is a view of the expanded latent."""
-    query = _latent_query(tape, spec, x, tokens, kernels, division)
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels, division: Division
+) -> tuple[Array, Array, Array, Array | None]:
+    """Query, key and value, and the positions that an indexer chooses; the value is a view of the expanded latent."""
+    tokens = batch.tokens
+    query, chosen = _latent_query(tape, spec, x, batch, kernels, division)
     heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
     both = _to_latent(tape, spec, x, tokens, spec.kv_lora_rank + rope, division)
     latent, shared = split(tape, both, tokens * spec.kv_lora_rank, tokens * rope)
@@ -34,7 +37,7 @@ def latent_projections(
     del normed
     own, value = split(tape, expanded, tokens * heads * spec.qk_nope_head_dim, tokens * heads * spec.v_head_dim)
     rotated = rotate(tape, shared, tokens * rope, interleaved=spec.rotary.interleaved)
-    return query, join(tape, own, repeat_view(tape, rotated, heads)), value
+    return query, join(tape, own, repeat_view(tape, rotated, heads)), value, chosen
 
 
 def _to_latent(
@@ -47,9 +50,10 @@ def _to_latent(
 
 
 def _latent_query(
-    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, tokens: int, kernels: Kernels, division: Division
-) -> Array:
-    heads, rope = spec.num_attention_heads, spec.qk_rope_head_dim
+    tape: Tape, spec: MultiHeadLatentAttentionSpec, x: Array, batch: MicroBatch, kernels: Kernels, division: Division
+) -> tuple[Array, Array | None]:
+    heads, rope, tokens = spec.num_attention_heads, spec.qk_rope_head_dim, batch.tokens
+    chosen: Array | None = None
     width = heads * (spec.qk_nope_head_dim + rope)
     if spec.q_lora_rank is None:
         query = projection(tape, x, tokens, width, division)
@@ -57,7 +61,10 @@ def _latent_query(
         latent = norm(
             tape, _to_latent(tape, spec, x, tokens, spec.q_lora_rank, division), tokens, kernels, division=division
         )
+        if spec.indexer is not None:
+            chosen = choose_keys(tape, spec, spec.indexer, x, latent, batch, kernels)
         query = projection(tape, latent, tokens, width, division)
         del latent
     own, turned = split(tape, query, tokens * heads * spec.qk_nope_head_dim, tokens * heads * rope)
-    return join(tape, own, rotate(tape, turned, tokens * heads * rope, interleaved=spec.rotary.interleaved))
+    rotated = rotate(tape, turned, tokens * heads * rope, interleaved=spec.rotary.interleaved)
+    return join(tape, own, rotated), chosen

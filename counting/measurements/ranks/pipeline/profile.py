@@ -13,7 +13,7 @@ from counting.measurements.parameters import buffer_bytes
 from counting.measurements.ranks.clipping import clipping_on_rank
 from counting.measurements.ranks.context import distinct_context_ranks, of_worst_in_pipeline
 from counting.measurements.ranks.fake_world import fake_world
-from counting.measurements.ranks.optimizer import RankUpdates
+from counting.measurements.ranks.optimizer import RankUpdates, updated_numbers
 from counting.measurements.ranks.pipeline.extension import ExtendedOrder, extended_order
 from counting.measurements.ranks.pipeline.plans import Key
 from counting.measurements.ranks.pipeline.prepared import (
@@ -32,7 +32,6 @@ from counting.measurements.ranks.pipeline.stages import PassRun
 from counting.measurements.ranks.pipeline.stand_ins import lowered_once
 from counting.measurements.ranks.rank import held_bytes
 from counting.measurements.ranks.shares import rank_shares
-from counting.measurements.ranks.stand_ins import local
 from counting.ranks.pipeline import (
     PipelineProfile,
     StageProfile,
@@ -183,13 +182,13 @@ class _Stages:
                 RankLayer(
                     kind=layer.kind,
                     count=count,
-                    parameters=sum(local(parameter).numel() for parameter in parameters),
+                    parameters=updated_numbers(parameters),
                     states=self._updates.states(parameters),
                     held=held_bytes(stretch.memory),
                 )
                 for layer, (parameters, count), stretch in layers
             ),
-            outside_parameters=sum(local(parameter).numel() for parameter in outside),
+            outside_parameters=updated_numbers(outside),
             outside_states=self._updates.states(outside),
             buffers=sum(buffer_bytes(module) * count for module, count in zip(modules, model.counts(), strict=False))
             + sum(map(buffer_bytes, one.module.model.mtp_layers)),

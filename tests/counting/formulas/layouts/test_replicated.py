@@ -9,7 +9,7 @@ from counting.formulas.flops import training_flops
 from counting.formulas.layouts import ranks_by_formula, replicated_forward_flops, replicated_parameters
 from counting.formulas.parameters import mtp_parameters, parameters
 from tests.counting.formulas.layouts.cases import DEEPSEEK, LLAMA, layout_of, setup_of
-from tests.random_specs import random_layer, random_model, widened
+from tests.random_specs import divisible, random_layer, random_model, widened
 from tests.sweeps import seeds
 from torch_models.fields.config import read_spec
 from torch_models.spec import LayerRun
@@ -57,7 +57,7 @@ def test_multi_token_prediction_by_hand() -> None:
 def test_sums_over_ranks(seed: int, sequence_parallel: bool) -> None:
     pick = random.Random(seed)
     tp = pick.choice([2, 4, 8])
-    layer = widened(random_layer(pick), tp)
+    layer = widened(divisible(random_layer(pick)), tp)
     spec = random_model(pick, layer, seed)
     spec = structs.replace(spec, vocab_size=spec.vocab_size * tp, layer_runs=(LayerRun(layer=layer, count=2),))
     setup = setup_of(spec, sequence_length=8 * tp, micro_batches=3, mtp=None)

@@ -115,14 +115,14 @@ def test_no_scan_runs_token_by_token(model_type: str, tmp_path: Path) -> None:
 
 # --- Fields that a class derives, keeps or passes over ---------------------------------------------------------
 
-COHERE2, V32 = (FAMILIES[name][0] for name in ("cohere2", "deepseek_v32"))
+COHERE2, MOE_LITE = (FAMILIES[name][0] for name in ("cohere2", "glm4_moe_lite"))
 
 
 @pytest.mark.parametrize(
     ("model_type", "fields", "derived"),
     [
         ("cohere2", COHERE2, {"head_dim": 16}),
-        ("deepseek_v32", V32, {"qk_head_dim": 24, "head_dim": 8}),
+        ("glm4_moe_lite", MOE_LITE, {"qk_head_dim": 24, "head_dim": 8}),
         ("cohere2", COHERE2, {"_sliding_window_pattern": 4, "sliding_window_pattern": 4}),
     ],
 )
@@ -139,8 +139,12 @@ def test_a_derived_field_changes_nothing(model_type: str, fields: dict[str, Any]
             COHERE2 | {"head_dim": 32},
             "^small: head_dim = 32: transformers' Cohere2Config derives 16 from the other fields; make them agree",
         ),
-        ("deepseek_v32", V32 | {"qk_head_dim": 25}, "qk_head_dim = 25: transformers' DeepseekV32Config derives 24"),
-        ("deepseek_v32", V32 | {"head_dim": 16}, "head_dim = 16: .*Config makes it 8 whatever is given"),
+        (
+            "glm4_moe_lite",
+            MOE_LITE | {"qk_head_dim": 25},
+            "qk_head_dim = 25: transformers' Glm4MoeLiteConfig derives 24",
+        ),
+        ("minicpm3", MOE_LITE | {"head_dim": 16}, "head_dim = 16: .*Config makes it 8 whatever is given"),
     ],
 )
 def test_a_derived_field_that_differs_is_refused_with_both_values(
@@ -169,7 +173,7 @@ OF_PUBLISHED: dict[str, dict[str, Any]] = {
         "use_parallel_block": True,
         "use_parallel_embedding": True,
     },
-    "deepseek_v32": {
+    "glm4_moe_lite": {
         "ep_size": 1,
         "moe_layer_freq": 1,
         "num_nextn_predict_layers": 1,
@@ -204,9 +208,9 @@ def test_fields_of_published_configs_are_known(model_type: str) -> None:
 
 
 def test_multi_token_prediction_that_is_left_out_is_said() -> None:
-    (note,) = model_of(model_type="deepseek_v32", **V32, num_nextn_predict_layers=2).notes
+    (note,) = model_of(model_type="glm4_moe_lite", **MOE_LITE, num_nextn_predict_layers=2).notes
     assert note.startswith("Multi-token prediction (num_nextn_predict_layers = 2) is not counted")
-    assert model_of(model_type="deepseek_v32", **V32, num_nextn_predict_layers=0).notes == ()
+    assert model_of(model_type="glm4_moe_lite", **MOE_LITE, num_nextn_predict_layers=0).notes == ()
 
 
 def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
@@ -232,8 +236,8 @@ def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
         ),
         ("olmoe", FAMILIES["olmoe"][0], {"num_experts": "num_local_experts"}),
         ("olmoe", FAMILIES["olmoe"][0], {"num_experts": "n_routed_experts"}),
-        ("deepseek_v32", V32, {"n_routed_experts": "num_experts"}),
-        ("deepseek_v32", V32, {"n_routed_experts": "num_local_experts"}),
+        ("glm4_moe_lite", MOE_LITE, {"n_routed_experts": "num_experts"}),
+        ("glm4_moe_lite", MOE_LITE, {"n_routed_experts": "num_local_experts"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) if len(value) < 4 else "fields",
 )

@@ -162,9 +162,8 @@ def test_a_window_that_is_switched_off_is_passed_over() -> None:
 
 
 def test_an_activation_that_the_class_replaces_is_passed_over() -> None:
-    gemma = {"model_type": "gemma", **SMALL, "head_dim": 16}
-    model = read(gemma | {"hidden_act": "gelu"})
-    assert listed(model)["hidden_act"] == "transformers' GemmaConfig makes it 'gelu_pytorch_tanh' whatever is given"
+    (said,) = checked({"model_type": "gemma", **SMALL, "head_dim": 16, "hidden_act": "gelu"}).values()
+    assert said == "hidden_act = 'gelu' (transformers' GemmaConfig makes it 'gelu_pytorch_tanh' whatever is given)"
 
 
 def test_switches_that_say_what_is_built_are_accepted() -> None:
@@ -283,7 +282,7 @@ def checked(fields: dict[str, Any]) -> dict[str, str]:
         (KIMI, "short_conv_kernel_size", 9),
         (MINISTRAL, "layer_types", ["sliding_attention"] * 4),
         (MINISTRAL | {"sliding_window": 8}, "layer_types", ["full_attention"] * 4),
-        ({"model_type": "deepseek_v32", **FAMILIES["deepseek_v32"][0]}, "dense", 3),
+        ({"model_type": "glm4_moe_lite", **FAMILIES["glm4_moe_lite"][0]}, "dense", 3),
         ({"model_type": "gpt_neo", "max_position_embeddings": 64}, "layer_types", ["full_attention"] * 24),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -28,8 +28,8 @@ PHI, GPT_NEOX, STARCODER2, COHERE, GRANITE = (
     }.items()
 )
 GPTJ: dict[str, Any] = {"model_type": "gptj", **GPT2, "rotary_dim": 8}
-BLOOM, FALCON, COHERE2, OLMOE, V32 = (
-    {"model_type": name, **FAMILIES[name][0]} for name in ("bloom", "falcon", "cohere2", "olmoe", "deepseek_v32")
+BLOOM, FALCON, COHERE2, OLMOE, MOE_LITE = (
+    {"model_type": name, **FAMILIES[name][0]} for name in ("bloom", "falcon", "cohere2", "olmoe", "glm4_moe_lite")
 )
 OF_GPT2: dict[str, Any] = {"model_type": "gpt2", **GPT2}
 DOTS1: dict[str, Any] = {"model_type": "dots1", **SMALL, "n_routed_experts": 8, "num_experts_per_tok": 2}
@@ -54,7 +54,7 @@ TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (FALCON, {"use_parallel_residual": True, "mlp_bias": False, "no_bias": True}),
     (DOTS1, {"qkv_bias": False, "use_shared_expert": True}),
     (OLMOE, {"num_shared_experts": 0, "first_k_dense_replace": 0, "use_qk_norm": True, "use_moe": True}),
-    (V32, {"use_mla": True, "use_qk_norm": False, "use_shared_experts": True}),
+    (MOE_LITE, {"use_mla": True, "use_qk_norm": False, "use_shared_experts": True}),
     (AFMOE, {"attention_gate": True, "qk_norm": True}),
 ]
 
@@ -91,7 +91,7 @@ FALSE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (FALCON, {"use_parallel_residual": False, "use_alibi": True, "no_bias": False}),
     (DOTS1, {"qkv_bias": True, "num_shared_experts": 0, "use_shared_expert": False}),
     (OLMOE, {"use_shared_expert": True, "first_k_dense_replace": 1, "n_experts": 0}),
-    (V32, {"use_sparse_attention": False, "use_mla": False}),
+    (MOE_LITE, {"use_mla": False}),
     (AFMOE, {"attention_gate": False}),
 ]
 EACH_FALSE = [(fields, field, value) for fields, more in FALSE_OF for field, value in more.items()]
