@@ -109,7 +109,7 @@ def measure_via_transformers(
                 scans = scans_of_groups(found, recorded, noted)
                 witnesses = count(found, recorded, setup, scans)
             measured, no_step = None, None
-            if step and any(scans):
+            if step and any(shapes_of(found, scans)):
                 no_step = NO_STEP_OF_SCANS
             elif step:
                 measured, no_step = _step(model, found, recorded, witnesses, setup)

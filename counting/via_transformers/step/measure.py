@@ -6,15 +6,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from msgspec import structs
 from torch import Tensor, nn
 
 from counting.counts import StepFlops
-from counting.measurements.optimizer import NOTHING, with_gradients
+from counting.measurements.optimizer import with_gradients
 from counting.measurements.parameters import buffer_bytes, trained_tensors
 from counting.measurements.step import profile_of, run_passes
 from counting.measurements.update import in_groups, states_of_modules, with_update
-from counting.recipes import ModelStates
 from counting.setup import Setup
 from counting.step.profile import StepProfile
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
@@ -110,32 +108,13 @@ def _with_update(
     all_tensors = trained_tensors(model.module)
     trained = [(x, tensor) for (_, x), tensor in zip(named, all_tensors, strict=True) if id(x) in model.trained]
     parameters, tensors = [x for x, _ in trained], [tensor for _, tensor in trained]
-    groups = in_groups(with_gradients(parameters, tensors, precision), [list(x.parameters()) for x in modules])
+    frozen = [x for _, x in named if id(x) not in model.trained]
+    of_layers = [list(module.parameters()) for module in modules]
+    groups = in_groups(with_gradients(parameters, tensors, precision), frozen, of_layers)
 
     def by_recipe() -> StepProfile:
         return states_of_modules(modules, model.kinds, model.module, matrix_weights, precision, optimizer)
 
     measured, recipe = with_update(profile, groups, layers.runs, setup, by_recipe)
     untrained = tuple(name for name, x in named if id(x) not in model.trained)
-    return _with_untrained(measured, model, modules), recipe, layers.runs, untrained
-
-
-def _with_untrained(profile: StepProfile, model: BuiltToRun, modules: list[nn.Module]) -> StepProfile:
-    """`profile` with the weights of parameters that get no gradient, which have no other state."""
-    if profile.outside_states is None:  # by recipe
-        return profile
-
-    def weights(module: nn.Module) -> int:
-        return sum(x.nbytes for x in module.parameters() if id(x) not in model.trained)
-
-    of_layers = [weights(module) for module in modules]
-    layers = tuple(
-        structs.replace(layer, states=(layer.states or NOTHING) + _weights(size))
-        for layer, size in zip(profile.layers, of_layers, strict=True)
-    )
-    outside = weights(model.module) - sum(of_layers)
-    return structs.replace(profile, layers=layers, outside_states=profile.outside_states + _weights(outside))
-
-
-def _weights(size: int) -> ModelStates:
-    return structs.replace(NOTHING, weights=size)
+    return measured, recipe, layers.runs, untrained
