@@ -56,12 +56,18 @@ class FusedGraph:
 
     def _is_view(self, node: fx.Node) -> bool:
         if node.target is operator.getitem:
-            return True
+            return not self._is_part(node)
         packet = getattr(node.target, "overloadpacket", None)
         return packet is not None and packet._qualified_op_name.split("::")[-1] in VIEWS
 
     def _is_generated(self, node: fx.Node) -> bool:
+        if self._is_part(node):
+            return True
         return node.op == "call_function" and not self._is_view(node) and self._is_fused(node.target)
+
+    def _is_part(self, node: fx.Node) -> bool:
+        """Whether this is one of several results of generated code, as the mean of a LayerNorm's rows."""
+        return node.target is operator.getitem and self._is_generated(node.all_input_nodes[0])
 
     def _is_stored(self, node: fx.Node) -> bool:
         """Whether the result of generated code is read by anything but generated code."""
