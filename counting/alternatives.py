@@ -53,6 +53,11 @@ def _of_equal_layers(profile: StepProfile, spec: ModelSpec) -> tuple[StepProfile
     return msgspec.structs.replace(profile, layers=layers), plain
 
 
+def other_setups(setup: Setup) -> list[Setup]:
+    """The same step with other recomputation, and with its loss in smaller chunks, where no formula has their peaks."""
+    return list(_others(setup, setup.kernels, setup.tokens))
+
+
 def rank_alternatives(spec: ModelSpec, setup: Setup, layout: Layout, worst: RankAnalysis) -> tuple[Alternative, ...]:
     """The same for the ranks of the class `worst`, under the same layout; where no formula has the peak, its bound."""
     from counting.formulas.layouts import pipeline_by_formula, ranks_by_formula

@@ -22,13 +22,14 @@ def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
 
 
+PHI3: dict[str, Any] = {"model_type": "phi3", **SMALL}  # as its config.json
 ONE_HEAD_EACH = without(SMALL, "num_key_value_heads")
 GPT2: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 
 # What works, each with the kinds of its distinct layers and how many there are of each.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "gpt2": (GPT2, {"dense": 3}),
+    "gpt_bigcode": (GPT2, {"dense": 3}),
     "opt": (
         without(ONE_HEAD_EACH, "intermediate_size") | {"ffn_dim": 112, "word_embed_proj_dim": 32},
         {"dense": 4},

@@ -36,6 +36,7 @@ def random_layer(pick: random.Random, *, indexers: bool = False) -> LayerSpec:
         groups, channels = pick.choice([1, 2, 3, 8]), pick.choice([2, 8, 16, 128])
         rotary = pick.choice([None, RotarySpec(dim=channels, theta=1e4), RotarySpec(dim=2, theta=1e4)])
         norms = pick.choice([None, "head", "width", *(["l2"] if rotary else [])])
+        value_norm = pick.random() < 0.2
         window, chunk = pick.choice([(None, None), (None, None), (1, None), (5, None), (100, None), (None, 7)])
         attention = GroupedQueryAttentionSpec(
             hidden_size=width,
@@ -47,6 +48,8 @@ def random_layer(pick: random.Random, *, indexers: bool = False) -> LayerSpec:
             output_bias=pick.random() < 0.3,
             query_key_norm=norms,
             norm_unit_offset=norms == "head" and pick.random() < 0.3,
+            value_norm=value_norm,
+            keys_as_values=value_norm and norms == "head" and rotary is not None,
             window=window,
             chunk=chunk,
             temperature=pick.choice([None, None, TemperatureSpec(floor_scale=8, scale=0.4)]),
@@ -112,13 +115,19 @@ def random_layer(pick: random.Random, *, indexers: bool = False) -> LayerSpec:
         norm_topk_prob=pick.random() < 0.5,
         routed_scaling_factor=2.5,
         correction_bias=pick.random() < 0.7,
+        correction_bias_at=pick.choice(["router", "mixture"]),
     )
-    shared, expert_size = pick.choice([None, 8, 2048]), pick.choice([8, 64, 512])
+    parallel = None
+    if placement == "around" and norm_type == "rms_norm" and pick.random() < 0.5:
+        parallel = mlp(pick.choice([1, 24, 1000]), bias)
+        router = structs.replace(router, learned_scales=True, bias=False, routed_scaling_factor=1.0)
+    shared, expert_size = None if parallel else pick.choice([None, 8, 2048]), pick.choice([8, 64, 512])
     clamped = ClampedMLPSpec(hidden_size=width, intermediate_size=expert_size, alpha=1.7, limit=7.0)
     mixture = MixtureOfExpertsSpec(
         router=router,
         expert=mlp(expert_size) if pick.random() < 0.7 else clamped,
         shared_experts=None if shared is None else mlp(shared),
+        shared_expert_gate=shared is not None and pick.random() < 0.5,
         weighs_inputs=pick.random() < 0.3,
     )
     return LayerSpec(
@@ -128,7 +137,18 @@ def random_layer(pick: random.Random, *, indexers: bool = False) -> LayerSpec:
         norm_placement=placement,
         norm_type=norm_type,
         norm_unit_offset=offset,
+        parallel_mlp=parallel,
+        output_scale=pick.random() < 0.3,
     )
+
+
+def divisible(layer: LayerSpec) -> LayerSpec:
+    """The layer, or one without what tensor parallelism does not divide."""
+    if layer.parallel_mlp is None:
+        return layer
+    assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+    router = structs.replace(layer.feed_forward.router, learned_scales=False)
+    return structs.replace(layer, parallel_mlp=None, feed_forward=structs.replace(layer.feed_forward, router=router))
 
 
 def widened(layer: LayerSpec, ranks: int) -> LayerSpec:
@@ -156,7 +176,7 @@ def random_division(pick: random.Random, seed: int) -> tuple[ModelSpec, Layout]:
     if isinstance(layer.feed_forward, MixtureOfExpertsSpec) and pick.random() < 0.7:
         of_layer = [ranks for ranks in (2, 4, 8, 16) if layer.feed_forward.router.num_experts % ranks == 0]
         tp, ep = (1, pick.choice(of_layer)) if of_layer else (tp, 1)
-    spec = random_model(pick, widened(layer, tp), seed)
+    spec = random_model(pick, widened(layer if tp == 1 else divisible(layer), tp), seed)
     layout = Layout(
         dp=1,
         fsdp=ep,

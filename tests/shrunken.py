@@ -1,6 +1,9 @@
 """Configs of every family, shrunken so that a test builds them in milliseconds."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Way = TypeVar("Way")
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -52,6 +55,14 @@ OLMO2: dict[str, Any] = LLAMA | {
     "architectures": ["Olmo2ForCausalLM"],
     "model_type": "olmo2",
     "num_key_value_heads": 4,
+    "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
+}
+
+GEMMA: dict[str, Any] = LLAMA | {
+    "architectures": ["GemmaForCausalLM"],
+    "model_type": "gemma",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
@@ -188,6 +199,11 @@ GEMMA4: dict[str, Any] = {
     "pad_token_id": None,  # transformers gives the padding token's embedding no gradient
 }
 
+# Without experts; keys of global layers are the values too.
+GEMMA4_UNIFIED: dict[str, Any] = {
+    name: value for name, value in GEMMA4.items() if "moe" not in name and "expert" not in name
+} | {"architectures": ["Gemma4UnifiedForCausalLM"], "model_type": "gemma4_unified_text"}
+
 # Every second layer rotates and attends within chunks, the others sharpen their softmax; experts in one of each.
 LLAMA4: dict[str, Any] = LLAMA | {
     "architectures": ["Llama4ForCausalLM"],
@@ -253,6 +269,26 @@ GLM_MOE_DSA: dict[str, Any] = DEEPSEEK_V32 | {
     "index_head_dim": 8,
 }
 
+QWEN2_MOE: dict[str, Any] = QWEN2 | {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+
+MINIMAX_M2: dict[str, Any] = LLAMA | {
+    "architectures": ["MiniMaxM2ForCausalLM"],
+    "model_type": "minimax_m2",
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rotary_dim": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "intermediate_size": 24,
+}
+
 GPT2: dict[str, Any] = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -280,11 +316,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": OLMO2,
     "olmo3": OLMO3,
     "smollm3": SMOLLM3,
+    "gemma": GEMMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
     "gemma4": GEMMA4,
+    "gemma4_unified": GEMMA4_UNIFIED,
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
+    "qwen2_moe": QWEN2_MOE,
+    "minimax_m2": MINIMAX_M2,
     "gpt_oss": GPT_OSS,
     "glm4_moe": GLM4_MOE,
     "llama4": LLAMA4,
@@ -297,9 +337,37 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
 }
 
+# The families of these with biases of projections or of the router's choice.
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
+WITH_BIASES |= {"deepseek_v32", "glm_moe_dsa"}
+
 # Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own; an indexer.
 WITHOUT_TP = frozenset(("gemma4", "deepseek_v32", "glm_moe_dsa"))
 
-# Every mechanism: tied weights, windows, capped scores, sinks, all kinds of experts, latent attention, an indexer, MTP,
-# LayerNorm, learned positions.
-REPRESENTATIVE = ("llama", "smollm", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "deepseek_v32", "gpt2")
+# Every mechanism: tied weights, layers without rotation, windows, capped scores, sinks, all kinds of experts, latent
+# attention, an indexer, MTP, LayerNorm, learned positions, chunks, queries by position.
+REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "llama4", "deepseek_v3", "deepseek_v32", "gpt2")
+
+# Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
+COVERED = (
+    "mistral",  # windows (gemma2)
+    "qwen2",  # biases (glm4_moe)
+    "olmo3",  # norms after blocks and over all heads (olmo2), windows (gemma2)
+    "qwen3_moe",  # norms of heads (qwen3), experts (mixtral)
+    "kimi_k2",  # a router without groups (minimax_m2), the rest (deepseek_v3)
+    "glm_moe_dsa",  # an indexer (deepseek_v32)
+)
+
+
+def shared_out(ways: Sequence[Way], *, share: int = 1) -> list[tuple[str, Way]]:
+    """Return each representative family with all ways, and each other with `share` of them.
+
+    The others take their share in turn, so that many families run each way. Families that others cover take one.
+    """
+    found: list[tuple[str, Way]] = []
+    begin = 0
+    for family in FAMILIES:
+        number = len(ways) if family in REPRESENTATIVE else 1 if family in COVERED else share
+        found += [(family, ways[(begin + index) % len(ways)]) for index in range(number)]
+        begin += number
+    return found

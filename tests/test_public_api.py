@@ -93,7 +93,7 @@ def test_what_is_no_config(config: Any, shown: str) -> None:
 
 
 def test_a_mapping_of_another_family() -> None:
-    analysis = analyze({"model_type": "gpt2", **GPT2}, Setup(sequence_length=16))
+    analysis = analyze({"model_type": "gpt_bigcode", **GPT2}, Setup(sequence_length=16))
     assert analysis.proof == "measured, no formula"
 
 

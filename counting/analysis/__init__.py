@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from counting.alternatives import step_alternatives
+from counting.alternatives import other_setups, step_alternatives
 from counting.analysis.result import Analysis as Analysis
 from counting.analysis.result import LayerAnalysis as LayerAnalysis
 from counting.analysis.result import ParameterTotals as ParameterTotals
@@ -23,7 +23,7 @@ from counting.reconcile import Check, DisagreementError
 from counting.setup import Setup, resolve
 from counting.step.flops import training_step
 from counting.step.memory import StepMemory, step_memory
-from counting.step.notes import FOREIGN_NOTES, INDEXER_NOTE, NOTES, SCAN_NOTE
+from counting.step.notes import INDEXER_NOTE, NOTES
 from counting.step.time import NO_TIME_BY_FORMULA
 from counting.timing import check_clusters, checked_clusters, step_times
 from torch_models.errors import ArgumentError
@@ -54,9 +54,9 @@ def analyze(
     `config` is a path, a folder with a config.json, a name in configs/, a mapping of config fields, a `ModelSpec`, or a
     `ForeignConfig`. Where the folder has safetensors, their headers are one more witness of the parameters. A
     `ForeignConfig` is of a family without modules in this project: transformers builds the model, and the result has
-    no formulas and no training step. With `text_only`, only the text decoder of a config of several models, such as a
+    no formulas. With `text_only`, only the text decoder of a config of several models, such as a
     vision-language model, is analysed. `ignore_fields` are names of config fields that are not understood and do not
-    matter; the result repeats them. With `step`, the training step (forward and backward) of a native family is
+    matter; the result repeats them. With `step`, the training step (forward and backward) is
     measured too, which takes about as long again. With `layout`, the step is spread over ranks, and each class of equal
     ranks is measured. With `reserved`, what the caching allocator reserves is estimated too, of the step or, with a
     layout, of the ranks that need most: the whole model is run twice, not one layer of each kind. With `cluster`, one
@@ -86,13 +86,12 @@ def analyze(
     else:
         model = read_model(config, text_only=text_only, ignore_fields=ignore_fields)
     if isinstance(model, ForeignConfig):
-        through = f"{model.model_type or 'its family'} goes through transformers, and"
-        if layout is not None:
-            raise ArgumentError("layout", "given", f"{through} is measured on one device")
-        for field, value in (("cluster", cluster), ("timeline", timeline or None)):
-            if value is not None:
-                raise ArgumentError(field, "given", f"{through} no step of it is run: leave it out")
-        return _analyze_via_transformers(model, setup)
+        through = f"{model.model_type or 'its family'} goes through transformers"
+        asked = {"layout": layout, "cluster": cluster, "timeline": timeline or None, "reserved": reserved or None}
+        for name in (name for name, value in asked.items() if value is not None):
+            rule = f"{through}, where a step is measured on one device, without allocator and time: leave it out"
+            raise ArgumentError(name, "given", rule)
+        return _analyze_via_transformers(model, setup, step)
     clusters, layout = checked_clusters(cluster, layout)
     if layout is None:
         if reserved and setup.execution == "compiled":
@@ -185,39 +184,31 @@ def _with_timeline(analysis: Analysis, memory: StepMemory, spec: ModelSpec) -> A
     return msgspec.structs.replace(analysis, timeline=timeline)
 
 
-def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup) -> Analysis:
-    """The analysis of a family without modules here: transformers builds it; it has no formulas and no step."""
-    family = foreign.model_type or "its family"
-    if setup.kernels != "fused":
-        rule = f"{family} goes through transformers, and is measured with fused attention only"
-        raise ArgumentError("kernels", setup.kernels, rule)
-    for field, plain in (
-        ("recompute", "none"),
-        ("execution", "eager"),
-        ("loss_chunk", None),
-        ("clip_gradients", False),
-        ("zero_gradients", "none"),
-        ("expandable_segments", False),
-    ):
-        if getattr(setup, field) != plain:
-            rule = f"{family} goes through transformers, and no training step of it is measured: leave it out"
-            raise ArgumentError(field, getattr(setup, field), rule)
+def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) -> Analysis:
+    """The analysis of a family without modules here: transformers builds it; it has no formulas."""
     from counting.via_transformers.reading.config import read_foreign
+    from counting.via_transformers.settings import check_settings
 
-    model = read_foreign(foreign)
-    setup = msgspec.structs.replace(resolve(setup, model), measured_dtype="bfloat16")
+    check_settings(setup, foreign.model_type or "its family")
+    model = read_foreign(foreign)  # what it refuses does not wait for torch
 
-    from counting.via_transformers.checkpoint import compare_with_built
-    from counting.via_transformers.measure import measure_via_transformers
+    from counting.via_transformers.measure import measure_and_compare
 
-    measured = measure_via_transformers(model, setup)
-    notes = (*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}.")
-    witnesses = measured.witnesses
-    if any(measured.scans):
+    setup = resolve(setup, model)
+    found = measure_and_compare(model, foreign.folder, setup, step=step, others=other_setups(setup))
+    witnesses = found.witnesses
+    if any(found.scans):
         from counting.formulas.state_spaces import count_scans
 
-        witnesses["formula"] = count_scans(witnesses["numel"], measured.scans)
-        notes = (*notes, SCAN_NOTE)
-    folder = None if model.decoder.whole else foreign.folder  # a text part's weights lie in those of the whole
-    stored = compare_with_built(folder, measured.tensors)
-    return analysis_of_witnesses(model, "measured, no formula", setup, notes, witnesses, stored, measured.scans)[0]
+        witnesses["formula"] = count_scans(witnesses["numel"], found.scans)
+    analysis, counts = analysis_of_witnesses(
+        model, "measured, no formula", found.setup, found.notes, witnesses, found.stored, found.scans
+    )
+    if found.step is None:
+        return analysis
+    from counting.via_transformers.step.result import step_results
+
+    core = counts.whole_model().attention_core_flops
+    assert counts.step_profile and core
+    results = step_results(found.step, counts.step_profile, core, found.setup, found.variants)
+    return msgspec.structs.replace(analysis, training=results.training, memory=results.memory)

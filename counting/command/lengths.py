@@ -20,7 +20,7 @@ def common_length(models: Sequence[ModelSpec | ForeignConfig], setup: Setup) -> 
     """
     defaults = []
     for model in models:
-        resolved = analyze(model, setup).setup if isinstance(model, ForeignConfig) else model
+        resolved = analyze(model, setup, step=False).setup if isinstance(model, ForeignConfig) else model
         if resolved.sequence_length is not None:
             defaults.append((resolved.sequence_length, f"{resolved.sequence_length_source} of {model.name}"))
     if not defaults:

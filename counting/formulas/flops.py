@@ -175,13 +175,16 @@ def _(spec: MLPSpec, sequence_length: int, batch_size: int) -> Counts:
 def _(spec: MixtureOfExpertsSpec, sequence_length: int, batch_size: int) -> Counts:
     """Every token passes the router, K routed experts and the shared experts, whichever experts are chosen.
 
-    As in DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, equations 12 to 15.
+    As in DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, equations 12 to 15. A gate of the shared experts multiplies
+    each token with a vector of D numbers (Qwen1.5-MoE).
     """
     router, run = spec.router, (sequence_length, batch_size)
+    shared = forward_flops(spec.shared_experts, *run).total if spec.shared_experts else 0
+    gate = spec.shared_expert_gate * 2 * batch_size * sequence_length * router.hidden_size
     return Counts(
         router=2 * batch_size * sequence_length * router.hidden_size * router.num_experts,
         routed_experts=router.top_k * forward_flops(spec.expert, *run).total,
-        shared_experts=forward_flops(spec.shared_experts, *run).total if spec.shared_experts else 0,
+        shared_experts=shared + gate,
     )
 
 

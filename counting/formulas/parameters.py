@@ -181,14 +181,16 @@ def _(spec: MixtureOfExpertsSpec) -> int:
 def _(spec: MixtureOfExpertsSpec) -> Counts:
     """E routed experts, the shared experts, and the router of D x E (DeepSeek-V3, arXiv 2412.19437, eq. 12-15).
 
+    A gate of the shared experts is a vector of D numbers, counted with them (Qwen1.5-MoE, `shared_expert_gate`).
     The router's bias adds E numbers if the spec has one, learned scales D + E (Gemma-4). The correction bias of eq. 16
     is a buffer and not counted: no gradient updates it.
     """
     router = spec.router
+    shared = parameters(spec.shared_experts).total if spec.shared_experts else 0
     return Counts(
         router=(router.hidden_size + router.bias) * router.num_experts + router_scales(router),
         routed_experts=router.num_experts * parameters(spec.expert).total,
-        shared_experts=parameters(spec.shared_experts).total if spec.shared_experts else 0,
+        shared_experts=shared + spec.shared_expert_gate * router.hidden_size,
     )
 
 

@@ -129,6 +129,8 @@ def _products(spec: LayerSpec, *, predicts: bool) -> Iterator[Product]:
     yield Product("router", mixture.router.hidden_size, mixture.router.num_experts, mixture.router.bias)
     if mixture.shared_experts is not None:
         yield from _of_mlp(mixture.shared_experts, "shared_experts")
+    if mixture.shared_expert_gate:
+        yield Product("shared_experts", mixture.router.hidden_size, 1, False)
 
 
 def _of_grouped_queries(spec: GroupedQueryAttentionSpec) -> Iterator[Product]:

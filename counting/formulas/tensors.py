@@ -103,7 +103,7 @@ def _(spec: MLPSpec) -> Tensors:
 
 @tensors.register
 def _(spec: MixtureOfExpertsSpec) -> Tensors:
-    """The router, E x D; the stacked experts; the shared experts.
+    """The router, E x D; the stacked experts; the shared experts; their gate, 1 x D.
 
     Experts with biases are stored (E, in, out), others (E, out, in); gate and up are one matrix.
     """
@@ -116,6 +116,7 @@ def _(spec: MixtureOfExpertsSpec) -> Tensors:
         *tensors(spec.router),
         *(TrainedTensor((experts, *of_one), "matrix" if len(of_one) == 2 else "vector", True) for of_one in stacks),
         *(tensors(spec.shared_experts) if spec.shared_experts else []),
+        *(_linear(spec.router.hidden_size, 1) if spec.shared_expert_gate else []),
     ]
 
 

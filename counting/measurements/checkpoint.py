@@ -16,16 +16,14 @@ from counting.measurements.probe import Probe, build_probe
 from torch_models.checkpoints.contents import Contents, read_contents, why_not_summed
 from torch_models.checkpoints.places import (
     DECODER,
-    HEAD,
     LAYERS,
     TensorEntry,
+    lacks_prefix,
     parts_of_checkpoint,
     places_in,
     refuse_misfits,
 )
 from torch_models.checkpoints.weight_files import why_nothing_is_read
-from torch_models.fields.config import family
-from torch_models.fields.stored_names import Place, places_of
 from torch_models.modules.moe import CORRECTION_BIAS
 from torch_models.spec import ModelSpec
 
@@ -75,9 +73,7 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
     contents = read_comparable(spec.folder) if spec.folder is not None else None
     if not isinstance(contents, Contents):
         return contents
-    names = family(spec.model_type).Config.stored_names
-    has_layers = any(places_of(name, names)[0].native.startswith(LAYERS) for name in contents.found)
-    if not has_layers and HEAD not in contents.found:
+    if lacks_prefix(contents.found, spec):
         contents = contents.with_prefix(DECODER)  # saved without its head
     found, model = contents.found, tensors_of(build_probe(spec, "fused"))
     parts = parts_of_checkpoint(found, spec)
@@ -104,7 +100,8 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
         return sum(numbers[name] for name in names if name not in buffers)
 
     def correction_bias(names: list[str]) -> int:
-        return sum(numbers[name] for name in names if name in buffers and _is_correction_bias(places[name][0]))
+        own = [name for name in names if name in buffers and places[name][0].native.endswith(CORRECTION_BIAS)]
+        return sum(numbers[name] for name in own)
 
     note = contents.note(None)
     if spec.mtp_layers and not has_mtp:
@@ -118,10 +115,6 @@ def count_checkpoint(spec: ModelSpec) -> StoredTotals | None:
         ),
         note,
     )
-
-
-def _is_correction_bias(place: Place) -> bool:
-    return place.native.endswith(CORRECTION_BIAS)
 
 
 def tensors_of(probe: Probe) -> ModelTensors:

@@ -5,7 +5,7 @@ from torch import nn
 from counting.counts import COMPONENTS, Counts
 from counting.measurements.components import component_of
 from counting.recipes import Optimizer, Precision, Role, TrainedTensor, moment_bytes
-from torch_models.modules.moe import RoutedExperts, Router
+from torch_models.modules.moe import OwnsCorrectionBias, RoutedExperts
 
 VOCABULARY = ("word_embedding", "positional_embedding", "lm_head")
 
@@ -53,8 +53,8 @@ def moments_by_recipe(module: nn.Module, precision: Precision, optimizer: Optimi
 
 def router_correction_bias(module: nn.Module) -> int:
     """Elements of the routers' correction biases, which are part of the model but not updated by an optimiser."""
-    routers = (router for router in module.modules() if isinstance(router, Router))
-    return sum(buffer.numel() for router in routers for buffer in router.buffers(recurse=False))
+    owners = (owner for owner in module.modules() if isinstance(owner, OwnsCorrectionBias))
+    return sum(buffer.numel() for owner in owners for buffer in owner.buffers(recurse=False))
 
 
 def linear_weights(module: nn.Module) -> int:
@@ -68,8 +68,9 @@ def linear_weights(module: nn.Module) -> int:
 
 
 def buffer_bytes(module: nn.Module) -> int:
-    """Bytes of all buffers: the routers' correction biases, in fp32."""
-    return sum(buffer.untyped_storage().nbytes() for buffer in module.buffers())
+    """Bytes of all buffers, those with one storage once: here the routers' correction biases, in fp32."""
+    storages = {id(storage): storage for storage in (buffer.untyped_storage() for buffer in module.buffers())}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def inactive_parameters(module: nn.Module) -> int:

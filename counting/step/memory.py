@@ -5,7 +5,7 @@ model's order; a run of equal layers is computed at once. One device: nothing is
 before the step's backward pass, unless the recipe accumulates them in separate buffers. Torch-free.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -63,8 +63,9 @@ FUSED_FP32_NOTE = (
     "Flash attention's memory is counted, with 4 bytes per number; for eager kernels, that of plain arithmetic."
 )
 WINDOW_NOTE = (
-    "PyTorch's scaled_dot_product_attention takes no window, no chunks, no bound on scores and no sinks. What is "
-    "counted is one fused kernel with them, such as FlexAttention has on CUDA."
+    "PyTorch's scaled_dot_product_attention takes no window, no chunks, no bound on scores and no sinks, and in flash "
+    "attention no heads of over 256 channels. What is counted is one fused kernel with them, such as FlexAttention "
+    "has on CUDA."
 )
 
 
@@ -74,7 +75,8 @@ CLIPPING, UPDATE = "gradient clipping", "optimiser step"  # the phases after bac
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """A variant of the step: its peak by simulation, with measured states, and its recomputed FLOPs by formula.
 
-    A measured step with these settings has the same numbers; a test measures some.
+    A measured step with these settings has the same numbers; a test measures some. Through transformers each is
+    measured.
     """
 
     kernels: Kernels
@@ -144,8 +146,24 @@ class StepMemory(Tidy, frozen=True, kw_only=True):
 
 
 def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemory:
-    """`profile` extended to all layers of `spec`; its stretches, states, inputs and buffers must be set.
+    """`profile` extended to all layers of `spec`; its stretches, states, inputs and buffers must be set."""
+    places = {layer: index for index, (layer, _) in enumerate(spec.layer_groups())}
+    measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
+    return memory_of_runs(
+        [(places[run.layer], run.count) for run in spec.layer_runs],
+        setup,
+        profile,
+        proof="measured = simulated" if measurable else "activations measured = simulated, states by recipe",
+        notes=tuple(_notes(spec, setup)),
+    )
 
+
+def memory_of_runs(
+    runs: Sequence[tuple[int, int]], setup: Setup, profile: StepProfile, *, proof: str, notes: tuple[str, ...]
+) -> StepMemory:
+    """`profile` extended to all layers of a model; its stretches, states, inputs and buffers must be set.
+
+    `runs` are equal layers in a row, in the model's order: the index of their kind in the profile, and their number.
     The third micro-batch and those after it repeat the second byte by byte: it lets go of all that it adds.
     """
     assert profile.first_micro_batch and profile.outside_states and profile.buffers is not None
@@ -162,7 +180,7 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
             position,
             index,
             Outside(each.embedding_forward, each.loss, each.embedding_backward),
-            list(_runs(spec, each)),
+            list(_runs(runs, each)),
             mtp=bool(setup.mtp),
         )
         for index, each in enumerate(passes)
@@ -177,7 +195,6 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         position.pass_through(Stretch(peak=profile.optimizer_step or 0, net=0), UPDATE),
     )
     worst = worst_of(phases)
-    measurable = states_measurable(setup.precision_recipe, setup.optimizer_recipe)
     return StepMemory(
         states=states,
         buffers=profile.buffers,
@@ -185,8 +202,8 @@ def step_memory(spec: ModelSpec, setup: Setup, profile: StepProfile) -> StepMemo
         layer_backward_peak_bytes=tuple(map(max, zip(*(peaks for _, peaks in of_passes), strict=True))),
         peak_phase=worst.name,
         peak_bytes=worst.peak_bytes,
-        proof="measured = simulated" if measurable else "activations measured = simulated, states by recipe",
-        notes=tuple(_notes(spec, setup)),
+        proof=proof,
+        notes=notes,
     )
 
 
@@ -202,7 +219,8 @@ def with_states(simulated: StepProfile, agreed: StepProfile) -> StepProfile:
     )
 
 
-def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
+def notes_of_setup(setup: Setup) -> Iterator[str]:
+    """What is said of every step with this setup."""
     yield from STEP_NOTES
     if setup.optimizer_recipe.note is not None:
         yield setup.optimizer_recipe.note
@@ -210,6 +228,10 @@ def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
         yield CLIPPING_NOTE
     if not setup.precision_recipe.measurable:
         yield FP8_NOTE
+
+
+def _notes(spec: ModelSpec, setup: Setup) -> Iterator[str]:
+    yield from notes_of_setup(setup)
     if setup.precision == "fp32" and setup.kernels == "fused":
         yield FUSED_FP32_NOTE
     if setup.kernels == "fused" and any(_beyond_plain_attention(layer.attention) for layer, _ in spec.layer_groups()):
@@ -220,11 +242,10 @@ def _beyond_plain_attention(attention: AttentionSpec) -> bool:
     return isinstance(attention, GroupedQueryAttentionSpec) and attention.needs_own_kernel
 
 
-def _runs(spec: ModelSpec, passes: Passes) -> Iterator[RunOfLayers]:
+def _runs(runs: Sequence[tuple[int, int]], passes: Passes) -> Iterator[RunOfLayers]:
     """The runs of equal layers, in the model's order."""
-    of_layer = {layer: found for (layer, _), found in zip(spec.layer_groups(), passes.layers, strict=True)}
     first = 0
-    for run in spec.layer_runs:
-        found = of_layer[run.layer]
-        yield RunOfLayers(found.kind, found.forward, found.backward, range(first, first + run.count))
-        first += run.count
+    for index, count in runs:
+        found = passes.layers[index]
+        yield RunOfLayers(found.kind, found.forward, found.backward, range(first, first + count))
+        first += count

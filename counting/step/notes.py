@@ -1,5 +1,7 @@
 """The conventions of an analysis in words, printed with its numbers. Torch-free."""
 
+from collections.abc import Sequence
+
 NOTES = (
     "FLOPs: one multiply-add is 2 FLOPs; matrix multiplications only. Attention counts the full S x S square, and the "
     "causal figure counts half of it. In a layer with a window of W, fused kernels visit a band of S x W, the causal "
@@ -46,6 +48,18 @@ SCAN_NOTE = (
     "of the published chunked algorithm, by formula alone where transformers' code does not multiply them itself, with "
     "the whole square of each chunk, also in the causal figure. Elementwise operations are those of scans and short "
     "convolutions, by dispatch of transformers' reference code, which forms some products element by element too; "
-    "fused kernels need fewer. They are in no FLOPs. Neither a training step nor the peak memory of these layers is "
-    "measured: what backward keeps depends on the kernel."
+    "fused kernels need fewer. They are in no FLOPs. The peak memory of these layers is not measured."
 )
+
+
+NO_STEP = "A training step is not measured: "  # begins the note of an analysis through transformers without one
+
+
+def no_step_note(reason: str) -> str:
+    """The note of an analysis without a training step; `reason` has no full stop."""
+    return f"{NO_STEP}{reason}."
+
+
+def reason_of_no_step(notes: Sequence[str]) -> str:
+    """The reason in the notes of an analysis without a training step; empty if none was asked for."""
+    return next((note.removeprefix(NO_STEP).removesuffix(".") for note in notes if note.startswith(NO_STEP)), "")

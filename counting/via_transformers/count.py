@@ -64,7 +64,7 @@ def count(
     traced = [_trace(call) for call in calls]
     refuse_unknown_states(found, [bool(of_call.core_of_parts().get("part")) for of_call in traced], scans)
     _label(found, traced, scans)
-    kinds = _kinds(found)
+    kinds = names_of_kinds(found)
     return {
         "numel": count_numel(found, kinds, traced, setup),
         "trace": count_by_trace(found, recorded, kinds, calls, traced),
@@ -194,7 +194,7 @@ def _label(found: Discovered, traced: Sequence[Traced], scans: Sequence[Sequence
     label_outside(found.model, found.layers, position_field(found.model.config)[1])
 
 
-def _kinds(found: Discovered) -> list[str]:
+def names_of_kinds(found: Discovered) -> list[str]:
     """A name for each group: "dense" or "moe", the config's layer type, and a number if the name is not unique."""
     seen: Counter[str] = Counter()
     names = []

@@ -77,14 +77,14 @@ def load_code_of(decoder: Decoder) -> str:
     return transformers.__version__
 
 
-def discover(decoder: Decoder, attention: str) -> Discovered:
-    """Build a decoder, and find its layers. `attention` is a name in transformers' table.
+def discover(decoder: Decoder, attention: str, dtype: torch.dtype = BUILT_DTYPE) -> Discovered:
+    """Build a decoder in `dtype`, and find its layers. `attention` is a name in transformers' table.
 
     Its config is not changed. Raises `UserError` if the layers cannot be found or keep a state from token to token; any
     exception of transformers while it builds the model is passed on.
     """
     config = decoder.config
-    model = _build(decoder, attention)
+    model = _build(decoder, attention, dtype)
     refuse_surplus_experts(model)
     name, layers = decoder_layers(model, config.num_hidden_layers)
     if not layers:
@@ -130,7 +130,7 @@ def _refuse_encoder_layers(layers: Iterable[nn.Module], config: Any) -> None:
             )
 
 
-def _build(decoder: Decoder, attention: str) -> nn.Module:
+def _build(decoder: Decoder, attention: str, dtype: torch.dtype) -> nn.Module:
     config = decoder.whole or decoder.config
     own_config = type(config).from_dict(config.to_dict())
     own_config.use_cache = False
@@ -139,9 +139,7 @@ def _build(decoder: Decoder, attention: str) -> nn.Module:
         parts = own_config.sub_configs.items()
         chosen = {"": "eager"} | {name: attention if part is type(decoder.config) else "eager" for name, part in parts}
     with torch.device("meta"):
-        model: nn.Module = decoder.built_from.load()._from_config(
-            own_config, dtype=BUILT_DTYPE, attn_implementation=chosen
-        )
+        model: nn.Module = decoder.built_from.load()._from_config(own_config, dtype=dtype, attn_implementation=chosen)
     if model._can_set_experts_implementation():  # type: ignore[operator]
         model.set_experts_implementation("grouped_mm")  # type: ignore[operator]
     if decoder.whole:

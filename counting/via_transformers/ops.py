@@ -44,6 +44,7 @@ FOREIGN_ZERO_FLOP_OPS = (
     "aten::expm1",
     "aten::feature_dropout",
     "aten::fill_",
+    "aten::flip",
     "aten::histc",
     "aten::index_add",
     "aten::index_add_",

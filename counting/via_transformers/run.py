@@ -6,7 +6,7 @@ matrices, so that no product is left out.
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -74,13 +74,13 @@ class LayerCall(nn.Module):
 class HandsOn(nn.Module):
     """Replaces a layer that is equal to an earlier one: returns its input, in the form of the earlier layer's output.
 
-    `outputs` maps the number of each layer that ran to its output; `like` is the number of the earlier layer.
+    `output_of` has the output of each layer that ran, by its number; `like` is the number of the earlier layer.
     """
 
-    def __init__(self, layer: nn.Module, like: int, outputs: dict[int, Any]) -> None:
+    def __init__(self, layer: nn.Module, like: int, output_of: Callable[[int], Any]) -> None:
         super().__init__()
         self.__dict__["_stood_here"] = layer  # not a submodule, so that it is not counted
-        self.__dict__["_output_of_like"] = lambda: outputs[like]
+        self.__dict__["_output_of_like"] = lambda: output_of(like)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -118,6 +118,7 @@ class Recorded(NamedTuple):
     outside: Mapping[str, Call]  # calls of the modules outside the layers with no parts of their own, by name
     flops: Mapping[nn.Module | None, int]  # FLOPs of each module's own ops, without its submodules
     in_one_kernel: frozenset[nn.Module]  # modules whose attention ran as one fused kernel
+    way: Way  # in which it ran
 
 
 def run_first_way(decoder: Decoder, batch: MicroBatch) -> tuple[Discovered, Recorded]:
@@ -181,7 +182,12 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
             stack.callback(part.register_forward_pre_hook(_note_call(name, calls), with_kwargs=True).remove)
         for group in found.groups:
             stack.callback(group.layer.register_forward_hook(_note_output(group.first, outputs)).remove)
-        stack.enter_context(_only_first_layers(found, outputs))
+        stack.enter_context(only_first_layers(found, found.first_alike, outputs.__getitem__))
+        for index, like in enumerate(found.first_alike):
+            if index != like:
+                layer = found.model.get_submodule(f"{found.layers_name}.{index}")
+                same = _refuse_other_inputs(f"{found.layers_name}.{like}", index, calls)
+                stack.callback(layer.register_forward_pre_hook(same, with_kwargs=True).remove)
         stack.enter_context(attention_known_as(ONE_KERNEL, noting_modules(in_one_kernel)))
         noted = stack.enter_context(scans_stood_in(found.model))
         for module in _modules_that_run(found):
@@ -194,6 +200,7 @@ def run(found: Discovered, way: Way, batch: MicroBatch) -> Recorded:
         outside=MappingProxyType({name: call for name, call in calls.items() if name in outside}),
         flops=MappingProxyType(flops),
         in_one_kernel=frozenset(in_one_kernel),
+        way=way,
     )
 
 
@@ -236,6 +243,21 @@ def _note_call(name: str, calls: dict[str, Call]) -> Any:
     return note
 
 
+def _refuse_other_inputs(like: str, index: int, calls: dict[str, Call]) -> Any:
+    def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        of_like = [tensor.shape for tensor in calls[like].tensors] if like in calls else sizes
+        if (
+            len(sizes) == len(of_like) and sizes != of_like
+        ):  # a further input, as chosen keys, may be the first's output
+            name = type(calls[like].part).__name__
+            raise UserError(
+                f"layer {index} ({name}) takes inputs of other sizes than {like}, so that its cost is another"
+            )
+
+    return compare
+
+
 def _note_output(index: int, outputs: dict[int, Any]) -> Any:
     def note(module: nn.Module, args: Any, out: Any) -> None:
         outputs[index] = out
@@ -244,17 +266,29 @@ def _note_output(index: int, outputs: dict[int, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _only_first_layers(found: Discovered, outputs: dict[int, Any]) -> Iterator[None]:
-    """Context in which layers that are equal to an earlier one are replaced by `HandsOn`."""
+def only_first_layers(found: Discovered, first_alike: Sequence[int], output_of: Callable[[int], Any]) -> Iterator[None]:
+    """Context in which layers that are equal to an earlier one are replaced by `HandsOn`.
+
+    `first_alike` is for each layer the index of the first one that is equal; `output_of` says what that one returned.
+    """
     stack: Any = found.model.get_submodule(found.layers_name)
     try:
-        for index, like in enumerate(found.first_alike):
+        for index, like in enumerate(first_alike):
             if index != like:
-                stack[index] = HandsOn(found.layers[index], like, outputs)
+                stack[index] = HandsOn(found.layers[index], like, output_of)
         yield
     finally:
         for index, layer in enumerate(found.layers):
             stack[index] = layer
+
+
+def inputs_of(way: Way, batch: MicroBatch) -> dict[str, torch.Tensor]:
+    """Token ids of a micro-batch, and the mask if the model receives one."""
+    inputs = {"input_ids": torch.zeros(*batch, dtype=torch.long, device="meta")}
+    if way.masked:
+        shape = (batch.sequences, 1, batch.length, batch.length)
+        inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool, device="meta")
+    return inputs
 
 
 def _flops_of_modules(
@@ -267,10 +301,7 @@ def _flops_of_modules(
     Raises `UserError` for an unknown op, as the counts of single parts do: otherwise a product outside all parts could
     be missed.
     """
-    inputs: dict[str, Any] = {"input_ids": torch.zeros(*batch, dtype=torch.long, device="meta")}
-    if way.masked:
-        shape = (batch.sequences, 1, batch.length, batch.length)
-        inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool, device="meta")
+    inputs = inputs_of(way, batch)
     with torch.no_grad(), Attribution() as attribution:
         counter, look_ups = FlopCounter(attribution), LookUps(model.config, batch.length)
 

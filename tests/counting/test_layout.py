@@ -278,7 +278,7 @@ def test_values_of_cp_leave_whole_replicas_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "has"), [("gemma_2_9b", "a window"), ("gpt_oss_20b", "a window"), ("mistral_7b", "a window")]
+    ("config", "has"), [("gemma_2_9b", "a window"), ("gpt_oss_20b", "a window"), ("llama_4_scout", "chunks")]
 )
 def test_attention_that_the_ring_has_not(config: str, has: str) -> None:
     rule = f"is torch's ring attention, and attention here has {has}, which it has not: leave it out"

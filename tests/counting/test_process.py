@@ -1,9 +1,8 @@
 """A library user's process is left as it was: nothing is patched, hooked, seeded or loaded that stays."""
 
+import json
 import subprocess
 import sys
-
-import pytest
 
 SNAPSHOT = """
 import gc, json, logging, os, random, sys, threading, warnings
@@ -67,26 +66,42 @@ except counting.UserError:
 }
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_a_process_is_left_as_it_was(action: str) -> None:
-    code = f"{SNAPSHOT}\nbefore = state()\n{ACTIONS[action]}\nafter = state()\n"
-    code += "changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}\n"
-    code += "print(json.dumps(changed))"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
-    assert (process.stdout.strip(), process.stderr) == ("{}", "")
+def test_a_process_is_left_as_it_was() -> None:
+    """Whatever is done, one after the other in one process; a change is shown with what made it."""
+    code = f"{SNAPSHOT}\nchanged = {{}}\n"
+    for name, action in ACTIONS.items():
+        code += f"before = state()\n{action}\nafter = state()\n"
+        code += f"changed[{name!r}] = {{name: (before[name], after[name]) for name in before"
+        code += " if before[name] != after[name]}\n"
+    process = subprocess.run(
+        [sys.executable, "-c", f"{code}print(json.dumps(changed))"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert process.stderr == ""
+    assert json.loads(process.stdout) == {action: {} for action in ACTIONS}
 
 
 def test_the_snapshot_sees_what_changes() -> None:
     """The test above can fail: a patch, a hook and a seed are seen."""
-    for change, name in (
-        ("F.rms_norm = lambda *x: x", "functions"),
-        ("modules.register_module_forward_hook(lambda *x: None)", "hooks"),
-        ("torch.manual_seed(3)", "numbers"),
-        ("gc.disable()", "gc"),
-    ):
-        code = f"{SNAPSHOT}\nbefore = state()\n{change}\nafter = state()\nprint(before['{name}'] != after['{name}'])"
-        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-        assert process.stdout.strip() == "True", name
+    changes = {
+        "F.rms_norm = lambda *x: x": "functions",
+        "modules.register_module_forward_hook(lambda *x: None)": "hooks",
+        "torch.manual_seed(3)": "numbers",
+        "gc.disable()": "gc",
+    }
+    code = f"{SNAPSHOT}\n"
+    for change, name in changes.items():
+        code += f"before = state()\n{change}\nafter = state()\n"
+        code += f"print({name!r}, [name for name in before if before[name] != after[name]])\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    lines = process.stdout.splitlines()
+    assert len(lines) == len(changes)
+    for line in lines:
+        name, seen = line.split(" ", 1)
+        assert f"'{name}'" in seen, line
 
 
 def test_importing_the_public_api_loads_no_torch() -> None:

@@ -97,6 +97,16 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         | {"sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 21},
         (14315784192, 2689173504, 10563941826560),
     ),
+    # 2 x 2,048 FLOPs for each of 48 (62,914,560 + 81,920 + 2 x 125,829,120) + 1,034,485,760 weights that a token
+    # passes, and 48 x 4 x 2,048^2 x 5,120 of attention. Transformers' own experts each multiply all tokens, 16 times
+    # as many.
+    "llama_4_scout": (
+        decoder("llama4_text", 202048, 5120, 8192, 48, 40, 8, head_dim=128, intermediate_size_mlp=16384)
+        | {"num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "no_rope_layers": []}
+        | {"attention_chunk_size": 8192, "use_qk_norm": True, "for_llm_compressor": False, "attn_temperature_tuning": 4}
+        | {"max_position_embeddings": 10485760, "router_jitter_noise": 0.0},
+        (107769861120, 17172894720, 70224057466880),
+    ),
     "mistral_7b": (
         decoder("mistral", 32768, 4096, 14336, 32, 32, 8, sliding_window=None, head_dim=128),
         (7248023552, 7248023552, 31336081391616),

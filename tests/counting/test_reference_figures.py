@@ -80,6 +80,13 @@ def test_deepseek_v3_parameters(deepseek_4096: Analysis) -> None:
     assert round(Decimal(parameters.active_without_vocabulary) / 10**9, 2) == Decimal("35.70")
 
 
+def test_gemma_4_26b_a4b_parameters() -> None:
+    """transformers' text model, by `numel`; of 128 experts of 3 x 2816 x 704 in each of 30 layers a token uses 8."""
+    parameters = analyze("gemma_4_26b_a4b", Setup(sequence_length=2048), step=False).parameters
+    assert parameters.total == 25_233_141_760
+    assert parameters.total - 30 * 120 * 3 * 2816 * 704 == parameters.active == 3_822_530_560
+
+
 def test_deepseek_v3_multi_token_prediction(deepseek_4096: Analysis) -> None:
     parameters = deepseek_4096.parameters
     # The checkpoint's 11,610,068,224 numbers are 256 of the correction bias and the rest trainable.

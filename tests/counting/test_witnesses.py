@@ -9,7 +9,7 @@ from counting.counts import Counts, ModelCounts, WholeModel
 from counting.measurements.probe import build_probe
 from counting.recipes import OPTIMIZERS, PRECISIONS
 from tests.random_specs import random_layer, random_model
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA, shared_out
 from tests.sweeps import seeds
 from tests.witnesses import agreed, at_most, derived, measured
 from torch_models.fields.bundled import bundled_data
@@ -32,13 +32,18 @@ def test_every_config(config: str, kernels: Kernels) -> None:
     assert agreed(spec, sequence_length=at_most(2048, spec), kernels=kernels, **ways[kernels])
 
 
-@pytest.mark.parametrize("loss_chunk", [None, 7])
-@pytest.mark.parametrize("recompute", [*RECOMPUTES, 2])
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_way_to_run_a_step(
-    family: str, kernels: Kernels, recompute: ModelRecompute, loss_chunk: int | None
-) -> None:
+# Of a layer, kernels and recomputation; of the head, the loss whole or in chunks. Ten in turn are all ways of a layer.
+WAYS: list[tuple[Kernels, ModelRecompute, int | None]] = [
+    (kernels, recompute, first if kernels == "fused" else second)
+    for first, second in ((None, 7), (7, None))
+    for kernels in KERNELS
+    for recompute in (*RECOMPUTES, 2)
+]
+
+
+@pytest.mark.parametrize(("family", "way"), shared_out(WAYS, share=len(WAYS) // 2), ids=str)
+def test_every_way_to_run_a_step(family: str, way: tuple[Kernels, ModelRecompute, int | None]) -> None:
+    kernels, recompute, loss_chunk = way
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     counts = agreed(spec, kernels=kernels, recompute=recompute, loss_chunk=loss_chunk)
     assert counts.step_profile
@@ -67,10 +72,12 @@ def test_published_sizes(config: str) -> None:
     assert agreed(read_spec(config), sequence_length=4096, recompute="full", loss_chunk=1024).step_profile
 
 
-@pytest.mark.parametrize("sequence_length", [1, 2, 31, 4096])
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_sequence_length(family: str, kernels: Kernels, sequence_length: int) -> None:
+LENGTHS = [(kernels, length) for kernels in KERNELS for length in (1, 2, 31, 4096)]
+
+
+@pytest.mark.parametrize(("family", "way"), shared_out(LENGTHS, share=len(LENGTHS)), ids=str)
+def test_every_sequence_length(family: str, way: tuple[Kernels, int]) -> None:
+    kernels, sequence_length = way
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     assert agreed(spec, step=False, sequence_length=sequence_length, kernels=kernels)
 

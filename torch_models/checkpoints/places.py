@@ -60,6 +60,14 @@ def parts_of_checkpoint(names: Iterable[str], spec: ModelSpec) -> StoredParts:
     return parts
 
 
+def lacks_prefix(names: Iterable[str], spec: ModelSpec) -> bool:
+    """Whether these are the stored names of a decoder without its head, in a family whose names are native ones."""
+    names, stored_names = list(names), family(spec.model_type).Config.stored_names
+    if EMBEDDING not in parts_of(EMBEDDING, 0, stored_names).values():
+        return False
+    return HEAD not in names and not any(places_of(name, stored_names)[0].native.startswith(LAYERS) for name in names)
+
+
 def _is_mtp(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor belongs to an MTP layer of the config; their numbers follow those of the main model."""
     if not spec.mtp_layers or not name.startswith(LAYERS):

@@ -80,6 +80,7 @@ class Config(PlainConfig, frozen=True, kw_only=True):
     n_inner: Width | None = None
     activation_function: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "silu"] = "gelu_new"
     layer_norm_epsilon: Epsilon = 1e-5
+    hidden_act: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "silu"] | None = None  # another name of it
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
@@ -97,6 +98,9 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     if width % heads:
         rule = f"hidden_size ({width}) must be divisible by num_attention_heads ({heads})"
         raise ConfigError("num_attention_heads", heads, rule)
+    if config.hidden_act is not None and ACTIVATIONS[config.hidden_act] != ACTIVATIONS[config.activation_function]:
+        rule = f"activation_function is {config.activation_function}"
+        raise ConfigError("hidden_act", config.hidden_act, rule)
     mlp = MLPSpec(
         hidden_size=width,
         intermediate_size=config.n_inner or WIDTHS_OF_MLP * width,

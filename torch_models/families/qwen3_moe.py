@@ -6,7 +6,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from torch_models.fields.config import FamilyConfig
-from torch_models.fields.shared import gated_mlp, grouped_query_attention, softmax_router
+from torch_models.fields.shared import gated_mlp, grouped_query_attention, is_sparse, softmax_router
 from torch_models.spec import (
     Experts,
     Heads,
@@ -59,10 +59,5 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     )
     moe = LayerSpec(attention=attention, feed_forward=mixture, norm_eps=config.rms_norm_eps)
     dense = LayerSpec(attention=attention, feed_forward=gated_mlp(config), norm_eps=config.rms_norm_eps)
-    kept_dense = set(config.mlp_only_layers or ())
-
-    def is_moe(index: int) -> bool:
-        return index not in kept_dense and (index + 1) % config.decoder_sparse_step == 0
-
-    layers = [moe if is_moe(index) else dense for index in range(config.num_hidden_layers)]
+    layers = [moe if is_sparse(config, index) else dense for index in range(config.num_hidden_layers)]
     return config.model_spec(name, layers)

@@ -248,7 +248,8 @@ def _sorted(
         compared = field == "layer_types" and isinstance(value, list) and bool(value)
         if compared or (is_switch(field, value) and field not in ACTIVATION_FIELDS):
             return AS_BUILT  # compared with the spec afterwards
-        return common_reason(field, value, fields, sizes)
+        others = {name: size for name, size in sizes.items() if name != field}  # no field repeats itself
+        return common_reason(field, value, fields, others)
 
     def refusal(field: str) -> str:
         return f"which {'are' if field.endswith(('bias', 'norm')) else 'is'} not modelled for {model_type}"

@@ -1,11 +1,10 @@
 """The fields that families have in common. A family's module defines a subclass, with its own fields and rules."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
-from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.stored_names import IRRELEVANT_TENSORS, SEPARATE_EXPERTS, StoredName
 from torch_models.spec import (
     DEFAULT_INITIALIZER_RANGE,
@@ -22,6 +21,8 @@ from torch_models.spec import (
     Width,
     runs_of,
 )
+
+ORIGINAL = "original_max_position_embeddings"
 
 
 class PlainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,3 +106,25 @@ class FamilyConfig(PlainConfig, frozen=True, kw_only=True, forbid_unknown_fields
     ) -> ModelSpec:
         """Return the spec with these layers and the fields that all families share; `options` are further fields."""
         return self.spec_of_model(name, layers, self.rms_norm_eps, mtp_layers, **options)
+
+
+def trained_length(fields: Mapping[str, Any], positions: Sequence[str]) -> tuple[Any, str | None]:
+    """Return the length and the name of its field, or (None, None) if no field has it. Values are not checked.
+
+    The first of these fields that is present is used: `max_sequence_length`; `original_max_position_embeddings` at any
+    depth, for models whose positions were stretched after pre-training; the fields in `positions`, the family's names
+    for the maximum length.
+    """
+    named = {"max_sequence_length": fields.get("max_sequence_length")}
+    named |= dict(_originals(fields))
+    named |= {field: fields.get(field) for field in positions}
+    return next(((value, field) for field, value in named.items() if value is not None), (None, None))
+
+
+def _originals(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of the field at the top level, then at any depth within the rotary fields."""
+    if ORIGINAL in fields:
+        yield f"{path}{ORIGINAL}", fields[ORIGINAL]
+    for field, inner in fields.items():
+        if isinstance(inner, Mapping) and (path or field.startswith("rope")):
+            yield from _originals(inner, f"{path}{field}.")

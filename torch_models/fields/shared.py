@@ -98,6 +98,11 @@ def window_by_layer(config: Any, window: int | None, is_local: Callable[[int], b
     return [window if kind == SLIDING else None for kind in types]
 
 
+def is_sparse(config: Any, index: int) -> bool:
+    """Whether a layer of a Qwen model is a mixture of experts: every `decoder_sparse_step`-th, if not kept dense."""
+    return index not in (config.mlp_only_layers or ()) and (index + 1) % config.decoder_sparse_step == 0
+
+
 def softmax_router(config: Any, num_experts: int, *, norm_topk_prob: bool, **options: Any) -> RouterSpec:
     """Return a router that weighs the chosen experts by the softmax over all experts.
 

@@ -218,7 +218,10 @@ def _parts_of_layer(layer: LayerSpec) -> set[Part]:
 
 
 def _has_norm_without_weight(layer: LayerSpec) -> bool:
-    return isinstance(layer.attention, GroupedQueryAttentionSpec) and layer.attention.query_key_norm == "l2"
+    attention = layer.attention
+    return isinstance(attention, GroupedQueryAttentionSpec) and (
+        attention.query_key_norm == "l2" or attention.value_norm
+    )
 
 
 def unanimous(found: Mapping[Part, Iterable[bool]]) -> dict[Part, bool]:

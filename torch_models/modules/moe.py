@@ -22,17 +22,39 @@ from torch_models.spec import ClampedMLPSpec, GatedMLPSpec, Kernels, MixtureOfEx
 CORRECTION_BIAS = "e_score_correction_bias"
 
 
-class Router(OwnFirstValues):
+class OwnsCorrectionBias(OwnFirstValues):
+    """A module that may own the correction bias of a router, (E,).
+
+    It is always fp32: a conversion to another dtype leaves it as it is, and one that is loaded is converted.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def register_correction_bias(self, num_experts: int) -> None:
+        """Make the bias: a buffer, since it is updated by the experts' load and not by a gradient."""
+        self.register_buffer(CORRECTION_BIAS, torch.zeros(num_experts, dtype=torch.float32))
+        self.register_load_state_dict_post_hook(_in_fp32)  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply a conversion or a move, as every module does; of the correction bias only a move."""
+        before = self._buffers.get(CORRECTION_BIAS)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = self._buffers.get(CORRECTION_BIAS)
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self._buffers[CORRECTION_BIAS] = before.to(after.device)  # rounded values cannot be restored
+        return self
+
+
+class Router(OwnsCorrectionBias):
     """Selects top_k experts per token and weighs them, in fp32 (DeepSeek-V3, arXiv 2412.19437, eq. 13-16).
 
-    It does so under autocast too. The correction bias is always fp32.
+    It does so under autocast too.
 
     With learned scales (Gemma-4) the scale of each channel is the weight of the norm of its input, and the factor
     1 / sqrt(hidden_size) multiplies the logits.
     """
 
     component = "router"
-    e_score_correction_bias: Tensor
 
     def __init__(self, spec: RouterSpec, kernels: Kernels = "fused") -> None:
         super().__init__()
@@ -45,15 +67,16 @@ class Router(OwnFirstValues):
         else:
             self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.hidden_size))
         self.bias = nn.Parameter(torch.empty(spec.num_experts)) if spec.bias else None
-        if spec.correction_bias:  # a buffer: updated by the experts' load, not by a gradient
-            self.register_buffer(CORRECTION_BIAS, torch.zeros(spec.num_experts, dtype=torch.float32))
-            self.register_load_state_dict_post_hook(_in_fp32)  # type: ignore[no-untyped-call]
+        if spec.correction_bias and spec.correction_bias_at == "router":
+            self.register_correction_bias(spec.num_experts)
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, D) -> weights (T, K) in fp32 and expert indices (T, K)."""
+    def forward(self, x_TD: Tensor, correction_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(T, D) -> weights (T, K) in fp32 and expert indices (T, K); `correction_E` is a bias that it does not own."""
+        if correction_E is None and self.spec.correction_bias:
+            correction_E = self.e_score_correction_bias
         with without_autocast(x_TD.device):
             scores_TE = self._scores(x_TD)
-            experts_TK = self._choose(scores_TE)
+            experts_TK = self._choose(scores_TE, correction_E)
             weights_TK = scores_TE.gather(1, experts_TK)
             if self.spec.norm_topk_prob:
                 weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
@@ -61,15 +84,6 @@ class Router(OwnFirstValues):
                 chosen_N = self.per_expert_scale.float().index_select(0, experts_TK.flatten())
                 return weights_TK * chosen_N.view_as(weights_TK), experts_TK
             return weights_TK * self.spec.routed_scaling_factor, experts_TK
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply a conversion or a move, as every module does; of the correction bias only a move."""
-        before = self._buffers.get(CORRECTION_BIAS)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        after = self._buffers.get(CORRECTION_BIAS)
-        if before is not None and after is not None and after.dtype != before.dtype:
-            self._buffers[CORRECTION_BIAS] = before.to(after.device)  # rounded values cannot be restored
-        return self
 
     def _scores(self, x_TD: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -81,14 +95,14 @@ class Router(OwnFirstValues):
         return logits_TE.sigmoid() if self.spec.scoring == "sigmoid" else logits_TE.softmax(-1)
 
     @torch.no_grad()
-    def _choose(self, scores_TE: Tensor) -> Tensor:
+    def _choose(self, scores_TE: Tensor, correction_E: Tensor | None) -> Tensor:
         """Return the top_k experts of the eligible groups, by corrected score: scores (T, E) -> indices (T, K).
 
         Groups are ranked by the sum of the scores of their `group_rank_experts` best experts.
         """
         spec = self.spec
-        if spec.correction_bias:
-            scores_TE = scores_TE + self.e_score_correction_bias
+        if correction_E is not None:
+            scores_TE = scores_TE + correction_E
         if spec.n_group > 1:
             groups = scores_TE.unflatten(1, (spec.n_group, -1))
             rank = groups.topk(spec.group_rank_experts, dim=-1).values.sum(-1)
@@ -105,10 +119,10 @@ class RouterProjection(Linear):
     quantised = ()
 
 
-def _in_fp32(router: Router, keys: object) -> None:
+def _in_fp32(owner: OwnsCorrectionBias, keys: object) -> None:
     """Convert a correction bias that `load_state_dict(assign=True)` has put in place in another dtype."""
     del keys
-    router.e_score_correction_bias = router.e_score_correction_bias.float()
+    owner.e_score_correction_bias = owner.e_score_correction_bias.float()
 
 
 class RoutedExperts(OwnFirstValues):
@@ -217,7 +231,17 @@ def experts_of(layer: nn.Module) -> RoutedExperts | None:
     return next((module for module in layer.modules() if isinstance(module, RoutedExperts)), None)
 
 
-class MixtureOfExperts(nn.Module):
+class SharedExpertGate(Linear):
+    """One score for each token, (…, D) -> (…, 1); recipes in fp8 do not quantise a matrix of one row."""
+
+    component = "shared_experts"
+    quantised = ()
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1, bias=False)
+
+
+class MixtureOfExperts(OwnsCorrectionBias):
     """The output of the routed experts plus that of the shared experts, which every token uses."""
 
     def __init__(self, spec: MixtureOfExpertsSpec) -> None:
@@ -225,11 +249,26 @@ class MixtureOfExperts(nn.Module):
         self.router_name = spec.router.checkpoint_name
         self.add_module(self.router_name, Router(spec.router))
         self.experts = experts_module(spec)
-        self.shared_experts = GatedMLP(spec.shared_experts, "shared_experts") if spec.shared_experts else None
+        self.shared_name = spec.shared_name
+        self.has_shared_experts = spec.shared_experts is not None
+        if spec.shared_experts is not None:
+            self.add_module(self.shared_name, GatedMLP(spec.shared_experts, "shared_experts"))
+        self.shared_expert_gate = SharedExpertGate(spec.router.hidden_size) if spec.shared_expert_gate else None
+        self.owns_correction_bias = spec.router.correction_bias and spec.router.correction_bias_at == "mixture"
+        if self.owns_correction_bias:
+            self.register_correction_bias(spec.router.num_experts)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         x_TD = x_BSD.flatten(0, 1)
-        routed_BSD = self.experts(x_TD, *self.get_submodule(self.router_name)(x_TD)).view_as(x_BSD)
-        out: Tensor = routed_BSD if self.shared_experts is None else routed_BSD + self.shared_experts(x_BSD)
-        return out
+        correction = (self.e_score_correction_bias,) if self.owns_correction_bias else ()
+        routed = self.experts(x_TD, *self.get_submodule(self.router_name)(x_TD, *correction))
+        routed_BSD: Tensor = routed.view_as(x_BSD)
+        return routed_BSD + self._shared(x_BSD) if self.has_shared_experts else routed_BSD
+
+    def _shared(self, x_BSD: Tensor) -> Tensor:
+        shared_BSD: Tensor = self.get_submodule(self.shared_name)(x_BSD)
+        if self.shared_expert_gate is None:
+            return shared_BSD
+        gate_BS1: Tensor = self.shared_expert_gate(x_BSD).sigmoid()
+        return shared_BSD * gate_BS1

@@ -136,14 +136,16 @@ def _attention_plan(attention: nn.Module) -> Plan:
 
 
 def _feed_forward_plan(feed_forward: nn.Module) -> Plan:
-    """Some columns of each MLP, and of each expert, on each rank. Every rank routes all tokens."""
+    """Some columns of each MLP, and of each expert, on each rank. Every rank routes all tokens, and gates all."""
     if isinstance(feed_forward, GatedMLP | MLP):
         return _mlp_plan()
     assert isinstance(feed_forward, MixtureOfExperts)
     experts = ALTERNATING if isinstance(feed_forward.experts, ClampedExperts) else STACKED
     plan: Plan = {feed_forward.router_name: LocalParameters(LINEAR_WHOLE), "experts": LocalParameters(experts)}
-    if feed_forward.shared_experts is not None:
-        plan |= {f"shared_experts.{name}": style for name, style in _mlp_plan().items()}
+    if feed_forward.has_shared_experts:
+        plan |= {f"{feed_forward.shared_name}.{name}": style for name, style in _mlp_plan().items()}
+    if feed_forward.shared_expert_gate is not None:
+        plan["shared_expert_gate"] = LocalParameters(LINEAR_WHOLE)
     return plan
 
 

@@ -43,6 +43,7 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     With `n_group` groups, only experts of the `topk_group` best groups are eligible. Groups are ranked by the sum of
     the scores of their two best experts (DeepSeek-V3), or by the score of their best expert (DeepSeek-V2). The
     `correction_bias` changes which experts are selected but not their weights; the optimiser does not update it.
+    Checkpoints store it as the router's or, in MiniMax-M2, as the mixture's: `correction_bias_at`.
     With `learned_scales` the input is normalised and multiplied by a learned scale of each channel over
     sqrt(hidden_size), and the chosen experts' weights by a learned scale of each expert (Gemma-4).
     """
@@ -59,7 +60,8 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
     norm_topk_prob: bool
     routed_scaling_factor: float
     correction_bias: bool
-    learned_scales: bool = False
+    correction_bias_at: Literal["router", "mixture"] = "router"
+    learned_scales: bool = False  # without a bias and a routed_scaling_factor
     norm_eps: float = 1e-6  # of the norm of its input, with `learned_scales`
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class RouterSpec(Spec, frozen=True, kw_only=True):
             if not holds:
                 raise ConfigError(field, value, rule)
 
+        assert not self.learned_scales or (not self.bias and self.routed_scaling_factor == 1)
         experts, groups = self.num_experts, self.n_group
         require(
             self.top_k <= experts,
@@ -95,14 +98,20 @@ class MixtureOfExpertsSpec(Spec, frozen=True, kw_only=True, tag="mixture_of_expe
     """Routed experts, of which each token uses `router.top_k`, and shared experts that every token uses.
 
     The router's weights multiply the outputs of the experts, or the inputs if it `weighs_inputs` (Llama-4).
+
+    With `shared_expert_gate` the output of the shared experts is multiplied by the sigmoid of one score per token, a
+    product of the token with a vector (Qwen1.5-MoE).
     """
 
     router: RouterSpec
     expert: GatedMLPSpec | ClampedMLPSpec
     shared_experts: GatedMLPSpec | None  # all shared experts, computed as one wide MLP
+    shared_expert_gate: bool = False
+    shared_name: Literal["shared_experts", "shared_expert"] = "shared_experts"  # in checkpoints
     weighs_inputs: bool = False
 
     def __post_init__(self) -> None:
+        assert self.shared_experts is not None or not self.shared_expert_gate
         for field, width in (
             ("hidden_size", self.expert.hidden_size),
             ("intermediate_size of an expert", self.expert.intermediate_size),

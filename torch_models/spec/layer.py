@@ -31,8 +31,11 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         assert self.norm_type == "rms_norm" or not self.norm_unit_offset
-        has_mixture = isinstance(self.feed_forward, MixtureOfExpertsSpec)
-        assert self.parallel_mlp is None or (has_mixture and self.norm_placement == "around")
+        mixture = self.feed_forward if isinstance(self.feed_forward, MixtureOfExpertsSpec) else None
+        assert (self.parallel_mlp is not None) == (mixture is not None and mixture.router.learned_scales)
+        if self.parallel_mlp is not None:
+            assert mixture is not None and mixture.shared_experts is None
+            assert (self.norm_placement, self.norm_type) == ("around", "rms_norm")
 
     @property
     def kind(self) -> str:

@@ -38,20 +38,31 @@ class LossHead(LanguageModelHead):
 
     def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         """(…, D) and (…) -> a scalar in nats, fp32 (or fp64); 0 with gradients of 0 if no token has a label."""
-        hidden_TD, labels_T = hidden.flatten(0, -2), labels.flatten()
-        if self.loss_chunk is None or self.loss_chunk >= len(labels_T):
-            return self._summed_loss(hidden_TD, labels_T, self.weight)
-        chunks = zip(hidden_TD.split(self.loss_chunk), labels_T.split(self.loss_chunk), strict=True)
         # The weight is an argument: one that is replaced for the time of this call is not there any more in backward.
-        losses = [run(self._summed_loss, *chunk, self.weight, recompute=True) for chunk in chunks]
-        return torch.stack(losses).sum()
+        return summed_in_chunks(
+            self._summed_loss, hidden.flatten(0, -2), labels.flatten(), self.loss_chunk, self.weight
+        )
 
     def _summed_loss(self, hidden_TD: Tensor, labels_T: Tensor, weight_VD: Tensor) -> Tensor:
-        """Sum over tokens, from logits in fp32: a softmax over a large vocabulary needs it. fp64 stays fp64."""
-        return self.cross_entropy(_wide(self.logits(hidden_TD, weight_VD)), labels_T)
+        return self.cross_entropy(wide(self.logits(hidden_TD, weight_VD)), labels_T)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def summed_in_chunks(
+    summed_loss: Callable[..., Tensor], hidden_TD: Tensor, labels_T: Tensor, chunk: int | None, *weights: Tensor | None
+) -> Tensor:
+    """The sum of `summed_loss(hidden, labels, *weights)` over chunks of at most `chunk` tokens, or over all at once.
+
+    Each of several chunks is computed again for backward.
+    """
+    if chunk is None or chunk >= len(labels_T):
+        return summed_loss(hidden_TD, labels_T, *weights)
+    chunks = zip(hidden_TD.split(chunk), labels_T.split(chunk), strict=True)
+    losses = [run(summed_loss, *tensors, *weights, recompute=True) for tensors in chunks]
+    return torch.stack(losses).sum()
+
+
+def wide(logits: Tensor) -> Tensor:
+    """The logits in fp32: a softmax over a large vocabulary needs it. fp64 stays fp64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

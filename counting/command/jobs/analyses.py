@@ -57,7 +57,7 @@ def analyses_of(
         timeline = isinstance(model, ModelSpec) and _shows_memory(options)
         analysis = analyze(model, setup, layout=layout, reserved=reserved, cluster=timed or None, timeline=timeline)
         analysis = msgspec.structs.replace(analysis, not_timed=not_timed)
-        if not reserved and asks_for_reserved(options):
+        if not reserved and asks_for_reserved(options) and isinstance(model, ModelSpec):
             analysis = _without_reserved(analysis)
         if options.trace_memory is not None and isinstance(model, ModelSpec):
             write_whole(options.trace_memory, _memory_trace(model, analysis), overwrite=options.force)
@@ -75,20 +75,29 @@ def analyses_of(
 
 
 def _check_step_flags(config: str, model: ModelSpec | ForeignConfig, options: argparse.Namespace) -> None:
-    """Raises UserError if the model goes through transformers and a flag needs a training step."""
-    if isinstance(model, ForeignConfig) and (flags := _flags_of_a_step_alone(options)):
+    """Raises UserError if the model goes through transformers and a flag needs more than one measured step of it."""
+    if isinstance(model, ForeignConfig) and (flags := _flags_of_native_families(options)):
         raise UserError(
-            f"{config}: {model.model_type or 'its family'} goes through transformers, and no training step of it is "
-            f"measured: leave out {', '.join(f'--{flag}' for flag in flags)}"
+            f"{config}: {model.model_type or 'its family'} goes through transformers, where a step is measured on one "
+            f"device, without allocator and time: leave out {', '.join(f'--{flag}' for flag in flags)}"
         )
 
 
-def _flags_of_a_step_alone(options: argparse.Namespace) -> list[str]:
-    """The given flags that only apply to a training step; a run also uses precision, optimiser and GPUs."""
-    flags = ["recompute", "loss_chunk", "clip_gradients", "zero_gradients", "layout"]
-    flags += ["reserved", "execution", "expandable_segments", "trace_memory", "cluster", "power_watts", "trace"]
-    flags += [] if options.tokens else ["precision", "optimizer", "micro_batches", "global_batch_tokens"]
-    flags += [] if options.tokens or options.training_budget else ["gpus", "gpu_file"]
+def _flags_of_native_families(options: argparse.Namespace) -> list[str]:
+    """The given flags that need modules of this project: layouts, the allocator, memory over time, how long it takes.
+
+    A file of GPUs or a run may be timed by the way; that is left out without an error.
+    """
+    flags = (
+        "layout",
+        "reserved",
+        "execution",
+        "expandable_segments",
+        "trace_memory",
+        "cluster",
+        "power_watts",
+        "trace",
+    )
     given = [flag for flag in flags if getattr(options, flag) not in (None, False)]
     if options.figure is not None:
         from counting.command.jobs.figures import draws_memory
@@ -159,7 +168,9 @@ def _asks_for_reserved(
     asked = options.reserved is not None and asks_for_reserved(options)
     if asked and layout is not None and layout.framework == "megatron":
         raise ArgumentError("reserved", True, "is not estimated with framework megatron, by formula: leave it out")
-    if not asks_for_reserved(options) or options.reserved is not None or not isinstance(model, ModelSpec):
+    if not isinstance(model, ModelSpec):
+        return False
+    if not asks_for_reserved(options) or options.reserved is not None:
         return asks_for_reserved(options)
     of_time = setup.execution == "compiled" and times_a_step(options)  # and what is reserved need not be the question
     if options.expandable_segments or options.trace_memory is not None:

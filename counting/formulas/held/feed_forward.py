@@ -47,13 +47,19 @@ def _(spec: MixtureOfExpertsSpec, run: ForwardPass) -> int:
     """Router, routed experts, and shared experts as one MLP.
 
     Routed experts hold copies of the input's rows. In 16 bits the router holds an fp32 copy of the input. In fp32 it
-    holds the input itself, which shared experts hold too, so it counts once.
+    holds the input itself, which shared experts hold too, so it counts once. With a gate of the shared experts:
+
+    - ungated: their output, for the gradient of the gate;
+    - gate: the sigmoid of one score per token, for its own gradient and for that of the ungated output. The score's
+      product needs the input, which the shared experts hold.
     """
     held = router_held(spec.router, run) + routed_experts_held(spec, run)
     if spec.shared_experts is None:
         return held
     same_input = FP32 * run.tokens * spec.router.hidden_size if run.width == FP32 else 0
-    return held + feed_forward_held(spec.shared_experts, run) - same_input
+    ungated = run.width * run.tokens * spec.router.hidden_size if spec.shared_expert_gate else 0
+    gate = run.width * run.tokens if spec.shared_expert_gate else 0
+    return held + feed_forward_held(spec.shared_experts, run) - same_input + ungated + gate
 
 
 def router_held(spec: RouterSpec, run: ForwardPass) -> int:

@@ -72,7 +72,7 @@ def replicated_forward_flops(spec: ModelSpec, setup: Setup, *, sequence_parallel
     """Return the FLOPs of one micro-batch's forward pass that every rank of tp computes whole.
 
     - attention: projections to latents, which have no heads;
-    - router: every rank routes all tokens;
+    - router: every rank routes all tokens, and computes the gate of the shared experts for all;
     - without sequence parallelism, the projection of multi-token prediction; else each rank projects its positions.
     """
     assert setup.sequence_length is not None, "a resolved setup"
@@ -92,7 +92,7 @@ def _replicated_of_layer(layer: LayerSpec, tokens: int) -> int:
     if isinstance(attention, MultiHeadLatentAttentionSpec):
         outputs += (attention.q_lora_rank or 0) + attention.kv_lora_rank + attention.qk_rope_head_dim
     if isinstance(feed_forward, MixtureOfExpertsSpec):
-        outputs += feed_forward.router.num_experts
+        outputs += feed_forward.router.num_experts + feed_forward.shared_expert_gate
     return 2 * tokens * layer.hidden_size * outputs
 
 

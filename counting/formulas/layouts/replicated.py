@@ -96,11 +96,12 @@ def _(spec: GatedMLPSpec | MLPSpec | ClampedMLPSpec) -> list[Shape]:
 
 @used_apart.register
 def _(spec: MixtureOfExpertsSpec) -> list[Shape]:
-    """The router, its bias and its learned scales."""
+    """The router, its bias and its learned scales, and the gate of the shared experts."""
     router = spec.router
     bias: list[Shape] = [(router.num_experts,)] if router.bias else []
     scales: list[Shape] = [(router.hidden_size,), (router.num_experts,)] if router.learned_scales else []
-    return [(router.num_experts, router.hidden_size), *bias, *scales]
+    gate: list[Shape] = [(1, router.hidden_size)] if spec.shared_expert_gate else []
+    return [(router.num_experts, router.hidden_size), *bias, *scales, *gate]
 
 
 @singledispatch

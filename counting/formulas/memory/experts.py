@@ -53,7 +53,7 @@ def mixture_of_experts(
     division: Division = UNDIVIDED,
     around: Around | None = None,
 ) -> Array:
-    """Router, routed experts on T K rows, shared experts, and the sum of both outputs."""
+    """Router, routed experts on T K rows, shared experts and their gate, and the sum of both outputs."""
     flat = reshape(tape, x)
     out = routed_tokens(tape, spec, flat, flat, tokens, kernels, division, around)
     del flat
@@ -61,7 +61,16 @@ def mixture_of_experts(
     del out
     if spec.shared_experts is None:
         return routed
-    return add(tape, routed, gated_mlp(tape, spec.shared_experts, x, tokens, division))
+    return add(tape, routed, _shared_experts(tape, spec.shared_experts, x, tokens, division, spec.shared_expert_gate))
+
+
+def _shared_experts(tape: Tape, spec: GatedMLPSpec, x: Array, tokens: int, division: Division, gated: bool) -> Array:
+    """Their output or, if it is gated, its product with the sigmoid of a score per token; each rank of tp has all."""
+    shared = gated_mlp(tape, spec, x, tokens, division)
+    if not gated:
+        return shared
+    weight = summed_parameter(tape, tape.parameter(spec.hidden_size, x.size.width), division)
+    return multiply(tape, shared, unary(tape, linear(tape, x, tokens, 1, weight=weight), keeps_output=True))
 
 
 def routed_tokens(

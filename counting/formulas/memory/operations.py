@@ -356,7 +356,8 @@ def repeat_view(tape: Tape, x: Operand, times: int) -> Array:
         out = Array(Size(size.numel * times, size.width), Storage(tape, 0))
     else:
         out = x.view(size.numel * times)
-    copied = times > 1 or isinstance(x, Leaf)  # with times == 1 nothing is summed, but a weight gets a copy
+    # With times == 1 nothing is summed, but a weight gets a copy, unless its gradient is one number, without gaps.
+    copied = times > 1 or (isinstance(x, Leaf) and size.numel > 1)
     tape.record([out], [x], [], lambda gradients: [tape.like(size) if copied else first(gradients).view()])
     return out
 

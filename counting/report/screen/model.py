@@ -10,6 +10,7 @@ from counting.report.model.proof import proof_in_words
 from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_fact
 from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
+from counting.step.notes import reason_of_no_step
 
 if TYPE_CHECKING:
     from counting.step.fit import Fit
@@ -33,8 +34,8 @@ def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]"
         lines.fact("scans", said)
     lines.fact("one layer", _layer_memory(analysis))
     if analysis.memory is None:
-        through = "whose layers carry a state" if analysis.elementwise_operations else "that goes through transformers"
-        lines.fact("a training step", f"is not measured of a family {through}")
+        reason = reason_of_no_step(analysis.notes)
+        lines.fact("a training step", f"is not measured{f': {reason}' if reason else ''}")
         return
     if analysis.rank_classes:
         lines.fact("on one device", _on_one_device(analysis.memory))

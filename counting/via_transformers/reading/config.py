@@ -31,8 +31,8 @@ from counting.via_transformers.reading.fields import (
 from counting.via_transformers.reading.positions import POSITION_FIELDS, position_field
 from torch_models.errors import ConfigError, UserError, show_value
 from torch_models.fields.config import FAMILIES, ForeignConfig, architectures_in, plain_name
+from torch_models.fields.family_config import trained_length
 from torch_models.fields.known_fields import FIXED_FIELDS, irrelevance
-from torch_models.fields.sequence_length import trained_length
 from torch_models.fields.text_part import HEAD, TextPart
 
 EXTRA = "transformers"

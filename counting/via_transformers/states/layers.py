@@ -11,6 +11,7 @@ from counting.via_transformers.reading.config import FEED_FORWARD_KINDS, STATE_K
 from counting.via_transformers.reading.decoders import no_count_of
 from counting.via_transformers.run import Recorded
 from counting.via_transformers.states.stand_ins import WINDOW, NotedScan
+from counting.via_transformers.structure import carries_state
 from torch_models.errors import UserError
 
 # Classes of transformers whose code multiplies the matrices of the published algorithm itself, block by block.
@@ -61,13 +62,19 @@ def _prefixes(name: str) -> list[str]:
 def refuse_unknown_states(found: Discovered, cores: Sequence[bool], scans: Sequence[Sequence[NotedScan]]) -> None:
     """Raise `UserError` for a layer whose tokens do not meet in a product or a known scan: it may carry a state.
 
-    A short convolution carries no state beyond its window, so that beside it there may be one.
+    A short convolution carries no state beyond its window, so that beside it there may be one, which has a decay.
     `cores` says of each group whether it has a product of two activations.
     """
     stateful = getattr(found.model, "_is_stateful", False) and not any(scans) and not _kinds_are_known(found)
     for group, has_core, of_layer in zip(found.groups, cores, scans, strict=True):
-        is_known = any(noted.scan.algorithm != WINDOW or group.kind == "conv" for noted in of_layer)
-        if is_known or multiplying_blocks(group.layer) or group.kind in FEED_FORWARD_KINDS:
+        is_known = any(noted.scan.algorithm != WINDOW for noted in of_layer)
+        in_windows = bool(of_layer) and not any(map(carries_state, group.layer.modules()))
+        if (
+            is_known
+            or (in_windows and (has_core or group.kind == "conv"))
+            or multiplying_blocks(group.layer)
+            or group.kind in FEED_FORWARD_KINDS
+        ):
             continue
         if group.kind in STATE_KINDS or stateful or not has_core:
             raise UserError(no_count_of(f"its layers ({type(group.layer).__name__})"))

@@ -112,7 +112,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
         "of_the_future = 1: this field is not understood; if it does not change the architecture, name it in --ignore_",
     ),
     (
-        lambda: analyze({"model_type": "gpt2", **GPT2}, Setup(sequence_length=65)),
+        lambda: analyze({"model_type": "gpt_bigcode", **GPT2}, Setup(sequence_length=65)),
         "config: n_positions = 64: a sequence of 65 tokens is longer, and the table of positions has no more rows; "
         "give --seq_len, of at most 64",
     ),

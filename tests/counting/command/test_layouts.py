@@ -13,7 +13,7 @@ from counting.command.plan_file import plan_as_arguments
 from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
 from model_training_cost_analysis import main
-from tests.foreign_families import GPT2
+from tests.foreign_families import PHI3
 from tests.shrunken import DEEPSEEK_V3
 from torch_models.errors import ArgumentError
 from torch_models.layout import Layout
@@ -175,15 +175,15 @@ BAD_COMMANDS = {
     "--model_config deepseek_v3 llama_3_8b --layout fsdp=64,ep=64": "--layout ep=64: divides experts, and no layer",
     "--model_config deepseek_v3 --layout fsdp=64,ep=48": "--layout ep=48: must divide the number of experts (256): "
     "give 2, 4, 8, 16, 32 or 64\n",
-    "--model_config foreign.json --layout fsdp=8": "gpt2 goes through transformers, and no training step of it is "
-    "measured: leave out --layout\n",
-    "--model_config llama_7b foreign.json --layout fsdp=8": "measured: leave out --layout\n",
+    "--model_config foreign.json --layout fsdp=8": "goes through transformers, where a step is measured on one "
+    "device, without allocator and time: leave out --layout\n",
+    "--model_config llama_7b foreign.json --layout fsdp=8": "allocator and time: leave out --layout\n",
 }
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_COMMANDS.items(), ids=BAD_COMMANDS.keys())
 def test_one_line_and_exit_2(flags: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    (folder / "foreign.json").write_text(json.dumps(PHI3))
     assert main(flags.split()) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model_training_cost_analysis import main
-from tests.foreign_families import GPT2
+from tests.foreign_families import PHI3
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 
 LONG = "tiny: 8,193 tokens a sequence (max_position_embeddings), perhaps more than it is trained at"
@@ -106,8 +106,8 @@ def test_a_model_without_a_length_is_compared_at_the_others(folder: Path, capsys
 
 
 def test_a_family_through_transformers_has_a_default_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2", "n_positions": 48}))
+    (folder / "foreign.json").write_text(json.dumps(PHI3 | {"max_position_embeddings": 48}))
     (folder / "long.json").write_text(config(64))
     document, _ = document_of("--compare --tokens 1B --gpus H100 --model_config long.json foreign.json", capsys)
     assert [model["sequence_length"] for model in document["comparison"]["models"]] == [48, 48]
-    assert "(n_positions of foreign)" in document["warnings"][0]
+    assert "(max_position_embeddings of foreign)" in document["warnings"][0]

@@ -13,7 +13,7 @@ from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu
 from counting.setup import Setup
 from model_training_cost_analysis import main
-from tests.foreign_families import GPT2
+from tests.foreign_families import FAMILIES
 
 OWN: dict[str, Any] = {
     "name": "Ours",
@@ -75,16 +75,14 @@ def test_the_gpus_of_a_run_say_it_too(capsys: pytest.CaptureFixture[str]) -> Non
     assert [[fit["gpu"] for fit in analysis["fits"]] for analysis in document["analyses"]] == [["A100"], ["A100"]]
 
 
-def test_no_step_no_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a family that goes through transformers; the GPUs of a run are not only asked whether it fits."""
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
-    assert main(["--model_config", "llama_7b", "foreign.json", "--gpus", "H100"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    said = "gpt2 goes through transformers, and no training step of it is measured: leave out --gpus"
-    assert captured.err == f"error: foreign.json: {said}\n"
-    (analysis,) = document_of("--model_config foreign.json --gpus H100 --tokens 1M", capsys)["analyses"]
-    assert analysis["fits"] == []
+def test_a_step_through_transformers_fits_or_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "foreign.json").write_text(json.dumps(FAMILIES["bloom"][0] | {"model_type": "bloom"}))
+    for flags in ("", " --tokens 1M"):
+        (analysis,) = document_of(f"--model_config foreign.json --seq_len 16 --gpus H100{flags}", capsys)["analyses"]
+        (fit,) = analysis["fits"]
+        assert (fit["fits"], fit["basis"]) == (True, "allocated")
+        assert fit["allocated_bytes"] == analysis["memory"]["peak_bytes"]
+        assert fit["needed_bytes"] == fit["allocated_bytes"] + fit["context_bytes"]
 
 
 # --- A GPU of one's own ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from counting.cost.cluster import Cluster
 from counting.cost.hardware import find_gpu
 from counting.step.time import NO_TIME_BY_FORMULA
 from model_training_cost_analysis import main
-from tests.foreign_families import GPT2
+from tests.foreign_families import PHI3
 from tests.shrunken import LLAMA, MISTRAL
 from torch_models.layout import Layout
 
@@ -39,7 +39,7 @@ CALIBRATION = {"scale": 1.25, "low": 0.96, "high": 1.03, "rows": 5}
 def files(folder: Path) -> None:
     (folder / "own.json").write_text(json.dumps(LLAMA))
     (folder / "other.json").write_text(json.dumps(MISTRAL))
-    (folder / "foreign.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    (folder / "foreign.json").write_text(json.dumps(PHI3))
     (folder / "cluster.json").write_text(json.dumps({"gpu": "H100", "gpus_per_node": 4}))
     (folder / "scaled.json").write_text(json.dumps({"gpu": "H100", "calibration": CALIBRATION}))
     (folder / "kernel.json").write_text(json.dumps({"gpu": "H100", "attention_kernel": "foo"}))
@@ -341,7 +341,7 @@ def test_what_may_be_far_off_is_said(
 @pytest.mark.parametrize("flag", ["--cluster cluster.json", "--gpus H100 --power_watts 500", "--gpus H100 --trace t"])
 def test_no_step_no_time(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(f"--model_config foreign.json --seq_len 8 {flag}".split()) == 2
-    assert f"no training step of it is measured: leave out {flag.split()[-2]}" in capsys.readouterr().err
+    assert f"on one device, without allocator and time: leave out {flag.split()[-2]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

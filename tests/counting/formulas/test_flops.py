@@ -49,6 +49,20 @@ def test_the_core_of_a_window() -> None:
     assert attention_core(attention, 4096, 1) == attention_core(without_window(attention), 4096, 1)
 
 
+def test_the_core_of_chunks() -> None:
+    """Llama-4: 40 heads of 128. 20,000 tokens are two chunks of 8,192 and one of 3,616, each a square."""
+    chunked, whole = (layer.attention for layer, _ in read_spec("llama_4_scout").layer_groups())
+    pairs = 2 * 8192**2 + 3616**2
+    assert attention_core(chunked, 20_000, 1) == AttentionCore(
+        as_run=4 * 40 * 128 * pairs, causal=2 * 40 * 128 * pairs, full_square=4 * 40 * 128 * 20_000**2
+    )
+    assert fused_core_backward(chunked, 20_000, 3) == 3 * 10 * 40 * 128 * pairs
+    # A chunk as long as the sequence is none, nor is one of which a part is filled.
+    for length in (8192, 2048):
+        assert attention_core(chunked, length, 1) == attention_core(whole, length, 1)
+    assert attention_core(without_window(chunked), 20_000, 1) == attention_core(whole, 20_000, 1)
+
+
 def test_gemma_3_27b_at_32768() -> None:
     """52 of 62 layers see 1,024 positions of 32,768: 1.9745e15, and 2.8607e15 if they saw all.
 
@@ -67,6 +81,24 @@ def test_gemma_3_27b_at_32768() -> None:
     assert (f"{flops:.4e}", f"{square:.4e}") == ("1.9745e+15", "2.8607e+15")
 
 
+def test_gemma_4_26b_a4b() -> None:
+    """At 2,048 tokens 25 of 30 layers see 1,024 positions; transformers' modules with the full square 18.06e12.
+
+    Local layers have 16 heads and 8 key heads of 256 channels; global ones 16 and 2 of 512, whose keys are the values.
+    Every layer has an MLP of 2,112, a router of 128 experts, and uses 8 of 704; the head has 262,144 words.
+    """
+    spec, length = read_spec("gemma_4_26b_a4b"), 2048
+    of_local, of_global = 2 * 2816 * 16 * 256 + 2 * 2816 * 8 * 256, 2 * 2816 * 16 * 512 + 2816 * 2 * 512
+    feed_forward = 3 * 2816 * 2112 + 2816 * 128 + 8 * 3 * 2816 * 704
+    products = 2 * length * (25 * of_local + 5 * of_global + 30 * feed_forward + 262144 * 2816)
+    cores = 25 * 4 * 16 * 256 * length * 1024 + 5 * 4 * 16 * 512 * length**2
+    assert forward_of(spec, length, 1).total == products + cores == 17_200_404_496_384
+    hidden = sum(
+        core.full_square - core.as_run for core in (attention_core(each.attention, length, 1) for each in spec.layers)
+    )
+    assert products + cores + hidden == 18_059_397_955_584
+
+
 def test_layers_without_positions_multiply_the_same_matrices() -> None:
     """SmolLM3 at 2,048 tokens: rotation multiplies no matrices. 4 x 16 x 128 for a pair of positions, in 36 layers."""
     spec = read_spec("smollm3_3b")
@@ -82,6 +114,14 @@ def test_eager_kernels_multiply_what_a_window_hides() -> None:
     assert hidden == Counts(attention=4 * 32 * 128 * 8192 * 4096)
 
 
+def test_a_gate_of_shared_experts() -> None:
+    """Qwen1.5-MoE, 3 tokens: three matrices of 2048 x 5632 and a vector of 2048 numbers, 2 FLOPs each a token."""
+    layer = read_spec("qwen1_5_moe_a2_7b").layers[0]
+    assert forward_flops(layer, 3, 1).shared_experts == 3 * 2 * (3 * 2048 * 5632 + 2048)
+    assert forward_of(read_spec("qwen1_5_moe_a2_7b"), 2048, 1).total == 10_563_941_826_560
+    assert forward_of(read_spec("minimax_m2"), 2048, 1).total == 49_051_210_874_880
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_rest_of_a_dense_layer_is_two_flops_a_weight_and_token(family: str) -> None:
     layer = spec_from_fields(FAMILIES[family], "s").layers[0]
@@ -89,7 +129,8 @@ def test_the_rest_of_a_dense_layer_is_two_flops_a_weight_and_token(family: str) 
         idle = linear_weights(layer.feed_forward.expert) * (  # type: ignore[union-attr]
             layer.feed_forward.router.num_experts - layer.feed_forward.router.top_k  # type: ignore[union-attr]
         )
-        router = layer.feed_forward.router.num_experts * layer.hidden_size  # type: ignore[union-attr]
+        scores = layer.feed_forward.router.num_experts + layer.feed_forward.shared_expert_gate  # type: ignore[union-attr]
+        router = scores * layer.hidden_size
     else:
         idle = router = 0
     counts = forward_flops(layer, 24, 1)

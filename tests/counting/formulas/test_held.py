@@ -197,6 +197,23 @@ def test_experts_of_deepseek_v3() -> None:
     assert feed_forward_held(layer.feed_forward, run) == router_held(layer.feed_forward.router, run) + rows + shared
 
 
+def test_gated_shared_experts_of_qwen1_5_moe() -> None:
+    """400 rows of 100 tokens to 60 experts of 1408; a shared one of 5632, its output of 2048, and a gate a token.
+
+    By operation, products in order: queries, keys and values with biases, all kept; without: output, shared gate, up
+    and down, and the score of their gate, of which the first, third and fifth are kept.
+    """
+    layer = read_spec("qwen1_5_moe_a2_7b").layers[0]
+    assert isinstance(layer.feed_forward, MixtureOfExpertsSpec)
+    run = ForwardPass(MicroBatch(1, 100), width=2, kernels="fused", recompute="none")
+    rows = 400 * (2 * (2048 + 4 * 1408 + 2048 + 1) + 2 * 8) + 4 * 60
+    shared = 2 * 100 * (2048 + 4 * 5632 + 2048 + 1)
+    assert feed_forward_held(layer.feed_forward, run) == router_held(layer.feed_forward.router, run) + rows + shared
+    products, attended, x = 3 * 2048 + 2048 + 5632 + 1, 2048, 2048
+    per_op = 100 * (2 * (products + attended + x) + 4 * 16 + 12 * 4) + 24
+    assert layer_held(layer, run._replace(recompute="per_op")) == per_op
+
+
 def test_weights_of_a_layer() -> None:
     """Llama 7B's 202,383,360 in 16 bits; of DeepSeek-V3's experts 256 correction biases in fp32 beside them."""
     assert weight_bytes(read_spec("llama_7b").layer_groups()[0][0]) == 2 * 202_383_360

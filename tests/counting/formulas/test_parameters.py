@@ -27,8 +27,15 @@ from torch_models.spec import ModelSpec, MultiHeadLatentAttentionSpec
         ("mixtral_8x7b", 46_702_792_704),
         ("deepseek_v3", 671_026_404_352),
         ("gpt_oss_20b", 20_914_757_184),
+        # 48 layers of 62,914,560 in attention, 16 + 1 experts of 125,829,120, a router of 81,920 and norms of 10,240; a
+        # norm of 5,120; embedding and head of 1,034,485,760. Maverick: half of the layers have 128 + 1 experts and a
+        # router of 655,360, half an MLP of 251,658,240.
+        ("llama_4_scout", 107_769_861_120),
+        ("llama_4_maverick", 400_711_848_960),
         ("smollm2_135m", 134_515_008),
+        ("gemma_7b", 8_537_680_896),
         ("gemma_3_27b", 27_009_346_304),  # of 27,432,406,640 with the vision tower and its projection
+        ("gemma_4_26b_a4b", 25_233_141_760),
         ("olmo_3_7b", 7_298_011_136),
         ("olmo_3_32b", 32_233_522_176),
         ("smollm3_3b", 3_075_098_624),
@@ -89,6 +96,14 @@ def test_of_sparse_attention() -> None:
     glm_5 = read_spec("glm_5")
     assert parameters(glm_5).total == 743_911_199_232
     assert sum(map(inactive_parameters, glm_5.layers)) == 743_911_199_232 - 41_784_709_632
+
+
+def test_of_a_gated_shared_expert() -> None:
+    """Qwen1.5-MoE: three matrices of 2048 x 5632 and a gate of 2048 numbers, which is no matrix that fp8 stores."""
+    (moe,) = {run.layer for run in read_spec("qwen1_5_moe_a2_7b").layer_runs}
+    assert parameters(moe).shared_experts == 3 * 2048 * 5632 + 2048
+    experts = 60 * 3 * 2048 * 1408
+    assert linear_weights(moe) == 4 * 2048 * 2048 + experts + 3 * 2048 * 5632
 
 
 def test_multi_token_prediction_is_a_layer_a_projection_and_three_norms() -> None:

@@ -15,7 +15,7 @@ from counting.measurements.parameters import (
     router_correction_bias,
 )
 from tests.checkpoints import in_native_names
-from tests.shrunken import DEEPSEEK_V3, LLAMA
+from tests.shrunken import DEEPSEEK_V3, LLAMA, MINIMAX_M2
 from torch_models import build, build_mtp, read_spec
 from torch_models.fields.bundled import bundled_data
 from torch_models.fields.config import spec_from_fields
@@ -70,6 +70,7 @@ def test_correction_bias_and_inactive_experts() -> None:
     model = build(spec_from_fields(DEEPSEEK_V3, "shrunken"), device="meta")
     assert router_correction_bias(model) == 3 * 16  # three layers of 16 experts
     assert inactive_parameters(model) == 3 * (16 - 3) * 3 * 64 * 24  # 3 of 16 chosen; three 64 x 24 matrices each
+    assert router_correction_bias(build(spec_from_fields(MINIMAX_M2, "shrunken"), device="meta")) == 3 * 8
 
 
 def test_a_module_that_is_not_quantised_has_no_linear_weights() -> None:
@@ -94,6 +95,8 @@ TOTALS = {
     "qwen3_8b": 8_190_735_360,  # checkpoint
     "qwen3_30b_a3b": 30_532_122_624,  # checkpoint
     "deepseek_v2": 235_741_434_880,
+    "qwen1_5_moe_a2_7b": 14_315_784_192,
+    "minimax_m2": 228_689_748_992,
 }
 
 
@@ -104,7 +107,13 @@ def test_published_totals(config: str, total: int) -> None:
 
 @pytest.mark.parametrize(
     ("config", "active", "without_embedding"),
-    [("mixtral_8x7b", "12.880", None), ("qwen3_30b_a3b", "3.353", "3.04"), ("deepseek_v2", "21.376", None)],
+    [
+        ("mixtral_8x7b", "12.880", None),
+        ("qwen3_30b_a3b", "3.353", "3.04"),
+        ("deepseek_v2", "21.376", None),
+        ("qwen1_5_moe_a2_7b", "2.689", None),
+        ("minimax_m2", "11.031", None),
+    ],
 )
 def test_published_active_parameters(config: str, active: str, without_embedding: str | None) -> None:
     model = build(config, device="meta")

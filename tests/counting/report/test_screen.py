@@ -28,7 +28,7 @@ COMMANDS = [
     "--model_config deepseek_v3",
     "--model_config gpt_oss_20b --seq_len 100000 --recompute full --loss_chunk 4096",
     "--model_config mixtral_8x7b --kernels eager --seq_len 2048",
-    "--model_config gpt2.json",
+    "--model_config bigcode.json",
     "--model_config llama_7b --gpus H100,B200",
     f"--model_config mistral_7b --gpus {EVERY_GPU}",
     "--model_config llama_7b --tokens 15T --gpus H100,B200 --num_gpus 2048",
@@ -67,9 +67,9 @@ def test_it_is_one_screen(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At most 30 lines of 80 columns for one model, and 10 for each further one; nothing at the ends of lines."""
-    (tmp_path / "gpt2.json").write_text(json.dumps(FAMILIES["gpt2"][0] | {"model_type": "gpt2"}))
+    (tmp_path / "bigcode.json").write_text(json.dumps(FAMILIES["gpt_bigcode"][0] | {"model_type": "gpt_bigcode"}))
     monkeypatch.setenv("COLUMNS", "80")
-    assert main(command.replace("gpt2.json", str(tmp_path / "gpt2.json")).split()) == 0
+    assert main(command.replace("bigcode.json", str(tmp_path / "bigcode.json")).split()) == 0
     lines = capsys.readouterr().out.splitlines()
     models = max(1, sum(line.startswith("Number of parameters") for line in lines), 3 * ("--compare" in command))
     assert len(lines) <= 30 + 10 * (models - 1)
@@ -154,13 +154,19 @@ def test_windows_are_no_square(capsys: pytest.CaptureFixture[str]) -> None:
     assert "attention's full square, or its window" in out
 
 
-def test_a_family_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_without_a_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("it does not train")
+
+    monkeypatch.setattr("counting.via_transformers.measure.measure_step", fails)
     config = tmp_path / "small.json"
-    config.write_text(json.dumps(FAMILIES["falcon"][0] | {"model_type": "falcon"}))
-    analysis = analyze(config)
+    config.write_text(json.dumps(FAMILIES["bloom"][0] | {"model_type": "bloom"}))
+    analysis = analyze(config, Setup(sequence_length=16))
     out = words(printed(capsys, Results(analyses=[analysis], on_catalogue=[()])))
     assert "one layer its memory is not measured" in out
-    assert "a training step is not measured of a family that goes through transformers" in out
+    assert "a training step is not measured: it does not train" in out
     assert "proof Measured, no formula. " in out
     assert "trace = dispatch" in out
     assert "fits" not in out

@@ -6,27 +6,36 @@ from pathlib import Path
 import pytest
 
 from model_training_cost_analysis import main
-from tests.foreign_families import FAMILIES, GPT2, SMALL
+from tests.foreign_families import FAMILIES, PHI3, SMALL
 
 
-def test_no_training_step_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_step_has_a_bill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FLOPs, memory and the resources of a run, whatever the recipe; what needs modules of this project is refused."""
     config = tmp_path / "small.json"
-    config.write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    config.write_text(json.dumps(PHI3))
     flags = ["--model_config", str(config), "--seq_len", "32", "--json"]
-    # Precision and optimiser are a run's too.
-    run = ("--tokens", "1M", "--gpus", "H100", "--precision", "fp32", "--optimizer", "sgd", "--mtp", "off")
-    budget = ("--training_budget", "100")
-    for more in ((), run, (*budget, "--mtp", "off"), ("--mtp", "off")):
+    run = ("--tokens", "1M", "--gpus", "H100")
+    steps = {
+        (): "none",
+        ("--recompute", "full", "--micro_batches", "2", "--precision", "fp32", "--optimizer", "sgd"): "full",
+        (*run, "--loss_chunk", "8", "--clip_gradients", "on", "--zero_gradients", "in_place"): "none",
+        ("--training_budget", "100", "--recompute", "selective"): "selective",
+    }
+    for more, recompute in steps.items():
         assert main([*flags, *more]) == 0
-        (analysis,) = json.loads(capsys.readouterr().out)["analyses"]
-        assert analysis["training"] is analysis["memory"] is None
-    precision = ("--precision", "fp32")
-    refused = [("--recompute", "none"), ("--loss_chunk", "8"), precision, (*budget, *precision), ("--optimizer", "sgd")]
-    refused.append(("--clip_gradients", "off"))
-    for more in (*refused, (*run, "--recompute", "full")):
+        document = json.loads(capsys.readouterr().out)
+        (analysis,) = document["analyses"]
+        assert analysis["setup"]["recompute"] == recompute
+        assert analysis["training"]["model_flops"] == 3 * analysis["training"]["forward_flops"]
+        assert analysis["memory"]["proof"] == analysis["proof"] == "measured, no formula"
+        assert analysis["memory"]["peak_bytes"] > analysis["memory"]["states"]["weights"]
+    refused = [("--reserved", "on"), ("--layout", "fsdp=2"), ("--execution", "compiled")]
+    for more in refused:
         assert main([*flags, *more]) == 2
-        expected = f"{config}: gpt2 goes through transformers, and no training step of it is measured: leave out"
-        assert capsys.readouterr().err == f"error: {expected} {more[-2]}\n"
+        said = (
+            f"{config}: phi3 goes through transformers, where a step is measured on one device, without allocator and"
+        )
+        assert capsys.readouterr().err == f"error: {said} time: leave out {more[0]}\n"
 
 
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

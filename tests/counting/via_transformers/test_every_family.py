@@ -18,11 +18,6 @@ IMPORT = "import time, torch, transformers.models.auto.modeling_auto; print(time
 
 # The kinds of refusals whose cause no table of transformers tells, with their families.
 PINNED = {
-    "layers that carry a state": """
-        bailing_hybrid bamba falcon_h1 falcon_mamba glm5_next_text granitemoehybrid inkling2_text inkling_text jamba jev
-        kimi_linear lfm3 mamba mamba2 minimax nemotron_h olmo_hybrid qwen3_5_moe_text qwen3_5_text qwen3_next
-        qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2 zaya
-    """,
     "an encoder": """
         bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert reformer rembert roberta
         roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xlnet xmod
@@ -30,12 +25,13 @@ PINNED = {
     "code that fails": """
         cohere_compass_text dbrx deepseek_ocr2_text dots1 glm4v_moe_text glm4v_text granite4_vision_text
         hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text lfm2_moe ministral musicgen_decoder musicgen_melody_decoder
-        qwen3_omni_moe_text
+        qwen3_omni_moe_text qwen4_exp_text xlstm
     """,
-    "parts that are not understood": "deepseek_v4 hrm_text hy_v4 longcat_flash unlimited_ocr_text",
-    "a field": "deepseek_v2 gemma4_unified_assistant gemma4_unified_text glm4_moe",
+    "parts that are not understood": "hrm_text inkling2_text inkling_text unlimited_ocr_text zaya",
+    "experts beyond the model's": "longcat_flash",
+    "a field": "bailing_hybrid deepseek_v2 gemma4_unified_assistant gemma4_unified_text glm4_moe jev",
     "parts that a pass over tokens leaves out": "blip_text_model ernie4_5_vl_moe_text mllama_text_model trocr",
-    "code that reads numbers": "csm_depth_decoder_model jetmoe step3p5",
+    "code that reads numbers": "csm_depth_decoder_model glm5_next_text jetmoe step3p5",
 }
 # Of several models for transformers, but of one with parts that it lacks by default or that are of the decoder itself.
 REFUSED_FOR_ANOTHER_REASON = {"jev", "gemma4_unified_assistant"}

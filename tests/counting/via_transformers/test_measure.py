@@ -31,7 +31,7 @@ def foreign(model_type: str, fields: dict[str, Any]) -> ForeignConfig:
 
 
 def measured(model_type: str, fields: dict[str, Any]) -> Analysis:
-    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH))
+    return analyze(foreign(model_type, fields), Setup(sequence_length=LENGTH), step=False)
 
 
 def whole_model(model_type: str, fields: dict[str, Any]) -> Any:
@@ -75,7 +75,7 @@ def test_family(model_type: str) -> None:
     assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "cohere2", "exaone4", "olmoe", "glm4_moe_lite"])
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "falcon", "cohere2", "exaone4", "olmoe", "glm4_moe_lite"])
 def test_all_layers_run_cost_what_the_distinct_ones_say(model_type: str) -> None:
     """The whole model, none of its layers left out, in transformers' own attention; rotary tables apart."""
     fields, _ = FAMILIES[model_type]
@@ -131,7 +131,7 @@ def test_falcon_40b_by_hand() -> None:
     assert analysis.forward_flops == products == 177_416_509_063_168
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "olmoe", "bloom", "falcon"])
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "olmoe", "bloom", "falcon"])
 def test_sequences_that_run_together_cost_what_they_cost_alone(model_type: str) -> None:
     config = foreign(model_type, FAMILIES[model_type][0])
     one, three = (analyze(config, Setup(sequence_length=LENGTH, micro_batch_size=size)) for size in (1, 3))
@@ -308,11 +308,10 @@ def test_eager_kernels_are_refused() -> None:
         analyze(foreign("gpt2", GPT2), Setup(kernels="eager"))
 
 
-def test_no_training_step_is_measured() -> None:
-    with pytest.raises(ValueError, match="recompute = 'full': gpt2 goes through transformers, and no training step of"):
-        analyze(foreign("gpt2", GPT2), Setup(recompute="full"))
-    with pytest.raises(ValueError, match="clip_gradients = true: gpt2 goes through transformers"):
-        analyze(foreign("gpt2", GPT2), Setup(clip_gradients=True))
+def test_allocations_are_not_replayed() -> None:
+    for field, value in (("execution", "compiled"), ("expandable_segments", True)):
+        with pytest.raises(ValueError, match=f"{field} = .*: gpt2 goes through transformers, and its allocations are"):
+            analyze(foreign("gpt2", GPT2), Setup(**{field: value}), reserved=True)  # type: ignore[arg-type]
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

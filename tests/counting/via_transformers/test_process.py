@@ -61,7 +61,7 @@ def state_of_process() -> dict[str, Any]:
 # --- The process -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "glm4_moe_lite"])
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "falcon", "glm4_moe_lite"])
 def test_a_measurement_leaves_the_process_as_it_was(model_type: str) -> None:
     measured(model_type)  # whatever is imported for it
     before = state_of_process()
@@ -77,11 +77,11 @@ def test_so_does_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         changed.append(state_of_process() != before)
         raise UserError("no")
 
-    measured("gpt2")
-    model, before = read("gpt2"), state_of_process()
+    measured("gpt_bigcode")
+    model, before = read("gpt_bigcode"), state_of_process()
     changed: list[bool] = []
     monkeypatch.setattr(measuring_file, "count", fails)
-    with pytest.raises(UserError, match="small: model_type gpt2 cannot be measured: no"):
+    with pytest.raises(UserError, match="small: model_type gpt_bigcode cannot be measured: no"):
         measure_via_transformers(model, SETUP)
     assert changed == [True]
     assert state_of_process() == before
@@ -105,8 +105,8 @@ from counting.via_transformers.measure import measure_via_transformers
 from tests.foreign_families import GPT2
 from torch_models.fields.config import ForeignConfig
 
-fields = {"model_type": "gpt2", **GPT2}
-model = read_foreign(ForeignConfig(name="small", source="small", model_type="gpt2", fields=fields))
+fields = {"model_type": "gpt_bigcode", **GPT2}
+model = read_foreign(ForeignConfig(name="small", source="small", model_type="gpt_bigcode", fields=fields))
 measure_via_transformers(model, Setup(sequence_length=32))
 import huggingface_hub, transformers
 print(huggingface_hub.is_offline_mode(), "one_fused_kernel" in transformers.AttentionInterface._global_mapping)
@@ -127,7 +127,7 @@ def test_transformers_first_imported_by_a_measurement_works_for_the_user_afterwa
 
 
 def test_threads_that_measure_at_once_get_what_each_gets_alone() -> None:
-    families = ["gpt2", "olmoe", "cohere2", "bloom"]
+    families = ["gpt_bigcode", "olmoe", "cohere2", "bloom"]
     alone = [measured(model_type) for model_type in families]
     before = state_of_process()
     start = threading.Barrier(len(families))
@@ -143,8 +143,8 @@ def test_threads_that_measure_at_once_get_what_each_gets_alone() -> None:
 
 
 def test_a_user_without_gradients_gets_the_same() -> None:
-    expected = measured("gpt2")
+    expected = measured("gpt_bigcode")
     with torch.no_grad():
-        assert measured("gpt2") == expected
+        assert measured("gpt_bigcode") == expected
     with torch.inference_mode():
-        assert measured("gpt2") == expected
+        assert measured("gpt_bigcode") == expected

@@ -59,8 +59,8 @@ def test_the_reason_of_the_first_way_is_said(message: str, said: str, monkeypatc
 
     monkeypatch.setattr(running, "run", fails)
     with pytest.raises(UserError) as caught:
-        measure_via_transformers(model_of("gpt2"), Setup(sequence_length=LENGTH))
-    assert str(caught.value).startswith("small: model_type gpt2 cannot be measured: ")
+        measure_via_transformers(model_of("gpt_bigcode"), Setup(sequence_length=LENGTH), step=False)
+    assert str(caught.value).startswith("small: model_type gpt_bigcode cannot be measured: ")
     assert said in str(caught.value)
 
 
@@ -70,7 +70,7 @@ def test_what_transformers_cannot_build_is_said(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(running, "discover", fails)
     with pytest.raises(UserError, match=r"^transformers cannot build it: KeyError$"):
-        run_first_way(decoder_of("gpt2"), MicroBatch(1, LENGTH))
+        run_first_way(decoder_of("gpt_bigcode"), MicroBatch(1, LENGTH))
 
 
 def test_what_makes_a_model_uncountable_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_what_makes_a_model_uncountable_is_said_at_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(running, "discover", refuses)
     with pytest.raises(UserError, match=r"^it has two heads$"):
-        run_first_way(decoder_of("gpt2"), MicroBatch(1, LENGTH))
+        run_first_way(decoder_of("gpt_bigcode"), MicroBatch(1, LENGTH))
     assert tried == [ONE_KERNEL]
 
 
@@ -97,7 +97,7 @@ def test_the_first_way_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(running, "run", fails_at_first)
     with attention_known_as(ONE_KERNEL, attention_in_one_kernel):
-        found, recorded = run_first_way(decoder_of("gpt2"), MicroBatch(1, LENGTH))
+        found, recorded = run_first_way(decoder_of("gpt_bigcode"), MicroBatch(1, LENGTH))
     assert tuple(ways) == WAYS[:4]
     assert ways[-1] == Way("sdpa", masked=True)
     assert found.model.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
@@ -147,7 +147,7 @@ def test_only_attention_without_a_mask_is_one_kernel() -> None:
 
 
 def test_hooks_and_layers_are_restored_when_a_pass_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = discover(decoder_of("gpt2"), "eager")
+    found = discover(decoder_of("gpt_bigcode"), "eager")
 
     def fails(*args: object, **kwargs: object) -> None:
         raise RuntimeError("within")

@@ -297,7 +297,9 @@ def test_a_config_nested_in_text_config() -> None:
 
 
 @pytest.mark.parametrize("alias", ["num_experts", "num_local_experts", "n_routed_experts"])
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "glm4_moe", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "qwen3_moe", "minimax_m2", "gpt_oss", "glm4_moe", "deepseek_v2", "deepseek_v3"]
+)
 def test_the_number_of_experts_has_three_names(family: str, alias: str) -> None:
     fields = FAMILIES[family]
     name = next(field for field in EXPERT_COUNTS if field in fields)

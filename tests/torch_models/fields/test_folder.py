@@ -30,7 +30,7 @@ def test_the_name_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_folder_of_another_family(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt"}))
     model = read_model(tmp_path)
     assert isinstance(model, ForeignConfig)
     assert (model.name, model.source, model.folder) == (tmp_path.name, str(tmp_path / "config.json"), str(tmp_path))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.shrunken import DEEPSEEK_V3, LLAMA
 from torch_models import read_spec
-from torch_models.fields.sequence_length import trained_length
+from torch_models.fields.family_config import trained_length
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 

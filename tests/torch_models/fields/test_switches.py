@@ -4,11 +4,25 @@ from typing import Any
 
 import pytest
 
-from tests.shrunken import DEEPSEEK_V3, GEMMA2, GPT_OSS, LLAMA, MISTRAL, MIXTRAL, OLMO2, QWEN2, QWEN3_MOE
+from tests.shrunken import (
+    DEEPSEEK_V3,
+    GEMMA,
+    GEMMA2,
+    GPT_OSS,
+    LLAMA,
+    MINIMAX_M2,
+    MISTRAL,
+    MIXTRAL,
+    OLMO2,
+    QWEN2,
+    QWEN2_MOE,
+    QWEN3_MOE,
+)
 from torch_models.errors import ConfigError
 from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
 from torch_models.fields.config import spec_from_fields
 from torch_models.fields.switches import INVERTED, SWITCHES, Part, check_switches, parts_of_spec, statement
+from torch_models.spec import GatedMLPSpec
 
 TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (LLAMA, {"use_mlp_bias": False, "qkv_bias": False, "use_bias": False, "add_bias_linear": False, "no_bias": True}),
@@ -22,6 +36,8 @@ TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (GPT_OSS, {"attention_sinks": True, "mlp_bias": True, "use_bias": True, "no_bias": False, "use_moe": True}),
     (QWEN2, {"add_qkv_bias": True, "mlp_bias": False, "attention_out_bias": False}),
     (OLMO2, {"pre_norm": False, "post_norm": True, "qk_norm": True}),
+    (QWEN2_MOE, {"use_qkv_bias": True, "use_shared_expert": True, "use_qk_norm": False, "first_k_dense_replace": 0}),
+    (MINIMAX_M2, {"use_qk_norm": True, "qk_norm_type": "per_layer", "shared_intermediate_size": 0, "qkv_bias": False}),
     (GEMMA2, {"use_sliding_window": True, "pre_norm": True, "use_post_norm": True, "share_embeddings": True}),
 ]
 
@@ -48,6 +64,8 @@ FALSE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (MISTRAL, {"use_sliding_window": False, "swa_layers": [], "attention_window_size": 0}),
     (GEMMA2, {"use_sliding_window": False, "use_post_norm": False, "tie_embeddings": False}),
     (OLMO2, {"pre_norm": True, "use_post_norm": False}),
+    (QWEN2_MOE, {"attention_bias": False, "num_shared_experts": 0, "use_shared_expert": False, "use_qk_norm": True}),
+    (MINIMAX_M2, {"use_qk_norm": False, "shared_intermediate_size": 64, "num_nextn_predict_layers": 1}),
 ]
 EACH_FALSE = [(fields, field, value) for fields, more in FALSE_OF for field, value in more.items()]
 
@@ -89,3 +107,12 @@ def test_a_field_that_is_off_in_an_architecture_that_the_model_has_is_refused() 
     spec_from_fields(off | {"use_mtp": False}, "x")
     with pytest.raises(ConfigError, match="use_mtp = false: describes multi-token prediction, as num_nextn_predict"):
         spec_from_fields(on | {"use_mtp": False}, "x")
+
+
+def test_the_first_files_of_gemma_name_another_activation() -> None:
+    spec = spec_from_fields(GEMMA | {"hidden_act": "gelu", "hidden_activation": "gelu"}, "x")
+    mlp = spec.layers[0].feed_forward
+    assert isinstance(mlp, GatedMLPSpec)
+    assert mlp.activation == "gelu_pytorch_tanh"
+    said = "hidden_act = 'gelu' (the published models are meant to have gelu_pytorch_tanh, as transformers reads it)"
+    assert {said, "hidden_activation = 'gelu' (transformers reads hidden_act alone)"} <= set(spec.passed_over_fields)

@@ -277,7 +277,7 @@ OPEN_ENDED: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", OPEN_ENDED)
 def test_a_name_that_only_begins_as_a_known_one_is_not_understood(field: str) -> None:
-    for fields in (LLAMA, {"model_type": "gpt2", **GPT2}):
+    for fields in (LLAMA, {"model_type": "gpt_bigcode", **GPT2}):
         with pytest.raises(ConfigError, match=f"{field} = .*: (this field is not understood|describes )"):
             read_foreign_or_native(fields | {field: OPEN_ENDED[field]})
 
@@ -347,7 +347,7 @@ def test_names_that_are_no_names(names: Any) -> None:
 def test_of_several_configs_one_must_have_the_field() -> None:
     with_field = LLAMA | {"of_the_future": 1}
     first, second, third = read_models(
-        [LLAMA, with_field, {"model_type": "gpt2", **GPT2}], ignore_fields=["of_the_future"]
+        [LLAMA, with_field, {"model_type": "gpt_bigcode", **GPT2}], ignore_fields=["of_the_future"]
     )
     assert isinstance(first, ModelSpec)
     assert isinstance(second, ModelSpec)

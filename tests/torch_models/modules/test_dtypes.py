@@ -1,11 +1,9 @@
 """Every family in every dtype that `build` accepts, on meta and on real tensors."""
 
-from typing import Any
-
 import pytest
 import torch
 
-from tests.shrunken import FAMILIES
+from tests.shrunken import FAMILIES, shared_out
 from torch_models import build
 from torch_models.builder import DTYPES
 from torch_models.fields.config import spec_from_fields
@@ -14,12 +12,14 @@ from torch_models.spec import Kernels
 KERNELS: list[Kernels] = ["fused", "eager"]
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES.keys())
-def test_forward_and_backward_in_every_dtype(fields: dict[str, Any], dtype: torch.dtype, kernels: Kernels) -> None:
+WAYS = [(dtype, kernels) for dtype in DTYPES for kernels in KERNELS]
+
+
+@pytest.mark.parametrize(("family", "way"), shared_out(WAYS, share=len(WAYS)), ids=str)
+def test_forward_and_backward_in_every_dtype(family: str, way: tuple[torch.dtype, Kernels]) -> None:
+    dtype, kernels = way
     for device in ("meta", "cpu"):
-        model = build(spec_from_fields(fields, "s"), dtype=dtype, device=device, kernels=kernels)
+        model = build(spec_from_fields(FAMILIES[family], "s"), dtype=dtype, device=device, kernels=kernels)
         logits = model(torch.zeros(2, 8, dtype=torch.long, device=device))
         assert logits.dtype == dtype
         logits.float().square().mean().backward()

@@ -15,6 +15,7 @@ from tests.shrunken import (
     DEEPSEEK_V3,
     DEEPSEEK_V32,
     FAMILIES,
+    GEMMA,
     GEMMA2,
     GEMMA3,
     GEMMA4,
@@ -24,11 +25,13 @@ from tests.shrunken import (
     GPT_OSS,
     LLAMA,
     LLAMA4,
+    MINIMAX_M2,
     MISTRAL,
     MIXTRAL,
     OLMO2,
     OLMO3,
     QWEN2,
+    QWEN2_MOE,
     QWEN3,
     QWEN3_MOE,
     SMOLLM3,
@@ -61,6 +64,11 @@ NAMES_OF_GPT2 = {
     "max_position_embeddings": "n_positions",
 }
 GPT2_BY_ITS_NAMES = {NAMES_OF_GPT2.get(field, field): value for field, value in GPT2.items()}
+
+
+def without(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    return {field: value for field, value in fields.items() if field != name}
+
 
 CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "llama-grouped-queries": LLAMA | {"num_key_value_heads": 2},
@@ -126,6 +134,7 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mistral-without-window": MISTRAL | {"sliding_window": None},
     "qwen2-some-windows": QWEN2 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3-biases": QWEN3 | {"attention_bias": True},
+    "gemma-first-files": GEMMA | {"hidden_act": "gelu", "attention_bias": True},
     "gemma2-uncapped": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text-layer-types": GEMMA3
     | {
@@ -147,13 +156,18 @@ CASES: dict[str, dict[str, Any]] = FAMILIES | {
     "mixtral-window": MIXTRAL | {"sliding_window": 9},
     "qwen3_moe-some-dense": QWEN3_MOE | {"mlp_only_layers": [0], "decoder_sparse_step": 2, "norm_topk_prob": False},
     "gpt_oss-layer-types": GPT_OSS | {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
-    "gemma4-dense": GEMMA4 | {"enable_moe_block": False},
     "gemma4-values": GEMMA4
     | {"attention_k_eq_v": False, "attention_bias": True, "layer_types": ["full_attention"] * 3},
     "gemma2-biases": GEMMA2 | {"attention_bias": True},
     "olmo2-biases": OLMO2 | {"attention_bias": True},
     "qwen3_moe-window": QWEN3_MOE | {"use_sliding_window": True, "sliding_window": 9},
     "qwen3_moe-biases": QWEN3_MOE | {"attention_bias": True},
+    "qwen2_moe-some-dense": QWEN2_MOE | {"decoder_sparse_step": 2, "qkv_bias": False, "norm_topk_prob": True},
+    "qwen2_moe-windows": QWEN2_MOE | {"use_sliding_window": True, "sliding_window": 9, "mlp_only_layers": [1]},
+    "qwen2_moe-some-windows": QWEN2_MOE | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2},
+    "minimax_m2-all-rotated": without(MINIMAX_M2, "rotary_dim"),
+    "minimax_m2-rope-parameters": without(MINIMAX_M2, "rotary_dim")
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25}},
     "gpt_oss-without-biases": GPT_OSS | {"attention_bias": False},
     "deepseek_v2-yarn": DEEPSEEK_V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
     "llama4-top-1": LLAMA4

@@ -21,8 +21,12 @@ from tests.worlds import World
 
 TENSOR_PARALLEL = [family for family in FAMILIES if family not in WITHOUT_TP]
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
-WITH_FOUR_KEY_HEADS = ["llama", "olmo2", "gemma2", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]
-MIXED_EVENLY = ["qwen3_moe", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"]  # 8 or 16 experts
+WITH_FOUR_KEY_HEADS = [
+    *("llama", "olmo2", "olmo3", "gemma2", "gemma3_text", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
+]
+MIXED_EVENLY = [  # 8 or 16 experts
+    *("qwen3_moe", "qwen2_moe", "minimax_m2", "glm4_moe", "deepseek_v2", "deepseek_v2_lite", "deepseek_v3", "kimi_k2"),
+]
 
 FULL = replace(IN_FP64, recompute="full")
 SELECTIVE = replace(IN_FP64, recompute="selective")
@@ -38,18 +42,28 @@ Table = Mapping[str, tuple[Fields, Way, Iterable[str], Iterable[str]]]
 ON_TWO: Table = {
     "fsdp": ({"fsdp": 2}, IN_FP64, ["gpt_oss", "deepseek_v32"], FAMILIES),
     "fsdp-layers": ({"fsdp": 2, "grouping": "layers"}, IN_FP64, ["deepseek_v3"], FAMILIES),
-    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm"], FAMILIES),
+    "fsdp-zero2": ({"fsdp": 2, "zero": 2}, ACCUMULATED, ["smollm3"], FAMILIES),
     "fsdp-zero1": ({"fsdp": 2, "zero": 1}, ACCUMULATED, ["glm4_moe"], FAMILIES),
     "dp": ({"dp": 2}, IN_FP64, ["llama"], FAMILIES),
-    "tp": ({"tp": 2}, IN_FP64, ["smollm", "olmo2", "gpt_oss", "deepseek_v2_lite", "deepseek_v3"], TENSOR_PARALLEL),
-    "tp-without_sp": ({"tp": 2, "sequence_parallel": False}, IN_FP64, ["gpt_oss", "deepseek_v3"], TENSOR_PARALLEL),
+    "tp": (
+        {"tp": 2},
+        IN_FP64,
+        ["gemma3_text", "olmo2", "gpt_oss", "llama4", "qwen2_moe", "deepseek_v2_lite", "deepseek_v3"],
+        TENSOR_PARALLEL,
+    ),
+    "tp-without_sp": (
+        {"tp": 2, "sequence_parallel": False},
+        IN_FP64,
+        ["gpt_oss", "minimax_m2", "deepseek_v3"],
+        TENSOR_PARALLEL,
+    ),
     "tp-full": ({"tp": 2}, FULL, [], TENSOR_PARALLEL),
     "tp-selective": ({"tp": 2}, SELECTIVE, ["gemma2"], TENSOR_PARALLEL),
     "tp-per_op": ({"tp": 2}, PER_OP, ["glm4_moe"], TENSOR_PARALLEL),
     "tp-chunked": ({"tp": 2}, CHUNKED, ["deepseek_v3"], TENSOR_PARALLEL),
     "tp-eager": ({"tp": 2}, EAGER, [], TENSOR_PARALLEL),
     "tp-accumulated": ({"tp": 2}, ACCUMULATED, [], TENSOR_PARALLEL),
-    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss"], WITH_EXPERTS),
+    "ep": ({"fsdp": 2, "ep": 2}, IN_FP32, ["gpt_oss", "llama4"], WITH_EXPERTS),
     "ep-replicas": ({"dp": 2, "ep": 2}, IN_FP32, ["qwen3_moe"], WITH_EXPERTS),
     "ep-full": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="full"), ["deepseek_v3"], WITH_EXPERTS),
     "ep-per_op": ({"fsdp": 2, "ep": 2}, replace(IN_FP32, recompute="per_op"), ["gpt_oss"], WITH_EXPERTS),

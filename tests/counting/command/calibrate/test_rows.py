@@ -153,12 +153,12 @@ def test_the_gpu_of_a_cluster_that_is_given_counts(file: Path) -> None:
 
 
 def test_a_family_without_modules_here_has_no_step(file: Path) -> None:
-    (file.parent / "tiny").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    (file.parent / "tiny").write_text(json.dumps({"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}))
     file.write_text(f"{HEADER}\n{ROW}\n")
     with pytest.raises(UserError) as error:
         read_rows("rows.csv", None)
     assert str(error.value) == (
-        "rows.csv: row 1 (line 2): model_config: tiny: gpt2 goes through transformers, and no step of it is estimated"
+        "rows.csv: row 1 (line 2): model_config: tiny: phi3 goes through transformers, and no step of it is estimated"
     )
 
 

@@ -12,7 +12,7 @@ from counting.command.jobs.figures import figures_of, kinds_of_job
 from counting.report.figures import FIGURE_KINDS, FIGURE_SIZES
 from model_training_cost_analysis import main
 from tests.counting.report.figures.results import fitted_law
-from tests.foreign_families import GPT2
+from tests.foreign_families import PHI3
 from tests.shrunken import LLAMA
 
 SMALL = "--model_config small.json"
@@ -21,7 +21,7 @@ SMALL = "--model_config small.json"
 @pytest.fixture(autouse=True)
 def small(folder: Path) -> Path:
     (folder / "small.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 2, "max_position_embeddings": 32}))
-    (folder / "gpt2.json").write_text(json.dumps(GPT2 | {"model_type": "gpt2"}))
+    (folder / "phi3.json").write_text(json.dumps(PHI3))
     return folder
 
 
@@ -122,7 +122,7 @@ BAD = {
     f"{SMALL} --figure x.svg --figure_size poster": "argument --figure_size: invalid choice: 'poster'",
     "--figure x.svg": "--figure needs --model_config or --training_budget",
     "--claim --figure x.svg": "--figure needs --model_config or --training_budget",
-    "--model_config gpt2.json --figure memory=x.svg": "no training step of it is measured: leave out --figure memory",
+    "--model_config phi3.json --figure memory=x.svg": "without allocator and time: leave out --figure memory",
 }
 
 

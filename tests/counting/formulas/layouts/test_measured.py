@@ -19,8 +19,8 @@ from tests.counting.formulas.layouts.cases import (
     setup_of,
     shortened,
 )
-from tests.random_specs import random_layer, random_model, widened
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, WITHOUT_TP
+from tests.random_specs import divisible, random_layer, random_model, widened
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, WITHOUT_TP, shared_out
 from tests.sweeps import seeds
 from torch_models.errors import UserError
 from torch_models.fields.config import spec_from_fields
@@ -76,7 +76,7 @@ def test_random_models_sharded(seed: int) -> None:
 def test_random_models_with_tensors_divided(seed: int) -> None:
     pick = random.Random(seed)
     tp = pick.choice([2, 2, 4, 8])
-    spec = random_model(pick, widened(random_layer(pick), tp), seed)
+    spec = random_model(pick, widened(divisible(random_layer(pick)), tp), seed)
     dp, fsdp = pick.choice([(1, 1), (1, 1), (1, 2), (1, 3), (2, 1), (2, 8)])
     layout = layout_of(
         dp=dp,
@@ -111,8 +111,7 @@ def test_random_models_with_experts_divided(seed: int) -> None:
     equal(spec, random_setup(pick, spec, [8, 16, 64]), layout)
 
 
-@pytest.mark.parametrize("recompute", ["per_op", "full", 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "recompute"), shared_out(("per_op", "full", 2)))
 def test_families(family: str, recompute: ModelRecompute) -> None:
     """Every family, sharded unevenly over replicas, with two micro-batches and recomputation."""
     spec = with_recompute(spec_from_fields(FAMILIES[family], "shrunken"), recompute)
@@ -129,12 +128,21 @@ DIVIDED = [family for family in FAMILIES if family not in WITHOUT_TP]
 WITH_EXPERTS = [family for family, fields in FAMILIES.items() if any("expert" in name for name in fields)]
 
 
+# Three neighbours are of three products.
+WAYS: list[tuple[ModelRecompute, str]] = [
+    (recompute, product) for recompute in ("none", "per_op", 2) for product in PRODUCTS
+]
+
+
 @pytest.mark.parametrize(
-    ("family", "product"),
-    [(family, product) for product in PRODUCTS for family in (WITH_EXPERTS if "ep" in product else DIVIDED)],
+    ("family", "recompute", "product"),
+    [
+        (family, recompute, product)
+        for family, (recompute, product) in shared_out(WAYS, share=len(PRODUCTS))
+        if family in (WITH_EXPERTS if "ep" in product else DIVIDED)
+    ],
 )
-@pytest.mark.parametrize("recompute", ["none", "per_op", 2])
-def test_families_over_several_axes(family: str, product: str, recompute: ModelRecompute) -> None:
+def test_families_over_several_axes(family: str, recompute: ModelRecompute, product: str) -> None:
     spec = spec_from_fields(FAMILIES[family], "shrunken")
     runs = tuple(LayerRun(layer=widened(run.layer, 2), count=run.count) for run in spec.layer_runs)
     spec = structs.replace(spec, layer_runs=runs, mtp_layers=tuple(widened(layer, 2) for layer in spec.mtp_layers))

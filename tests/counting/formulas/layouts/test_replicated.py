@@ -9,8 +9,9 @@ from counting.formulas.flops import training_flops
 from counting.formulas.layouts import ranks_by_formula, replicated_forward_flops, replicated_parameters
 from counting.formulas.parameters import mtp_parameters, parameters
 from tests.counting.formulas.layouts.cases import DEEPSEEK, LLAMA, layout_of, setup_of
-from tests.random_specs import random_layer, random_model, widened
+from tests.random_specs import divisible, random_layer, random_model, widened
 from tests.sweeps import seeds
+from torch_models.fields.config import read_spec
 from torch_models.spec import LayerRun
 
 
@@ -28,6 +29,14 @@ def test_by_hand() -> None:
     setup = setup_of(DEEPSEEK, sequence_length=1)
     assert replicated_parameters(DEEPSEEK, setup) == latents + routers + norms
     assert replicated_forward_flops(DEEPSEEK, setup) == 2 * (61 * 7168 * 2112 + routers)
+
+
+def test_the_gate_of_shared_experts_by_hand() -> None:
+    """Qwen1.5-MoE, 1 token: 24 layers with a router of 60 experts, a gate and two norms, and a final norm."""
+    spec = read_spec("qwen1_5_moe_a2_7b")
+    setup = setup_of(spec, sequence_length=1)
+    assert replicated_parameters(spec, setup) == 24 * 2048 * (60 + 1 + 2) + 2048
+    assert replicated_forward_flops(spec, setup) == 2 * 24 * 2048 * (60 + 1)
 
 
 def test_multi_token_prediction_by_hand() -> None:
@@ -48,7 +57,7 @@ def test_multi_token_prediction_by_hand() -> None:
 def test_sums_over_ranks(seed: int, sequence_parallel: bool) -> None:
     pick = random.Random(seed)
     tp = pick.choice([2, 4, 8])
-    layer = widened(random_layer(pick), tp)
+    layer = widened(divisible(random_layer(pick)), tp)
     spec = random_model(pick, layer, seed)
     spec = structs.replace(spec, vocab_size=spec.vocab_size * tp, layer_runs=(LayerRun(layer=layer, count=2),))
     setup = setup_of(spec, sequence_length=8 * tp, micro_batches=3, mtp=None)

@@ -23,8 +23,8 @@ GPT_OSS_SPEC = spec_from_fields(GPT_OSS, "shrunken")
 MEMORY_BLOCKS = [
     (grouped_queries, "rotate", LLAMA_SPEC, "eager"),
     (latents, "norm", DEEPSEEK_SPEC, "fused"),
-    (layer, "norm", LLAMA_SPEC, "fused"),
-    (layer, "norm", LLAMA_SPEC, "eager"),
+    (blocks, "norm", LLAMA_SPEC, "fused"),
+    (blocks, "norm", LLAMA_SPEC, "eager"),
     (block, "grouped_projections", LLAMA_SPEC, "fused"),
     (block, "latent_projections", DEEPSEEK_SPEC, "fused"),
     (block, "fused_core", LLAMA_SPEC, "fused"),
@@ -34,6 +34,7 @@ MEMORY_BLOCKS = [
     (experts, "_routed_experts", DEEPSEEK_SPEC, "fused"),
     (experts, "_gated_experts", DEEPSEEK_SPEC, "fused"),
     (experts, "_clamped_experts", GPT_OSS_SPEC, "fused"),
+    (experts, "_shared_experts", DEEPSEEK_SPEC, "fused"),
     (core, "_hidden_positions", LLAMA_SPEC, "eager"),
 ]
 

@@ -8,7 +8,7 @@ from msgspec import structs
 from counting.setup import Setup, resolve
 from tests.counting.formulas.memory.rank_curves import measured_curve, simulated_curve
 from tests.random_specs import random_division, widened
-from tests.shrunken import FAMILIES, WITHOUT_TP
+from tests.shrunken import FAMILIES, WITHOUT_TP, shared_out
 from tests.sweeps import seeds
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
@@ -41,8 +41,7 @@ def test_random_models(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert simulated_curve(spec, setup, layout, monkeypatch) == measured_curve(spec, setup, layout)
 
 
-@pytest.mark.parametrize("recompute", RECOMPUTES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "recompute"), shared_out(RECOMPUTES, share=2))
 def test_families_over_two_ranks(family: str, recompute: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = one_of_each_layer(spec_from_fields(FAMILIES[family], "shrunken"))
     runs = runs_of(widened(layer, 2) for layer in spec.layers)

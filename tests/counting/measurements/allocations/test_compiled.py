@@ -10,7 +10,7 @@ from counting.measurements.allocations import log_of_step
 from counting.measurements.allocations.compiled import import_compiler, traced_layer
 from counting.measurements.meta_device import measuring
 from counting.setup import Setup, resolve
-from tests.shrunken import FAMILIES
+from tests.shrunken import COVERED, FAMILIES
 from torch_models.fields.config import read_spec, spec_from_fields
 from torch_models.modules.layers import rotary_tables
 from torch_models.spec import LayerSpec, Recompute
@@ -84,7 +84,9 @@ def test_what_a_step_keeps_less_than_op_by_op(recompute: Recompute, less: int) -
     assert eager == compiled
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=[pytest.mark.sweep] * (family in COVERED)) for family in FAMILIES]
+)
 def test_every_family(family: str) -> None:
     """Gradients of all parameters, in their shapes and formats; the second micro-batch adds to those of the first."""
     spec = spec_from_fields(FAMILIES[family], "shrunken")

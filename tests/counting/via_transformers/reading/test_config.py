@@ -229,7 +229,11 @@ def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
         ("phi3", SMALL, {"num_hidden_layers": "num_layers"}),
         ("phi3", SMALL, {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head"}),
         ("phi3", SMALL, {"max_position_embeddings": "n_positions"}),
-        ("gpt2", GPT2, {"n_layer": "num_layers", "n_embd": "hidden_size", "n_positions": "max_position_embeddings"}),
+        (
+            "gpt_bigcode",
+            GPT2,
+            {"n_layer": "num_layers", "n_embd": "hidden_size", "n_positions": "max_position_embeddings"},
+        ),
         ("olmoe", FAMILIES["olmoe"][0], {"num_experts": "num_local_experts"}),
         ("olmoe", FAMILIES["olmoe"][0], {"num_experts": "n_routed_experts"}),
         ("glm4_moe_lite", MOE_LITE, {"n_routed_experts": "num_experts"}),
@@ -287,7 +291,11 @@ def test_a_config_nested_in_text_config() -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "model_type"),
-    [("GPT2LMHeadModel", "gpt2"), ("Starcoder2ForCausalLM", "starcoder2"), ("Exaone4ForCausalLM", "exaone4")],
+    [
+        ("GPTBigCodeForCausalLM", "gpt_bigcode"),
+        ("Starcoder2ForCausalLM", "starcoder2"),
+        ("Exaone4ForCausalLM", "exaone4"),
+    ],
 )
 def test_the_family_is_read_from_architectures(architecture: str, model_type: str) -> None:
     fields = FAMILIES[model_type][0]
@@ -305,13 +313,19 @@ def test_the_family_is_read_from_architectures(architecture: str, model_type: st
         ({"architectures": ["BertForMaskedLM"]}, "are no causal language model of transformers; give model_type"),
         ({"architectures": ["NoSuchForCausalLM"]}, "are no causal language model of transformers"),
         ({"architectures": ["Qwen3_5ForCausalLM"]}, "may be qwen3_5 or qwen3_5_text; give model_type"),
-        ({"architectures": ["GPT2LMHeadModel", "OPTForCausalLM"]}, "may be gpt2 or opt"),
+        ({"architectures": ["GPTBigCodeForCausalLM", "OPTForCausalLM"]}, "may be gpt_bigcode or opt"),
         (
-            {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"]},
-            "architectures = 'GPT2ForSequenceClassification': has another head than a language model's, which is",
+            {"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeForSequenceClassification"]},
+            "architectures = 'GPTBigCodeForSequenceClassification': has another head than a language model's, which is",
         ),
-        ({"model_type": "gpt2", "architectures": ["OPTForCausalLM"]}, "architectures = 'OPTForCausalLM': is not what"),
-        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "architectures = 'GPT2Model': has no head; only"),
+        (
+            {"model_type": "gpt_bigcode", "architectures": ["OPTForCausalLM"]},
+            "architectures = 'OPTForCausalLM': is not what",
+        ),
+        (
+            {"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeModel"]},
+            "architectures = 'GPTBigCodeModel': has no head; only",
+        ),
     ],
     ids=str,
 )
@@ -336,6 +350,6 @@ def test_without_transformers_an_architecture_asks_for_the_extra(monkeypatch: py
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        ConfigError, match=r"^small: architectures = \['GPT2LMHeadModel'\]: is not known here; .*pip install"
+        ConfigError, match=r"^small: architectures = \['GPTBigCodeForCausalLM'\]: is not known here; .*pip install"
     ):
-        model_of(architectures=["GPT2LMHeadModel"], **GPT2)
+        model_of(architectures=["GPTBigCodeForCausalLM"], **GPT2)

@@ -15,8 +15,8 @@ from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.fields.known_fields import REPEATS
 
 GRANITE: dict[str, Any] = {"model_type": "granite", **SMALL}
-QWEN2_MOE: dict[str, Any] = {"model_type": "qwen2_moe", **SMALL, "num_experts": 8, "num_experts_per_tok": 2}
-QWEN2_MOE |= {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 32}
+QWEN2_VL: dict[str, Any] = {"model_type": "qwen2_vl_text", **SMALL}
+QWEN2_VL |= {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
 SHORT = Setup(sequence_length=32)
 
 
@@ -97,7 +97,7 @@ def test_fields_that_are_off_or_change_no_count_are_passed_over_and_listed() -> 
         ),
         (GRANITE | {"is_causal": False}, "is_causal = false: must be true: nothing else is modelled"),
         (GRANITE | {"layer_types": ["sliding_attention"] * 4}, "layer_types = .*: describes layers of several kinds"),
-        (QWEN2_MOE | {"use_qk_norm": True}, "use_qk_norm = true: the model is built without norms of queries and keys"),
+        (GRANITE | {"use_qk_norm": True}, "use_qk_norm = true: the model is built without norms of queries and keys"),
         (
             GRANITE | {"qkv_bias": True},
             "qkv_bias = true: the model is built without biases of queries, keys and values",
@@ -136,10 +136,10 @@ def test_a_field_that_no_class_declares_is_no_witness_of_itself(field: str) -> N
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "mpt", "bloom", "opt", "codegen"])
+@pytest.mark.parametrize("model_type", ["gpt_neox", "mpt", "bloom", "opt", "codegen"])
 def test_shared_key_value_heads_are_refused_where_every_head_has_its_own(model_type: str, heads: int) -> None:
     fields = MPT if model_type == "mpt" else BARE if model_type == "gpt_neox" else None
-    fields = fields or {"model_type": model_type, **FAMILIES.get(model_type, FAMILIES["gpt2"])[0]}
+    fields = fields or {"model_type": model_type, **FAMILIES.get(model_type, FAMILIES["gpt_bigcode"])[0]}
     own = value_of("num_attention_heads", read(fields).config)
     assert listed(read(fields | {"num_key_value_heads": own}))["num_key_value_heads"] == "repeats num_attention_heads"
     for names in (("num_key_value_heads",), ("num_kv_heads", "num_key_value_heads"), ("num_query_groups",)):
@@ -157,15 +157,13 @@ def test_one_key_and_value_head_is_repeated_as_one() -> None:
 
 def test_a_window_that_is_switched_off_is_passed_over() -> None:
     windows = {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 2}
-    model = read(QWEN2_MOE | windows)
-    assert listed(model)["sliding_window"] == "transformers' Qwen2MoeConfig makes it 0 whatever is given"
-    assert counts(analyze(QWEN2_MOE | windows, SHORT)) == counts(analyze(QWEN2_MOE, SHORT))
+    assert listed(read(QWEN2_VL | windows))["sliding_window"] == "no layer has a window"
+    assert counts(analyze(QWEN2_VL | windows, SHORT)) == counts(analyze(QWEN2_VL, SHORT))
 
 
 def test_an_activation_that_the_class_replaces_is_passed_over() -> None:
-    gemma = {"model_type": "gemma", **SMALL, "head_dim": 16}
-    model = read(gemma | {"hidden_act": "gelu"})
-    assert listed(model)["hidden_act"] == "transformers' GemmaConfig makes it 'gelu_pytorch_tanh' whatever is given"
+    (said,) = checked({"model_type": "gemma", **SMALL, "head_dim": 16, "hidden_act": "gelu"}).values()
+    assert said == "hidden_act = 'gelu' (transformers' GemmaConfig makes it 'gelu_pytorch_tanh' whatever is given)"
 
 
 def test_switches_that_say_what_is_built_are_accepted() -> None:

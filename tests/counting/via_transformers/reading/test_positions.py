@@ -72,6 +72,6 @@ def test_the_command_refuses_gpt2_beyond_its_table(tmp_path: Any, capsys: pytest
         captured = capsys.readouterr()
         assert captured.out == ""
         assert captured.err == (
-            f"error: {path}: n_positions = 1024: a sequence of 2,048 tokens is longer, and the table of positions has "
+            "error: gpt2: n_positions = 1024: a sequence of 2,048 tokens is longer, and the table of positions has "
             "no more rows; give --seq_len, of at most 1,024\n"
         )

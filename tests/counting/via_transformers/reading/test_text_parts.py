@@ -236,8 +236,8 @@ def test_what_may_change_the_text_part_is_not_left_out(field: str) -> None:
 
 def test_text_only_of_a_text_decoder_is_the_whole() -> None:
     assert read_model(LLAMA, text_only=True) == read_model(LLAMA)
-    gpt2 = {"model_type": "gpt2", **FAMILIES["gpt2"][0]}
-    assert text(gpt2) == analyze(gpt2, SHORT)
+    bigcode = {"model_type": "gpt_bigcode", **FAMILIES["gpt_bigcode"][0]}
+    assert text(bigcode) == analyze(bigcode, SHORT)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ MPT = {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_s
         (MPT, "MPTForCausalLM"),
         ({"model_type": "granite", **SMALL}, "graniteforcausallm"),
         ({"model_type": "internlm3", **SMALL}, "InternLM3ForCausalLM"),
-        ({"model_type": "gpt2", **FAMILIES["gpt2"][0]}, "GPT2ForCausalLM"),
+        ({"model_type": "gpt_bigcode", **FAMILIES["gpt_bigcode"][0]}, "GPTBigCodeLMHeadModel"),
         (TEXT_PART, "Qwen3VLMoeForConditionalGeneration"),
         (QWEN3_MOE, "Qwen3MOEForCausalLM"),
         (LLAMA, "LLaMAForCausalLM"),
@@ -321,18 +321,17 @@ PHI3 = {"model_type": "phi3", **SMALL}
 
 
 def test_the_name_in_remote_code_is_recognised() -> None:
-    """As MiniMax-M2 is published: the name is not transformers' own, and `auto_map` says that it is the family's."""
-    minimax = {"model_type": "minimax_m2", **SMALL, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}
-    remote = {"architectures": ["MiniMaxM2Remote_ForCausalLM"]}
-    named = {"AutoModelForCausalLM": "modeling_minimax_m2.OtherForCausalLM", "AutoConfig": "c.MiniMaxM2Config"}
-    accepted = analyze(minimax | {"architectures": ["OtherForCausalLM"], "auto_map": named}, SHORT)
-    assert accepted.parameters == analyze(minimax, SHORT).parameters
+    """The name is not transformers' own, and `auto_map` says that it is the family's."""
+    remote = {"architectures": ["Phi3Remote_ForCausalLM"]}
+    named = {"AutoModelForCausalLM": "modeling_phi3.OtherForCausalLM", "AutoConfig": "c.Phi3Config"}
+    accepted = analyze(PHI3 | {"architectures": ["OtherForCausalLM"], "auto_map": named}, SHORT)
+    assert accepted.parameters == analyze(PHI3, SHORT).parameters
     assert any(
         each.startswith("auto_map = an object of 2 (points to remote code") for each in accepted.passed_over_fields
     )
     for unlike in (remote | {"auto_map": named}, {"architectures": ["OtherForCausalLM"]}):
-        with pytest.raises(ConfigError, match="is not what model_type minimax_m2 is measured as"):
-            analyze(minimax | unlike, SHORT)
+        with pytest.raises(ConfigError, match="is not what model_type phi3 is measured as"):
+            analyze(PHI3 | unlike, SHORT)
 
 
 def test_another_model_of_the_family_in_remote_code_is_refused() -> None:

@@ -1,8 +1,6 @@
 """Layers that carry a state along the sequence: what transformers builds, without the products of their scans."""
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from counting.setup import Setup
 from counting.via_transformers.states import stand_ins
 from counting.via_transformers.states.elementwise import _operations_of, elementwise_operations
 from tests.foreign_families import SMALL, without
+from tests.scans import GROUPED, without_scans
 from torch_models.errors import UserError
 from torch_models.fields.config import ForeignConfig
 
@@ -89,36 +88,14 @@ def whole_model(model_type: str) -> Any:
     return model
 
 
-def without_scans(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a model's scans and windows return their first argument of the output's shape."""
-    shaped_like: dict[str, Callable[..., Any]] = {
-        "mamba2_chunk_scan": lambda x, *_, **__: x,
-        "torch_chunk_gated_delta_rule": lambda q, k, v, *_, **__: (v, None),
-        "chunk_kimi_delta_attention": lambda q, k, v, *_, **__: (v, None),
-        "mamba_selective_scan": lambda x, *_, **__: x,
-        "rwkv_linear_attention": lambda decay, first, key, *_, **__: (key, None),
-        "causal_conv1d_fn": lambda x, *_, **__: x,
-        "_rnn_scan": lambda self, hidden_states, **_: (hidden_states, None),
-    }
-    for module in model.modules():
-        for owner in (sys.modules[type(module).__module__], type(module)):
-            for name, function in shaped_like.items():
-                if name in vars(owner):
-                    monkeypatch.setattr(owner, name, function)
-        if isinstance(module, torch.nn.Conv1d):
-            monkeypatch.setattr(module, "forward", lambda x: torch.nn.functional.pad(x, (0, 3)))
-
-
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_parameters_and_products_are_those_of_the_whole_model(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of transformers' own model with all of its layers; the products of its scans are set aside."""
     analysis, model = measured(model_type), whole_model(model_type)
     assert analysis.parameters.total == sum(parameter.numel() for parameter in model.parameters())
     assert analysis.parameters.total == sum(analysis.parameters.by_component.values())
-    without_scans(model, monkeypatch)
-    monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", lambda *_: None)  # reads numbers
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: grouped})
-    with torch.no_grad(), counter:
+    counter = FlopCounterMode(display=False, custom_mapping=GROUPED)
+    with torch.no_grad(), without_scans(model), counter:
         model(input_ids=torch.zeros(1, LENGTH, dtype=torch.long, device="meta"), use_cache=False)
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     rotary = sum(count for name, count in counts.items() if name.rpartition(".")[2].startswith("rotary_emb"))
@@ -131,10 +108,6 @@ def test_parameters_and_products_are_those_of_the_whole_model(model_type: str, m
     for layer in analysis.layers:
         assert layer.peak_memory_bytes is None or not layer.scans
         assert layer.forward_flops_by_component.get("other", 0) == 0
-
-
-def grouped(rows: Any, matrices: Any, *_: Any, **__: Any) -> int:
-    return int(2 * rows[0] * rows[1] * matrices[-1])
 
 
 def test_scans_are_counted_from_the_shapes_that_ran() -> None:

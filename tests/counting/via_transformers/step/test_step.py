@@ -1,0 +1,241 @@
+"""A training step through transformers: as native ones count it, as all layers run it, as real tensors are."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import transformers
+
+from counting.analysis import analyze
+from counting.measurements.live_bytes import LiveBytes
+from counting.measurements.meta_device import measuring
+from counting.setup import Setup
+from counting.via_transformers.step import measure as step_measure
+from counting.via_transformers.step.layers import LayersToRun, LayerToRun
+from counting.via_transformers.step.to_run import BuiltToRun
+from tests.foreign_families import FAMILIES, GPT2, without
+from tests.shrunken import DEEPSEEK_V3, GEMMA2, LLAMA, MIXTRAL
+from torch_models.fields.config import ForeignConfig, spec_from_fields
+from torch_models.recomputed_layers import recompute_of_layer
+
+LENGTH = 32
+
+# Settings of a step, each with something that another has not.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {"micro_batches": 3},
+    "full": {"recompute": "full", "micro_batches": 2, "precision": "bf16", "optimizer": "sgd"},
+    "selective": {"recompute": "selective", "clip_gradients": True, "optimizer": "sgd-momentum"},
+    "every second layer": {
+        "recompute": 2,
+        "micro_batches": 2,
+        "precision": "mixed-fp32-gradients",
+        "optimizer": "adafactor",
+    },
+    "in fp32": {"precision": "fp32", "optimizer": "muon", "zero_gradients": "in_place", "micro_batches": 2},
+    "in fp8": {"precision": "fp8", "optimizer": "adamw-8bit", "micro_batch_size": 2},
+}
+
+
+def foreign(fields: dict[str, Any], model_type: str | None = None) -> ForeignConfig:
+    model_type = model_type or fields["model_type"]
+    return ForeignConfig(
+        name="small", source="small", model_type=model_type, fields={"model_type": model_type, **fields}
+    )
+
+
+# --- As a native family ------------------------------------------------------------------------------------------
+
+NATIVE = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma2": GEMMA2, "deepseek_v3": DEEPSEEK_V3}
+
+
+PAIRS = [
+    *(("llama", settings) for settings in SETTINGS),
+    ("mixtral", "plain"),
+    ("mixtral", "in fp32"),
+    ("gemma2", "full"),
+    ("gemma2", "selective"),
+    ("deepseek_v3", "every second layer"),
+    ("deepseek_v3", "in fp8"),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), PAIRS)
+def test_a_native_family_through_transformers_has_the_native_step(family: str, settings: str) -> None:
+    """All FLOPs and model states are equal; activations are not, because norms run op by op."""
+    fields, setup = NATIVE[family], Setup(sequence_length=LENGTH, **SETTINGS[settings])
+    without_mtp = msgspec.structs.replace(setup, mtp=False)
+    native = analyze(spec_from_fields(fields, "small"), without_mtp if family == "deepseek_v3" else setup)
+    other = analyze(foreign(fields), setup)
+    assert native.training is not None
+    assert other.training == native.training
+    assert other.memory is not None
+    assert native.memory is not None
+    assert other.memory.states == native.memory.states
+    update = {phase.name: phase.transients for phase in native.memory.phases[4:]}
+    assert update.keys() >= {"optimiser step"}
+    assert {phase.name: phase.transients for phase in other.memory.phases[4:]} == update
+    assert "no formula" in other.memory.proof
+    assert other.memory.peak_bytes > native.memory.peak_bytes - native.memory.phases[0].activations
+
+
+def test_the_loss_in_chunks_is_the_native_one() -> None:
+    setup = Setup(sequence_length=LENGTH, loss_chunk=10)
+    native, other = analyze(spec_from_fields(LLAMA, "small"), setup), analyze(foreign(LLAMA), setup)
+    assert other.training == native.training
+    assert other.training is not None
+    assert other.training.recomputed_flops == 2 * LENGTH * 64 * 96  # the head once more
+
+
+def test_what_llama_keeps_otherwise_by_hand() -> None:
+    """One sequence of 32 tokens, 64 wide, 2 bytes a number: 4,096 bytes for each such tensor.
+
+    A layer of ours keeps for each of its two norms 1 / rms in fp32 and what goes in. transformers' norms keep what goes
+    in in fp32, 8,192 bytes, 1 / rms, and the normalised numbers in 16 bits beside the result. The input of a layer is
+    not kept for itself, nor is that of the second norm.
+    """
+    settings = {"num_hidden_layers": 8}
+    of_layer = {}
+    for name, config in (("native", spec_from_fields(LLAMA | settings, "x")), ("other", foreign(LLAMA | settings))):
+        small, large = (analyze(_shortened(config, number), Setup(sequence_length=LENGTH)) for number in (4, 8))
+        assert small.memory is not None
+        assert large.memory is not None
+        kept = [memory.phases[1].activations for memory in (small.memory, large.memory)]
+        of_layer[name] = (kept[1] - kept[0]) // 4
+    assert of_layer["other"] - of_layer["native"] == 2 * (8192 + 4096) - 2 * 4096
+
+
+def _shortened(config: Any, layers: int) -> Any:
+    if isinstance(config, ForeignConfig):
+        return msgspec.structs.replace(config, fields=config.fields | {"num_hidden_layers": layers})
+    return spec_from_fields(LLAMA | {"num_hidden_layers": layers}, "x")
+
+
+# --- One layer of each kind stands for all -----------------------------------------------------------------------
+
+
+def every_layer(found: Any, kinds: list[str], recompute: Any) -> LayersToRun:
+    """All layers run, each for itself."""
+    names = {group.first: kind for group, kind in zip(found.groups, kinds, strict=True)}
+    layers = tuple(
+        LayerToRun(layer, names[like], recompute_of_layer(recompute, index), 1)
+        for index, (layer, like) in enumerate(zip(found.layers, found.first_alike, strict=True))
+    )
+    return LayersToRun(layers, tuple((index, 1) for index in range(len(layers))), tuple(range(len(layers))))
+
+
+WHOLE = [
+    ("gpt_bigcode", "plain"),
+    ("gpt_bigcode", "every second layer"),
+    ("opt", "full"),
+    ("falcon", "in fp32"),
+    ("cohere2", "plain"),
+    ("cohere2", "every second layer"),
+    ("olmoe", "selective"),
+    ("stablelm", "plain"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "settings"), WHOLE)
+def test_extended_equals_run_whole(model_type: str, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = foreign(FAMILIES[model_type][0], model_type)
+    setup = Setup(sequence_length=LENGTH, **SETTINGS[settings])
+    extended = analyze(config, setup)
+    monkeypatch.setattr(step_measure, "layers_to_run", every_layer)
+    whole = analyze(config, setup)
+    assert whole.training == extended.training
+    assert whole.memory == extended.memory
+
+
+# --- As on real tensors -------------------------------------------------------------------------------------------
+
+
+# Families whose own code multiplies and masks, so that no kernel is the device's.
+ARITHMETIC: dict[str, dict[str, Any]] = {
+    "bloom": FAMILIES["bloom"][0],
+    "gpt_neo": {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "num_layers": 4,
+        "num_heads": 4,
+        "max_position_embeddings": 64,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 8,
+        "embed_dropout": 0.0,
+        "resid_dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", ARITHMETIC)
+def test_measured_equals_real(model_type: str) -> None:
+    """The peak of both passes of transformers' whole model on the CPU, with numbers, nothing extended.
+
+    In fp32, in which layer norms keep the same on CPU and GPU.
+    """
+    fields = ARITHMETIC[model_type]
+    memory = analyze(foreign(fields, model_type), Setup(sequence_length=LENGTH, precision="fp32")).memory
+    assert memory is not None
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    inputs = {"input_ids": torch.ones(1, LENGTH, dtype=torch.long)}
+    if model_type == "gpt_neo":  # whose code makes no mask on the meta device
+        inputs["attention_mask"] = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+    labels = torch.ones(1, LENGTH, dtype=torch.long)
+
+    def loss() -> torch.Tensor:
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum") / labels.numel()
+
+    with measuring(), LiveBytes([*model.parameters(), *model.buffers(), *inputs.values(), labels]) as tracker:
+        loss().backward()
+    passes = [phase for phase in memory.phases if phase.name != "optimiser step"]
+    assert max(phase.peak_bytes - phase.optimizer_state for phase in passes) == tracker.peak
+
+
+# --- What is refused, and what is said ----------------------------------------------------------------------------
+
+
+def test_what_backward_does_not_reach_is_named() -> None:
+    """Keys are chosen by the indexer's scores, through which no gradient passes."""
+    fields = without(DEEPSEEK_V3, "architectures", "model_type")
+    fields |= {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 8, "bos_token_id": 1, "eos_token_id": 2}
+    memory = analyze(foreign(fields, "deepseek_v32"), Setup(sequence_length=LENGTH)).memory
+    assert memory is not None
+    (note,) = (note for note in memory.notes if "no gradient" in note)
+    assert "indexer.wq_b.weight" in note
+    width, rank = fields["hidden_size"], fields["q_lora_rank"]
+    indexers = 4 * (2 * 16 * rank + 16 * width + 2 * 16 + 2 * width)  # queries, keys, their norm, weights of two heads
+    assert memory.states.weights - memory.states.gradients == 2 * indexers
+
+
+REFUSED = {
+    "the attention of gpt2's own": ("falcon", {"recompute": "selective"}, "FalconAttention|its own code: give full"),
+    "logits that are scaled": (
+        "cohere2",
+        {"loss_chunk": 8},
+        "loss_chunk = 8: .*the head's products are not its logits",
+    ),
+    "eager kernels": ("gpt_bigcode", {"kernels": "eager"}, "kernels = 'eager': gpt_bigcode goes through transformers"),
+}
+
+
+@pytest.mark.parametrize(("model_type", "settings", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_by_name(model_type: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        analyze(foreign(FAMILIES[model_type][0], model_type), Setup(sequence_length=LENGTH, **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_code_that_does_not_train_is_analysed_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError("no backward\nhere")
+
+    monkeypatch.setattr(BuiltToRun, "loss", fails)
+    analysis = analyze(foreign(GPT2, "gpt2"), Setup(sequence_length=LENGTH))
+    assert (analysis.training, analysis.memory) == (None, None)
+    assert analysis.notes[-1] == "A training step is not measured: no backward here."
+    with pytest.raises(ValueError, match=r"recompute = 'full': no training step of gpt2 .*: no backward here$"):
+        analyze(foreign(GPT2, "gpt2"), Setup(sequence_length=LENGTH, recompute="full"))
