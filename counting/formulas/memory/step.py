@@ -57,7 +57,6 @@ class SimulatedStep:
         self.batch = setup.micro_batch
         self.tokens = self.batch.tokens
         self.precision = setup.precision_recipe
-        self.layout = layout
         self.division = division_of(layout, context_rank)
         tp = self.division.tp
         self.groups = [(local_layer(each, tp), count) for each, count in spec.layer_groups()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.family_sweep import REASONS, Outcome, causes, examine_all, families
+from tests.counting.via_transformers.family_sweep import REASONS, Outcome, causes, examine_all, families
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "families.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (measured|refused: [^|]+?) \| (\d+) \|", PAGE, flags=re.MULTILINE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA4
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GEMMA4, GPT_OSS, LLAMA4
 from torch_models import set_recompute
 from torch_models.builder import creating
 from torch_models.fields.config import spec_from_fields
@@ -27,6 +27,7 @@ KINDS = {
 FEW = {
     "gpt_oss": spec_from_fields(GPT_OSS, "gpt_oss").layers[0],  # windows, sinks, experts with biases
     "gemma2": spec_from_fields(GEMMA2, "gemma2").layers[0],  # caps, four norms with offsets
+    "gemma4": spec_from_fields(GEMMA4, "gemma4").layers[-1],  # experts beside an MLP, keys as values
     "llama4-chunks": spec_from_fields(LLAMA4, "llama4").layers[2],  # chunks, norms after the rotation
     "llama4-temperature": spec_from_fields(LLAMA4, "llama4").layers[3],  # queries by position, weighted inputs
     "deepseek_v3": spec_from_fields(DEEPSEEK_V3, "deepseek_v3").layers[-1],  # latent attention, groups of experts

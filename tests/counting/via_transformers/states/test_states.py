@@ -15,8 +15,8 @@ from counting.scans import DeltaRuleScan, StateSpaceScan
 from counting.setup import Setup
 from counting.via_transformers.states import stand_ins
 from counting.via_transformers.states.elementwise import _operations_of, elementwise_operations
+from tests.counting.via_transformers.scans import GROUPED, without_scans
 from tests.foreign_families import SMALL, without
-from tests.scans import GROUPED, without_scans
 from torch_models.errors import UserError
 from torch_models.fields.config import ForeignConfig
 

@@ -176,7 +176,7 @@ def _flops(model: Any, length: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tests.scans import GROUPED, without_scans
+    from tests.counting.via_transformers.scans import GROUPED, without_scans
 
     ids = torch.zeros(1, length, dtype=torch.long, device="meta")
     mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")

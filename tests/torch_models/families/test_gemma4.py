@@ -1,0 +1,79 @@
+"""Gemma-4: heads by kind of layer, what has no module here, what is refused, heads too wide for flash attention."""
+
+from typing import Any
+
+import pytest
+import torch
+from msgspec import structs
+
+from tests.shrunken import GEMMA4
+from torch_models.errors import ConfigError, NotModelledError
+from torch_models.fields.config import ForeignConfig, model_from_fields, spec_from_fields
+from torch_models.modules.attention.core import causal_attention
+from torch_models.parallel.checks import check_tensor_parallel, without_ring_attention
+from torch_models.spec import ModelSpec
+
+EVERY_KIND = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+
+def heads_of(**fields: Any) -> list[tuple[int, int, bool]]:
+    """Of each layer its key heads, the channels of a head, and whether keys are the values."""
+    layers = [layer.attention for layer in spec_from_fields(GEMMA4 | fields, "x").layers]
+    return [(each.num_key_value_heads, each.head_dim, each.keys_as_values) for each in layers]
+
+
+def test_global_layers_have_heads_of_their_own() -> None:
+    """The last layer is global whatever the config says, as in transformers."""
+    assert heads_of(**EVERY_KIND) == [(4, 16, False), (2, 24, True), (2, 24, True)]
+    assert heads_of(**EVERY_KIND, attention_k_eq_v=False) == [(4, 16, False), (4, 24, False), (4, 24, False)]
+
+
+def test_heads_of_single_layers() -> None:
+    """As transformers 5 writes them; then the fields of all global layers have no effect."""
+    single = {"1": {"head_dim": 32}, "2": {"num_key_value_heads": 1}}
+    assert heads_of(**EVERY_KIND, per_layer_config=single) == [(4, 16, False), (4, 32, True), (1, 16, True)]
+
+
+@pytest.mark.parametrize("field", ["hidden_size_per_layer_input", "num_kv_shared_layers"])
+def test_what_has_no_module_is_counted_through_transformers(field: str) -> None:
+    with pytest.raises(NotModelledError, match=rf"^{field} = 1: .* have no module here; the counts come from"):
+        spec_from_fields(GEMMA4 | {field: 1}, "x")
+    assert isinstance(model_from_fields(GEMMA4 | {field: 1}, "x"), ForeignConfig)
+    assert isinstance(model_from_fields(GEMMA4, "x"), ModelSpec)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"use_bidirectional_attention": "all"},
+            "= 'all': lets a token see those after it",
+        ),
+        ({"num_experts": None}, "num_experts = null: must be given, since enable_moe_block is on"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_from_fields(GEMMA4 | fields, "x")
+
+
+def test_layouts_that_its_layers_lack() -> None:
+    spec = spec_from_fields(GEMMA4, "x")
+    with pytest.raises(ValueError, match="tp = 2: must be 1: layers have an MLP beside their experts"):
+        check_tensor_parallel(spec.layers, spec.vocab_size, 2)
+    assert without_ring_attention(spec.layers[-1]) == "a norm of its values"
+
+
+def test_heads_wider_than_flash_attention_takes() -> None:
+    """256 channels are torch's limit; the kernel of windows has none, and computes the same."""
+    attention = spec_from_fields(GEMMA4, "x").layers[-1].attention
+    rotary = structs.replace(attention.rotary, dim=8)
+    wide, widest = (structs.replace(attention, head_dim=channels, rotary=rotary) for channels in (257, 256))
+    assert (wide.needs_own_kernel, widest.needs_own_kernel) == (True, False)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 9, heads, 264, generator=generator) for heads in (4, 2, 2))
+    fused, eager = (
+        causal_attention(query, key, value, scale=0.1, kernels=kernels, heads_per_group=2)
+        for kernels in ("fused", "eager")
+    )
+    torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-5)
