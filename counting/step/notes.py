@@ -14,7 +14,7 @@ NOTES = (
     "boundaries: weights, input, tensors saved for backward (including the rotary tables, which all layers share), and "
     "transients at the worst moment. No gradients, no optimiser state, no workspaces within a kernel. GB = 10^9 bytes.",
     "Fused kernels: flash attention, or torch's memory-efficient kernel where queries and values differ in size, and "
-    "fused RMSNorm, as torch runs them on an A100. Padding inside a kernel (head sizes that are not multiples of 8) "
+    "fused norms, as torch runs them on an A100. Padding inside a kernel (head sizes that are not multiples of 8) "
     "is not counted. Heads above 256 channels are accepted, although flash attention refuses them. Windows, chunks, "
     "soft caps and sinks run in a kernel of this project with flash attention's memory; torch has no such kernel.",
     "Parameters, forward FLOPs and one layer's memory are measured in bfloat16, which has the same size as float16: "

@@ -200,6 +200,7 @@ PRODUCTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"cp": 3}),
     ("qwen3", {"cp": 2, "fsdp": 2, "zero": 1}),
     ("olmo2", {"cp": 2, "dp": 2, "tp": 2}),
+    ("gpt2", {"cp": 2, "dp": 2, "tp": 2}),
     ("mixtral", {"cp": 2, "fsdp": 2, "ep": 2}),
     ("deepseek_v3", {"cp": 2, "tp": 2}),
     ("glm4_moe", {"cp": 2, "fsdp": 2, "ep": 4}),

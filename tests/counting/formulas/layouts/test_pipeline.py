@@ -121,6 +121,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("qwen2", {"pp": 2, "schedule": "zbv", "fsdp": 2, "grouping": "torchtitan"}, {"micro_batches": 4}),
     ("mixtral", {"pp": 2, "schedule": "dualpipev", "fsdp": 4, "ep": 2}, {"micro_batches": 5}),
     ("gpt_oss", {"pp": 2, "schedule": "dualpipev"}, {"micro_batches": 4}),
+    ("gpt2", {"pp": 2, "schedule": "zbv", "tp": 2}, {"micro_batches": 8, "recompute": "full"}),
 ]
 
 
