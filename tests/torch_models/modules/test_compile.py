@@ -27,9 +27,7 @@ KINDS = {
 FEW = {
     "gpt_oss": spec_from_fields(GPT_OSS, "gpt_oss").layers[0],  # windows, sinks, experts with biases
     "gemma2": spec_from_fields(GEMMA2, "gemma2").layers[0],  # caps, four norms with offsets
-    "gemma4": spec_from_fields(GEMMA4, "gemma4").layers[
-        -1
-    ],  # experts beside an MLP, keys as values
+    "gemma4": spec_from_fields(GEMMA4, "gemma4").layers[-1],  # experts beside an MLP, keys as values
     "llama4-chunks": spec_from_fields(LLAMA4, "llama4").layers[2],  # chunks, norms after the rotation
     "llama4-temperature": spec_from_fields(LLAMA4, "llama4").layers[3],  # queries by position, weighted inputs
     "deepseek_v3": spec_from_fields(DEEPSEEK_V3, "deepseek_v3").layers[-1],  # latent attention, groups of experts
