@@ -10,6 +10,7 @@ from torch_models.spec import (
     ClampedMLPSpec,
     GatedMLPSpec,
     GroupedQueryAttentionSpec,
+    IndexerSpec,
     LayerRun,
     LayerSpec,
     MixtureOfExpertsSpec,
@@ -24,8 +25,11 @@ from torch_models.spec import (
 )
 
 
-def random_layer(pick: random.Random) -> LayerSpec:
-    """A layer of extreme proportions, so that its memory peaks at a moment that no real model's does."""
+def random_layer(pick: random.Random, *, indexers: bool = False) -> LayerSpec:
+    """A layer of extreme proportions, so that its memory peaks at a moment that no real model's does.
+
+    With `indexers` its attention may have one, which tp and cp do not divide.
+    """
     width, bias = pick.choice([8, 16, 64, 256, 1024]), pick.random() < 0.3
     attention: GroupedQueryAttentionSpec | MultiHeadLatentAttentionSpec
     if pick.random() < 0.5:
@@ -65,6 +69,14 @@ def random_layer(pick: random.Random) -> LayerSpec:
             rotary=RotarySpec(dim=rope, theta=1e4, interleaved=pick.random() < 0.5),
             bias=bias,
         )
+        if indexers and attention.q_lora_rank is not None and pick.random() < 0.5:
+            indexer = IndexerSpec(
+                num_heads=pick.choice([1, 3, 32]),
+                head_dim=rope + pick.choice([0, 1, 64]),
+                top_k=pick.choice([1, 5, 1000]),
+                interleaved=pick.random() < 0.5,
+            )
+            attention = structs.replace(attention, indexer=indexer)
 
     def mlp(intermediate_size: int, bias: bool = False) -> GatedMLPSpec:
         return GatedMLPSpec(

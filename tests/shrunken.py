@@ -338,18 +338,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # The families of these with biases of projections or of the router's choice.
-WITH_BIASES = {
-    "qwen2",
-    "qwen2_moe",
-    "gpt_oss",
-    "glm4_moe",
-    "minimax_m2",
-    "deepseek_v3",
-    "kimi_k2",
-    "gpt2",
-    "deepseek_v32",
-}
-WITH_BIASES |= {"glm_moe_dsa"}
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
+WITH_BIASES |= {"deepseek_v32", "glm_moe_dsa"}
 
 # Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own; an indexer.
 WITHOUT_TP = frozenset(("gemma4", "deepseek_v32", "glm_moe_dsa"))
@@ -360,6 +350,7 @@ REPRESENTATIVE = ("llama", "smollm3", "gemma2", "mixtral", "gpt_oss", "llama4", 
 
 # Every mechanism of these is in another family too, in brackets; what differs are names, fields and sizes.
 COVERED = (
+    "smollm",  # a tied head and grouped queries (smollm3)
     "mistral",  # windows (gemma2)
     "qwen2",  # biases (glm4_moe)
     "olmo3",  # norms after blocks and over all heads (olmo2), windows (gemma2)
@@ -369,15 +360,15 @@ COVERED = (
 )
 
 
-def shared_out(ways: Sequence[Way], *, share: int = 1) -> list[tuple[str, Way]]:
-    """Return each representative family with all ways, and each other with `share` of them.
+def shared_out(ways: Sequence[Way], *, share: int = 1, whole: Sequence[str] = REPRESENTATIVE) -> list[tuple[str, Way]]:
+    """Return each family of `whole` with all ways, and each other with `share` of them.
 
     The others take their share in turn, so that many families run each way. Families that others cover take one.
     """
     found: list[tuple[str, Way]] = []
     begin = 0
     for family in FAMILIES:
-        number = len(ways) if family in REPRESENTATIVE else 1 if family in COVERED else share
+        number = len(ways) if family in whole else 1 if family in COVERED else share
         found += [(family, ways[(begin + index) % len(ways)]) for index in range(number)]
         begin += number
     return found

@@ -23,7 +23,7 @@ from counting.reconcile import Check, DisagreementError
 from counting.setup import Setup, resolve
 from counting.step.flops import training_step
 from counting.step.memory import StepMemory, step_memory
-from counting.step.notes import NOTES
+from counting.step.notes import INDEXER_NOTE, NOTES
 from counting.step.time import NO_TIME_BY_FORMULA
 from counting.timing import check_clusters, checked_clusters, step_times
 from torch_models.errors import ArgumentError
@@ -139,6 +139,8 @@ def _analyze_native(spec: ModelSpec, setup: Setup, step: bool, layout: Layout | 
     measured_dtype = setup.precision_recipe.activation_dtype if step else "bfloat16"
     setup = msgspec.structs.replace(setup, measured_dtype=measured_dtype)
     analysis, counts = analysis_of_witnesses(spec, "measured = formula", setup, NOTES, witnesses, stored)
+    if analysis.forward_only_flops:
+        analysis = msgspec.structs.replace(analysis, notes=(*analysis.notes, INDEXER_NOTE))
     if not step:
         return analysis
     core, mtp_core = counts.whole_model().attention_core_flops, counts.mtp.attention_core_flops

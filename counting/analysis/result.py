@@ -49,6 +49,8 @@ class ParameterTotals(Tidy, frozen=True, kw_only=True):
     mtp_linear_weights: int
     moment_bytes: int  # of the setup's optimiser, for the main model
     mtp_moment_bytes: int
+    frozen: int = 0  # of total, those that no gradient reaches: of indexers
+    mtp_frozen: int = 0  # the same of mtp
 
 
 class LayerAnalysis(Tidy, frozen=True, kw_only=True):
@@ -198,6 +200,8 @@ def _parameter_totals(counts: ModelCounts, whole: WholeModel) -> ParameterTotals
         mtp_linear_weights=mtp.linear_weights,
         moment_bytes=whole.moment_bytes,
         mtp_moment_bytes=mtp.moment_bytes,
+        frozen=whole.frozen_parameters or 0,
+        mtp_frozen=mtp.frozen_parameters or 0,
     )
 
 

@@ -32,7 +32,13 @@ def trains_mtp(analysis: Analysis) -> bool:
 
 def trained_parameters(analysis: Analysis) -> int:
     """The number of parameters that the optimiser updates: main model, plus multi-token prediction if it is trained."""
-    return analysis.parameters.total + trains_mtp(analysis) * analysis.parameters.mtp
+    parameters, with_mtp = analysis.parameters, trains_mtp(analysis)
+    return parameters.total - parameters.frozen + with_mtp * (parameters.mtp - parameters.mtp_frozen)
+
+
+def untrained_parameters(analysis: Analysis) -> int:
+    """The number of parameters that no gradient reaches, but that are there."""
+    return analysis.parameters.frozen + trains_mtp(analysis) * analysis.parameters.mtp_frozen
 
 
 def training_flops_per_token(analysis: Analysis) -> Fraction:

@@ -33,6 +33,7 @@ from counting.cost.conventions import (
     main_attention_core,
     trained_parameters,
     trains_mtp,
+    untrained_parameters,
 )
 from counting.cost.hardware import Gpu
 from counting.recipes import Precision, model_states
@@ -233,7 +234,9 @@ def model_state_bytes(analysis: Analysis) -> int:
     parameters, setup = analysis.parameters, analysis.setup
     linear_weights = parameters.linear_weights + trains_mtp(analysis) * parameters.mtp_linear_weights
     moments = parameters.moment_bytes + trains_mtp(analysis) * parameters.mtp_moment_bytes
-    return model_states(trained_parameters(analysis), linear_weights, moments, setup.precision_recipe).total
+    frozen = untrained_parameters(analysis)
+    number = trained_parameters(analysis) + frozen
+    return model_states(number, linear_weights, moments, setup.precision_recipe, frozen=frozen).total
 
 
 def _on_gpu(

@@ -25,8 +25,11 @@ def _(spec: GroupedQueryAttentionSpec) -> int:
 
 @cached_numbers.register
 def _(spec: MultiHeadLatentAttentionSpec) -> int:
-    """The latent and the rotated channels that all heads share (DeepSeek-V2, arXiv 2405.04434, §2.1.4, table 1)."""
-    return spec.kv_lora_rank + spec.qk_rope_head_dim
+    """The latent and the rotated channels that all heads share (DeepSeek-V2, arXiv 2405.04434, §2.1.4, table 1).
+
+    With an indexer, its key too.
+    """
+    return spec.kv_lora_rank + spec.qk_rope_head_dim + (0 if spec.indexer is None else spec.indexer.head_dim)
 
 
 def kv_cache_bytes_per_token(spec: ModelSpec) -> int:

@@ -27,7 +27,7 @@ from torch_models.spec import (
 )
 
 LOGIT_BYTES = 4  # of the router, in fp32
-SCORE_BYTES = 4  # of an indexer, in fp32
+INDEX_SCORE_BYTES = 4  # of an indexer, in fp32
 CHOICE_BYTES = 4 + 8  # of what topk returns: a value in fp32 with its index in int64
 
 
@@ -91,12 +91,12 @@ def kept_choice_of_keys(spec: LayerSpec, length: int) -> int:
     return CHOICE_BYTES * min(attention.indexer.top_k, length)
 
 
-def kept_index_scores(spec: LayerSpec, length: int) -> int:
+def kept_index_score_bytes(spec: LayerSpec, length: int) -> int:
     """Return the bytes a token of an indexer's scores with eager kernels: by head, and summed over heads, in fp32."""
     attention = spec.attention
     if isinstance(attention, GroupedQueryAttentionSpec) or attention.indexer is None:
         return 0
-    return SCORE_BYTES * (attention.indexer.num_heads + 1) * length
+    return INDEX_SCORE_BYTES * (attention.indexer.num_heads + 1) * length
 
 
 def _choice_held(spec: RouterSpec) -> int:

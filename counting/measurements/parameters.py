@@ -25,7 +25,7 @@ def frozen_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
 
 
-def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+def updated_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that an optimiser updates, in their order."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 

@@ -16,7 +16,7 @@ from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, Owner, owners_in
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
-from counting.measurements.parameters import buffer_bytes, trained_parameters
+from counting.measurements.parameters import buffer_bytes, updated_parameters
 from counting.measurements.probe import Probe, build_probe
 from counting.measurements.update import runs_of_probe, states_by_recipe, trained_groups, with_update
 from counting.setup import Setup
@@ -163,7 +163,7 @@ def run_passes(
     assert setup.micro_batches is not None, "a resolved setup"
     cuts, places = list[Cut](), list[int]()
     parameters = list(model.module.parameters())
-    trained = trained_parameters(model.module)
+    trained = updated_parameters(model.module)
     if setup.zero_gradients == "in_place" and not setup.precision_recipe.gradients_apart:
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)  # as the step before left it

@@ -17,8 +17,8 @@ from counting.measurements.parameters import (
     frozen_parameters,
     linear_weights,
     moments_by_recipe,
-    trained_parameters,
     trained_tensors,
+    updated_parameters,
 )
 from counting.measurements.probe import Probe
 from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor, model_states, states_measurable
@@ -80,7 +80,7 @@ class TrainedGroups(NamedTuple):
 
 def trained_groups(probe: Probe, precision: Precision) -> TrainedGroups:
     """The parameters of the probe with their gradients, after a backward pass."""
-    trained = with_gradients(trained_parameters(probe.model), trained_tensors(probe.model), precision)
+    trained = with_gradients(updated_parameters(probe.model), trained_tensors(probe.model), precision)
     frozen = [parameter for parameter in probe.model.parameters() if not parameter.requires_grad]
     return in_groups(trained, frozen, [list(layer.parameters()) for layer in probe.layers])
 

@@ -118,6 +118,8 @@ NAMES_OF_NUMBERS = {
     ("ParameterTotals", "active_without_embedding"): "active_parameters_without_embedding",
     ("ParameterTotals", "active_without_vocabulary"): "active_parameters_without_vocabulary",
     ("ParameterTotals", "mtp"): "mtp_parameters",
+    ("ParameterTotals", "frozen"): "frozen_parameters",
+    ("ParameterTotals", "mtp_frozen"): "mtp_frozen_parameters",
     ("Phase", "peak_bytes"): "peak_bytes, total",
     ("RankAnalysis", "count"): "ranks",
     ("RankCollective", "count"): "calls",

@@ -22,6 +22,14 @@ NOTES = (
 )
 
 
+INDEXER_NOTE = (
+    "Sparse attention: an indexer scores all keys and chooses index_topk of them for each query. FLOPs count the "
+    "chosen keys as a window of as many; the full square is reported separately. The indexer is a row of its own "
+    "within attention. Its scores are of the full square, also in the causal figure. The language-model loss does not "
+    "train it: a step runs it forward only, so its FLOPs count once in model FLOPs, and its parameters have no "
+    "gradients and no moments. The loss by which DeepSeek trains it is not part of the step."
+)
+
 FOREIGN_NOTES = (
     "Measured, no formula: transformers built the model, and its code was measured. FLOPs were counted twice, by trace "
     "and by dispatch, and are equal; parameters and bytes were counted once, without a second check.",

@@ -14,15 +14,17 @@ from torch.utils.flop_counter import flop_registry
 from counting.analysis import analyze
 from counting.counts import AttentionCore, Counts, LayerCounts, LayerMemory, ModelCounts, OutsideCounts, StepFlops
 from counting.formulas import flops, held, model, parameters, states, tensors
+from counting.formulas.held import attention as held_attention
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.setup import Setup
-from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, DEEPSEEK_V32, GPT_OSS, LLAMA
 from tests.witnesses import agreed, derived, measured
 from torch_models import spec as specs
 from torch_models.fields.config import spec_from_fields
 
 DEEPSEEK_SPEC = spec_from_fields(DEEPSEEK_V3, "shrunken")
 LLAMA_SPEC = spec_from_fields(LLAMA, "shrunken")
+SPARSE_SPEC = spec_from_fields(DEEPSEEK_V32, "shrunken")
 GPT_OSS_SPEC = spec_from_fields(GPT_OSS, "shrunken")
 TWO_PREDICTIONS = spec_from_fields(DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}, "two")
 SPECS_WITH = {specs.GroupedQueryAttentionSpec: LLAMA_SPEC, specs.ClampedMLPSpec: GPT_OSS_SPEC}
@@ -242,6 +244,28 @@ def test_a_forgotten_tensor_of_an_optimiser_is_found(spec_type: type) -> None:
             analyze(SPECS_WITH.get(spec_type, DEEPSEEK_SPEC), SHORT, step=False)
     finally:
         formula.register(spec_type, right)
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "component"),
+    [
+        (flops, "index_scores_flops", "indexer"),
+        (flops, "chosen_keys", "attention"),
+        (parameters, "indexer_matrices", "indexer"),
+        (model, "frozen_parameters", "frozen_parameters"),
+        (states, "frozen_parameters", "states.gradients"),
+        (held_attention, "chosen_held", "held"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_broken_formula_of_an_indexer_is_found(
+    room: Any, name: str, component: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(room, name)
+    more: Any = [(1, 1)] if name == "indexer_matrices" else 1
+    monkeypatch.setattr(room, name, lambda *given: right(*given) + more)
+    with pytest.raises(DisagreementError, match=component):
+        analyze(SPARSE_SPEC, SHORT)
 
 
 @pytest.mark.parametrize("part", StepFlops.__struct_fields__)

@@ -13,7 +13,7 @@ from counting.formulas.held.forward_pass import (
     stream_norm_held,
 )
 from counting.formulas.parameters import number_of_stream_norms, parameters, router_correction_bias
-from counting.formulas.per_op import kept_choice_of_keys, kept_index_scores, kept_outputs
+from counting.formulas.per_op import kept_choice_of_keys, kept_index_score_bytes, kept_outputs
 from counting.setup import Setup
 from torch_models.spec import (
     LayerSpec,
@@ -68,7 +68,7 @@ def per_op_held(spec: LayerSpec, run: ForwardPass, *, predicts: bool = False) ->
     """
     attention, batch = spec.attention, run.micro_batch
     chosen = run.tokens * kept_choice_of_keys(spec, batch.length)
-    index_scores = run.tokens * kept_index_scores(spec, batch.length) if run.kernels == "eager" else 0
+    index_scores = run.tokens * kept_index_score_bytes(spec, batch.length) if run.kernels == "eager" else 0
     scores = run.width * run.tokens * attention.num_attention_heads * batch.length
     core = scores if run.kernels == "eager" else fused_core_held(attention, batch)
     return kept_outputs(spec, run.tokens, run.width, predicts=predicts) + core + chosen + index_scores

@@ -13,7 +13,7 @@ from counting.measurements.allocations.log import AllocationLog
 from counting.measurements.allocations.workspaces import Workspaces
 from counting.measurements.meta_device import measuring
 from counting.measurements.optimizer import WholeUpdate, scale
-from counting.measurements.parameters import trained_parameters, trained_tensors
+from counting.measurements.parameters import trained_tensors, updated_parameters
 from counting.recipes import Optimizer, Precision
 from counting.setup import Setup
 from torch_models.builder import build_model_with_loss
@@ -94,7 +94,7 @@ class TrainedParts:
     ) -> None:
         self.precision = precision
         self._local, self._clip = local, clip
-        self._parameters = [parameter for module in modules for parameter in trained_parameters(module)]
+        self._parameters = [parameter for module in modules for parameter in updated_parameters(module)]
         self._tensors = [tensor for module in modules for tensor in trained_tensors(module)]
 
     def update(self, optimizer: Optimizer) -> WholeUpdate:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.optimizer import MASTERS, Trained, matrices_apart, scale, update_together
-from counting.measurements.parameters import trained_parameters
+from counting.measurements.parameters import updated_parameters
 from counting.measurements.work.recorder import Recorder
 from counting.measurements.work.records import summarise, total
 from counting.recipes import ModelStates, Optimizer, Precision, TrainedTensor
@@ -99,4 +99,4 @@ def record_sums(module: nn.Module, recorder: Recorder) -> list[torch.utils.hooks
         assert gradient is not None
         recorder.added_to_buffer(gradient, MASTERS)
 
-    return [parameter.register_post_accumulate_grad_hook(add) for parameter in trained_parameters(module)]
+    return [parameter.register_post_accumulate_grad_hook(add) for parameter in updated_parameters(module)]

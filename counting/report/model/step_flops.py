@@ -60,6 +60,11 @@ def _caption(step: TrainingStep, setup: Setup) -> str:
                 "Selective recomputation therefore saves almost no memory: use full recomputation, or eager kernels, "
                 "which keep the scores."
             )
+    if "indexer" in step.forward_flops_by_component:
+        sentences.append(
+            "Sparse attention's indexer runs forward only: its FLOPs count once in the model FLOPs, and its parameters "
+            "have no gradients."
+        )
     if setup.mtp:
         sentences.append("Multi-token prediction is trained: its projection, layer and run of the head are included.")
     if step.recomputed_flops_by_component["lm_head"]:

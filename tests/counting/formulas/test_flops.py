@@ -177,3 +177,37 @@ def test_multi_token_prediction() -> None:
     more = (with_projection + StepFlops(forward=head, backward=head * 2)) * 2
     assert training_flops(spec, setup) == training_flops(main, resolve(setup, spec)) + more
     assert training_flops(spec, msgspec.structs.replace(setup, mtp=False)) == training_flops(main, setup)
+
+
+# GLM-5: in each of 78 layers queries, latents and output have these weights, and the indexer those.
+GLM_5_ATTENTION = 6144 * 2048 + 2048 * 64 * 256 + 6144 * 576 + 512 * 64 * 448 + 64 * 256 * 6144
+GLM_5_INDEXER = 2048 * 32 * 128 + 6144 * 128 + 6144 * 32
+
+
+@pytest.mark.parametrize(
+    ("length", "forward", "full_square"),
+    [(2048, 191_389_111_418_880, 191_389_111_418_880), (32768, 3_710_465_196_687_360, 8_856_179_614_679_040)],
+)
+def test_glm_5_counts_the_chosen_keys(length: int, forward: int, full_square: int) -> None:
+    """As transformers' modules at 2,048 tokens, where all keys are chosen; beyond, 2,048 keys for each query.
+
+    A pair of query and key costs 2 (256 + 256) FLOPs in each of 64 heads, and 2 (128 + 1) in each of 32 of the indexer.
+    """
+    spec = read_spec("glm_5")
+    found = forward_of(spec, length, 1)
+    assert found.indexer == 78 * (2 * length * GLM_5_INDEXER + 2 * length**2 * 32 * 129)
+    core = 78 * 64 * 2 * 512 * length * 2048
+    assert found.attention == 78 * 2 * length * GLM_5_ATTENTION + core
+    assert found.total == forward
+    assert found.total + 78 * 64 * 2 * 512 * length * (length - 2048) == full_square
+    (square, _) = (attention_core(layer.attention, length, 1) for layer, _ in spec.layer_groups())
+    assert square.causal == 64 * 2 * 512 * (length * 2048 - 2048**2 // 2)
+
+
+def test_an_indexer_has_no_backward_pass() -> None:
+    spec = read_spec("deepseek_v3_2")
+    step = training_flops(spec, resolve(Setup(sequence_length=4096, mtp=False, recompute="full"), spec))
+    assert step.backward.indexer == 0
+    assert step.recomputed.indexer == step.forward.indexer
+    assert step.model == 3 * (step.forward.total - step.forward.indexer) + step.forward.indexer
+    assert step.extra_products == 61 * 128 * 2 * 192 * 4096 * 2048

@@ -78,7 +78,10 @@ def test_every_config(config: str) -> None:
 def test_models_of_random_shape(seeds: range) -> None:
     for seed in seeds:
         pick = random.Random(seed)
-        spec, length = random_model(pick, random_layer(pick), seed), pick.choice([1, 2, 7, 64, 333, 4096])
+        spec, length = (
+            random_model(pick, random_layer(pick, indexers=True), seed),
+            pick.choice([1, 2, 7, 64, 333, 4096]),
+        )
         setup = Setup(
             sequence_length=length,
             micro_batch_size=pick.choice([1, 1, 2, 5]),

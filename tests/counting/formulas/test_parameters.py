@@ -4,6 +4,7 @@ import pytest
 
 from counting.counts import Counts
 from counting.formulas.parameters import (
+    frozen_parameters,
     inactive_parameters,
     latent_attention_matrices,
     linear_weights,
@@ -84,6 +85,17 @@ def test_of_a_layer_of_experts() -> None:
     assert parameters(moe).router == 256 * 7168
     dense = deepseek_v3().layers[0]
     assert (inactive_parameters(dense), router_correction_bias(dense)) == (0, 0)
+
+
+def test_of_sparse_attention() -> None:
+    """Numel of transformers' modules. An indexer: 1536 x 64 x 128 + 7168 x 128 + 7168 x 64, and a LayerNorm of 128."""
+    spec = read_spec("deepseek_v3_2")
+    assert parameters(spec).total == 671_877_929_216
+    assert parameters(spec.layers[0]).indexer == 1536 * 64 * 128 + 7168 * 128 + 7168 * 64
+    assert frozen_parameters(spec.layers[0]) == parameters(spec.layers[0]).indexer + 2 * 128
+    glm_5 = read_spec("glm_5")
+    assert parameters(glm_5).total == 743_911_199_232
+    assert sum(map(inactive_parameters, glm_5.layers)) == 743_911_199_232 - 41_784_709_632
 
 
 def test_of_a_gated_shared_expert() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from counting.formulas.parameters import mtp_parameters, outside_parameters, parameters
+from counting.formulas.parameters import frozen_parameters, mtp_parameters, outside_parameters, parameters
 from counting.formulas.tensors import tensors, tensors_after_layers, tensors_before_layers, tensors_of_mtp
 from counting.measurements.parameters import trained_tensors
 from counting.recipes import TrainedTensor
@@ -34,11 +34,12 @@ def test_shapes_of_the_modules(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_shapes_of_random_models(seed: int) -> None:
     pick = random.Random(seed)
-    spec = random_model(pick, random_layer(pick), seed)
+    spec = random_model(pick, random_layer(pick, indexers=True), seed)
     found = by_formula(spec)
     assert found == by_modules(spec)
     total = parameters(spec) + mtp_parameters(spec)
-    assert sum(tensor.numel for tensor in found) == total.total
+    layers = [*spec.layers, *spec.mtp_layers]
+    assert sum(tensor.numel for tensor in found) == total.total - sum(map(frozen_parameters, layers))
     main = [*tensors_before_layers(spec), *tensors_after_layers(spec)]
     assert sum(tensor.numel for tensor in main) == outside_parameters(spec).total
 

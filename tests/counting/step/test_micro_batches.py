@@ -48,7 +48,7 @@ def test_measured_is_formula_is_simulation(family: str, kernels: str) -> None:
 def test_models_of_random_shape(seed: int) -> None:
     pick = random.Random(seed)
     agreed(
-        random_model(pick, random_layer(pick), seed),
+        random_model(pick, random_layer(pick, indexers=True), seed),
         sequence_length=pick.choice([1, 2, 7, 64]),
         micro_batch_size=pick.choice([1, 2, 5]),
         micro_batches=pick.choice([1, 2, 7]),

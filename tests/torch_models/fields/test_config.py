@@ -170,6 +170,18 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (without(FAMILIES["gpt_oss"], "rope_scaling"), "rope_scaling = null: is missing and has no default"),
     (FAMILIES["mistral"] | {"attention_bias": True}, "attention_bias = true: must be false"),
     (FAMILIES["deepseek_v2"] | {"rope_interleave": False}, "rope_interleave = false"),
+    (FAMILIES["deepseek_v32"] | {"q_lora_rank": None}, "q_lora_rank = null: must be a number: the indexer"),
+    (FAMILIES["deepseek_v32"] | {"index_head_dim": 6}, "index_head_dim = 6: must be at least qk_rope_head_dim \\(8\\)"),
+    (FAMILIES["deepseek_v32"] | {"layer_types": ["full_attention"] * 4}, "layer_types = 'full_attention': must be in"),
+    (FAMILIES["deepseek_v32"] | {"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types = 3: must name 4 layers"),
+    (FAMILIES["deepseek_v32"] | {"mlp_layer_types": ["dense", "moe"] * 2}, "mlp_layer_types = 'moe': is not known"),
+    (without(FAMILIES["deepseek_v32"], "index_topk"), "index_topk"),
+    (
+        FAMILIES["glm_moe_dsa"] | {"indexer_types": ["full", "shared"] * 2},
+        "indexer_types = 'shared': layers that share",
+    ),
+    (FAMILIES["glm_moe_dsa"] | {"index_topk_freq": 2}, "index_topk_freq = 2: layers that share the indexer"),
+    (FAMILIES["glm_moe_dsa"] | {"index_topk_pattern": "FSFS"}, "index_topk_pattern = 'FSFS': layers that share"),
     (
         LLAMA | {"model_type": "lama"},
         "model_type = 'lama': is not known; must be one of .*llama",

@@ -25,6 +25,16 @@ def model_of(family: str, **fields: Any) -> Any:
         ("llama", {"tp": 5}, "tp = 5: must divide num_attention_heads (8)"),
         ("llama", {"tp": 16}, "tp = 16: must divide num_attention_heads (8)"),
         ("qwen2", {"tp": 4}, "tp = 4: must divide num_key_value_heads (2)"),
+        (
+            "deepseek_v32",
+            {"tp": 2},
+            "tp = 2: must be 1: the indexer of sparse attention sums over all its heads, and is not divided here",
+        ),
+        (
+            "glm_moe_dsa",
+            {"cp": 2},
+            "cp = 2: must be 1: attention has keys that an indexer chooses, which torch's ring attention does not",
+        ),
         ("gpt_oss", {"fsdp": 2, "ep": 4}, "ep = 4: must divide the number of experts (6)"),
         ("llama", {"fsdp": 2, "ep": 2}, "ep = 2: must be 1: config has no experts"),
         ("mistral", {"cp": 2}, "cp = 2: must be 1: attention has a window, which torch's ring attention does not"),

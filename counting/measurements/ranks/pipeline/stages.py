@@ -12,7 +12,7 @@ from torch.distributed.pipelining import PipelineStage
 
 from counting.counts import StepFlops
 from counting.measurements.dispatch import Attribution, FlopCounter, owners_in
-from counting.measurements.parameters import trained_parameters
+from counting.measurements.parameters import updated_parameters
 from counting.measurements.ranks.categories import Categories, CategoryMarks, RankCut, rank_stretches
 from counting.measurements.ranks.collectives import Axes, CollectiveCounter
 from counting.measurements.ranks.live_bytes import RankBytes
@@ -215,7 +215,7 @@ class StageRun:
 
     def _make_gradients(self) -> None:
         """Let each gathered parameter have a gradient in its own format, as after a `weight_backward`."""
-        for parameter in trained_parameters(self._module):
+        for parameter in updated_parameters(self._module):
             parameter.grad = torch.empty_like(parameter)
         self._marks.after_pass()
 

@@ -64,7 +64,7 @@ def one_position_with_one_head(layer: LayerSpec, setup: Setup) -> bool:
 @pytest.mark.parametrize("seed", seeds(12, 250))
 def test_random_models_sharded(seed: int) -> None:
     pick = random.Random(seed)
-    spec = varied(pick, random_model(pick, random_layer(pick), seed))
+    spec = varied(pick, random_model(pick, random_layer(pick, indexers=True), seed))
     layout = random_sharding(pick)
     setup = random_setup(pick, spec, [1, 4, 7, 64])
     if any(one_position_with_one_head(layer, setup) for layer in spec.layers):

@@ -103,7 +103,7 @@ def by_measurement(
 @pytest.mark.parametrize("seed", seeds(50, 300))
 def test_forward_and_backward(seed: int, recompute: Recompute) -> None:
     pick = random.Random(seed)
-    layer, kernels = random_layer(pick), pick.choice(KERNELS)
+    layer, kernels = random_layer(pick, indexers=True), pick.choice(KERNELS)
     batch = MicroBatch(pick.choice([1, 1, 2, 3]), pick.choice([1, 2, 7, 64, 333]))
     dtype = pick.choice([torch.bfloat16, torch.bfloat16, torch.float32])
     run = (layer, batch, kernels, recompute)
@@ -114,5 +114,5 @@ def test_forward_and_backward(seed: int, recompute: Recompute) -> None:
 def test_forward_without_gradients(seed: int) -> None:
     pick = random.Random(seed)
     batch = MicroBatch(pick.choice([1, 1, 2, 3]), pick.choice([1, 2, 7, 64, 333]))
-    run = (random_layer(pick), batch, pick.choice(KERNELS), "none")
+    run = (random_layer(pick, indexers=True), batch, pick.choice(KERNELS), "none")
     assert by_measurement(*run, torch.bfloat16, grad=False) == by_simulation(*run, 2, grad=False)
