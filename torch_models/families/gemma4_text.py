@@ -117,11 +117,12 @@ def _heads(config: Config, index: int, *, is_global: bool) -> tuple[int, int]:
     """Return the number of key heads of a layer and the size of its heads.
 
     Global layers have a size of their own and, with `attention_k_eq_v`, a number of their own. transformers writes
-    configs with these two in `per_layer_config`, by the number of the layer.
+    configs with these two in `per_layer_config`, by the number of the layer, with zeros before it.
     """
     heads, size = config.num_key_value_heads, config.head_dim
     if config.per_layer_config is not None:
-        own = config.per_layer_config.get(str(index), OwnHeads())
+        by_number = {number.lstrip("0") or "0": own for number, own in config.per_layer_config.items()}
+        own = by_number.get(str(index), OwnHeads())
         return own.num_key_value_heads or heads, own.head_dim or size
     if not is_global:
         return heads, size

@@ -29,7 +29,7 @@ PINNED = {
     """,
     "parts that are not understood": "hrm_text inkling2_text inkling_text unlimited_ocr_text zaya",
     "experts beyond the model's": "longcat_flash",
-    "a field": "bailing_hybrid deepseek_v2 gemma4_unified_assistant gemma4_unified_text glm4_moe jev",
+    "a field": "bailing_hybrid deepseek_v2 gemma4_unified_assistant glm4_moe jev",
     "parts that a pass over tokens leaves out": "blip_text_model ernie4_5_vl_moe_text mllama_text_model trocr",
     "code that reads numbers": "csm_depth_decoder_model glm5_next_text jetmoe step3p5",
 }

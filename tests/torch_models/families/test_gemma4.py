@@ -31,7 +31,9 @@ def test_global_layers_have_heads_of_their_own() -> None:
 def test_heads_of_single_layers() -> None:
     """As transformers 5 writes them; then the fields of all global layers have no effect."""
     single = {"1": {"head_dim": 32}, "2": {"num_key_value_heads": 1}}
-    assert heads_of(**EVERY_KIND, per_layer_config=single) == [(4, 16, False), (4, 32, True), (1, 16, True)]
+    padded = {f"0{number}": own for number, own in single.items()}  # to as many digits as the last layer's number has
+    for given in (single, padded):
+        assert heads_of(**EVERY_KIND, per_layer_config=given) == [(4, 16, False), (4, 32, True), (1, 16, True)]
 
 
 @pytest.mark.parametrize("field", ["hidden_size_per_layer_input", "num_kv_shared_layers"])
