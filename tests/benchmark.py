@@ -27,6 +27,19 @@ MEASURED_STEP = [sys.executable, str(ROOT / "tests" / "counting" / "calibration"
 BASELINE = "import torch"
 BUDGET = "--training_budget 5000000"
 CONFIGS = ["llama_7b_config.json", "llama_3_8b_config.json", "deepseek_v3_config.json"]
+# One size of each family with a mechanism of its own: more kinds of layers, ops and checks than those above.
+FURTHER_CONFIGS = [
+    "gemma_3_27b_config.json --seq_len 32768",
+    "gemma_4_26b_a4b_config.json --seq_len 4096",
+    "gpt2_config.json",
+    "gpt_oss_20b_config.json",
+    "glm_5_config.json --seq_len 4096",
+    "llama_4_scout_config.json --seq_len 8192",
+    "minimax_m2_config.json --seq_len 4096",
+    "olmo_3_7b_config.json --seq_len 8192",
+    "qwen1_5_moe_a2_7b_config.json",
+    "smollm3_3b_config.json --seq_len 4096",
+]
 DEEPER_CONFIG = "deepseek_v3_config.json"  # of 61 layers, and analysed with ten times as many
 
 # Steps that are spread over ranks, and the same over more ranks and with more layers.
@@ -49,6 +62,7 @@ DEEPSEEK_SPREAD_LIMIT = 8.0
 DEEPSEEK_PIPELINE_LIMIT = 10.0
 MORE_RANKS_LIMIT = 1.05
 MEMORY_LIMIT = 1.3
+FURTHER_MEMORY_LIMIT = 1.35
 
 
 class Cost(NamedTuple):
@@ -124,11 +138,11 @@ def all_checks(deeper: str) -> list[Check]:
     def peak_memory(cost: Cost) -> float:
         return cost.peak_memory
 
-    analyses = [f"--model_config {config}" for config in CONFIGS]
+    analyses, further = ([f"--model_config {config}" for config in configs] for configs in (CONFIGS, FURTHER_CONFIGS))
     llama, wider, deepseek = (f"--model_config {each}" for each in (LLAMA_ON_64, LLAMA_ON_65536, DEEPSEEK_ON_2048))
     return [
         Check("time", BUDGET, BASELINE, seconds, BUDGET_LIMIT),
-        *(Check("time", analysis, BASELINE, seconds, CONFIG_LIMIT) for analysis in analyses),
+        *(Check("time", analysis, BASELINE, seconds, CONFIG_LIMIT) for analysis in [*analyses, *further]),
         Check("time", deeper, f"--model_config {DEEPER_CONFIG}", seconds, DEEPER_LIMIT),
         Check("time", llama, BASELINE, seconds, LLAMA_SPREAD_LIMIT),
         Check("time", f"--model_config {LLAMA_RESERVED}", BASELINE, seconds, LLAMA_RESERVED_LIMIT),
@@ -137,6 +151,7 @@ def all_checks(deeper: str) -> list[Check]:
         Check("time", f"{deeper} {SPREAD}", deepseek, seconds, MORE_RANKS_LIMIT),
         Check("time", f"--model_config {DEEPSEEK_PIPELINE}", BASELINE, seconds, DEEPSEEK_PIPELINE_LIMIT),
         *(Check("memory", name, BASELINE, peak_memory, MEMORY_LIMIT) for name in [BUDGET, *analyses, deeper]),
+        *(Check("memory", name, BASELINE, peak_memory, FURTHER_MEMORY_LIMIT) for name in further),
     ]
 
 
@@ -154,7 +169,10 @@ def main() -> int:
         commands = {
             BASELINE: [sys.executable, "-c", "import torch"],
             BUDGET: [*COMMAND, *BUDGET.split()],
-            **{f"--model_config {config}": [*COMMAND, "--model_config", config] for config in CONFIGS},
+            **{
+                f"--model_config {config}": [*COMMAND, "--model_config", *config.split()]
+                for config in [*CONFIGS, *FURTHER_CONFIGS]
+            },
             # Beside the analysis that it is compared with.
             deeper: [*COMMAND, "--model_config", str(deeper_config)],
             **{
