@@ -17,7 +17,7 @@ from counting.formulas import flops, held, model, parameters, states, tensors
 from counting.formulas.held import attention as held_attention
 from counting.reconcile import Check, DisagreementError, reconcile
 from counting.setup import Setup
-from tests.shrunken import DEEPSEEK_V3, DEEPSEEK_V32, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, DEEPSEEK_V32, GPT2, GPT_OSS, LLAMA
 from tests.witnesses import agreed, derived, measured
 from torch_models import spec as specs
 from torch_models.fields.config import spec_from_fields
@@ -27,7 +27,11 @@ LLAMA_SPEC = spec_from_fields(LLAMA, "shrunken")
 SPARSE_SPEC = spec_from_fields(DEEPSEEK_V32, "shrunken")
 GPT_OSS_SPEC = spec_from_fields(GPT_OSS, "shrunken")
 TWO_PREDICTIONS = spec_from_fields(DEEPSEEK_V3 | {"num_nextn_predict_layers": 2}, "two")
-SPECS_WITH = {specs.GroupedQueryAttentionSpec: LLAMA_SPEC, specs.ClampedMLPSpec: GPT_OSS_SPEC}
+SPECS_WITH = {
+    specs.GroupedQueryAttentionSpec: LLAMA_SPEC,
+    specs.MLPSpec: spec_from_fields(GPT2, "shrunken"),
+    specs.ClampedMLPSpec: GPT_OSS_SPEC,
+}
 SHORT = Setup(sequence_length=32)
 
 # --- What is compared ------------------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ def test_a_forgotten_tensor_of_an_optimiser_is_found(spec_type: type) -> None:
     right = formula.dispatch(spec_type)
     formula.register(spec_type, lambda spec: right(spec)[1:])
     try:
-        with pytest.raises(DisagreementError, match=r"moment_bytes, dense layer|moment_bytes, moe layer"):
+        with pytest.raises(DisagreementError, match=r"moment_bytes, (dense|moe|dense_no_rope) layer"):
             analyze(SPECS_WITH.get(spec_type, DEEPSEEK_SPEC), SHORT, step=False)
     finally:
         formula.register(spec_type, right)
