@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import transformers
 from torch.nn.modules import module as hooks_of_all_modules
 
-from counting.setup import Setup
+from counting.setup import Setup, resolve
 from counting.via_transformers import measure as measuring_file
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.measure import Measured, measure_via_transformers
@@ -34,7 +34,14 @@ def read(model_type: str) -> ForeignModel:
 
 
 def measured(model_type: str) -> Measured:
-    return measure_via_transformers(read(model_type), SETUP)
+    return measured_step(read(model_type))
+
+
+def measured_step(model: ForeignModel) -> Measured:
+    """Forward passes and a training step."""
+    found = measure_via_transformers(model, resolve(SETUP, model), step=True)
+    assert found.step is not None, found.no_step
+    return found
 
 
 def state_of_process() -> dict[str, Any]:
@@ -67,7 +74,7 @@ def test_a_measurement_leaves_the_process_as_it_was(model_type: str) -> None:
     before = state_of_process()
     model = read(model_type)
     config = model.config.to_dict()
-    measure_via_transformers(model, SETUP)
+    measured_step(model)
     assert state_of_process() == before
     assert model.config.to_dict() == config
 
@@ -82,7 +89,7 @@ def test_so_does_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     changed: list[bool] = []
     monkeypatch.setattr(measuring_file, "count", fails)
     with pytest.raises(UserError, match="small: model_type gpt_bigcode cannot be measured: no"):
-        measure_via_transformers(model, SETUP)
+        measured_step(model)
     assert changed == [True]
     assert state_of_process() == before
 
@@ -99,7 +106,7 @@ def test_a_name_in_transformers_table_of_attention_is_put_back() -> None:
 
 USER = """
 import logging, sys
-from counting.setup import Setup
+from counting.setup import Setup, resolve
 from counting.via_transformers.reading.config import read_foreign
 from counting.via_transformers.measure import measure_via_transformers
 from tests.foreign_families import GPT2
@@ -107,7 +114,8 @@ from torch_models.fields.config import ForeignConfig
 
 fields = {"model_type": "gpt_bigcode", **GPT2}
 model = read_foreign(ForeignConfig(name="small", source="small", model_type="gpt_bigcode", fields=fields))
-measure_via_transformers(model, Setup(sequence_length=32))
+setup = resolve(Setup(sequence_length=32), model)
+assert measure_via_transformers(model, setup, step=True).step
 import huggingface_hub, transformers
 print(huggingface_hub.is_offline_mode(), "one_fused_kernel" in transformers.AttentionInterface._global_mapping)
 transformers.logging.get_logger("transformers.models").warning("heard")
