@@ -64,7 +64,9 @@ def test_gradients_do_not_depend_on_what_is_computed_again(fields: dict[str, Any
     loss, expected = run("eager", "none", None)
     again, found = run("fused", recompute, 7)
     torch.testing.assert_close(again, loss)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=3e-6)  # Gemma-4's norm after experts enlarges rounding
+    # Gradients of Gemma-4, which does not divide its scores, are up to 1.9, those of Gemma-3 0.3; so is their rounding.
+    atol = 3e-6 if fields["model_type"] in ("gemma4_text", "gemma4_unified_text") else 1e-6
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTES)
