@@ -1,14 +1,10 @@
 """The layout of one model's step: what is filled in, and what is refused, with the values that do."""
 
-import pkgutil
-import re
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-import torch_models.families as families_package
 from counting.layout import MOST_VALUES_LISTED, NOT_ON_SHARDS, resolve_layout
 from counting.recipes import OPTIMIZERS
 from counting.setup import Setup, resolve
@@ -358,59 +354,7 @@ def test_no_rank_receives_more_than_all_rows() -> None:
     assert resolved(Layout(fsdp=2, ep=2, expert_imbalance=2), MIXTURE).expert_imbalance == 2
 
 
-# --- What the page on layouts says -----------------------------------------------------------------------------------
-
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
-FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \| ([\w ]+) \| ([\w ]+) \|$", PAGE, flags=re.MULTILINE)
-
-
-# Of transformers' class, where `configs/` has no file of the family.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "gemma4_unified_text": {
-        "vocab_size": 262_144,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-    }
-}
-
-
-def spec_on_page(family: str, config: str) -> ModelSpec:
-    if config == "defaults":
-        return spec_from_fields({"model_type": family, **DEFAULTS[family]}, family)
-    return read_spec(config)
-
-
-def allowed(spec: ModelSpec, field: str, value: int) -> bool:
-    try:
-        resolved(Layout(fsdp=value, ep=value) if field == "ep" else Layout(tp=value), spec, sequence_length=2**12)
-    except ArgumentError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize(("family", "config", "tp", "ep", "cp", "pp"), FAMILY_ROWS)
-def test_the_axes_of_each_family(family: str, config: str, tp: str, ep: str, cp: str, pp: str) -> None:
-    spec = spec_on_page(family, config)
-    assert spec.model_type == family
-    assert max(value for value in range(1, 513) if allowed(spec, "tp", value)) == int(tp)
-    assert max(value for value in range(1, 513) if allowed(spec, "ep", value)) == int(ep)
-    for said, layout in ((cp, Layout(cp=2)), (pp, Layout(pp=2))):
-        setup = {"sequence_length": 2**12, "micro_batches": 2}
-        if said == "yes":
-            assert resolved(layout, spec, **setup).ranks == 2
-        else:
-            of_head = refusal(layout, spec, **setup)[2].replace("whose head", "its head")
-            assert said in of_head
-
-
-def test_every_family_is_on_the_page() -> None:
-    families = {name for _, name, _ in pkgutil.iter_modules(families_package.__path__)}
-    assert {family for family, *_ in FAMILY_ROWS} == families
-    assert len(families) > 10
+# --- Types -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fields", [{"fsdp": 2, "zero": 3.0}, {"cp": True}, {"pp": 1.0}])
