@@ -10,7 +10,9 @@ import pytest
 
 from tests.counting.via_transformers.family_sweep import REASONS, Outcome, causes, examine_all, families
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "families.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[3]
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+PAGE = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (measured|refused: [^|]+?) \| (\d+) \|", PAGE, flags=re.MULTILINE)
 LONGEST = 500  # characters of a message
 IMPORT = "import time, torch, transformers.models.auto.modeling_auto; print(time.process_time())"
@@ -59,8 +61,23 @@ def test_every_family_is_measured_exactly_or_refused_for_a_true_reason() -> None
     assert {kind: refused[kind] for kind in PINNED} == {kind: set(names.split()) for kind, names in PINNED.items()}
     counts = Counter(f"refused: {outcome.reason}" if outcome.reason else "measured" for outcome in outcomes)
     assert counts == {kind: int(number) for kind, number in ROWS}
-    assert f"Transformers 5.23 has {len(outcomes)} families" in PAGE
-    assert f"both of all {counts['measured']} families" in " ".join(PAGE.split())
+    check_totals(len(outcomes), counts["measured"])
+
+
+def check_totals(families: int, measured: int) -> None:
+    """README and the page on families say that of so many families so many are measured."""
+    assert f"of its {families} families {measured} are counted" in README
+    assert f"Transformers 5.23 has {families} families" in PAGE
+    assert f"both of all {measured} families" in " ".join(PAGE.split())
+
+
+def test_readme_and_the_page_say_the_same_totals() -> None:
+    """What they say is held to the sweep there; here its parts to its sums."""
+    numbers = {outcome: int(number) for outcome, number in ROWS}
+    assert len(numbers) > 10
+    check_totals(sum(numbers.values()), numbers["measured"])
+    pinned = {f"refused: {kind}": len(names.split()) for kind, names in PINNED.items()}
+    assert {kind: numbers[kind] for kind in pinned} == pinned
 
 
 def check_cause(outcome: Outcome) -> None:
