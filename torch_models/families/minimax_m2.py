@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rotary_share
 from torch_models.fields.shared import gated_mlp, grouped_query_attention
 from torch_models.fields.stored_names import StoredName

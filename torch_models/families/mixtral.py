@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, softmax_router
 from torch_models.fields.stored_names import StoredName
 from torch_models.spec import (
