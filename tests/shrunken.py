@@ -338,8 +338,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # The families of these with biases of projections or of the router's choice.
-WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "deepseek_v3", "kimi_k2", "gpt2"}
-WITH_BIASES |= {"deepseek_v32", "glm_moe_dsa"}
+WITH_BIASES = {"qwen2", "qwen2_moe", "gpt_oss", "glm4_moe", "minimax_m2", "gpt2"}
+WITH_BIASES |= {"deepseek_v3", "kimi_k2", "deepseek_v32", "glm_moe_dsa"}
 
 # Families that tensor parallelism does not divide: an MLP beside the experts, each with norms of its own; an indexer.
 WITHOUT_TP = frozenset(("gemma4", "deepseek_v32", "glm_moe_dsa"))

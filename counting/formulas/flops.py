@@ -268,7 +268,7 @@ def layer_step_flops(
     core_backward = fused_core_backward(spec.attention, *run) if kernels == "fused" else 2 * core
     kept = kept_products_flops(spec, sequence_length * batch_size, predicts=predicts)
     if kernels == "eager":  # batched products, which are kept
-        kept += kept_index_scores(spec, *run)
+        kept += kept_index_score_flops(spec, *run)
     if predicts:  # its projection is not counted here, and is the first product, which is kept
         kept -= mtp_projection_flops(spec, *run)
     recomputed = {
@@ -298,8 +298,8 @@ def mtp_layer_step_flops(
     return layer + StepFlops(forward=projection, backward=projection * 2, recomputed=again)
 
 
-def kept_index_scores(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
-    """Return the FLOPs of the scores of a layer's indexer."""
+def kept_index_score_flops(spec: LayerSpec, sequence_length: int, batch_size: int) -> Counts:
+    """Return the FLOPs of the scores of a layer's indexer; formulas/per_op.py has their bytes."""
     attention = spec.attention
     if isinstance(attention, GroupedQueryAttentionSpec) or attention.indexer is None:
         return Counts()

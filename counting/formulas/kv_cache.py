@@ -1,7 +1,8 @@
 """Bytes of the KV cache per token, in closed form: the keys and values of every layer, which decoding keeps.
 
-Torch-free, one formula per attention spec. The cache of a layer with a window stops growing at the window's size; up to
-that size each token takes the bytes given here.
+Torch-free, one formula per attention spec. The cache of a layer with a window stops growing at the window's size, that
+of a layer with chunks at a chunk's; up to that size each token takes the bytes given here. Sparse attention keeps all
+keys, as a later query may choose any of them.
 """
 
 from functools import singledispatch
@@ -27,7 +28,7 @@ def _(spec: GroupedQueryAttentionSpec) -> int:
 def _(spec: MultiHeadLatentAttentionSpec) -> int:
     """The latent and the rotated channels that all heads share (DeepSeek-V2, arXiv 2405.04434, §2.1.4, table 1).
 
-    With an indexer, its key too.
+    With an indexer, the one key a token that it scores too (DeepSeek-V3.2, arXiv 2512.02556, §2.1).
     """
     return spec.kv_lora_rank + spec.qk_rope_head_dim + (0 if spec.indexer is None else spec.indexer.head_dim)
 

@@ -5,11 +5,16 @@ import re
 # --- FLOPs and parameters ----------------------------------------------------------------------------------------
 
 FLOPS_NOTE = (
-    "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, or within its window."
+    "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, or within its window, "
+    "its chunks or the keys that are chosen."
 )
-CAUSAL_FLOPS_NOTE = "A multiply-add is 2 FLOPs; matrix products only; attention without the keys in the future."
+CAUSAL_FLOPS_NOTE = (
+    "A multiply-add is 2 FLOPs; matrix products only; attention without the keys in the future; an indexer scores all "
+    "keys."
+)
 FULL_SQUARE_NOTE = (
-    "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, also with a window."
+    "A multiply-add is 2 FLOPs; matrix products only; attention on the full square of positions, also with a window, "
+    "chunks or chosen keys."
 )
 FORWARD_NOTE = "One forward pass over one micro-batch."
 SCAN_FLOPS_NOTE = "The matrix products of the published chunked algorithm, by formula; attention's FLOPs have them."
@@ -17,7 +22,12 @@ ELEMENTWISE_NOTE = "Elementwise operations of scans and short convolutions, as t
 MODEL_FLOPS_NOTE = "Model FLOPs: three forward passes by the model's own count, without recomputation."
 HARDWARE_FLOPS_NOTE = "Hardware FLOPs: all that is executed, forward, backward and recomputed."
 BUDGET_FLOPS_NOTE = "FLOPs that the GPU-hours pay for: hours x dense 16-bit peak x MFU."
-PARAMETERS_NOTE = "Numbers that the optimiser updates; multi-token prediction and correction biases stand beside them."
+PARAMETERS_NOTE = (
+    "Numbers that the optimiser updates, and those of an indexer, which no gradient reaches; multi-token prediction "
+    "and correction biases stand beside them."
+)
+FROZEN_NOTE = "Parameters of an indexer: no gradient reaches them, and the optimiser does not update them."
+RANK_PARAMETERS_NOTE = "Numbers that the optimiser updates on the ranks, without those of an indexer."
 ACTIVE_NOTE = "Parameters that one token uses."
 # How papers count training FLOPs: the names of `counting.cost.conventions` -> in words.
 FLOP_CONVENTIONS = {
@@ -153,6 +163,8 @@ _GOVERNED = tuple(
         (r"state_bytes|moment_bytes|beside_states|update_bytes", MODEL_STATES_NOTE),
         (r"bytes", STEP_MEMORY_NOTE),
         (r"\.active", ACTIVE_NOTE),
+        (r"ParameterTotals\.(mtp_)?frozen", FROZEN_NOTE),
+        (r"(RankAnalysis|Undivided)\.\w*parameters", RANK_PARAMETERS_NOTE),
         (r"parameters|linear_weights|correction_bias", PARAMETERS_NOTE),
         (r"\.hfu$", HFU_NOTE),
         (r"bound_", BOUND_NOTE),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.spec import Activation, Heads, LayerSpec, ModelSpec, Positive, SequenceLength, Width
 

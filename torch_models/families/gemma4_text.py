@@ -55,7 +55,8 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     global_head_dim: Width = 512
     num_global_key_value_heads: Heads | None = None
     attention_k_eq_v: bool = False
-    hidden_activation: Activation = DEFAULT_ACTIVATION
+    hidden_act: Activation = DEFAULT_ACTIVATION
+    hidden_activation: Activation = DEFAULT_ACTIVATION  # transformers reads only this field
     tie_word_embeddings: bool = True
     sliding_window: SequenceLength = 512
     layer_types: list[str] | None = None
@@ -73,7 +74,8 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     rope_parameters: dict[str, Any] = msgspec.field(default_factory=lambda: DEFAULT_ROPE)
 
     def passed_over(self) -> Iterator[tuple[str, str]]:
-        """Yield fields that are of images, or of a part that is off."""
+        """Yield fields of images or of a part that is off, and `hidden_act`, which transformers does not read."""
+        yield "hidden_act", f"the activation is {self.hidden_activation}, by hidden_activation"
         yield "use_bidirectional_attention", "of the tokens of images; those of text see the ones before them"
         yield "vocab_size_per_layer_input", "no layer has an embedding of its own"
         yield "use_double_wide_mlp", "of layers that share keys and values, and none does"
@@ -90,6 +92,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
 def model_spec(config: Config, name: str) -> ModelSpec:
     """Return the spec of a Gemma-4 config; by default every sixth layer is global, and the last one always is."""
     _check(config)
+    own_heads = _own_heads(config)
     windows = window_by_layer(config, config.sliding_window, lambda index: (index + 1) % GLOBAL_EVERY != 0)
     windows[-1] = None
     mlp = gated_mlp(config, activation=config.hidden_activation)
@@ -97,7 +100,7 @@ def model_spec(config: Config, name: str) -> ModelSpec:
 
     def layer(index: int, window: int | None) -> LayerSpec:
         return LayerSpec(
-            attention=_attention(config, window, *_heads(config, index, is_global=window is None)),
+            attention=_attention(config, window, *_heads(config, own_heads.get(index), is_global=window is None)),
             feed_forward=mixture or mlp,
             parallel_mlp=mlp if mixture else None,
             norm_eps=config.rms_norm_eps,
@@ -113,18 +116,29 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     )
 
 
-def _heads(config: Config, index: int, *, is_global: bool) -> tuple[int, int]:
+def _own_heads(config: Config) -> dict[int, OwnHeads]:
+    """Return the entries of `per_layer_config` by layer; transformers writes the numbers with zeros before them."""
+    found: dict[int, OwnHeads] = {}
+    for number, own in (config.per_layer_config or {}).items():
+        if not (number.isascii() and number.isdecimal() and int(number) < config.num_hidden_layers):
+            rule = f"must be the number of a layer, 0 to {config.num_hidden_layers - 1}"
+            raise ConfigError("a key of per_layer_config", number, rule)
+        if int(number) in found:
+            raise ConfigError("a key of per_layer_config", number, f"layer {int(number)} is there twice")
+        found[int(number)] = own
+    return found
+
+
+def _heads(config: Config, own: OwnHeads | None, *, is_global: bool) -> tuple[int, int]:
     """Return the number of key heads of a layer and the size of its heads.
 
     Global layers have a size of their own and, with `attention_k_eq_v`, a number of their own. transformers writes
-    configs with these two in `per_layer_config`, by the number of the layer, with zeros before it.
+    configs with these two in `per_layer_config`, by layer; then a layer that is not there has those of local layers.
     """
     heads, size = config.num_key_value_heads, config.head_dim
-    if config.per_layer_config is not None:
-        by_number = {number.lstrip("0") or "0": own for number, own in config.per_layer_config.items()}
-        own = by_number.get(str(index), OwnHeads())
+    if own is not None:
         return own.num_key_value_heads or heads, own.head_dim or size
-    if not is_global:
+    if config.per_layer_config is not None or not is_global:
         return heads, size
     own_heads = config.num_global_key_value_heads if config.attention_k_eq_v else None
     return own_heads or heads, config.global_head_dim

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rotary_share
 from torch_models.fields.shared import dense_then_moe, gated_mlp, grouped_query_attention, sigmoid_mixture
 from torch_models.spec import (

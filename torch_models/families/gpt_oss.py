@@ -3,8 +3,8 @@
 from typing import ClassVar, Literal
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
 from torch_models.fields.conversion import MISSING
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rope_fields
 from torch_models.fields.shared import grouped_query_attention, softmax_router, window_by_layer
 from torch_models.fields.stored_names import StoredName

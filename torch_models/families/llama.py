@@ -1,6 +1,6 @@
 """Llama (1, 2, 3): grouped-query attention with rotary embedding, SwiGLU, RMSNorm before each block."""
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention
 from torch_models.spec import LayerSpec, ModelSpec
 

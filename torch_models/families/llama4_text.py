@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
 from torch_models.fields.conversion import MISSING
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import FULL, gated_mlp, grouped_query_attention
 from torch_models.fields.stored_names import StoredName
 from torch_models.spec import (

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rotary_share
 from torch_models.fields.shared import gated_mlp, grouped_query_attention
 from torch_models.fields.stored_names import StoredName
@@ -40,7 +40,6 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     rotary_dim: Width | None = None
     partial_rotary_factor: Share | None = None
     scoring_func: Literal["sigmoid"] = "sigmoid"
-    router_jitter_noise: Annotated[float, Meta(ge=0, le=0)] = 0.0  # noise on the router's input is not modelled
     # Of the code from which MiniMax-M2's came, or of parts that it has not.
     layernorm_full_attention_beta: One | None = None
     layernorm_linear_attention_beta: One | None = None

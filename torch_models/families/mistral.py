@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention
 from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
 

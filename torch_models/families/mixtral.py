@@ -1,10 +1,8 @@
 """Mixtral (arXiv 2401.04088): Mistral with a mixture of experts in every layer, without shared experts."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from msgspec import Meta
-
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, softmax_router
 from torch_models.fields.stored_names import StoredName
 from torch_models.spec import (
@@ -26,7 +24,6 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     num_experts_per_tok: Experts
     attention_bias: Literal[False] = False
     sliding_window: SequenceLength | None = None
-    router_jitter_noise: Annotated[float, Meta(ge=0, le=0)] = 0.0  # noise on the router's input is not modelled
     rms_norm_eps: Epsilon = 1e-5
     default_rope_theta: ClassVar[float] = 1e6
     stored_names: ClassVar[tuple[StoredName, ...]] = (

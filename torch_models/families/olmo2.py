@@ -1,6 +1,6 @@
 """OLMo-2 (arXiv 2501.00656): Llama with norms after the blocks, and norms of queries and keys over the full width."""
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention
 from torch_models.spec import Epsilon, LayerSpec, ModelSpec
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, window_by_layer
 from torch_models.spec import Heads, LayerSpec, ModelSpec, SequenceLength
 

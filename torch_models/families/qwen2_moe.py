@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import (
     gated_mlp,
     grouped_query_attention,

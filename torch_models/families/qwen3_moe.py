@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.shared import gated_mlp, grouped_query_attention, is_sparse, softmax_router
 from torch_models.spec import (
     Experts,

@@ -18,10 +18,10 @@ import msgspec
 from torch_models import families
 from torch_models.errors import ArgumentError, ConfigError, NotModelledError, UserError, show_value
 from torch_models.fields.conversion import MISSING, as_json, checked, convert
-from torch_models.fields.family_config import FamilyConfig as FamilyConfig
-from torch_models.fields.family_config import PlainConfig
+from torch_models.fields.family_config import FamilyConfig, PlainConfig
 from torch_models.fields.file import read_config
 from torch_models.fields.known_fields import ACTIVATION_FIELDS, ALIASES, EXPERT_COUNTS
+from torch_models.fields.rope import passed_over_in_rope, with_other_angles
 from torch_models.fields.switches import check_layer_types, check_switches, is_switch, parts_of_spec
 from torch_models.fields.text_part import TextPart, all_fields, extracted_text_part, merged_text_part
 from torch_models.fields.unknown_fields import (
@@ -201,8 +201,6 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
     cannot be ignored.
     """
-    from torch_models.fields.rope import passed_over_in_rope, with_other_angles  # which needs this module
-
     given = merged_text_part(checked(fields))
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
@@ -220,11 +218,16 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     check_layer_types(undeclared.get("layer_types"), spec)
     if isinstance(config, FamilyConfig):
         spec = with_other_angles(spec, undeclared, config.rope_theta or config.default_rope_theta)
-    declared = (f"{show_field(field, fields[field])} ({why})" for field, why in config.passed_over() if field in fields)
+    without_effect = dict(config.passed_over())
+    declared = (
+        f"{show_field(field, fields[field])} ({why})" for field, why in without_effect.items() if field in fields
+    )
     defaults = _defaults(config, fields)
     return msgspec.structs.replace(
         spec,
-        defaulted_fields=tuple(f"{field} = {shown}" for field, (_, shown) in defaults.items()),
+        defaulted_fields=tuple(
+            f"{field} = {shown}" for field, (_, shown) in defaults.items() if field not in without_effect
+        ),
         passed_over_fields=(*sorted_fields.passed_over, *declared, *passed_over_in_rope(fields)),
         ignored_fields=sorted_fields.ignored,
         config_json=as_json(

@@ -68,6 +68,7 @@ _DEVICES = "says how the model was spread over devices"
 _FIRST_VALUES = "sets first values, not shapes"
 _STORED = "says how the checkpoint is stored; the trained model is the same"
 DROPOUT = "is a setting of training; the analysis trains without dropout"
+_JITTER = "is noise on a router's input in training; the analysis trains without it"
 _PRECISION = "sets the format of some numbers; the analysis states its own"
 
 # Fields that change no count of parameters, FLOPs or bytes, each with the reason.
@@ -176,6 +177,7 @@ _OF_LOSS = "alpha|coeff?|coefficient|weight|factor|lambda|scale|scaling(_factor)
 # Names of the same kind that differ from file to file -> the reason why they change no count.
 _IRRELEVANT_NAMES: tuple[tuple[str, str], ...] = (
     (r".*(dropout|pdrop|drop_prob|drop_path|layerdrop)(_(p|prob|probability|rate|ratio))?", DROPOUT),
+    ("router_jitter_noise", _JITTER),
     (rf"(.*_)?(aux|balance|balancing|z|router|mtp)_?loss(_({_OF_LOSS}))?", _BALANCE),
     (
         r".*_token_(ids?|index)|(.*_)?(bo|eo)[a-z]_(id|index)|(.*_)?(pad|sep|cls|unk|mask|start|end|newline|init)_id",
@@ -236,7 +238,7 @@ COUNT_FREE_FIELDS |= _same_reason(
     "scoring_func topk_method topk_group n_group norm_topk_prob routed_scaling_factor router_scoring_func score_func "
     "score_function route_norm route_scale num_expert_groups num_expert_group num_limited_groups expert_selection_fn "
     "group_limited_greedy moe_norm_topk_prob moe_router_topk_scaling_factor moe_gate_act moe_router_score_function "
-    "router_jitter_noise moe_router_activation_func moe_renormalize use_grouped_topk",
+    "moe_router_activation_func moe_renormalize use_grouped_topk",
 )
 COUNT_FREE_FIELDS["offset_alibi"] = "only the family's first code read it"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rotary_spec
 from torch_models.spec import MAX_WIDTH, IndexerSpec, MultiHeadLatentAttentionSpec, Width
 

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from torch_models.errors import ConfigError, show_value
-from torch_models.fields.config import FamilyConfig
 from torch_models.fields.conversion import convert
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.known_fields import COUNT_FREE_FIELDS, TURNING
 from torch_models.fields.unknown_fields import is_off, show_field
 from torch_models.rope_scaling import (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_models.errors import ConfigError
-from torch_models.fields.config import FamilyConfig
+from torch_models.fields.family_config import FamilyConfig
 from torch_models.fields.rope import rotary_spec
 from torch_models.spec import (
     Activation,

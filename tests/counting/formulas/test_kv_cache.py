@@ -21,3 +21,14 @@ def test_published_figures_exactly(config: str, kilobytes: str) -> None:
 
 def test_multi_head_attention_caches_every_head() -> None:
     assert kv_cache_bytes_per_token(read_spec("llama_7b")) == 2 * 2 * 32 * 4096
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ("deepseek_v3_2", 85_888),  # 61 layers x (512 + 64 + 128 of the indexer's key) x 2 bytes
+        ("glm_5", 109_824),  # 78 layers x (512 + 64 + 128) x 2 bytes
+    ],
+)
+def test_sparse_attention_caches_the_key_of_its_indexer(config: str, size: int) -> None:
+    assert kv_cache_bytes_per_token(read_spec(config)) == size

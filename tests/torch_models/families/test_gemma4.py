@@ -36,6 +36,26 @@ def test_heads_of_single_layers() -> None:
         assert heads_of(**EVERY_KIND, per_layer_config=given) == [(4, 16, False), (4, 32, True), (1, 16, True)]
 
 
+def test_heads_of_single_layers_among_more_than_ten() -> None:
+    """Of 12 layers transformers writes two digits: "05" is layer 5, and so is "5"."""
+    assert heads_of(num_hidden_layers=12, per_layer_config={"05": {"head_dim": 32}, "11": {"head_dim": 48}}) == [
+        *[(4, 16, False)] * 5,
+        (4, 32, True),  # global, as every sixth layer
+        *[(4, 16, False)] * 5,
+        (4, 48, True),
+    ]
+
+
+def test_the_activation_that_transformers_reads() -> None:
+    """It reads `hidden_activation`; `hidden_act` has no effect, and no default of it is stated."""
+    assert spec_from_fields(GEMMA4, "x").layers[0].parallel_mlp.activation == "gelu_pytorch_tanh"
+    spec = spec_from_fields(GEMMA4 | {"hidden_act": "silu"}, "x")
+    assert spec.layers == spec_from_fields(GEMMA4, "x").layers
+    assert "hidden_act = 'silu' (the activation is gelu_pytorch_tanh, by hidden_activation)" in spec.passed_over_fields
+    assert not any("hidden_act " in field for field in spec_from_fields(GEMMA4, "x").defaulted_fields)
+    assert "hidden_activation = 'gelu_pytorch_tanh'" in spec.defaulted_fields
+
+
 @pytest.mark.parametrize("field", ["hidden_size_per_layer_input", "num_kv_shared_layers"])
 def test_what_has_no_module_is_counted_through_transformers(field: str) -> None:
     with pytest.raises(NotModelledError, match=rf"^{field} = 1: .* have no module here; the counts come from"):
@@ -51,6 +71,9 @@ def test_what_has_no_module_is_counted_through_transformers(field: str) -> None:
             {"use_bidirectional_attention": "all"},
             "= 'all': lets a token see those after it",
         ),
+        ({"per_layer_config": {"3": {}}}, "^a key of per_layer_config = '3': must be the number of a layer, 0 to 2$"),
+        ({"per_layer_config": {"-1": {}}}, "^a key of per_layer_config = '-1': must be the number of a layer, 0 to 2$"),
+        ({"per_layer_config": {"1": {}, "01": {}}}, "^a key of per_layer_config = '01': layer 1 is there twice$"),
         ({"num_experts": None}, "num_experts = null: must be given, since enable_moe_block is on"),
     ],
 )

@@ -89,7 +89,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (WITHOUT_DENSE_SIZE, "intermediate_size_mlp = null: is missing and has no default"),
     (LLAMA4 | {"interleave_moe_layer_step": 0}, "interleave_moe_layer_step = 0: must be int >= 1"),
     (LLAMA4 | {"num_experts_per_tok": 7}, r"num_experts_per_tok = 7: must be at most the number of experts \(6\)"),
-    (LLAMA4 | {"router_jitter_noise": 0.1, "mlp_bias": True}, "mlp_bias = true: "),
+    (LLAMA4 | {"mlp_bias": True}, "mlp_bias = true: "),
 ]
 
 

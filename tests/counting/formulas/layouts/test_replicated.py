@@ -39,6 +39,18 @@ def test_the_gate_of_shared_experts_by_hand() -> None:
     assert replicated_forward_flops(spec, setup) == 2 * 24 * 2048 * (60 + 1)
 
 
+def test_learned_scales_of_a_router_by_hand() -> None:
+    """Gemma-4-26B-A4B, 2,816 wide: tp must be 1, and a report of fully_shard alone shows what every rank of tp has.
+
+    30 layers with 7 norms, a router of 128 experts and its scales of channels and experts; norms of queries and keys,
+    256 channels in 25 layers and 512 in 5; a final norm.
+    """
+    spec = read_spec("gemma_4_26b_a4b")
+    of_routers = 30 * (128 * 2816 + 2816 + 128)
+    norms = 30 * 7 * 2816 + 2 * (25 * 256 + 5 * 512) + 2816
+    assert replicated_parameters(spec, setup_of(spec, sequence_length=1)) == of_routers + norms
+
+
 def test_multi_token_prediction_by_hand() -> None:
     """One layer more, with 3 norms and a projection of 2 x 7,168 to 7,168, which ranks repeat unless by position."""
     without, setup = setup_of(DEEPSEEK, sequence_length=1), setup_of(DEEPSEEK, sequence_length=1, mtp=True)

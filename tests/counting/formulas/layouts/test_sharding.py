@@ -1,6 +1,11 @@
 """Slices, groups, states and classes of ranks, by hand."""
 
+from typing import get_args
+
 import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp._fully_shard._fsdp_init import _get_managed_modules, _get_managed_states
 
 from counting.formulas.layouts.formats import ALL_BF16, ALL_FP32, WITH_POLICY, Stored, formats, stored
 from counting.formulas.layouts.groups import LayerShapes, group_of, layer_shapes, outside_shapes
@@ -10,8 +15,10 @@ from counting.ranks.profile import RankShare
 from counting.recipes import ModelStates, find_optimizer
 from counting.setup import Setup
 from tests.counting.formulas.layouts.cases import layout_of
-from tests.shrunken import DEEPSEEK_V3, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GPT_OSS, LLAMA
+from torch_models.builder import build
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Grouping
 
 BY_ROWS = Sharding(4, 1, "fsdp", "dp")
 BY_COLUMNS = Sharding(4, 1, "expert_fsdp", "expert_dp", second_dimension=True)
@@ -145,6 +152,30 @@ def test_order_of_a_layers_tensors() -> None:
     heads = layer.attention.num_attention_heads
     assert shapes.index((heads,)) == 9  # norm; q, k, v and o with biases; sinks
     assert shapes[0] == (layer.hidden_size,)
+
+
+def managed(*modules: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters of the group that fully_shard makes of these modules, in its order."""
+    found, _ = _get_managed_states(_get_managed_modules(modules))
+    return [parameter for parameter in found if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups_have_fully_shards_order(family: str) -> None:
+    spec = spec_from_fields(FAMILIES[family], "shrunken")
+    with torch.device("meta"):
+        model = build(FAMILIES[family])
+    inner: set[nn.Parameter] = set()
+    for layer, module in zip(spec.layers, model.model.layers, strict=True):
+        parameters = managed(module)
+        inner.update(parameters)
+        assert layer_shapes(layer).layer == tuple(tuple(parameter.shape) for parameter in parameters)
+    decoder = model.model
+    modules = {"model": model, "embedding": decoder.embed_tokens, "norm": decoder.norm, "head": model.lm_head}
+    for grouping in get_args(Grouping):
+        for names, shapes in outside_shapes(spec, grouping).items():
+            outer = [each for each in managed(*(modules[name] for name in names)) if each not in inner]
+            assert shapes == tuple(tuple(parameter.shape) for parameter in outer)
 
 
 def test_experts_apart() -> None:
