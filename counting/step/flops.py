@@ -24,9 +24,10 @@ class TrainingStep(Tidy, frozen=True, kw_only=True):
     hardware_flops_by_component: dict[str, int]
     model_backward_flops: int  # model_flops less forward_flops
     flash_backward_extra_flops: int  # in backward_flops, not in model_flops: scores that fused attention recomputes
-    model_flops_per_token: int
-    model_flops_causal_per_token: float  # may be a fraction, unlike the other two
-    hardware_flops_per_token: int
+    # A token's share may be a fraction: a sequence that ends within a chunk has C² n + r² pairs of queries and keys.
+    model_flops_per_token: float
+    model_flops_causal_per_token: float
+    hardware_flops_per_token: float
 
 
 def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> TrainingStep:
@@ -34,7 +35,6 @@ def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> Traini
     tokens = setup.step_tokens
     causal = model_flops(core.causal_flops(flops.forward.total), flops.forward.forward_only)
     executed = flops.forward + flops.backward + flops.recomputed
-    assert flops.model % tokens == flops.hardware % tokens == 0, "every product has a row per token"
     return TrainingStep(
         model_flops=flops.model,
         model_flops_causal=causal,
@@ -48,7 +48,7 @@ def training_step(flops: StepFlops, core: AttentionCore, setup: Setup) -> Traini
         hardware_flops_by_component=executed.by_component(),
         model_backward_flops=flops.model - flops.forward.total,
         flash_backward_extra_flops=flops.extra_products,
-        model_flops_per_token=flops.model // tokens,
+        model_flops_per_token=flops.model / tokens,
         model_flops_causal_per_token=causal / tokens,
-        hardware_flops_per_token=flops.hardware // tokens,
+        hardware_flops_per_token=flops.hardware / tokens,
     )

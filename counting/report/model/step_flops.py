@@ -1,6 +1,6 @@
 """The table of one training step's FLOPs."""
 
-from counting.report.format import integer
+from counting.report.format import decimal, integer
 from counting.report.tables import Table, rows_table
 from counting.setup import Setup
 from counting.step.flops import TrainingStep
@@ -21,6 +21,9 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> Table:
     def add(label: str, *counts: int | None, bold: bool = False) -> None:
         table.add_row(label, *("" if count is None else integer(count) for count in counts), bold=bold)
 
+    def add_for_each_token(flops: float) -> None:
+        table.add_row("… for each token", "", "", "", decimal(flops, 0 if flops.is_integer() else 2))
+
     for component, forward in step.forward_flops_by_component.items():
         backward = step.backward_flops_by_component.get(component, 0)
         recomputed = step.recomputed_flops_by_component.get(component, 0)
@@ -29,10 +32,10 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> Table:
     table.add_section()
     passes = (step.forward_flops, step.backward_flops, step.recomputed_flops)
     add("hardware FLOPs", *passes, step.hardware_flops, bold=True)
-    add("… for each token", None, None, None, step.hardware_flops_per_token)
+    add_for_each_token(step.hardware_flops_per_token)
     table.add_section()
     add("model FLOPs, 3 × forward", step.forward_flops, step.model_backward_flops, None, step.model_flops, bold=True)
-    add("… for each token", None, None, None, step.model_flops_per_token)
+    add_for_each_token(step.model_flops_per_token)
     add("… with the causal half of attention", None, None, None, step.model_flops_causal)
     if step.flash_backward_extra_flops:
         extra = step.flash_backward_extra_flops

@@ -9,11 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
+from counting.cost.conventions import main_attention_core
 from counting.counts import AttentionCore, Counts, ModelCounts, StepFlops
 from counting.formulas import flops
 from counting.measurements.meta_device import measuring
+from counting.report.model.step_flops import step_flops_table
 from counting.setup import Setup
-from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA
+from tests.shrunken import DEEPSEEK_V3, FAMILIES, GEMMA2, GPT_OSS, LLAMA, LLAMA4
 from tests.witnesses import measured
 from torch_models import build_training_model, set_recompute
 from torch_models.fields.config import read_spec, spec_from_fields
@@ -207,6 +209,29 @@ def test_lossless_to_json_and_consistent(setup: Setup) -> None:
     assert {check.scope for check in checks} >= {"step, forward", "step, backward"}
     assert all(check.agree and check.values.keys() == {"dispatch", "formula"} for check in checks)
     assert len(checks) >= 13
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTES)
+@pytest.mark.parametrize("length", [41, 43])
+def test_a_rest_of_a_chunk_leaves_a_fraction_for_each_token(length: int, recompute: Recompute) -> None:
+    """Chunks of 20 in 41 tokens: 2 x 20^2 + 1^2 = 801 pairs, which 41 does not divide; in 43, 809. Totals are exact."""
+    analysis = analyze(spec_from_fields(LLAMA4, "small"), Setup(sequence_length=length, recompute=recompute))
+    step = analysis.training
+    assert step is not None
+    # Of each layer that rotates, two products of 16 channels in 8 heads for each pair; two of the four layers do.
+    pairs = 2 * 20**2 + (length - 40) ** 2
+    assert main_attention_core(analysis).as_run == 2 * (2 * 2 * 16 * 8) * (pairs + length**2)
+    for total in ("model_flops", "hardware_flops"):
+        per_token = getattr(step, f"{total}_per_token")
+        assert isinstance(getattr(step, total), int)
+        assert isinstance(per_token, float)
+        assert not per_token.is_integer()
+        assert per_token == getattr(step, total) / length
+    rows = [row.cells for row in step_flops_table(step, analysis.setup).rows]
+    shown = [cells[-1] for cells in rows if "each token" in cells[0]]
+    assert shown == [f"{step.hardware_flops_per_token:,.2f}", f"{step.model_flops_per_token:,.2f}"]
+    assert all(check.agree for check in analysis.agreement.checks)
+    assert msgspec.json.decode(msgspec.json.encode(analysis), type=Analysis) == analysis
 
 
 def test_a_step_may_be_left_out() -> None:
