@@ -309,9 +309,11 @@ def test_eager_kernels_are_refused() -> None:
 
 
 def test_allocations_are_not_replayed() -> None:
-    for field, value in (("execution", "compiled"), ("expandable_segments", True)):
-        with pytest.raises(ValueError, match=f"{field} = .*: gpt2 goes through transformers, and its allocations are"):
-            analyze(foreign("gpt2", GPT2), Setup(**{field: value}), reserved=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^expandable_segments = true: gpt2 .*, and its allocations are not replayed"):
+        analyze(foreign("gpt2", GPT2), Setup(expandable_segments=True))
+    for setup in (Setup(execution="compiled"), Setup(expandable_segments=True)):
+        with pytest.raises(ValueError, match="^reserved = 'given': gpt2 goes through transformers"):
+            analyze(foreign("gpt2", GPT2), setup, reserved=True)
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
