@@ -51,3 +51,8 @@ class NamedScan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Scan = StateSpaceScan | DeltaRuleScan | NamedScan
+
+
+def products_by_formula(scan: Scan) -> bool:
+    """Whether a scan multiplies matrices that are counted by formula alone; else it is elementwise, or measured."""
+    return not isinstance(scan, NamedScan)

@@ -16,10 +16,11 @@ from counting.alternatives import other_setups, step_alternatives
 from counting.analysis.result import Analysis as Analysis
 from counting.analysis.result import LayerAnalysis as LayerAnalysis
 from counting.analysis.result import ParameterTotals as ParameterTotals
-from counting.analysis.result import analysis_of_witnesses
+from counting.analysis.result import Proof, analysis_of_witnesses
 from counting.cost.cluster import Cluster
 from counting.counts import Counts
 from counting.reconcile import Check, DisagreementError
+from counting.scans import products_by_formula
 from counting.setup import Setup, resolve
 from counting.step.flops import training_step
 from counting.step.memory import StepMemory, step_memory
@@ -197,12 +198,14 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) 
     setup = resolve(setup, model)
     found = measure_and_compare(model, foreign.folder, setup, step=step, others=other_setups(setup))
     witnesses = found.witnesses
-    if any(found.scans):
+    proof: Proof = "measured, no formula"
+    if any(products_by_formula(scan) for of_layer in found.scans for scan in of_layer):
         from counting.formulas.state_spaces import count_scans
 
         witnesses["formula"] = count_scans(witnesses["numel"], found.scans)
+        proof = "measured; scans by formula"
     analysis, counts = analysis_of_witnesses(
-        model, "measured, no formula", found.setup, found.notes, witnesses, found.stored, found.scans
+        model, proof, found.setup, found.notes, witnesses, found.stored, found.scans
     )
     if found.step is None:
         return analysis

@@ -1,6 +1,6 @@
 """The result of an analysis, and how it is made of what the witnesses say. Without torch objects."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +17,7 @@ from counting.counts import (
 from counting.ranks.result import RankAnalysis, Undivided
 from counting.reconcile import Agreement, reconcile
 from counting.records.tidy import Tidy
-from counting.scans import Scan
+from counting.scans import Scan, products_by_formula
 from counting.setup import Setup
 from counting.step.fit import Fit
 from counting.step.flops import TrainingStep
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from counting.measurements.checkpoint import StoredTotals
     from counting.via_transformers.reading.config import ForeignModel
 
-Proof = Literal["measured = formula", "measured, no formula"]
+Proof = Literal["measured = formula", "measured, no formula", "measured; scans by formula"]
 
 
 class ParameterTotals(Tidy, frozen=True, kw_only=True):
@@ -70,6 +70,7 @@ class LayerAnalysis(Tidy, frozen=True, kw_only=True):
     peak_memory_no_grad_bytes: int | None
     peak_memory_no_grad_parts: LayerMemory | None
     scans: tuple[str, ...] = ()  # the published algorithms that carry a state along the sequence, and their chunks
+    scans_by_formula: tuple[str, ...] = ()  # those of them whose products are in scan_flops
     scan_flops: int = 0  # of their products, by formula alone; part of forward_flops
     elementwise_operations: int = 0  # of the scans and short convolutions, in no FLOPs
 
@@ -205,7 +206,7 @@ def _parameter_totals(counts: ModelCounts, whole: WholeModel) -> ParameterTotals
     )
 
 
-def _layer_analysis(layer: LayerCounts, scans: Iterable[Scan]) -> LayerAnalysis:
+def _layer_analysis(layer: LayerCounts, scans: Collection[Scan]) -> LayerAnalysis:
     parameters, flops, core = layer.parameters, layer.forward_flops, layer.attention_core_flops
     memory, no_grad = layer.peak_memory_bytes, layer.peak_memory_no_grad_bytes
     assert parameters is not None and flops is not None and core is not None
@@ -224,6 +225,7 @@ def _layer_analysis(layer: LayerCounts, scans: Iterable[Scan]) -> LayerAnalysis:
         peak_memory_no_grad_bytes=None if no_grad is None else no_grad.total,
         peak_memory_no_grad_parts=no_grad,
         scans=tuple(dict.fromkeys(scan.algorithm for scan in scans)),
+        scans_by_formula=tuple(dict.fromkeys(scan.algorithm for scan in scans if products_by_formula(scan))),
         scan_flops=layer.scan_flops or 0,
         elementwise_operations=layer.elementwise_operations or 0,
     )

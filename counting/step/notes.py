@@ -30,9 +30,17 @@ INDEXER_NOTE = (
     "gradients and no moments. The loss by which DeepSeek trains it is not part of the step."
 )
 
-FOREIGN_NOTES = (
+FOREIGN_PROOF = (
     "Measured, no formula: transformers built the model, and its code was measured. FLOPs were counted twice, by trace "
-    "and by dispatch, and are equal; parameters and bytes were counted once, without a second check.",
+    "and by dispatch, and are equal; parameters and bytes were counted once, without a second check."
+)
+FOREIGN_PROOF_BUT_SCANS = (
+    "Measured, but for the matrix products of scans, which are by formula alone: transformers built the model, and its "
+    "code was measured. All other FLOPs were counted twice, by trace and by dispatch, and are equal; parameters, "
+    "bytes, the products of scans and elementwise operations were counted once, without a second check."
+)
+
+FOREIGN_NOTES = (
     NOTES[0],
     "A window counts as its band where transformers' code passes it to a kernel, or makes a mask of it alone. Where a "
     "family's own code multiplies all keys, the full square counts, also with a window; so it does with selected keys. "

@@ -80,8 +80,8 @@ def load_code_of(decoder: Decoder) -> str:
 def discover(decoder: Decoder, attention: str, dtype: torch.dtype = BUILT_DTYPE) -> Discovered:
     """Build a decoder in `dtype`, and find its layers. `attention` is a name in transformers' table.
 
-    Its config is not changed. Raises `UserError` if the layers cannot be found or keep a state from token to token; any
-    exception of transformers while it builds the model is passed on.
+    Its config is not changed. Raises `UserError` if the layers cannot be found or are not those of a decoder, and for
+    experts that no token visits; any exception of transformers while it builds the model is passed on.
     """
     config = decoder.config
     model = _build(decoder, attention, dtype)

@@ -11,9 +11,9 @@ from msgspec import structs
 from counting.counts import LayerCounts, ModelCounts
 from counting.measurements.checkpoint import StoredTotals
 from counting.measurements.meta_device import measuring
-from counting.scans import Scan
+from counting.scans import Scan, products_by_formula
 from counting.setup import Setup
-from counting.step.notes import FOREIGN_NOTES, SCAN_NOTE, no_step_note
+from counting.step.notes import FOREIGN_NOTES, FOREIGN_PROOF, FOREIGN_PROOF_BUT_SCANS, SCAN_NOTE, no_step_note
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.checkpoint import BuiltTensors, compare_with_built, tensors_of_built
 from counting.via_transformers.count import count
@@ -66,11 +66,12 @@ def measure_and_compare(
     """Measure the model under a resolved `setup`, and compare it with the checkpoint in `folder`.
 
     With `step`, a training step is measured too, if that is possible, and beside it one with each of the `others`, if
-    that is. Raises `UserError` for a model that cannot be
-    measured, and for a setting of a step where none can be.
+    that is. Raises `UserError` for a model that cannot be measured, and for a setting of a step where none can be.
     """
     measured = measure_via_transformers(model, setup, step=step, others=others)
-    notes = [*FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}."]
+    by_formula = any(products_by_formula(scan) for of_layer in measured.scans for scan in of_layer)
+    proof = FOREIGN_PROOF_BUT_SCANS if by_formula else FOREIGN_PROOF
+    notes = [proof, *FOREIGN_NOTES, *model.notes, f"Built as {measured.built_as}."]
     if measured.no_step is not None:
         check_step_is_measured(setup, model.model_type, measured.no_step)
         notes.append(no_step_note(measured.no_step))
@@ -95,9 +96,8 @@ def measure_via_transformers(
     """Parameters, FLOPs and, if attention runs as one kernel, bytes of the model that transformers builds.
 
     With `step`, also a training step, and one with each of the `others`, resolved too, unless the model's code does not
-    train so on the meta device. `setup` must be
-    resolved. Only one thread measures at a time. Raises `UserError` with the op or the module that cannot be counted,
-    or with the reason why the model does not run.
+    train so on the meta device. `setup` must be resolved. Only one thread measures at a time. Raises `UserError` with
+    the op or the module that cannot be counted, or with the reason why the model does not run.
     """
     assert setup.sequence_length is not None, "the sequence length is not resolved"
     version = load_code_of(model.decoder)

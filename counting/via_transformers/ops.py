@@ -119,8 +119,8 @@ class LayerHandles:
     """The handles for the trace of one layer; records the numbers of rows of its grouped products.
 
     A product of two activations counts for the attention core, unless each token's are multiplied alone. `length` is
-    that of the sequence. A plain product with a stacked weight is refused: it
-    would multiply every token with every expert.
+    that of the sequence. A plain product with a stacked weight is refused: it would multiply every token with every
+    expert.
     """
 
     def __init__(self, layer: nn.Module, length: int) -> None:

@@ -247,9 +247,8 @@ def _refuse_other_inputs(like: str, index: int, calls: dict[str, Call]) -> Any:
     def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sizes = [leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         of_like = [tensor.shape for tensor in calls[like].tensors] if like in calls else sizes
-        if (
-            len(sizes) == len(of_like) and sizes != of_like
-        ):  # a further input, as chosen keys, may be the first's output
+        # A further input, as chosen keys, may be the first layer's output.
+        if len(sizes) == len(of_like) and sizes != of_like:
             name = type(calls[like].part).__name__
             raise UserError(
                 f"layer {index} ({name}) takes inputs of other sizes than {like}, so that its cost is another"

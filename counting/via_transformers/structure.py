@@ -13,8 +13,8 @@ from counting.via_transformers.reading.positions import is_position_table
 from torch_models.errors import UserError
 
 _INDEX = {"layer_idx", "layer_id", "layer_number", "layer_index"}
-# Components whose matrices fp8 recipes quantise; head and router are not quantised.
 DECAYS = {"A_log", "recurrent_param", "time_decay"}  # parameters of a state along the sequence, in all families
+# Components whose matrices fp8 recipes quantise; head and router are not quantised.
 QUANTISED = ("attention", "mlp", "routed_experts", "shared_experts")
 _PLAIN = (bool, int, float, str, type(None))
 

@@ -33,7 +33,11 @@ def flop_table(analysis: Analysis) -> Table:
         add("in attention: products of scans, by formula", scans, analysis.scan_flops)
     if analysis.elementwise_operations:
         operations = [layer.elementwise_operations for layer in analysis.layers]
-        add("not included: elementwise operations of scans", operations, analysis.elementwise_operations)
+        add(
+            "not included: elementwise operations of scans and short convolutions",
+            operations,
+            analysis.elementwise_operations,
+        )
     if analysis.mtp_forward_flops:
         blank = [""] * len(analysis.layers)
         flops = analysis.mtp_forward_flops

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
-from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable, recompute_in_words
-from counting.report.model.proof import proof_in_words
+from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable, recompute_in_words, three_digits
+from counting.report.model.proof import MEASURED, proof_in_words
 from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_fact
 from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
@@ -49,11 +49,19 @@ def scans_in_words(analysis: Analysis) -> str:
     """The scans that carry a state along the sequence, their products, and what is elementwise; empty without any."""
     if not analysis.elementwise_operations:
         return ""
-    scans = dict.fromkeys(scan for layer in analysis.layers for scan in layer.scans)
-    products = f"{percent(analysis.scan_flops / analysis.forward_flops)} of the FLOPs, by formula; "
-    share = percent(analysis.elementwise_operations / analysis.forward_flops)
-    return (
-        f"{listed(list(scans))}: {products if analysis.scan_flops else ''}elementwise operations: {share} beside them"
+    by_formula = list(dict.fromkeys(scan for layer in analysis.layers for scan in layer.scans_by_formula))
+    every = dict.fromkeys(scan for layer in analysis.layers for scan in layer.scans)
+    others = [scan for scan in every if scan not in by_formula]
+    share = percent(analysis.scan_flops / analysis.forward_flops)
+    products = [f"{listed(by_formula)}: {share} of the FLOPs, by formula"] if by_formula else []
+    beside = [f"beside {'it' if len(by_formula) == 1 else 'them'} {listed(others)}" if by_formula else listed(others)]
+    operations = three_digits(100 * analysis.elementwise_operations / analysis.forward_flops)
+    return "; ".join(
+        [
+            *products,
+            *(beside if others else []),
+            f"elementwise operations: {operations} for each 100 FLOPs, not among them",
+        ]
     )
 
 
@@ -112,8 +120,9 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
         number, _, by = proof_in_words(analysis.agreement).partition(" ")
         proofs.setdefault(by, []).append(number if len(analyses) == 1 else f"{number} ({analysis.name})")
     proof = "; ".join(f"{', '.join(numbers)} {by}" for by, numbers in proofs.items())
-    if measured := [analysis.name for analysis in analyses if analysis.proof == "measured, no formula"]:
-        proof = f"Measured, no formula{f': {listed(measured)}' if len(analyses) > 1 else ''}. {proof}"
+    for text, said in reversed(MEASURED.items()):
+        if measured := [analysis.name for analysis in analyses if analysis.proof == text]:
+            proof = f"{said}{f': {listed(measured)}' if len(analyses) > 1 else ''}. {proof}"
     if bounded := [part for analysis in analyses if (part := _bounded(analysis, named=len(analyses) > 1))]:
         proof += f"; peaks of {listed(bounded)} measured, no formula: below a bound"
     lines.fact("proof", proof)

@@ -42,6 +42,7 @@ from torch_models.fields.unknown_fields import (
 )
 
 _WINDOWS = ARCHITECTURE_FIELDS["sliding_window"]
+_DROPOUT_IN_STEP = "is a setting of training: it multiplies no matrices, and what is measured in training mode has it"
 _MTP = "multi-token prediction is not in the built model; the report notes this"
 MTP_FIELDS = re.compile(
     r"use_mtp|num_nextn_predict_layers|num_mtp_(layers|modules|heads)|mtp_config"
@@ -170,7 +171,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
 
     def understood(field: str) -> bool:
         if field in declared or field == "model_type" or (field in read and _has_effect(field, fields, config)):
-            return field in ignore_fields or irrelevance(field) != DROPOUT  # a rate of dropout is said to be left out
+            return field in ignore_fields or irrelevance(field) != DROPOUT  # of a rate of dropout, its part is said
         if field in ignore_fields or irrelevance(field) or unused_window(field, fields):
             return False
         return value_of(field, config) is None and fields[field] is not None  # the class has converted it
@@ -180,6 +181,8 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             return AS_BUILT  # compared with the model once it is built
         if MTP_FIELDS.fullmatch(field):
             return _MTP
+        if irrelevance(field) == DROPOUT and (field in declared or field in read):
+            return _DROPOUT_IN_STEP
         if field in FIXED_FOREIGN_FIELDS and value is not None:
             if value != FIXED_FOREIGN_FIELDS[field]:
                 rule = f"must be {show_value(FIXED_FOREIGN_FIELDS[field])}: transformers builds nothing else"

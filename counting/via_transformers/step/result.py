@@ -16,9 +16,11 @@ from counting.via_transformers.step.measure import BuiltStep
 NAMED = 3  # of parameters without gradients, in a note
 
 STEP_NOTE = (
-    "The step is that of transformers' modules in training mode, dropout included, with this project's loss on their "
-    "logits; rotary tables and masks are made anew in each micro-batch. Attention is one fused kernel where the family "
-    "runs transformers' attention functions, else the family's own code. Layers are recomputed as a whole."
+    "The step is that of transformers' modules in training mode, with this project's loss on their logits. Dropout is "
+    "included, with masks in the format of what they drop, where a GPU keeps one byte a number; "
+    "none in a fused kernel. Rotary tables and masks are made anew in each micro-batch. Attention is one fused kernel "
+    "where the family runs transformers' attention functions, else the family's own code. Layers are recomputed as a "
+    "whole."
 )
 
 

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from counting.analysis import Analysis, analyze
 from counting.formulas.state_spaces import scan_flops
+from counting.report.screen.lines import Fact, Lines
+from counting.report.screen.model import conventions_screen, scans_in_words
 from counting.scans import DeltaRuleScan, StateSpaceScan
 from counting.setup import Setup
 from counting.via_transformers.states import stand_ins
@@ -105,6 +107,11 @@ def test_parameters_and_products_are_those_of_the_whole_model(model_type: str, m
     assert analysis.elementwise_operations > 0
     assert analysis.training is None
     assert any("carry a state" in note for note in analysis.notes)
+    by_formula = {scan for layer in analysis.layers for scan in layer.scans_by_formula}
+    assert by_formula == {scan for scan in said if "chunks" in scan}
+    assert bool(by_formula) is (analysis.scan_flops > 0) is ("formula" in analysis.agreement.witnesses)
+    assert analysis.proof == ("measured; scans by formula" if by_formula else "measured, no formula")
+    assert analysis.notes[0].startswith("Measured, but for" if by_formula else "Measured, no formula: ")
     for layer in analysis.layers:
         assert layer.peak_memory_bytes is None or not layer.scans
         assert layer.forward_flops_by_component.get("other", 0) == 0
@@ -125,6 +132,26 @@ def test_scans_are_counted_from_the_shapes_that_ran() -> None:
     assert twice.scan_flops == 2 * 3 * mamba.scan_flops
     checks = [check for check in twice.agreement.checks if check.quantity == "scan_flops"]
     assert [tuple(check.values) for check in checks] == [("formula",)]
+
+
+def test_scans_in_words() -> None:
+    """Only scans with products are said to be by formula."""
+    delta, mamba = measured("qwen3_next"), measured("mamba")
+    share = 100 * delta.scan_flops / delta.forward_flops
+    operations = 100 * delta.elementwise_operations / delta.forward_flops
+    assert scans_in_words(delta) == (
+        f"gated DeltaNet in chunks of 64: {share:.2f} % of the FLOPs, by formula; beside it short convolution; "
+        f"elementwise operations: {operations:.3g} for each 100 FLOPs, not among them"
+    )
+    assert scans_in_words(mamba).startswith("short convolution and Mamba-1; elementwise operations: ")
+    proofs = []
+    for analyses in ([delta], [mamba], [mamba, delta]):
+        conventions_screen(lines := Lines(80), analyses)
+        proofs += [fact.text for fact in lines.said if isinstance(fact, Fact) and fact.label == "proof"]
+    assert proofs[0].startswith("Measured; products of scans by formula alone. ")
+    assert proofs[1].startswith("Measured, no formula. ")
+    assert "by formula" not in proofs[1]
+    assert proofs[2].startswith("Measured, no formula: small. Measured; products of scans by formula alone: small. ")
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2", "qwen3_next", "kimi_linear", "recurrent_gemma", "rwkv"])

@@ -195,6 +195,23 @@ def test_measured_equals_real(model_type: str) -> None:
     assert max(phase.peak_bytes - phase.optimizer_state for phase in passes) == tracker.peak
 
 
+def test_masks_of_dropout_by_hand() -> None:
+    """OPT drops what attention and the feed-forward of a layer return: two masks of 32 x 64 numbers, as large as these.
+
+    That is torch's dropout without a fused kernel; a GPU keeps one byte for each number, as the note of the step says.
+    """
+    kept = {}
+    for rate in (0.0, 0.1):
+        for layers in (4, 6):
+            fields = FAMILIES["opt"][0] | {"dropout": rate, "attention_dropout": 0.0, "num_hidden_layers": layers}
+            analysis = analyze(foreign(fields, "opt"), Setup(sequence_length=LENGTH))
+            assert analysis.memory is not None
+            kept[rate, layers] = analysis.memory.phases[1].activations
+            (said,) = (entry for entry in analysis.passed_over_fields if entry.startswith("dropout = "))
+            assert said.endswith("what is measured in training mode has it)")
+    assert (kept[0.1, 6] - kept[0.1, 4]) - (kept[0.0, 6] - kept[0.0, 4]) == 2 * 2 * 32 * 64 * 2
+
+
 # --- What is refused, and what is said ----------------------------------------------------------------------------
 
 
@@ -212,7 +229,7 @@ def test_what_backward_does_not_reach_is_named() -> None:
 
 
 REFUSED = {
-    "the attention of gpt2's own": ("falcon", {"recompute": "selective"}, "FalconAttention|its own code: give full"),
+    "attention that is the code of the family": ("falcon", {"recompute": "selective"}, "FalconAttention|its own code: give full"),
     "logits that are scaled": (
         "cohere2",
         {"loss_chunk": 8},
