@@ -26,6 +26,8 @@ PHI3: dict[str, Any] = {"model_type": "phi3", **SMALL}  # as its config.json
 ONE_HEAD_EACH = without(SMALL, "num_key_value_heads")
 GPT2: dict[str, Any] = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
+# Its routers have a parameter that is not trained.
+ERNIE_MOE: dict[str, Any] = SMALL | {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 16}
 
 # What works, each with the kinds of its distinct layers and how many there are of each.
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {

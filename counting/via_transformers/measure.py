@@ -152,5 +152,5 @@ def _step(
             trained = measured.flops.forward.total
             return None, f"in training mode its forward pass has {trained:,} FLOPs, in evaluation mode {one_pass:,}"
         return measured, None
-    except Exception as error:  # the family's code may raise any exception in a backward pass
+    except UserError as error:
         return None, one_line(error, LONGEST_REASON)

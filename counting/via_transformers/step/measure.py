@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from counting.counts import StepFlops
 from counting.measurements.optimizer import with_gradients
-from counting.measurements.parameters import buffer_bytes, trained_tensors
+from counting.measurements.parameters import buffer_bytes, trained_tensors, updated_parameters
 from counting.measurements.step import profile_of, run_passes
 from counting.measurements.update import in_groups, states_of_modules, with_update
 from counting.setup import Setup
@@ -18,8 +18,8 @@ from counting.step.profile import StepProfile
 from counting.via_transformers.attention import ONE_KERNEL, attention_in_one_kernel, attention_known_as
 from counting.via_transformers.count import names_of_kinds
 from counting.via_transformers.discover import BUILT_DTYPE, Discovered, discover
-from counting.via_transformers.reading.decoders import Decoder
-from counting.via_transformers.run import Recorded, run
+from counting.via_transformers.reading.decoders import Decoder, one_line
+from counting.via_transformers.run import LONGEST_REASON, Recorded, run
 from counting.via_transformers.step.layers import LayersToRun, layers_to_run
 from counting.via_transformers.step.to_run import BuiltToRun
 from counting.via_transformers.structure import matrix_weights
@@ -41,23 +41,36 @@ def measure_step(decoder: Decoder, found: Discovered, recorded: Recorded, setup:
     """One step of the model; `setup` must be resolved. Call it inside `measuring`, with the model labelled.
 
     The model is built anew where the precision has activations of another dtype than it. Raises `UserError` if the step
-    cannot be measured, or if the setup is not of this model; any exception of transformers' code is passed on.
+    cannot be measured, if transformers' code raises an exception, or if the setup is not of this model.
     """
     dtype: torch.dtype = getattr(torch, setup.precision_recipe.activation_dtype)
     if dtype != BUILT_DTYPE:
-        found, recorded = _rebuilt(decoder, found, recorded, dtype, setup)
+        with _running_code_of_family():
+            found, recorded = _rebuilt(decoder, found, recorded, dtype, setup)
     layers = layers_to_run(found, names_of_kinds(found), setup.recompute)
     if setup.recompute == "selective":
         _refuse_own_attention(found, recorded)
     model = BuiltToRun(found, recorded, layers, setup)
     with _recomputed_attention(setup), model.ready():
         try:
-            passes = run_passes(model, setup)
+            with _running_code_of_family():
+                passes = run_passes(model, setup)
             profile = profile_of(passes, _bytes_of_buffers(found.model, layers))
             return BuiltStep(passes.flops, *_with_update(profile, model, layers, setup))
         finally:
             for parameter in found.model.parameters():
                 parameter.grad = None
+
+
+@contextlib.contextmanager
+def _running_code_of_family() -> Iterator[None]:
+    """Context in which any exception becomes a `UserError`: a family's code may raise any, also in a backward pass."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(one_line(error, LONGEST_REASON)) from error
 
 
 def _rebuilt(
@@ -105,8 +118,8 @@ def _with_update(
     precision, optimizer = setup.precision_recipe, setup.optimizer_recipe
     modules = [each.layer for each in layers.layers]
     named = list(model.module.named_parameters())
-    all_tensors = trained_tensors(model.module)
-    trained = [(x, tensor) for (_, x), tensor in zip(named, all_tensors, strict=True) if id(x) in model.trained]
+    of_updated = zip(updated_parameters(model.module), trained_tensors(model.module), strict=True)
+    trained = [(x, tensor) for x, tensor in of_updated if id(x) in model.trained]
     parameters, tensors = [x for x, _ in trained], [tensor for _, tensor in trained]
     frozen = [x for _, x in named if id(x) not in model.trained]
     of_layers = [list(module.parameters()) for module in modules]
