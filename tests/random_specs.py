@@ -121,6 +121,7 @@ def random_layer(pick: random.Random, *, indexers: bool = False) -> LayerSpec:
     if placement == "around" and norm_type == "rms_norm" and pick.random() < 0.5:
         parallel = mlp(pick.choice([1, 24, 1000]), bias)
         router = structs.replace(router, learned_scales=True, bias=False, routed_scaling_factor=1.0)
+        router = structs.replace(router, correction_bias_at="router")
     shared, expert_size = None if parallel else pick.choice([None, 8, 2048]), pick.choice([8, 64, 512])
     clamped = ClampedMLPSpec(hidden_size=width, intermediate_size=expert_size, alpha=1.7, limit=7.0)
     mixture = MixtureOfExpertsSpec(

@@ -35,6 +35,7 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
         assert (self.parallel_mlp is not None) == (mixture is not None and mixture.router.learned_scales)
         if self.parallel_mlp is not None:
             assert mixture is not None and mixture.shared_experts is None
+            assert mixture.router.correction_bias_at == "router"
             assert (self.norm_placement, self.norm_type) == ("around", "rms_norm")
 
     @property

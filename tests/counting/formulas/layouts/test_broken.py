@@ -113,7 +113,7 @@ BROKEN = [
     ("few experts", sharding, "layout.expert_fsdp * layout.ep > num_experts", "False"),
     # What is sent and computed.
     ("tensor", traffic, "[*[*self._input(), *self._output()] * 2,", "[*self._input(), *self._output(),"),
-    ("norms", replicated, "4 if layer.norm_placement", "2 if layer.norm_placement"),
+    ("norms", replicated, "_norm(layer) * number_of_stream_norms(layer)", "_norm(layer) * 2"),
     ("tensor", traffic, "again = self._loss_sums() if", "again = [] if True or"),
     ("tensor", traffic, "))]\n        if self.by_position:\n", "))]\n        if False:\n"),
     ("experts", traffic, '[Sending("all_to_all", "ep", counts, counts), *self._ways(layer)]', "[*self._ways(layer)]"),

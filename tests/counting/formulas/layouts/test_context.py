@@ -30,13 +30,13 @@ from tests.shrunken import FAMILIES
 from tests.sweeps import seeds
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
+from torch_models.parallel.checks import without_ring_attention
 from torch_models.recomputed_layers import with_recompute
 from torch_models.spec import (
     GroupedQueryAttentionSpec,
     LayerSpec,
     MixtureOfExpertsSpec,
     ModelSpec,
-    MultiHeadLatentAttentionSpec,
     runs_of,
 )
 
@@ -254,10 +254,7 @@ def test_random_models(seed: int) -> None:
 
 def has_ring(layer: LayerSpec) -> bool:
     """Whether torch's ring attention has what attention is made of."""
-    attention = layer.attention
-    if isinstance(attention, MultiHeadLatentAttentionSpec):
-        return True
-    return not (attention.window or attention.logit_softcap or attention.sinks)
+    return without_ring_attention(layer) is None
 
 
 def fused(setup: Setup) -> Setup:

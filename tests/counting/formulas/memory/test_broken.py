@@ -117,7 +117,7 @@ def test_a_gradient_of_another_size_is_found(operation: str, monkeypatch: pytest
     right = getattr(operations, operation)
     cases = [
         (spec_from_fields(FAMILIES[family], "shrunken"), kernels)
-        for family in ("deepseek_v3", "gpt_oss", "gemma2")
+        for family in ("deepseek_v3", "gpt_oss", "gemma2", "gemma4")
         for kernels in ("fused", "eager")
     ]
     runs = [(spec, setup_of(spec, kernels=kernels, loss_chunk=7)) for spec, kernels in cases]

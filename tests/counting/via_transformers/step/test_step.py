@@ -246,7 +246,11 @@ def test_a_parameter_that_is_not_trained_has_no_gradient() -> None:
 
 
 REFUSED = {
-    "attention that is the code of the family": ("falcon", {"recompute": "selective"}, "FalconAttention|its own code: give full"),
+    "attention that is the code of the family": (
+        "falcon",
+        {"recompute": "selective"},
+        "FalconAttention|its own code: give full",
+    ),
     "logits that are scaled": (
         "cohere2",
         {"loss_chunk": 8},
