@@ -16,6 +16,7 @@ import msgspec
 from counting.step.profile import StepProfile
 
 MODEL_FLOPS_PER_FORWARD = 3  # model FLOPs of a training step, in forward passes; backward is two
+FORWARD_ONLY = "indexer"  # the component whose products have no backward pass: they only choose
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +45,9 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def forward_only(self) -> int:
-        """Of FLOPs, those of products without a backward pass: an indexer's, which only choose."""
-        return self.indexer
+        """Of FLOPs, those of products without a backward pass."""
+        flops: int = getattr(self, FORWARD_ONLY)
+        return flops
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{c: getattr(self, c) + getattr(other, c) for c in COMPONENTS})
@@ -60,7 +62,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 COMPONENTS: tuple[str, ...] = Counts.__struct_fields__
-OF_FEW_MODELS = ("indexer", "other")
+OF_FEW_MODELS = (FORWARD_ONLY, "other")
 
 
 class LayerMemory(msgspec.Struct, frozen=True, kw_only=True):

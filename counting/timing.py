@@ -54,7 +54,7 @@ def step_times(
     clusters: Sequence[Cluster],
     *,
     forward_flops: int,
-    forward_only: int = 0,
+    forward_only: int,
 ) -> tuple[StepTime, ...]:
     """How long a step takes on each cluster; empty by Megatron-LM's rules, by which no step is run.
 
@@ -81,7 +81,7 @@ def step_times(
 
 
 def timed_step(
-    spec: ModelSpec, setup: Setup, layout: Layout, cluster: Cluster, *, forward_flops: int, forward_only: int = 0
+    spec: ModelSpec, setup: Setup, layout: Layout, cluster: Cluster, *, forward_flops: int, forward_only: int
 ) -> tuple[Setup, Layout, StepTime]:
     """How long a step takes, without an analysis of what ranks hold, with setup and layout resolved.
 

@@ -9,8 +9,9 @@ multiplication (if embedding and head are one matrix, the head still multiplies,
                             2022 (arXiv 2204.02311), appendix B, whose N includes the embedding
     6N_causal_attention     6 N' + half of those products (within windows): "Insights into DeepSeek-V3" (ISCA
                             2025), table 2
-    own                     3 x the measured forward pass, with attention as its kernels run it (the full square,
-                            or a window's band), and with multi-token prediction if the setup trains it
+    own                     3 x the measured forward pass, an indexer's once, with attention as its kernels run it
+                            (the full square, or a window's band), and with multi-token prediction if the setup
+                            trains it
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Literal
 
 from counting.analysis import Analysis
 from counting.cost.scaling_laws import FLOPS_PER_PARAMETER_AND_TOKEN
-from counting.counts import AttentionCore, model_flops_per_token
+from counting.counts import FORWARD_ONLY, AttentionCore, model_flops_per_token
 
 Convention = Literal["6N", "6N_full_attention", "6N_causal_attention", "own"]
 FEWEST_FLOPS: Convention = "6N_causal_attention"  # counts what a causal kernel computes, and the norms' few weights
@@ -51,7 +52,7 @@ def training_flops_per_token(analysis: Analysis) -> Fraction:
 def training_flops_by_component(analysis: Analysis) -> dict[str, Fraction]:
     """The parts of `training_flops_per_token`, exact; `mtp`, if it is trained, is one of them."""
     parts = {
-        name: _per_token(analysis, flops, flops if name == "indexer" else 0)
+        name: _per_token(analysis, flops, flops if name == FORWARD_ONLY else 0)
         for name, flops in analysis.forward_flops_by_component.items()
     }
     if not trains_mtp(analysis):

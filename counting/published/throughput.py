@@ -17,7 +17,7 @@ import msgspec
 from counting.analysis import analyze
 from counting.cost.budget import exactly
 from counting.cost.cluster import Cluster
-from counting.cost.conventions import Convention, flops_by_convention
+from counting.cost.conventions import Convention, flops_by_convention, trains_mtp
 from counting.cost.hardware import find_gpu
 from counting.published.rows import Record, RepeatedRow, RunSettings, check_names, check_rows, read_records
 from counting.records.tidy import Tidy
@@ -207,16 +207,16 @@ def _timed(
     assert layout is not None
     flops = _flops(spec, setup.sequence_length, setup.micro_batch_size, setup.kernels, setup.mtp)
     setup, layout, time = timed_step(
-        spec, setup, layout, cluster.cluster(), forward_flops=flops.forward_flops + flops.mtp_forward_flops
+        spec, setup, layout, cluster.cluster(), forward_flops=flops.forward, forward_only=flops.forward_only
     )
     return setup, layout, time, measured_seconds(measured, tokens_per_gpu(setup, layout), flops.per_token)
 
 
 class _Flops(NamedTuple):
-    """FLOPs of a model: of the forward pass of a micro-batch, with and of prediction layers if they are trained."""
+    """FLOPs of a model: of the forward pass of a micro-batch, with prediction layers if they are trained."""
 
-    forward_flops: int
-    mtp_forward_flops: int
+    forward: int
+    forward_only: int  # of them, those that backward does not pass
     per_token: Mapping[Convention, Fraction]  # of training
 
 
@@ -226,8 +226,12 @@ def _flops(
 ) -> _Flops:
     setup = Setup(sequence_length=sequence_length, micro_batch_size=micro_batch_size, kernels=kernels, mtp=mtp)
     analysis = analyze(spec, setup, step=False)
-    of_mtp = analysis.mtp_forward_flops if analysis.setup.mtp else 0
-    return _Flops(analysis.forward_flops, of_mtp, flops_by_convention(analysis))
+    trained = trains_mtp(analysis)
+    return _Flops(
+        forward=analysis.forward_flops + trained * analysis.mtp_forward_flops,
+        forward_only=analysis.forward_only_flops + trained * analysis.mtp_forward_only_flops,
+        per_token=flops_by_convention(analysis),
+    )
 
 
 def tokens_per_gpu(setup: Setup, layout: Layout) -> Fraction:

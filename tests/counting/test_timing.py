@@ -53,7 +53,8 @@ def test_all_of_the_square_of_attention_is_executed_whatever_ring_attention_skip
 
 def test_hfu_has_the_flops_as_executed() -> None:
     """Of all ranks, over all ranks and the peak: 989 TFLOP/s."""
-    setup, layout, time = timed_step(SPEC, Setup(sequence_length=24), layout_of(fsdp=2), H100, forward_flops=10**6)
+    given = Setup(sequence_length=24)
+    setup, layout, time = timed_step(SPEC, given, layout_of(fsdp=2), H100, forward_flops=10**6, forward_only=0)
     executed = executed_flops(work_of_step(SPEC, setup, layout), layout)
     assert time.hfu == pytest.approx(executed / 2 / time.seconds / 989e12, rel=1e-12)
 
@@ -90,7 +91,7 @@ def test_work_is_measured_in_another_process() -> None:
 def test_every_layout_has_a_time(config: dict[str, Any], layout: Layout, micro_batches: int, axes: set[str]) -> None:
     spec = read_spec(config)
     setup, layout = resolve_step(layout, spec, Setup(sequence_length=64, micro_batches=micro_batches))
-    (time,) = step_times(spec, setup, layout, [H100], forward_flops=10**6)
+    (time,) = step_times(spec, setup, layout, [H100], forward_flops=10**6, forward_only=0)
     assert 0 < time.bound_seconds <= time.low_seconds <= time.seconds <= time.high_seconds
     assert time.breakdown.total == time.seconds
     assert {axis for axis, seconds in time.breakdown.communication.items() if seconds} <= axes

@@ -5,13 +5,18 @@ from fractions import Fraction
 import pytest
 
 from counting.analysis import Analysis, analyze
+from counting.cost.cluster import Cluster
 from counting.cost.conventions import (
     flops_by_convention,
     trained_parameters,
     training_flops_by_component,
     training_flops_per_token,
+    untrained_parameters,
 )
+from counting.cost.hardware import find_gpu
+from counting.cost.run import model_state_bytes
 from counting.setup import Setup
+from counting.step.notes import INDEXER_NOTE
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +103,29 @@ def test_parts_of_training_flops_sum_to_them(deepseek: Analysis) -> None:
     assert parts["routed_experts"] == Fraction(
         3 * deepseek.forward_flops_by_component["routed_experts"], deepseek.setup.tokens
     )
+
+
+def test_an_indexer_counts_once_and_is_not_trained() -> None:
+    """GLM-5 at 4,096 tokens: indexers in 78 layers and in that of multi-token prediction.
+
+    An indexer's projections have 2,048 x 32 x 128 + 6,144 x 128 + 6,144 x 32 = 9,371,648 weights, and its norm 256. Its
+    forward pass takes 2 x 4,096 x 9,371,648 + 2 x 4,096^2 x 32 x 129 = 215,285,235,712 FLOPs. All 79 take
+    17,007,533,621,248 of 388,180,217,954,304 + 13,326,746,648,576, so that training takes
+    3 x 384,499,430,981,632 + 17,007,533,621,248 = 1,170,505,826,566,144.
+    """
+    analysis = analyze("glm_5", Setup(sequence_length=4096), cluster=Cluster(gpu=find_gpu("H100")))
+    step, memory, (time,) = analysis.training, analysis.memory, analysis.step_time or ()
+    assert step is not None
+    assert memory is not None
+    own = flops_by_convention(analysis)["own"]
+    assert own == Fraction(step.model_flops, 4096) == Fraction(1_170_505_826_566_144, 4096)
+    assert time.mfu == pytest.approx(1_170_505_826_566_144 / time.seconds / 989e12, rel=1e-12)
+    parts = training_flops_by_component(analysis)
+    assert parts["indexer"] == Fraction(78 * 215_285_235_712, 4096)
+    assert parts["mtp"] == Fraction(3 * 13_326_746_648_576 - 2 * 215_285_235_712, 4096)
+    assert sum(parts.values()) == own
+    # Mixed precision has 16 bytes for each parameter that is trained, and 2 for another.
+    assert untrained_parameters(analysis) == 79 * (9_371_648 + 256) == 740_380_416
+    assert trained_parameters(analysis) == 743_911_199_232 + 9_952_920_320 - 740_380_416
+    assert model_state_bytes(analysis) == memory.states.total == 16 * 753_123_739_136 + 2 * 740_380_416
+    assert INDEXER_NOTE in analysis.notes

@@ -157,6 +157,7 @@ def test_seconds_of_a_printed_speed() -> None:
 
 PIPELINE = {"num_gpus": 4, "fsdp": 2, "pp": 2}
 ACCUMULATED = {"sequence_length": 256, "micro_batches": 9, "recompute": "full"}
+DENSE_GLM_5 = {"num_hidden_layers": 2, "first_k_dense_replace": 2, "vocab_size": 1024, "n_routed_experts": 8}
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,9 @@ ACCUMULATED = {"sequence_length": 256, "micro_batches": 9, "recompute": "full"}
         SMALL,
         msgspec.structs.replace(SMALL, setup=ACCUMULATED),
         msgspec.structs.replace(SMALL, setup=ACCUMULATED, layout=PIPELINE, config="llama_3_8b"),
+        msgspec.structs.replace(SMALL, config="glm_5", config_fields=DENSE_GLM_5),
     ],
-    ids=["one micro-batch", "nine", "pipeline"],
+    ids=["one micro-batch", "nine", "pipeline", "an indexer"],
 )
 def test_a_row_is_run_as_a_user_would_run_it(run: RunSettings) -> None:
     """With FLOPs as executed, too: there they are those of the ranks' analysis, here of the ops."""

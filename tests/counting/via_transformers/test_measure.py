@@ -309,10 +309,10 @@ def test_eager_kernels_are_refused() -> None:
 
 
 def test_allocations_are_not_replayed() -> None:
-    with pytest.raises(ValueError, match="^expandable_segments = true: gpt2 .*, and its allocations are not replayed"):
+    with pytest.raises(ValueError, match=r"^expandable_segments = true: gpt2 .*, and its allocations are not replayed"):
         analyze(foreign("gpt2", GPT2), Setup(expandable_segments=True))
     for setup in (Setup(execution="compiled"), Setup(expandable_segments=True)):
-        with pytest.raises(ValueError, match="^reserved = 'given': gpt2 goes through transformers"):
+        with pytest.raises(ValueError, match=r"^reserved = 'given': gpt2 goes through transformers"):
             analyze(foreign("gpt2", GPT2), setup, reserved=True)
 
 
