@@ -229,7 +229,11 @@ def test_what_backward_does_not_reach_is_named() -> None:
 
 
 REFUSED = {
-    "attention that is the code of the family": ("falcon", {"recompute": "selective"}, "FalconAttention|its own code: give full"),
+    "attention that is the code of the family": (
+        "falcon",
+        {"recompute": "selective"},
+        "FalconAttention|its own code: give full",
+    ),
     "logits that are scaled": (
         "cohere2",
         {"loss_chunk": 8},
