@@ -50,8 +50,8 @@ def delta_rule_flops(scan: DeltaRuleScan) -> int:
     values (C x C x V); and the products with the state of W, of Q, and of K^T with the new values (C x K x V each).
     Inverting the triangular matrix to T is forward substitution, row by row, and not counted. Heads that share queries
     and keys have all of these products each, because transformers repeats queries and keys for them before the scan.
-    With one decay for each head, K K^T and Q K^T could be formed once for the heads that share them, as C B^T is counted
-    once for each group of SSD: decays and steps act on these products afterwards. Kimi Delta Attention (Kimi Linear,
+    With one decay for each head, K K^T and Q K^T could be formed once for the heads that share them, as C B^T of SSD is
+    counted once for each group: decays and steps act on these products afterwards. Kimi Delta Attention (Kimi Linear,
     arXiv 2510.26692, section 3) decays each channel on its own: the sizes of the products are the same.
     """
     chunk, key, value = scan.chunk, scan.key_size, scan.value_size

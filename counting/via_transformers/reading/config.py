@@ -37,6 +37,7 @@ from torch_models.fields.text_part import HEAD, TextPart
 
 EXTRA = "transformers"
 
+_COMPRESSED_SPARSE = "compressed_sparse_attention"
 # Layer kinds that are measured; any other kind is refused by name.
 ATTENTION_KINDS = {
     "attention",
@@ -44,7 +45,7 @@ ATTENTION_KINDS = {
     "sliding_attention",
     "chunked_attention",
     "indexed_attention",
-    "compressed_sparse_attention",
+    _COMPRESSED_SPARSE,
     "heavily_compressed_attention",
     "global",
     "local",
@@ -125,7 +126,7 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
         sequence_length=length,
         sequence_length_source=source,
         defaulted_fields=(*_defaulted(fields, decoder), *foreign.defaulted_fields, *part.defaulted),
-        notes=tuple(_left_out(fields, config_class)),
+        notes=(*_left_out(fields, config_class), *_counted_otherwise(config)),
         passed_over_fields=(*found.passed_over, *replaced, *foreign.passed_over_fields, *part.left_out),
         ignored_fields=found.ignored,
         switches=undeclared_switches(fields, config),
@@ -193,6 +194,15 @@ def _left_out(fields: dict[str, Any], config_class: Any) -> Iterator[str]:
     )
     if given:
         yield f"Multi-token prediction ({given}) is not counted: transformers does not build it with the model."
+
+
+def _counted_otherwise(config: Any) -> Iterator[str]:
+    """A note where all keys are counted and the model chooses some: DeepSeek-V4's compressed tokens."""
+    if _COMPRESSED_SPARSE in (getattr(config, "layer_types", None) or ()):
+        yield (
+            "Compressed sparse attention counts the keys of all compressed tokens beside its window, not only those "
+            f"that its indexer chooses (index_topk = {config.index_topk:,})."
+        )
 
 
 def _refuse_other_mixers(model_type: str, config: Any) -> None:

@@ -213,6 +213,13 @@ def test_multi_token_prediction_that_is_left_out_is_said() -> None:
     assert model_of(model_type="glm4_moe_lite", **MOE_LITE, num_nextn_predict_layers=0).notes == ()
 
 
+def test_keys_that_are_counted_though_they_are_not_chosen_are_noted() -> None:
+    (note,) = model_of(model_type="deepseek_v4", index_topk=64).notes
+    assert note.startswith("Compressed sparse attention counts the keys of all compressed tokens")
+    assert "(index_topk = 64)" in note
+    assert model_of(model_type="deepseek_v4", layer_types=["heavily_compressed_attention"] * 43).notes == ()
+
+
 def test_head_counts_left_out_are_those_of_the_queries_and_are_listed() -> None:
     for fields in (without(SMALL, "num_key_value_heads"), SMALL | {"num_key_value_heads": None}):
         model = model_of(model_type="nemotron", **fields)
