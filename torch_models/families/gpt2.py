@@ -4,9 +4,9 @@ All projections have biases, and the head is the embedding. Checkpoints store ma
 values in one; the modules here have them apart. The fields are those of transformers' `GPT2Config`.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from torch_models.errors import ConfigError
+from torch_models.errors import ConfigError, NotModelledError
 from torch_models.fields.family_config import PlainConfig
 from torch_models.fields.stored_names import IRRELEVANT_TENSORS, StoredName
 from torch_models.spec import (
@@ -78,9 +78,9 @@ class Config(PlainConfig, frozen=True, kw_only=True):
     num_attention_heads: Heads = 12
     max_position_embeddings: SequenceLength = 1024
     n_inner: Width | None = None
-    activation_function: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "silu"] = "gelu_new"
+    activation_function: str = "gelu_new"
     layer_norm_epsilon: Epsilon = 1e-5
-    hidden_act: Literal["gelu_new", "gelu_pytorch_tanh", "gelu", "silu"] | None = None  # another name of it
+    hidden_act: str | None = None  # another name of it
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
@@ -98,13 +98,11 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     if width % heads:
         rule = f"hidden_size ({width}) must be divisible by num_attention_heads ({heads})"
         raise ConfigError("num_attention_heads", heads, rule)
-    if config.hidden_act is not None and ACTIVATIONS[config.hidden_act] != ACTIVATIONS[config.activation_function]:
-        rule = f"activation_function is {config.activation_function}"
-        raise ConfigError("hidden_act", config.hidden_act, rule)
+    activation = _activation(config)
     mlp = MLPSpec(
         hidden_size=width,
         intermediate_size=config.n_inner or WIDTHS_OF_MLP * width,
-        activation=ACTIVATIONS[config.activation_function],
+        activation=activation,
         bias=True,
     )
 
@@ -133,3 +131,14 @@ def model_spec(config: Config, name: str) -> ModelSpec:
         norm_type="layer_norm",
         learned_positions=config.max_position_embeddings,
     )
+
+
+def _activation(config: Config) -> Activation:
+    """The activation of the MLP. Raises `NotModelledError` for one that it lacks; transformers' class may have it."""
+    name, other = config.activation_function, config.hidden_act
+    if other is not None and ACTIVATIONS.get(other, other) != ACTIVATIONS.get(name, name):
+        raise ConfigError("hidden_act", other, f"activation_function is {name}")
+    if name not in ACTIVATIONS:
+        rule = f"has no module here, as {', '.join(ACTIVATIONS)} have; the counts come from transformers"
+        raise NotModelledError("activation_function", name, rule)
+    return ACTIVATIONS[name]

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from counting.analysis import analyze
+from counting.setup import Setup
 from tests.checkpoints import State, analysed, assert_same_tensors, by_checkpoint, native_state, write
 from tests.shrunken import GPT2
 from torch_models import build, load_checkpoint
-from torch_models.errors import ArgumentError, CheckpointError, ConfigError
+from torch_models.errors import ArgumentError, CheckpointError, ConfigError, NotModelledError
 from torch_models.families.gpt2 import Config
-from torch_models.fields.config import read_spec, spec_from_fields
+from torch_models.fields.config import ForeignConfig, model_from_fields, read_spec, spec_from_fields
 from torch_models.fields.stored_names import Place, StoredName, places_of
 
 PARAMETERS = 96 * 64 + 4096 * 64 + 3 * (4 * 64**2 + 4 * 64 + 2 * 64 * 112 + 112 + 64 + 4 * 64) + 2 * 64
@@ -106,7 +108,7 @@ def test_default_sizes_are_those_of_the_smallest_model() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "heads": ({"num_attention_heads": 7}, r"num_attention_heads = 7: hidden_size \(64\) must be divisible by"),
-    "activation": ({"activation_function": "relu"}, "activation_function = 'relu': must be 'gelu_new' or 'gelu_"),
+    "activation": ({"activation_function": 1}, "activation_function = 1: must be "),
     "two activations": ({"hidden_act": "silu"}, "hidden_act = 'silu': activation_function is gelu_new"),
     "another MLP": ({"intermediate_size": 64}, "intermediate_size = 64: "),
     "shared keys": ({"num_key_value_heads": 2}, "num_key_value_heads = 2: "),
@@ -123,6 +125,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=f"^{said}"):
         spec_from_fields(GPT2 | fields, "x")
+
+
+def test_another_activation_is_counted_through_transformers() -> None:
+    """A product and an activation cost the same FLOPs whatever the activation is: as many as the native model has."""
+    other = GPT2 | {"activation_function": "relu"}
+    with pytest.raises(NotModelledError, match=r"^activation_function = 'relu': has no module here"):
+        spec_from_fields(other, "x")
+    assert isinstance(model_from_fields(other, "x"), ForeignConfig)
+    native, foreign = (analyze(fields, Setup(sequence_length=32)) for fields in (GPT2, other))
+    assert (native.proof, foreign.proof) == ("measured = formula", "measured, no formula")
+    assert foreign.parameters.total == native.parameters.total
+    assert foreign.forward_flops == native.forward_flops
 
 
 def test_what_changes_no_count_is_passed_over() -> None:

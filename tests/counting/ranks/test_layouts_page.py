@@ -15,7 +15,7 @@ from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
 from torch_models.spec import ModelSpec
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "layouts.md").read_text(encoding="utf-8")
 FAMILY_ROWS = re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \| ([\w ]+) \| ([\w ]+) \|$", PAGE, flags=re.MULTILINE)
 
 
