@@ -52,6 +52,7 @@ def test_what_has_no_module_is_counted_through_transformers(field: str) -> None:
             "= 'all': lets a token see those after it",
         ),
         ({"num_experts": None}, "num_experts = null: must be given, since enable_moe_block is on"),
+        ({"top_k_experts": 99}, r"^top_k_experts = 99: must be at most num_experts \(\d+\)"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
