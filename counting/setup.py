@@ -5,6 +5,7 @@
 Torch-free. `resolve` fills in the open fields (None) from the model; the result contains the resolved setup.
 """
 
+import re
 from math import ceil
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -22,6 +23,7 @@ from torch_models.errors import ArgumentError, ConfigError
 from torch_models.recomputed_layers import check_recompute
 from torch_models.spec import MAX_SEQUENCE_LENGTH, Kernels, ModelRecompute, check_kernels
 
+MTP_MODULES = re.compile(r"num_mtp_modules = ")  # of a model whose published weights have none
 MOST_CHUNKS = 256  # of the loss; more chunks save no memory worth reporting
 
 MOST_MICRO_BATCHES = 10**9
@@ -147,7 +149,7 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
     step_tokens = micro_batches * micro_batch.tokens * data_ranks
     has_mtp = bool(getattr(model, "mtp_layers", ()))
     if setup.mtp and not has_mtp:
-        rule = f"{model.name} has no multi-token prediction (num_nextn_predict_layers): leave it open, or give false"
+        rule = f"{model.name} has no multi-token prediction ({_mtp_field(model)}): leave it open, or give false"
         raise ArgumentError("mtp", True, rule)
     _check_interval(setup.recompute, model)
     chunk = setup.loss_chunk
@@ -168,12 +170,20 @@ def resolve(setup: Setup, model: Any, *, data_ranks: int = 1) -> Setup:
     )
 
 
+def _mtp_field(model: Any) -> str:
+    """The field that would give the model multi-token prediction; if it has no part in the model, with the reason."""
+    entries = (entry for entry in getattr(model, "passed_over_fields", ()) if MTP_MODULES.match(entry))
+    return next(entries, "num_nextn_predict_layers").replace(" (", ": ", 1).removesuffix(")")
+
+
 def _check_positions(length: int, model: Any) -> None:
-    """Raise `ConfigError` for a sequence that is longer than a learned table of positions, under GPT-2's name of it."""
+    """Raise `ConfigError` for a sequence that is longer than a learned table of positions, under the file's name."""
     rows = getattr(model, "learned_positions", None)
     if rows is not None and length > rows:
         rule = f"a sequence of {length:,} tokens is longer, and the table of positions has no more rows; "
-        raise ConfigError("n_positions", rows, f"{rule}give sequence_length, of at most {rows:,}", model.name)
+        source = model.sequence_length_source
+        field = source if source == "max_position_embeddings" else "n_positions"
+        raise ConfigError(field, rows, f"{rule}give sequence_length, of at most {rows:,}", model.name)
 
 
 def _check_interval(recompute: ModelRecompute, model: Any) -> None:

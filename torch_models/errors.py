@@ -1,5 +1,7 @@
 """Errors for mistakes in user input, each with a message of one line."""
 
+import re
+from collections.abc import Mapping
 from typing import Self
 
 LONGEST_SHOWN_VALUE = 60
@@ -40,6 +42,14 @@ class ConfigError(UserError):
     def in_file(self, file: str) -> Self:
         """Return the same error with `file`, the config that contains the field, in its message."""
         return type(self)(self.field, self.value, self.rule, file)
+
+    def under(self, names: Mapping[str, str]) -> Self:
+        """Return the same error with `names`, a file's own names of fields by the standard ones, in field and rule."""
+        if not names:
+            return self
+        standard = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+        rule = standard.sub(lambda found: names[found[0]], self.rule)
+        return type(self)(names.get(self.field, self.field), self.value, rule, self.file)
 
 
 class NotModelledError(ConfigError):

@@ -7,7 +7,7 @@ import pytest
 
 from counting.layout import can_reserve, check_reserved
 from counting.setup import MOST_CHUNKS, Setup, resolve
-from tests.shrunken import DEEPSEEK_V3, LLAMA
+from tests.shrunken import DEEPSEEK_V3, LLAMA, MINIMAX_M2
 from torch_models import ArgumentError, ConfigError
 from torch_models.fields.config import spec_from_fields
 from torch_models.layout import Layout
@@ -146,6 +146,9 @@ def test_no_sequence_length_anywhere() -> None:
 def test_multi_token_prediction_that_there_is_not() -> None:
     with pytest.raises(ArgumentError, match=r"^mtp = true: small has no multi-token prediction"):
         resolve(Setup(mtp=True), LLAMA_SPEC)
+    modules = "num_mtp_modules = 3: neither the published weights nor transformers have these modules"
+    with pytest.raises(ArgumentError, match=rf"^mtp = true: x has no multi-token prediction \({modules}\): leave"):
+        resolve(Setup(mtp=True, sequence_length=8), spec_from_fields(MINIMAX_M2 | {"num_mtp_modules": 3}, "x"))
 
 
 @pytest.mark.parametrize(("length", "fewest"), [(1024, 4), (1025, 5), (16_777_216, 65_536)])

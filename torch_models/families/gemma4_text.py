@@ -10,6 +10,7 @@ import msgspec
 
 from torch_models.errors import ConfigError, NotModelledError
 from torch_models.fields.family_config import FamilyConfig
+from torch_models.fields.known_fields import OF_IMAGES
 from torch_models.fields.rope import rotary_spec
 from torch_models.fields.shared import FULL, SLIDING, gated_mlp, window_by_layer
 from torch_models.fields.stored_names import StoredName
@@ -76,7 +77,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     def passed_over(self) -> Iterator[tuple[str, str]]:
         """Yield fields of images or of a part that is off, and `hidden_act`, which transformers does not read."""
         yield "hidden_act", f"the activation is {self.hidden_activation}, by hidden_activation"
-        yield "use_bidirectional_attention", "of the tokens of images; those of text see the ones before them"
+        yield "use_bidirectional_attention", OF_IMAGES
         yield "vocab_size_per_layer_input", "no layer has an embedding of its own"
         yield "use_double_wide_mlp", "of layers that share keys and values, and none does"
         if self.per_layer_config is not None:
@@ -174,6 +175,9 @@ def _mixture(config: Config) -> MixtureOfExpertsSpec:
         if getattr(config, field) is None:
             raise ConfigError(field, None, "must be given, since enable_moe_block is on")
     assert config.num_experts and config.top_k_experts and config.moe_intermediate_size
+    if config.top_k_experts > config.num_experts:
+        rule = f"must be at most num_experts ({config.num_experts})"
+        raise ConfigError("top_k_experts", config.top_k_experts, rule)
     router = RouterSpec(
         hidden_size=config.hidden_size,
         num_experts=config.num_experts,

@@ -107,7 +107,7 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     )
 
     def layer(index: int) -> LayerSpec:
-        divisor = (index + 1) ** 2 if config.scale_attn_by_inverse_layer_idx else 1  # of the squared scores
+        divisor = index + 1 if config.scale_attn_by_inverse_layer_idx else 1
         return LayerSpec(
             attention=GroupedQueryAttentionSpec(
                 hidden_size=width,
@@ -117,11 +117,12 @@ def model_spec(config: Config, name: str) -> ModelSpec:
                 rotary=None,
                 qkv_bias=True,
                 output_bias=True,
-                scale_channels=divisor * (width // heads if config.scale_attn_weights else 1),
+                scale_channels=divisor**2 * (width // heads if config.scale_attn_weights else 1),
             ),
             feed_forward=mlp,
             norm_eps=config.layer_norm_epsilon,
             norm_type="layer_norm",
+            mark=f"scores_over_{divisor}" if config.scale_attn_by_inverse_layer_idx else None,
         )
 
     return config.spec_of_model(

@@ -46,6 +46,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     layernorm_mlp_beta: One | None = None
     mlp_intermediate_size: Width | None = None
     shared_moe_mode: str | None = None
+    use_routing_bias: bool | None = None
     use_mtp: bool | None = None
     num_mtp_modules: Annotated[int, Meta(ge=0, le=64)] | None = None
     mtp_transformer_layers: Annotated[int, Meta(ge=0, le=64)] | None = None
@@ -65,6 +66,7 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
             yield f"layernorm_{name}_beta", "as without it"
         yield "mlp_intermediate_size", "no layer is dense"
         yield "shared_moe_mode", "there are no shared experts"
+        yield "use_routing_bias", "as the model is built"
         for name in ("use_mtp", "num_mtp_modules", "mtp_transformer_layers"):
             yield name, WITHOUT_MTP
 
@@ -73,8 +75,11 @@ def model_spec(config: Config, name: str) -> ModelSpec:
     """Return the spec of a MiniMax-M2 config; all layers are equal.
 
     `rotary_dim` is another way to give `partial_rotary_factor`; without both, every channel of a head is rotated.
-    Raises `ConfigError` if the two differ, or if a head has fewer channels.
+    Raises `ConfigError` if the two differ, if a head has fewer channels, or if the file denies the correction bias.
     """
+    if config.use_routing_bias is False:
+        rule = "the model is built with the router's correction bias, whatever this field says"
+        raise ConfigError("use_routing_bias", False, rule)
     if config.rotary_dim is not None and config.rotary_dim > config.head_dim:
         raise ConfigError("rotary_dim", config.rotary_dim, f"must be at most head_dim ({config.head_dim})")
     given = 1.0 if config.rotary_dim is None else config.rotary_dim / config.head_dim

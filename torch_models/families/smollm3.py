@@ -27,9 +27,11 @@ class Config(FamilyConfig, frozen=True, kw_only=True):
     use_sliding_window: bool = False
     sliding_window: SequenceLength | None = None
     layer_types: list[str] | None = None
+    max_window_layers: Annotated[int, Meta(ge=0)] | None = None
 
     def passed_over(self) -> Iterator[tuple[str, str]]:
-        """Yield the interval where `no_rope_layers` has the layers."""
+        """Yield the interval where `no_rope_layers` has the layers, and a field of Qwen2's in published files."""
+        yield "max_window_layers", "no code of SmolLM3 reads it"
         if self.no_rope_layers is not None:
             yield "no_rope_layer_interval", "the layers are those of no_rope_layers"
 

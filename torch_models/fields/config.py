@@ -199,9 +199,21 @@ def spec_from_fields(fields: dict[str, Any], name: str, ignore_fields: Sequence[
     """Return the spec of the fields of a config.json.
 
     Raises `ConfigError` for an unknown family, field or value, and `ArgumentError` for a name in `ignore_fields` that
-    cannot be ignored.
+    cannot be ignored. Errors and the source of the sequence length have the names of fields that the config has.
     """
     given = merged_text_part(checked(fields))
+    counts = {alias: standard for standard in EXPERT_COUNTS for alias in EXPERT_COUNTS if alias != standard}
+    names = {standard: alias for alias, standard in (ALIASES | counts).items() if alias in given}
+    names = {standard: alias for standard, alias in names.items() if standard not in given}
+    try:
+        spec = _spec_of_fields(given, name, ignore_fields)
+    except ConfigError as error:
+        raise error.under(names) from None
+    source = spec.sequence_length_source
+    return msgspec.structs.replace(spec, sequence_length_source=source and names.get(source, source))
+
+
+def _spec_of_fields(given: dict[str, Any], name: str, ignore_fields: Sequence[str]) -> ModelSpec:
     fields = _renamed(given, ALIASES)
     module = family(_model_type(fields))
     known = module.Config.__struct_fields__

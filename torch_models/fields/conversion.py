@@ -6,6 +6,7 @@ Some numbers of a config are not JSON's: Python writes the bare words Infinity, 
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -45,10 +46,14 @@ def _as_config_error(message: str, fields: dict[str, Any], struct: type[msgspec.
     if rule.startswith("Object contains unknown field"):
         field = rule.split("`")[1]
         return ConfigError(field, fields.get(field), "this field is not understood")
-    keys = path.rstrip("`").split(".")
+    path = path.rstrip("`")
+    keys = path.split(".")
     value: Any = fields
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
+    for key in re.findall(r"[^.\[\]]+", path):  # of no_rope_layers[3] the field, then the place in the list
+        if isinstance(value, list):
+            value = value[int(key)] if key.isdecimal() else None
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
     if rule.startswith("Invalid enum value"):
         allowed = get_args(get_type_hints(struct).get(keys[-1]))
         rule = f"must be {' or '.join(map(show_value, allowed))}"

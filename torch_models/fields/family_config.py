@@ -23,6 +23,7 @@ from torch_models.spec import (
 )
 
 ORIGINAL = "original_max_position_embeddings"
+NO_ROPE = "no_rope"
 
 
 class PlainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +66,7 @@ class PlainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             model_type=self.model_type,
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            layer_runs=runs_of(layers),
+            layer_runs=runs_of(_marked(layers)),
             norm_eps=norm_eps,
             tie_word_embeddings=self.tie_word_embeddings,
             sequence_length=length,
@@ -106,6 +107,14 @@ class FamilyConfig(PlainConfig, frozen=True, kw_only=True, forbid_unknown_fields
     ) -> ModelSpec:
         """Return the spec with these layers and the fields that all families share; `options` are further fields."""
         return self.spec_of_model(name, layers, self.rms_norm_eps, mtp_layers, **options)
+
+
+def _marked(layers: Iterable[LayerSpec]) -> list[LayerSpec]:
+    """Return the layers; where some rotate queries and keys, those that do not are marked ``no_rope``."""
+    given = list(layers)
+    if not any(layer.attention.rotary for layer in given):
+        return given
+    return [layer if layer.attention.rotary else msgspec.structs.replace(layer, mark=NO_ROPE) for layer in given]
 
 
 def trained_length(fields: Mapping[str, Any], positions: Sequence[str]) -> tuple[Any, str | None]:

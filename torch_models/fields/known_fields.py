@@ -133,7 +133,8 @@ IRRELEVANT_FIELDS |= _same_reason(
 IRRELEVANT_FIELDS |= _same_reason(
     _OUTPUTS,
     "output_attentions output_hidden_states output_router_logits return_dict return_dict_in_generate output_scores "
-    "output_logits return_last_states return_token_timestamps keys_to_ignore_at_inference",
+    "output_logits return_last_states return_token_timestamps keys_to_ignore_at_inference output_past "
+    "predict_special_tokens",
 )
 IRRELEVANT_FIELDS |= _same_reason(
     _LABELS,
@@ -267,6 +268,10 @@ FIXED_FIELDS: dict[str, object] = {
     "bidirectional": False,
     "use_bidirectional_attention": False,
 }
+
+# The value of `use_bidirectional_attention` in Gemma-4 that changes nothing of the text decoder, and why.
+IMAGES_ALONE = "vision"
+OF_IMAGES = "of the tokens of images; those of text see the ones before them"
 
 # What `head_dim` may mean in multi-head latent attention, where transformers derives it and nothing reads it.
 LATENT_HEAD_SIZES = ("qk_rope_head_dim", "qk_head_dim", "v_head_dim")

@@ -93,6 +93,8 @@ def window_by_layer(config: Any, window: int | None, is_local: Callable[[int], b
         raise ConfigError("layer_types", sorted(unknown)[0], f"is not known; must be {FULL} or {SLIDING}")
     if len(types) != total:
         raise ConfigError("layer_types", len(types), f"must name {total} layers, as many as num_hidden_layers")
+    if SLIDING in types and getattr(config, "use_sliding_window", True) is False:
+        raise ConfigError("use_sliding_window", False, f"must be true, since layer_types has {SLIDING}")
     if window is None and SLIDING in types:
         raise ConfigError("sliding_window", None, f"must be given, since layer_types has {SLIDING}")
     return [window if kind == SLIDING else None for kind in types]

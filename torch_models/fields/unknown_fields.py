@@ -122,7 +122,8 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
     if field in WINDOW_FIELDS and _repeats_no_window(field, value, fields, sizes):
         return NO_WINDOW
     if field == "attn_type_list" and isinstance(value, list) and set(map(str, value)) == {"1"}:  # 0: linear attention
-        return "every layer has attention" if is_off(sizes.get("sliding_window")) else None
+        _check_length(field, value, sizes)
+        return "every layer has attention"
     if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):
         return "repeats hidden_act"
     for standard in REPEATS.get(field, ()):
@@ -169,6 +170,12 @@ def _repeats_no_window(field: str, value: Any, fields: Mapping[str, Any], sizes:
         return True
     switched_off = sizes.get("use_sliding_window") is False or is_off(sizes.get("sliding_window"))
     return field != "sliding_window" and switched_off and not fields.get("use_sliding_window")
+
+
+def _check_length(field: str, value: Sequence[Any], sizes: Mapping[str, Any]) -> None:
+    total = sizes.get("num_hidden_layers")
+    if isinstance(total, int) and len(value) != total:
+        raise ConfigError(field, len(value), f"must name {total} layers, as many as num_hidden_layers")
 
 
 def _per_head(sizes: Mapping[str, Any]) -> int | None:

@@ -27,6 +27,7 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     norm_unit_offset: bool = False  # norms multiply by 1 + weight; only RMSNorm
     parallel_mlp: GatedMLPSpec | None = None
     output_scale: bool = False
+    mark: str | None = None  # tells the layer from others of its model in its `kind`, where no size does
     recompute: Recompute | None = None  # in training; None: as the model's other layers, see `with_recompute`
 
     def __post_init__(self) -> None:
@@ -42,14 +43,15 @@ class LayerSpec(Spec, frozen=True, kw_only=True):
     def kind(self) -> str:
         """``dense`` or ``moe``, then what else tells the layers of a model apart.
 
-        ``_window_<size>`` or ``_chunk_<size>`` if the attention has one, ``_no_rope`` if queries and keys are not
-        rotated. ``_recomputed`` stands last, where only some layers are computed again in training.
+        ``_window_<size>`` or ``_chunk_<size>`` if the attention has one, and the `mark`: ``_no_rope`` if, unlike in
+        other layers, queries and keys are not rotated. ``_recomputed`` stands last, where only some layers are computed
+        again in training.
         """
         kind = "moe" if isinstance(self.feed_forward, MixtureOfExpertsSpec) else "dense"
         window = "" if self.window is None else f"_window_{self.window}"
         chunk = "" if self.chunk is None else f"_chunk_{self.chunk}"
-        rope = "" if self.attention.rotary is not None else "_no_rope"
-        return f"{kind}{window}{chunk}{rope}{'_recomputed' if self.recompute == 'full' else ''}"
+        mark = "" if self.mark is None else f"_{self.mark}"
+        return f"{kind}{window}{chunk}{mark}{'_recomputed' if self.recompute == 'full' else ''}"
 
     def recompute_in(self, model: ModelRecompute) -> Recompute:
         """What is recomputed of this layer in a model that is trained with `model`: of a number, what the layer says.

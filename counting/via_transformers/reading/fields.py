@@ -22,7 +22,9 @@ from torch_models.fields.known_fields import (
     COUNT_FREE_FIELDS,
     DROPOUT,
     EXPERT_COUNTS,
+    IMAGES_ALONE,
     LATENT_HEAD_SIZES,
+    OF_IMAGES,
     ROTATED_SHARES,
     TURNING,
     irrelevance,
@@ -163,6 +165,9 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
     has_windows = any(ARCHITECTURE_FIELDS.get(name) == _WINDOWS and value_of(name, config) for name in declared)
     overwritten = []
     for field, value in fields.items():
+        if field in declared and field == "use_bidirectional_attention" and value == IMAGES_ALONE:
+            overwritten.append(f"{show_field(field, value)} ({OF_IMAGES})")
+            continue
         if field not in declared or field not in ("is_decoder", "causal"):
             check_fixed(field, value)
         if field in declared and not irrelevance(field) and field not in ignore_fields:

@@ -23,7 +23,16 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         r"rotary_dim = 8: partial_rotary_factor \(0\.25\) of head_dim \(16\) is 4",
     ),
     (MINIMAX_M2 | {"rotary_dim": 32}, "rotary_dim = 32: must be at most head_dim"),
-    (MINIMAX_M2 | {"sliding_window": 8}, "sliding_window = 8: describes layers with a sliding window"),
+    (
+        MINIMAX_M2 | {"attn_type_list": [1, 1, 1], "sliding_window": 8},
+        "^sliding_window = 8: describes layers with a sliding window",
+    ),
+    (MINIMAX_M2 | {"attn_type_list": [1, 1]}, "attn_type_list = 2: must name 3 layers, as many as num_hidden_layers"),
+    (MINIMAX_M2 | {"use_routing_bias": False}, "use_routing_bias = false: the model is built with the router's corr"),
+    (
+        QWEN2_MOE | {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8},
+        "use_sliding_window = false: must be true, since layer_types has sliding_attention",
+    ),
 ]
 
 
@@ -36,7 +45,12 @@ def test_a_field_that_breaks_a_rule(fields: dict[str, Any], message: str) -> Non
 
 def test_fields_of_minimax_m2_that_no_model_of_it_has() -> None:
     beside = {"use_mtp": True, "num_mtp_modules": 3, "mtp_transformer_layers": 1, "layernorm_mlp_beta": 1.0}
-    beside |= {"mlp_intermediate_size": 8192, "shared_moe_mode": "sigmoid", "attn_type_list": [1, 1, 1]}
+    beside |= {
+        "use_routing_bias": True,
+        "mlp_intermediate_size": 8192,
+        "shared_moe_mode": "sigmoid",
+        "attn_type_list": [1, 1, 1],
+    }
     spec = spec_from_fields(MINIMAX_M2 | beside, "x")
     assert spec.layers == spec_from_fields(MINIMAX_M2, "x").layers
     assert {entry.partition(" = ")[0] for entry in spec.passed_over_fields} >= beside.keys()

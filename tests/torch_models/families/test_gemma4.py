@@ -75,6 +75,7 @@ def test_what_has_no_module_is_counted_through_transformers(field: str) -> None:
         ({"per_layer_config": {"-1": {}}}, "^a key of per_layer_config = '-1': must be the number of a layer, 0 to 2$"),
         ({"per_layer_config": {"1": {}, "01": {}}}, "^a key of per_layer_config = '01': layer 1 is there twice$"),
         ({"num_experts": None}, "num_experts = null: must be given, since enable_moe_block is on"),
+        ({"top_k_experts": 99}, r"^top_k_experts = 99: must be at most num_experts \(\d+\)"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str) -> None:

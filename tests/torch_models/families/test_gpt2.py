@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from counting.analysis import analyze
-from counting.setup import Setup
+from counting.setup import Setup, resolve
 from tests.checkpoints import State, analysed, assert_same_tensors, by_checkpoint, native_state, write
 from tests.shrunken import GPT2
 from torch_models import build, load_checkpoint
@@ -139,9 +139,43 @@ def test_another_activation_is_counted_through_transformers() -> None:
     assert foreign.forward_flops == native.forward_flops
 
 
+# GPT-2's fields under the names of its published files.
+OWN_NAMES = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_positions": "max_position_embeddings"}
+PUBLISHED_NAMES = {field: value for field, value in GPT2.items() if field not in OWN_NAMES.values()}
+PUBLISHED_NAMES |= {own: GPT2[standard] for own, standard in OWN_NAMES.items()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"n_positions": 0}, "n_positions = 0: must be int >= 1"),
+        ({"n_embd": None}, "n_embd = null: must be int, is null"),
+        ({"n_head": 7}, r"n_head = 7: n_embd \(64\) must be divisible by n_head \(7\)$"),
+    ],
+)
+def test_errors_have_the_names_of_the_file(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        spec_from_fields(PUBLISHED_NAMES | fields, "x")
+
+
+def test_the_length_is_that_of_the_field_in_the_file() -> None:
+    assert spec_from_fields(PUBLISHED_NAMES, "x").sequence_length_source == "n_positions"
+    assert spec_from_fields(dict(GPT2), "x").sequence_length_source == "max_position_embeddings"
+    for fields, field in ((PUBLISHED_NAMES, "n_positions"), (GPT2, "max_position_embeddings")):
+        with pytest.raises(ConfigError, match=f"^x: {field} = 4096: a sequence of 5,000 tokens is longer"):
+            resolve(Setup(sequence_length=5000), spec_from_fields(dict(fields), "x"))
+
+
+def test_layers_that_none_rotates_are_no_kind_of_their_own() -> None:
+    assert {layer.kind for layer in spec_from_fields(dict(GPT2), "x").layers} == {"dense"}
+    by_place = spec_from_fields(GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "x")
+    assert [layer.kind for layer in by_place.layers] == [f"dense_scores_over_{place}" for place in (1, 2, 3)]
+
+
 def test_what_changes_no_count_is_passed_over() -> None:
-    """As the published config.json has it."""
+    """As the published config.json has it; those of the larger models have more."""
     more = {"n_ctx": 1024, "summary_type": "cls_index", "reorder_and_upcast_attn": True, "hidden_act": "gelu_new"}
+    more |= {"n_special": 0, "predict_special_tokens": True, "output_past": True}
     more |= {"task_specific_params": {"text-generation": {"do_sample": True}}, "use_bias": True, "attention_bias": True}
     spec = spec_from_fields(GPT2 | more, "x")
     assert spec.layer_runs == spec_from_fields(dict(GPT2), "x").layer_runs

@@ -10,6 +10,7 @@ from counting.setup import Setup
 from counting.via_transformers.reading.config import ForeignModel, read_foreign
 from counting.via_transformers.reading.fields import check_fields, declared_fields, value_of
 from tests.foreign_families import FAMILIES, GPT2, SMALL, without
+from tests.shrunken import GEMMA4
 from torch_models.errors import ArgumentError, ConfigError
 from torch_models.fields.config import ForeignConfig, read_model
 from torch_models.fields.known_fields import REPEATS
@@ -120,6 +121,16 @@ def test_a_field_that_is_on_and_not_understood_is_refused(fields: dict[str, Any]
     with pytest.raises(ConfigError, match=f"^(config: )?{said}") as caught:
         analyze(fields, SHORT)
     assert "remove" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [{"hidden_size_per_layer_input": 8}, {"num_kv_shared_layers": 1}])
+def test_attention_among_the_tokens_of_images_is_passed_over(more: dict[str, Any]) -> None:
+    """Gemma-4's text models with a part that has no module here."""
+    fields = GEMMA4 | {"vocab_size_per_layer_input": 96} | more
+    of_images = "of the tokens of images; those of text see the ones before them"
+    assert listed(read(fields | {"use_bidirectional_attention": "vision"}))["use_bidirectional_attention"] == of_images
+    with pytest.raises(ConfigError, match="use_bidirectional_attention = 'all': "):
+        read(fields | {"use_bidirectional_attention": "all"})
 
 
 # The declared sizes that a field may repeat -> a value that is none of them.
