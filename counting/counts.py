@@ -307,6 +307,11 @@ def model_flops(forward_flops: int, forward_only: int = 0) -> int:
     return MODEL_FLOPS_PER_FORWARD * (forward_flops - forward_only) + forward_only
 
 
+def model_flops_in_words(forward_only: bool) -> str:
+    """How model FLOPs follow from those of a forward pass, in words; `forward_only`: some count once."""
+    return "3 × forward, an indexer's once" if forward_only else "3 × forward"
+
+
 def model_flops_per_token(forward_flops: int, tokens: int, forward_only: int = 0) -> Fraction:
     """Model FLOPs of training one token, exact, from those of a forward pass over so many tokens."""
     return Fraction(model_flops(forward_flops, forward_only), tokens)

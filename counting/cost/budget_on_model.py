@@ -12,7 +12,7 @@ import msgspec
 
 from counting.analysis import Analysis
 from counting.cost.budget import BudgetPlan
-from counting.cost.conventions import training_flops_per_token, trains_mtp
+from counting.cost.conventions import has_indexer, training_flops_per_token, trains_mtp
 from counting.cost.scaling_laws import Interval, extrapolates, loss_interval, optimal_tokens, predicted_loss
 from counting.cost.scaling_laws.intervals import optimal_tokens_interval
 from counting.records.tidy import Tidy
@@ -39,6 +39,7 @@ class BudgetOnModel(Tidy, frozen=True, kw_only=True):
     model: str
     sequence_length: int
     mtp_trained: bool
+    has_indexer: bool  # which runs forward only, and is not trained
     training_flops_per_token: int  # rounded up
     tokens: int
     scaling_law: str
@@ -80,6 +81,7 @@ def spend_on(analysis: Analysis, plan: BudgetPlan) -> BudgetOnModel:
         model=analysis.name,
         sequence_length=analysis.sequence_length,
         mtp_trained=trains_mtp(analysis),
+        has_indexer=has_indexer(analysis),
         training_flops_per_token=ceil(per_token),
         tokens=tokens,
         scaling_law=law.name,

@@ -24,6 +24,7 @@ class ComparedModel(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     sequence_length: int
     mtp_trained: bool
+    has_indexer: bool  # which runs forward only, and is not trained
     total_parameters: int
     active_parameters: int
     training_flops_per_token: int
@@ -49,6 +50,11 @@ class Comparison(Tidy, frozen=True, kw_only=True):
     optimizer: str
     models: tuple[ComparedModel, ...]
 
+    @property
+    def has_indexer(self) -> bool:
+        """Whether some of the models have one."""
+        return any(model.has_indexer for model in self.models)
+
 
 def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
     """The run of `plan` for each model, on one kind of GPU at one utilisation (`DEFAULT_MFU` if the plan has none).
@@ -72,6 +78,7 @@ def compare(analyses: Sequence[Analysis], plan: RunPlan) -> Comparison:
                 model=run.model,
                 sequence_length=run.sequence_length,
                 mtp_trained=run.mtp_trained,
+                has_indexer=run.has_indexer,
                 total_parameters=run.total_parameters,
                 active_parameters=run.active_parameters,
                 training_flops_per_token=run.training_flops_per_token,

@@ -31,6 +31,11 @@ def trains_mtp(analysis: Analysis) -> bool:
     return analysis.setup.mtp is True
 
 
+def has_indexer(analysis: Analysis) -> bool:
+    """Whether the model has an indexer, whose FLOPs count once and whose parameters are not trained."""
+    return bool(analysis.forward_only_flops)
+
+
 def trained_parameters(analysis: Analysis) -> int:
     """The number of parameters that the optimiser updates: main model, plus multi-token prediction if it is trained."""
     parameters, with_mtp = analysis.parameters, trains_mtp(analysis)

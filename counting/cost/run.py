@@ -30,6 +30,7 @@ from counting.cost.conventions import (
     FEWEST_FLOPS,
     Convention,
     flops_by_convention,
+    has_indexer,
     main_attention_core,
     trained_parameters,
     trains_mtp,
@@ -149,6 +150,7 @@ class TrainingRun(Tidy, frozen=True, kw_only=True):
     total_parameters: int
     active_parameters: int
     mtp_trained: bool
+    has_indexer: bool  # which runs forward only, and is not trained
     training_flops_per_token: int
     attention_core_share: float  # share of the attention core in the main model's forward FLOPs
     training_flops: int
@@ -192,6 +194,7 @@ def plan_run(analysis: Analysis, plan: RunPlan, *, assumed_mfus: tuple[float, ..
         total_parameters=analysis.parameters.total,
         active_parameters=analysis.parameters.active,
         mtp_trained=trains_mtp(analysis),
+        has_indexer=has_indexer(analysis),
         training_flops_per_token=ceil(per_token["own"]),
         attention_core_share=main_attention_core(analysis).as_run / analysis.forward_flops,
         training_flops=ceil(per_token["own"] * plan.tokens),
@@ -234,9 +237,8 @@ def model_state_bytes(analysis: Analysis) -> int:
     parameters, setup = analysis.parameters, analysis.setup
     linear_weights = parameters.linear_weights + trains_mtp(analysis) * parameters.mtp_linear_weights
     moments = parameters.moment_bytes + trains_mtp(analysis) * parameters.mtp_moment_bytes
-    frozen = untrained_parameters(analysis)
-    number = trained_parameters(analysis) + frozen
-    return model_states(number, linear_weights, moments, setup.precision_recipe, frozen=frozen).total
+    trained, frozen = trained_parameters(analysis), untrained_parameters(analysis)
+    return model_states(trained + frozen, linear_weights, moments, setup.precision_recipe, frozen=frozen).total
 
 
 def _on_gpu(
@@ -286,9 +288,8 @@ def _on_gpu(
 
 def _time_on(gpu: Gpu, analysis: Analysis) -> StepTime | None:
     """How long a step takes on these GPUs; None if it is on one device, or was not timed."""
-    if analysis.layout is None:
-        return None
-    return next((time for time in analysis.step_time or () if time.gpu == gpu.name), None)
+    times = () if analysis.layout is None else analysis.step_time or ()
+    return next((time for time in times if time.gpu == gpu.name), None)
 
 
 def _step_fits(gpu: Gpu, analysis: Analysis) -> bool | None:
@@ -334,16 +335,15 @@ def _tokens_per_gpu_second(plan: RunPlan) -> Fraction | None:
 
 
 def _outcome(gpu: Gpu, price: float, plan: RunPlan, source: MfuSource, mfu: Fraction, hours: Fraction) -> Outcome:
+    gpus = plan.num_gpus
     return Outcome(
         mfu=float(mfu),
         mfu_source=source,
         gpu_hours=float(hours),
         cost_usd=float(hours * exactly(price)),
         energy_mwh=None if gpu.power_watts is None else float(hours * exactly(gpu.power_watts) / 10**6),
-        tokens_per_second=None
-        if plan.num_gpus is None
-        else float(plan.tokens * plan.num_gpus / hours / SECONDS_PER_HOUR),
-        days=None if plan.num_gpus is None else days_on(plan.num_gpus, hours),
+        tokens_per_second=None if gpus is None else float(plan.tokens * gpus / hours / SECONDS_PER_HOUR),
+        days=None if gpus is None else days_on(gpus, hours),
     )
 
 

@@ -55,7 +55,7 @@ class RankAnalysis(Tidy, frozen=True, kw_only=True):
     parameters: int  # numbers that each of them updates, without padding
     memory: StepMemory
     forward_flops: int  # by the convention: the full square of attention, also where causality skips blocks of it
-    model_flops: int  # three forward passes, of what this rank computes
+    model_flops: int  # three forward passes, an indexer's once, of what this rank computes
     hardware_flops: int  # as executed
     skipped_by_causality: int  # of the model FLOPs, those of blocks for which no kernel is called, with cp
     forward_flops_by_component: dict[str, int]

@@ -19,7 +19,9 @@ FULL_SQUARE_NOTE = (
 FORWARD_NOTE = "One forward pass over one micro-batch."
 SCAN_FLOPS_NOTE = "The matrix products of the published chunked algorithm, by formula; attention's FLOPs have them."
 ELEMENTWISE_NOTE = "Elementwise operations of scans and short convolutions, as transformers runs them; in no FLOPs."
-MODEL_FLOPS_NOTE = "Model FLOPs: three forward passes by the model's own count, without recomputation."
+MODEL_FLOPS_NOTE = (
+    "Model FLOPs: three forward passes, an indexer's once, by the model's own count, without recomputation."
+)
 HARDWARE_FLOPS_NOTE = "Hardware FLOPs: all that is executed, forward, backward and recomputed."
 BUDGET_FLOPS_NOTE = "FLOPs that the GPU-hours pay for: hours x dense 16-bit peak x MFU."
 PARAMETERS_NOTE = (
@@ -71,7 +73,7 @@ COLLECTIVES_NOTE = "Of one step; bytes are totals over all calls, into and out o
 
 MFU_NOTE = (
     "MFU is relative to the dense peak of the 16-bit training dtype. FLOPs are the model's own count: three forward "
-    "passes, without recomputation."
+    "passes, an indexer's once, without recomputation."
 )
 HFU_NOTE = "HFU is relative to the dense peak of the 16-bit training dtype. FLOPs are those that are executed."
 STEP_TIME_NOTE = (

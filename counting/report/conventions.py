@@ -1,12 +1,18 @@
 """Words and notes that several reports share: FLOP conventions, sizes, recipes and memory."""
 
+from counting.counts import model_flops_in_words
 from counting.recipes import bytes_per_parameter, find_optimizer, find_precision
 from counting.report.format import Bytes, integer
 
 
-def how_counted(length: str, mtp_trained: bool) -> str:
+def how_counted(length: str, mtp_trained: bool, has_indexer: bool) -> str:
     """A text on how the model's own FLOPs were counted; `length` is the sequence length in words."""
-    return f"3 × the forward pass at {length}" + (", with multi-token prediction" if mtp_trained else "")
+    return f"{forward_passes(has_indexer)} at {length}" + (", with multi-token prediction" if mtp_trained else "")
+
+
+def forward_passes(has_indexer: bool) -> str:
+    """The forward passes of model FLOPs, for a sentence that goes on with their length."""
+    return f"{model_flops_in_words(has_indexer)}," if has_indexer else "3 × the forward pass"
 
 
 def parameter_sizes(total: int, active: int) -> str:
@@ -14,10 +20,14 @@ def parameter_sizes(total: int, active: int) -> str:
     return integer(total) if active == total else f"{integer(total)}, of which {integer(active)} active for one token"
 
 
-def recipe_in_words(precision: str, optimizer: str) -> str:
-    """Precision, optimiser, and the bytes of model state per parameter unless these depend on the tensor."""
+def recipe_in_words(precision: str, optimizer: str, has_indexer: bool) -> str:
+    """Precision, optimiser, and the bytes of model state per parameter unless these depend on the tensor.
+
+    Those of an indexer, which is not trained, are fewer.
+    """
     states = bytes_per_parameter(find_precision(precision), find_optimizer(optimizer))
-    size = "moments by the tensors' shapes" if states is None else f"{states} bytes per parameter"
+    parameter = "trained parameter" if has_indexer else "parameter"
+    size = "moments by the tensors' shapes" if states is None else f"{states} bytes per {parameter}"
     return f"{precision}, {optimizer}: {size}"
 
 

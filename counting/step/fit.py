@@ -11,7 +11,7 @@ FitBasis = Literal["allocated", "reserved"]
 
 
 class Remedy(msgspec.Struct, frozen=True, kw_only=True):
-    """A variant of the step that fits; computed by formula and simulation, not measured.
+    """A variant of the step that fits: by formula and simulation or, of a model through transformers, measured.
 
     Where the step's reserved bytes are known, the variant is taken to need as much beyond its allocated peak.
     """

@@ -65,7 +65,7 @@ def budget_parts(budget: BudgetPlan) -> Iterator[Part]:
 
 def budget_on_model_parts(spent: BudgetOnModel, budget: BudgetPlan) -> Iterator[Part]:
     """The tokens that the budget trains one model on, and the prediction of the scaling law for it."""
-    how = how_counted(f"sequence length {integer(spent.sequence_length)}", spent.mtp_trained)
+    how = how_counted(f"sequence length {integer(spent.sequence_length)}", spent.mtp_trained, spent.has_indexer)
     facts = [
         ("Tokens", f"{integer(spent.tokens)} in {budget.gpu_hours:,.0f} {budget.best_gpu}-hours"),
         ("Training FLOPs per token", f"{integer(spent.training_flops_per_token)} ({how})"),

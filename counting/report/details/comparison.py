@@ -40,7 +40,7 @@ def comparison_parts(comparison: Comparison) -> Iterator[Part]:
         at_least.append((model.model, integer(model.fewest_gpus)))
     at_least.append(("left out", what_states_leave_out(None)))
     yield from (sizes, bill, facts_table("GPUs at least", at_least))
-    recipe = recipe_in_words(comparison.precision, comparison.optimizer)
+    recipe = recipe_in_words(comparison.precision, comparison.optimizer, comparison.has_indexer)
     notes = (
         f"The same for all models: {dollars(comparison.price_usd_per_hour)} per {comparison.gpu}-hour, model states of "
         f"{recipe}. FLOPs: the model's own count, with multi-token prediction if it is trained.",

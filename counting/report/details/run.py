@@ -20,7 +20,7 @@ def run_parts(run: TrainingRun) -> Iterator[Part]:
     """The tables of one model's training on each kind of GPU."""
     length = f"sequence length {integer(run.sequence_length)}"
     source = length_source(run.sequence_length_source)
-    how = how_counted(f"{length}, {source}", run.mtp_trained)
+    how = how_counted(f"{length}, {source}", run.mtp_trained, run.has_indexer)
     facts = [
         ("Tokens", integer(run.tokens)),
         ("Parameters", parameter_sizes(run.total_parameters, run.active_parameters)),
@@ -32,9 +32,8 @@ def run_parts(run: TrainingRun) -> Iterator[Part]:
     ]
     if run.steps is not None and run.global_batch_tokens is not None:
         facts.append(("Steps", f"{integer(run.steps)} of {integer(run.global_batch_tokens)} tokens"))
-    facts.append(
-        ("Model states", f"{integer(run.model_state_bytes)} bytes ({recipe_in_words(run.precision, run.optimizer)})")
-    )
+    recipe = recipe_in_words(run.precision, run.optimizer, run.has_indexer)
+    facts.append(("Model states", f"{integer(run.model_state_bytes)} bytes ({recipe})"))
     counts = ", ".join(f"{integer(gpu.fewest_gpus)} {gpu.gpu}" for gpu in run.gpus)
     facts.append(
         ("GPUs at least", f"{counts}; left out: {what_states_leave_out(run.beside_states_bytes, run.update_bytes)}")

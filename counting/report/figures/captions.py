@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from counting.analysis import Analysis
+from counting.cost.conventions import has_indexer
+from counting.counts import model_flops_in_words
+from counting.report.conventions import forward_passes
 from counting.report.figures.words import FLOP_WORDS, PEAK_WORDS, model_title
 from counting.report.format import dollars, integer, recompute_in_words, scientific, short_percent
 from counting.report.results import Fitted, Results
@@ -19,31 +22,32 @@ def _of_parameters(results: Results) -> str:
 
 def _of_flops(results: Results) -> str:
     lengths = sorted({analysis.sequence_length for analysis in results.analyses})
+    passes = forward_passes(any(map(has_indexer, results.analyses)))
     return (
-        f"3 × the forward pass over sequences of {' or '.join(map(integer, lengths))} tokens, without recomputation. "
-        f"{FLOP_WORDS}"
+        f"{passes} over sequences of {' or '.join(map(integer, lengths))} tokens, without recomputation. {FLOP_WORDS}"
     )
 
 
 def _of_comparison(results: Results) -> str:
     comparison = results.comparison
     assert comparison is not None
-    length = comparison.models[0].sequence_length
+    length, passes = comparison.models[0].sequence_length, model_flops_in_words(comparison.has_indexer)
     return (
         f"Active parameters: those that one token uses. FLOPs: the model's own count at {integer(length)} tokens a "
-        f"sequence, 3 × forward. {FLOP_WORDS} {PEAK_WORDS} GPU-hours = FLOPs / (peak × MFU); cost = GPU-hours × "
+        f"sequence, {passes}. {FLOP_WORDS} {PEAK_WORDS} GPU-hours = FLOPs / (peak × MFU); cost = GPU-hours × "
         f"{dollars(comparison.price_usd_per_hour)}; without failed runs, evaluation, storage and people."
     )
 
 
 def _of_bill(results: Results) -> str:
+    passes = model_flops_in_words(any(run.has_indexer for run in results.runs))
     lengths = {model_title(run.model): integer(run.sequence_length) for run in results.runs}
     if len(set(lengths.values())) == 1:
         at = f"at {next(iter(lengths.values()))} tokens a sequence"
     else:
         at = f"at tokens a sequence: {', '.join(f'{title} {length}' for title, length in lengths.items())}"
     return (
-        f"FLOPs: the model's own count, 3 × forward, {at}. {FLOP_WORDS} GPU-hours = training FLOPs / (peak × MFU); "
+        f"FLOPs: the model's own count, {passes}, {at}. {FLOP_WORDS} GPU-hours = training FLOPs / (peak × MFU); "
         f"cost = GPU-hours × price of an hour. {PEAK_WORDS} {_markers(results)} Without failed runs, "
         "evaluation, storage and people."
     )

@@ -34,7 +34,7 @@ def analysis_parts(analysis: Analysis, fits: "Sequence[Fit]" = ()) -> Iterator[P
         yield from reserved_tables(analysis.memory)
     yield from _rank_tables(analysis)
     if fits:
-        yield fits_table(fits, analysis.setup)
+        yield fits_table(fits, analysis.setup, analysis.proof)
     if analysis.step_time:
         yield time_table(analysis.step_time)
     lists = {

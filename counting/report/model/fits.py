@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from counting.analysis.result import Proof
 from counting.report.format import integer
 from counting.report.screen.fits import remedy_in_words
 from counting.report.tables import Table, rows_table
@@ -13,15 +14,17 @@ CAPTION = (
     "peak of the bytes that the step allocates, without workspaces within kernels; and the CUDA context if its size is "
     "known. Capacity: the memory of one device that the driver reports if that is known, else the vendor's figure, one "
     "GB taken as 2^30 bytes. A board with two dies is two devices. Fits with: the cheapest change of recomputation or "
-    "loss chunk with which the step fits, by formula and simulation; what it needs beyond its allocated bytes is taken "
-    "to be the same. Eager: by simulation too, where PyTorch has no fused attention with grouped queries (in fp32, or "
-    "below CUDA's compute capability 8.0)."
+    "loss chunk with which the step fits, {found_by}; what it needs beyond its allocated bytes is taken to be the same."
+)
+OF_EAGER = (
+    " Eager: by simulation too, where PyTorch has no fused attention with grouped queries (in fp32, or below CUDA's "
+    "compute capability 8.0)."
 )
 OF_A_RANK = " Communicators: one for each axis over which the rank sends; 0 where their buffers are not known."
 
 
-def fits_table(fits: Sequence[Fit], setup: Setup) -> Table:
-    """A row for each GPU, in bytes."""
+def fits_table(fits: Sequence[Fit], setup: Setup, proof: Proof) -> Table:
+    """A row for each GPU, in bytes; `proof` is that of the analysis."""
     reserved = any(fit.reserved_bytes is not None for fit in fits)
     headings = ["GPU", "fits", "allocated", *(["reserved"] if reserved else []), "needed", "capacity", "left"]
     remedied = any(fit.remedies for fit in fits)
@@ -40,5 +43,7 @@ def fits_table(fits: Sequence[Fit], setup: Setup) -> Table:
         row = [fit.gpu, answer if fit.kernels == setup.kernels else f"{answer} (eager)", *of_step]
         row += [*map(integer, sizes), *remedy]
         table.add_row(*row[: len(headings)])
-    table.caption = f"{CAPTION}{OF_A_RANK if spread else ''}"
+    measured = proof == "measured, no formula"
+    found_by, of_eager = ("measured as the step is", "") if measured else ("by formula and simulation", OF_EAGER)
+    table.caption = f"{CAPTION.format(found_by=found_by)}{of_eager}{OF_A_RANK if spread else ''}"
     return table

@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from counting.analysis import Analysis
+from counting.counts import model_flops_in_words
 from counting.ranks.result import RankAnalysis, totals_over_ranks, worst_by_place, worst_of_classes
 from counting.report.format import integer
 from counting.report.layout import axes_in_words, ranks_in_words, recipe_on_ranks
@@ -105,7 +106,7 @@ def _flops_table(analysis: Analysis, classes: tuple[RankAnalysis, ...]) -> Table
     table.add_section()
     for label, field in (
         ("forward", "forward_flops"),
-        ("model FLOPs, 3 × forward", "model_flops"),
+        (f"model FLOPs, {model_flops_in_words(bool(analysis.forward_only_flops))}", "model_flops"),
         ("skipped by causality", "skipped_by_causality"),
         ("hardware FLOPs", "hardware_flops"),
     ):

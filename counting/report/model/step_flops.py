@@ -1,5 +1,6 @@
 """The table of one training step's FLOPs."""
 
+from counting.counts import FORWARD_ONLY, model_flops_in_words
 from counting.report.format import decimal, integer
 from counting.report.tables import Table, rows_table
 from counting.setup import Setup
@@ -34,13 +35,18 @@ def step_flops_table(step: TrainingStep, setup: Setup) -> Table:
     add("hardware FLOPs", *passes, step.hardware_flops, bold=True)
     add_for_each_token(step.hardware_flops_per_token)
     table.add_section()
-    add("model FLOPs, 3 × forward", step.forward_flops, step.model_backward_flops, None, step.model_flops, bold=True)
+    label = f"model FLOPs, {model_flops_in_words(_has_indexer(step))}"
+    add(label, step.forward_flops, step.model_backward_flops, None, step.model_flops, bold=True)
     add_for_each_token(step.model_flops_per_token)
     add("… with the causal half of attention", None, None, None, step.model_flops_causal)
     if step.flash_backward_extra_flops:
         extra = step.flash_backward_extra_flops
         add("not model FLOPs: flash's extra product", None, extra, None, extra)
     return table
+
+
+def _has_indexer(step: TrainingStep) -> bool:
+    return FORWARD_ONLY in step.forward_flops_by_component
 
 
 def _title(setup: Setup) -> str:
@@ -63,7 +69,7 @@ def _caption(step: TrainingStep, setup: Setup) -> str:
                 "Selective recomputation therefore saves almost no memory: use full recomputation, or eager kernels, "
                 "which keep the scores."
             )
-    if "indexer" in step.forward_flops_by_component:
+    if _has_indexer(step):
         sentences.append(
             "Sparse attention's indexer runs forward only: its FLOPs count once in the model FLOPs, and its parameters "
             "have no gradients."

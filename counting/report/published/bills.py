@@ -60,7 +60,8 @@ def published_parts(runs: Sequence[ExaminedRun]) -> Iterator[Part]:
     yield Notes(
         (
             "MFU is relative to the dense 16-bit peak. Columns: 6 N; + full: 6 N' + full attention; + causal: 6 N' + "
-            "causal attention; own: the model's own count, three forward passes, with multi-token prediction.",
+            "causal attention; own: the model's own count, three forward passes, an indexer's once, with multi-token "
+            "prediction.",
             CONVENTION_NOTE,
             *(
                 f"{names}: counted by the paper's formula, {formula}."

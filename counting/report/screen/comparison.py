@@ -60,7 +60,5 @@ def _fewest(models: Sequence[ComparedModel], comparison: Comparison) -> str:
         f"{model.model} {integer(model.fewest_gpus)} ({Bytes(model.model_state_bytes)(model.model_state_bytes)})"
         for model in models
     )
-    return (
-        f"{counts}: hold the model states ({recipe_in_words(comparison.precision, comparison.optimizer)}); left out: "
-        f"{what_states_leave_out(None)}"
-    )
+    recipe = recipe_in_words(comparison.precision, comparison.optimizer, comparison.has_indexer)
+    return f"{counts}: hold the model states ({recipe}); left out: {what_states_leave_out(None)}"

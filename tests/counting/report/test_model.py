@@ -8,11 +8,13 @@ from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.report.details.budget import budget_parts
 from counting.report.model import analysis_parts
+from counting.report.model.fits import fits_table
 from counting.report.printing import print_parts
 from counting.setup import Setup
 from counting.step.fit import Fit, Remedy
-from tests.shrunken import DEEPSEEK_V3
+from tests.shrunken import DEEPSEEK_V3, GLM_MOE_DSA
 from torch_models.fields.config import spec_from_fields
+from torch_models.layout import Layout
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +171,26 @@ def test_where_a_step_fits(capsys: pytest.CaptureFixture[str]) -> None:
             "900",
         ],
     ]
+
+
+def test_model_flops_of_an_indexer_are_said(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the step, and in that of a rank."""
+    layout = Layout(num_gpus=2, fsdp=2, gpus_per_node=2)
+    sparse = analyze(spec_from_fields(GLM_MOE_DSA, "sparse"), Setup(sequence_length=16), layout=layout)
+    print_parts(analysis_parts(sparse))
+    out = capsys.readouterr().out
+    for title in ("One training step over", "FLOPs of a rank in one step"):
+        assert "model FLOPs, 3 × forward, an indexer's once" in [row[0] for row in columns_of(out, title)]
+    print_parts(analysis_parts(deepseek))
+    assert "an indexer" not in capsys.readouterr().out
+
+
+def test_what_finds_a_remedy_is_that_which_proves_the_step() -> None:
+    setup = Setup()
+    by_formula, measured = (
+        fits_table((), setup, proof).caption or "" for proof in ("measured = formula", "measured, no formula")
+    )
+    assert "by formula and simulation" in by_formula
+    assert "Eager: by simulation" in by_formula
+    assert "measured as the step is" in measured
+    assert "simulation" not in measured

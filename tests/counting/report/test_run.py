@@ -201,3 +201,22 @@ def test_the_claim_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
     implied = [row for row in cells(out, "5. The cost") if "(implied)" in row[0]]
     assert implied == [["45.54 % (implied)", "2,664,000", "$2,664,000", "$5,328,000", "$7,992,000", "$10,656,000"]]
     assert "earlier research, and ablations" in words(out)
+
+
+def test_flops_and_states_of_an_indexer_are_said(deepseek: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its FLOPs count once, and it has weights alone: where a model has one, and of no other."""
+    glm = analyze("glm_5", Setup(sequence_length=4096), step=False)
+    budget, plan = plan_budget(5_000_000), RunPlan(tokens=10**12, gpus=("H100",), mfus=(0.4,))
+    for analysis, passes, of_states in (
+        (glm, "(3 × forward, an indexer's once, at sequence length 4,096", "16 bytes per trained parameter"),
+        (deepseek, "(3 × the forward pass at sequence length 4,096", "16 bytes per parameter"),
+    ):
+        print_parts(run_parts(plan_run(analysis, plan)))
+        text = words(capsys.readouterr().out)
+        assert passes in text
+        assert of_states in text
+        print_parts(budget_on_model_parts(spend_on(analysis, budget), budget))
+        assert passes in words(capsys.readouterr().out)
+        llama = analyze("llama_7b", Setup(sequence_length=4096), step=False)
+        print_parts(comparison_parts(compare([llama, analysis], plan)))
+        assert of_states in words(capsys.readouterr().out)

@@ -22,6 +22,7 @@ class Indexer(nn.Module):
 
     A choice has no gradient: the loss of the language model does not train the indexer. DeepSeek trains it by a loss of
     its own, which is not part of this project. Its parameters therefore are frozen, and it runs without gradients.
+    All of them are in the model's dtype, as in transformers, which keeps `weights_proj` of a model in fp16 in fp32.
     """
 
     component = "indexer"

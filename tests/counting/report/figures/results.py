@@ -49,6 +49,11 @@ def routed() -> Analysis:
     return analysis_of("deepseek_v3", "routed")
 
 
+def sparse() -> Analysis:
+    """With an indexer."""
+    return analysis_of("glm_moe_dsa", "sparse")
+
+
 @cache
 def spread(reserved: bool = False, **axes: Any) -> Analysis:
     spec = spec_from_fields(FAMILIES["llama"] | {"num_hidden_layers": 4}, "dense")

@@ -7,15 +7,17 @@ from matplotlib.patches import Polygon
 
 from counting.cost.bill_curves import bill_curves
 from counting.cost.budget import plan_budget
+from counting.cost.comparison import compare
 from counting.cost.conventions import training_flops_per_token
 from counting.cost.design import published_models
 from counting.cost.fit_curves import fit_curves
+from counting.cost.run import RunPlan, plan_run
 from counting.cost.scaling_laws.curve import loss_curve
 from counting.report.figures import caption
 from counting.report.results import Fitted, Results
 from counting.step.phase import PARTS
 from tests.counting.report.figures.drawn import axes_of, bars, data_of, line, sheet_of, texts
-from tests.counting.report.figures.results import dense, results_of, routed
+from tests.counting.report.figures.results import dense, results_of, routed, sparse
 
 
 def jobs(kind: str) -> Results:
@@ -179,6 +181,19 @@ def test_caption_states_the_conventions(kind: str, words: str) -> None:
     assert words in caption(kind, results)
     shown = " ".join(" ".join(texts(sheet_of(kind, results))).split())
     assert " ".join(caption(kind, results).split()) in shown
+
+
+@pytest.mark.parametrize("kind", ["flops", "bill", "comparison"])
+def test_caption_says_that_an_indexer_counts_once(kind: str) -> None:
+    """Where one of the models has one."""
+    results, once = jobs(kind), "3 × forward, an indexer's once"
+    plan = RunPlan(tokens=10**9, gpus=("H100",), mfus=(0.4,))
+    models = [dense(), sparse()]
+    with_indexer = Results(
+        analyses=models, runs=[plan_run(model, plan) for model in models], comparison=compare(models, plan)
+    )
+    assert once in caption(kind, with_indexer)
+    assert once not in caption(kind, results)
 
 
 def test_bill_has_a_colour_for_each_model_and_a_line_for_each_gpu() -> None:
