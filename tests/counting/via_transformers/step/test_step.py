@@ -124,7 +124,9 @@ def every_layer(found: Any, kinds: list[str], recompute: Any) -> LayersToRun:
     return LayersToRun(layers, tuple((index, 1) for index in range(len(layers))), tuple(range(len(layers))))
 
 
+GPT_J = GPT2 | {"rotary_dim": 8, "n_layer": 4}  # each layer has a table of angles as a buffer
 WHOLE = [
+    ("gptj", "plain"),
     ("gpt_bigcode", "plain"),
     ("gpt_bigcode", "every second layer"),
     ("opt", "full"),
@@ -138,13 +140,32 @@ WHOLE = [
 
 @pytest.mark.parametrize(("model_type", "settings"), WHOLE)
 def test_extended_equals_run_whole(model_type: str, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = foreign(FAMILIES[model_type][0], model_type)
+    config = foreign((GPT_J if model_type == "gptj" else FAMILIES[model_type][0]), model_type)
     setup = Setup(sequence_length=LENGTH, **SETTINGS[settings])
     extended = analyze(config, setup)
     monkeypatch.setattr(step_measure, "layers_to_run", every_layer)
     whole = analyze(config, setup)
     assert whole.training == extended.training
     assert whole.memory == extended.memory
+
+
+def test_rotary_tables_made_by_a_product_count_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outer product of angles and positions, as families write it or not, is elementwise work."""
+    config, setup = foreign(FAMILIES["granite"][0], "granite"), Setup(sequence_length=LENGTH, micro_batches=2)
+    by_element = analyze(config, setup)
+    multiplied: list[int] = []
+
+    def by_product(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = (self.inv_freq[None, :, None].float() @ position_ids[:, None, :].float()).transpose(1, 2)
+        multiplied.append(angles.numel())
+        table = torch.cat((angles, angles), dim=-1)
+        return table.cos().to(x.dtype), table.sin().to(x.dtype)
+
+    from transformers.models.granite.modeling_granite import GraniteRotaryEmbedding
+
+    monkeypatch.setattr(GraniteRotaryEmbedding, "forward", by_product)
+    assert analyze(config, setup).training == by_element.training is not None
+    assert LENGTH * 8 in multiplied  # heads of 16 channels have 8 angles
 
 
 # --- As on real tensors -------------------------------------------------------------------------------------------
