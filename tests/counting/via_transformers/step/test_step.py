@@ -7,10 +7,13 @@ import pytest
 import torch
 import transformers
 
+from counting.alternatives import other_setups
 from counting.analysis import analyze
+from counting.counts import Counts, StepFlops
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from counting.setup import Setup
+from counting.via_transformers import measure as whole_measure
 from counting.via_transformers.step import measure as step_measure
 from counting.via_transformers.step.layers import LayersToRun, LayerToRun
 from counting.via_transformers.step.to_run import BuiltToRun
@@ -281,3 +284,53 @@ def test_code_that_does_not_train_is_analysed_without_a_step(monkeypatch: pytest
     assert analysis.notes[-1] == "A training step is not measured: no backward here."
     with pytest.raises(ValueError, match=r"recompute = 'full': no training step of gpt2 .*: no backward here$"):
         analyze(foreign(GPT2, "gpt2"), Setup(sequence_length=LENGTH, recompute="full"))
+
+
+def _with_more_flops(monkeypatch: pytest.MonkeyPatch, more: StepFlops) -> None:
+    """Let every measured step have `more` FLOPs."""
+
+    def measured(*args: Any) -> step_measure.BuiltStep:
+        step = step_measure.measure_step(*args)
+        return step._replace(flops=step.flops + more)
+
+    monkeypatch.setattr(whole_measure, "measure_step", measured)
+
+
+# FLOPs that a step has beside those of the model -> why there is none.
+NO_STEPS = {
+    "a product of no rows": (StepFlops(forward=Counts(mlp=1)), "its products are not made of rows of single tokens"),
+    "a product of no rows run again": (StepFlops(recomputed=Counts(mlp=1)), "its products are not made of rows of"),
+    "more in training mode": (
+        StepFlops(forward=Counts(mlp=LENGTH)),
+        "in training mode its forward pass has 10,616,864 FLOPs, in evaluation mode 10,616,832",
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "reason"), NO_STEPS.values(), ids=NO_STEPS.keys())
+def test_a_step_with_other_products_than_the_model_is_none(
+    more: StepFlops, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In evaluation mode GPT-2 has 3 (1,310,720 + 2,097,152) FLOPs in its layers, and 2 x 32 x 64 x 96 in its head."""
+    _with_more_flops(monkeypatch, more)
+    analysis = analyze(foreign(GPT2, "gpt2"), Setup(sequence_length=LENGTH))
+    assert analysis.forward_flops == 3 * (1_310_720 + 2_097_152) + 2 * 32 * 64 * 96
+    assert (analysis.training, analysis.memory) == (None, None)
+    assert analysis.notes[-1].startswith(f"A training step is not measured: {reason}")
+
+
+def test_other_settings_are_measured_of_few_kinds_of_layers_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cohere-2 has two kinds here. What runs more again comes later, however the settings are listed."""
+    config, setup = foreign(FAMILIES["cohere2"][0], "cohere2"), Setup(sequence_length=LENGTH)
+
+    def recomputed(most: int) -> list[int]:
+        monkeypatch.setattr(whole_measure, "MOST_KINDS_VARIED", most)
+        memory = analyze(config, setup).memory
+        assert memory is not None
+        return [other.recomputed_flops for other in memory.alternatives]
+
+    assert recomputed(1) == []
+    in_order = recomputed(2)
+    assert len(set(in_order)) > 1
+    monkeypatch.setattr("counting.analysis.other_setups", lambda setup: other_setups(setup)[::-1])
+    assert recomputed(2) == in_order == sorted(in_order)
