@@ -236,6 +236,15 @@ def test_masks_of_dropout_by_hand() -> None:
     assert (kept[0.1, 6] - kept[0.1, 4]) - (kept[0.0, 6] - kept[0.0, 4]) == 2 * 2 * 32 * 64 * 2
 
 
+def test_no_layer_is_left_out_by_chance() -> None:
+    """OPT would leave out each layer in training with this chance: then no two measured steps were equal."""
+    dropped = analyze(foreign(FAMILIES["opt"][0] | {"layerdrop": 1.0}, "opt"), Setup(sequence_length=LENGTH))
+    kept = analyze(foreign(FAMILIES["opt"][0], "opt"), Setup(sequence_length=LENGTH))
+    assert dropped.training == kept.training is not None
+    (said,) = (entry for entry in dropped.passed_over_fields if entry.startswith("layerdrop = "))
+    assert said.endswith("the analysis trains without dropout)")
+
+
 # --- What is refused, and what is said ----------------------------------------------------------------------------
 
 
