@@ -13,6 +13,7 @@ from counting.via_transformers.quiet import quiet
 from counting.via_transformers.reading.decoders import Decoder
 from counting.via_transformers.structure import decoder_layers, refuse_surplus_experts, signature
 from torch_models.errors import UserError
+from torch_models.fields.known_fields import LAYER_DROP
 
 BUILT_DTYPE = torch.bfloat16
 
@@ -134,6 +135,9 @@ def _build(decoder: Decoder, attention: str, dtype: torch.dtype) -> nn.Module:
     config = decoder.whole or decoder.config
     own_config = type(config).from_dict(config.to_dict())
     own_config.use_cache = False
+    for rate in LAYER_DROP:
+        if hasattr(own_config, rate):
+            setattr(own_config, rate, 0.0)
     chosen: str | dict[str, str] = attention
     if decoder.whole:  # the other parts are not run
         parts = own_config.sub_configs.items()

@@ -13,7 +13,7 @@ from counting.report.model.fits import fits_table
 from counting.report.model.flops import flop_table
 from counting.report.model.layer_memory import layer_memory_table
 from counting.report.model.parameters import parameter_table
-from counting.report.model.proof import MEASURED
+from counting.report.model.proof import MEASURED_IN_WORDS
 from counting.report.model.reserved import reserved_tables
 from counting.report.model.step_flops import step_flops_table
 from counting.report.model.step_memory import step_memory_table
@@ -62,5 +62,5 @@ def _heading(analysis: Analysis) -> Heading:
         f"{main.kind} layer ({main.count} of {total}), batch {setup.micro_batch_size}, sequence length "
         f"{integer(analysis.sequence_length)} ({length_source(setup.sequence_length_source)}), {setup.kernels} kernels."
     )
-    said = MEASURED.get(analysis.proof)
+    said = MEASURED_IN_WORDS.get(analysis.proof)
     return Heading(analysis.name, f"{text} {said}." if said else text)

@@ -14,7 +14,7 @@ from counting.report.width import output_width
 MARGIN, EQUALS = "  ", " = "
 WORKED_OUT = ("formula", "simulation")  # the witnesses that are computed, not measured
 # What is said first where not all numbers have a formula, by the analysis's `proof`.
-MEASURED = {
+MEASURED_IN_WORDS = {
     "measured, no formula": "Measured, no formula",
     "measured; scans by formula": "Measured; products of scans by formula alone",
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
 from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable, recompute_in_words, three_digits
-from counting.report.model.proof import MEASURED, proof_in_words
+from counting.report.model.proof import MEASURED_IN_WORDS, proof_in_words
 from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_fact
 from counting.report.screen.lines import Lines, listed
 from counting.step.memory import StepMemory
@@ -120,7 +120,7 @@ def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
         number, _, by = proof_in_words(analysis.agreement).partition(" ")
         proofs.setdefault(by, []).append(number if len(analyses) == 1 else f"{number} ({analysis.name})")
     proof = "; ".join(f"{', '.join(numbers)} {by}" for by, numbers in proofs.items())
-    for text, said in reversed(MEASURED.items()):
+    for text, said in reversed(MEASURED_IN_WORDS.items()):
         if measured := [analysis.name for analysis in analyses if analysis.proof == text]:
             proof = f"{said}{f': {listed(measured)}' if len(analyses) > 1 else ''}. {proof}"
     if bounded := [part for analysis in analyses if (part := _bounded(analysis, named=len(analyses) > 1))]:

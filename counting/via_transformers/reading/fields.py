@@ -24,6 +24,7 @@ from torch_models.fields.known_fields import (
     EXPERT_COUNTS,
     IMAGES_ALONE,
     LATENT_HEAD_SIZES,
+    LAYER_DROP,
     OF_IMAGES,
     ROTATED_SHARES,
     TURNING,
@@ -186,7 +187,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             return AS_BUILT  # compared with the model once it is built
         if MTP_FIELDS.fullmatch(field):
             return _MTP
-        if irrelevance(field) == DROPOUT and (field in declared or field in read):
+        if irrelevance(field) == DROPOUT and field not in LAYER_DROP and (field in declared or field in read):
             return _DROPOUT_IN_STEP
         if field in FIXED_FOREIGN_FIELDS and value is not None:
             if value != FIXED_FOREIGN_FIELDS[field]:

@@ -179,6 +179,19 @@ def longer(model_type: str) -> dict[str, Any]:
     return {"max_position_embeddings": 512} if "max_position_embeddings" in FAMILIES[model_type][0] else {}
 
 
+def test_only_softmax_layers_have_a_causal_half() -> None:
+    """MiniMax-01 in small: two of four layers have a square of 64 x 64 scores and values, 4 heads of 16 channels.
+
+    The others multiply blocks of 16 tokens, which count whole, also in the causal figure.
+    """
+    fields = FAMILIES["minimax"][0] | {"layer_types": ["linear_attention", "full_attention"] * 2}
+    analysis = analyze(foreign("minimax", fields), Setup(sequence_length=64))
+    softmax = 2 * (2 * 64 * 64 * 64)
+    cores = {layer.kind: (layer.count, layer.attention_core_flops.as_run) for layer in analysis.layers}
+    assert cores == {"moe, linear_attention": (2, 0), "moe": (2, softmax)}
+    assert analysis.forward_flops - analysis.forward_flops_causal == 2 * softmax // 2 == 1_048_576
+
+
 def test_a_window_by_hand() -> None:
     """Each of 64 channels multiplies and adds 3 numbers (`conv_L_cache`) at 72 + 2 places, padded ones included."""
     (first, *_) = measured("lfm2").layers

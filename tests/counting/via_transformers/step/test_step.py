@@ -7,10 +7,13 @@ import pytest
 import torch
 import transformers
 
+from counting.alternatives import other_setups
 from counting.analysis import analyze
+from counting.counts import Counts, StepFlops
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
 from counting.setup import Setup
+from counting.via_transformers import measure as whole_measure
 from counting.via_transformers.step import measure as step_measure
 from counting.via_transformers.step.layers import LayersToRun, LayerToRun
 from counting.via_transformers.step.to_run import BuiltToRun
@@ -124,7 +127,9 @@ def every_layer(found: Any, kinds: list[str], recompute: Any) -> LayersToRun:
     return LayersToRun(layers, tuple((index, 1) for index in range(len(layers))), tuple(range(len(layers))))
 
 
+GPT_J = GPT2 | {"rotary_dim": 8, "n_layer": 4}  # each layer has a table of angles as a buffer
 WHOLE = [
+    ("gptj", "plain"),
     ("gpt_bigcode", "plain"),
     ("gpt_bigcode", "every second layer"),
     ("opt", "full"),
@@ -140,8 +145,8 @@ WHOLE = [
 
 @pytest.mark.parametrize(("model_type", "settings"), WHOLE)
 def test_extended_equals_run_whole(model_type: str, settings: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = ERNIE_MOE if model_type == "ernie4_5_moe" else FAMILIES[model_type][0]
-    config = foreign(fields, model_type)
+    own = {"ernie4_5_moe": ERNIE_MOE, "gptj": GPT_J}
+    config = foreign(own.get(model_type, FAMILIES.get(model_type, ({}, {}))[0]), model_type)
     setup = Setup(sequence_length=LENGTH, **SETTINGS[settings])
     extended = analyze(config, setup)
     monkeypatch.setattr(step_measure, "layers_to_run", every_layer)
@@ -153,6 +158,25 @@ def test_extended_equals_run_whole(model_type: str, settings: str, monkeypatch: 
 def _without_names(analysis: Any) -> Any:
     """The memory of a step without the names of parameters, which are those of the layers that ran."""
     return msgspec.structs.replace(analysis.memory, notes=())
+
+
+def test_rotary_tables_made_by_a_product_count_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outer product of angles and positions, as families write it or not, is elementwise work."""
+    config, setup = foreign(FAMILIES["granite"][0], "granite"), Setup(sequence_length=LENGTH, micro_batches=2)
+    by_element = analyze(config, setup)
+    multiplied: list[int] = []
+
+    def by_product(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = (self.inv_freq[None, :, None].float() @ position_ids[:, None, :].float()).transpose(1, 2)
+        multiplied.append(angles.numel())
+        table = torch.cat((angles, angles), dim=-1)
+        return table.cos().to(x.dtype), table.sin().to(x.dtype)
+
+    from transformers.models.granite.modeling_granite import GraniteRotaryEmbedding
+
+    monkeypatch.setattr(GraniteRotaryEmbedding, "forward", by_product)
+    assert analyze(config, setup).training == by_element.training is not None
+    assert LENGTH * 8 in multiplied  # heads of 16 channels have 8 angles
 
 
 # --- As on real tensors -------------------------------------------------------------------------------------------
@@ -218,6 +242,15 @@ def test_masks_of_dropout_by_hand() -> None:
             (said,) = (entry for entry in analysis.passed_over_fields if entry.startswith("dropout = "))
             assert said.endswith("what is measured in training mode has it)")
     assert (kept[0.1, 6] - kept[0.1, 4]) - (kept[0.0, 6] - kept[0.0, 4]) == 2 * 2 * 32 * 64 * 2
+
+
+def test_no_layer_is_left_out_by_chance() -> None:
+    """OPT would leave out each layer in training with this chance: then no two measured steps were equal."""
+    dropped = analyze(foreign(FAMILIES["opt"][0] | {"layerdrop": 1.0}, "opt"), Setup(sequence_length=LENGTH))
+    kept = analyze(foreign(FAMILIES["opt"][0], "opt"), Setup(sequence_length=LENGTH))
+    assert dropped.training == kept.training is not None
+    (said,) = (entry for entry in dropped.passed_over_fields if entry.startswith("layerdrop = "))
+    assert said.endswith("the analysis trains without dropout)")
 
 
 # --- What is refused, and what is said ----------------------------------------------------------------------------
@@ -286,3 +319,53 @@ def test_an_error_of_the_measurement_itself_is_no_reason(monkeypatch: pytest.Mon
     monkeypatch.setattr(step_measure, "in_groups", fails)
     with pytest.raises(RuntimeError, match="of our own"):
         analyze(foreign(GPT2, "gpt2"), Setup(sequence_length=LENGTH))
+
+
+def _with_more_flops(monkeypatch: pytest.MonkeyPatch, more: StepFlops) -> None:
+    """Let every measured step have `more` FLOPs."""
+
+    def measured(*args: Any) -> step_measure.BuiltStep:
+        step = step_measure.measure_step(*args)
+        return step._replace(flops=step.flops + more)
+
+    monkeypatch.setattr(whole_measure, "measure_step", measured)
+
+
+# FLOPs that a step has beside those of the model -> why there is none.
+NO_STEPS = {
+    "a product of no rows": (StepFlops(forward=Counts(mlp=1)), "its products are not made of rows of single tokens"),
+    "a product of no rows run again": (StepFlops(recomputed=Counts(mlp=1)), "its products are not made of rows of"),
+    "more in training mode": (
+        StepFlops(forward=Counts(mlp=LENGTH)),
+        "in training mode its forward pass has 10,616,864 FLOPs, in evaluation mode 10,616,832",
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "reason"), NO_STEPS.values(), ids=NO_STEPS.keys())
+def test_a_step_with_other_products_than_the_model_is_none(
+    more: StepFlops, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In evaluation mode GPT-2 has 3 (1,310,720 + 2,097,152) FLOPs in its layers, and 2 x 32 x 64 x 96 in its head."""
+    _with_more_flops(monkeypatch, more)
+    analysis = analyze(foreign(GPT2, "gpt2"), Setup(sequence_length=LENGTH))
+    assert analysis.forward_flops == 3 * (1_310_720 + 2_097_152) + 2 * 32 * 64 * 96
+    assert (analysis.training, analysis.memory) == (None, None)
+    assert analysis.notes[-1].startswith(f"A training step is not measured: {reason}")
+
+
+def test_other_settings_are_measured_of_few_kinds_of_layers_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cohere-2 has two kinds here. What runs more again comes later, however the settings are listed."""
+    config, setup = foreign(FAMILIES["cohere2"][0], "cohere2"), Setup(sequence_length=LENGTH)
+
+    def recomputed(most: int) -> list[int]:
+        monkeypatch.setattr(whole_measure, "MOST_KINDS_VARIED", most)
+        memory = analyze(config, setup).memory
+        assert memory is not None
+        return [other.recomputed_flops for other in memory.alternatives]
+
+    assert recomputed(1) == []
+    in_order = recomputed(2)
+    assert len(set(in_order)) > 1
+    monkeypatch.setattr("counting.analysis.other_setups", lambda setup: other_setups(setup)[::-1])
+    assert recomputed(2) == in_order == sorted(in_order)
