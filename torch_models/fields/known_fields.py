@@ -68,11 +68,8 @@ _DEVICES = "says how the model was spread over devices"
 _FIRST_VALUES = "sets first values, not shapes"
 _STORED = "says how the checkpoint is stored; the trained model is the same"
 DROPOUT = "is a setting of training; the analysis trains without dropout"
-<<<<<<< HEAD
 _JITTER = "is noise on a router's input in training; the analysis trains without it"
-=======
 LAYER_DROP = ("layerdrop", "decoder_layerdrop")  # chances that a layer is left out: no layer is
->>>>>>> fixe
 _PRECISION = "sets the format of some numbers; the analysis states its own"
 
 # Fields that change no count of parameters, FLOPs or bytes, each with the reason.
