@@ -49,14 +49,15 @@ def attention_in_one_kernel(
     value: Tensor,
     attention_mask: Tensor | None = None,  # families pass it by position or by this name
     scaling: float | None = None,
+    indices: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
 
-    The kernel follows the module's window, of which a mask says nothing more, and without a mask it caps its scores and
-    adds its sinks. Any other mask is passed on, because a kernel reads it; then all keys are multiplied, as they are
-    where keys are selected. Keys beyond the sequence, of compressed tokens, are in no window: all are multiplied, or as
-    many as the module's indexer chooses, of which the mask says which.
+    The kernel follows the module's window, of which a mask says nothing more, and visits only the keys that an indexer
+    chooses, whose `indices` (B, S, K) are given. Without a mask it caps its scores and adds its sinks. Any other mask
+    is passed on, because a kernel reads it; then all keys are multiplied. Keys beyond the sequence, of compressed
+    tokens, are in no window: all are multiplied, or as many as the module's indexer chooses.
     Biases change no product's size; dropout inside the kernel stores nothing.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -68,6 +69,10 @@ def attention_in_one_kernel(
         near = flash_attention(query, key[:, :, :length], value[:, :, :length], sinks, scale, window, softcap)[0]
         far = _attention_to_further_keys(module, query, key[:, :, length:], value[:, :, length:], scale)
         return (near + far).transpose(1, 2).contiguous(), None
+    if is_causal and indices is not None and indices.dim() == 3 and key.shape[2] == query.shape[2]:
+        chosen = indices.to(torch.int32)
+        out = flash_attention(query, key, value, sinks, scale, None, softcap, None, chosen)[0]
+        return out.transpose(1, 2).contiguous(), None
     if (is_causal and window is not None) or (causal and (softcap is not None or sinks is not None)):
         out = flash_attention(query, key, value, sinks, scale, window, softcap)[0]
         return out.transpose(1, 2).contiguous(), None
@@ -134,6 +139,6 @@ def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
         in_window = window_of(module, options) is not None and not _has_further_keys(query, key)
         if indices is None and (attention_mask is None or in_window):
             noted.add(module)
-        return attention_in_one_kernel(module, query, key, value, attention_mask, **options)
+        return attention_in_one_kernel(module, query, key, value, attention_mask, indices=indices, **options)
 
     return attention

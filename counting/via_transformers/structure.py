@@ -170,9 +170,9 @@ def label_layer(layer: nn.Module, mixers: Collection[str]) -> None:
                 _label(sibling, "router")
             elif parent is not layer:
                 _label(sibling, "shared_experts")
-    _label_norms(layer)
     for name in indexers_in(layer):
         _label(layer.get_submodule(name), "indexer")
+    _label_norms(layer)
 
 
 def _gives_one_number_each(module: nn.Module, experts: int) -> bool:

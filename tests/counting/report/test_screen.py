@@ -154,6 +154,15 @@ def test_windows_are_no_square(capsys: pytest.CaptureFixture[str]) -> None:
     assert "attention's full square, or its window" in out
 
 
+def test_keys_that_are_chosen_are_no_window(capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = analyze("deepseek_v3_2", Setup(sequence_length=4096), step=False)
+    out = words(printed(capsys, Results(analyses=[analysis])))
+    indexer = 100 * analysis.forward_only_flops / analysis.forward_flops
+    assert f"% attention to chosen keys, {indexer:.1f} % indexer), training" in out
+    assert "attention's full square, or the keys that the indexer chooses" in out
+    assert "window" not in out
+
+
 def test_a_family_without_a_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
