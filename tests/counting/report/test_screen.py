@@ -169,7 +169,7 @@ def test_a_family_without_a_step(
     def fails(*args: object) -> None:
         raise RuntimeError("it does not train")
 
-    monkeypatch.setattr("counting.via_transformers.measure.measure_step", fails)
+    monkeypatch.setattr("counting.via_transformers.step.to_run.BuiltToRun.loss", fails)
     config = tmp_path / "small.json"
     config.write_text(json.dumps(FAMILIES["bloom"][0] | {"model_type": "bloom"}))
     analysis = analyze(config, Setup(sequence_length=16))
