@@ -207,6 +207,8 @@ def _analyze_via_transformers(foreign: ForeignConfig, setup: Setup, step: bool) 
     analysis, counts = analysis_of_witnesses(
         model, proof, found.setup, found.notes, witnesses, found.stored, found.scans
     )
+    if analysis.forward_only_flops:
+        analysis = msgspec.structs.replace(analysis, notes=(*analysis.notes, INDEXER_NOTE))
     if found.step is None:
         return analysis
     from counting.via_transformers.step.result import step_results

@@ -174,14 +174,17 @@ def _flash_attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[s
     """Counts of our own fused op, each a sum over blocks of queries: one, or one for each chunk of positions.
 
     Each query of a block visits at most `window` of its keys; the causal part of a band of S W pairs is S W - W^2 / 2.
-    Keys that are chosen for each query count as a window of as many.
+    Keys that are chosen for each query count as a window of as many, also where a key stands for several positions: of
+    S queries and T keys, S K - S / T K^2 / 2 pairs are causal.
     """
     del outputs
     query, key, value = _shapes(inputs)[:3]
     window, chunk = (inputs[place].toIValue() for place in (WINDOW_ARGUMENT, CHUNK_ARGUMENT))
-    if inputs[CHOSEN_ARGUMENT].isCompleteTensor():
-        window = inputs[CHOSEN_ARGUMENT].type().sizes()[2]
     length, square = query[2], attention_flops(query, key, value)
+    if inputs[CHOSEN_ARGUMENT].isCompleteTensor():
+        keys, chosen = key[2], inputs[CHOSEN_ARGUMENT].type().sizes()[2]
+        causal = square * (2 * keys * chosen - chosen**2) // (2 * keys**2)
+        return Counter({CORE: square // keys * chosen, CAUSAL_CORE: causal, SQUARE_CORE: square})
     blocks = [min(chunk or length, length - start) for start in range(0, length, chunk or length)]
     bands = [(block, min(window or block, block)) for block in blocks]
     return Counter(

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from counting.via_transformers.structure import chosen_by
 from torch_models.modules.kernels.flash_attention import flash_attention
 
 ONE_KERNEL = "one_fused_kernel"  # the name in transformers' table
@@ -47,13 +49,15 @@ def attention_in_one_kernel(
     value: Tensor,
     attention_mask: Tensor | None = None,  # families pass it by position or by this name
     scaling: float | None = None,
+    indices: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention: (B, H, S, C), (B, G, S, C) and (B, G, S, C') give (B, S, H, C').
 
-    The kernel follows the module's window, of which a mask says nothing more, and without a mask it caps its scores and
-    adds its sinks. Any other mask is passed on, because a kernel reads it; then all keys are multiplied, as they are
-    where keys are selected. Keys beyond the sequence, of compressed tokens, are in no window: all are multiplied.
+    The kernel follows the module's window, of which a mask says nothing more, and visits only the keys that an indexer
+    chooses, whose `indices` (B, S, K) are given. Without a mask it caps its scores and adds its sinks. Any other mask
+    is passed on, because a kernel reads it; then all keys are multiplied. Keys beyond the sequence, of compressed
+    tokens, are in no window: all are multiplied, or as many as the module's indexer chooses.
     Biases change no product's size; dropout inside the kernel stores nothing.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -63,14 +67,12 @@ def attention_in_one_kernel(
     if is_causal and window is not None and _has_further_keys(query, key):
         length = query.shape[2]
         near = flash_attention(query, key[:, :, :length], value[:, :, :length], sinks, scale, window, softcap)[0]
-        far = F.scaled_dot_product_attention(
-            query,
-            key[:, :, length:],
-            value[:, :, length:],
-            scale=scale,
-            enable_gqa=bool(query.shape[1] != key.shape[1]),
-        )
+        far = _attention_to_further_keys(module, query, key[:, :, length:], value[:, :, length:], scale)
         return (near + far).transpose(1, 2).contiguous(), None
+    if is_causal and indices is not None and indices.dim() == 3 and key.shape[2] == query.shape[2]:
+        chosen = indices.to(torch.int32)
+        out = flash_attention(query, key, value, sinks, scale, None, softcap, None, chosen)[0]
+        return out.transpose(1, 2).contiguous(), None
     if (is_causal and window is not None) or (causal and (softcap is not None or sinks is not None)):
         out = flash_attention(query, key, value, sinks, scale, window, softcap)[0]
         return out.transpose(1, 2).contiguous(), None
@@ -83,6 +85,17 @@ def attention_in_one_kernel(
         query, key, value, is_causal=causal, scale=scale, enable_gqa=bool(shared_keys), **more
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attention_to_further_keys(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention to T keys, or to those that an indexer chooses; only its sizes are right, not its numbers."""
+    most = next((most for each in module.modules() if (most := chosen_by(each)) is not None), None)
+    if most is None:
+        grouped = bool(query.shape[1] != key.shape[1])
+        return F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=grouped)
+    chosen = query.new_empty((query.shape[0], query.shape[2], min(most, key.shape[2])), dtype=torch.int32)
+    out: Tensor = flash_attention(query, key, value, None, scale, None, None, None, chosen)[0]
+    return out
 
 
 def _has_further_keys(query: Tensor, key: Tensor) -> bool:
@@ -126,6 +139,6 @@ def noting_modules(noted: set[nn.Module]) -> AttentionFunction:
         in_window = window_of(module, options) is not None and not _has_further_keys(query, key)
         if indices is None and (attention_mask is None or in_window):
             noted.add(module)
-        return attention_in_one_kernel(module, query, key, value, attention_mask, **options)
+        return attention_in_one_kernel(module, query, key, value, attention_mask, indices=indices, **options)
 
     return attention

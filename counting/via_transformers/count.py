@@ -32,6 +32,7 @@ from counting.via_transformers.states.layers import (
 from counting.via_transformers.states.stand_ins import NotedScan
 from counting.via_transformers.structure import (
     experts_in,
+    indexers_in,
     label_layer,
     label_outside,
     matrix_weights,
@@ -49,6 +50,13 @@ class Traced(NamedTuple):
     def core_of_parts(self) -> dict[str, int]:
         """FLOPs of the attention core in each module of the called part; "part" is the whole part."""
         return {name.removeprefix("part."): counts[CORE] for name, counts in self.flops.items()}
+
+    def core(self, layer: nn.Module) -> AttentionCore:
+        """The attention core of a layer, without the scores of indexers, which are no part of it."""
+        counts = Counter(self.flops[""])
+        for name in indexers_in(layer):
+            counts.subtract(self.flops[f"part.{name}"])
+        return core_of(counts)
 
 
 def count(
@@ -122,7 +130,7 @@ def count_by_trace(
                 kind=kind,
                 count=group.number,
                 forward_flops=counts_of_modules(call, counted(of_call.flops)),
-                attention_core_flops=core_of(of_call.flops[""]) if is_causal_square(group) else AttentionCore(),
+                attention_core_flops=of_call.core(group.layer) if is_causal_square(group) else AttentionCore(),
             )
             for group, kind, call, of_call in rows
         ),

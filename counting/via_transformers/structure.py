@@ -170,6 +170,8 @@ def label_layer(layer: nn.Module, mixers: Collection[str]) -> None:
                 _label(sibling, "router")
             elif parent is not layer:
                 _label(sibling, "shared_experts")
+    for name in indexers_in(layer):
+        _label(layer.get_submodule(name), "indexer")
     _label_norms(layer)
 
 
@@ -178,6 +180,20 @@ def _gives_one_number_each(module: nn.Module, experts: int) -> bool:
     matrices = [tuple(weight.shape) for weight in module.parameters() if weight.dim() == 2]
     goes_on = len(matrices) > 1 and any(inner == experts for _, inner in matrices)
     return not goes_on and any(outer == experts for outer, _ in matrices)
+
+
+def chosen_by(module: nn.Module) -> int | None:
+    """How many keys an indexer chooses for each query; None if a module is no indexer.
+
+    All families keep the number in the attribute `index_topk` of the module whose scores choose.
+    """
+    most = getattr(module, "index_topk", None)
+    return most if isinstance(most, int) else None
+
+
+def indexers_in(layer: nn.Module) -> list[str]:
+    """The names of the modules of a layer that choose keys, through which no gradient passes."""
+    return [name for name, module in layer.named_modules() if chosen_by(module) is not None]
 
 
 def label_outside(model: nn.Module, layers: Iterable[nn.Module], positions: int | None) -> None:

@@ -5,6 +5,18 @@ from counting.report.format import integer, share
 from counting.report.model.components import component_table
 from counting.report.tables import Table
 
+WINDOWS, CHOSEN = "within windows", "to chosen keys"
+
+
+def keys_visited(analysis: Analysis) -> list[str]:
+    """What keys attention visits where these are not all: those in windows, and those that indexers choose."""
+    reduced = [
+        CHOSEN if layer.forward_flops_by_component.get("indexer") else WINDOWS
+        for layer in analysis.layers
+        if layer.attention_core_flops.as_run != layer.attention_core_flops.full_square
+    ]
+    return [kind for kind in (WINDOWS, CHOSEN) if kind in reduced]
+
 
 def flop_table(analysis: Analysis) -> Table:
     """FLOPs by component, for each distinct layer and for the model; below, totals by form of attention."""
@@ -20,10 +32,11 @@ def flop_table(analysis: Analysis) -> Table:
         numbers = (*map(integer, per_layer), integer(count), share(count, analysis.forward_flops))
         table.add_row(label, *numbers, bold=bold)
 
-    title = "total, attention within windows" if windowed else "total, full attention"
+    visited = " and ".join(keys_visited(analysis))
+    title = f"total, attention {visited}" if windowed else "total, full attention"
     add(title, [layer.forward_flops for layer in analysis.layers], analysis.forward_flops, bold=True)
     causal = [layer.forward_flops_causal for layer in analysis.layers]
-    half = "total, causal within windows" if windowed else "total, causal half of the square"
+    half = f"total, causal {visited}" if windowed else "total, causal half of the square"
     add(half, causal, analysis.forward_flops_causal)
     if windowed:
         full = [layer.forward_flops_full_attention for layer in analysis.layers]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from counting.analysis import Analysis
 from counting.cost.conventions import main_attention_core, training_flops_per_token, trains_mtp
 from counting.report.format import FLOP_UNITS, Bytes, integer, percent, readable, recompute_in_words, three_digits
+from counting.report.model.flops import CHOSEN, WINDOWS, keys_visited
 from counting.report.model.proof import MEASURED_IN_WORDS, proof_in_words
 from counting.report.screen.fits import fits_by_gpu, fits_in_words, reserved_fact
 from counting.report.screen.lines import Lines, listed
@@ -19,6 +20,9 @@ LARGEST_SHARES = 3
 # Field -> label on this screen, for the memory of a layer and of a step.
 LAYER_PARTS = {"weights": "weights", "boundary": "input", "saved": "saved", "transients": "transients"}
 STEP_PARTS = {"activations": "activations", "logits_and_loss": "logits and loss", "transients": "transients"}
+
+# Attention to which keys counts, instead of its full square.
+KEYS = {WINDOWS: "its window", CHOSEN: "the keys that the indexer chooses"}
 
 
 def model_screen(lines: Lines, analysis: Analysis, on_catalogue: "Sequence[Fit]") -> None:
@@ -107,9 +111,8 @@ def ignored_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
 
 def conventions_screen(lines: Lines, analyses: Sequence[Analysis]) -> None:
     """Add the conventions of the numbers, and how many numbers are proven by which witnesses."""
-    cores = [main_attention_core(analysis) for analysis in analyses]
-    windows = any(core.as_run != core.full_square for core in cores)
-    attention = "attention's full square, or its window" if windows else "attention's full square"
+    visited = {kind for analysis in analyses for kind in keys_visited(analysis)}
+    attention = ", or ".join(["attention's full square", *(KEYS[kind] for kind in KEYS if kind in visited)])
     sizes = {analysis.setup.micro_batch_size for analysis in analyses}
     batch = "one sequence" if sizes == {1} else "one micro-batch"
     device = "" if any(analysis.rank_classes for analysis in analyses) else ", one device"
@@ -182,10 +185,13 @@ def _forward_and_training(analysis: Analysis) -> tuple[str, str]:
 def _flops(analysis: Analysis) -> str:
     """FLOPs of one token: forward with the share of attention, and training."""
     core, step, recompute = main_attention_core(analysis), analysis.training, analysis.setup.recompute
-    attention = "attention's square" if core.as_run == core.full_square else "attention within windows"
+    visited = keys_visited(analysis)
+    attention = f"attention {' and '.join(visited)}" if visited else "attention's square"
     forward, training = _forward_and_training(analysis)
     mtp = " with mtp" if trains_mtp(analysis) else ""
     share = percent(core.as_run / analysis.forward_flops, 1)
+    if analysis.forward_only_flops:
+        attention += f", {percent(analysis.forward_only_flops / analysis.forward_flops, 1)} indexer"
     text = f"forward {forward} ({share} {attention}), training {training}{mtp}"
     if step is not None and recompute != "none":
         executed = readable(step.hardware_flops_per_token, FLOP_UNITS)

@@ -154,13 +154,22 @@ def test_windows_are_no_square(capsys: pytest.CaptureFixture[str]) -> None:
     assert "attention's full square, or its window" in out
 
 
+def test_keys_that_are_chosen_are_no_window(capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = analyze("deepseek_v3_2", Setup(sequence_length=4096), step=False)
+    out = words(printed(capsys, Results(analyses=[analysis])))
+    indexer = 100 * analysis.forward_only_flops / analysis.forward_flops
+    assert f"% attention to chosen keys, {indexer:.1f} % indexer), training" in out
+    assert "attention's full square, or the keys that the indexer chooses" in out
+    assert "window" not in out
+
+
 def test_a_family_without_a_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*args: object) -> None:
         raise RuntimeError("it does not train")
 
-    monkeypatch.setattr("counting.via_transformers.measure.measure_step", fails)
+    monkeypatch.setattr("counting.via_transformers.step.to_run.BuiltToRun.loss", fails)
     config = tmp_path / "small.json"
     config.write_text(json.dumps(FAMILIES["bloom"][0] | {"model_type": "bloom"}))
     analysis = analyze(config, Setup(sequence_length=16))

@@ -166,7 +166,8 @@ def banded_attention_flops(
 ) -> int:
     """FLOPs of scores and weighted values over the pairs that the kernel visits, see `visited_pairs`."""
     del sinks, scale, softcap
-    return attention_flops(query, key, value) // key[2] ** 2 * visited_pairs(key[2], window, chunk, chosen)
+    square = attention_flops(query, key, value)
+    return square // (query[2] * key[2]) * visited_pairs(query[2], window, chunk, chosen)
 
 
 @register(torch.ops.model_training_cost.flash_attention_backward)
@@ -192,11 +193,11 @@ def banded_attention_backward_flops(
     """
     del sinks, scale, softcap, out, logsumexp
     square = attention_backward_flops(gradient, query, key, value)
-    return square // key[2] ** 2 * visited_pairs(key[2], window, chunk, chosen)
+    return square // (query[2] * key[2]) * visited_pairs(query[2], window, chunk, chosen)
 
 
 def visited_pairs(length: int, window: int | None, chunk: int | None, chosen: Size | None = None) -> int:
-    """Pairs of a query and a key that the kernel visits, those with keys in the future included.
+    """Pairs of a query and a key that the kernel visits for `length` queries, those with keys in the future included.
 
     A query visits at most `window` keys, or the `chosen` ones. With chunks it visits those of its chunk: a square for
     each, of which the last may be smaller.

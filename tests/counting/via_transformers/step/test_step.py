@@ -9,6 +9,7 @@ import transformers
 
 from counting.alternatives import other_setups
 from counting.analysis import analyze
+from counting.cost.conventions import main_attention_core
 from counting.counts import Counts, StepFlops
 from counting.measurements.live_bytes import LiveBytes
 from counting.measurements.meta_device import measuring
@@ -18,7 +19,7 @@ from counting.via_transformers.step import measure as step_measure
 from counting.via_transformers.step.layers import LayersToRun, LayerToRun
 from counting.via_transformers.step.to_run import BuiltToRun
 from tests.foreign_families import ERNIE_MOE, FAMILIES, GPT2, without
-from tests.shrunken import DEEPSEEK_V3, GEMMA2, LLAMA, MIXTRAL
+from tests.shrunken import DEEPSEEK_V3, DEEPSEEK_V32, GEMMA2, LLAMA, MIXTRAL
 from torch_models.fields.config import ForeignConfig, spec_from_fields
 from torch_models.recomputed_layers import recompute_of_layer
 
@@ -49,7 +50,13 @@ def foreign(fields: dict[str, Any], model_type: str | None = None) -> ForeignCon
 
 # --- As a native family ------------------------------------------------------------------------------------------
 
-NATIVE = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma2": GEMMA2, "deepseek_v3": DEEPSEEK_V3}
+NATIVE = {
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "gemma2": GEMMA2,
+    "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v32": DEEPSEEK_V32,
+}
 
 
 PAIRS = [
@@ -60,6 +67,7 @@ PAIRS = [
     ("gemma2", "selective"),
     ("deepseek_v3", "every second layer"),
     ("deepseek_v3", "in fp8"),
+    ("deepseek_v32", "plain"),
 ]
 
 
@@ -68,10 +76,12 @@ def test_a_native_family_through_transformers_has_the_native_step(family: str, s
     """All FLOPs and model states are equal; activations are not, because norms run op by op."""
     fields, setup = NATIVE[family], Setup(sequence_length=LENGTH, **SETTINGS[settings])
     without_mtp = msgspec.structs.replace(setup, mtp=False)
-    native = analyze(spec_from_fields(fields, "small"), without_mtp if family == "deepseek_v3" else setup)
+    native = analyze(spec_from_fields(fields, "small"), without_mtp if "deepseek" in family else setup)
     other = analyze(foreign(fields), setup)
     assert native.training is not None
     assert other.training == native.training
+    assert main_attention_core(other) == main_attention_core(native)
+    assert other.parameters.by_component == native.parameters.by_component
     assert other.memory is not None
     assert native.memory is not None
     assert other.memory.states == native.memory.states
