@@ -146,3 +146,100 @@ def test_a_published_config_is_accepted_with_the_counts_of_transformers(
     assert listed["attention_dropout"].endswith(said["no formula" in analysis.proof])
     assert "_comment" not in listed
     assert analysis.ignored_fields == ()
+
+
+# Models whose layers carry a state along the sequence, and longrope's lists: their files say more than the class reads.
+# Name -> the fields, of them those that the class does not declare, and parameters and active parameters.
+OF_MAMBA: dict[str, Any] = {"expand": 2, "conv_kernel": 4, "time_step_rank": 160, "time_step_init_scheme": "random"}
+HYBRID: dict[str, Any] = {"mamba_d_state": 128, "mamba_d_head": 64, "mamba_n_heads": 128, "mamba_n_groups": 1}
+ZAMBA2_SHARED = (6, *range(11, 78, 6))
+LONGROPE: dict[str, Any] = {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+LONGROPE |= {"short_mscale": 1.25, "long_mscale": 1.25, "original_max_position_embeddings": 4096}
+BEYOND_THE_CLASS: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
+    "mamba_2_8b": (
+        {"model_type": "mamba", "vocab_size": 50280, "hidden_size": 2560, "num_hidden_layers": 64, "state_size": 16}
+        | OF_MAMBA,
+        {"d_inner": 5120, "d_model": 2560, "fused_add_norm": True, "pad_vocab_size_multiple": 8, "ssm_cfg": {}},
+        (2768345600, 2768345600),
+    ),
+    "codestral_mamba_7b": (
+        {"model_type": "mamba2", "vocab_size": 32768, "hidden_size": 4096, "num_hidden_layers": 64, "state_size": 128}
+        | {"n_groups": 8, "num_heads": 128, "head_dim": 64, "chunk_size": 256, "time_step_limit": [0.0, float("inf")]},
+        {
+            "intermediate_size": 8192,
+            "norm_before_gate": True,
+            "time_step_init_scheme": "random",
+            "time_step_scale": 1.0,
+        },
+        (7285403648, 7285403648),
+    ),
+    "bamba_9b": (
+        decoder("bamba", 128256, 4096, 14336, 32, 32, 8, attn_layer_indices=[9, 18, 27]) | HYBRID,
+        {"attn_rotary_emb": 64},
+        (9780235392, 9780235392),
+    ),
+    "nemotron_h_8b": (
+        decoder("nemotron_h", 131072, 4096, 21504, 52, 32, 8, attention_head_dim=128, ssm_state_size=128, n_groups=8)
+        | {"hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"}
+        | {"mamba_num_heads": 128, "mamba_head_dim": 64, "mlp_hidden_act": "relu2"},
+        {"time_step_rank": 256},
+        (8100852736, 8100852736),
+    ),
+    # Active: 16 layers leave out 14 of 16 experts, each 3 x 4,096 x 14,336.
+    "jamba_52b": (
+        decoder("jamba", 65536, 4096, 14336, 32, 32, 8, num_experts=16, num_experts_per_tok=2, use_mamba_kernels=True),
+        {"mamba_inner_layernorms": True},
+        (51570323328, 51570323328 - 16 * 14 * 3 * 4096 * 14336),
+    ),
+    # A head of 128 channels, although 3,072 / 12 = 256: its modules read the field, which its class does not declare.
+    "falcon_h1_7b": (
+        decoder("falcon_h1", 130048, 3072, 12288, 44, 12, 2, head_dim=128, mamba_d_ssm=3072, mamba_d_state=256)
+        | {"mamba_d_head": 128, "mamba_n_heads": 24, "mamba_n_groups": 1},
+        {"mamba_use_mlp": True},
+        (7585513568, 7585513568),
+    ),
+    "zamba2_7b": (
+        decoder("zamba2", 32000, 3584, 14336, 81, 32, 32, n_mamba_heads=112, mamba_headdim=64, mamba_ngroups=2)
+        | {"layers_block_type": ["hybrid" if index in ZAMBA2_SHARED else "mamba" for index in range(81)]}
+        | {"adapter_rank": 128, "num_mem_blocks": 2, "use_mem_rope": True, "mamba_d_state": 64},
+        {"gated_linear_unit": True, "lora_rank": 128, "use_shared_block_lora": True},
+        (7356749648, 7356749648),
+    ),
+    "lfm2_1_2b": (
+        {"model_type": "lfm2", "vocab_size": 65536, "hidden_size": 2048, "num_hidden_layers": 16}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "full_attn_idxs": [2, 5, 8, 10, 12, 14]}
+        | {"block_ff_dim": 12288, "block_multiple_of": 256, "block_auto_adjust_ff_dim": True, "conv_L_cache": 3},
+        {"block_dim": 2048, "block_mlp_init_scale": 1.0, "block_out_init_scale": 1.0, "block_norm_eps": 1e-5}
+        | {"block_use_swiglu": True, "block_use_xavier_init": True, "conv_dim": 2048, "conv_dim_out": 2048}
+        | {"conv_use_xavier_init": True, "use_pos_enc": True},
+        (1170340608, 1170340608),
+    ),
+    # Active: 40 layers leave out 62 of 72 experts, each 3 x 4,096 x 768.
+    "granite_4_h_small": (
+        decoder("granitemoehybrid", 100352, 4096, 768, 40, 32, 8, num_local_experts=72, num_experts_per_tok=10)
+        | {"layer_types": ["attention" if index % 10 == 5 else "mamba" for index in range(40)]}
+        | {"shared_intermediate_size": 1536, "tie_word_embeddings": True, "position_embedding_type": "nope"}
+        | HYBRID,
+        {"normalization_function": "rmsnorm"},
+        (32207337984, 32207337984 - 40 * 62 * 3 * 4096 * 768),
+    ),
+    # Its code reads the positions for every rotary type but the default, which replaces it: angles change no count.
+    "phi_3_5_moe": (
+        decoder("phimoe", 32064, 4096, 6400, 32, 32, 8, num_local_experts=16, num_experts_per_tok=2)
+        | {"attention_bias": True, "lm_head_bias": True, "sliding_window": 131072, "max_position_embeddings": 131072}
+        | {"original_max_position_embeddings": 4096, "rope_scaling": LONGROPE},
+        {"rope_scaling.rope_type": "longrope"},
+        (41873153344, 6640999744),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "beyond", "expected"), BEYOND_THE_CLASS.values(), ids=BEYOND_THE_CLASS.keys())
+def test_fields_beyond_the_class_that_say_what_is_built_are_listed(
+    fields: dict[str, Any], beyond: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    given = {field: value for field, value in beyond.items() if "." not in field}
+    analysis = analyze(fields | given, Setup(sequence_length=64), step=False)
+    assert (analysis.parameters.total, analysis.parameters.active) == expected
+    assert {entry.partition(" = ")[0] for entry in analysis.passed_over_fields} >= beyond.keys() - {"d_model"}
+    assert analysis.ignored_fields == ()

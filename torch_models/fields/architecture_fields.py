@@ -9,6 +9,7 @@ _BY_MEANING = {
         hidden_size n_embd d_model dim model_dim embedding_size embedding_dim emb_dim embed_dim
         word_embed_proj_dim input_embedding_size output_embedding_size embedding_hidden_size vocab_size
         padded_vocab_size unpadded_vocab_size type_vocab_size audio_vocab_size decoder_vocab_size num_codebooks
+        block_dim pad_vocab_size_multiple
     """,
     "the number of layers": """
         num_hidden_layers num_layers n_layer n_layers num_decoder_layers decoder_layers encoder_layers
@@ -72,8 +73,8 @@ _BY_MEANING = {
         mamba_d_state mamba_d_conv mamba_expand mamba_n_heads mamba_d_head mamba_n_groups mamba_d_ssm
         mamba_num_heads mamba_head_dim mamba_chunk_size mamba_dt_rank mamba_ngroups n_mamba_heads ssm_state_size
         state_size time_step_rank conv_bias use_conv_bias mamba_conv_bias mamba_proj_bias expand qk_dim_factor
-        v_dim_factor ffn_proj_factor conv_kernel conv_kernel_size conv1d_width lru_width n_groups mamba_config
-        ssm_cfg use_mamba
+        v_dim_factor ffn_proj_factor conv_kernel conv_kernel_size conv1d_width conv_dim conv_dim_out lru_width
+        n_groups mamba_config ssm_cfg use_mamba
     """,
     "sparse attention with an indexer or compressed keys": """
         index_n_heads index_head_dim index_topk indexer_n_heads indexer_head_dim indexer_kv_heads indexer_types
@@ -124,7 +125,9 @@ _BY_MEANING = {
         do_layer_norm_before post_norm pre_norm norm_type normalization norm_position layernorm_type
         post_layer_norm
     """,
-    "rotation of a part of each head": "partial_rotary_factor rotary_pct rotary_dim rotary_percent rope_pct",
+    "rotation of a part of each head": """
+        partial_rotary_factor rotary_pct rotary_dim rotary_percent rope_pct attn_rotary_emb
+    """,
     "learned or relative positions": """
         position_embedding_type alibi learned_pos_emb use_learned_position_embeddings rel_extent d_rel
         num_buckets relative_max_distance position_bias_num_buckets axial_pos_embds

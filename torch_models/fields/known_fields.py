@@ -20,6 +20,8 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 # Sizes in published files that a family may not declare -> the standard fields; the first that is known is repeated.
 PER_HEAD = "hidden_size / num_attention_heads"
+EXPANDED = "expand × hidden_size"  # the channels of a state space
+CONVOLVED = "hidden_size, which the short convolution keeps"
 REPEATS: dict[str, tuple[str, ...]] = {
     "head_dim": (PER_HEAD,),
     "kv_channels": ("head_dim", PER_HEAD),
@@ -39,6 +41,12 @@ REPEATS: dict[str, tuple[str, ...]] = {
     "embedding_dim": ("hidden_size",),
     "word_embed_proj_dim": ("hidden_size",),
     "n_inner": ("intermediate_size",),
+    "d_inner": (EXPANDED, "intermediate_size"),
+    "intermediate_size": (EXPANDED,),
+    "block_dim": ("hidden_size",),
+    "conv_dim": (CONVOLVED,),
+    "conv_dim_out": (CONVOLVED,),
+    "lora_rank": ("adapter_rank",),
     "ffn_dim": ("intermediate_size",),
     "ffn_hidden_size": ("intermediate_size",),
     "padded_vocab_size": ("vocab_size",),
@@ -70,6 +78,7 @@ _STORED = "says how the checkpoint is stored; the trained model is the same"
 DROPOUT = "is a setting of training; the analysis trains without dropout"
 _JITTER = "is noise on a router's input in training; the analysis trains without it"
 LAYER_DROP = ("layerdrop", "decoder_layerdrop")  # chances that a layer is left out: no layer is
+_ORDER = "says whether a gate multiplies before or after a norm, which multiplies no matrices"
 _PRECISION = "sets the format of some numbers; the analysis states its own"
 
 # Fields that change no count of parameters, FLOPs or bytes, each with the reason.
@@ -105,6 +114,9 @@ IRRELEVANT_FIELDS: dict[str, str] = {
     "moe_router_force_load_balancing": "spreads tokens evenly, as the counts assume",
     "routed_layer_names": _BOOKKEEPING,
     "mamba_ssm_dtype": _PRECISION,
+    "norm_before_gate": _ORDER,
+    "time_step_init_scheme": _FIRST_VALUES,
+    "time_step_scale": _FIRST_VALUES,
     "expert_dtype": _STORED,
 }
 
@@ -167,11 +179,11 @@ IRRELEVANT_FIELDS |= _same_reason(
     _KERNEL,
     "attn_implementation attn_impl use_sdpa use_kernel use_kernels use_mamba_kernels use_triton use_cuda_graph "
     "use_mem_eff_path masked_softmax_fusion bias_dropout_fusion skip_bias_add skip_bias_add_qkv use_te "
-    "use_xformers use_liger_kernel use_grouped_mm reorder_and_upcast_attn",
+    "use_xformers use_liger_kernel use_grouped_mm reorder_and_upcast_attn fused_add_norm",
 )
 
 # Fields of `IRRELEVANT_FIELDS` and of the names below that hold yes, no or a name: a number would mean something else.
-_CHOICES = {_KERNEL, _TOOL, _PROMPT, _GROUPS}
+_CHOICES = {_KERNEL, _TOOL, _PROMPT, _GROUPS, _ORDER}
 IRRELEVANT_FIELDS |= {"prefix": _PROMPT, "moe_group": _GROUPS}
 
 _OF_LOSS = "alpha|coeff?|coefficient|weight|factor|lambda|scale|scaling(_factor)?|type|func|free|enabled"
@@ -189,7 +201,7 @@ _IRRELEVANT_NAMES: tuple[tuple[str, str], ...] = (
     (r"unsloth_.*", _TOOL),
     (
         r"(.*_)?initializer_(range|factor|std|cutoff_factor|scale|gain|type|method)|(.*_)?init_std"
-        r"|init_(method|cutoff_factor|scale|range)(_std)?",
+        r"|init_(method|cutoff_factor|scale|range)(_std)?|.*_init_scale|(.*_)?use_xavier_init",
         _FIRST_VALUES,
     ),
     (r"summary_(activation|type|use_proj|proj_to_labels|(first|last)_dropout)", _LABELS),
@@ -234,7 +246,7 @@ COUNT_FREE_FIELDS |= _same_reason(
     "mla_scale_q_lora mla_scale_kv_lora use_logn_attn embedding_multiplier logits_scaling residual_multiplier "
     "attention_multiplier logit_scale",
 )
-COUNT_FREE_FIELDS |= _same_reason(_EPSILON, "layer_norm_epsilon layer_norm_eps rms_norm_eps norm_eps")
+COUNT_FREE_FIELDS |= _same_reason(_EPSILON, "layer_norm_epsilon layer_norm_eps rms_norm_eps norm_eps block_norm_eps")
 COUNT_FREE_FIELDS |= _same_reason(
     _CHOICE,
     "scoring_func topk_method topk_group n_group norm_topk_prob routed_scaling_factor router_scoring_func score_func "
@@ -246,7 +258,10 @@ COUNT_FREE_FIELDS["offset_alibi"] = "only the family's first code read it"
 
 # Fields with the share of each head's channels that is rotated. transformers' modules multiply no other matrices for
 # it; the modules here are built for it, and a family that declares none of these fields rotates all channels.
-ROTATED_SHARES = ("partial_rotary_factor", "rotary_pct", "rotary_dim", "rotary_percent", "rope_pct", "rope_percent")
+ROTATED_SHARES = (
+    *("partial_rotary_factor", "rotary_pct", "rotary_dim", "rotary_percent", "rope_pct", "rope_percent"),
+    "attn_rotary_emb",
+)
 
 # Activations of one number; those with a gate, as swiglu, say that the feed-forward has a further matrix.
 ACTIVATIONS = _same_reason(

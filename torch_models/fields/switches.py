@@ -44,6 +44,9 @@ class Part(StrEnum):
     SINKS = "attention sinks"
     GATE = "a gate of attention's output"
     GATED_MLP = "a feed-forward with a gate"
+    FEED_FORWARD = "a feed-forward in each layer"
+    STATE_NORMS = "norms of a state space's steps, inputs and outputs"
+    ADAPTERS = "adapters of layers that share their weights"
     EXPERTS = "routed experts"
     SHARED_EXPERTS = "shared experts"
     DENSE_LAYERS = "dense layers beside those of experts"
@@ -86,7 +89,13 @@ _FIELDS_OF_PARTS = {
         use_attention_gate attention_gate gating attn_output_gate use_output_gate head_wise_attn_gate
         elementwise_attn_output_gate use_head_wise_attn_gate use_gated_attention gated_attention
     """,
-    Part.GATED_MLP: "gated_mlp use_gated_mlp use_gated_activation use_glu use_swiglu glu_mlp mlp_glu",
+    Part.GATED_MLP: """
+        gated_mlp use_gated_mlp use_gated_activation use_glu use_swiglu glu_mlp mlp_glu gated_linear_unit
+        block_use_swiglu
+    """,
+    Part.FEED_FORWARD: "mamba_use_mlp",
+    Part.STATE_NORMS: "mamba_inner_layernorms",
+    Part.ADAPTERS: "use_shared_block_lora",
     Part.EXPERTS: """
         use_moe is_moe enable_moe_block use_mixture_of_experts num_experts num_local_experts n_routed_experts
         moe_num_experts n_experts num_routed_experts num_experts_per_tok num_experts_per_token moe_topk moe_k
@@ -104,7 +113,7 @@ _FIELDS_OF_PARTS = {
     """,
     Part.ROTARY: """
         rotary use_rotary use_rope use_rotary_pos_emb use_rotary_embeddings use_rotary_emb use_rotary_embedding
-        use_rotary_position_embeddings
+        use_rotary_position_embeddings use_pos_enc
     """,
     Part.POSITION_TABLE: """
         learned_pos_emb use_learned_position_embeddings use_position_embeddings use_positional_embedding
@@ -127,6 +136,8 @@ NAMED_VALUES: dict[str, dict[str, tuple[Part, bool]]] = {
     "norm_type": _NORMS,
     "layernorm_type": _NORMS,
     "normalization": _NORMS,
+    "normalization_function": _NORMS,
+    "attention_method": {"MLA": (Part.LATENT, True)},
     "mlp_type": {"default": (Part.GATED_MLP, False), "gated": (Part.GATED_MLP, True), "swiglu": (Part.GATED_MLP, True)},
     "qk_norm_type": {"per_layer": (Part.QK_NORM, True)},
     "position_embedding_type": {
@@ -171,6 +182,7 @@ def parts_of_spec(spec: ModelSpec) -> dict[Part, bool]:
     if not any(_has_norm_without_weight(layer) for layer in layers):
         parts[Part.NORM_WEIGHTS] = True
     parts |= dict.fromkeys((Part.HEAD_BIAS, Part.PARALLEL, Part.GATE, Part.ALIBI), False)
+    parts |= {Part.FEED_FORWARD: True, Part.STATE_NORMS: False, Part.ADAPTERS: False}
     parts[Part.POSITION_TABLE] = spec.learned_positions is not None
     parts[Part.NORM_BIAS] = spec.norm_type == "layer_norm"
     parts[Part.RMS_NORM] = spec.norm_type == "rms_norm"

@@ -13,6 +13,8 @@ from torch_models.errors import LONGEST_SHOWN_VALUE, ArgumentError, ConfigError,
 from torch_models.fields.architecture_fields import ARCHITECTURE_FIELDS
 from torch_models.fields.known_fields import (
     ACTIVATION_FIELDS,
+    CONVOLVED,
+    EXPANDED,
     FIXED_FIELDS,
     GATED,
     NEUTRAL_VALUES,
@@ -126,8 +128,12 @@ def common_reason(field: str, value: Any, fields: Mapping[str, Any], sizes: Mapp
         return "every layer has attention"
     if field in ACTIVATION_FIELDS and isinstance(value, str) and value in GATED.get(str(sizes.get("hidden_act")), ()):
         return "repeats hidden_act"
+    if field == "pad_vocab_size_multiple" and _divides(value, sizes.get("vocab_size")):
+        return "vocab_size is padded to it"
+    if field == "time_step_rank" and sizes.get("mamba_num_heads") is not None:
+        return "Mamba-2 projects a step for each head, without a low rank"
     for standard in REPEATS.get(field, ()):
-        size = _per_head(sizes) if standard == PER_HEAD else sizes.get(standard)
+        size = _DERIVED_SIZES[standard](sizes) if standard in _DERIVED_SIZES else sizes.get(standard)
         if size is not None:
             return f"repeats {standard}" if value == size and not isinstance(value, bool) else None
     return None
@@ -143,7 +149,7 @@ _OF_EVERY_MODEL = frozenset(
 def _check_off(field: str, value: Any, declared: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a field that says that the model lacks what a declared field says that it has."""
     meaning = ARCHITECTURE_FIELDS.get(field)
-    if value is None or meaning is None or meaning in _OF_EVERY_MODEL:
+    if value is None or value == {} or meaning is None or meaning in _OF_EVERY_MODEL:
         return
     for other, given in declared.items():
         of_one_kind = other == "layer_types" and isinstance(given, list) and len(set(map(str, given))) < 2
@@ -183,6 +189,22 @@ def _per_head(sizes: Mapping[str, Any]) -> int | None:
     if not (isinstance(width, int) and isinstance(heads, int)) or heads < 1 or width % heads:
         return None
     return width // heads
+
+
+def _expanded(sizes: Mapping[str, Any]) -> int | None:
+    factor, width = sizes.get("expand"), sizes.get("hidden_size")
+    return int(factor * width) if isinstance(factor, int | float) and isinstance(width, int) else None
+
+
+def _convolved(sizes: Mapping[str, Any]) -> int | None:
+    return None if sizes.get("conv_L_cache") is None else sizes.get("hidden_size")
+
+
+_DERIVED_SIZES = {PER_HEAD: _per_head, EXPANDED: _expanded, CONVOLVED: _convolved}
+
+
+def _divides(multiple: object, size: object) -> bool:
+    return type(multiple) is int and multiple > 0 and isinstance(size, int) and size % multiple == 0
 
 
 def _meaning(field: str) -> str | None:

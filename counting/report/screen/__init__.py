@@ -145,7 +145,7 @@ def _fits(results: Results, width: int, detail: _Detail, *, with_runs: bool) -> 
                 parts=detail.parts,
                 settings=detail.settings,
             )
-        elif analysis.fits and not with_runs:
+        elif analysis.fits is not None and not with_runs:
             from counting.report.screen.fits import fits_screen
 
             fits_screen(block, analysis, analysis.fits, detail.gpus, times=detail.times, remedies=detail.remedies)

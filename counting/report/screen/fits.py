@@ -9,6 +9,7 @@ from counting.report.screen.lines import Lines, listed
 from counting.report.screen.time import time_rows
 from counting.setup import Setup
 from counting.step.memory import TAKES_LONG_NOTE, WORST_REPLAYED_NOTE
+from counting.step.notes import reason_of_no_step
 
 if TYPE_CHECKING:
     from counting.analysis import Analysis
@@ -24,8 +25,13 @@ def fits_screen(
 ) -> None:
     """Add whether the step fits one device of each of the first `most` GPUs, and how long it takes on `times`.
 
-    With `remedies` also what to give where that is not known.
+    With `remedies` also what to give where that is not known. Without `fits`, why there are none.
     """
+    if not fits:
+        reason = reason_of_no_step(analysis.notes)
+        lines.heading(f"Does a training step of {analysis.name} fit on one device?")
+        lines.fact("not known", f"a training step is not measured{f': {reason}' if reason else ''}")
+        return
     lines.heading(f"Does a training step of {analysis.name} fit on one device? In GiB:")
     fit_rows(lines, analysis, fits, most)
     time_rows(lines, analysis, times, remedies=remedies)

@@ -53,6 +53,12 @@ ATTENTION_KINDS = {
 STATE_KINDS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"}
 FEED_FORWARD_KINDS = {"mlp", "moe"}  # of layers that have nothing else
 
+# Names of published code whose files have other fields than those of transformers' own class.
+OTHER_FORMS = {
+    "minimax_text_01": "is not known; transformers has this model as minimax, with layer_types in place of "
+    "attn_type_list: give the config.json of MiniMax-Text-01-hf",
+}
+
 
 class ForeignModel(msgspec.Struct, frozen=True, kw_only=True):
     """A config that transformers has read, with the data that the measurement needs."""
@@ -91,6 +97,8 @@ def _read(foreign: ForeignConfig) -> ForeignModel:
     with quiet():
         known, config_classes = _what_transformers_knows(foreign)
         model_type = foreign.model_type or _model_type(foreign, known, config_classes)
+        if model_type in OTHER_FORMS:
+            raise ConfigError("model_type", model_type, OTHER_FORMS[model_type])
         if model_type not in config_classes:
             rule = f"is not known; must be one of {', '.join(FAMILIES)}, and transformers has no such family"
             raise ConfigError("model_type", model_type, rule)

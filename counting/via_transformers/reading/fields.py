@@ -67,10 +67,14 @@ _STANDARD_NAMES = ALIASES | {"torch_dtype": "dtype"}  # the reverse of published
 
 # The types of rotary embedding that transformers' code computes on the meta device; others would need numbers.
 _ROPE_TYPES = {"default", "linear", "yarn", "llama3", "longrope", "proportional"}
+_ROPE_TYPES_OF = {"phimoe": {"default"}}  # families whose code reads the positions for every other type
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "vocab_size", "hidden_act", "sliding_window", "use_sliding_window"),
+    *("expand", "conv_L_cache", "adapter_rank", "mamba_num_heads"),
 )
+# A family -> fields that its class does not declare and the code of its modules reads.
+_READ_BY_MODULES = {"falcon_h1": {"head_dim"}}
 
 
 def declared_fields(config_class: Any) -> set[str]:
@@ -136,6 +140,7 @@ def with_known_rope(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     Angles change no count, so a type that it does not know, or that needs numbers, is replaced by the default.
     """
     replaced: list[str] = []
+    types = _ROPE_TYPES_OF.get(fields.get("model_type", ""), _ROPE_TYPES)
 
     def known(path: str, entry: Any) -> Any:
         if not isinstance(entry, dict):
@@ -143,11 +148,12 @@ def with_known_rope(fields: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         if not entry.keys() & {"rope_type", "type"}:
             return {key: known(f"{path}.{key}", inner) for key, inner in entry.items()}
         given = entry.get("rope_type", entry.get("type"))
-        if given in _ROPE_TYPES or given is None:
+        if given in types or given is None:
             return entry
         replaced.append(f"{path}.rope_type = {show_value(given)} ({TURNING}; measured with another type)")
         kept = {key: value for key, value in entry.items() if key not in ("rope_type", "type")}
-        return kept | {"rope_type": "longrope" if given == "su" and "short_factor" in kept else "default"}
+        same = given == "su" and "short_factor" in kept and "longrope" in types
+        return kept | {"rope_type": "longrope" if same else "default"}
 
     names = ("rope_scaling", "rope_parameters")
     return {field: known(field, value) if field in names else value for field, value in fields.items()}, replaced
@@ -160,7 +166,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
     values if the class derives another one; `ArgumentError` for a name in `ignore_fields` that cannot be ignored.
     """
     class_name, declared = type(config).__name__, declared_fields(type(config))
-    read = set(_names_read(type(config)))
+    read, own = set(_names_read(type(config))), _READ_BY_MODULES.get(config.model_type, set())
     sizes = sizes_of(config)
     windows = {"use_sliding_window": value_of("use_sliding_window", config)}
     has_windows = any(ARCHITECTURE_FIELDS.get(name) == _WINDOWS and value_of(name, config) for name in declared)
@@ -176,7 +182,7 @@ def check_fields(fields: Mapping[str, Any], config: Any, ignore_fields: Sequence
             overwritten += [f"{show_field(field, value)} ({why})"] if why else []
 
     def understood(field: str) -> bool:
-        if field in declared or field == "model_type" or (field in read and _has_effect(field, fields, config)):
+        if field in declared | own or field == "model_type" or (field in read and _has_effect(field, fields, config)):
             return field in ignore_fields or irrelevance(field) != DROPOUT  # of a rate of dropout, its part is said
         if field in ignore_fields or irrelevance(field) or unused_window(field, fields):
             return False

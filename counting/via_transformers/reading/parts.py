@@ -33,6 +33,8 @@ _LATENT = re.compile(r"kv_a_proj(_with_mqa)?|kv_b_proj")
 _FINAL_NORM = re.compile(r"norm|norm_?f|ln_f|final_(layer_?)?norm|layer_?norm")
 _NORM_BEFORE = re.compile(r"input_(layer)?norm|pre_.*norm")
 _NORM_AFTER = re.compile(r"post_(feedforward|mlp|ffn|moe)_(layer)?norm")
+_STATE_NORM = re.compile(r"(dt|b|c)_(layer_?)?norm")
+_ADAPTER = re.compile(r"gate_up_proj_adapter(_list)?")
 _SHARED = re.compile(r"shared_?(expert|mlp)")
 
 
@@ -70,6 +72,9 @@ def parts_of_model(found: Discovered, config: Any) -> dict[Part, bool]:
             Part.SHARED_EXPERTS: [shared for layer in layers for shared in _shares_experts(layer)] or [False],
         }
     )
+    parts |= unanimous({Part.FEED_FORWARD: [_has_feed_forward(layer) for layer in layers]})
+    parts[Part.STATE_NORMS] = any(_STATE_NORM.fullmatch(named.own_name) for named in modules)
+    parts[Part.ADAPTERS] = any(_ADAPTER.fullmatch(named.own_name) for named in modules)
     of_experts = [bool(experts_in(group.layer)) or "experts" in dict(layer) for group, layer in _pairs(found, layers)]
     parts[Part.EXPERTS] = any(of_experts)
     parts[Part.DENSE_LAYERS] = any(of_experts) and not all(of_experts)
@@ -148,6 +153,13 @@ def _is_gated(layer: Iterable[_Named]) -> Iterator[bool]:
         yield True
     elif any(_UNGATED.fullmatch(name) for name in names):
         yield False
+
+
+def _has_feed_forward(layer: Sequence[_Named]) -> bool:
+    """Whether a layer has experts, or a projection of a feed-forward."""
+    return bool(experts_in(layer[0].module)) or any(
+        named.own_name == "experts" or (not named.in_attention and _MLP.fullmatch(named.own_name)) for named in layer
+    )
 
 
 def _norms_of(layer: Iterable[_Named]) -> list[str]:

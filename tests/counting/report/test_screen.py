@@ -9,6 +9,7 @@ import pytest
 from counting.analysis import Analysis, analyze
 from counting.cost.budget import plan_budget
 from counting.cost.budget_on_model import spend_on
+from counting.cost.fits import fits_on
 from counting.cost.hardware import find_gpu, load_gpus
 from counting.cost.run import RunPlan, plan_run
 from counting.report import Results
@@ -179,6 +180,9 @@ def test_a_family_without_a_step(
     assert "proof Measured, no formula. " in out
     assert "trace = dispatch" in out
     assert "fits" not in out
+    asked = msgspec.structs.replace(analysis, fits=fits_on(analysis, load_gpus()))
+    out = words(printed(capsys, Results(analyses=[asked])))
+    assert "small fit on one device? not known a training step is not measured: it does not train small:" in out
     both = words(printed(capsys, Results(analyses=[analysis, analyze(LLAMA, Setup(sequence_length=16))])))
     assert "Measured, no formula: small. " in both
 

@@ -101,7 +101,16 @@ def test_every_form_of_a_refused_config_is_refused_alike(tmp_path: Path) -> None
         with pytest.raises(UserError) as caught:
             analyze(saved("longcat_flash", tmp_path, whole=whole), Setup(sequence_length=64))
         said.append(str(caught.value))
+    fields = json.loads(saved("longcat_flash", tmp_path, whole=True).read_text())
+    with pytest.raises(UserError, match=SAID["longcat_flash"]):
+        analyze(fields | {"attention_method": "MLA", "router_bias": False}, Setup(sequence_length=64))
     assert said[0] == said[1]
+
+
+def test_a_family_whose_published_files_have_other_fields_is_named() -> None:
+    """The default layers of transformers' class are others than those of `attn_type_list`."""
+    with pytest.raises(ConfigError, match=r"model_type = 'minimax_text_01': .* as minimax, with layer_types in place"):
+        model_of(model_type="minimax_text_01", **SMALL, attn_type_list=[0, 0, 0, 1])
 
 
 @pytest.mark.parametrize("model_type", ["zamba", "rwkv"])

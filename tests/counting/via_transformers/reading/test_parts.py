@@ -36,6 +36,11 @@ DOTS1: dict[str, Any] = {"model_type": "dots1", **SMALL, "n_routed_experts": 8, 
 DOTS1 |= {"moe_intermediate_size": 24, "n_shared_experts": 1, "first_k_dense_replace": 1}
 AFMOE: dict[str, Any] = {"model_type": "afmoe", **SMALL, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2}
 AFMOE |= {"moe_intermediate_size": 24, "num_dense_layers": 1}
+JAMBA: dict[str, Any] = {"model_type": "jamba", **SMALL, "num_experts": 4, "mamba_d_state": 4, "attn_layer_offset": 1}
+JAMBA |= {"attn_layer_period": 2, "mamba_dt_rank": 4}
+FALCON_H1: dict[str, Any] = {"model_type": "falcon_h1", **SMALL, "mamba_d_ssm": 64, "mamba_d_state": 8}
+FALCON_H1 |= {"mamba_d_head": 16, "mamba_n_heads": 4, "mamba_n_groups": 1}
+LFM2: dict[str, Any] = {"model_type": "lfm2", **SMALL, "full_attn_idxs": [1], "block_auto_adjust_ff_dim": False}
 SHORT = Setup(sequence_length=32)
 
 TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -56,6 +61,11 @@ TRUE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (OLMOE, {"num_shared_experts": 0, "first_k_dense_replace": 0, "use_qk_norm": True, "use_moe": True}),
     (MOE_LITE, {"use_mla": True, "use_qk_norm": False, "use_shared_experts": True}),
     (AFMOE, {"attention_gate": True, "qk_norm": True}),
+    (GRANITE, {"normalization_function": "rmsnorm", "gated_linear_unit": True, "mamba_use_mlp": True}),
+    (MOE_LITE, {"attention_method": "MLA"}),
+    (JAMBA, {"mamba_inner_layernorms": True}),
+    (FALCON_H1, {"mamba_use_mlp": True}),
+    (LFM2, {"block_use_swiglu": True, "use_pos_enc": True, "block_dim": 64, "conv_dim": 64, "conv_dim_out": 64}),
 ]
 
 
@@ -93,6 +103,12 @@ FALSE_OF: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (OLMOE, {"use_shared_expert": True, "first_k_dense_replace": 1, "n_experts": 0}),
     (MOE_LITE, {"use_mla": False}),
     (AFMOE, {"attention_gate": False}),
+    (GRANITE, {"normalization_function": "layernorm", "gated_linear_unit": False, "mamba_use_mlp": False}),
+    (GRANITE, {"attention_method": "MLA", "mamba_inner_layernorms": True, "use_shared_block_lora": True}),
+    (GRANITE, {"conv_dim": 64, "lora_rank": 64, "time_step_rank": 4, "pad_vocab_size_multiple": 7}),
+    (JAMBA, {"mamba_inner_layernorms": False, "time_step_rank": 4}),
+    (FALCON_H1, {"mamba_use_mlp": False}),
+    (LFM2, {"block_use_swiglu": False, "use_pos_enc": False, "block_dim": 32, "conv_dim": 32}),
 ]
 EACH_FALSE = [(fields, field, value) for fields, more in FALSE_OF for field, value in more.items()]
 
