@@ -195,15 +195,17 @@ def run_passes(
         hooks = model.cut_at_layers(cut)
         if setup.precision_recipe.gradients_apart:
             hooks += [p.register_post_accumulate_grad_hook(_let_go) for p in trained]
-        for index in range(min(setup.micro_batches, 2)):
-            counters.append(FlopCounter(attribution))
-            loss = model.loss()
-            if index == 0:
-                loss_held = tracker.live - sum(cuts[-1].now.values())
-            loss.backward()
-            cut()
-    for hook in hooks:
-        hook.remove()
+        try:
+            for index in range(min(setup.micro_batches, 2)):
+                counters.append(FlopCounter(attribution))
+                loss = model.loss()
+                if index == 0:
+                    loss_held = tracker.live - sum(cuts[-1].now.values())
+                loss.backward()
+                cut()
+        finally:  # a model that fails may be run again
+            for hook in hooks:
+                hook.remove()
 
     owners = model.owners()
     of_each = [

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import flop_registry
 import counting, torch_models
 # These register the FLOP formulas of their ops with torch, which is meant to stay.
 import torch_models.modules.kernels.flash_attention, torch_models.modules.kernels.grouped_product
+import torch_models.modules.kernels.index_scores
 
 class Unusual(torch.nn.Module):
     def forward(self, x):

@@ -96,7 +96,7 @@ def scores_not_computed_again(family: str, device: str) -> int:
     for layer in spec_from_fields(FAMILIES[family], family).layers:
         attention = layer.attention
         if isinstance(attention, GroupedQueryAttentionSpec):
-            own_op = attention.window or attention.logit_softcap or attention.sinks
+            own_op = attention.needs_own_kernel
             has_kernel, channels = own_op or device == "cpu", attention.head_dim
         else:
             # Its values have other channels than its keys; where keys are chosen, an op of ours runs.

@@ -97,7 +97,7 @@ def test_a_product_whose_result_is_not_used_is_counted() -> None:
 @pytest.mark.parametrize(
     ("name", "op", "inputs"),
     [
-        ("aten::bmm", torch.bmm, [meta(3, 8, 16), meta(3, 16, 32)]),
+        ("aten::baddbmm", torch.baddbmm, [meta(3, 8, 32), meta(3, 8, 16), meta(3, 16, 32)]),
         ("aten::einsum", lambda x, y: torch.einsum("ij,jk->ik", x, y), [meta(8, 16), meta(16, 32)]),
         ("aten::addmm", torch.addmm, [meta(32), meta(8, 16), meta(16, 32)]),
         ("aten::mv", torch.mv, [meta(8, 16), meta(16)]),

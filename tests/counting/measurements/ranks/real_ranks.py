@@ -43,8 +43,8 @@ def balanced_routing() -> Iterator[None]:
     """Context in which the experts take turns, so that each of them gets equally many rows."""
     choose = Router._choose
 
-    def in_turn(router: Router, scores_TE: Tensor) -> Tensor:
-        experts_TK = choose(router, scores_TE)
+    def in_turn(router: Router, scores_TE: Tensor, correction_E: Tensor | None) -> Tensor:
+        experts_TK = choose(router, scores_TE, correction_E)
         turns = torch.arange(experts_TK.numel(), device=experts_TK.device).remainder_(router.spec.num_experts)
         return experts_TK.copy_(turns.view_as(experts_TK))
 
